@@ -14,7 +14,9 @@ from typing import Literal
 
 import numpy as np
 import shapely
+import torch
 from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
 
 from iidrive import geometry
 from iidrive.classes import CATEGORIES, FREE, IGNORE, OCC_CLASSES
@@ -111,7 +113,7 @@ class Boxes:
             if np.shape(getattr(self, name)) != shape:
                 raise DataError(f"boxes with {n} tracks need {name} of shape {shape}; found {np.shape(getattr(self, name))}.")
         for name in ("centre_m", "size_m", "yaw_rad"):
-            bad = ~np.isfinite(getattr(self, name)).reshape(n, -1).all(axis=1)
+            bad = ~np.isfinite(getattr(self, name)).reshape(n, 3 if name != "yaw_rad" else 1).all(axis=1)
             if bad.any():
                 raise DataError(f"box of track {self.track[int(np.argmax(bad))]}: {name} holds NaN or infinity.")
         negative = (self.size_m < 0).any(axis=1)
@@ -348,6 +350,66 @@ class Target:
     occupancy: tuple[OccGrid, ...]
     trajectory: Trajectory
     boxes: tuple[Boxes | None, ...]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Observations of B samples as tensors: T frames, oldest first, the last is now. What a model gets, and all that it gets.
+
+    `now_T_frame` (B,T,4,4) carries points of each frame's ego frame into the current one; `known` (B,T) is false where the scene had
+    not begun (there, the earliest frame stands in); `age_s` (B,T) seconds before now; `command` (B,) index into MANOEUVRES;
+    `ego_T_lidar` (B,4,4); `occupancy` (B,T,X,Y,Z) labels or `codes` (B,T,n) token indices, as the stage needs.
+    """
+
+    tokens: tuple[str, ...]
+    now_T_frame: Float[Tensor, "B T 4 4"]
+    known: Bool[Tensor, "B T"]
+    age_s: Float[Tensor, "B T"]
+    command: Int[Tensor, "B"]
+    ego_T_lidar: Float[Tensor, "B 4 4"]
+    occupancy: UInt8[Tensor, "B T X Y Z"] | None = None
+    codes: Int[Tensor, "B T n"] | None = None
+
+    def select(self, rows: slice) -> Seen:
+        """Some of the samples."""
+        part = {k: v if v is None else v[rows] for k, v in vars(self).items()}
+        return Seen(**part)  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """Targets of B samples as tensors, S future steps; `valid` (B,S) false where the scene had ended (the last frame stands in).
+
+    `path` (B,S,2) is the LIDAR_TOP origin's in the current lidar frame. `draw` (B,S) are uniform numbers that follow from the seed and the
+    sample's place in the training order, for scheduled sampling and the like: they do not depend on how a batch is shared out.
+    """
+
+    now_T_frame: Float[Tensor, "B S 4 4"]
+    valid: Bool[Tensor, "B S"]
+    path: Float[Tensor, "B S 2"]
+    draw: Float[Tensor, "B S"]
+    occupancy: UInt8[Tensor, "B S X Y Z"] | None = None
+    codes: Int[Tensor, "B S n"] | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B training samples. Models read `observation` to predict and `target` only inside their loss.
+
+    `progress` is the share of the training already done, 0..1, for schedules.
+    """
+
+    observation: Seen
+    target: Ahead
+    progress: float = 1.0
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+
+        def move(part: Seen | Ahead) -> dict[str, object]:
+            return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(part).items()}
+
+        return Batch(Seen(**move(self.observation)), Ahead(**move(self.target)), self.progress)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,133 @@
+"""The token cache: code indices of every keyframe, packed to the bits they need, one file a scene, with the tokenizer's fingerprint.
+
+    DIR/manifest.json                what wrote it and from what
+    DIR/scenes/<name>.safetensors    `codes` uint8 (T, bytes a frame), sample tokens in the metadata
+
+Files are written under a temporary name and renamed, so a reader never meets half of one; a build that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from iidrive.data.source import Source
+from iidrive.errors import DataError, LineageError
+from iidrive.scene import Scene
+
+Array = np.ndarray
+FORMAT = 1
+
+
+def pack(codes: Int[Array, "T n"], bits: int) -> UInt8[Array, "T m"]:
+    """Indices below 2**bits as a bit stream per row, most significant bit first."""
+    planes = (codes[..., None] >> np.arange(bits - 1, -1, -1)) & 1
+    return np.packbits(planes.reshape(len(codes), -1).astype(np.uint8), axis=1)
+
+
+def unpack(packed: UInt8[Array, "T m"], bits: int, count: int) -> Int[Array, "T n"]:
+    """The inverse of `pack`."""
+    planes = np.unpackbits(packed, axis=1, count=count * bits).reshape(len(packed), count, bits)
+    return (planes.astype(np.int32) << np.arange(bits - 1, -1, -1, dtype=np.int32)).sum(-1, dtype=np.int32)
+
+
+@dataclass(frozen=True)
+class TokensManifest:
+    """What a cache holds: the tokenizer's fingerprint, codes a frame, bits a code, and the identity of the data."""
+
+    tokenizer: str
+    codes_per_frame: int
+    bits: int
+    data: dict[str, Any]
+    format: int = FORMAT
+
+
+class TokenCache:
+    """Read access; `codes(scene, indices)` gives (n, codes_per_frame) int32."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        path = self.folder / "manifest.json"
+        try:
+            self.manifest = TokensManifest(**json.loads(path.read_text()))
+        except FileNotFoundError:
+            raise DataError(f"{path}: no token cache here. Write one with `iidrive tokens`.") from None
+        except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: not a token cache's manifest ({error}). Write the cache anew with `iidrive tokens`.") from None
+        self.kept: dict[str, Array] = {}
+
+    def require(self, fingerprint: str) -> None:
+        """Raise LineageError unless the cache was written by the tokenizer with this fingerprint."""
+        if self.manifest.tokenizer != fingerprint:
+            raise LineageError(
+                f"{self.folder}: these tokens were written by tokenizer {self.manifest.tokenizer}, but the tokenizer in use is {fingerprint}. "
+                "Two codebooks trained apart do not agree on what a token means: write the tokens anew with `iidrive tokens` and this tokenizer."
+            )
+
+    def path(self, scene: str) -> Path:
+        """File of one scene."""
+        return self.folder / "scenes" / f"{scene}.safetensors"
+
+    def __call__(self, scene: str, indices: Array) -> Array:
+        if scene not in self.kept:
+            path = self.path(scene)
+            try:
+                with safe_open(path, framework="numpy") as file:
+                    self.kept[scene] = file.get_tensor("codes")
+            except FileNotFoundError:
+                raise DataError(f"{path}: no tokens of scene {scene}. Write them with `iidrive tokens`.") from None
+            except SafetensorError as error:
+                raise DataError(f"{path}: damaged ({error}). Delete it and run `iidrive tokens` again.") from None
+        return unpack(self.kept[scene][indices], self.manifest.bits, self.manifest.codes_per_frame)
+
+
+def build(
+    source: Source,
+    names: Iterable[str],
+    encode: Callable[[Scene], Array],
+    folder: str | Path,
+    fingerprint: str,
+    codebook: int,
+    codes_per_frame: int,
+    progress: Callable[[str], None] = lambda name: None,
+) -> TokenCache:
+    """Tokenize scenes with `encode` (scene → codes (T, n)) into `folder`; scenes already there are kept.
+
+    Raises:
+        LineageError: if the folder holds tokens of another tokenizer.
+    """
+    folder = Path(folder)
+    (folder / "scenes").mkdir(parents=True, exist_ok=True)
+    bits = max(1, (codebook - 1).bit_length())
+    manifest = TokensManifest(fingerprint, codes_per_frame, bits, source.identity())
+    if (folder / "manifest.json").exists():
+        TokenCache(folder).require(fingerprint)
+    write_atomically(folder / "manifest.json", json.dumps(vars(manifest), indent=2).encode())
+    cache = TokenCache(folder)
+    for name in names:
+        if not cache.path(name).exists():
+            scene = source.scene(name)
+            codes = encode(scene)
+            tokens = {"tokens": " ".join(k.token for k in scene.keyframes), "tokenizer": fingerprint}
+            write_atomically(cache.path(name), save({"codes": pack(codes, bits)}, metadata=tokens))
+        progress(name)
+    return cache
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write under a temporary name beside the target, then rename: the target is whole or absent."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

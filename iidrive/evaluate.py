@@ -1,0 +1,117 @@
+"""Runs planners and forecasters over a split: plans joined by sample token, occupancy histograms per horizon."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from iidrive.data.loader import Frames, Track, Windows, in_order
+from iidrive.data.source import Source, scenes, window
+from iidrive.eval import metrics
+from iidrive.eval.cases import Cases, cases_from_windows
+from iidrive.models.baselines import constant_turn, copy_last, copy_warped
+from iidrive.models.forecast import Forecaster
+from iidrive.models.tokenizer import Tokenizer
+from iidrive.scene import FUTURE_STEPS, STEP_S, GridSpec, Seen
+
+Array = np.ndarray
+HORIZON_STEPS = (0, 2, 4, 6)
+"""Forecasts are scored now (reconstruction) and 1, 2, 3 s ahead."""
+
+
+def truth(source: Source, split: str) -> Cases:
+    """The cases of a split: every keyframe, its true path and the boxes around it."""
+    return cases_from_windows(window(source, scene, i, past=0) for scene in scenes(source, split) for i in range(len(scene)))
+
+
+def plans(
+    planner: Callable[[Seen], Float[Tensor, "B 6 2"]], windows: Windows, batch: int = 64
+) -> tuple[tuple[str, ...], Float[Array, "n 6 2"]]:
+    """Plan every sample: (sample tokens, paths of LIDAR_TOP in the lidar frame, float32)."""
+    tokens: list[str] = []
+    paths: list[Array] = []
+    for part in in_order(windows, batch):
+        tokens += part.observation.tokens
+        paths.append(planner(part.observation).numpy(force=True).astype(np.float32))
+    return tuple(tokens), np.concatenate(paths)
+
+
+@dataclass(frozen=True)
+class ForecastScores:
+    """Confusion matrices [truth, forecast] per forecaster and horizon (now, 1, 2, 3 s), and the number of samples."""
+
+    samples: int
+    histograms: Mapping[str, Int64[Array, "4 18 18"]]
+
+    def miou(self, name: str) -> list[float]:
+        """mIoU over the 17 non-free classes, per horizon; classes that neither truth nor forecast holds are left out."""
+        return [metrics.miou(h) for h in self.histograms[name]]
+
+    def iou(self, name: str) -> list[float]:
+        """IoU of occupied against free, per horizon."""
+        return [metrics.iou_occupied(h) for h in self.histograms[name]]
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values."""
+        seconds = [s * STEP_S for s in HORIZON_STEPS]
+        rows = {name: {"mIoU": self.miou(name), "IoU": self.iou(name)} for name in self.histograms}
+        return {"n": self.samples, "seconds": seconds, "rows": rows}
+
+    def table(self) -> str:
+        """mIoU and IoU in percent, one row a forecaster."""
+        head = [f"{s * STEP_S:.0f} s" for s in HORIZON_STEPS]
+        width = max(len(n) for n in self.histograms) + 2
+        lines = [f"{'forecast':<{width}}" + "".join(f"{'mIoU ' + h:>10}" for h in head) + "".join(f"{'IoU ' + h:>10}" for h in head)]
+        for name in self.histograms:
+            values = [*self.miou(name), *self.iou(name)]
+            lines.append(f"{name:<{width}}" + "".join(f"{100 * v:>10.2f}" for v in values))
+        return "\n".join(lines)
+
+
+def forecasts(forecaster: Forecaster | None, windows: Windows, spec: GridSpec, batch: int = 8) -> ForecastScores:
+    """Score the forecaster and the copy baselines on samples with a full future (windows with codes and future occupancy).
+
+    - `world model`: reconstruction now, roll-out ahead, each in the ego frame that the model predicts;
+    - `copy last`: nothing changes in the ego frame;
+    - `copy warped`: the world stands still and the ego keeps its turn rate and velocity;
+    - `copy warped, true motion`: the same with the true future ego motion, which no forecaster may know.
+    """
+    names = ["world model"] if forecaster is not None else []
+    names += ["copy last", "copy warped", "copy warped, true motion (oracle)"]
+    histograms = {name: np.zeros((len(HORIZON_STEPS), 18, 18), np.int64) for name in names}
+    count = 0
+    for part in in_order(windows, batch):
+        seen, ahead = part.observation, part.target
+        assert seen.occupancy is not None
+        assert ahead.occupancy is not None
+        now = seen.occupancy[:, -1]
+        real = torch.cat([now[:, None], ahead.occupancy], 1)
+        found = {
+            "copy last": copy_last(now, FUTURE_STEPS),
+            "copy warped": copy_warped(now, constant_turn(seen), spec),
+            "copy warped, true motion (oracle)": copy_warped(now, ahead.now_T_frame, spec),
+        }
+        found = {k: torch.cat([now[:, None], v], 1) for k, v in found.items()}
+        if forecaster is not None:
+            found["world model"] = forecaster.forecast(seen, FUTURE_STEPS)[0]
+        for name, labels in found.items():
+            for h, step in enumerate(HORIZON_STEPS):
+                histograms[name][h] += metrics.confusion(real[:, step].numpy(force=True), labels[:, step].numpy(force=True))
+        count += len(seen.tokens)
+    return ForecastScores(count, histograms)
+
+
+@torch.no_grad()
+def reconstruction(tokenizer: Tokenizer, codes: Frames, occupancy: Frames, tracks: Iterable[Track]) -> Int64[Array, "18 18"]:
+    """Confusion matrix [truth, decoded] of the keyframes of scenes, decoded from their codes alone."""
+    total = np.zeros((18, 18), np.int64)
+    for track in tracks:
+        for rows in np.array_split(np.arange(len(track.tokens)), max(1, len(track.tokens) // 8)):
+            latent = tokenizer.latent_of(torch.from_numpy(codes(track.name, rows).astype(np.int64)))
+            total += metrics.confusion(occupancy(track.name, rows), tokenizer.labels(latent).numpy(force=True))
+    return total

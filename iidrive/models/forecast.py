@@ -1,0 +1,108 @@
+"""Tokenizer and world model together: from codes to imagined occupancy, and the loss that trains the world model.
+
+The tokenizer is frozen here and not part of the trained weights.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from iidrive.models.layers import transform_inverse
+from iidrive.models.tokenizer import Tokenizer
+from iidrive.models.world import Imagined, Memory, WorldModel
+from iidrive.scene import Batch, Seen
+
+
+class Forecaster(nn.Module):
+    """A world model with the tokenizer whose latents it was trained on."""
+
+    def __init__(self, tokenizer: Tokenizer, world: WorldModel) -> None:
+        super().__init__()
+        self.tokenizer, self.world = tokenizer.eval().requires_grad_(False), world
+
+    def train(self, mode: bool = True) -> Forecaster:
+        """Only the world model has a training mode here."""
+        super().train(mode)
+        self.tokenizer.eval()
+        return self
+
+    @torch.no_grad()
+    def latents(self, codes: Int[Tensor, "B T n"]) -> Float[Tensor, "B T C x y"]:
+        """Latents of token codes."""
+        return self.tokenizer.latent_of(codes)
+
+    def remember(self, seen: Seen) -> Memory:
+        """The world model's memory at the present keyframe."""
+        assert seen.codes is not None
+        return self.world.remember(self.latents(seen.codes), seen.now_T_frame, seen.known, seen.age_s)
+
+    @torch.no_grad()
+    def imagine(self, seen: Seen, steps: int) -> Imagined:
+        """Imagined latents and ego poses of the next steps, from what was seen alone."""
+        return self.world.imagine(self.remember(seen), seen.command, steps)
+
+    @torch.no_grad()
+    def forecast(self, seen: Seen, steps: int) -> tuple[UInt8[Tensor, "B S+1 X Y Z"], Imagined]:
+        """Reconstructed present and imagined occupancy of the next steps, each in its own (predicted) ego frame."""
+        assert seen.codes is not None
+        imagined = self.imagine(seen, steps)
+        now = self.latents(seen.codes[:, -1:])
+        labels = [self.tokenizer.labels(latent) for latent in torch.cat([now, imagined.latents], 1).unbind(1)]
+        return torch.stack(labels, 1), imagined
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Latent, trajectory, rotation and (if weighted) voxel losses of a roll-out with scheduled sampling.
+
+        At progress p (0..1 of the training) a step's truth replaces the prediction with probability exp(-teacher_decay * p), sample by sample.
+        The voxel loss decodes one step of every sample, drawn evenly, through the frozen decoder.
+        """
+        config, seen, ahead = self.world.config, batch.observation, batch.target
+        assert ahead.codes is not None
+        truth = self.latents(ahead.codes)
+        frames = torch.cat([torch.eye(4, device=truth.device).expand(len(truth), 1, 4, 4), ahead.now_T_frame], 1)
+        motions = transform_inverse(frames[:, :-1]) @ frames[:, 1:]
+        rate = math.exp(-config.teacher_decay * batch.progress)
+        memory = self.remember(seen)
+        latents, poses = [], []
+        pose = torch.eye(4, device=truth.device).expand(len(truth), 4, 4)
+        for k in range(truth.shape[1]):
+            teach = ahead.draw[:, k] < rate
+            memory, latent, moved = self.world.step(memory, seen.command, motions[:, k], teach)
+            pose = pose @ moved
+            latents.append(latent)
+            poses.append(pose)
+            following = torch.where(teach[:, None, None, None], truth[:, k], latent)
+            memory = Memory(
+                torch.cat([memory.latents[:, :-1].detach(), following[:, None]], 1), memory.now_T_frame, memory.motions.detach()
+            )
+        predicted, chain = torch.stack(latents, 1), torch.stack(poses, 1)
+        weight = ahead.valid * torch.tensor(config.latent_weights, device=truth.device)[: truth.shape[1]]
+        count = ahead.valid.sum().clamp(min=1)
+        parts = {
+            "latent": ((predicted - truth).square().mean((2, 3, 4)) * weight).sum() / count,
+            "trajectory": config.trajectory_weight * (_distance(chain, ahead.now_T_frame) * ahead.valid).sum() / count,
+            "rotation": config.rotation_weight * ((1 - _half_cosine(chain, ahead.now_T_frame)) * ahead.valid).sum() / count,
+        }
+        if config.voxel_weight:
+            assert ahead.occupancy is not None
+            step = (ahead.draw[:, -1] * 1e4 % 1 * truth.shape[1]).long()
+            rows = torch.arange(len(truth), device=truth.device)
+            logits = self.tokenizer.decode(predicted[rows, step])
+            labels = torch.where(ahead.valid[rows, step][:, None, None, None], ahead.occupancy[rows, step], 255)
+            parts["voxel"] = config.voxel_weight * self.tokenizer.voxel_loss(logits, labels)[0]
+        return torch.stack(list(parts.values())).sum(), parts
+
+
+def _distance(a: Tensor, b: Tensor) -> Tensor:
+    """Smooth-L1 distance of two poses' positions, metres."""
+    return nn.functional.smooth_l1_loss(a[..., :2, 3], b[..., :2, 3], reduction="none").sum(-1)
+
+
+def _half_cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product of the two poses' yaw quaternions."""
+    yaw = torch.atan2(a[..., 1, 0], a[..., 0, 0]) - torch.atan2(b[..., 1, 0], b[..., 0, 0])
+    return (yaw / 2).cos().abs()

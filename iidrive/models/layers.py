@@ -1,0 +1,152 @@
+"""Building blocks that the tokenizer, the world model and the planner share.
+
+Shapes: B batch, C channels, X, Y cells of a bird's-eye map (axes forward and left, as in the ego frame), N tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Norm(nn.GroupNorm):
+    """GroupNorm over contiguous input: torch's CPU kernel for channels_last data is inaccurate (up to 1e-2 of the output)."""
+
+    def forward(self, input: Float[Tensor, "B C X Y"]) -> Float[Tensor, "B C X Y"]:
+        return super().forward(input.contiguous())
+
+
+class ResBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 shortcut where the width changes."""
+
+    def __init__(self, inputs: int, outputs: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = Norm(groups, inputs, eps=1e-6)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm2 = Norm(groups, outputs, eps=1e-6)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Float[Tensor, "B C X Y"]) -> Float[Tensor, "B D X Y"]:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.shortcut(x) + h
+
+
+class CellAttention(nn.Module):
+    """Single-head self-attention over all cells of a map, added to it."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = Norm(groups, channels, eps=1e-6)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Float[Tensor, "B C X Y"]) -> Float[Tensor, "B C X Y"]:
+        n = self.norm(x)
+        q, k, v = (rearrange(f(n), "b c x y -> b (x y) c") for f in (self.q, self.k, self.v))
+        a = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(rearrange(a, "b (x y) c -> b c x y", x=x.shape[2]))
+
+
+class DeformableAttention(nn.Module):
+    """Each cell reads a few points around itself, at offsets and with weights that it computes from its own content.
+
+    Bilinear, zeros outside. Cell (i, j) sits at ((j + 0.5) / Y, (i + 0.5) / X) plus offset / size; an offset's first component lies along
+    Y (the last axis), its second along X.
+    """
+
+    def __init__(self, width: int, heads: int, points: int = 4) -> None:
+        super().__init__()
+        self.heads, self.points = heads, points
+        self.value = nn.Linear(width, width)
+        self.offsets = nn.Linear(width, heads * points * 2)
+        self.weights = nn.Linear(width, heads * points)
+        self.out = nn.Linear(width, width)
+        self.reset()
+
+    def reset(self) -> None:
+        """Zero offset and weight maps; offset biases point outwards in a ring, one direction a head, one distance a point."""
+        nn.init.zeros_(self.offsets.weight)
+        nn.init.zeros_(self.weights.weight)
+        nn.init.zeros_(self.weights.bias)
+        angle = torch.arange(self.heads) * (2 * torch.pi / self.heads)
+        ring = torch.stack([angle.cos(), angle.sin()], -1)
+        ring = ring / ring.abs().amax(-1, keepdim=True)
+        bias = ring[:, None] * torch.arange(1, self.points + 1)[:, None]
+        with torch.no_grad():
+            self.offsets.bias.copy_(bias.reshape(-1))
+
+    def forward(self, tokens: Float[Tensor, "B N C"], size: tuple[int, int]) -> Float[Tensor, "B N C"]:
+        batch, count, _ = tokens.shape
+        x, y = size
+        value = rearrange(self.value(tokens), "b (x y) (h d) -> (b h) d x y", x=x, h=self.heads)
+        offsets = rearrange(self.offsets(tokens), "b n (h p two) -> (b h) n p two", h=self.heads, two=2)
+        weights = rearrange(self.weights(tokens), "b n (h p) -> (b h) 1 n p", h=self.heads).softmax(-1)
+        j = (torch.arange(y, device=tokens.device, dtype=tokens.dtype) + 0.5) * 2 / y - 1
+        i = (torch.arange(x, device=tokens.device, dtype=tokens.dtype) + 0.5) * 2 / x - 1
+        cell = torch.stack([j[None].expand(x, y), i[:, None].expand(x, y)], -1).reshape(1, count, 1, 2)
+        grid = cell + offsets * 2 / offsets.new_tensor([y, x])
+        read = F.grid_sample(value, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        mixed = (read * weights).sum(-1)
+        return self.out(rearrange(mixed, "(b h) d n -> b n (h d)", b=batch))
+
+
+def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Linear, ReLU, Linear."""
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+
+
+class CellGrid(nn.Module):
+    """Where the cells of a latent map lie in the ego frame, and how to read a map there.
+
+    The encoder's stride-2 convolutions centre cell i on voxel `factor * i`, so its centre is at lower + (factor * i + 0.5) * voxel.
+    """
+
+    def __init__(self, size: tuple[int, int], first_m: tuple[float, float], cell_m: float) -> None:
+        super().__init__()
+        self.size, self.first_m, self.cell_m = size, first_m, cell_m
+
+    def points(self, like: Tensor) -> Float[Tensor, "X Y 2"]:
+        """Cell centres (x, y), metres in the ego frame."""
+        x = self.first_m[0] + self.cell_m * torch.arange(self.size[0], device=like.device, dtype=like.dtype)
+        y = self.first_m[1] + self.cell_m * torch.arange(self.size[1], device=like.device, dtype=like.dtype)
+        return torch.stack(torch.meshgrid(x, y, indexing="ij"), -1)
+
+    def read(self, maps: Float[Tensor, "B C X Y"], points_m: Float[Tensor, "B P Q 2"]) -> Float[Tensor, "B C P Q"]:
+        """Bilinear values of maps at points (x, y) in their own ego frame; zero outside."""
+        index = (points_m - points_m.new_tensor(self.first_m)) / self.cell_m
+        scale = points_m.new_tensor([2 / (self.size[0] - 1), 2 / (self.size[1] - 1)])
+        grid = (index * scale - 1).flip(-1)
+        return F.grid_sample(maps, grid.to(maps.dtype), mode="bilinear", padding_mode="zeros", align_corners=True)
+
+    def warp(self, maps: Float[Tensor, "B C X Y"], src_T_dst: Float[Tensor, "B 4 4"]) -> Float[Tensor, "B C X Y"]:
+        """Maps of frame src as seen from frame dst, on the ground plane z = 0; zero where src saw nothing."""
+        p = self.points(src_T_dst)
+        moved = torch.einsum("bij,xyj->bxyi", src_T_dst[:, :2, :2], p) + src_T_dst[:, None, None, :2, 3]
+        return self.read(maps, moved)
+
+
+def transform_inverse(transform: Float[Tensor, "*B 4 4"]) -> Float[Tensor, "*B 4 4"]:
+    """Inverse of rigid transforms by transposition."""
+    rotation = transform[..., :3, :3].transpose(-1, -2)
+    translation = -(rotation @ transform[..., :3, 3:])
+    bottom = transform[..., 3:, :]
+    return torch.cat([torch.cat([rotation, translation], -1), bottom], -2)
+
+
+def planar_transform(xy_m: Float[Tensor, "*B 2"], cos: Float[Tensor, "*B"], sin: Float[Tensor, "*B"]) -> Float[Tensor, "*B 4 4"]:
+    """4x4 transforms of planar motions."""
+    zero, one = torch.zeros_like(cos), torch.ones_like(cos)
+    rows = [
+        torch.stack([cos, -sin, zero, xy_m[..., 0]], -1),
+        torch.stack([sin, cos, zero, xy_m[..., 1]], -1),
+        torch.stack([zero, zero, one, zero], -1),
+        torch.stack([zero, zero, zero, one], -1),
+    ]
+    return torch.stack(rows, -2)

@@ -1,0 +1,81 @@
+"""Losses over semantic voxels: focal (one against all, weighted by distance) and Lovász-softmax.
+
+Shapes: V voxels in any arrangement, K classes. Labels 255 are unknown and never count.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from iidrive.classes import IGNORE
+
+
+def distance_weight(size: tuple[int, int], device: torch.device) -> Float[Tensor, "X Y"]:
+    """1 at the grid's middle rising to 2 at its corner: 1 + |(x, y) - size / 2| / max."""
+    x = torch.arange(size[0], device=device, dtype=torch.float32) - size[0] / 2
+    y = torch.arange(size[1], device=device, dtype=torch.float32) - size[1] / 2
+    distance = (x[:, None].square() + y[None].square()).sqrt()
+    return 1 + distance / distance.max()
+
+
+def focal(
+    logits: Float[Tensor, "*V K"], labels: UInt8[Tensor, "*V"], weight: Float[Tensor, "*V"], alpha: float = 0.25, gamma: float = 2.0
+) -> Float[Tensor, ""]:
+    """Sigmoid focal loss summed over classes, averaged over known voxels (Lin et al. 2017, eq. 5, one class against all)."""
+    known = labels != IGNORE
+    index = torch.where(known, labels, 0).long().unsqueeze(-1)
+    p = logits.sigmoid()
+    absent = (1 - alpha) * p.pow(gamma) * F.softplus(logits)
+    x = logits.gather(-1, index).squeeze(-1)
+    present = alpha * (1 - x.sigmoid()).pow(gamma) * F.softplus(-x)
+    total = absent.sum(-1) - absent.gather(-1, index).squeeze(-1) + present
+    return (total * weight * known).sum() / known.sum().clamp(min=1)
+
+
+def lovasz(logits: Float[Tensor, "*V K"], labels: UInt8[Tensor, "*V"], bins: int = 0) -> Float[Tensor, ""]:
+    """Lovász-softmax (Berman et al. 2018, algorithm 1) over all known voxels together, mean over the classes that are present.
+
+    With `bins` > 0 errors are ordered by histogram instead of by sorting: elements whose errors fall into the same of `bins` equal
+    intervals share their mean weight. Linear time; the value differs from the exact one by at most 1 / bins.
+    """
+    known = labels != IGNORE
+    everywhere = bool(known.all())
+    target = (labels if everywhere else labels[known]).reshape(-1).long()
+    if not len(target):
+        return logits.sum() * 0.0
+    classes = logits.shape[-1]
+    probabilities = (logits if everywhere else logits[known]).reshape(-1, classes).softmax(-1).T
+    present = torch.bincount(target, minlength=classes).nonzero()[:, 0]
+    truth = target == present[:, None]
+    errors = (probabilities[present] - truth.to(probabilities.dtype)).abs()
+    with torch.no_grad():
+        weight = _histogram_weights(errors, truth, bins) if bins else _sorted_weights(errors, truth)
+    return (errors * weight).sum() / len(present)
+
+
+def _sorted_weights(errors: Tensor, truth: Tensor) -> Tensor:
+    """Gradient of the Lovász extension at each element, by sorting every class's errors in descending order."""
+    order = errors.argsort(dim=-1, descending=True)
+    hit = truth.gather(-1, order).double()
+    jaccard = _jaccard(hit.cumsum(-1), torch.arange(1, hit.shape[-1] + 1, device=hit.device), hit.sum(-1, keepdim=True))
+    step = torch.diff(jaccard, dim=-1, prepend=torch.zeros_like(jaccard[:, :1]))
+    return torch.zeros_like(errors).scatter_(-1, order, step.to(errors.dtype))
+
+
+def _histogram_weights(errors: Tensor, truth: Tensor, bins: int) -> Tensor:
+    classes = errors.shape[0]
+    place = (errors * -bins).add_(bins - 1e-3).clamp_(0, bins - 1).long()
+    place += torch.arange(classes, device=errors.device)[:, None] * bins
+    count = torch.bincount(place.view(-1), minlength=classes * bins).view(classes, bins).double()
+    hits = torch.bincount(place[truth], minlength=classes * bins).view(classes, bins).double()
+    jaccard = _jaccard(hits.cumsum(-1), count.cumsum(-1), hits.sum(-1, keepdim=True))
+    step = torch.diff(jaccard, dim=-1, prepend=torch.zeros_like(jaccard[:, :1])) / count.clamp(min=1)
+    return step.to(errors.dtype).view(-1)[place]
+
+
+def _jaccard(hits: Tensor, seen: Tensor, total: Tensor) -> Tensor:
+    """Jaccard loss when the `seen` worst elements, `hits` of them true, are called wrong."""
+    return 1 - (total - hits) / (total + seen - hits).clamp(min=1)

@@ -1,0 +1,179 @@
+"""The planner: K proposed paths per command from the present latent, the ego's past and the command; optionally refined by the imagined future.
+
+- the ego's status and the command propose K corrections of constant turn rate and velocity;
+- each proposal reads the latent along its own waypoints and corrects itself, twice;
+- **ii**: with the world model's imagined future at hand, each waypoint reads the latent imagined for its own moment, in the ego frame
+  imagined for that moment, and the proposals and scores are corrected once more. Without ii none of this is computed. The correction starts at
+  zero: an ii branch that was never trained changes nothing.
+
+Shapes: B batch, K proposals, S steps, C latent channels, D width, x, y cells. Paths are LIDAR_TOP positions in the current lidar frame, metres.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from iidrive.models.baselines import ctrv, ego_status
+from iidrive.models.forecast import Forecaster
+from iidrive.models.layers import CellGrid, ResBlock, mlp, transform_inverse
+from iidrive.models.world import MOTION, Imagined
+from iidrive.scene import FUTURE_STEPS, MANOEUVRES, Batch, Seen
+
+
+@dataclass(frozen=True)
+class PlannerConfig:
+    """`ii_share` of a batch's samples are also planned with ii while training (when it is on): the roll-out is the costly part."""
+
+    latent_width: int = 128
+    width: int = 64
+    proposals: int = 6
+    refinements: int = 2
+    history: int = 5
+    reach_m: float = 2.4
+    ii_share: float = 0.5
+    best_weight: float = 0.2
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Paths (B,K,S,2) in the current lidar frame and their scores (B,K), logits."""
+
+    paths: Float[Tensor, "B K S 2"]
+    scores: Float[Tensor, "B K"]
+
+    def best(self) -> Float[Tensor, "B S 2"]:
+        """The path with the highest score."""
+        return self.paths[torch.arange(len(self.paths), device=self.paths.device), self.scores.argmax(1)]
+
+
+class Reader(nn.Module):
+    """Reads maps at waypoints and four points around each, and turns what it read into corrections."""
+
+    def __init__(self, config: PlannerConfig, cells: CellGrid) -> None:
+        super().__init__()
+        self.cells, width = cells, config.width
+        reach = config.reach_m
+        around = torch.tensor([[0.0, 0.0], [reach, 0.0], [-reach, 0.0], [0.0, reach], [0.0, -reach]])
+        self.register_buffer("around", around, persistent=False)
+        self.around: Tensor
+        self.point = mlp(len(around) * width + 2, width, width)
+        self.path = mlp(FUTURE_STEPS * width + width, 2 * width, width)
+        self.correct = nn.Linear(width, FUTURE_STEPS * 2 + 1)
+        nn.init.zeros_(self.correct.weight)
+        nn.init.zeros_(self.correct.bias)
+
+    def read(self, maps: Float[Tensor, "B D x y"], points_m: Float[Tensor, "B P 2"]) -> Float[Tensor, "B P E"]:
+        """Features of points given in the maps' ego frame."""
+        values = self.cells.read(maps, points_m[:, :, None] + self.around)
+        return torch.cat([values.permute(0, 2, 3, 1).flatten(2), points_m / 20], -1)
+
+    def forward(self, read: Float[Tensor, "B K S E"], state: Float[Tensor, "B K D"]) -> tuple[Tensor, Tensor, Tensor]:
+        """(new state, correction of the paths (B,K,S,2), correction of the scores (B,K))."""
+        points = self.point(read).flatten(2)
+        state = state + self.path(torch.cat([points, state], -1))
+        out = self.correct(F.relu(state))
+        return state, out[..., :-1].unflatten(-1, (FUTURE_STEPS, 2)), out[..., -1]
+
+
+class Planner(nn.Module):
+    """Proposals from a latent, the ego's past and the command. Holds weights only."""
+
+    def __init__(self, config: PlannerConfig, cells: CellGrid) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        status = config.history * (MOTION + 1) + len(MANOEUVRES)
+        self.status = nn.Sequential(nn.Linear(status, 2 * width), nn.ReLU(), nn.Linear(2 * width, width), nn.ReLU())
+        self.modes = nn.Linear(width, len(MANOEUVRES) * config.proposals * width)
+        self.first = nn.Linear(width, FUTURE_STEPS * 2 + 1)
+        self.present = nn.Sequential(nn.Conv2d(config.latent_width, width, 1), ResBlock(width, width, 8))
+        self.overview = nn.Sequential(nn.AvgPool2d(4), nn.Conv2d(width, width, 3, padding=1), nn.ReLU())
+        self.attend = nn.MultiheadAttention(width, 4, batch_first=True)
+        self.readers = nn.ModuleList(Reader(config, cells) for _ in range(config.refinements))
+        self.future = nn.Sequential(nn.Conv2d(config.latent_width, width, 1), nn.ReLU())
+        self.ii_reader = Reader(config, cells)
+
+    def forward(self, seen: Seen, latent: Float[Tensor, "B C x y"]) -> tuple[list[Proposals], Float[Tensor, "B K D"]]:
+        """Proposals after every refinement (the last are the plan) and the state that the ii branch goes on from."""
+        status = self.status(ego_status(seen, self.config.history))
+        modes = self.modes(status).view(len(latent), len(MANOEUVRES), self.config.proposals, -1)
+        state = modes[torch.arange(len(latent), device=latent.device), seen.command]
+        maps = self.present(latent)
+        overview = self.overview(maps).flatten(2).transpose(1, 2)
+        state = state + self.attend(state, overview, overview, need_weights=False)[0]
+        out = self.first(F.relu(state))
+        stages = [Proposals(ctrv(seen)[:, None] + out[..., :-1].unflatten(-1, (FUTURE_STEPS, 2)), out[..., -1])]
+        for reader in self.readers:
+            assert isinstance(reader, Reader)
+            points = _in_ego_frame(stages[-1].paths, seen.ego_T_lidar)
+            read = reader.read(maps, points.flatten(1, 2)).unflatten(1, points.shape[1:3])
+            state, shift, score = reader(read, state)
+            stages.append(Proposals(stages[-1].paths + shift, stages[-1].scores + score))
+        return stages, state
+
+    def refine(self, seen: Seen, plan: Proposals, state: Float[Tensor, "B K D"], imagined: Imagined) -> Proposals:
+        """The ii branch: correct proposals by what the world model imagines at each waypoint's moment."""
+        points = _in_ego_frame(plan.paths, seen.ego_T_lidar)
+        future_T_now = transform_inverse(imagined.now_T_frame)
+        moved = torch.einsum("bsij,bksj->bksi", future_T_now[..., :2, :2], points) + future_T_now[:, None, :, :2, 3]
+        maps = self.future(imagined.latents.flatten(0, 1))
+        by_step = moved.transpose(1, 2).flatten(0, 1)
+        read = self.ii_reader.read(maps, by_step).unflatten(0, (len(points), FUTURE_STEPS)).transpose(1, 2)
+        _, shift, score = self.ii_reader(read, state)
+        return Proposals(plan.paths + shift, plan.scores + score)
+
+
+class Driver(nn.Module):
+    """A planner with the forecaster that its latents and its imagined future come from (frozen)."""
+
+    def __init__(self, forecaster: Forecaster, planner: Planner, train_ii: bool) -> None:
+        super().__init__()
+        self.forecaster, self.planner, self.train_ii = forecaster.eval().requires_grad_(False), planner, train_ii
+
+    def train(self, mode: bool = True) -> Driver:
+        """Only the planner has a training mode here."""
+        super().train(mode)
+        self.forecaster.eval()
+        return self
+
+    @torch.no_grad()
+    def plan(self, seen: Seen, ii: bool) -> Float[Tensor, "B S 2"]:
+        """Plans of a batch. Without `ii` the world model is not touched."""
+        assert seen.codes is not None
+        stages, state = self.planner(seen, self.forecaster.latents(seen.codes[:, -1]))
+        if not ii:
+            return stages[-1].best()
+        return self.planner.refine(seen, stages[-1], state, self.forecaster.imagine(seen, FUTURE_STEPS)).best()
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Expected distance of the scored proposals to the true path, plus the nearest proposal's; ii as a second reading of the same batch."""
+        seen, ahead = batch.observation, batch.target
+        assert seen.codes is not None
+        stages, state = self.planner(seen, self.forecaster.latents(seen.codes[:, -1]))
+        losses = [self._distance(stage, ahead.path, ahead.valid) for stage in stages]
+        parts = {"plan": losses[-1], "first": 0.2 * torch.stack(losses[:-1]).mean()}
+        if self.train_ii:
+            some = slice(0, max(1, round(len(seen.tokens) * self.planner.config.ii_share)))
+            part = seen.select(some)
+            imagined = self.forecaster.imagine(part, FUTURE_STEPS)
+            refined = self.planner.refine(part, Proposals(stages[-1].paths[some], stages[-1].scores[some]), state[some], imagined)
+            parts["plan_ii"] = self._distance(refined, ahead.path[some], ahead.valid[some])
+        return torch.stack(list(parts.values())).sum(), parts
+
+    def _distance(self, plan: Proposals, path: Tensor, valid: Tensor) -> Tensor:
+        steps = valid.sum(1).clamp(min=1)
+        distance = ((plan.paths - path[:, None]).norm(dim=-1) * valid[:, None]).sum(-1) / steps[:, None]
+        expected = (plan.scores.softmax(1) * distance).sum(1)
+        per_sample = expected + self.planner.config.best_weight * distance.min(1).values
+        exists = valid.any(1)
+        return (per_sample * exists).sum() / exists.sum().clamp(min=1)
+
+
+def _in_ego_frame(paths: Float[Tensor, "B K S 2"], ego_T_lidar: Float[Tensor, "B 4 4"]) -> Float[Tensor, "B K S 2"]:
+    """Points at lidar height in the lidar frame → the ego frame's plane."""
+    return torch.einsum("bij,bksj->bksi", ego_T_lidar[:, :2, :2], paths) + ego_T_lidar[:, None, None, :2, 3]

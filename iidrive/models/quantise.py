@@ -1,0 +1,131 @@
+"""Residual quantisation, first within a frame (intra, coarse to fine), then across frames (inter, one level per past frame).
+
+One codebook serves all levels. Every level quantises what the earlier ones left over, and a level's own 1x1 convolution adds its code
+to the latent. The latent is therefore a sum of linear functions of codes: the code indices alone rebuild it, no history is needed.
+
+Shapes: B batch, C latent channels, X, Y cells, J past frames, n cells of a level.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class QuantiserConfig:
+    """Codebook of `codes` vectors of `width`; `history` inter levels.
+
+    `inter` says what an inter level adds to the leftover before it quantises: `change`, the aligned past map minus the present one
+    (zero where nothing moved, so that the level refines), or `past`, the past map itself (published).
+    `codebook_start`: `data` draws the first codes from the first training batch, `uniform` from U(-1/codes, 1/codes) (published).
+    """
+
+    codes: int = 512
+    width: int = 128
+    history: int = 4
+    inter: Literal["change", "past"] = "change"
+    codebook_start: Literal["data", "uniform"] = "data"
+    commitment: float = 1.0
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """The latent, the code index of every cell of every level (intra levels first), and the codebook loss."""
+
+    latent: Float[Tensor, "B C X Y"]
+    codes: Int[Tensor, "B n"]
+    loss: Float[Tensor, ""]
+
+
+class ResidualQuantiser(nn.Module):
+    """See the module's docstring. `size` is the latent map's (X, Y); intra levels run at a quarter, a half and the whole of it."""
+
+    def __init__(self, config: QuantiserConfig, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.config, self.size = config, size
+        width = config.width
+        self.scales = [(max(1, size[0] // d), max(1, size[1] // d)) for d in (4, 2, 1)]
+        self.codebook = nn.Parameter(torch.empty(config.codes, width).uniform_(-1 / config.codes, 1 / config.codes))
+        self.before = nn.Conv2d(width, width, 1)
+        self.after = nn.Conv2d(width, width, 1)
+        self.scale_convs = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in self.scales)
+        self.time_convs = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(config.history))
+        self.started: Tensor
+        self.register_buffer("started", torch.tensor(config.codebook_start == "uniform"))
+
+    @property
+    def level_cells(self) -> list[int]:
+        """Cells of every level, intra levels first: their sum is the number of codes of a frame."""
+        return [x * y for x, y in self.scales] + [self.size[0] * self.size[1]] * self.config.history
+
+    def nearest(self, v: Float[Tensor, "B C x y"]) -> Int[Tensor, "B x y"]:
+        """Index of the nearest code (squared Euclidean distance; the first wins a tie)."""
+        flat = rearrange(v, "b c x y -> (b x y) c")
+        distance = flat.square().sum(1, keepdim=True) + self.codebook.square().sum(1) - 2 * flat @ self.codebook.T
+        return distance.argmin(1).view(v.shape[0], *v.shape[2:])
+
+    def look_up(self, index: Int[Tensor, "B x y"]) -> Float[Tensor, "B C x y"]:
+        """Codes as a map."""
+        return rearrange(F.embedding(index.long(), self.codebook), "b x y c -> b c x y")
+
+    def forward(self, now: Float[Tensor, "B C X Y"], past: Float[Tensor, "B J C X Y"]) -> Quantised:
+        """Quantise an encoder map, given the past encoder maps aligned to it, newest first."""
+        here = self.before(now)
+        left, latent = here, torch.zeros_like(here)
+        codes: list[Tensor] = []
+        loss = here.new_zeros(())
+        if self.training and not bool(self.started):
+            self._start(here)
+        for scale, conv in zip(self.scales, self.scale_convs, strict=True):
+            v = F.interpolate(left, scale, mode="bilinear", align_corners=False)
+            index, q, term = self._level(v)
+            up = F.interpolate(q, self.size, mode="bilinear", align_corners=False)
+            latent = latent + conv(up)
+            left = left - up
+            codes.append(index.flatten(1))
+            loss = loss + term / len(self.scales)
+        for j, conv in enumerate(self.time_convs):
+            there = self.before(past[:, j])
+            v = left + (there - here if self.config.inter == "change" else there)
+            index, q, term = self._level(v)
+            latent = latent + conv(q)
+            left = left - q
+            codes.append(index.flatten(1))
+            loss = loss + term / len(self.time_convs)
+        return Quantised(self.after(latent), torch.cat(codes, 1), loss)
+
+    def latent_of(self, codes: Int[Tensor, "B n"]) -> Float[Tensor, "B C X Y"]:
+        """Rebuild the latent from the indices of all levels."""
+        levels = codes.split(self.level_cells, dim=1)
+        intra, inter = levels[: len(self.scales)], levels[len(self.scales) :]
+        latent = codes.new_zeros((), dtype=self.codebook.dtype)
+        for index, scale, conv in zip(intra, self.scales, self.scale_convs, strict=True):
+            q = self.look_up(index.view(-1, *scale))
+            latent = latent + conv(F.interpolate(q, self.size, mode="bilinear", align_corners=False))
+        for index, conv in zip(inter, self.time_convs, strict=True):
+            latent = latent + conv(self.look_up(index.view(-1, *self.size)))
+        return self.after(latent)
+
+    def _level(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        index = self.nearest(v.detach())
+        q = self.look_up(index)
+        loss = F.mse_loss(q, v.detach()) + self.config.commitment * F.mse_loss(v, q.detach())
+        return index, v + (q - v).detach(), loss
+
+    @torch.no_grad()
+    def _start(self, here: Tensor) -> None:
+        """Codes drawn from the first batch's maps, each shrunk towards their mean by a random share, to serve whole maps and leftovers."""
+        flat = rearrange(here, "b c x y -> (b x y) c")
+        generator = torch.Generator(device="cpu").manual_seed(0)
+        pick = torch.randint(len(flat), (self.config.codes,), generator=generator).to(flat.device)
+        centred = flat[pick] - flat.mean(0)
+        size = torch.rand(self.config.codes, 1, generator=generator).to(flat)
+        self.codebook.data.copy_(centred * size + flat.mean(0) * (size > 0.8))
+        self.started = torch.tensor(True, device=here.device)

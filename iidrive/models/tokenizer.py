@@ -1,0 +1,245 @@
+"""Stage 1: the scene tokenizer. Semantic occupancy → a bird's-eye latent made of codebook entries → semantic occupancy.
+
+- a table of class vectors, tied: it embeds labels at the input and scores them at the output;
+- a column of voxels becomes the channels of a 2-D map; a convolutional encoder and decoder with residual blocks;
+- residual quantisation within the frame and against four past frames aligned by the ego motion (`quantise.py`).
+
+The architecture is the scene tokenizer of I2-World (Liao et al., ICCV 2025, arXiv 2507.09144). Two things differ from the published
+code on purpose: past maps go through the same 1x1 convolution as the present one, and each is warped once, from its own frame
+straight to the present.
+
+Shapes: B batch, T frames of a clip (oldest first), X, Y, Z voxels, C latent channels, x, y cells, J past frames, n codes of a frame,
+K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Float64, Int, UInt8
+from torch import Tensor, nn
+
+from iidrive.classes import FREE, IGNORE, OCC_CLASSES
+from iidrive.errors import ConfigError
+from iidrive.models.layers import CellAttention, CellGrid, Norm, ResBlock
+from iidrive.models.losses import distance_weight, focal, lovasz
+from iidrive.models.quantise import Quantised, QuantiserConfig, ResidualQuantiser
+from iidrive.scene import Batch, GridSpec
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Widths and depths per level, finest first; every level but the last ends in a stride-2 convolution."""
+
+    grid: GridSpec = field(default_factory=GridSpec)
+    class_width: int = 16
+    base_width: int = 64
+    multipliers: tuple[int, ...] = (1, 2, 4)
+    blocks: tuple[int, ...] = (2, 2, 4)
+    attention: tuple[bool, ...] = (False, False, True)
+    middle_attention: bool = True
+    groups: int = 32
+    quantiser: QuantiserConfig = field(default_factory=QuantiserConfig)
+    focal_weight: float = 10.0
+    lovasz_weight: float = 1.0
+    lovasz_bins: int = 0
+    embed_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not len(self.multipliers) == len(self.blocks) == len(self.attention):
+            raise ConfigError(
+                f"multipliers, blocks and attention need one entry a level; found {self.multipliers}, {self.blocks}, {self.attention}."
+            )
+        if self.grid.shape[0] % self.factor or self.grid.shape[1] % self.factor:
+            raise ConfigError(f"{len(self.multipliers)} levels need a grid that {self.factor} divides; found {self.grid.shape[:2]}.")
+        if any(w % self.groups for w in self.widths):
+            raise ConfigError(f"every level's width must be a multiple of groups={self.groups}; found {self.widths}.")
+
+    @property
+    def factor(self) -> int:
+        """Voxels a cell along one axis."""
+        return 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of every level."""
+        return tuple(self.base_width * m for m in self.multipliers)
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Cells of the latent map."""
+        return self.grid.shape[0] // self.factor, self.grid.shape[1] // self.factor
+
+    @property
+    def latent_width(self) -> int:
+        """Channels of the latent map."""
+        return self.quantiser.width
+
+    def cells(self) -> CellGrid:
+        """Where latent cells lie in the ego frame."""
+        half = self.grid.voxel_m / 2
+        first = (self.grid.lower_m[0] + half, self.grid.lower_m[1] + half)
+        return CellGrid(self.latent_size, first, self.grid.voxel_m * self.factor)
+
+
+class Level(nn.Module):
+    """Residual blocks of one resolution, each followed by attention if asked, then a change of resolution."""
+
+    def __init__(self, inputs: int, outputs: int, blocks: int, attention: bool, groups: int, resample: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(ResBlock(inputs if i == 0 else outputs, outputs, groups) for i in range(blocks))
+        self.attentions = nn.ModuleList(CellAttention(outputs, groups) if attention else nn.Identity() for _ in range(blocks))
+        self.resample = resample
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block, attention in zip(self.blocks, self.attentions, strict=True):
+            x = attention(block(x))
+        return self.resample(x)
+
+
+def _middle(width: int, config: TokenizerConfig) -> nn.Sequential:
+    attention = CellAttention(width, config.groups) if config.middle_attention else nn.Identity()
+    return nn.Sequential(ResBlock(width, width, config.groups), attention, ResBlock(width, width, config.groups))
+
+
+class Encoder(nn.Module):
+    """Embedded columns → latent map."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        widths, last = config.widths, len(config.widths) - 1
+        self.conv_in = nn.Conv2d(config.class_width * config.grid.shape[2], widths[0], 3, padding=1)
+        levels = []
+        for i, width in enumerate(widths):
+            down = nn.Conv2d(width, width, 3, stride=2, padding=1) if i < last else nn.Identity()
+            levels.append(Level(widths[max(i - 1, 0)], width, config.blocks[i], config.attention[i], config.groups, down))
+        self.levels = nn.ModuleList(levels)
+        self.middle = _middle(widths[-1], config)
+        self.out = nn.Sequential(
+            Norm(config.groups, widths[-1], eps=1e-6), nn.SiLU(), nn.Conv2d(widths[-1], config.latent_width, 3, padding=1)
+        )
+
+    def forward(self, x: Float[Tensor, "B D X Y"]) -> Float[Tensor, "B C x y"]:
+        x = self.conv_in(x)
+        for level in self.levels:
+            x = level(x)
+        return self.out(self.middle(x))
+
+
+class Decoder(nn.Module):
+    """Latent map → embedded columns; the encoder's mirror image."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        widths, last = config.widths, len(config.widths) - 1
+        self.conv_in = nn.Conv2d(config.latent_width, widths[-1], 3, padding=1)
+        self.middle = _middle(widths[-1], config)
+        levels = []
+        for i in reversed(range(len(widths))):
+            width = widths[i]
+            up = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1)) if i else nn.Identity()
+            levels.append(Level(widths[min(i + 1, last)], width, config.blocks[i], config.attention[i], config.groups, up))
+        self.levels = nn.ModuleList(levels)
+        self.out = nn.Sequential(
+            Norm(config.groups, widths[0], eps=1e-6),
+            nn.SiLU(),
+            nn.Conv2d(widths[0], config.class_width * config.grid.shape[2], 3, padding=1),
+        )
+
+    def forward(self, x: Float[Tensor, "B C x y"]) -> Float[Tensor, "B D X Y"]:
+        x = self.middle(self.conv_in(x))
+        for level in self.levels:
+            x = level(x)
+        return self.out(x)
+
+
+class Tokenizer(nn.Module):
+    """Encodes, quantises and decodes frames. Holds weights only: the past is an argument."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.classes = nn.Parameter(torch.randn(len(OCC_CLASSES), config.class_width))
+        self.encoder = Encoder(config)
+        self.quantiser = ResidualQuantiser(config.quantiser, config.latent_size)
+        self.decoder = Decoder(config)
+        self.cells = config.cells()
+
+    def encode(self, occupancy: UInt8[Tensor, "B X Y Z"]) -> Float[Tensor, "B C x y"]:
+        """Encoder maps, before quantisation. Unknown voxels count as free."""
+        labels = torch.where(occupancy == IGNORE, FREE, occupancy).long()
+        columns = nn.functional.embedding(labels, self.classes)
+        return self.encoder(rearrange(columns, "b x y z e -> b (z e) x y"))
+
+    def align(self, clip: Float[Tensor, "B T C x y"], now_T_frame: Float[Tensor, "B T 4 4"]) -> Float[Tensor, "B J C x y"]:
+        """Past encoder maps of a clip as seen from its last frame, newest first.
+
+        A past frame that does not exist is to be given as a copy of the earliest that does (same map, same pose).
+        """
+        past = []
+        for step in range(self.config.quantiser.history):
+            index = max(clip.shape[1] - 2 - step, 0)
+            frame_T_now = torch.linalg.inv(now_T_frame[:, index].double()).to(clip.dtype)
+            past.append(self.cells.warp(clip[:, index], frame_T_now))
+        return torch.stack(past, 1)
+
+    def tokenize(self, occupancy: UInt8[Tensor, "B T X Y Z"], now_T_frame: Float[Tensor, "B T 4 4"]) -> Quantised:
+        """Codes and latent of the last frame of each clip."""
+        clip = rearrange(self.encode(rearrange(occupancy, "b t x y z -> (b t) x y z")), "(b t) c x y -> b t c x y", b=len(occupancy))
+        return self.quantiser(clip[:, -1], self.align(clip, now_T_frame))
+
+    @torch.no_grad()
+    def tokenize_scene(self, occupancy: UInt8[Tensor, "T X Y Z"], global_T_ego: Float64[Tensor, "T 4 4"]) -> Int[Tensor, "T n"]:
+        """Codes of every keyframe of a scene, each seeing the four before it; encodes every frame once."""
+        maps = torch.cat([self.encode(part) for part in occupancy.split(8)])
+        codes = []
+        for t in range(len(maps)):
+            seen = [max(t - step, 0) for step in range(self.config.quantiser.history, -1, -1)]
+            now_T_frame = (torch.linalg.inv(global_T_ego[t]) @ global_T_ego[seen]).to(maps.dtype)
+            codes.append(self.quantiser(maps[t : t + 1], self.align(maps[None, seen], now_T_frame[None])).codes)
+        return torch.cat(codes)
+
+    def latent_of(self, codes: Int[Tensor, "*B n"]) -> Float[Tensor, "*B C x y"]:
+        """Latents rebuilt from code indices."""
+        latent = self.quantiser.latent_of(codes.reshape(-1, codes.shape[-1]))
+        return latent.view(*codes.shape[:-1], *latent.shape[1:])
+
+    def decode(self, latent: Float[Tensor, "B C x y"]) -> Float[Tensor, "B X Y Z K"]:
+        """Class logits of every voxel."""
+        columns = rearrange(self.decoder(latent), "b (z e) x y -> b x y z e", e=self.config.class_width)
+        return columns @ self.classes.T
+
+    def labels(self, latent: Float[Tensor, "B C x y"]) -> UInt8[Tensor, "B X Y Z"]:
+        """The most likely class of every voxel."""
+        return self.decode(latent).argmax(-1).to(torch.uint8)
+
+    def voxel_loss(self, logits: Float[Tensor, "B X Y Z K"], labels: UInt8[Tensor, "B X Y Z"]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted focal + Lovász loss of decoded voxels."""
+        weight = distance_weight(self.config.grid.shape[:2], logits.device)[None, :, :, None]
+        parts = {"focal": self.config.focal_weight * focal(logits, labels, weight)}
+        if self.config.lovasz_weight:
+            parts["lovasz"] = self.config.lovasz_weight * lovasz(logits, labels, self.config.lovasz_bins)
+        return torch.stack(list(parts.values())).sum(), parts
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Reconstruction and codebook loss over every frame of the clips in `batch.observation`.
+
+        Each frame sees as many earlier frames of its clip as there are, so that the start of a scene is practised too.
+        """
+        seen = batch.observation
+        assert seen.occupancy is not None
+        frames = seen.occupancy.shape[1]
+        clip = self.encode(rearrange(seen.occupancy, "b t x y z -> (b t) x y z"))
+        clip = rearrange(clip, "(b t) c x y -> b t c x y", t=frames)
+        now, past, truth = [], [], []
+        for t in range(frames):
+            from_here = torch.linalg.inv(seen.now_T_frame[:, t : t + 1].double()).float() @ seen.now_T_frame[:, : t + 1]
+            now.append(clip[:, t])
+            past.append(self.align(clip[:, : t + 1].detach(), from_here))
+            truth.append(seen.occupancy[:, t])
+        quantised = self.quantiser(torch.cat(now), torch.cat(past))
+        voxels, parts = self.voxel_loss(self.decode(quantised.latent), torch.cat(truth))
+        parts["embed"] = self.config.embed_weight * quantised.loss
+        return voxels + parts["embed"], parts

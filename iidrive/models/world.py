@@ -1,0 +1,267 @@
+"""Stage 2: the world model. Past and present latents, ego motion and a command → the next latent and the ego's next pose, step by step.
+
+- intra encoder: a plan query reads the present latent at three scales; deformable attention, then convolutions, between them;
+- plan head: the query and the command give the ego's next motion; that motion conditions what follows;
+- inter decoder: the fused scales, joined by the memory of past latents, become the next latent;
+- the roll-out repeats the step on its own output. Memory is an argument and a return value.
+
+The architecture is the world model of I2-World (Liao et al., ICCV 2025, arXiv 2507.09144). Different on purpose from the published
+code: the memory holds real past latents; motion is in the ego frame and rests at identity; no true future motion or command is read
+outside the loss; every map is warped into the predicted next ego frame before the decoder, whose output is added to the warped present
+(`residual="warped"`); the plan head corrects the last observed motion (`motion="change"`).
+
+Shapes: B batch, T past frames and now (oldest first), S future steps, C latent channels, x, y cells, N = x*y tokens, M motion numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from iidrive.errors import ConfigError
+from iidrive.models.layers import CellGrid, DeformableAttention, mlp, planar_transform, transform_inverse
+from iidrive.scene import FUTURE_STEPS, MANOEUVRES, STEP_S
+
+MOTION = 9
+"""Numbers that tell one step of motion: translation (x, y), quaternion (w, x, y, z), velocity (x, y) and yaw rate."""
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """`width` of the tokens equals the tokenizer's latent width. `strides` of the intra layers' convolutions."""
+
+    width: int = 128
+    heads: int = 8
+    strides: tuple[int, ...] = (1, 2, 2)
+    decoder_layers: int = 3
+    feed_forward: int = 512
+    history: int = 5
+    plan_width: int = 64
+    norm: Literal["batch", "group"] = "group"
+    residual: Literal["warped", "none"] = "warped"
+    motion: Literal["change", "whole"] = "change"
+    latent_weights: tuple[float, ...] = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25)
+    trajectory_weight: float = 0.01
+    rotation_weight: float = 1.0
+    voxel_weight: float = 0.0
+    teacher_decay: float = 2.5
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ConfigError(f"the token width must be a multiple of the heads; found {self.width} and {self.heads}.")
+        if len(self.latent_weights) != FUTURE_STEPS:
+            raise ConfigError(f"latent_weights needs {FUTURE_STEPS} numbers, one a step; found {len(self.latent_weights)}.")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the model carries from step to step: latents and motions of the last frames, oldest first, in the present ego frame.
+
+    `latents` (B,T,C,x,y), the last is the present; `now_T_frame` (B,T,4,4) their ego frames; `motions` (B,H,M).
+    """
+
+    latents: Float[Tensor, "B T C x y"]
+    now_T_frame: Float[Tensor, "B T 4 4"]
+    motions: Float[Tensor, "B H M"]
+
+
+@dataclass(frozen=True)
+class Imagined:
+    """A roll-out: latents (B,S,C,x,y), each in its own predicted ego frame, and those frames as seen from the present (B,S,4,4)."""
+
+    latents: Float[Tensor, "B S C x y"]
+    now_T_frame: Float[Tensor, "B S 4 4"]
+
+
+def motion_between(prev_T_next: Float[Tensor, "*B 4 4"], seconds: Float[Tensor, "*B"] | float = STEP_S) -> Float[Tensor, "*B M"]:
+    """One step of planar motion, told in the earlier ego frame: (dx, dy, qw, 0, 0, qz, vx, vy, yaw rate), metres, radians, seconds."""
+    yaw = torch.atan2(prev_T_next[..., 1, 0], prev_T_next[..., 0, 0])
+    xy = prev_T_next[..., :2, 3]
+    zero = torch.zeros_like(yaw)
+    quaternion = torch.stack([(yaw / 2).cos(), zero, zero, (yaw / 2).sin()], -1)
+    time = torch.as_tensor(seconds, device=yaw.device, dtype=yaw.dtype)
+    return torch.cat([xy, quaternion, xy / time[..., None], (yaw / time)[..., None]], -1)
+
+
+def past_motions(
+    now_T_frame: Float[Tensor, "B T 4 4"], known: Bool[Tensor, "B T"], age_s: Float[Tensor, "B T"]
+) -> Float[Tensor, "B T-1 M"]:
+    """Motions between consecutive frames of a window; identity, zero velocity, where the scene had not begun."""
+    step = transform_inverse(now_T_frame[:, :-1]) @ now_T_frame[:, 1:]
+    seconds = torch.where(known[:, :-1], age_s[:, :-1] - age_s[:, 1:], STEP_S).clamp(min=1e-3)
+    motions = motion_between(step, seconds)
+    still = motion_between(torch.eye(4, device=step.device, dtype=step.dtype).expand_as(step))
+    return torch.where(known[:, :-1, None], motions, still)
+
+
+class IntraLayer(nn.Module):
+    """Deformable attention on the cells, the plan query reads them, then a residual pair of convolutions with a stride."""
+
+    def __init__(self, config: WorldConfig, stride: int) -> None:
+        super().__init__()
+        width = config.width
+        self.attention = DeformableAttention(width, config.heads)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.plan_norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.plan_attention = nn.MultiheadAttention(width, config.heads, batch_first=True)
+        self.plan_mlp = mlp(width, width, width)
+        self.conv1 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm1, self.norm2 = (nn.BatchNorm2d(width) if config.norm == "batch" else nn.GroupNorm(8, width) for _ in range(2))
+        self.skip = nn.Conv2d(width, width, 1, stride=stride, bias=False) if stride > 1 else nn.Identity()
+
+    def forward(self, tokens: Float[Tensor, "B N C"], plan: Float[Tensor, "B 1 C"], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        tokens = self.norms[0](tokens + self.attention(tokens, size))
+        plan = self.plan_norms[0](plan)
+        plan = plan + self.plan_mlp(self.plan_attention(plan, tokens, tokens, need_weights=False)[0])
+        tokens, plan = self.norms[1](tokens), self.plan_norms[1](plan)
+        maps = rearrange(tokens, "b (x y) c -> b c x y", x=size[0])
+        h = F.relu(self.norm1(self.conv1(maps).contiguous()))
+        return F.relu(self.norm2(self.conv2(h).contiguous()) + self.skip(maps)), plan
+
+
+class InterLayer(nn.Module):
+    """Deformable attention, memory joined in by two small perceptrons, feed-forward; normalised after each."""
+
+    def __init__(self, config: WorldConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.attention = DeformableAttention(width, config.heads)
+        self.join = mlp(width * (1 + config.history), width, width)
+        self.mix = mlp(width, width, width)
+        self.feed_forward = mlp(width, config.feed_forward, width)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+
+    def forward(self, x: Float[Tensor, "B N C"], memory: Float[Tensor, "B N D"], size: tuple[int, int]) -> Float[Tensor, "B N C"]:
+        x = self.norms[0](x + self.attention(x, size))
+        x = self.norms[1](x + self.mix(self.join(torch.cat([x, memory], -1))))
+        return self.norms[2](x + self.feed_forward(x))
+
+
+class WorldModel(nn.Module):
+    """One step and the roll-out. Holds weights only."""
+
+    def __init__(self, config: WorldConfig, cells: CellGrid) -> None:
+        super().__init__()
+        self.config, self.cells = config, cells
+        width = config.width
+        x, y = cells.size
+        self.row = nn.Parameter(torch.rand(x, width // 2))
+        self.column = nn.Parameter(torch.rand(y, width - width // 2))
+        self.time = nn.Parameter(torch.randn(config.history + 1, width) * 0.02)
+        self.outside = nn.Parameter(torch.zeros(width))
+        self.motion_embed = mlp(MOTION, config.plan_width, config.plan_width)
+        self.motion_time = nn.Parameter(torch.randn(config.history, config.plan_width) * 0.02)
+        self.plan_query = nn.Linear(config.history * config.plan_width, width)
+        self.intra = nn.ModuleList(IntraLayer(config, stride) for stride in config.strides)
+        self.fuse = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in config.strides)
+        self.plan_head = nn.Sequential(
+            nn.Linear(width, config.plan_width), nn.Softplus(), nn.Linear(config.plan_width, len(MANOEUVRES) * 6)
+        )
+        self.condition = mlp(12, width, width)
+        self.inter = nn.ModuleList(InterLayer(config) for _ in range(config.decoder_layers))
+        self.change = nn.Linear(width, width) if config.residual == "warped" else nn.Identity()
+        self._reset()
+
+    def _reset(self) -> None:
+        """The plan head starts at "go on as before" and the decoder at "nothing changes", where the config has these as its base."""
+        if self.config.motion == "change":
+            last = self.plan_head[2]
+            assert isinstance(last, nn.Linear)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        if isinstance(self.change, nn.Linear):
+            nn.init.zeros_(self.change.weight)
+            nn.init.zeros_(self.change.bias)
+
+    def remember(
+        self,
+        latents: Float[Tensor, "B T C x y"],
+        now_T_frame: Float[Tensor, "B T 4 4"],
+        known: Bool[Tensor, "B T"],
+        age_s: Float[Tensor, "B T"],
+    ) -> Memory:
+        """The memory at the start of a roll-out, from observed frames (T >= history + 1; the last is now)."""
+        keep = self.config.history
+        return Memory(latents[:, -keep:], now_T_frame[:, -keep:], past_motions(now_T_frame, known, age_s)[:, -keep:])
+
+    def step(
+        self,
+        memory: Memory,
+        command: Int[Tensor, "B"],
+        true_motion: Float[Tensor, "B 4 4"] | None = None,
+        teach: Bool[Tensor, "B"] | None = None,
+    ) -> tuple[Memory, Float[Tensor, "B C x y"], Float[Tensor, "B 4 4"]]:
+        """Imagine one step: (memory after it, next latent, now_T_next as predicted).
+
+        `true_motion` may be given by the loss alone: where `teach` is true the decoder is conditioned on it instead of on the prediction.
+        """
+        now = memory.latents[:, -1]
+        maps, plan = self._encode(now, memory.motions)
+        predicted = self._move(plan, command, memory.motions[:, -1])
+        used = predicted if true_motion is None or teach is None else torch.where(teach[:, None, None], true_motion, predicted)
+        latent = self._decode(maps, memory, used)
+        next_T_now = transform_inverse(used.detach())
+        frames = torch.cat([next_T_now[:, None] @ memory.now_T_frame, torch.eye(4, device=used.device).expand(len(used), 1, 4, 4)], 1)
+        after = Memory(
+            torch.cat([memory.latents, latent[:, None]], 1)[:, 1:],
+            frames[:, 1:],
+            torch.cat([memory.motions, motion_between(used)[:, None]], 1)[:, 1:],
+        )
+        return after, latent, predicted
+
+    def imagine(self, memory: Memory, command: Int[Tensor, "B"], steps: int = FUTURE_STEPS) -> Imagined:
+        """Roll out freely under one command."""
+        latents, frames = [], []
+        now_T_frame = torch.eye(4, device=memory.latents.device).expand(len(command), 4, 4)
+        for _ in range(steps):
+            memory, latent, moved = self.step(memory, command)
+            now_T_frame = now_T_frame @ moved
+            latents.append(latent)
+            frames.append(now_T_frame)
+        return Imagined(torch.stack(latents, 1), torch.stack(frames, 1))
+
+    def _encode(self, now: Tensor, motions: Tensor) -> tuple[Tensor, Tensor]:
+        size = self.cells.size
+        position = torch.cat([self.column[None].expand(size[0], -1, -1), self.row[:, None].expand(-1, size[1], -1)], -1)
+        tokens = rearrange(now, "b c x y -> b (x y) c") + position.flatten(0, 1) + self.time[-1]
+        plan = self.plan_query((self.motion_embed(motions) + self.motion_time).flatten(1))[:, None]
+        fused = torch.zeros_like(now)
+        for layer, conv in zip(self.intra, self.fuse, strict=True):
+            maps, plan = layer(tokens, plan, size)
+            size = (maps.shape[2], maps.shape[3])
+            tokens = rearrange(maps, "b c x y -> b (x y) c")
+            fused = fused + conv(F.interpolate(maps, self.cells.size, mode="bilinear", align_corners=False))
+        return fused, plan[:, 0]
+
+    def _move(self, plan: Tensor, command: Tensor, last: Tensor) -> Tensor:
+        """now_T_next from the plan query: a planar motion, the last observed one plus the head's change (or the head's alone)."""
+        heads = self.plan_head(plan).view(len(plan), len(MANOEUVRES), 6)
+        out = heads[torch.arange(len(plan), device=plan.device), command]
+        if self.config.motion == "change":
+            out = out + last[:, :6]
+        w, z = out[:, 2], out[:, 5]
+        norm = (w.square() + z.square()).clamp(min=1e-6)
+        return planar_transform(out[:, :2], (w.square() - z.square()) / norm, 2 * w * z / norm)
+
+    def _decode(self, fused: Tensor, memory: Memory, now_T_next: Tensor) -> Tensor:
+        x, y = self.cells.size
+        batch, frames = memory.latents.shape[:2]
+        frame_T_next = transform_inverse(memory.now_T_frame) @ now_T_next.detach()[:, None]
+        past = self.cells.warp(memory.latents.flatten(0, 1), frame_T_next.flatten(0, 1)).unflatten(0, (batch, frames))
+        seen = self.cells.warp(torch.ones_like(fused[:, :1]), now_T_next.detach())
+        here = self.cells.warp(fused, now_T_next.detach()) + self.outside[:, None, None] * (1 - seen)
+        next_T_now = transform_inverse(now_T_next)
+        vector = torch.cat([next_T_now[:, :3, :3].flatten(1), next_T_now[:, :3, 3]], -1)
+        tokens = rearrange(here, "b c x y -> b (x y) c") + self.condition(vector)[:, None]
+        joined = rearrange(past + self.time[:-1, :, None, None], "b t c x y -> b (x y) (t c)")
+        for layer in self.inter:
+            tokens = layer(tokens, joined, (x, y))
+        out = rearrange(self.change(tokens), "b (x y) c -> b c x y", x=x)
+        return out + past[:, -1] if self.config.residual == "warped" else out

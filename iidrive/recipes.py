@@ -1,0 +1,151 @@
+"""Complete named configs: the only file that says which parts, how wide and how long.
+
+`tiny` is for tests, `demo` fits six minutes on two cores, `small` about an hour, `full` is the published size. Any field can be overridden on
+the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from iidrive.data.town import TownConfig
+from iidrive.errors import ConfigError, unknown
+from iidrive.models.baselines import EgoMLPConfig
+from iidrive.models.planner import PlannerConfig
+from iidrive.models.quantise import QuantiserConfig
+from iidrive.models.tokenizer import TokenizerConfig
+from iidrive.models.world import WorldConfig
+from iidrive.scene import GridSpec
+from iidrive.train.optim import TrainConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a run needs besides the data: three models, an ego-status MLP, how each is trained, and the embedded towns."""
+
+    name: str = "small"
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    world: WorldConfig = field(default_factory=WorldConfig)
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    ego_mlp: EgoMLPConfig = field(default_factory=EgoMLPConfig)
+    train_tokenizer: TrainConfig = field(default_factory=TrainConfig)
+    train_world: TrainConfig = field(default_factory=TrainConfig)
+    train_planner: TrainConfig = field(default_factory=TrainConfig)
+    train_ego_mlp: TrainConfig = field(default_factory=TrainConfig)
+    town: TownConfig = field(default_factory=TownConfig)
+    clip_frames: int = 5
+
+    def __post_init__(self) -> None:
+        width = self.tokenizer.latent_width
+        if not self.world.width == self.planner.latent_width == width:
+            raise ConfigError(
+                f"the world model's width and the planner's latent_width must be the tokenizer's latent width {width}; "
+                f"found {self.world.width} and {self.planner.latent_width}."
+            )
+
+
+COARSE_GRID = GridSpec((80, 80, 8), (-32.0, -32.0, -1.0), 0.8)
+"""64 x 64 x 6.4 m around the ego in voxels of 0.8 m: Occ3D's, two by two by two, cropped."""
+
+
+def small() -> Recipe:
+    """A small model that two cores train in about an hour."""
+    quantiser = QuantiserConfig(codes=512, width=32)
+    tokenizer = TokenizerConfig(
+        grid=COARSE_GRID,
+        class_width=8,
+        base_width=16,
+        multipliers=(1, 2),
+        blocks=(1, 1),
+        attention=(False, False),
+        middle_attention=False,
+        groups=8,
+        quantiser=quantiser,
+        lovasz_bins=256,
+    )
+    world = WorldConfig(
+        width=32, strides=(1, 2, 2), decoder_layers=2, feed_forward=64, voxel_weight=0.3, trajectory_weight=0.3, rotation_weight=10.0
+    )
+    planner = PlannerConfig(latent_width=32, width=48, ii_share=0.25)
+    base = TrainConfig(weight_decay=1e-2, average=0.995, average_warmup=100.0)
+    return Recipe(
+        "small",
+        tokenizer,
+        world,
+        planner,
+        EgoMLPConfig(),
+        replace(base, samples=6400, batch=2, learning_rate=2e-3, warmup=100, log_every=50, save_every=1600),
+        replace(base, samples=12800, batch=8, learning_rate=1e-3, warmup=400, log_every=80, save_every=3200),
+        replace(base, samples=51200, batch=32, learning_rate=1e-3, warmup=640, log_every=320, save_every=12800),
+        replace(base, samples=102400, batch=64, learning_rate=1e-3, warmup=1280, log_every=6400, save_every=51200, average=0.99),
+        TownConfig(),
+    )
+
+
+def demo() -> Recipe:
+    """The small models, trained for a few minutes."""
+    r = small()
+    return replace(
+        r,
+        name="demo",
+        train_tokenizer=replace(r.train_tokenizer, samples=600),
+        train_world=replace(r.train_world, samples=800),
+        train_planner=replace(r.train_planner, samples=6400),
+        train_ego_mlp=replace(r.train_ego_mlp, samples=38400),
+    )
+
+
+def tiny() -> Recipe:
+    """Seconds, not quality: for tests."""
+    r = small()
+    quantiser = replace(r.tokenizer.quantiser, codes=32, width=16)
+    tokenizer = replace(
+        r.tokenizer, grid=GridSpec((32, 32, 4), (-25.6, -25.6, -1.6), 1.6), class_width=4, base_width=8, quantiser=quantiser
+    )
+    brief = TrainConfig(samples=16, batch=4, warmup=4, learning_rate=1e-3, average=0.9, average_warmup=2.0, log_every=4, save_every=8)
+    return replace(
+        r,
+        name="tiny",
+        tokenizer=tokenizer,
+        world=replace(r.world, width=16, heads=4, decoder_layers=1, feed_forward=32, plan_width=16),
+        planner=replace(r.planner, latent_width=16, width=16, proposals=3),
+        ego_mlp=EgoMLPConfig(hidden=16),
+        train_tokenizer=replace(brief, batch=2),
+        train_world=brief,
+        train_planner=brief,
+        train_ego_mlp=brief,
+        clip_frames=3,
+    )
+
+
+def full() -> Recipe:
+    """The published size: 200x200x16 voxels, 512 codes of 128 numbers, 50x50 cells."""
+    stage1 = TrainConfig(
+        samples=24 * 1999 * 64,
+        batch=64,
+        learning_rate=5e-4,
+        warmup=200 * 64,
+        schedule="step",
+        step_at=20 / 24,
+        log_every=3200,
+        save_every=127_936,
+    )
+    return Recipe(
+        "full",
+        train_tokenizer=stage1,
+        train_world=replace(stage1, samples=48 * 1999 * 64, learning_rate=1e-3, step_at=36 / 48),
+        train_planner=replace(stage1, samples=12 * 1999 * 64, learning_rate=5e-4),
+        train_ego_mlp=replace(stage1, samples=128_000, learning_rate=1e-3, save_every=64_000),
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {"tiny": tiny, "demo": demo, "small": small, "full": full}
+"""Recipes by the name that the command line takes."""
+
+
+def named(name: str) -> Recipe:
+    """A recipe by name. Raises ConfigError with the nearest known one."""
+    if name not in RECIPES:
+        raise ConfigError(unknown("recipe", name, RECIPES))
+    return RECIPES[name]()

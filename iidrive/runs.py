@@ -1,0 +1,97 @@
+"""The run folder: what was asked for, with which code and on which machine, and what came out.
+
+RUN/run.json          command, config, versions, data identity, lineage
+RUN/metrics.jsonl     one line a logging step
+RUN/*.txt, *.json     tables
+RUN/checkpoints/      see train/checkpoint.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import iidrive
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder that explains itself. `Run.start` makes it; the methods add to it, each file whole or absent."""
+
+    folder: Path
+
+    @staticmethod
+    def start(folder: str | Path, about: Mapping[str, Any]) -> Run:
+        """Make the folder and write run.json: `about` with the command, the time, versions and the machine."""
+        run = Run(Path(folder))
+        run.folder.mkdir(parents=True, exist_ok=True)
+        run.write_json("run.json", {"command": " ".join(sys.argv), "started": now(), **about, "environment": environment()})
+        return run
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a text file of the run atomically."""
+        path = self.folder / name
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+        return path
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write plain values as JSON."""
+        return self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def log(self, values: Mapping[str, float | int]) -> None:
+        """Append one line to metrics.jsonl."""
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dict(values)) + "\n")
+
+
+def now() -> str:
+    """The time, UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine: enough to know later why two runs differ."""
+    import numpy
+    import torch
+
+    return {
+        "iidrive": iidrive.__version__,
+        "code": code_version(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+    }
+
+
+def code_version() -> str:
+    """The git commit of the source, with `+changes` when the tree differs; the package version outside git."""
+    here = Path(__file__).resolve().parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "--", "."], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return iidrive.__version__
+    return commit + ("+changes" if dirty else "")
+
+
+def peak_memory_gb() -> float:
+    """The largest resident size of this process so far, GiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20

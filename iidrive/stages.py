@@ -1,0 +1,265 @@
+"""The stages of the job, each a function of a recipe, a source and a run folder: tokenizer → tokens → world model → planner → scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iidrive import evaluate
+from iidrive.configs import from_plain, to_plain
+from iidrive.data import SOURCES
+from iidrive.data.loader import Cut, OccupancyFrames, Track, Windows
+from iidrive.data.nuscenes import NuScenesConfig
+from iidrive.data.source import Source, scenes
+from iidrive.data.tokens import TokenCache, build
+from iidrive.data.town import TownConfig
+from iidrive.errors import ConfigError, unknown
+from iidrive.eval import metrics
+from iidrive.models.baselines import KINEMATIC, EgoMLP, EgoMLPConfig
+from iidrive.models.forecast import Forecaster
+from iidrive.models.planner import Driver, Planner, PlannerConfig
+from iidrive.models.tokenizer import Tokenizer, TokenizerConfig
+from iidrive.models.world import WorldConfig, WorldModel
+from iidrive.recipes import Recipe
+from iidrive.runs import Run, code_version
+from iidrive.scene import GridSpec, Scene, Seen
+from iidrive.train import checkpoint
+from iidrive.train.checkpoint import Manifest, Parent
+from iidrive.train.loop import Job, fit
+from iidrive.train.optim import TrainConfig
+
+DataName = Literal["town", "nuscenes"]
+PAST = 5
+"""Keyframes before now in the windows of stage 2 and of planners."""
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which source, and where: `root` is a nuScenes folder; `gts`, `predicted` and `occupancy` choose its occupancy (see NuScenesConfig)."""
+
+    name: DataName = "town"
+    root: str = ""
+    version: str = ""
+    occupancy: Literal["auto", "labels", "derived", "predicted"] = "auto"
+    gts: str = ""
+    predicted: str = ""
+
+    def open(self, town: TownConfig) -> Source:
+        """The source. Raises ConfigError if nuScenes has no root."""
+        if self.name not in SOURCES:
+            raise ConfigError(unknown("data source", self.name, SOURCES))
+        if self.name == "town":
+            return SOURCES["town"][1](town)
+        if not self.root:
+            raise ConfigError("nuScenes needs --root, the folder that holds v1.0-…/ and maps/.")
+        return SOURCES["nuscenes"][1](NuScenesConfig(self.root, self.version, self.occupancy, self.gts, self.predicted))
+
+    def split(self, source: Source, part: Literal["train", "test"]) -> str:
+        """The usual split for training or testing: towns have train and test, nuScenes mini has mini_train and mini_val, else train and val."""
+        if self.name == "town":
+            return part
+        mini = "mini" in str(source.identity().get("version", ""))
+        return {"train": "mini_train" if mini else "train", "test": "mini_val" if mini else "val"}[part]
+
+
+TRAIN_SPLIT = {"mini_val": "mini_train", "mini_train": "mini_train"}
+"""The training split that belongs to a test split, where it is not `train`."""
+
+
+def tracks_of(source: Source, split: str) -> list[Track]:
+    """What windows need of every scene of a split."""
+    return [Track.of(scene) for scene in scenes(source, split)]
+
+
+def keyframes(tracks: Iterable[Track]) -> int:
+    """How many keyframes scenes have in all."""
+    return sum(len(track.tokens) for track in tracks)
+
+
+def train_tokenizer(recipe: Recipe, source: Source, split: str, run: Run, resume: bool = False, stop_at: int | None = None) -> Path:
+    """Stage 1. Clips of `clip_frames` keyframes, every frame of which is reconstructed."""
+    config, training = recipe.tokenizer, recipe.train_tokenizer
+    torch.manual_seed(training.seed)
+    tokenizer = Tokenizer(config)
+    past = recipe.clip_frames - 1
+    tracks = tracks_of(source, split)
+    cut = Cut(past=past, future=1, full_future=False, first=past)
+    windows = Windows(tracks, cut, OccupancyFrames(source, config.grid, keyframes(tracks)))
+    manifest = _manifest("tokenizer", config, training, source, split, recipe)
+    return fit(Job(tokenizer, tokenizer, tokenizer.loss, manifest, config), windows, training, run, resume, stop_at)
+
+
+def write_tokens(
+    tokenizer_path: str | Path, source: Source, names: Iterable[str], folder: str | Path, report: Report = lambda name: None
+) -> TokenCache:
+    """Token cache of some scenes."""
+    tokenizer, manifest = load_tokenizer(tokenizer_path)
+    config = tokenizer.config
+    frames = OccupancyFrames(source, config.grid, keyframes=0, memory_gb=0.0)
+
+    def encode(scene: Scene) -> np.ndarray:
+        occupancy = torch.from_numpy(frames(scene.name, np.arange(len(scene))))
+        poses = torch.from_numpy(np.stack([k.global_T_ego.matrix for k in scene.keyframes]))
+        return tokenizer.tokenize_scene(occupancy, poses).numpy()
+
+    cells = sum(tokenizer.quantiser.level_cells)
+    return build(source, names, encode, folder, manifest.fingerprint, config.quantiser.codes, cells, report)
+
+
+def train_world(
+    recipe: Recipe,
+    tokenizer_path: str | Path,
+    cache: TokenCache,
+    source: Source,
+    split: str,
+    run: Run,
+    resume: bool = False,
+    stop_at: int | None = None,
+) -> Path:
+    """Stage 2, on the tokens of one tokenizer."""
+    tokenizer, parent = load_tokenizer(tokenizer_path)
+    cache.require(parent.fingerprint)
+    config, training = recipe.world, recipe.train_world
+    torch.manual_seed(training.seed)
+    forecaster = Forecaster(tokenizer, WorldModel(config, tokenizer.cells))
+    tracks = tracks_of(source, split)
+    occupancy = OccupancyFrames(source, tokenizer.config.grid, keyframes(tracks)) if config.voxel_weight else None
+    windows = Windows(tracks, Cut(past=PAST), occupancy, cache, future_occupancy=bool(config.voxel_weight))
+    parents = (_parent("tokenizer", tokenizer_path, parent),)
+    manifest = _manifest("world", config, training, source, split, recipe, parents)
+    return fit(Job(forecaster, forecaster.world, forecaster.loss, manifest, config), windows, training, run, resume, stop_at)
+
+
+def train_planner(
+    recipe: Recipe,
+    world_path: str | Path,
+    cache: TokenCache,
+    source: Source,
+    split: str,
+    run: Run,
+    train_ii: bool,
+    resume: bool = False,
+    stop_at: int | None = None,
+) -> Path:
+    """The planner, with or without the imagined future while training."""
+    forecaster, world = load_forecaster(world_path)
+    cache.require(world.parent("tokenizer").fingerprint)
+    config, training = recipe.planner, recipe.train_planner
+    torch.manual_seed(training.seed)
+    driver = Driver(forecaster, Planner(config, forecaster.tokenizer.cells), train_ii)
+    windows = Windows(tracks_of(source, split), Cut(past=PAST), codes=cache)
+    parents = (world.parent("tokenizer"), _parent("world", world_path, world))
+    manifest = _manifest("planner", config, training, source, split, recipe, parents, {"train_ii": train_ii})
+    return fit(Job(driver, driver.planner, driver.loss, manifest, config), windows, training, run, resume, stop_at)
+
+
+def train_ego_mlp(recipe: Recipe, source: Source, split: str, run: Run, resume: bool = False) -> Path:
+    """The ego-status baseline."""
+    config, training = recipe.ego_mlp, recipe.train_ego_mlp
+    torch.manual_seed(training.seed)
+    model = EgoMLP(config)
+    windows = Windows(tracks_of(source, split), Cut(past=PAST))
+    manifest = _manifest("ego-mlp", config, training, source, split, recipe)
+    return fit(Job(model, model, model.loss, manifest, config), windows, training, run, resume)
+
+
+def load_tokenizer(path: str | Path) -> tuple[Tokenizer, Manifest]:
+    """A tokenizer from its checkpoint, ready to use."""
+    manifest = checkpoint.read_manifest(path)
+    checkpoint.require_kind(manifest, "tokenizer", path)
+    tokenizer = Tokenizer(from_plain(TokenizerConfig, manifest.architecture, str(path)))
+    checkpoint.load_weights(tokenizer, checkpoint.load_tensors(path), str(path))
+    return tokenizer.eval().requires_grad_(False), manifest
+
+
+def load_forecaster(path: str | Path, tokenizer_path: str | Path | None = None) -> tuple[Forecaster, Manifest]:
+    """A world model with its tokenizer (the one it names, unless another place is given). Raises LineageError for another tokenizer."""
+    manifest = checkpoint.read_manifest(path)
+    checkpoint.require_kind(manifest, "world", path)
+    tokenizer, found = load_tokenizer(tokenizer_path or _where(manifest, "tokenizer", path))
+    checkpoint.require_parent(manifest, "tokenizer", found.fingerprint, path)
+    world = WorldModel(from_plain(WorldConfig, manifest.architecture, str(path)), tokenizer.cells)
+    checkpoint.load_weights(world, checkpoint.load_tensors(path), str(path))
+    return Forecaster(tokenizer, world).eval().requires_grad_(False), manifest
+
+
+def load_driver(path: str | Path) -> tuple[Driver, Manifest]:
+    """A planner with its world model and tokenizer. Raises LineageError if they are not those it was trained on."""
+    manifest = checkpoint.read_manifest(path)
+    checkpoint.require_kind(manifest, "planner", path)
+    forecaster, world = load_forecaster(_where(manifest, "world", path), _where(manifest, "tokenizer", path))
+    checkpoint.require_parent(manifest, "world", world.fingerprint, path)
+    planner = Planner(from_plain(PlannerConfig, manifest.architecture, str(path)), forecaster.tokenizer.cells)
+    checkpoint.load_weights(planner, checkpoint.load_tensors(path), str(path))
+    return Driver(forecaster, planner, bool(manifest.about.get("train_ii"))).eval(), manifest
+
+
+def load_ego_mlp(path: str | Path) -> EgoMLP:
+    """The ego-status baseline from its checkpoint."""
+    manifest = checkpoint.read_manifest(path)
+    checkpoint.require_kind(manifest, "ego-mlp", path)
+    model = EgoMLP(from_plain(EgoMLPConfig, manifest.architecture, str(path)))
+    checkpoint.load_weights(model, checkpoint.load_tensors(path), str(path))
+    return model.eval().requires_grad_(False)
+
+
+def planner_named(name: str, recipe: Recipe, source: Source, train_split: str, run: Run) -> Callable[[Seen], Tensor]:
+    """A baseline planner by name; `ego-mlp` is trained on the spot, on `train_split`, and kept in the run folder."""
+    if name in KINEMATIC:
+        return KINEMATIC[name]
+    if name == "ego-mlp":
+        return load_ego_mlp(train_ego_mlp(recipe, source, train_split, Run.start(run.folder / "ego-mlp", {"for": name}))).plan
+    raise ConfigError(unknown("planner", name, BASELINES))
+
+
+BASELINES = (*KINEMATIC, "ego-mlp")
+"""Planners by name."""
+
+
+def reconstruction_miou(tokenizer: Tokenizer, cache: TokenCache, occupancy: OccupancyFrames, tracks: Iterable[Track]) -> float:
+    """mIoU of keyframes decoded from their tokens, 0..1."""
+    return metrics.miou(evaluate.reconstruction(tokenizer, cache, occupancy, tracks))
+
+
+def scored_windows(
+    tracks: list[Track], cache: TokenCache | None = None, source: Source | None = None, spec: GridSpec | None = None
+) -> Windows:
+    """Every sample with a full future, the first keyframe of a scene included; with future occupancy when a source and a grid are given."""
+    occupancy = OccupancyFrames(source, spec, keyframes(tracks)) if source is not None and spec is not None else None
+    return Windows(tracks, Cut(past=PAST), occupancy, cache, future_occupancy=occupancy is not None)
+
+
+def _manifest(
+    kind: checkpoint.Kind,
+    config: Any,
+    training: TrainConfig,
+    source: Source,
+    split: str,
+    recipe: Recipe,
+    parents: tuple[Parent, ...] = (),
+    about: dict[str, Any] | None = None,
+) -> Manifest:
+    data = {**source.identity(), "split": split, "occupancy": source.occupancy_source, "command": source.command_source}
+    about = {"recipe": recipe.name, "town": to_plain(recipe.town), **(about or {})}
+    return Manifest(kind, "", to_plain(config), 0, code_version(), to_plain(data), to_plain(training), {}, about, parents)
+
+
+def _parent(kind: str, path: str | Path, manifest: Manifest) -> Parent:
+    return Parent(kind, str(checkpoint.find(path).resolve()), manifest.fingerprint)
+
+
+def _where(manifest: Manifest, kind: str, path: str | Path) -> Path:
+    """Where a parent lies now: at its recorded place, or at the same place relative to a run folder that was moved as a whole."""
+    recorded = Path(manifest.parent(kind).path)
+    if recorded.exists():
+        return recorded
+    moved = checkpoint.find(path).resolve().parents[2].joinpath(*recorded.parts[-3:])
+    return moved if moved.exists() else recorded

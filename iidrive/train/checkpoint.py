@@ -1,0 +1,172 @@
+"""Checkpoints: weights as safetensors beside a manifest that says what they are and what they descend from.
+
+    RUN/checkpoints/samples-000012800/weights.safetensors     for use (the moving average, where there is one)
+                                      training.safetensors    raw weights, optimiser state: to go on training
+                                      manifest.json
+
+A checkpoint is written under a temporary name and renamed when whole. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from iidrive.configs import from_plain, to_plain
+from iidrive.errors import CheckpointError, ConfigError, LineageError
+from iidrive.scene import Lineage
+
+FORMAT = 1
+Kind = Literal["tokenizer", "world", "planner", "ego-mlp"]
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A checkpoint that this one was trained on: where it lay and its fingerprint."""
+
+    kind: str
+    path: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about a checkpoint that is not a tensor. `architecture` and `training` are the configs as plain values."""
+
+    kind: Kind
+    fingerprint: str
+    architecture: dict[str, Any]
+    samples_seen: int
+    code: str
+    data: dict[str, Any]
+    training: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+    parents: tuple[Parent, ...] = ()
+    format: int = FORMAT
+
+    @property
+    def lineage(self) -> Lineage:
+        """Own fingerprint and the parents' (their own parents stand in their manifests)."""
+        kinds = ("tokenizer", "world")
+        parents = tuple(Lineage(p.kind, p.fingerprint) for p in self.parents if p.kind in kinds)  # pyright: ignore[reportArgumentType]
+        return Lineage("planner" if self.kind == "ego-mlp" else self.kind, self.fingerprint, parents)
+
+    def parent(self, kind: str) -> Parent:
+        """The parent of a kind. Raises CheckpointError if there is none."""
+        for parent in self.parents:
+            if parent.kind == kind:
+                return parent
+        raise CheckpointError(f"this {self.kind} names no {kind} that it was trained on.")
+
+
+def fingerprint(architecture: Any, weights: Mapping[str, Tensor], parents: tuple[Parent, ...] = ()) -> str:
+    """16 hex digits that follow from the architecture, every weight's bytes and the parents."""
+    digest = hashlib.sha256(json.dumps(to_plain(architecture), sort_keys=True).encode())
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    for parent in parents:
+        digest.update(parent.fingerprint.encode())
+    return digest.hexdigest()[:16]
+
+
+def save(folder: Path, manifest: Manifest, weights: Mapping[str, Tensor], training: Mapping[str, Tensor] | None = None) -> Path:
+    """Write a checkpoint folder; it appears whole or not at all. An older one of the same name is replaced."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, temporary / "weights.safetensors")
+    if training is not None:
+        save_file({k: v.detach().cpu().contiguous() for k, v in training.items()}, temporary / "training.safetensors")
+    (temporary / "manifest.json").write_text(json.dumps(to_plain(manifest), indent=2) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+    return folder
+
+
+def remove(folder: Path) -> None:
+    """Delete a checkpoint; it leaves the view of readers at once."""
+    gone = folder.with_name(f".{folder.name}.{os.getpid()}.gone")
+    os.replace(folder, gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def find(path: str | Path) -> Path:
+    """The checkpoint folder that a path means: itself, or the newest under a run folder.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    path = Path(path)
+    if (path / "manifest.json").is_file() and (path / "weights.safetensors").is_file():
+        return path
+    newest = sorted((path / "checkpoints").glob("samples-*"))
+    if not newest:
+        raise CheckpointError(f"{path}: no checkpoint here. Give a run folder of `iidrive train`, or a folder with manifest.json.")
+    return newest[-1]
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """The manifest of a checkpoint (or of the newest of a run)."""
+    file = find(path) / "manifest.json"
+    try:
+        return from_plain(Manifest, json.loads(file.read_text()), str(file))
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ConfigError) as error:
+        raise CheckpointError(f"{file}: damaged manifest ({error}). Use the checkpoint before it, or train again.") from None
+
+
+def load_tensors(path: str | Path, name: str = "weights.safetensors") -> dict[str, Tensor]:
+    """The tensors of a checkpoint's file."""
+    file = find(path) / name
+    try:
+        return load_file(file)
+    except FileNotFoundError:
+        raise CheckpointError(f"{file}: missing.") from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{file}: damaged ({error}). Use the checkpoint before it, or train again.") from None
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+    """Put weights into a module, strictly: missing, unexpected and misshapen names are listed."""
+    own = module.state_dict()
+    missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    misshapen = [
+        f"{k} {tuple(weights[k].shape)} for {tuple(v.shape)}" for k, v in own.items() if k in weights and weights[k].shape != v.shape
+    ]
+    if missing or extra or misshapen:
+        problems = [f"{w}: {', '.join(n[:8])}{' …' if len(n) > 8 else ''}" for w, n in _named(missing, extra, misshapen) if n]
+        raise CheckpointError(f"{where}: these weights do not fit the architecture. " + "; ".join(problems) + ".")
+    module.load_state_dict(dict(weights))
+
+
+def _named(missing: list[str], extra: list[str], misshapen: list[str]) -> list[tuple[str, list[str]]]:
+    return [("missing", missing), ("unexpected", extra), ("misshapen", misshapen)]
+
+
+def require_kind(manifest: Manifest, kind: Kind, path: str | Path) -> None:
+    """Raise CheckpointError unless the checkpoint is of a kind."""
+    if manifest.kind != kind:
+        raise CheckpointError(f"{path}: expected a {kind}, found a {manifest.kind} (kinds: {', '.join(get_args(Kind))}).")
+
+
+def require_parent(manifest: Manifest, kind: str, found: str, path: str | Path) -> None:
+    """Raise LineageError unless `found` is the fingerprint of the parent that the checkpoint was trained on."""
+    wanted = manifest.parent(kind).fingerprint
+    if wanted != found:
+        raise LineageError(
+            f"{path}: this {manifest.kind} was trained on {kind} {wanted}, but {kind} {found} was given. Codes and latents of {kind}s trained "
+            f"apart do not mean the same: give the {kind} it was trained on, or train the {manifest.kind} again on the new one."
+        )

@@ -1,0 +1,178 @@
+"""SparseDrive's protocol: its own outputs on 400 cases, and cases small enough to compute by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from make_cases import along, make_cases, random_cases, reordered
+
+from iidrive import geometry
+from iidrive.errors import ConfigError, DataError
+from iidrive.eval.cases import read_cases
+from iidrive.eval.protocols import PROTOCOLS, protocol_named, sparsedrive, sparsedrive_hits, sparsedrive_yaw
+
+RIGHT, FORWARD = (1.0, 0.0), (0.0, 1.0)
+FRONT_M = 0.5 + float(np.float32(4.084)) / 2
+SIDE_M = float(np.float32(1.85)) / 2
+
+
+def hits(path: np.ndarray, *boxes: tuple[int, tuple[float, ...]]) -> list[int]:
+    """Steps 1..6 at which one path collides with boxes given as (step, seven numbers)."""
+    path = path[None].astype(np.float32)
+    box = np.array([b for _, b in boxes], np.float64).reshape(-1, 7)
+    step = np.array([t - 1 for t, _ in boxes], np.int64)
+    return (np.flatnonzero(sparsedrive_hits(path, sparsedrive_yaw(path), box, np.arange(len(box)), step)[0]) + 1).tolist()
+
+
+def test_every_decision_of_the_evaluator(shared: Path) -> None:
+    folder = shared / "fixtures" / "protocols"
+    cases = read_cases(folder / "inputs.npz")
+    assert cases.pred is not None
+    steps = sparsedrive(cases, cases.pred)
+    with np.load(folder / "planning_outputs.npz") as expected:
+        np.testing.assert_array_equal(steps.evaluated, expected["evaluated_full_future"])
+        for field in ("gt_col", "pred_col_raw", "obj_box_col"):
+            np.testing.assert_array_equal(getattr(steps, field), expected[f"sparsedrive_{field}"], err_msg=field)
+        for field in ("yaw_gt", "yaw_pred"):
+            np.testing.assert_allclose(getattr(steps, field), expected[f"sparsedrive_{field}"], atol=1e-6, err_msg=field)
+        np.testing.assert_allclose(steps.L2, expected["sparsedrive_L2"], atol=1e-5)
+
+
+def test_a_still_ego_looks_straight_ahead() -> None:
+    rng = np.random.default_rng(0)
+    path = rng.uniform(-0.1, 0.1, (6, 2)).astype(np.float32)
+    assert sparsedrive_yaw(path[None])[0] == pytest.approx([np.pi / 2] * 6)
+
+
+def test_stillness_is_from_the_first_point_to_the_last_not_from_the_origin() -> None:
+    circle = np.array([(5, 0), (5, 1), (5, 2), (5, 2), (5, 1), (5, 0.4)], np.float32)
+    assert sparsedrive_yaw(circle[None])[0] == pytest.approx([np.pi / 2] * 6)
+    circle[-1] = (5, 0.5)
+    assert sparsedrive_yaw(circle[None])[0, 0] == pytest.approx(np.arctan2(1, 5))
+
+
+def test_heading_is_a_central_difference_and_backward_at_the_end() -> None:
+    path = np.array([(0, 1), (0, 2), (0, 3), (0, 4), (0, 5), (1, 5)], np.float32)
+    assert sparsedrive_yaw(path[None])[0] == pytest.approx([np.pi / 2] * 4 + [np.arctan2(1, 1), 0.0])
+
+
+def test_one_straight_path_hits_one_box_at_one_step() -> None:
+    # Step 2 is at y = 5: the ego box reaches from 5.5 - 2.042 to 5.5 + 2.042. A 1 m cube at y = 8 begins at 7.5.
+    assert hits(along(FORWARD), (2, (0, 8.0, 0, 1, 1, 1, 0))) == [2]
+    assert hits(along(FORWARD), (2, (0, 8.1, 0, 1, 1, 1, 0))) == []
+    assert hits(along(FORWARD), (2, (0, 2.9, 0, 1, 1, 1, 0))) == []  # ends at 3.4, the ego begins at 3.458
+    assert hits(along(FORWARD), (2, (0, 3.0, 0, 1, 1, 1, 0))) == [2]
+
+
+def test_touching_counts_and_a_nanometre_between_does_not() -> None:
+    # Along +x the heading is exactly 0, so corners are exact: the front at step 1 stands at 2.5 + FRONT_M.
+    front = 2.5 + FRONT_M
+    assert hits(along(RIGHT), (1, (front + 1, 0, 0, 2, 2, 2, 0))) == [1]
+    assert hits(along(RIGHT), (1, (front + 1 + 1e-9, 0, 0, 2, 2, 2, 0))) == []
+    assert hits(along(RIGHT), (1, (3, SIDE_M + 1 + 1e-9, 0, 2, 2, 2, 0))) == []
+    assert hits(along(RIGHT), (1, (3, SIDE_M + 1, 0, 2, 2, 2, 0))) == [1]
+
+
+def test_length_lies_along_the_heading() -> None:
+    across = (1, (3, 4, 0, 8, 0.5, 2, np.pi / 2))  # 8 m along y, centred 4 m to the left: reaches y = 0
+    assert hits(along(RIGHT), across) == [1]
+    assert hits(along(RIGHT), (1, (3, 4, 0, 8, 0.5, 2, 0))) == []
+
+
+@pytest.mark.parametrize("size", [(0, 0), (2, 0), (-2, -1), (-2, 1)])
+def test_degenerate_boxes_still_collide(size: tuple[float, float]) -> None:
+    assert hits(along(FORWARD), (1, (0, 3, 0, *size, 1, 0.3))) == [1]
+    assert hits(along(FORWARD), (1, (20, 3, 0, *size, 1, 0.3))) == []
+
+
+def test_no_boxes_no_hit() -> None:
+    assert hits(along(FORWARD)) == []
+
+
+def test_a_nan_box_raises() -> None:
+    with pytest.raises(DataError, match="NaN"):
+        hits(along(FORWARD), (1, (0, 3, 0, 1, np.nan, 1, 0)))
+
+
+def test_a_step_where_the_true_path_hits_too_is_no_obj_box_col() -> None:
+    car = (0.0, 5.0, 0.0, 1.0, 1.0, 1.0, 0.0)
+    cases = make_cases([along(FORWARD), along(RIGHT)], [(0, 2, car), (1, 2, car)])
+    steps = sparsedrive(cases, np.stack([along(FORWARD), along(FORWARD)]))
+    assert steps.gt_col.sum(axis=1).tolist() == [1, 0]
+    assert steps.pred_col_raw.sum(axis=1).tolist() == [1, 1]
+    assert steps.obj_box_col.sum(axis=1).tolist() == [0, 1]
+    assert steps.L2[0].tolist() == [0] * 6
+    assert steps.L2[1] == pytest.approx(2.5 * np.sqrt(2) * np.arange(1, 7), rel=1e-6)
+
+
+def test_boxes_of_now_or_without_lidar_points_are_no_obstacles() -> None:
+    car = (0.0, 5.0, 0.0, 1.0, 1.0, 1.0, 0.0)
+    cases = make_cases([along(FORWARD)], [(0, 0, car), (0, 2, car)])
+    assert sparsedrive(cases, cases.true_path()).gt_col.sum() == 1
+    assert sparsedrive(replace(cases, box_valid=np.array([True, False])), cases.true_path()).gt_col.sum() == 0
+
+
+def test_incomplete_samples_are_zero_and_may_hold_nan() -> None:
+    car = (0.0, 5.0, 0.0, 1.0, 1.0, 1.0, 0.0)
+    cases = make_cases([along(FORWARD)] * 2, [(0, 2, car), (1, 2, car)], masks=[5, 6])
+    path = cases.true_path().copy()
+    path[0] = np.nan
+    steps = sparsedrive(cases, path)
+    assert steps.evaluated.tolist() == [False, True]
+    for field in ("gt_col", "pred_col_raw", "obj_box_col", "L2", "yaw_gt", "yaw_pred"):
+        assert not getattr(steps, field)[0].any(), field
+    assert steps.gt_col[1].sum() == 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_plan_with_nan_raises_and_is_named(bad: float) -> None:
+    cases = make_cases([along(FORWARD)] * 2)
+    path = cases.true_path().copy()
+    path[1, 3, 0] = bad
+    with pytest.raises(DataError, match=r"1 sample \(sample1\)"):
+        sparsedrive(cases, path)
+
+
+def test_a_plan_of_five_steps_raises() -> None:
+    cases = make_cases([along(FORWARD)])
+    with pytest.raises(DataError, match=r"\(1, 6, 2\).*\(1, 5, 2\)"):
+        sparsedrive(cases, cases.true_path()[:, :5])
+
+
+def test_unknown_protocol_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'sparsedrive'"):
+        protocol_named("sparsdrive")
+    assert all(name == row.name for name, row in PROTOCOLS.items())
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_the_quick_filter_changes_no_decision(seed: int) -> None:
+    cases, path = random_cases(seed, n=3, boxes_per_step=4)
+    yaw = sparsedrive_yaw(path)
+    rows = np.arange(len(cases.box))
+    step = cases.box_case.astype(np.int64) * 6 + np.maximum(cases.box_t.astype(np.int64), 1) - 1
+    fast = sparsedrive_hits(path, yaw, cases.box, rows, step).ravel()
+    ego_centre = (path + 0.5 * np.stack([np.cos(yaw), np.sin(yaw)], -1)).reshape(-1, 2)
+    ego = np.asarray(shapely.polygons(geometry.box_corners_bev(ego_centre, np.full(18, 4.084), np.full(18, 1.85), yaw.ravel())))
+    other = np.asarray(shapely.polygons(geometry.box_corners_bev(cases.box[:, :2], cases.box[:, 3], cases.box[:, 4], cases.box[:, 6])))
+    slow = np.zeros(18, bool)
+    for box, at in zip(other, step, strict=True):
+        slow[at] |= bool(shapely.intersects(ego[at], box))
+    np.testing.assert_array_equal(fast, slow)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_samples_do_not_see_each_other(seed: int) -> None:
+    cases, path = random_cases(seed, n=6, boxes_per_step=4)
+    order = np.random.default_rng(seed).permutation(6)
+    one, two = sparsedrive(cases, path), sparsedrive(reordered(cases, order), path[order])
+    for field in ("evaluated", "gt_col", "pred_col_raw", "obj_box_col", "L2", "yaw_gt", "yaw_pred"):
+        np.testing.assert_array_equal(getattr(one, field)[order], getattr(two, field), err_msg=field)

@@ -1,0 +1,171 @@
+"""Aggregates, table and checksum: the evaluator's own, the reference runs', and small ones by hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from make_cases import along, make_cases, random_cases, reordered
+
+from iidrive.errors import ConfigError, DataError
+from iidrive.eval.cases import Predictions, align, read_cases
+from iidrive.eval.score import (
+    NUSCENES_VAL_OBJ_COL,
+    NUSCENES_VAL_SAMPLES,
+    Scores,
+    averaged,
+    checksum_sentence,
+    format_scores,
+    format_table,
+    prefix_means,
+    rate,
+    samples_sentence,
+    score,
+    to_json,
+    write_per_sample,
+)
+
+FORWARD = (0.0, 1.0)
+CAR = (0.0, 5.0, 0.0, 1.0, 1.0, 1.0, 0.0)
+
+
+def with_events(scores: Scores, n: int, **events: tuple[int, ...]) -> Scores:
+    """The same scores as if `n` samples had given these events."""
+    per_step = {**scores.per_step, **{name: rate(np.array(count), n) for name, count in events.items()}}
+    columns = {name: prefix_means(value) for name, value in per_step.items()}
+    counts = {**scores.events, **{name: np.array(count) for name, count in events.items()}}
+    average = {name: averaged(value) for name, value in columns.items()}
+    return replace(scores, n_scored=n, per_step=per_step, columns=columns, average=average, events=counts)
+
+
+@pytest.fixture
+def small() -> Scores:
+    """Two samples ahead, one hit by the plan at step 2 alone, and one whose scene ends."""
+    cases = make_cases([along((1.0, 0.0)), along(FORWARD), along(FORWARD)], [(0, 2, CAR)], masks=[6, 6, 3])
+    return score(cases, np.stack([along(FORWARD)] * 3))
+
+
+def test_the_evaluators_aggregates_and_table(shared: Path) -> None:
+    folder = shared / "fixtures" / "protocols"
+    expected = json.loads((folder / "planning_aggregate.json").read_text())["sparsedrive"]
+    cases = read_cases(folder / "inputs.npz")
+    assert cases.pred is not None
+    scores = score(cases, cases.pred)
+    assert (scores.n_scored, scores.n_skipped) == (expected["N"], 40)
+    assert scores.average["obj_col"] == expected["metric_dict"]["obj_col"]
+    assert scores.average["obj_box_col"] == expected["metric_dict"]["obj_box_col"]
+    assert scores.average["L2"] == pytest.approx(expected["metric_dict"]["L2"], rel=1e-7)
+    assert format_table(scores) == expected["table"]
+
+
+def test_the_reference_checksum_decodes_to_the_last_digit(shared: Path) -> None:
+    reference = json.loads((shared / "fixtures" / "protocols" / "reference_run_counts.json").read_text())
+    assert reference["N"] == NUSCENES_VAL_SAMPLES
+    assert tuple(reference["obj_col"]["counts"]) == NUSCENES_VAL_OBJ_COL
+    columns = prefix_means(rate(np.array(reference["obj_col"]["counts"]), reference["N"]))
+    assert averaged(columns) == reference["obj_col"]["avg"]
+
+
+def test_the_reference_run_as_printed(small: Scores) -> None:
+    # R1: obj_box_col decodes to 1, 2, 4, 11, 23, 74 events (36 N avg = 302 weighted events).
+    run = with_events(small, NUSCENES_VAL_SAMPLES, obj_col=NUSCENES_VAL_OBJ_COL, obj_box_col=(1, 2, 4, 11, 23, 74))
+    run = replace(run, n_skipped=900)
+    lines = format_scores(run).splitlines()
+    assert lines[1] == "|   metrics   |  0.5s  |  1.0s  |  1.5s  |  2.0s  |  2.5s  |  3.0s  |  avg   |"
+    assert lines[3] == "|   obj_col   | 0.742% | 0.713% | 0.684% | 0.659% | 0.649% | 0.638% | 0.670% |"
+    assert lines[4] == "| obj_box_col | 0.020% | 0.029% | 0.046% | 0.088% | 0.160% | 0.374% | 0.164% |"
+    assert lines[7] == "obj_box_col: 0.164%"
+    assert lines[8].startswith("L2: ")
+    assert lines[9].startswith("{'obj_col': 0.006701612793323066, 'obj_box_col': 0.0016387749116499133, 'L2': ")
+    assert lines[10] == "obj_col events per step, of 5119 samples: 38 35 32 30 31 30"
+    assert lines[11] == "obj_box_col events per step, of 5119 samples: 1 2 4 11 23 74"
+    assert "skipped 900: the scene ends before 3.0 s" in lines[12]
+    assert "the obj_col row is that of nuScenes val" in lines[13]
+
+
+def test_by_hand(small: Scores) -> None:
+    assert to_json(small)["sparsedrive"] == {
+        "n_scored": 2,
+        "n_skipped": 1,
+        "per_step": {
+            "obj_col": [0.0] * 6,
+            "obj_box_col": [0.0, 0.5, 0.0, 0.0, 0.0, 0.0],
+            "L2": pytest.approx(1.25 * np.sqrt(2) * np.arange(1, 7), rel=1e-6),
+        },
+        "columns": {
+            "obj_col": [0.0] * 6,
+            "obj_box_col": pytest.approx([0, 1 / 4, 1 / 6, 1 / 8, 1 / 10, 1 / 12]),
+            "L2": pytest.approx(1.25 * np.sqrt(2) * np.arange(2, 8) / 2, rel=1e-6),
+        },
+        "average": {
+            "obj_col": 0.0,
+            "obj_box_col": pytest.approx((1 / 4 + 1 / 8 + 1 / 12) / 3),
+            "L2": pytest.approx(1.25 * np.sqrt(2) * 2.5, rel=1e-6),
+        },
+        "events": {"obj_col": [0] * 6, "obj_box_col": [0, 1, 0, 0, 0, 0]},
+    }
+    json.dumps(to_json(small))
+    assert samples_sentence(small) == "scored 2 samples; skipped 1: the scene ends before 3.0 s."
+
+
+def test_the_checksum_sentence_tells_three_situations_apart(small: Scores) -> None:
+    n = NUSCENES_VAL_SAMPLES
+    assert "the truth is complete and unchanged" in checksum_sentence(with_events(small, n, obj_col=NUSCENES_VAL_OBJ_COL))
+    wrong = checksum_sentence(with_events(small, n, obj_col=(38, 35, 32, 30, 31, 29)))
+    assert "mis-paired" in wrong
+    assert "38, 35, 32, 30, 31, 29" in wrong
+    assert "cannot be checked" in checksum_sentence(with_events(small, n - 1, obj_col=NUSCENES_VAL_OBJ_COL))
+
+
+def test_the_true_path_scores_zero_apart_from_its_own_collisions() -> None:
+    cases = make_cases([along(FORWARD)] * 2, [(0, 2, CAR)])
+    scores = score(cases, cases.true_path())
+    assert scores.events["obj_col"].tolist() == [0, 1, 0, 0, 0, 0]
+    assert scores.average["obj_box_col"] == 0
+    assert scores.average["L2"] == 0
+
+
+def test_per_sample_values_are_written_under_the_evaluators_names(small: Scores, tmp_path: Path) -> None:
+    write_per_sample(tmp_path / "a.npz", small)
+    write_per_sample(tmp_path / "b.npz", small)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    with np.load(tmp_path / "a.npz") as found:
+        names = {f"sparsedrive_{k}" for k in ("gt_col", "pred_col_raw", "obj_box_col", "L2", "yaw_gt", "yaw_pred")}
+        assert set(found.files) == names | {"evaluated_full_future", "token"}
+        assert found["token"].tolist() == ["sample0", "sample1", "sample2"]
+        assert found["sparsedrive_obj_box_col"].sum() == 1
+
+
+def test_nothing_to_score_is_an_error() -> None:
+    cases = make_cases([along(FORWARD)] * 2, masks=[5, 0])
+    with pytest.raises(DataError, match="none of the 2 samples"):
+        score(cases, cases.true_path())
+
+
+def test_nan_and_unknown_protocols_are_errors() -> None:
+    cases = make_cases([along(FORWARD)])
+    with pytest.raises(DataError, match="NaN"):
+        score(cases, np.full((1, 6, 2), np.nan))
+    with pytest.raises(ConfigError, match="unknown protocol 'uniad'"):
+        score(cases, cases.true_path(), "uniad")
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_the_order_of_rows_does_not_matter(seed: int) -> None:
+    cases, path = random_cases(seed, n=8, boxes_per_step=4)
+    cases = replace(cases, gt_ego_fut_masks=cases.gt_ego_fut_masks | (np.arange(8) == 0)[:, None])
+    order = np.random.default_rng(seed).permutation(8)
+    plain = score(cases, align(cases, Predictions(path, cases.token)))
+    shuffled = Predictions(path[order], tuple(cases.token[i] for i in order))
+    assert json.dumps(to_json(score(cases, align(cases, shuffled)))) == json.dumps(to_json(plain))
+    other = reordered(cases, order)
+    moved = score(other, align(other, shuffled))
+    assert moved.average["obj_box_col"] == plain.average["obj_box_col"]
+    assert moved.average["obj_col"] == plain.average["obj_col"]
+    assert moved.average["L2"] == pytest.approx(plain.average["L2"], rel=1e-6)
