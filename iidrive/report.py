@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -11,6 +11,10 @@ from jinja2 import Environment, StrictUndefined
 
 from iidrive.errors import DataError
 from iidrive.runs import Run
+
+ABSENT = ("", "-", "–", "—", "nan", "n/a")
+NUMBER = re.compile(r"[-+−\[(]?\d[-+−±\d.,e%/()\[\]\s]*")
+"""What may stand in a column of numbers: marks of absence, and numbers with their spread or interval, like `1.2 ± 0.1` or `3%`."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Table:
     def numeric(self, column: int) -> bool:
         """Whether a column holds numbers (or marks of absence) and at least one number."""
         cells = [str(row[column]).strip() for row in self.rows]
-        return all(map(_is_number, cells)) and any(cell[-1:].isdigit() or cell[-1:] == "%" for cell in cells)
+        return all(cell in ABSENT or NUMBER.fullmatch(cell) for cell in cells) and any(map(NUMBER.fullmatch, cells))
 
 
 @dataclass(frozen=True)
@@ -75,15 +79,6 @@ def write_index(folder: Path | str, page: Page) -> Path:
             raise DataError(f"picture '{caption}': {folder / relative} does not exist; write the picture before the page that shows it.")
     folder.mkdir(parents=True, exist_ok=True)
     return Run(folder).write_text("index.html", render(page))
-
-
-def _is_number(cell: str) -> bool:
-    if cell in ("", "-", "–", "—"):
-        return True
-    try:
-        return not math.isnan(float(cell.removesuffix("%").replace("−", "-"))) or cell == "nan"
-    except ValueError:
-        return False
 
 
 STYLE = """

@@ -69,9 +69,9 @@ class Data:
         mini = "mini" in str(source.identity().get("version", ""))
         return {"train": "mini_train" if mini else "train", "test": "mini_val" if mini else "val"}[part]
 
-
-TRAIN_SPLIT = {"mini_val": "mini_train", "mini_train": "mini_train"}
-"""The training split that belongs to a test split, where it is not `train`."""
+    def training_split(self, split: str) -> str:
+        """The training split that belongs to a test split."""
+        return "mini_train" if split.startswith("mini_") else "train"
 
 
 def tracks_of(source: Source, split: str) -> list[Track]:
@@ -184,7 +184,7 @@ def load_forecaster(path: str | Path, tokenizer_path: str | Path | None = None) 
     """A world model with its tokenizer (the one it names, unless another place is given). Raises LineageError for another tokenizer."""
     manifest = checkpoint.read_manifest(path)
     checkpoint.require_kind(manifest, "world", path)
-    tokenizer, found = load_tokenizer(tokenizer_path or _where(manifest, "tokenizer", path))
+    tokenizer, found = load_tokenizer(tokenizer_path or locate(manifest, "tokenizer", path))
     checkpoint.require_parent(manifest, "tokenizer", found.fingerprint, path)
     world = WorldModel(from_plain(WorldConfig, manifest.architecture, str(path)), tokenizer.cells)
     checkpoint.load_weights(world, checkpoint.load_tensors(path), str(path))
@@ -195,7 +195,7 @@ def load_driver(path: str | Path) -> tuple[Driver, Manifest]:
     """A planner with its world model and tokenizer. Raises LineageError if they are not those it was trained on."""
     manifest = checkpoint.read_manifest(path)
     checkpoint.require_kind(manifest, "planner", path)
-    forecaster, world = load_forecaster(_where(manifest, "world", path), _where(manifest, "tokenizer", path))
+    forecaster, world = load_forecaster(locate(manifest, "world", path), locate(manifest, "tokenizer", path))
     checkpoint.require_parent(manifest, "world", world.fingerprint, path)
     planner = Planner(from_plain(PlannerConfig, manifest.architecture, str(path)), forecaster.tokenizer.cells)
     checkpoint.load_weights(planner, checkpoint.load_tensors(path), str(path))
@@ -224,8 +224,9 @@ BASELINES = (*KINEMATIC, "ego-mlp")
 """Planners by name."""
 
 
-def reconstruction_miou(tokenizer: Tokenizer, cache: TokenCache, occupancy: OccupancyFrames, tracks: Iterable[Track]) -> float:
+def reconstruction_miou(tokenizer: Tokenizer, cache: TokenCache, source: Source, tracks: list[Track]) -> float:
     """mIoU of keyframes decoded from their tokens, 0..1."""
+    occupancy = OccupancyFrames(source, tokenizer.config.grid, keyframes(tracks))
     return metrics.miou(evaluate.reconstruction(tokenizer, cache, occupancy, tracks))
 
 
@@ -256,7 +257,7 @@ def _parent(kind: str, path: str | Path, manifest: Manifest) -> Parent:
     return Parent(kind, str(checkpoint.find(path).resolve()), manifest.fingerprint)
 
 
-def _where(manifest: Manifest, kind: str, path: str | Path) -> Path:
+def locate(manifest: Manifest, kind: str, path: str | Path) -> Path:
     """Where a parent lies now: at its recorded place, or at the same place relative to a run folder that was moved as a whole."""
     recorded = Path(manifest.parent(kind).path)
     if recorded.exists():

@@ -315,10 +315,10 @@ def _draw_boxes(axes: Axes, boxes: Boxes, filled: bool) -> None:
 
 
 def _path(axes: Axes, line: Float[Array, "n 2"], label: str, style: tuple[str, str, str], width: float, zorder: float) -> Artist:
-    """A path with a marker at each step but the first, on a white ribbon that sets it off from the map."""
+    """A path with a marker at each step but the first, on a white ribbon (below all paths) that sets it off from the map."""
     colour, dashes, marker = style
-    axes.plot(line[:, 0], line[:, 1], color="white", lw=width + 1.6, alpha=0.8, zorder=zorder, solid_capstyle="round")
-    (drawn,) = axes.plot(line[:, 0], line[:, 1], color=colour, ls=dashes, lw=width, marker=marker, zorder=zorder + 0.5, label=label)
+    axes.plot(line[:, 0], line[:, 1], color="white", lw=width + 1.6, alpha=0.8, zorder=6, solid_capstyle="round")
+    (drawn,) = axes.plot(line[:, 0], line[:, 1], color=colour, ls=dashes, lw=width, marker=marker, zorder=zorder, label=label)
     drawn.set(markersize=width + 3.8, markeredgecolor="white", markeredgewidth=0.8, markevery=slice(1, None))
     return drawn
 
@@ -416,8 +416,9 @@ def _legends(figure: Figure, legends: Mapping[str, list[Artist]], left_in: float
         if not handles:
             continue
         x, y, _, _ = _place(figure, left_in, top_in, 0, 0)
+        columns = 2 if beside and len(handles) > 10 else 1
         drawn: Legend = figure.legend(
-            handles=handles, title=title, loc="upper left", bbox_to_anchor=(x, y), ncols=2 if beside and len(handles) > 10 else 1, alignment="left", frameon=False,
+            handles=handles, title=title, loc="upper left", bbox_to_anchor=(x, y), ncols=columns, alignment="left", frameon=False,
             fontsize=10, title_fontproperties={"weight": "bold", "size": 10},
             handlelength=2.6, columnspacing=1.0, labelspacing=0.35, borderaxespad=0.0, borderpad=0.2,
         )  # fmt: skip

@@ -73,6 +73,11 @@ class TokenCache:
                 "Two codebooks trained apart do not agree on what a token means: write the tokens anew with `iidrive tokens` and this tokenizer."
             )
 
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one keyframe's packed codes."""
+        return -(-self.manifest.codes_per_frame * self.manifest.bits // 8)
+
     def path(self, scene: str) -> Path:
         """File of one scene."""
         return self.folder / "scenes" / f"{scene}.safetensors"

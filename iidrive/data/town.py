@@ -68,8 +68,8 @@ class TownConfig:
         ):
             if getattr(self, name) < least:
                 raise ConfigError(f"TownConfig.{name} must be at least {least}; found {getattr(self, name)}.")
-        if self.keyframes > 61:
-            raise ConfigError(f"TownConfig.keyframes must be at most 61 (30 s, as far as routes reach); found {self.keyframes}.")
+        if self.keyframes > 45:
+            raise ConfigError(f"TownConfig.keyframes must be at most 45 (22 s, as far as routes reach); found {self.keyframes}.")
         for name in ("traffic", "pedestrians", "parked"):
             if not 0 <= getattr(self, name) <= 3:
                 raise ConfigError(f"TownConfig.{name} is a factor from 0 to 3; found {getattr(self, name)}.")

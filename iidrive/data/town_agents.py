@@ -18,7 +18,7 @@ EGO_SIZE_M = (4.084, 1.85, 1.56)
 EGO_AXLE_M = 1.44
 """From the rear axle to the middle of the body: LIDAR_TOP (0.94 m ahead of the axle) plus 0.5 m."""
 
-ROUTE_M = 300.0
+ROUTE_M = 320.0
 
 # category: share, length, width, height, wheelbase as a share of the length, agility
 KINDS: dict[str, tuple[float, float, float, float, float, float]] = {
@@ -188,7 +188,7 @@ def spawn_walkers(rng: np.random.Generator, roads: Roads, around: Surroundings, 
         middle = (crossing.left + crossing.right) / 2
         if ((seen - middle) ** 2).sum(-1).min() > 40.0**2:
             continue
-        for _ in range(rng.poisson((0.7 if k in on_route else 0.4) * density)):
+        for _ in range(rng.poisson((1.0 if k in on_route else 0.4) * density)):
             walkers.append(_crosser(rng, crossing.left, crossing.right, k, inner, flat, owner, first))
     return walkers
 
@@ -236,7 +236,7 @@ def spawn_still(rng: np.random.Generator, roads: Roads, around: Surroundings, de
         for side, sign in ((0, -1.0), (1, 1.0)):
             turn = np.pi if side == 0 else 0.0
             kerb = street.half_m[side]
-            works = rng.random() < 0.12
+            works = rng.random() < 0.2
             if street.parking_m[side]:
                 full = min(rng.uniform(0.25, 0.9) * density, 1.0)
                 begin = rng.uniform(low, max(low + 1, high - 20)) if works else np.inf

@@ -211,7 +211,7 @@ def build_roads(rng: np.random.Generator) -> Roads:
     lane_m = rng.uniform(3.2, 3.7, lines)
     median = np.where((lanes_of == 2) & (rng.random(lines) < 0.6), rng.uniform(1.2, 3.0, lines), 0.0)
     parking = np.where(rng.random((lines, 2)) < 0.5, 2.3, 0.0)
-    limit = np.where(lanes_of == 2, rng.uniform(10.5, 13.0, lines), rng.uniform(8.5, 11.5, lines))
+    limit = np.where(lanes_of == 2, rng.uniform(11.0, 13.0, lines), rng.uniform(9.5, 12.0, lines))
     base = median / 2 + lanes_of * lane_m + 0.3 + parking.max(1)
     park = rng.uniform(0.05, 0.35)
 
@@ -243,7 +243,7 @@ def build_roads(rng: np.random.Generator) -> Roads:
     links = _links(lanes, facing, degree)
     links_of = tuple(tuple(k for k, link in enumerate(links) if link.lane_in == i) for i in range(len(lanes)))
     crossings, crossings_of = _crossings(rng, streets, degree)
-    all_way = rng.random(len(nodes)) < 0.12
+    all_way = rng.random(len(nodes)) < 0.22
     stop_sign = {}
     for lane in lanes:
         cross = [lanes_of[line] for k, line in at[lane.end].items() if (k - lane.to_arm) % 2 == 1]

@@ -22,8 +22,8 @@ STEP_M = 0.5
 COMMAND_M = 28.0
 """A manoeuvre is announced this far before it begins."""
 
-LATERAL_ACC = 2.3
-BRAKE_ACC = 1.6
+LATERAL_ACC = 2.6
+BRAKE_ACC = 1.8
 
 
 @dataclass(frozen=True)

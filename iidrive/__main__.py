@@ -1,0 +1,5 @@
+"""`python -m iidrive`."""
+
+from iidrive.cli import main
+
+main()

@@ -1,0 +1,317 @@
+"""The command line: one typed function per command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jsonargparse import auto_cli
+from rich.console import Console
+
+from iidrive import assess, recipes, stages
+from iidrive import demo as demo_
+from iidrive.configs import to_plain
+from iidrive.data.source import Source
+from iidrive.data.tokens import TokenCache
+from iidrive.errors import ConfigError, IIDriveError
+from iidrive.eval import score as scoring
+from iidrive.eval.cases import align, read_cases, read_predictions
+from iidrive.eval.protocols import protocol_named
+from iidrive.recipes import Recipe
+from iidrive.runs import Run
+from iidrive.stages import Data, DataName
+from iidrive.train import checkpoint
+
+Switch = Literal["on", "off"]
+console = Console(stderr=True)
+
+
+def demo(data: DataName = "town", root: str = "", recipe: Recipe = recipes.demo(), out: str = "runs/demo") -> None:  # noqa: B008
+    """Train all three models, evaluate them beside the baselines, print the tables and draw the pictures.
+
+    Args:
+        data: embedded towns, or nuScenes (train on mini_train or train, test on mini_val or val).
+        root: folder of nuScenes that holds v1.0-…/ and maps/.
+        recipe: tiny, demo, small, full or a YAML file; any field can follow, as in --recipe.train_world.samples 1600.
+        out: run folder.
+    """
+    demo_.run(recipe, Data(data, root), Path(out))
+
+
+def train_tokenizer(
+    run: str = "runs/tokenizer",
+    data: DataName = "town",
+    root: str = "",
+    split: str = "",
+    recipe: Recipe = recipes.small(),  # noqa: B008
+    occupancy: Literal["auto", "labels", "derived", "predicted"] = "auto",
+    gts: str = "",
+    predicted: str = "",
+    resume: Switch = "off",
+) -> None:
+    """Stage 1: train the scene tokenizer.
+
+    Args:
+        run: run folder to write.
+        data: embedded towns or nuScenes.
+        root: folder of nuScenes.
+        split: scenes to train on; default: the usual training split.
+        recipe: tiny, demo, small, full or a YAML file; any field can follow, as in --recipe.train_tokenizer.batch 4.
+        occupancy: which occupancy of nuScenes to use.
+        gts: folder of Occ3D labels (default: ROOT/gts).
+        predicted: folder of predicted labels in the Occ3D layout.
+        resume: go on from the newest checkpoint of the run folder.
+    """
+    source, split = _open(Data(data, root, "", occupancy, gts, predicted), recipe, split)
+    started = Run.start(run, _about("train tokenizer", recipe, source, split))
+    _finish(stages.train_tokenizer(recipe, source, split, started, resume == "on"), run)
+
+
+def train_world(
+    tokenizer: str,
+    run: str = "runs/world",
+    tokens: str = "",
+    data: DataName = "town",
+    root: str = "",
+    split: str = "",
+    recipe: Recipe = recipes.small(),  # noqa: B008
+    occupancy: Literal["auto", "labels", "derived", "predicted"] = "auto",
+    gts: str = "",
+    predicted: str = "",
+    resume: Switch = "off",
+) -> None:
+    """Stage 2: train the world model on a tokenizer's tokens.
+
+    Args:
+        tokenizer: run folder or checkpoint of stage 1.
+        run: run folder to write.
+        tokens: token cache written by `iidrive tokens`; default: RUN/tokens, written if absent.
+        data: embedded towns or nuScenes.
+        root: folder of nuScenes.
+        split: scenes to train on; default: the usual training split.
+        recipe: tiny, demo, small, full or a YAML file, with overrides.
+        occupancy: which occupancy of nuScenes to use.
+        gts: folder of Occ3D labels (default: ROOT/gts).
+        predicted: folder of predicted labels in the Occ3D layout.
+        resume: go on from the newest checkpoint of the run folder.
+    """
+    source, split = _open(Data(data, root, "", occupancy, gts, predicted), recipe, split)
+    started = Run.start(run, _about("train world", recipe, source, split))
+    cache = _tokens(tokens, tokenizer, source, split, Path(run))
+    _finish(stages.train_world(recipe, tokenizer, cache, source, split, started, resume == "on"), run)
+
+
+def train_planner(
+    world: str,
+    train_ii: Switch = "on",
+    run: str = "runs/planner",
+    tokens: str = "",
+    data: DataName = "town",
+    root: str = "",
+    split: str = "",
+    recipe: Recipe = recipes.small(),  # noqa: B008
+    occupancy: Literal["auto", "labels", "derived", "predicted"] = "auto",
+    gts: str = "",
+    predicted: str = "",
+    resume: Switch = "off",
+) -> None:
+    """Train the planner on top of a world model.
+
+    Args:
+        world: run folder or checkpoint of stage 2.
+        train_ii: whether the planner learns to use the imagined future.
+        run: run folder to write.
+        tokens: token cache; default: the world run's, or RUN/tokens, written if absent.
+        data: embedded towns or nuScenes.
+        root: folder of nuScenes.
+        split: scenes to train on; default: the usual training split.
+        recipe: tiny, demo, small, full or a YAML file, with overrides.
+        occupancy: which occupancy of nuScenes to use.
+        gts: folder of Occ3D labels (default: ROOT/gts).
+        predicted: folder of predicted labels in the Occ3D layout.
+        resume: go on from the newest checkpoint of the run folder.
+    """
+    source, split = _open(Data(data, root, "", occupancy, gts, predicted), recipe, split)
+    started = Run.start(run, _about("train planner", recipe, source, split))
+    parent = checkpoint.read_manifest(world).parent("tokenizer")
+    near = Path(world) / "tokens"
+    cache = _tokens(tokens or (str(near) if near.is_dir() else ""), parent.path, source, split, Path(run))
+    _finish(stages.train_planner(recipe, world, cache, source, split, started, train_ii == "on", resume == "on"), run)
+
+
+def tokens(
+    tokenizer: str,
+    out: str,
+    data: DataName = "town",
+    root: str = "",
+    split: str = "",
+    recipe: Recipe = recipes.small(),  # noqa: B008
+    occupancy: Literal["auto", "labels", "derived", "predicted"] = "auto",
+    gts: str = "",
+    predicted: str = "",
+) -> None:
+    """Write the token cache of a split: the code indices of every keyframe.
+
+    Args:
+        tokenizer: run folder or checkpoint of stage 1.
+        out: folder to write; scenes already there are kept.
+        data: embedded towns or nuScenes.
+        root: folder of nuScenes.
+        split: scenes to tokenize; default: the usual training split.
+        recipe: names the towns (seed, number of scenes).
+        occupancy: which occupancy of nuScenes to use.
+        gts: folder of Occ3D labels (default: ROOT/gts).
+        predicted: folder of predicted labels in the Occ3D layout.
+    """
+    source, split = _open(Data(data, root, "", occupancy, gts, predicted), recipe, split)
+    cache = _tokens(out, tokenizer, source, split, Path(out))
+    print(f"tokens of {split} in {cache.folder}: {cache.frame_bytes} bytes a keyframe, tokenizer {cache.manifest.tokenizer}")
+
+
+def evaluate(
+    planner: str,
+    data: DataName = "town",
+    root: str = "",
+    split: str = "",
+    test_ii: Switch = "off",
+    json: str = "",
+    run: str = "",
+    recipe: Recipe = recipes.small(),  # noqa: B008
+    occupancy: Literal["auto", "labels", "derived", "predicted"] = "auto",
+    gts: str = "",
+    predicted: str = "",
+) -> None:
+    """Plan every sample of a split, print the reference table, write predictions keyed by sample token.
+
+    Args:
+        planner: still, constant-velocity, ctrv, ego-mlp; or a run folder or checkpoint (of a world model: forecasting alone).
+        data: embedded towns or nuScenes.
+        root: folder of nuScenes.
+        split: scenes to test on; default: the usual test split.
+        test_ii: whether the planner uses the imagined future now.
+        json: where to write the scores.
+        run: run folder to write; default: runs/evaluate-PLANNER-SPLIT.
+        recipe: names the towns and the ego-status MLP's training (a checkpoint's own towns are used when it was trained on towns).
+        occupancy: which occupancy of nuScenes to use.
+        gts: folder of Occ3D labels (default: ROOT/gts).
+        predicted: folder of predicted labels in the Occ3D layout.
+    """
+    choice = Data(data, root, "", occupancy, gts, predicted)
+    if planner not in stages.BASELINES:
+        recipe = replace(recipe, town=assess.town_of(checkpoint.read_manifest(planner), recipe.town))
+    source, split = _open(choice, recipe, split, "test")
+    name = Path(planner).name if planner not in stages.BASELINES else planner
+    started = Run.start(run or f"runs/evaluate-{name}-{split}", _about("evaluate", recipe, source, split) | {"test_ii": test_ii})
+    result = assess.assess(planner, source, split, choice.training_split(split), recipe, started, test_ii == "on")
+    print(result.text)
+    if json:
+        _write_json(json, result.scores)
+
+
+def score(
+    cases: str,
+    protocol: str = "sparsedrive",
+    predictions: str = "",
+    json: str = "",
+    per_sample: str = "",
+) -> None:
+    """Score planned paths by a public protocol.
+
+    Args:
+        cases: truth: an npz cases file.
+        protocol: sparsedrive.
+        predictions: an npz of planned paths keyed by sample token; default: `pred` of the cases file, or the true path as a checksum.
+        json: where to write the scores.
+        per_sample: where to write the per-sample decisions (npz).
+    """
+    protocol_named(protocol)
+    truth = read_cases(cases)
+    if predictions:
+        paths = align(truth, read_predictions(predictions))
+    elif truth.pred is not None:
+        paths = truth.pred
+    else:
+        print("no predictions given: scoring the true path itself, whose obj_col row is a checksum of the set.")
+        paths = np.cumsum(truth.gt_ego_fut_offsets, axis=1, dtype=np.float32)
+    scores = scoring.score(truth, paths, protocol)
+    print(scoring.format_scores(scores))
+    if json:
+        _write_json(json, scoring.to_json(scores))
+    if per_sample:
+        scoring.write_per_sample(per_sample, scores)
+
+
+COMMANDS: dict[str, Any] = {
+    "demo": demo,
+    "train": {"_help": "Train a stage.", "tokenizer": train_tokenizer, "world": train_world, "planner": train_planner},
+    "tokens": tokens,
+    "evaluate": evaluate,
+    "score": score,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: errors that iidrive raises on purpose are printed as one sentence, exit status 2."""
+    try:
+        auto_cli(COMMANDS, args=_spell(sys.argv[1:] if arguments is None else arguments), as_positional=True, prog="iidrive")
+    except IIDriveError as error:
+        console.print(f"iidrive: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+def _spell(arguments: Sequence[str]) -> list[str]:
+    """`--test-ii` as `--test_ii`, and a recipe's name as its values, so that overrides can follow it."""
+    out: list[str] = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name.startswith("--"):
+            argument = "--" + name[2:].replace("-", "_") + equals + value
+        if name == "--recipe" and value and not value.endswith((".yaml", ".yml", ".json")):
+            argument = f"--recipe={json.dumps(to_plain(recipes.named(value)))}"
+        elif out and out[-1] == "--recipe" and not argument.endswith((".yaml", ".yml", ".json")):
+            argument = json.dumps(to_plain(recipes.named(argument)))
+        out.append(argument)
+    return out
+
+
+def _open(data: Data, recipe: Recipe, split: str, part: Literal["train", "test"] = "train") -> tuple[Source, str]:
+    source = data.open(recipe.town)
+    return source, split or data.split(source, part)
+
+
+def _about(command: str, recipe: Recipe, source: Source, split: str) -> dict[str, Any]:
+    return {"what": command, "data": source.identity(), "split": split, "recipe": to_plain(recipe)}
+
+
+def _tokens(folder: str, tokenizer: str, source: Source, split: str, run: Path) -> TokenCache:
+    names = source.scene_names(split)
+    with assess.counting("tokens", len(names)) as tick:
+        return stages.write_tokens(tokenizer, source, names, folder or run / "tokens", tick)
+
+
+def _finish(path: Path, run: str) -> None:
+    manifest = checkpoint.read_manifest(path)
+    print(f"{manifest.kind} {manifest.fingerprint} after {manifest.samples_seen} samples: {path}")
+    follow = {
+        "tokenizer": f"iidrive train world {run}",
+        "world": f"iidrive train planner {run}",
+        "planner": f"iidrive evaluate {run} --test-ii on",
+    }
+    print(f"next: {follow[manifest.kind]}")
+
+
+def _write_json(path: str, value: object) -> None:
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    Run(target.parent).write_json(target.name, value)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        raise ConfigError("no command")
+    main()

@@ -1,0 +1,145 @@
+"""The index page: all of it there, all of it escaped, nothing from elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from iidrive.errors import DataError
+from iidrive.report import Page, Table, render, write_index
+
+EVIL = '<script>alert("1")</script> & <b>bold</b>'
+PAGE = Page(
+    "Two models & a town",
+    "What they plan.",
+    facts=[("data", "town, seed 0"), ("seconds", "12")],
+    tables=[
+        ("planning", Table(("planner", "L2 3 s"), [("ii on", "0.31 ± 0.02"), ("ii off", "—")])),
+        ("forecast", "  mIoU   IoU\n  31.2  42.1"),
+    ],
+    pictures=[("a scene", "figures/scene 1#.png")],
+    notes=["A small run.", "Another note."],
+)
+VOID = {"meta", "img", "link", "br"}
+
+
+class _Reader(HTMLParser):
+    """Tags with attributes, the text within each kind of tag, and whether every tag is closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: dict[str, list[str]] = {}
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and data.strip():
+            self.text.setdefault(self.open[-1], []).append(data)
+
+    def attributes(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "run" / "figures").mkdir(parents=True)
+    (tmp_path / "run" / "figures" / "scene 1#.png").write_bytes(b"picture")
+    return tmp_path / "run"
+
+
+def test_the_page_holds_everything(folder: Path) -> None:
+    path = write_index(folder, PAGE)
+    assert path == folder / "index.html"
+    assert sorted(p.name for p in folder.iterdir()) == ["figures", "index.html"], "no temporary file stays"
+    page = _Reader(path.read_text(encoding="utf-8"))
+    assert page.open == [], "every tag is closed"
+    assert page.attributes("html") == [{"lang": "en"}]
+    assert page.text["title"] == page.text["h1"] == ["Two models & a town"]
+    assert page.text["p"] == ["What they plan."]
+    assert page.text["dt"] == ["data", "seconds"]
+    assert page.text["dd"] == ["town, seed 0", "12"]
+    assert page.text["li"] == ["A small run.", "Another note."]
+    assert page.text["th"] == ["planner", "L2 3 s"]
+    assert page.text["td"] == ["ii on", "0.31 ± 0.02", "ii off", "—"]
+    assert page.text["pre"] == ["\n  mIoU   IoU\n  31.2  42.1"]
+    assert page.text["figcaption"] == ["planning", "forecast", "a scene"]
+    (picture,) = page.attributes("img")
+    assert picture["alt"] == "a scene"
+    assert (folder / unquote(str(picture["src"]))).read_bytes() == b"picture"
+
+
+def test_nothing_comes_from_elsewhere(folder: Path) -> None:
+    text = write_index(folder, PAGE).read_text(encoding="utf-8")
+    assert "http:" not in text
+    assert "https:" not in text
+    assert "@import" not in text
+    page = _Reader(text)
+    assert not page.attributes("script")
+    assert not page.attributes("link")
+    assert "prefers-color-scheme" in text
+
+
+def test_everything_is_escaped() -> None:
+    everywhere = Page(
+        EVIL,
+        EVIL,
+        [(EVIL, EVIL)],
+        [(EVIL, EVIL), (EVIL, Table((EVIL,), [(EVIL,)]))],
+        [(EVIL, "a.png"), (EVIL, 'b" onerror="x.png')],
+        [EVIL],
+    )
+    text = render(everywhere)
+    assert "<script>" not in text
+    assert "<b>" not in text
+    page = _Reader(text)
+    assert all(set(a) == {"src", "alt"} for a in page.attributes("img")), "no attribute slips in"
+    assert [a["alt"] for a in page.attributes("img")] == [EVIL, EVIL]
+    for tag in ("title", "h1", "p", "dt", "dd", "th", "td", "li"):
+        assert page.text[tag] == [EVIL], tag
+
+
+def test_an_almost_empty_page(tmp_path: Path) -> None:
+    page = _Reader(write_index(tmp_path / "new" / "run", Page("Title", "Lead.")).read_text(encoding="utf-8"))
+    assert page.open == []
+    assert "h2" not in page.text, "no heading stands over nothing"
+
+
+def test_a_second_page_replaces_the_first(tmp_path: Path) -> None:
+    write_index(tmp_path, Page("First", ""))
+    write_index(tmp_path, Page("Second", ""))
+    assert [p.name for p in tmp_path.iterdir()] == ["index.html"]
+    assert "First" not in (tmp_path / "index.html").read_text(encoding="utf-8")
+
+
+def test_columns_of_numbers_are_told_from_words() -> None:
+    rows = [("a", "1.5", "3%", "-0.2 [-0.4, 0.1]", "—", "1e-3"), ("2", "—", "12", "1.2 ± 0.1", "", "nan")]
+    table = Table(tuple("abcdef"), rows)
+    assert [table.numeric(k) for k in range(6)] == [False, True, True, True, False, True]
+
+
+@pytest.mark.parametrize(
+    "name", ["missing.png", "/etc/hostname", "../run/figures/scene 1#.png", "https://example.org/a.png", "figures\\a.png"]
+)
+def test_pictures_must_lie_in_the_folder(folder: Path, name: str) -> None:
+    with pytest.raises(DataError, match="a scene"):
+        write_index(folder, replace(PAGE, pictures=[("a scene", name)]))
+    assert not (folder / "index.html").exists()
+
+
+def test_rows_must_fit_the_header() -> None:
+    with pytest.raises(DataError, match="row 2"):
+        Table(("a", "b"), [("1", "2"), ("1",)])
