@@ -22,19 +22,15 @@ ROUTE_M = 320.0
 
 # category: share, length, width, height, wheelbase as a share of the length, agility
 KINDS: dict[str, tuple[float, float, float, float, float, float]] = {
-    "vehicle.car": (0.76, 4.5, 1.85, 1.6, 0.62, 1.0),
-    "vehicle.truck": (0.07, 6.8, 2.35, 2.8, 0.6, 0.85),
-    "vehicle.bus.rigid": (0.04, 10.5, 2.6, 3.3, 0.55, 0.8),
-    "vehicle.motorcycle": (0.03, 2.1, 0.8, 1.5, 0.65, 1.0),
-    "vehicle.bicycle": (0.07, 1.75, 0.6, 1.6, 0.6, 0.55),
+    "vehicle.car": (0.66, 4.5, 1.85, 1.6, 0.62, 1.0),
+    "vehicle.truck": (0.1, 6.8, 2.35, 2.8, 0.6, 0.85),
+    "vehicle.bus.rigid": (0.08, 10.5, 2.6, 3.3, 0.55, 0.8),
+    "vehicle.bicycle": (0.16, 1.75, 0.6, 1.6, 0.6, 0.55),
 }
 
 PARKED: dict[str, tuple[float, float, float, float]] = {
-    "vehicle.car": (0.86, 4.5, 1.85, 1.6),
-    "vehicle.truck": (0.06, 6.4, 2.1, 2.6),
-    "vehicle.trailer": (0.02, 5.0, 2.0, 2.2),
-    "vehicle.construction": (0.02, 5.2, 2.1, 2.9),
-    "vehicle.motorcycle": (0.04, 2.1, 0.8, 1.4),
+    "vehicle.car": (0.88, 4.5, 1.85, 1.6),
+    "vehicle.truck": (0.12, 6.4, 2.1, 2.6),
 }
 
 
@@ -236,7 +232,7 @@ def spawn_still(rng: np.random.Generator, roads: Roads, around: Surroundings, de
         for side, sign in ((0, -1.0), (1, 1.0)):
             turn = np.pi if side == 0 else 0.0
             kerb = street.half_m[side]
-            works = rng.random() < 0.2
+            works = rng.random() < 0.35
             if street.parking_m[side]:
                 full = min(rng.uniform(0.25, 0.9) * density, 1.0)
                 begin = rng.uniform(low, max(low + 1, high - 20)) if works else np.inf
@@ -254,10 +250,8 @@ def spawn_still(rng: np.random.Generator, roads: Roads, around: Surroundings, de
                 for k in range(7 if works else 0):
                     s = begin + 2 * k
                     if s < high and (np.abs(spots - s) > 4).all():
-                        name = "movable_object.trafficcone" if k in (0, 6) or number % 2 else "movable_object.barrier"
                         xy, yaw = at(s, sign * (kerb - (1.0 if k in (0, 6) else 1.7)))
-                        size = (0.4, 0.4, 0.8) if name.endswith("cone") else (0.5, 1.7, 1.0)
-                        still.append(Still(name, xy, yaw + (0.0 if name.endswith("cone") else np.pi / 2), size))
+                        still.append(Still("movable_object.barrier", xy, yaw + np.pi / 2, (0.5, 1.7, 1.0)))
             walk = street.sidewalk_m[side]
             for _ in range(rng.poisson(0.022 * people * max(high - low, 0))):
                 if walk > 3.6 or rng.random() < 0.3:
@@ -265,11 +259,9 @@ def spawn_still(rng: np.random.Generator, roads: Roads, around: Surroundings, de
                     kind = "human.pedestrian.adult" if rng.random() < 0.9 else "human.pedestrian.child"
                     tall = rng.uniform(1.6, 1.9) if kind.endswith("adult") else rng.uniform(1.0, 1.4)
                     still.append(Still(kind, xy, rng.uniform(-np.pi, np.pi), (0.65, 0.65, tall)))
-            for _ in range(rng.poisson(0.012 * max(high - low, 0)) if walk > 3.8 else 0):
+            for _ in range(rng.poisson(0.03 * max(high - low, 0)) if walk > 3.8 else 0):
                 xy, yaw = at(rng.uniform(low, max(high, low + 1)), sign * (kerb + walk - 0.45))
-                bike = rng.random() < 0.5
-                name, size = ("vehicle.bicycle", (1.7, 0.55, 1.2)) if bike else ("movable_object.pushable_pullable", (0.6, 0.6, 1.1))
-                still.append(Still(name, xy, yaw, size))
+                still.append(Still("vehicle.bicycle", xy, yaw, (1.7, 0.55, 1.2)))
     return _apart(still, around)
 
 
