@@ -39,7 +39,7 @@ def lovasz(logits: Float[Tensor, "*V K"], labels: UInt8[Tensor, "*V"], bins: int
     """Lovász-softmax (Berman et al. 2018, algorithm 1) over all known voxels together, mean over the classes that are present.
 
     With `bins` > 0 errors are ordered by histogram instead of by sorting: elements whose errors fall into the same of `bins` equal
-    intervals share their mean weight. Linear time; the value differs from the exact one by at most 1 / bins.
+    intervals share one weight for true and one for false elements. Linear time; the value differs from the exact one by at most 1 / bins.
     """
     known = labels != IGNORE
     everywhere = bool(known.all())
@@ -71,9 +71,16 @@ def _histogram_weights(errors: Tensor, truth: Tensor, bins: int) -> Tensor:
     place += torch.arange(classes, device=errors.device)[:, None] * bins
     count = torch.bincount(place.view(-1), minlength=classes * bins).view(classes, bins).double()
     hits = torch.bincount(place[truth], minlength=classes * bins).view(classes, bins).double()
-    jaccard = _jaccard(hits.cumsum(-1), count.cumsum(-1), hits.sum(-1, keepdim=True))
-    step = torch.diff(jaccard, dim=-1, prepend=torch.zeros_like(jaccard[:, :1])) / count.clamp(min=1)
-    return step.to(errors.dtype).view(-1)[place]
+    total = hits.sum(-1, keepdim=True)
+    wrong_hits, seen = hits.cumsum(-1), count.cumsum(-1)
+    jaccard = _jaccard(wrong_hits, seen, total)
+    step = torch.diff(jaccard, dim=-1, prepend=torch.zeros_like(jaccard[:, :1]))
+    # Within an interval a true element adds 1 / union and a false one intersection / union^2, both at the interval's middle.
+    union = (total + seen - wrong_hits - (count - hits) / 2).clamp(min=1)
+    for_true, for_false = 1 / union, (total - wrong_hits + hits / 2) / union.square()
+    scale = step / (hits * for_true + (count - hits) * for_false).clamp(min=1e-12)
+    weights = torch.stack([for_false * scale, for_true * scale]).to(errors.dtype).view(2, -1)
+    return torch.where(truth, weights[1][place], weights[0][place])
 
 
 def _jaccard(hits: Tensor, seen: Tensor, total: Tensor) -> Tensor:

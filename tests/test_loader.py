@@ -1,0 +1,52 @@
+"""Windows, their order, and what they know."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from small_scene import circle_scene, straight_scene
+
+from iidrive.data.loader import Cut, Track, Windows, draws, in_order, order
+from iidrive.errors import DataError
+
+
+def test_windows_hold_past_and_future() -> None:
+    batch = Windows([Track.of(straight_scene(12))], Cut(past=3)).batch([0, 5])
+    seen, ahead = batch.observation, batch.target
+    assert seen.tokens == ("straight-0", "straight-5")
+    assert seen.known.tolist() == [[False, False, False, True], [True] * 4]
+    assert seen.now_T_frame[1, :, 0, 3].tolist() == [-6.0, -4.0, -2.0, 0.0]
+    assert seen.age_s[1].tolist() == [1.5, 1.0, 0.5, 0.0]
+    assert ahead.now_T_frame[1, :, 0, 3].tolist() == [2.0, 4.0, 6.0, 8.0, 10.0, 12.0]
+    np.testing.assert_allclose(ahead.path[1, :, 1], [2, 4, 6, 8, 10, 12], atol=1e-5)
+
+
+def test_missing_frames_stand_in_and_say_so() -> None:
+    windows = Windows([Track.of(straight_scene(4))], Cut(past=1, full_future=False))
+    batch = windows.batch([3])
+    assert not batch.target.valid.any()
+    assert torch.equal(batch.target.now_T_frame[0], torch.eye(4).repeat(6, 1, 1))
+    with pytest.raises(DataError, match="shorter than the window"):
+        Windows([Track.of(straight_scene(4))], Cut(past=1))
+
+
+def test_order_is_a_permutation_each_pass_and_needs_no_state() -> None:
+    straight = order(7, seed=3, start=0, count=21)
+    assert sorted(straight[:7]) == sorted(straight[7:14]) == list(range(7))
+    assert not np.array_equal(straight[:7], straight[7:14])
+    pieces = np.concatenate([order(7, 3, start, 3) for start in range(0, 21, 3)])
+    np.testing.assert_array_equal(pieces, straight)
+    assert not np.array_equal(order(7, 4, 0, 21), straight)
+
+
+def test_draws_belong_to_places() -> None:
+    whole = draws(1, 0, 8, 6)
+    np.testing.assert_array_equal(np.concatenate([draws(1, 0, 5, 6), draws(1, 5, 3, 6)]), whole)
+    assert len(np.unique(whole)) == whole.size
+
+
+def test_evaluation_meets_every_sample_once() -> None:
+    windows = Windows([Track.of(straight_scene(12)), Track.of(circle_scene(10))], Cut(past=2))
+    tokens = [t for batch in in_order(windows, 4) for t in batch.observation.tokens]
+    assert tokens == [f"straight-{i}" for i in range(6)] + [f"circle-{i}" for i in range(4)]

@@ -1,0 +1,80 @@
+"""Focal and Lovász losses against slow, plain re-computations."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from iidrive.models.losses import distance_weight, focal, lovasz
+
+
+def slow_lovasz(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """Algorithm 1 of Berman et al. 2018, element by element."""
+    p = logits.softmax(-1).numpy()
+    total = []
+    for c in sorted(set(labels.tolist())):
+        truth = labels.numpy() == c
+        errors = np.abs(truth - p[:, c])
+        order = np.argsort(-errors)
+        value, before = 0.0, 0.0
+        for k in range(len(order)):
+            worst = order[: k + 1]
+            wrong_true, wrong_false = truth[worst].sum(), (~truth[worst]).sum()
+            jaccard = 1 - (truth.sum() - wrong_true) / (truth.sum() + wrong_false)
+            value += errors[order[k]] * (jaccard - before)
+            before = jaccard
+        total.append(value)
+    return float(np.mean(total))
+
+
+def test_lovasz_equals_the_definition() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(60, 5, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 4, (60,), generator=generator).to(torch.uint8)
+    assert abs(lovasz(logits, labels).item() - slow_lovasz(logits, labels)) < 1e-9
+
+
+def test_histogram_lovasz_is_near_and_its_gradient_too() -> None:
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randn(4000, 6, generator=generator)
+    labels = torch.randint(0, 6, (4000,), generator=generator).to(torch.uint8)
+    exact, near = values.clone().requires_grad_(), values.clone().requires_grad_()
+    a, b = lovasz(exact, labels), lovasz(near, labels, bins=1024)
+    a.backward()
+    b.backward()
+    assert abs(a.item() - b.item()) < 1 / 1024
+    assert exact.grad is not None
+    assert near.grad is not None
+    assert torch.cosine_similarity(exact.grad.flatten(), near.grad.flatten(), dim=0) > 0.999
+
+
+def test_unknown_voxels_do_not_count() -> None:
+    logits = torch.randn(30, 18, generator=torch.Generator().manual_seed(2))
+    labels = torch.randint(0, 18, (30,), generator=torch.Generator().manual_seed(3)).to(torch.uint8)
+    unknown = torch.cat([labels, torch.full((10,), 255, dtype=torch.uint8)])
+    padded = torch.cat([logits, torch.randn(10, 18)])
+    ones = torch.ones(30)
+    torch.testing.assert_close(focal(logits, labels, ones), focal(padded, unknown, torch.ones(40)))
+    for bins in (0, 64):
+        torch.testing.assert_close(lovasz(logits, labels, bins), lovasz(padded, unknown, bins))
+    assert lovasz(logits, torch.full((30,), 255, dtype=torch.uint8)).item() == 0
+
+
+def test_absent_classes_do_not_poison_gradients() -> None:
+    logits = torch.randn(20, 18, requires_grad=True)
+    lovasz(logits, torch.zeros(20, dtype=torch.uint8), bins=32).backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+def test_focal_by_hand() -> None:
+    logits = torch.zeros(1, 2)
+    weight = torch.full((1,), 2.0)
+    expected = 2 * np.log(2) * 0.25 * (0.25 + 0.75)
+    assert abs(focal(logits, torch.zeros(1, dtype=torch.uint8), weight).item() - expected) < 1e-6
+
+
+def test_distance_weight_runs_from_one_to_two() -> None:
+    weight = distance_weight((8, 8), torch.device("cpu"))
+    assert weight.max() == 2
+    assert weight[4, 4] == 1

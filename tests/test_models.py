@@ -1,0 +1,226 @@
+"""The three models: published size, exact rebuilding from codes, what they may and may not see, and ii on and off."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from iidrive import recipes
+from iidrive.data.loader import Cut, OccupancyFrames, Track, Windows
+from iidrive.data.source import scenes
+from iidrive.data.town import Town, TownConfig
+from iidrive.errors import ConfigError
+from iidrive.models.forecast import Forecaster
+from iidrive.models.layers import CellGrid, Norm
+from iidrive.models.planner import Driver, Planner
+from iidrive.models.quantise import QuantiserConfig, ResidualQuantiser
+from iidrive.models.tokenizer import Tokenizer
+from iidrive.models.world import WorldModel, motion_between, past_motions
+from iidrive.scene import Ahead, Batch, Seen
+
+RECIPE = recipes.tiny()
+TOWN = Town(TownConfig(train_scenes=1, keyframes=14))
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    """Two samples of a town with occupancy and made-up codes."""
+    torch.manual_seed(0)
+    tracks = [Track.of(scene) for scene in scenes(TOWN, "train")]
+    windows = Windows(tracks, Cut(past=5), OccupancyFrames(TOWN, RECIPE.tokenizer.grid, 14), future_occupancy=True)
+    made = windows.batch([0, 6])
+    cells = sum(Tokenizer(RECIPE.tokenizer).quantiser.level_cells)
+    codes = torch.randint(0, RECIPE.tokenizer.quantiser.codes, (2, 12, cells))
+    draw = torch.rand(2, 6)
+    seen = Seen(**{**vars(made.observation), "codes": codes[:, :6]})
+    return Batch(seen, Ahead(**{**vars(made.target), "codes": codes[:, 6:], "draw": draw}), progress=0.5)
+
+
+@pytest.fixture
+def driver() -> Driver:
+    torch.manual_seed(1)
+    tokenizer = Tokenizer(RECIPE.tokenizer)
+    forecaster = Forecaster(tokenizer, WorldModel(RECIPE.world, tokenizer.cells))
+    made = Driver(forecaster, Planner(RECIPE.planner, tokenizer.cells), train_ii=True)
+    with torch.no_grad():
+        for name, p in [*made.planner.named_parameters(), *forecaster.world.named_parameters()]:
+            if p.abs().max() == 0:
+                p.normal_(0, 0.1)
+            assert name
+    return made.eval()
+
+
+def test_published_size() -> None:
+    config = recipes.full()
+    tokenizer = Tokenizer(config.tokenizer)
+    assert parameters(tokenizer.encoder) == 9_444_992
+    assert parameters(tokenizer.decoder) == 10_551_616
+    assert parameters(tokenizer.quantiser) == 214_144
+    assert tokenizer.classes.numel() == 288
+    assert sum(tokenizer.quantiser.level_cells) == 13_269
+    published = replace(config.world, norm="batch", residual="none", motion="whole")
+    world = WorldModel(published, tokenizer.cells)
+    assert parameters(world.intra) + parameters(world.inter) == 1_355_552 + 977_568
+
+
+def test_codes_alone_rebuild_the_latent(batch: Batch) -> None:
+    tokenizer = Tokenizer(RECIPE.tokenizer).eval()
+    seen = batch.observation
+    assert seen.occupancy is not None
+    quantised = tokenizer.tokenize(seen.occupancy, seen.now_T_frame)
+    torch.testing.assert_close(tokenizer.latent_of(quantised.codes), quantised.latent, atol=1e-5, rtol=1e-5)
+    assert quantised.codes.shape[1] == sum(tokenizer.quantiser.level_cells)
+
+
+def test_a_scene_tokenized_at_once_equals_its_windows() -> None:
+    tokenizer = Tokenizer(RECIPE.tokenizer).eval()
+    scene = TOWN.scene(TOWN.scene_names("train")[0])
+    track = Track.of(scene)
+    frames = OccupancyFrames(TOWN, RECIPE.tokenizer.grid, 14)
+    occupancy = torch.from_numpy(frames(scene.name, torch.arange(14).numpy()))
+    at_once = tokenizer.tokenize_scene(occupancy, torch.from_numpy(track.global_T_ego))
+    windows = Windows([track], Cut(past=4), frames)
+    part = windows.batch([0, 2, 7]).observation
+    assert part.occupancy is not None
+    alone = tokenizer.tokenize(part.occupancy, part.now_T_frame).codes
+    assert (alone == at_once[[0, 2, 7]]).float().mean() > 0.999
+
+
+def test_nothing_later_changes_the_codes_of_a_frame() -> None:
+    tokenizer = Tokenizer(RECIPE.tokenizer).eval()
+    scene = TOWN.scene(TOWN.scene_names("train")[0])
+    frames = OccupancyFrames(TOWN, RECIPE.tokenizer.grid, 14)
+    occupancy = torch.from_numpy(frames(scene.name, torch.arange(14).numpy())).clone()
+    poses = torch.from_numpy(Track.of(scene).global_T_ego)
+    before = tokenizer.tokenize_scene(occupancy, poses)[:8]
+    occupancy[8:] = 4
+    poses[8:, 0, 3] += 50
+    assert torch.equal(tokenizer.tokenize_scene(occupancy, poses)[:8], before)
+
+
+def test_nearest_code_and_intra_levels() -> None:
+    quantiser = ResidualQuantiser(QuantiserConfig(codes=8, width=4, history=1, codebook_start="uniform"), (8, 8))
+    v = quantiser.codebook.detach()[[3, 5]].T.reshape(1, 4, 1, 2) + 1e-4
+    assert quantiser.nearest(v).tolist() == [[[3, 5]]]
+    assert quantiser.level_cells == [4, 16, 64, 64]
+
+
+def test_inter_levels_see_only_change() -> None:
+    """With past equal to present, the default inter level quantises the leftover alone: the past cannot matter beyond that."""
+    torch.manual_seed(0)
+    quantiser = ResidualQuantiser(QuantiserConfig(codes=8, width=4, history=2, codebook_start="uniform"), (8, 8)).eval()
+    now = torch.randn(1, 4, 8, 8)
+    still = quantiser(now, now[:, None].repeat(1, 2, 1, 1, 1))
+    moved = quantiser(now, torch.randn(1, 2, 4, 8, 8))
+    intra = sum(quantiser.level_cells[:3])
+    assert torch.equal(still.codes[:, :intra], moved.codes[:, :intra])
+    assert not torch.equal(still.codes[:, intra:], moved.codes[:, intra:])
+
+
+def test_warp_moves_maps_the_right_way() -> None:
+    grid = CellGrid((10, 10), (-5.0, -5.0), 1.0)
+    maps = torch.zeros(1, 1, 10, 10)
+    maps[0, 0, 7, 4] = 1.0
+    forward = torch.eye(4)[None].clone()
+    forward[0, 0, 3] = 2.0
+    assert grid.warp(maps, forward)[0, 0].nonzero().tolist() == [[5, 4]]
+    left = torch.eye(4)[None].clone()
+    left[0, 1, 3] = 1.0
+    assert grid.warp(maps, left)[0, 0].nonzero().tolist() == [[7, 3]]
+
+
+def test_norm_ignores_memory_layout() -> None:
+    x = 3 + 0.1 * torch.randn(2, 16, 40, 40)
+    norm = Norm(8, 16)
+    torch.testing.assert_close(norm(x), norm(x.to(memory_format=torch.channels_last)))
+
+
+def test_motion_rests_at_identity() -> None:
+    still = motion_between(torch.eye(4)[None])[0]
+    assert still.tolist() == [0, 0, 1, 0, 0, 0, 0, 0, 0]
+    frames = torch.eye(4).repeat(1, 3, 1, 1)
+    frames[0, 0, 0, 3] = -4.0
+    frames[0, 1, 0, 3] = -2.0
+    motions = past_motions(frames, torch.tensor([[True, True, True]]), torch.tensor([[1.0, 0.5, 0.0]]))
+    assert motions[0, :, [0, 6]].tolist() == [[2.0, 4.0], [2.0, 4.0]]
+    unknown = past_motions(frames, torch.tensor([[False, True, True]]), torch.tensor([[0.5, 0.5, 0.0]]))
+    assert unknown[0, 0].tolist() == still.tolist()
+
+
+def test_an_untrained_world_model_carries_the_present_along(batch: Batch) -> None:
+    tokenizer = Tokenizer(RECIPE.tokenizer)
+    forecaster = Forecaster(tokenizer, WorldModel(RECIPE.world, tokenizer.cells)).eval()
+    seen = batch.observation
+    imagined = forecaster.imagine(seen, 2)
+    last = forecaster.remember(seen).motions[:, -1]
+    torch.testing.assert_close(motion_between(imagined.now_T_frame[:, 0])[:, :3], last[:, :3], atol=1e-4, rtol=1e-4)
+    assert seen.codes is not None
+    present = forecaster.latents(seen.codes[:, -1])
+    torch.testing.assert_close(imagined.latents[:, 0], tokenizer.cells.warp(present, imagined.now_T_frame[:, 0]), atol=1e-4, rtol=1e-4)
+
+
+def test_losses_reach_every_weight(batch: Batch, driver: Driver) -> None:
+    tokenizer = Tokenizer(RECIPE.tokenizer).train()
+    tokenizer.loss(batch)[0].backward()
+    idle = [n for n, p in tokenizer.named_parameters() if p.grad is None]
+    assert idle == []
+    driver.forecaster.world.requires_grad_(True)
+    driver.forecaster.loss(batch)[0].backward()
+    idle = [n for n, p in driver.forecaster.world.named_parameters() if p.grad is None]
+    assert idle == []
+    assert all(p.grad is None for p in driver.forecaster.tokenizer.parameters())
+    driver.loss(batch)[0].backward()
+    assert [n for n, p in driver.planner.named_parameters() if p.grad is None] == []
+
+
+def test_plans_do_not_depend_on_the_rest_of_the_batch(batch: Batch, driver: Driver) -> None:
+    seen = batch.observation
+    for ii in (False, True):
+        both = driver.plan(seen, ii)
+        torch.testing.assert_close(driver.plan(seen.select(slice(0, 1)), ii), both[:1], atol=1e-5, rtol=1e-5)
+
+
+def test_without_ii_the_world_model_is_not_touched(batch: Batch, driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    off, on = driver.plan(batch.observation, False), driver.plan(batch.observation, True)
+    assert not torch.equal(off, on)
+
+    def forbidden(*_: object) -> None:
+        raise AssertionError("the world model was asked")
+
+    monkeypatch.setattr(driver.forecaster, "imagine", forbidden)
+    assert torch.equal(driver.plan(batch.observation, False), off)
+    with pytest.raises(AssertionError, match="asked"):
+        driver.plan(batch.observation, True)
+
+
+def test_an_untrained_ii_branch_changes_nothing(batch: Batch) -> None:
+    tokenizer = Tokenizer(RECIPE.tokenizer)
+    forecaster = Forecaster(tokenizer, WorldModel(RECIPE.world, tokenizer.cells))
+    fresh = Driver(forecaster, Planner(RECIPE.planner, tokenizer.cells), train_ii=False).eval()
+    assert torch.equal(fresh.plan(batch.observation, False), fresh.plan(batch.observation, True))
+
+
+def test_training_without_ii_leaves_its_branch_alone(batch: Batch, driver: Driver) -> None:
+    off = Driver(driver.forecaster, driver.planner, train_ii=False)
+    off.loss(batch)[0].backward()
+    touched = {n.split(".")[0] for n, p in off.planner.named_parameters() if p.grad is not None}
+    assert "ii_reader" not in touched
+    assert "future" not in touched
+
+
+def test_configs_that_cannot_work() -> None:
+    with pytest.raises(ConfigError, match="one entry a level"):
+        replace(RECIPE.tokenizer, blocks=(1,))
+    with pytest.raises(ConfigError, match="multiple of groups"):
+        replace(RECIPE.tokenizer, base_width=12)
+    with pytest.raises(ConfigError, match="latent width"):
+        replace(RECIPE, world=replace(RECIPE.world, width=32))
+    with pytest.raises(ConfigError, match="multiple of the heads"):
+        replace(RECIPE.world, heads=3)
