@@ -1,0 +1,103 @@
+"""Checkpoints: whole or absent, strict on load, damage named, lineage enforced."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from iidrive.configs import from_plain, to_plain
+from iidrive.errors import CheckpointError, ConfigError, LineageError
+from iidrive.recipes import RECIPES, Recipe, named
+from iidrive.train import checkpoint
+from iidrive.train.checkpoint import Manifest, Parent
+
+MANIFEST = Manifest("world", "bb", {"width": 4}, 8, "code", {"name": "town"}, parents=(Parent("tokenizer", "/there", "aa"),))
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    weights = {"a": torch.randn(3, 2), "b": torch.arange(4)}
+    path = checkpoint.save(tmp_path / "checkpoints" / "samples-000000008", MANIFEST, weights, {"x": torch.ones(1)})
+    assert checkpoint.find(tmp_path) == path
+    assert checkpoint.read_manifest(tmp_path) == MANIFEST
+    loaded = checkpoint.load_tensors(tmp_path)
+    assert all(torch.equal(loaded[k], weights[k]) for k in weights)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_the_newest_is_found_and_old_ones_go(tmp_path: Path) -> None:
+    for n in (8, 16):
+        checkpoint.save(tmp_path / "checkpoints" / f"samples-{n:09d}", replace(MANIFEST, samples_seen=n), {"a": torch.ones(1)})
+    assert checkpoint.read_manifest(tmp_path).samples_seen == 16
+    checkpoint.remove(checkpoint.find(tmp_path))
+    assert checkpoint.read_manifest(tmp_path).samples_seen == 8
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint here"):
+        checkpoint.find(tmp_path)
+    path = checkpoint.save(tmp_path / "c", MANIFEST, {"a": torch.ones(100)})
+    file = path / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors: damaged"):
+        checkpoint.load_tensors(path)
+    (path / "manifest.json").write_text("{")
+    with pytest.raises(CheckpointError, match="damaged manifest"):
+        checkpoint.read_manifest(path)
+    (path / "manifest.json").write_text(json.dumps({"kind": "pickle"}))
+    with pytest.raises(CheckpointError, match="damaged manifest"):
+        checkpoint.read_manifest(path)
+
+
+def test_weights_must_fit() -> None:
+    module = nn.Linear(2, 3)
+    with pytest.raises(CheckpointError, match=r"missing: bias; unexpected: b; misshapen: weight \(2, 2\) for \(3, 2\)"):
+        checkpoint.load_weights(module, {"weight": torch.ones(2, 2), "b": torch.ones(3)}, "here")
+
+
+def test_fingerprints_follow_weights_architecture_and_parents() -> None:
+    weights = {"a": torch.arange(6.0)}
+    mark = checkpoint.fingerprint({"w": 1}, weights)
+    assert mark == checkpoint.fingerprint({"w": 1}, {"a": torch.arange(6.0)})
+    changed = torch.arange(6.0)
+    changed[5] += 1e-6
+    marks = {
+        mark,
+        checkpoint.fingerprint({"w": 2}, weights),
+        checkpoint.fingerprint({"w": 1}, {"a": changed}),
+        checkpoint.fingerprint({"w": 1}, {"b": weights["a"]}),
+        checkpoint.fingerprint({"w": 1}, weights, (Parent("tokenizer", "", "zz"),)),
+    }
+    assert len(marks) == 5
+
+
+def test_mismatched_parents_are_refused() -> None:
+    checkpoint.require_parent(MANIFEST, "tokenizer", "aa", "w")
+    with pytest.raises(LineageError, match="trained on tokenizer aa, but tokenizer cc was given"):
+        checkpoint.require_parent(MANIFEST, "tokenizer", "cc", "w")
+    with pytest.raises(CheckpointError, match="names no world"):
+        MANIFEST.parent("world")
+    with pytest.raises(CheckpointError, match="expected a planner, found a world"):
+        checkpoint.require_kind(MANIFEST, "planner", "w")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_survive_json(name: str) -> None:
+    recipe = named(name)
+    assert from_plain(Recipe, json.loads(json.dumps(to_plain(recipe))), "recipe") == recipe
+
+
+def test_configs_name_what_is_wrong() -> None:
+    plain = to_plain(named("tiny"))
+    with pytest.raises(ConfigError, match="Did you mean 'world'"):
+        from_plain(Recipe, {**plain, "wrld": {}}, "r")
+    with pytest.raises(ConfigError, match=r"r\.world\.width: expected int, found 'wide'"):
+        from_plain(Recipe, {**plain, "world": {**plain["world"], "width": "wide"}}, "r")
+    with pytest.raises(ConfigError, match=r"r\.world\.norm"):
+        from_plain(Recipe, {**plain, "world": {**plain["world"], "norm": "layer"}}, "r")
+    with pytest.raises(ConfigError, match="Did you mean 'small'"):
+        named("smal")
