@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from iidrive import evaluate
+from iidrive.classes import OCC_CLASSES
 from iidrive.configs import from_plain, to_plain
 from iidrive.data import SOURCES
 from iidrive.data.loader import Cut, OccupancyFrames, Track, Windows
@@ -23,6 +24,7 @@ from iidrive.errors import ConfigError, unknown
 from iidrive.eval import metrics
 from iidrive.models.baselines import KINEMATIC, EgoMLP, EgoMLPConfig
 from iidrive.models.forecast import Forecaster
+from iidrive.models.losses import class_weights
 from iidrive.models.planner import Driver, Planner, PlannerConfig
 from iidrive.models.tokenizer import Tokenizer, TokenizerConfig
 from iidrive.models.world import WorldConfig, WorldModel
@@ -84,13 +86,26 @@ def keyframes(tracks: Iterable[Track]) -> int:
     return sum(len(track.tokens) for track in tracks)
 
 
+def class_counts(source: Source, tracks: list[Track], spec: GridSpec, keyframes_: int = 64) -> np.ndarray:
+    """Voxels of every class in about `keyframes_` keyframes, spread evenly over scenes and time."""
+    counts = np.zeros(len(OCC_CLASSES), np.int64)
+    for i in range(min(keyframes_, keyframes(tracks))):
+        track = tracks[i * len(tracks) // keyframes_ if len(tracks) > keyframes_ else i % len(tracks)]
+        index = (i * 7919) % len(track.tokens)
+        labels = source.occupancy(source.scene(track.name), index, spec).semantics
+        counts += np.bincount(labels.ravel(), minlength=256)[: len(OCC_CLASSES)]
+    return counts
+
+
 def train_tokenizer(recipe: Recipe, source: Source, split: str, run: Run, resume: bool = False, stop_at: int | None = None) -> Path:
     """Stage 1. Clips of `clip_frames` keyframes, every frame of which is reconstructed."""
     config, training = recipe.tokenizer, recipe.train_tokenizer
-    torch.manual_seed(training.seed)
-    tokenizer = Tokenizer(config)
     past = recipe.clip_frames - 1
     tracks = tracks_of(source, split)
+    if config.voxel_loss == "balanced" and not config.class_weights:
+        config = replace(config, class_weights=class_weights(class_counts(source, tracks, config.grid)))
+    torch.manual_seed(training.seed)
+    tokenizer = Tokenizer(config)
     cut = Cut(past=past, future=1, full_future=False, first=past)
     windows = Windows(tracks, cut, OccupancyFrames(source, config.grid, keyframes(tracks)))
     manifest = _manifest("tokenizer", config, training, source, split, recipe)

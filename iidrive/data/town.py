@@ -55,7 +55,7 @@ class TownConfig:
     pedestrians: float = 1.0
     parked: float = 1.0
     raster_m: float = 0.25
-    cached_scenes: int = 4
+    cached_scenes: int = 256
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -152,7 +152,7 @@ class Town:
             path = np.array([k.global_T_ego.translation_m[:2] for k in world.scene.keyframes])
             low, high = path.min(0) - SEEN_AROUND_M, path.max(0) + SEEN_AROUND_M
             self._rasters[name] = rasterise(world.surroundings, low, high, self.config.raster_m)
-            while len(self._rasters) > self.config.cached_scenes:
+            while len(self._rasters) > KEPT_RASTERS:
                 self._rasters.popitem(last=False)
         self._rasters.move_to_end(name)
         return self._rasters[name]

@@ -1,16 +1,19 @@
-"""Losses over semantic voxels: focal (one against all, weighted by distance) and Lovász-softmax.
+"""Losses over semantic voxels: focal (one against all, weighted by distance), balanced cross entropy, and Lovász-softmax.
 
 Shapes: V voxels in any arrangement, K classes. Labels 255 are unknown and never count.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from iidrive.classes import IGNORE
+
+Array = np.ndarray
 
 
 def distance_weight(size: tuple[int, int], device: torch.device) -> Float[Tensor, "X Y"]:
@@ -33,6 +36,22 @@ def focal(
     present = alpha * (1 - x.sigmoid()).pow(gamma) * F.softplus(-x)
     total = absent.sum(-1) - absent.gather(-1, index).squeeze(-1) + present
     return (total * weight * known).sum() / known.sum().clamp(min=1)
+
+
+def class_weights(counts: Int[Array, "K"]) -> tuple[float, ...]:
+    """Weights 1 / sqrt(frequency), so that a mean over voxels gives 1; a class rarer than one voxel in 100,000 counts as that rare."""
+    frequency = counts / counts.sum()
+    weights = 1 / np.sqrt(np.maximum(frequency, 1e-5))
+    return tuple((weights / (weights * frequency).sum()).round(6).tolist())
+
+
+def balanced_cross_entropy(logits: Float[Tensor, "*V K"], labels: UInt8[Tensor, "*V"], weights: tuple[float, ...]) -> Float[Tensor, ""]:
+    """Softmax cross entropy, every voxel weighted by its class, averaged over known voxels."""
+    known = labels != IGNORE
+    target = torch.where(known, labels.int(), -100).reshape(-1).long() if not bool(known.all()) else labels.reshape(-1).long()
+    table = torch.tensor(weights, dtype=logits.dtype, device=logits.device)
+    total = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), target, weight=table, ignore_index=-100, reduction="sum")
+    return total / known.sum().clamp(min=1)
 
 
 def lovasz(logits: Float[Tensor, "*V K"], labels: UInt8[Tensor, "*V"], bins: int = 0) -> Float[Tensor, ""]:

@@ -15,6 +15,7 @@ K classes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -24,14 +25,18 @@ from torch import Tensor, nn
 from iidrive.classes import FREE, IGNORE, OCC_CLASSES
 from iidrive.errors import ConfigError
 from iidrive.models.layers import CellAttention, CellGrid, Norm, ResBlock
-from iidrive.models.losses import distance_weight, focal, lovasz
+from iidrive.models.losses import balanced_cross_entropy, distance_weight, focal, lovasz
 from iidrive.models.quantise import Quantised, QuantiserConfig, ResidualQuantiser
 from iidrive.scene import Batch, GridSpec
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Widths and depths per level, finest first; every level but the last ends in a stride-2 convolution."""
+    """Widths and depths per level, finest first; every level but the last ends in a stride-2 convolution.
+
+    `voxel_loss`: `focal` (published) or `balanced`, a cross entropy with `class_weights` (one a class; taken from the training split's class
+    frequencies when left empty). `lovasz_bins` > 0 orders errors by histogram instead of by sorting.
+    """
 
     grid: GridSpec = field(default_factory=GridSpec)
     class_width: int = 16
@@ -42,7 +47,9 @@ class TokenizerConfig:
     middle_attention: bool = True
     groups: int = 32
     quantiser: QuantiserConfig = field(default_factory=QuantiserConfig)
-    focal_weight: float = 10.0
+    voxel_loss: Literal["focal", "balanced"] = "focal"
+    voxel_weight: float = 10.0
+    class_weights: tuple[float, ...] = ()
     lovasz_weight: float = 1.0
     lovasz_bins: int = 0
     embed_weight: float = 1.0
@@ -216,30 +223,37 @@ class Tokenizer(nn.Module):
         return self.decode(latent).argmax(-1).to(torch.uint8)
 
     def voxel_loss(self, logits: Float[Tensor, "B X Y Z K"], labels: UInt8[Tensor, "B X Y Z"]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted focal + Lovász loss of decoded voxels."""
-        weight = distance_weight(self.config.grid.shape[:2], logits.device)[None, :, :, None]
-        parts = {"focal": self.config.focal_weight * focal(logits, labels, weight)}
-        if self.config.lovasz_weight:
-            parts["lovasz"] = self.config.lovasz_weight * lovasz(logits, labels, self.config.lovasz_bins)
+        """Focal (published) or balanced cross entropy, plus Lovász, of decoded voxels, each with its weight."""
+        config = self.config
+        if config.voxel_loss == "focal":
+            weight = distance_weight(config.grid.shape[:2], logits.device)[None, :, :, None]
+            parts = {"focal": config.voxel_weight * focal(logits, labels, weight)}
+        else:
+            parts = {"cross_entropy": config.voxel_weight * balanced_cross_entropy(logits, labels, config.class_weights)}
+        if config.lovasz_weight:
+            parts["lovasz"] = config.lovasz_weight * lovasz(logits, labels, config.lovasz_bins)
         return torch.stack(list(parts.values())).sum(), parts
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Reconstruction and codebook loss over every frame of the clips in `batch.observation`.
+        """Reconstruction and codebook loss of one frame of every clip in `batch.observation`: the last one for half of the clips, any for the others.
 
-        Each frame sees as many earlier frames of its clip as there are, so that the start of a scene is practised too.
+        A frame sees as many earlier frames of its clip as there are, so that the start of a scene is practised too. Gradients flow through
+        the frame itself, not through its past.
         """
-        seen = batch.observation
+        seen, draw = batch.observation, batch.target.draw[:, 0]
         assert seen.occupancy is not None
-        frames = seen.occupancy.shape[1]
-        clip = self.encode(rearrange(seen.occupancy, "b t x y z -> (b t) x y z"))
-        clip = rearrange(clip, "(b t) c x y -> b t c x y", t=frames)
-        now, past, truth = [], [], []
-        for t in range(frames):
-            from_here = torch.linalg.inv(seen.now_T_frame[:, t : t + 1].double()).float() @ seen.now_T_frame[:, : t + 1]
-            now.append(clip[:, t])
-            past.append(self.align(clip[:, : t + 1].detach(), from_here))
-            truth.append(seen.occupancy[:, t])
-        quantised = self.quantiser(torch.cat(now), torch.cat(past))
-        voxels, parts = self.voxel_loss(self.decode(quantised.latent), torch.cat(truth))
+        clips, frames = seen.occupancy.shape[:2]
+        chosen = torch.where(draw < 0.5, frames - 1, ((draw - 0.5) * 2 * frames).long().clamp(max=frames - 1))
+        rows = torch.arange(clips, device=draw.device)
+        steps = torch.arange(self.config.quantiser.history, -1, -1, device=draw.device)
+        index = (chosen[:, None] - steps).clamp(min=0)
+        truth = seen.occupancy[rows, chosen]
+        with torch.no_grad():
+            maps = self.encode(rearrange(seen.occupancy, "b t x y z -> (b t) x y z"))
+            maps = rearrange(maps, "(b t) c x y -> b t c x y", b=clips)[rows[:, None], index]
+        poses = seen.now_T_frame[rows[:, None], index]
+        here_T_frame = torch.linalg.inv(poses[:, -1:].double()).to(poses.dtype) @ poses
+        quantised = self.quantiser(self.encode(truth), self.align(maps, here_T_frame))
+        voxels, parts = self.voxel_loss(self.decode(quantised.latent), truth)
         parts["embed"] = self.config.embed_weight * quantised.loss
         return voxels + parts["embed"], parts
