@@ -86,7 +86,7 @@ def keyframes(tracks: Iterable[Track]) -> int:
     return sum(len(track.tokens) for track in tracks)
 
 
-def class_counts(source: Source, tracks: list[Track], spec: GridSpec, keyframes_: int = 64) -> np.ndarray:
+def class_counts(source: Source, tracks: list[Track], spec: GridSpec, keyframes_: int = 512) -> np.ndarray:
     """Voxels of every class in about `keyframes_` keyframes, spread evenly over scenes and time."""
     counts = np.zeros(len(OCC_CLASSES), np.int64)
     for i in range(min(keyframes_, keyframes(tracks))):

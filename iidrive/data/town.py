@@ -31,6 +31,9 @@ SPLITS = ("train", "val", "test")
 SEEN_AROUND_M = 62.0
 """The raster reaches this far beyond the ego's path: the corner of an 80 m grid, and some more."""
 
+KEPT_RASTERS = 4
+"""Rasters are quick to make again and large (some 5 MB); scenes are neither (2 MB)."""
+
 WARM_S = 4.0
 TOWNS, TRIES_PER_TOWN = 10, 4
 """Some streets are too tight for the traffic drawn, so after a few tries the town is drawn anew."""

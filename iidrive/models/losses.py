@@ -39,9 +39,12 @@ def focal(
 
 
 def class_weights(counts: Int[Array, "K"]) -> tuple[float, ...]:
-    """Weights 1 / sqrt(frequency), so that a mean over voxels gives 1; a class rarer than one voxel in 100,000 counts as that rare."""
+    """Weights 1 / sqrt(frequency), so that a mean over voxels gives 1; a class rarer than one voxel in 100,000 counts as that rare.
+
+    A class that never occurs has weight 0.
+    """
     frequency = counts / counts.sum()
-    weights = 1 / np.sqrt(np.maximum(frequency, 1e-5))
+    weights = np.where(counts > 0, 1 / np.sqrt(np.maximum(frequency, 1e-5)), 0.0)
     return tuple((weights / (weights * frequency).sum()).round(6).tolist())
 
 

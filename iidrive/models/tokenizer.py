@@ -201,11 +201,12 @@ class Tokenizer(nn.Module):
     def tokenize_scene(self, occupancy: UInt8[Tensor, "T X Y Z"], global_T_ego: Float64[Tensor, "T 4 4"]) -> Int[Tensor, "T n"]:
         """Codes of every keyframe of a scene, each seeing the four before it; encodes every frame once."""
         maps = torch.cat([self.encode(part) for part in occupancy.split(8)])
+        back = torch.arange(self.config.quantiser.history, -1, -1)
         codes = []
-        for t in range(len(maps)):
-            seen = [max(t - step, 0) for step in range(self.config.quantiser.history, -1, -1)]
-            now_T_frame = (torch.linalg.inv(global_T_ego[t]) @ global_T_ego[seen]).to(maps.dtype)
-            codes.append(self.quantiser(maps[t : t + 1], self.align(maps[None, seen], now_T_frame[None])).codes)
+        for now in torch.arange(len(maps)).split(8):
+            seen = (now[:, None] - back).clamp(min=0)
+            now_T_frame = torch.linalg.inv(global_T_ego[now])[:, None] @ global_T_ego[seen]
+            codes.append(self.quantiser(maps[now], self.align(maps[seen], now_T_frame.to(maps.dtype))).codes)
         return torch.cat(codes)
 
     def latent_of(self, codes: Int[Tensor, "*B n"]) -> Float[Tensor, "*B C x y"]:
@@ -219,8 +220,11 @@ class Tokenizer(nn.Module):
         return columns @ self.classes.T
 
     def labels(self, latent: Float[Tensor, "B C x y"]) -> UInt8[Tensor, "B X Y Z"]:
-        """The most likely class of every voxel."""
-        return self.decode(latent).argmax(-1).to(torch.uint8)
+        """The most likely class of every voxel, among those that training has shown (all, where the config has no class weights)."""
+        logits = self.decode(latent)
+        if self.config.class_weights:
+            logits = logits.masked_fill(logits.new_tensor(self.config.class_weights) == 0, -torch.inf)
+        return logits.argmax(-1).to(torch.uint8)
 
     def voxel_loss(self, logits: Float[Tensor, "B X Y Z K"], labels: UInt8[Tensor, "B X Y Z"]) -> tuple[Tensor, dict[str, Tensor]]:
         """Focal (published) or balanced cross entropy, plus Lovász, of decoded voxels, each with its weight."""

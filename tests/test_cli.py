@@ -1,0 +1,101 @@
+"""The commands as a user types them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from iidrive.cli import main
+from iidrive.eval.cases import read_predictions
+
+TOWN = ["--recipe", "tiny", "--recipe.town.train_scenes", "2", "--recipe.town.test_scenes", "1", "--recipe.town.keyframes", "12"]
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must fail, in one sentence and without a traceback."""
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return " ".join(message.split())
+
+
+def test_score_gives_the_public_evaluators_numbers(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shared / "fixtures" / "protocols"
+    out, rows = tmp_path / "s.json", tmp_path / "rows.npz"
+    main(["score", str(folder / "inputs.npz"), "--protocol", "sparsedrive", "--json", str(out), "--per-sample", str(rows)])
+    expected = json.loads((folder / "planning_aggregate.json").read_text())["sparsedrive"]
+    assert expected["table"] in capsys.readouterr().out
+    found = json.loads(out.read_text())["sparsedrive"]
+    assert found["average"] == expected["metric_dict"]
+    assert (found["n_scored"], found["n_skipped"]) == (360, 40)
+    assert set(found) == {"n_scored", "n_skipped", "per_step", "columns", "average", "events"}
+    with np.load(folder / "planning_outputs.npz") as want, np.load(rows) as have:
+        for key in ("sparsedrive_gt_col", "sparsedrive_pred_col_raw", "sparsedrive_obj_box_col"):
+            np.testing.assert_array_equal(have[key], want[key])
+        np.testing.assert_allclose(have["sparsedrive_L2"], want["sparsedrive_L2"], atol=1e-5)
+
+
+def test_evaluate_a_baseline_on_towns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "s.json"
+    main(["evaluate", "constant-velocity", "--data", "town", "--json", str(out), "--run", str(tmp_path / "run"), *TOWN])
+    printed = capsys.readouterr().out
+    assert "occupancy: labels" in printed
+    assert "command: route" in printed
+    assert "obj_box_col" in printed
+    assert json.loads(out.read_text())["sparsedrive"]["n_scored"] == 6
+    predictions = read_predictions(tmp_path / "run" / "predictions-constant-velocity.npz")
+    assert predictions.token is not None
+    assert len(set(predictions.token)) == 6
+    assert {"run.json", "scores.json"} <= {p.name for p in (tmp_path / "run").iterdir()}
+
+
+def test_baselines_on_real_scenes(nuscenes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """69 samples of mini_val have a full future, the first keyframe of both scenes included; moving beats standing still."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    l2 = {}
+    for name in ("still", "constant-velocity", "ctrv"):
+        out = tmp_path / f"{name}.json"
+        run = str(tmp_path / name)
+        main(
+            ["evaluate", name, "--data", "nuscenes", "--root", str(nuscenes_root), "--split", "mini_val", "--json", str(out), "--run", run]
+        )
+        found = json.loads(out.read_text())
+        assert found["sparsedrive"]["n_scored"] == 69
+        assert found["about"]["command"] == "oracle"
+        l2[name] = found["sparsedrive"]["average"]["L2"]
+    assert l2["constant-velocity"] < l2["still"] / 2
+    assert l2["ctrv"] < l2["constant-velocity"]
+
+
+def test_predictions_score_the_same_through_a_file(tmp_path: Path, shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = shared / "fixtures" / "protocols" / "inputs.npz"
+    with np.load(cases) as file:
+        np.savez(tmp_path / "p.npz", pred=file["pred"])
+    main(["score", str(cases)])
+    alone = capsys.readouterr().out
+    main(["score", str(cases), "--predictions", str(tmp_path / "p.npz")])
+    assert capsys.readouterr().out == alone
+
+
+def test_one_clear_error_each(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "no checkpoint here" in fails(capsys, "evaluate", str(tmp_path), "--data", "town")
+    assert "Did you mean 'constant-velocity'" in fails(capsys, "evaluate", "constant-velocty", "--data", "town")
+    assert "nuScenes needs --root" in fails(capsys, "evaluate", "still", "--data", "nuscenes")
+    assert "Did you mean 'small'" in fails(capsys, "demo", "--recipe", "smal")
+    assert "unknown protocol 'sparsdrive'. Did you mean 'sparsedrive'" in fails(capsys, "score", "x.npz", "--protocol", "sparsdrive")
+    assert "nowhere.npz" in fails(capsys, "score", str(tmp_path / "nowhere.npz"))
+    assert "unknown split 'tset'" in fails(capsys, "evaluate", "still", "--split", "tset", *TOWN)
+    assert str(tmp_path) in fails(capsys, "evaluate", "still", "--data", "nuscenes", "--root", str(tmp_path))
+
+
+@pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["train", "tokenizer"], ["tokens"], ["evaluate"], ["score"]])
+def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    assert "usage: iidrive" in capsys.readouterr().out
