@@ -54,13 +54,13 @@ def about_line(source: Source, split: str, extra: Mapping[str, object] | None = 
 
 
 def plan_and_score(
-    name: str, plan: Plan, cases: Cases, windows: Windows, run: Run, about: Mapping[str, object]
+    name: str, plan: Plan, cases: Cases, windows: Windows, run: Run, about: Mapping[str, object], heading: str
 ) -> tuple[Scores, dict[str, Float[Array, "6 2"]]]:
     """Plan every sample with a full future, write `predictions-NAME.npz` and its table, and score: (scores, path by token)."""
     tokens, paths = evaluate.plans(plan, windows)
     write_predictions(run.folder / f"predictions-{name}.npz", tokens, paths, dict(about))
     scores = scoring.score(cases, align(cases, Predictions(paths, tokens, {}, name)))
-    run.write_text(f"table-{name}.txt", scoring.format_scores(scores) + "\n")
+    run.write_text(f"table-{name}.txt", f"{heading}\n{scoring.format_scores(scores)}\n")
     return scores, dict(zip(tokens, paths, strict=True))
 
 
@@ -76,7 +76,7 @@ def assess(planner: str, source: Source, split: str, train_split: str, recipe: R
         plan = stages.planner_named(planner, recipe, source, train_split, run)
         return _planned(planner, plan, stages.scored_windows(tracks), source, split, run, about, "")
     manifest = checkpoint.read_manifest(planner)
-    about |= {"fingerprint": manifest.fingerprint, "parents": [vars(p) for p in manifest.parents]}
+    about |= {"fingerprint": manifest.fingerprint, "parents": [vars(p) for p in manifest.parents], "trained on": trained_on(manifest)}
     if manifest.kind == "ego-mlp":
         return _planned("ego-mlp", stages.load_ego_mlp(planner).plan, stages.scored_windows(tracks), source, split, run, about, "")
     if manifest.kind == "tokenizer":
@@ -85,18 +85,25 @@ def assess(planner: str, source: Source, split: str, train_split: str, recipe: R
     forecaster = driver.forecaster if driver else stages.load_forecaster(planner)[0]
     tokenizer_path = stages.locate(manifest, "tokenizer", planner)
     with counting("tokens", len(tracks)) as tick:
-        cache = stages.write_tokens(tokenizer_path, source, source.scene_names(split), run.folder / "tokens", tick)
+        folder = stages.tokens_folder(run.folder, tokenizer_path, source)
+        cache = stages.write_tokens(tokenizer_path, source, source.scene_names(split), folder, tick)
     spec = forecaster.tokenizer.config.grid
     forecast = evaluate.forecasts(forecaster, stages.scored_windows(tracks, cache, source, spec), spec)
     text = f"{about_line(source, split)}\n{forecast.table()}\n({forecast.samples} samples)"
     run.write_text("forecast.txt", text + "\n")
     if driver is None:
-        return Assessment(text, {"forecast": forecast.to_json(), "about": about})
+        return _written(run, Assessment(text, {"forecast": forecast.to_json(), "about": about}))
     about |= {"train_ii": "on" if driver.train_ii else "off", "test_ii": "on" if test_ii else "off"}
     note = ii_note(driver.train_ii, test_ii)
     windows = stages.scored_windows(tracks, cache)
     result = _planned("planner", partial(driver.plan, ii=test_ii), windows, source, split, run, about, note)
-    return Assessment(f"{text}\n\n{result.text}", {**result.scores, "forecast": forecast.to_json()})
+    return _written(run, Assessment(f"{text}\n\n{result.text}", {**result.scores, "forecast": forecast.to_json()}))
+
+
+def trained_on(manifest: Manifest) -> str:
+    """Data, split, occupancy and command of a checkpoint's training."""
+    data = manifest.data
+    return f"{data.get('name')} {data.get('split')}, occupancy {data.get('occupancy')}, command {data.get('command')}"
 
 
 def ii_note(train_ii: bool, test_ii: bool) -> str:
@@ -107,24 +114,28 @@ def ii_note(train_ii: bool, test_ii: bool) -> str:
 
 
 def _planned(name: str, plan: Plan, windows: Windows, source: Source, split: str, run: Run, about: dict[str, Any], note: str) -> Assessment:
-    scores, _ = plan_and_score(name, plan, evaluate.truth(source, split), windows, run, about)
-    extra = {k: about[k] for k in ("planner", "train_ii", "test_ii") if k in about}
-    text = f"{about_line(source, split, extra)}\n{scoring.format_scores(scores)}" + (f"\n{note}" if note else "")
+    extra = {k: about[k] for k in ("planner", "train_ii", "test_ii", "trained on") if k in about}
+    heading = about_line(source, split, extra)
+    scores, _ = plan_and_score(name, plan, evaluate.truth(source, split), windows, run, about, heading)
+    text = f"{heading}\n{scoring.format_scores(scores)}" + (f"\n{note}" if note else "")
     text += f"\npredictions: {run.folder / f'predictions-{name}.npz'}"
-    values = {**scoring.to_json(scores), "about": about}
-    run.write_json("scores.json", values)
-    return Assessment(text, values)
+    return _written(run, Assessment(text, {**scoring.to_json(scores), "about": about}))
 
 
 def _reconstructed(path: str, source: Source, split: str, run: Run, about: dict[str, Any]) -> Assessment:
     tokenizer, _ = stages.load_tokenizer(path)
     names = source.scene_names(split)
     with counting("tokens", len(names)) as tick:
-        cache = stages.write_tokens(path, source, names, run.folder / "tokens", tick)
+        cache = stages.write_tokens(path, source, names, stages.tokens_folder(run.folder, path, source), tick)
     value = stages.reconstruction_miou(tokenizer, cache, source, stages.tracks_of(source, split))
     text = f"{about_line(source, split)}\nreconstruction mIoU {100 * value:.2f} %"
     run.write_text("reconstruction.txt", text + "\n")
-    return Assessment(text, {"reconstruction": {"mIoU": value}, "about": about})
+    return _written(run, Assessment(text, {"reconstruction": {"mIoU": value}, "about": about}))
+
+
+def _written(run: Run, result: Assessment) -> Assessment:
+    run.write_json("scores.json", result.scores)
+    return result
 
 
 def town_of(manifest: Manifest, default: TownConfig) -> TownConfig:

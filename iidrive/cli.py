@@ -18,7 +18,7 @@ from iidrive import demo as demo_
 from iidrive.configs import to_plain
 from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache
-from iidrive.errors import ConfigError, IIDriveError
+from iidrive.errors import ConfigError, IIDriveError, unknown
 from iidrive.eval import score as scoring
 from iidrive.eval.cases import align, read_cases, read_predictions
 from iidrive.eval.protocols import protocol_named
@@ -31,7 +31,16 @@ Switch = Literal["on", "off"]
 console = Console(stderr=True)
 
 
-def demo(data: DataName = "town", root: str = "", recipe: Recipe = recipes.demo(), out: str = "runs/demo") -> None:  # noqa: B008
+def demo(
+    data: DataName = "town",
+    root: str = "",
+    recipe: Recipe = recipes.demo(),  # noqa: B008
+    out: str = "runs/demo",
+    occupancy: Literal["auto", "labels", "derived", "predicted"] = "auto",
+    gts: str = "",
+    predicted: str = "",
+    version: str = "",
+) -> None:
     """Train all three models, evaluate them beside the baselines, print the tables and draw the pictures.
 
     Args:
@@ -39,8 +48,12 @@ def demo(data: DataName = "town", root: str = "", recipe: Recipe = recipes.demo(
         root: folder of nuScenes that holds v1.0-…/ and maps/.
         recipe: tiny, demo, small, full or a YAML file; any field can follow, as in --recipe.train_world.samples 1600.
         out: run folder.
+        occupancy: which occupancy of nuScenes to use.
+        gts: folder of Occ3D labels (default: ROOT/gts).
+        predicted: folder of predicted labels in the Occ3D layout.
+        version: version folder of nuScenes, where there are several.
     """
-    demo_.run(recipe, Data(data, root), Path(out))
+    demo_.run(recipe, Data(data, root, version, occupancy, gts, predicted), Path(out))
 
 
 def train_tokenizer(
@@ -52,6 +65,7 @@ def train_tokenizer(
     occupancy: Literal["auto", "labels", "derived", "predicted"] = "auto",
     gts: str = "",
     predicted: str = "",
+    version: str = "",
     resume: Switch = "off",
 ) -> None:
     """Stage 1: train the scene tokenizer.
@@ -65,9 +79,10 @@ def train_tokenizer(
         occupancy: which occupancy of nuScenes to use.
         gts: folder of Occ3D labels (default: ROOT/gts).
         predicted: folder of predicted labels in the Occ3D layout.
+        version: version folder of nuScenes, where there are several.
         resume: go on from the newest checkpoint of the run folder.
     """
-    source, split = _open(Data(data, root, "", occupancy, gts, predicted), recipe, split)
+    source, split = _open(Data(data, root, version, occupancy, gts, predicted), recipe, split)
     started = Run.start(run, _about("train tokenizer", recipe, source, split))
     _finish(stages.train_tokenizer(recipe, source, split, started, resume == "on"), run)
 
@@ -83,6 +98,7 @@ def train_world(
     occupancy: Literal["auto", "labels", "derived", "predicted"] = "auto",
     gts: str = "",
     predicted: str = "",
+    version: str = "",
     resume: Switch = "off",
 ) -> None:
     """Stage 2: train the world model on a tokenizer's tokens.
@@ -98,9 +114,10 @@ def train_world(
         occupancy: which occupancy of nuScenes to use.
         gts: folder of Occ3D labels (default: ROOT/gts).
         predicted: folder of predicted labels in the Occ3D layout.
+        version: version folder of nuScenes, where there are several.
         resume: go on from the newest checkpoint of the run folder.
     """
-    source, split = _open(Data(data, root, "", occupancy, gts, predicted), recipe, split)
+    source, split = _open(Data(data, root, version, occupancy, gts, predicted), recipe, split)
     started = Run.start(run, _about("train world", recipe, source, split))
     cache = _tokens(tokens, tokenizer, source, split, Path(run))
     _finish(stages.train_world(recipe, tokenizer, cache, source, split, started, resume == "on"), run)
@@ -118,6 +135,7 @@ def train_planner(
     occupancy: Literal["auto", "labels", "derived", "predicted"] = "auto",
     gts: str = "",
     predicted: str = "",
+    version: str = "",
     resume: Switch = "off",
 ) -> None:
     """Train the planner on top of a world model.
@@ -134,13 +152,16 @@ def train_planner(
         occupancy: which occupancy of nuScenes to use.
         gts: folder of Occ3D labels (default: ROOT/gts).
         predicted: folder of predicted labels in the Occ3D layout.
+        version: version folder of nuScenes, where there are several.
         resume: go on from the newest checkpoint of the run folder.
     """
-    source, split = _open(Data(data, root, "", occupancy, gts, predicted), recipe, split)
+    source, split = _open(Data(data, root, version, occupancy, gts, predicted), recipe, split)
+    manifest = checkpoint.read_manifest(world)
+    checkpoint.require_kind(manifest, "world", world)
     started = Run.start(run, _about("train planner", recipe, source, split))
-    parent = checkpoint.read_manifest(world).parent("tokenizer")
-    near = Path(world) / "tokens"
-    cache = _tokens(tokens or (str(near) if near.is_dir() else ""), parent.path, source, split, Path(run))
+    tokenizer = stages.locate(manifest, "tokenizer", world)
+    near = stages.tokens_folder(Path(world), tokenizer, source)
+    cache = _tokens(tokens or (str(near) if near.is_dir() else ""), str(tokenizer), source, split, Path(run))
     _finish(stages.train_planner(recipe, world, cache, source, split, started, train_ii == "on", resume == "on"), run)
 
 
@@ -154,6 +175,7 @@ def tokens(
     occupancy: Literal["auto", "labels", "derived", "predicted"] = "auto",
     gts: str = "",
     predicted: str = "",
+    version: str = "",
 ) -> None:
     """Write the token cache of a split: the code indices of every keyframe.
 
@@ -167,8 +189,9 @@ def tokens(
         occupancy: which occupancy of nuScenes to use.
         gts: folder of Occ3D labels (default: ROOT/gts).
         predicted: folder of predicted labels in the Occ3D layout.
+        version: version folder of nuScenes, where there are several.
     """
-    source, split = _open(Data(data, root, "", occupancy, gts, predicted), recipe, split)
+    source, split = _open(Data(data, root, version, occupancy, gts, predicted), recipe, split)
     cache = _tokens(out, tokenizer, source, split, Path(out))
     print(f"tokens of {split} in {cache.folder}: {cache.frame_bytes} bytes a keyframe, tokenizer {cache.manifest.tokenizer}")
 
@@ -185,6 +208,7 @@ def evaluate(
     occupancy: Literal["auto", "labels", "derived", "predicted"] = "auto",
     gts: str = "",
     predicted: str = "",
+    version: str = "",
 ) -> None:
     """Plan every sample of a split, print the reference table, write predictions keyed by sample token.
 
@@ -200,13 +224,18 @@ def evaluate(
         occupancy: which occupancy of nuScenes to use.
         gts: folder of Occ3D labels (default: ROOT/gts).
         predicted: folder of predicted labels in the Occ3D layout.
+        version: version folder of nuScenes, where there are several.
     """
-    choice = Data(data, root, "", occupancy, gts, predicted)
+    choice = Data(data, root, version, occupancy, gts, predicted)
+    if planner not in stages.BASELINES and not Path(planner).exists():
+        raise ConfigError(f"{unknown('planner', planner, stages.BASELINES)} Or give a run folder or checkpoint that exists.")
     if planner not in stages.BASELINES:
         recipe = replace(recipe, town=assess.town_of(checkpoint.read_manifest(planner), recipe.town))
     source, split = _open(choice, recipe, split, "test")
     name = Path(planner).name if planner not in stages.BASELINES else planner
-    started = Run.start(run or f"runs/evaluate-{name}-{split}", _about("evaluate", recipe, source, split) | {"test_ii": test_ii})
+    source.scene_names(split)
+    state = f"-ii-{test_ii}" if planner not in stages.BASELINES else ""
+    started = Run.start(run or f"runs/evaluate-{name}-{split}{state}", _about("evaluate", recipe, source, split) | {"test_ii": test_ii})
     result = assess.assess(planner, source, split, choice.training_split(split), recipe, started, test_ii == "on")
     print(result.text)
     if json:
@@ -262,6 +291,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except IIDriveError as error:
         console.print(f"iidrive: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
+    except OSError as error:
+        console.print(f"iidrive: cannot read or write {error.filename or 'a file'}: {error.strerror}.", markup=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.print("iidrive: stopped. Checkpoints written so far are whole; `--resume on` goes on from the newest.")
+        sys.exit(130)
 
 
 def _spell(arguments: Sequence[str]) -> list[str]:
@@ -281,17 +316,19 @@ def _spell(arguments: Sequence[str]) -> list[str]:
 
 def _open(data: Data, recipe: Recipe, split: str, part: Literal["train", "test"] = "train") -> tuple[Source, str]:
     source = data.open(recipe.town)
+    for sentence in source.missing():
+        console.print(f"note: {sentence}", markup=False, highlight=False, soft_wrap=True)
     return source, split or data.split(source, part)
 
 
 def _about(command: str, recipe: Recipe, source: Source, split: str) -> dict[str, Any]:
-    return {"what": command, "data": source.identity(), "split": split, "recipe": to_plain(recipe)}
+    return {"what": command, "data": source.identity(), "missing": source.missing(), "split": split, "recipe": to_plain(recipe)}
 
 
 def _tokens(folder: str, tokenizer: str, source: Source, split: str, run: Path) -> TokenCache:
     names = source.scene_names(split)
     with assess.counting("tokens", len(names)) as tick:
-        return stages.write_tokens(tokenizer, source, names, folder or run / "tokens", tick)
+        return stages.write_tokens(tokenizer, source, names, folder or stages.tokens_folder(run, tokenizer, source), tick)
 
 
 def _finish(path: Path, run: str) -> None:
@@ -309,9 +346,3 @@ def _write_json(path: str, value: object) -> None:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     Run(target.parent).write_json(target.name, value)
-
-
-if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        raise ConfigError("no command")
-    main()

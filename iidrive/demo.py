@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -44,6 +45,10 @@ def run(recipe: Recipe, data: Data, out: Path) -> None:
     """Train on the usual training split, test on the usual test split; everything goes below `out`."""
     began = time.perf_counter()
     source = data.open(recipe.town)
+    for sentence in source.missing():
+        print(f"note: {sentence}")
+    for old in ("tokenizer", "world", "planner", "tokens-train", "tokens-test", "ego-mlp", "pictures"):
+        shutil.rmtree(out / old, ignore_errors=True)
     train, test = data.split(source, "train"), data.split(source, "test")
     whole = Run.start(out, {"what": "demo", "recipe": to_plain(recipe), "data": source.identity(), "train": train, "test": test})
     trained = train_all(recipe, source, train, out)
@@ -89,12 +94,15 @@ def score_all(
     plans: Plans = {}
     for name in stages.BASELINES:
         plan = stages.planner_named(name, recipe, source, train, run_)
-        scores[name], plans[name] = plan_and_score(name, plan, cases, bare, run_, {"planner": name, "split": test})
+        scores[name], plans[name] = plan_and_score(
+            name, plan, cases, bare, run_, {"planner": name, "split": test}, about_line(source, test, {"planner": name})
+        )
     for ii in (False, True):
         state = "on" if ii else "off"
         about = {"planner": "planner", "split": test, "train_ii": "on", "test_ii": state}
         name = f"planner, ii {state}"
-        scores[name], plans[name] = plan_and_score(f"planner-ii-{state}", partial(driver.plan, ii=ii), cases, coded, run_, about)
+        heading = about_line(source, test, {"planner": recipe.name, "train_ii": "on", "test_ii": state})
+        scores[name], plans[name] = plan_and_score(f"planner-ii-{state}", partial(driver.plan, ii=ii), cases, coded, run_, about, heading)
     return scores, plans
 
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from iidrive.classes import FREE, IGNORE
 from iidrive.data.loader import Frames, Track, Windows, in_order
 from iidrive.data.source import Source, scenes, window
 from iidrive.eval import metrics
@@ -91,6 +92,7 @@ def forecasts(forecaster: Forecaster | None, windows: Windows, spec: GridSpec, b
         assert ahead.occupancy is not None
         now = seen.occupancy[:, -1]
         real = torch.cat([now[:, None], ahead.occupancy], 1)
+        now = torch.where(now == IGNORE, FREE, now)
         found = {
             "copy last": copy_last(now, FUTURE_STEPS),
             "copy warped": copy_warped(now, constant_turn(seen), spec),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -112,6 +115,13 @@ def train_tokenizer(recipe: Recipe, source: Source, split: str, run: Run, resume
     return fit(Job(tokenizer, tokenizer, tokenizer.loss, manifest, config), windows, training, run, resume, stop_at)
 
 
+def tokens_folder(run: Path, tokenizer_path: str | Path, source: Source) -> Path:
+    """Where a run keeps its own tokens: a folder named by the tokenizer and the data, so that others never meet there."""
+    identity = json.dumps(to_plain({**source.identity(), "occupancy": source.occupancy_source}), sort_keys=True)
+    mark = hashlib.sha256(identity.encode()).hexdigest()[:8]
+    return run / "tokens" / f"{checkpoint.read_manifest(tokenizer_path).fingerprint}-{mark}"
+
+
 def write_tokens(
     tokenizer_path: str | Path, source: Source, names: Iterable[str], folder: str | Path, report: Report = lambda name: None
 ) -> TokenCache:
@@ -143,6 +153,7 @@ def train_world(
     tokenizer, parent = load_tokenizer(tokenizer_path)
     cache.require(parent.fingerprint)
     config, training = recipe.world, recipe.train_world
+    _require_width("world model's width", config.width, tokenizer)
     torch.manual_seed(training.seed)
     forecaster = Forecaster(tokenizer, WorldModel(config, tokenizer.cells))
     tracks = tracks_of(source, split)
@@ -168,6 +179,7 @@ def train_planner(
     forecaster, world = load_forecaster(world_path)
     cache.require(world.parent("tokenizer").fingerprint)
     config, training = recipe.planner, recipe.train_planner
+    _require_width("planner's latent_width", config.latent_width, forecaster.tokenizer)
     torch.manual_seed(training.seed)
     driver = Driver(forecaster, Planner(config, forecaster.tokenizer.cells), train_ii)
     windows = Windows(tracks_of(source, split), Cut(past=PAST), codes=cache)
@@ -231,6 +243,7 @@ def planner_named(name: str, recipe: Recipe, source: Source, train_split: str, r
     if name in KINEMATIC:
         return KINEMATIC[name]
     if name == "ego-mlp":
+        shutil.rmtree(run.folder / "ego-mlp", ignore_errors=True)
         return load_ego_mlp(train_ego_mlp(recipe, source, train_split, Run.start(run.folder / "ego-mlp", {"for": name}))).plan
     raise ConfigError(unknown("planner", name, BASELINES))
 
@@ -266,6 +279,12 @@ def _manifest(
     data = {**source.identity(), "split": split, "occupancy": source.occupancy_source, "command": source.command_source}
     about = {"recipe": recipe.name, "town": to_plain(recipe.town), **(about or {})}
     return Manifest(kind, "", to_plain(config), 0, code_version(), to_plain(data), to_plain(training), {}, about, parents)
+
+
+def _require_width(what: str, width: int, tokenizer: Tokenizer) -> None:
+    wanted = tokenizer.config.latent_width
+    if width != wanted:
+        raise ConfigError(f"the {what} is {width}, but this tokenizer's latents are {wanted} wide. Use the recipe it was trained with.")
 
 
 def _parent(kind: str, path: str | Path, manifest: Manifest) -> Parent:

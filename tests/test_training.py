@@ -53,6 +53,8 @@ def test_resuming_with_another_config_is_refused(tmp_path: Path, town: Town) -> 
     other = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, learning_rate=1e-4))
     with pytest.raises(CheckpointError, match="another config"):
         stages.train_tokenizer(other, town, "train", Run(tmp_path), resume=True)
+    with pytest.raises(ConfigError, match="already holds checkpoints"):
+        stages.train_tokenizer(SHORT, town, "train", Run(tmp_path))
 
 
 def test_accumulation_gives_the_same_gradient_step(tmp_path: Path, town: Town) -> None:

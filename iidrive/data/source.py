@@ -48,6 +48,10 @@ class Source(Protocol):
         """Plain values that pin down the data: name, version, root's table hashes or seeds. Written into every run."""
         ...
 
+    def missing(self) -> tuple[str, ...]:
+        """What the data lack and what stands in for it, a sentence each."""
+        ...
+
     def scene_names(self, split: str) -> tuple[str, ...]:
         """Scene names of a split, in order. Raises ConfigError for an unknown split, naming the known ones."""
         ...

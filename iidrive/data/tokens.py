@@ -70,7 +70,8 @@ class TokenCache:
         if self.manifest.tokenizer != fingerprint:
             raise LineageError(
                 f"{self.folder}: these tokens were written by tokenizer {self.manifest.tokenizer}, but the tokenizer in use is {fingerprint}. "
-                "Two codebooks trained apart do not agree on what a token means: write the tokens anew with `iidrive tokens` and this tokenizer."
+                "Two codebooks trained apart do not agree on what a token means: write the tokens anew with `iidrive tokens` and this "
+                "tokenizer, into another folder, or delete this one."
             )
 
     @property
@@ -113,17 +114,22 @@ def build(
     folder = Path(folder)
     (folder / "scenes").mkdir(parents=True, exist_ok=True)
     bits = max(1, (codebook - 1).bit_length())
-    manifest = TokensManifest(fingerprint, codes_per_frame, bits, source.identity())
+    data = json.loads(json.dumps({**source.identity(), "occupancy": source.occupancy_source}))
+    manifest = TokensManifest(fingerprint, codes_per_frame, bits, data)
     if (folder / "manifest.json").exists():
-        TokenCache(folder).require(fingerprint)
+        there = TokenCache(folder)
+        there.require(fingerprint)
+        if there.manifest.data != manifest.data:
+            raise LineageError(f"{folder}: these tokens are of other data ({there.manifest.data}). Delete the folder or name another one.")
     write_atomically(folder / "manifest.json", json.dumps(vars(manifest), indent=2).encode())
     cache = TokenCache(folder)
     for name in names:
         if not cache.path(name).exists():
             scene = source.scene(name)
             codes = encode(scene)
-            tokens = {"tokens": " ".join(k.token for k in scene.keyframes), "tokenizer": fingerprint}
-            write_atomically(cache.path(name), save({"codes": pack(codes, bits)}, metadata=tokens))
+            # One key only: the order of several in the file's header is not fixed, and the same tokens are to give the same bytes.
+            about = json.dumps({"tokenizer": fingerprint, "tokens": [k.token for k in scene.keyframes]})
+            write_atomically(cache.path(name), save({"codes": pack(codes, bits)}, metadata={"about": about}))
         progress(name)
     return cache
 

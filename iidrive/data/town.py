@@ -117,6 +117,10 @@ class Town:
         fields = {k: v for k, v in asdict(self.config).items() if k != "cached_scenes"}
         return {"source": self.name, "version": VERSION, **fields}
 
+    def missing(self) -> tuple[str, ...]:
+        """Nothing: towns are made whole."""
+        return ()
+
     def scene_names(self, split: str) -> tuple[str, ...]:
         """Scene names of a split, `town-train-00000` and on. Raises ConfigError for an unknown split."""
         if split not in SPLITS:

@@ -49,10 +49,10 @@ def class_weights(counts: Int[Array, "K"]) -> tuple[float, ...]:
 
 
 def balanced_cross_entropy(logits: Float[Tensor, "*V K"], labels: UInt8[Tensor, "*V"], weights: tuple[float, ...]) -> Float[Tensor, ""]:
-    """Softmax cross entropy, every voxel weighted by its class, averaged over known voxels."""
+    """Softmax cross entropy, every voxel weighted by its class (all alike without weights), averaged over known voxels."""
     known = labels != IGNORE
     target = torch.where(known, labels.int(), -100).reshape(-1).long() if not bool(known.all()) else labels.reshape(-1).long()
-    table = torch.tensor(weights, dtype=logits.dtype, device=logits.device)
+    table = torch.tensor(weights or (1.0,) * logits.shape[-1], dtype=logits.dtype, device=logits.device)
     total = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), target, weight=table, ignore_index=-100, reduction="sum")
     return total / known.sum().clamp(min=1)
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from iidrive.errors import ConfigError
 from iidrive.models.baselines import ctrv, ego_status
 from iidrive.models.forecast import Forecaster
 from iidrive.models.layers import CellGrid, ResBlock, mlp, transform_inverse
@@ -37,6 +38,12 @@ class PlannerConfig:
     reach_m: float = 2.4
     ii_share: float = 0.5
     best_weight: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.width % 8:
+            raise ConfigError(f"the planner's width must be a multiple of 8; found {self.width}.")
+        if not 1 <= self.history <= 5:
+            raise ConfigError(f"the planner's history is 1 to 5 motions (windows hold five keyframes before now); found {self.history}.")
 
 
 @dataclass(frozen=True)

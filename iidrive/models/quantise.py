@@ -23,7 +23,7 @@ class QuantiserConfig:
     """Codebook of `codes` vectors of `width`; `history` inter levels.
 
     `inter` says what an inter level adds to the leftover before it quantises: `change`, the aligned past map minus the present one
-    (zero where nothing moved, so that the level refines), or `past`, the past map itself (published).
+    (zero where nothing moved or the past saw nothing, so that the level refines), or `past`, the past map itself (published).
     `codebook_start`: `data` draws the first codes from the first training batch, `uniform` from U(-1/codes, 1/codes) (published).
     """
 
@@ -68,15 +68,16 @@ class ResidualQuantiser(nn.Module):
     def nearest(self, v: Float[Tensor, "B C x y"]) -> Int[Tensor, "B x y"]:
         """Index of the nearest code (squared Euclidean distance; the first wins a tie)."""
         flat = rearrange(v, "b c x y -> (b x y) c")
-        distance = flat.square().sum(1, keepdim=True) + self.codebook.square().sum(1) - 2 * flat @ self.codebook.T
+        # |v|^2 is the same for every code, so it is left out
+        distance = torch.addmm(self.codebook.square().sum(1), flat, self.codebook.T, alpha=-2)
         return distance.argmin(1).view(v.shape[0], *v.shape[2:])
 
     def look_up(self, index: Int[Tensor, "B x y"]) -> Float[Tensor, "B C x y"]:
         """Codes as a map."""
         return rearrange(F.embedding(index.long(), self.codebook), "b x y c -> b c x y")
 
-    def forward(self, now: Float[Tensor, "B C X Y"], past: Float[Tensor, "B J C X Y"]) -> Quantised:
-        """Quantise an encoder map, given the past encoder maps aligned to it, newest first."""
+    def forward(self, now: Float[Tensor, "B C X Y"], past: Float[Tensor, "B J C X Y"], seen: Float[Tensor, "B J 1 X Y"]) -> Quantised:
+        """Quantise an encoder map, given the past encoder maps aligned to it, newest first, and where each past frame saw anything (0..1)."""
         here = self.before(now)
         left, latent = here, torch.zeros_like(here)
         codes: list[Tensor] = []
@@ -93,7 +94,7 @@ class ResidualQuantiser(nn.Module):
             loss = loss + term / len(self.scales)
         for j, conv in enumerate(self.time_convs):
             there = self.before(past[:, j])
-            v = left + (there - here if self.config.inter == "change" else there)
+            v = left + ((there - here) * seen[:, j] if self.config.inter == "change" else there)
             index, q, term = self._level(v)
             latent = latent + conv(q)
             left = left - q

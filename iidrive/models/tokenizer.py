@@ -180,22 +180,26 @@ class Tokenizer(nn.Module):
         columns = nn.functional.embedding(labels, self.classes)
         return self.encoder(rearrange(columns, "b x y z e -> b (z e) x y"))
 
-    def align(self, clip: Float[Tensor, "B T C x y"], now_T_frame: Float[Tensor, "B T 4 4"]) -> Float[Tensor, "B J C x y"]:
-        """Past encoder maps of a clip as seen from its last frame, newest first.
+    def align(
+        self, clip: Float[Tensor, "B T C x y"], now_T_frame: Float[Tensor, "B T 4 4"]
+    ) -> tuple[Float[Tensor, "B J C x y"], Float[Tensor, "B J 1 x y"]]:
+        """Past encoder maps of a clip as seen from its last frame, newest first, and where each saw anything.
 
         A past frame that does not exist is to be given as a copy of the earliest that does (same map, same pose).
         """
-        past = []
+        past, seen = [], []
+        everywhere = torch.ones_like(clip[:, 0, :1])
         for step in range(self.config.quantiser.history):
             index = max(clip.shape[1] - 2 - step, 0)
             frame_T_now = torch.linalg.inv(now_T_frame[:, index].double()).to(clip.dtype)
             past.append(self.cells.warp(clip[:, index], frame_T_now))
-        return torch.stack(past, 1)
+            seen.append(self.cells.warp(everywhere, frame_T_now))
+        return torch.stack(past, 1), torch.stack(seen, 1)
 
     def tokenize(self, occupancy: UInt8[Tensor, "B T X Y Z"], now_T_frame: Float[Tensor, "B T 4 4"]) -> Quantised:
         """Codes and latent of the last frame of each clip."""
         clip = rearrange(self.encode(rearrange(occupancy, "b t x y z -> (b t) x y z")), "(b t) c x y -> b t c x y", b=len(occupancy))
-        return self.quantiser(clip[:, -1], self.align(clip, now_T_frame))
+        return self.quantiser(clip[:, -1], *self.align(clip, now_T_frame))
 
     @torch.no_grad()
     def tokenize_scene(self, occupancy: UInt8[Tensor, "T X Y Z"], global_T_ego: Float64[Tensor, "T 4 4"]) -> Int[Tensor, "T n"]:
@@ -206,7 +210,7 @@ class Tokenizer(nn.Module):
         for now in torch.arange(len(maps)).split(8):
             seen = (now[:, None] - back).clamp(min=0)
             now_T_frame = torch.linalg.inv(global_T_ego[now])[:, None] @ global_T_ego[seen]
-            codes.append(self.quantiser(maps[now], self.align(maps[seen], now_T_frame.to(maps.dtype))).codes)
+            codes.append(self.quantiser(maps[now], *self.align(maps[seen], now_T_frame.to(maps.dtype))).codes)
         return torch.cat(codes)
 
     def latent_of(self, codes: Int[Tensor, "*B n"]) -> Float[Tensor, "*B C x y"]:
@@ -257,7 +261,7 @@ class Tokenizer(nn.Module):
             maps = rearrange(maps, "(b t) c x y -> b t c x y", b=clips)[rows[:, None], index]
         poses = seen.now_T_frame[rows[:, None], index]
         here_T_frame = torch.linalg.inv(poses[:, -1:].double()).to(poses.dtype) @ poses
-        quantised = self.quantiser(self.encode(truth), self.align(maps, here_T_frame))
+        quantised = self.quantiser(self.encode(truth), *self.align(maps, here_T_frame))
         voxels, parts = self.voxel_loss(self.decode(quantised.latent), truth)
         parts["embed"] = self.config.embed_weight * quantised.loss
         return voxels + parts["embed"], parts

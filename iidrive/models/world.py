@@ -55,6 +55,10 @@ class WorldConfig:
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ConfigError(f"the token width must be a multiple of the heads; found {self.width} and {self.heads}.")
+        if self.norm == "group" and self.width % 8:
+            raise ConfigError(f"group normalisation needs a width that 8 divides; found {self.width}.")
+        if not 1 <= self.history <= 5:
+            raise ConfigError(f"the world model's history is 1 to 5 keyframes (windows hold five before now); found {self.history}.")
         if len(self.latent_weights) != FUTURE_STEPS:
             raise ConfigError(f"latent_weights needs {FUTURE_STEPS} numbers, one a step; found {len(self.latent_weights)}.")
 

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from torch import Tensor, nn
 
 from iidrive.data.loader import Windows, draws, order
-from iidrive.errors import CheckpointError, IIDriveError
+from iidrive.errors import CheckpointError, ConfigError, IIDriveError, LineageError
 from iidrive.runs import Run, code_version, peak_memory_gb
 from iidrive.scene import Batch
 from iidrive.train import checkpoint
@@ -53,6 +53,8 @@ def fit(job: Job, windows: Windows, config: TrainConfig, run: Run, resume: bool 
     parameters = dict(job.module.named_parameters())
     optimiser = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
     average = Average(job.module, config) if config.average else None
+    if not resume and any((run.folder / "checkpoints").glob("samples-*")):
+        raise ConfigError(f"{run.folder} already holds checkpoints. Go on from them with `--resume on`, or name another run folder.")
     seen = _resume(job, optimiser, average, run) if resume else 0
     end = config.samples if stop_at is None else min(stop_at, config.samples)
     last: dict[str, float] = {}
@@ -104,7 +106,9 @@ def _step(
             f"the loss became {totals['loss']} after {seen} samples (batch of {tokens} …; parts {totals}). Lower the learning rate or "
             "resume from the last checkpoint, which is whole."
         )
-    nn.utils.clip_grad_norm_(job.module.parameters(), config.clip)
+    norm = float(nn.utils.clip_grad_norm_(job.module.parameters(), config.clip))
+    if not math.isfinite(norm):
+        raise IIDriveError(f"the gradient became {norm} after {seen} samples. Lower the learning rate or resume from the last checkpoint.")
     optimiser.step()
     return totals
 
@@ -132,8 +136,13 @@ def _save(
 def _resume(job: Job, optimiser: torch.optim.Optimizer, average: Average | None, run: Run) -> int:
     path = checkpoint.find(run.folder)
     manifest = checkpoint.read_manifest(path)
-    if manifest.training != job.manifest.training or manifest.architecture != job.manifest.architecture:
-        raise CheckpointError(f"{path}: it was trained with another config. Resume with the same one, or start a new run folder.")
+    for name in ("architecture", "training", "data", "about"):
+        if getattr(manifest, name) != getattr(job.manifest, name):
+            raise CheckpointError(
+                f"{path}: it was trained with another config ({name} differs). Resume with the same one, or start a new run."
+            )
+    if [(p.kind, p.fingerprint) for p in manifest.parents] != [(p.kind, p.fingerprint) for p in job.manifest.parents]:
+        raise LineageError(f"{path}: it was trained on other parents. Resume with the same ones, or start a new run.")
     training = checkpoint.load_tensors(path, "training.safetensors")
     checkpoint.load_weights(job.module, {k[7:]: v for k, v in training.items() if k.startswith("module.")}, str(path))
     for name, parameter in job.module.named_parameters():
