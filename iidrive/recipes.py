@@ -78,10 +78,10 @@ def small() -> Recipe:
         planner,
         EgoMLPConfig(),
         replace(base, samples=24000, batch=2, learning_rate=4e-3, warmup=100, log_every=200, save_every=4000),
-        replace(base, samples=12800, batch=8, learning_rate=1e-3, warmup=400, log_every=80, save_every=3200),
-        replace(base, samples=51200, batch=32, learning_rate=1e-3, warmup=640, log_every=320, save_every=12800),
+        replace(base, samples=5600, batch=2, learning_rate=1e-3, warmup=100, log_every=80, save_every=1600),
+        replace(base, samples=38400, batch=16, learning_rate=1e-3, warmup=640, log_every=320, save_every=12800),
         replace(base, samples=102400, batch=64, learning_rate=1e-3, warmup=1280, log_every=6400, save_every=51200, average=0.99),
-        TownConfig(),
+        TownConfig(train_scenes=160, test_scenes=16),
     )
 
 
@@ -91,10 +91,11 @@ def demo() -> Recipe:
     return replace(
         r,
         name="demo",
-        train_tokenizer=replace(r.train_tokenizer, samples=2400),
-        train_world=replace(r.train_world, samples=800),
-        train_planner=replace(r.train_planner, samples=6400),
+        train_tokenizer=replace(r.train_tokenizer, samples=2000),
+        train_world=replace(r.train_world, samples=480, log_every=20),
+        train_planner=replace(r.train_planner, samples=6400, log_every=160),
         train_ego_mlp=replace(r.train_ego_mlp, samples=38400),
+        town=replace(r.town, train_scenes=60, test_scenes=8),
     )
 
 
