@@ -70,7 +70,7 @@ def small() -> Recipe:
         width=32, strides=(1, 2, 2), decoder_layers=2, feed_forward=64, voxel_weight=0.3, trajectory_weight=0.3, rotation_weight=10.0
     )
     planner = PlannerConfig(latent_width=32, width=48, ii_share=0.25)
-    base = TrainConfig(weight_decay=1e-2, average=0.995, average_warmup=100.0)
+    base = TrainConfig(weight_decay=1e-2, clip=1.0, average=0.995, average_warmup=100.0)
     return Recipe(
         "small",
         tokenizer,

@@ -75,10 +75,7 @@ class Forecaster(nn.Module):
             pose = pose @ moved
             latents.append(latent)
             poses.append(pose)
-            following = torch.where(teach[:, None, None, None], truth[:, k], latent)
-            memory = Memory(
-                torch.cat([memory.latents[:, :-1].detach(), following[:, None]], 1), memory.now_T_frame, memory.motions.detach()
-            )
+            memory = memory.observed(truth[:, k], teach).detached()
         predicted, chain = torch.stack(latents, 1), torch.stack(poses, 1)
         weight = ahead.valid * torch.tensor(config.latent_weights, device=truth.device)[: truth.shape[1]]
         count = ahead.valid.sum().clamp(min=1)

@@ -7,8 +7,8 @@
 
 The architecture is the world model of I2-World (Liao et al., ICCV 2025, arXiv 2507.09144). Different on purpose from the published
 code: the memory holds real past latents; motion is in the ego frame and rests at identity; no true future motion or command is read
-outside the loss; every map is warped into the predicted next ego frame before the decoder, whose output is added to the warped present
-(`residual="warped"`); the plan head corrects the last observed motion (`motion="change"`).
+outside the loss; every map is warped into the predicted next ego frame before the decoder, whose output is added to the last observed
+latent, warped there (`residual="warped"`); the plan head corrects the last observed motion (`motion="change"`).
 
 Shapes: B batch, T past frames and now (oldest first), S future steps, C latent channels, x, y cells, N = x*y tokens, M motion numbers.
 """
@@ -67,12 +67,28 @@ class WorldConfig:
 class Memory:
     """What the model carries from step to step: latents and motions of the last frames, oldest first, in the present ego frame.
 
-    `latents` (B,T,C,x,y), the last is the present; `now_T_frame` (B,T,4,4) their ego frames; `motions` (B,H,M).
+    `latents` (B,T,C,x,y), the last is the present; `now_T_frame` (B,T,4,4) their ego frames; `motions` (B,H,M). `anchor` is the last latent
+    that was observed and not imagined, in its own frame `now_T_anchor`: warping it once keeps what warping step by step would blur.
     """
 
     latents: Float[Tensor, "B T C x y"]
     now_T_frame: Float[Tensor, "B T 4 4"]
     motions: Float[Tensor, "B H M"]
+    anchor: Float[Tensor, "B C x y"]
+    now_T_anchor: Float[Tensor, "B 4 4"]
+
+    def observed(self, latent: Float[Tensor, "B C x y"], where: Bool[Tensor, "B"]) -> Memory:
+        """The same memory with an observed latent as the present one (and as the anchor) of some samples."""
+        here = where[:, None, None, None]
+        latents = torch.cat([self.latents[:, :-1], torch.where(here, latent, self.latents[:, -1])[:, None]], 1)
+        eye = torch.eye(4, device=latent.device).expand_as(self.now_T_anchor)
+        anchor = torch.where(here, latent, self.anchor)
+        return Memory(latents, self.now_T_frame, self.motions, anchor, torch.where(where[:, None, None], eye, self.now_T_anchor))
+
+    def detached(self) -> Memory:
+        """The same memory without gradients, but for the present latent's."""
+        latents = torch.cat([self.latents[:, :-1].detach(), self.latents[:, -1:]], 1)
+        return Memory(latents, self.now_T_frame, self.motions.detach(), self.anchor, self.now_T_anchor)
 
 
 @dataclass(frozen=True)
@@ -193,7 +209,8 @@ class WorldModel(nn.Module):
     ) -> Memory:
         """The memory at the start of a roll-out, from observed frames (T >= history + 1; the last is now)."""
         keep = self.config.history
-        return Memory(latents[:, -keep:], now_T_frame[:, -keep:], past_motions(now_T_frame, known, age_s)[:, -keep:])
+        motions = past_motions(now_T_frame, known, age_s)
+        return Memory(latents[:, -keep:], now_T_frame[:, -keep:], motions[:, -keep:], latents[:, -1], now_T_frame[:, -1])
 
     def step(
         self,
@@ -217,6 +234,8 @@ class WorldModel(nn.Module):
             torch.cat([memory.latents, latent[:, None]], 1)[:, 1:],
             frames[:, 1:],
             torch.cat([memory.motions, motion_between(used)[:, None]], 1)[:, 1:],
+            memory.anchor,
+            next_T_now @ memory.now_T_anchor,
         )
         return after, latent, predicted
 
@@ -268,4 +287,8 @@ class WorldModel(nn.Module):
         for layer in self.inter:
             tokens = layer(tokens, joined, (x, y))
         out = rearrange(self.change(tokens), "b (x y) c -> b c x y", x=x)
-        return out + past[:, -1] if self.config.residual == "warped" else out
+        if self.config.residual == "none":
+            return out
+        anchor_T_next = transform_inverse(memory.now_T_anchor) @ now_T_next.detach()
+        inside = self.cells.warp(torch.ones_like(fused[:, :1]), anchor_T_next)
+        return out + self.cells.warp(memory.anchor, anchor_T_next) + (inside == 0) * past[:, -1]
