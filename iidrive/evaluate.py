@@ -15,8 +15,9 @@ from iidrive.data.loader import Frames, Track, Windows, in_order
 from iidrive.data.source import Source, scenes, window
 from iidrive.eval import metrics
 from iidrive.eval.cases import Cases, cases_from_windows
-from iidrive.models.baselines import constant_turn, copy_last, copy_warped
+from iidrive.models.baselines import copy_last, copy_warped
 from iidrive.models.forecast import Forecaster
+from iidrive.models.motion import constant_turn
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.scene import FUTURE_STEPS, STEP_S, GridSpec, Seen
 

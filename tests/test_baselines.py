@@ -8,7 +8,8 @@ import torch
 from small_scene import circle_scene, straight_scene
 
 from iidrive.data.loader import Cut, Track, Windows
-from iidrive.models.baselines import KINEMATIC, EgoMLP, EgoMLPConfig, constant_turn, copy_last, copy_warped, ctrv
+from iidrive.models.baselines import KINEMATIC, EgoMLP, EgoMLPConfig, copy_last, copy_warped, ctrv
+from iidrive.models.motion import constant_turn
 from iidrive.scene import GridSpec, Scene, Seen
 
 

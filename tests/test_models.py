@@ -15,10 +15,11 @@ from iidrive.data.town import Town, TownConfig
 from iidrive.errors import ConfigError
 from iidrive.models.forecast import Forecaster
 from iidrive.models.layers import CellGrid, Norm
+from iidrive.models.motion import motion_between, past_motions
 from iidrive.models.planner import Driver, Planner
 from iidrive.models.quantise import QuantiserConfig, ResidualQuantiser
 from iidrive.models.tokenizer import Tokenizer
-from iidrive.models.world import WorldModel, motion_between, past_motions
+from iidrive.models.world import WorldModel
 from iidrive.scene import Ahead, Batch, Seen
 
 RECIPE = recipes.tiny()

@@ -19,10 +19,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from iidrive.errors import ConfigError
-from iidrive.models.baselines import ctrv, ego_status
+from iidrive.models.baselines import ctrv
 from iidrive.models.forecast import Forecaster
 from iidrive.models.layers import CellGrid, ResBlock, mlp, transform_inverse
-from iidrive.models.world import MOTION, Imagined
+from iidrive.models.motion import MOTION, ego_status
+from iidrive.models.world import Imagined
 from iidrive.scene import FUTURE_STEPS, MANOEUVRES, Batch, Seen
 
 

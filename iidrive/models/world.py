@@ -26,10 +26,8 @@ from torch import Tensor, nn
 
 from iidrive.errors import ConfigError
 from iidrive.models.layers import CellGrid, DeformableAttention, mlp, planar_transform, transform_inverse
-from iidrive.scene import FUTURE_STEPS, MANOEUVRES, STEP_S
-
-MOTION = 9
-"""Numbers that tell one step of motion: translation (x, y), quaternion (w, x, y, z), velocity (x, y) and yaw rate."""
+from iidrive.models.motion import MOTION, motion_between, past_motions
+from iidrive.scene import FUTURE_STEPS, MANOEUVRES
 
 
 @dataclass(frozen=True)
@@ -97,27 +95,6 @@ class Imagined:
 
     latents: Float[Tensor, "B S C x y"]
     now_T_frame: Float[Tensor, "B S 4 4"]
-
-
-def motion_between(prev_T_next: Float[Tensor, "*B 4 4"], seconds: Float[Tensor, "*B"] | float = STEP_S) -> Float[Tensor, "*B M"]:
-    """One step of planar motion, told in the earlier ego frame: (dx, dy, qw, 0, 0, qz, vx, vy, yaw rate), metres, radians, seconds."""
-    yaw = torch.atan2(prev_T_next[..., 1, 0], prev_T_next[..., 0, 0])
-    xy = prev_T_next[..., :2, 3]
-    zero = torch.zeros_like(yaw)
-    quaternion = torch.stack([(yaw / 2).cos(), zero, zero, (yaw / 2).sin()], -1)
-    time = torch.as_tensor(seconds, device=yaw.device, dtype=yaw.dtype)
-    return torch.cat([xy, quaternion, xy / time[..., None], (yaw / time)[..., None]], -1)
-
-
-def past_motions(
-    now_T_frame: Float[Tensor, "B T 4 4"], known: Bool[Tensor, "B T"], age_s: Float[Tensor, "B T"]
-) -> Float[Tensor, "B T-1 M"]:
-    """Motions between consecutive frames of a window; identity, zero velocity, where the scene had not begun."""
-    step = transform_inverse(now_T_frame[:, :-1]) @ now_T_frame[:, 1:]
-    seconds = torch.where(known[:, :-1], age_s[:, :-1] - age_s[:, 1:], STEP_S).clamp(min=1e-3)
-    motions = motion_between(step, seconds)
-    still = motion_between(torch.eye(4, device=step.device, dtype=step.dtype).expand_as(step))
-    return torch.where(known[:, :-1, None], motions, still)
 
 
 class IntraLayer(nn.Module):
