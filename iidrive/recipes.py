@@ -30,6 +30,7 @@ class Recipe:
     planner: PlannerConfig = field(default_factory=PlannerConfig)
     ego_mlp: EgoMLPConfig = field(default_factory=EgoMLPConfig)
     train_tokenizer: TrainConfig = field(default_factory=TrainConfig)
+    train_motion: TrainConfig = field(default_factory=TrainConfig)
     train_world: TrainConfig = field(default_factory=TrainConfig)
     train_planner: TrainConfig = field(default_factory=TrainConfig)
     train_ego_mlp: TrainConfig = field(default_factory=TrainConfig)
@@ -78,6 +79,7 @@ def small() -> Recipe:
         planner,
         EgoMLPConfig(),
         replace(base, samples=24000, batch=2, learning_rate=4e-3, warmup=100, log_every=200, save_every=4000),
+        replace(base, samples=102400, batch=64, learning_rate=1e-3, warmup=1280, log_every=6400, save_every=51200, average=0.99),
         replace(base, samples=5600, batch=2, learning_rate=1e-3, warmup=100, log_every=80, save_every=1600),
         replace(base, samples=38400, batch=16, learning_rate=1e-3, warmup=640, log_every=320, save_every=12800),
         replace(base, samples=102400, batch=64, learning_rate=1e-3, warmup=1280, log_every=6400, save_every=51200, average=0.99),
@@ -92,6 +94,7 @@ def demo() -> Recipe:
         r,
         name="demo",
         train_tokenizer=replace(r.train_tokenizer, samples=2000),
+        train_motion=replace(r.train_motion, samples=64000),
         train_world=replace(r.train_world, samples=480, log_every=20),
         train_planner=replace(r.train_planner, samples=6400, log_every=160),
         train_ego_mlp=replace(r.train_ego_mlp, samples=38400),
@@ -111,10 +114,11 @@ def tiny() -> Recipe:
         r,
         name="tiny",
         tokenizer=tokenizer,
-        world=replace(r.world, width=16, heads=4, decoder_layers=1, feed_forward=32, plan_width=16),
+        world=replace(r.world, width=16, heads=4, decoder_layers=1, feed_forward=32, plan_width=16, prior_width=16),
         planner=replace(r.planner, latent_width=16, width=16, proposals=3),
         ego_mlp=EgoMLPConfig(hidden=16),
         train_tokenizer=replace(brief, batch=2),
+        train_motion=brief,
         train_world=brief,
         train_planner=brief,
         train_ego_mlp=brief,
@@ -137,6 +141,7 @@ def full() -> Recipe:
     return Recipe(
         "full",
         train_tokenizer=stage1,
+        train_motion=replace(stage1, samples=256_000, learning_rate=1e-3, save_every=128_000),
         train_world=replace(stage1, samples=48 * 1999 * 64, learning_rate=1e-3, step_at=36 / 48),
         train_planner=replace(stage1, samples=12 * 1999 * 64, learning_rate=5e-4),
         train_ego_mlp=replace(stage1, samples=128_000, learning_rate=1e-3, save_every=64_000),

@@ -28,6 +28,7 @@ from iidrive.eval import metrics
 from iidrive.models.baselines import KINEMATIC, EgoMLP, EgoMLPConfig
 from iidrive.models.forecast import Forecaster
 from iidrive.models.losses import class_weights
+from iidrive.models.motion import MotionPrior
 from iidrive.models.planner import Driver, Planner, PlannerConfig
 from iidrive.models.tokenizer import Tokenizer, TokenizerConfig
 from iidrive.models.world import WorldConfig, WorldModel
@@ -157,11 +158,25 @@ def train_world(
     torch.manual_seed(training.seed)
     forecaster = Forecaster(tokenizer, WorldModel(config, tokenizer.cells))
     tracks = tracks_of(source, split)
+    if forecaster.world.prior is not None:
+        _train_prior(recipe, forecaster.world.prior, source, split, tracks, Run(run.folder / "motion"), resume)
     occupancy = OccupancyFrames(source, tokenizer.config.grid, keyframes(tracks)) if config.voxel_weight else None
     windows = Windows(tracks, Cut(past=PAST), occupancy, cache, future_occupancy=bool(config.voxel_weight))
     parents = (_parent("tokenizer", tokenizer_path, parent),)
     manifest = _manifest("world", config, training, source, split, recipe, parents)
     return fit(Job(forecaster, forecaster.world, forecaster.loss, manifest, config), windows, training, run, resume, stop_at)
+
+
+def _train_prior(recipe: Recipe, prior: MotionPrior, source: Source, split: str, tracks: list[Track], run: Run, resume: bool) -> None:
+    """Train the world model's motion prior from ego poses alone, or take the one of the run that is resumed; it is then left as it is."""
+    config = {"width": recipe.world.prior_width, "history": recipe.world.history}
+    manifest = _manifest("motion", config, recipe.train_motion, source, split, recipe)
+    if resume:
+        checkpoint.load_weights(prior, checkpoint.load_tensors(run.folder), str(run.folder))
+    else:
+        Run.start(run.folder, {"what": "train motion prior", "config": manifest.training})
+        fit(Job(prior, prior, prior.loss, manifest, config), Windows(tracks, Cut(past=PAST)), recipe.train_motion, run)
+    prior.requires_grad_(False)
 
 
 def train_planner(

@@ -38,7 +38,7 @@ class Forecaster(nn.Module):
     def remember(self, seen: Seen) -> Memory:
         """The world model's memory at the present keyframe."""
         assert seen.codes is not None
-        return self.world.remember(self.latents(seen.codes), seen.now_T_frame, seen.known, seen.age_s)
+        return self.world.remember(seen, self.latents(seen.codes[:, -self.world.config.history :]))
 
     @torch.no_grad()
     def imagine(self, seen: Seen, steps: int) -> Imagined:

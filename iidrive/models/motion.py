@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from iidrive.models.layers import planar_transform, transform_inverse
-from iidrive.scene import FUTURE_STEPS, MANOEUVRES, STEP_S, Seen
+from iidrive.scene import FUTURE_STEPS, MANOEUVRES, STEP_S, Batch, Seen
 
 MOTION = 9
 """Numbers that tell one step of motion: translation (x, y), quaternion (w, x, y, z), velocity (x, y) and yaw rate."""
@@ -69,6 +69,44 @@ def ego_status(seen: Seen, history: int) -> Float[Tensor, "B D"]:
     known = seen.known[:, :-1][:, -history:, None].to(motions.dtype)
     command = nn.functional.one_hot(seen.command, len(MANOEUVRES)).to(motions.dtype)
     return torch.cat([torch.cat([motions, known], -1).flatten(1), command], -1)
+
+
+class MotionPrior(nn.Module):
+    """Where the ego will be, from its own past and the command alone: corrects every step of constant turn rate and velocity.
+
+    Its inputs are a few numbers, so it learns from a hundred thousand samples in seconds, long before anything that sees has learned to steer.
+    """
+
+    def __init__(self, width: int, history: int) -> None:
+        super().__init__()
+        self.history = history
+        inputs = history * (MOTION + 1) + len(MANOEUVRES)
+        self.net = nn.Sequential(
+            nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, FUTURE_STEPS * 3)
+        )
+
+    def forward(self, seen: Seen) -> Float[Tensor, "B S 4 4"]:
+        """Future ego poses in the current ego frame."""
+        base = constant_turn(seen)
+        start = torch.eye(4, device=base.device, dtype=base.dtype).expand(len(base), 1, 4, 4)
+        steps = transform_inverse(torch.cat([start, base[:, :-1]], 1)) @ base
+        out = self.net(ego_status(seen, self.history)).view(-1, FUTURE_STEPS, 3)
+        yaw = torch.atan2(steps[..., 1, 0], steps[..., 0, 0]) + 0.1 * out[..., 2]
+        moves = planar_transform(steps[..., :2, 3] + out[..., :2], yaw.cos(), yaw.sin())
+        poses = [moves[:, 0]]
+        for k in range(1, FUTURE_STEPS):
+            poses.append(poses[-1] @ moves[:, k])
+        return torch.stack(poses, 1)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean distance of the poses, metres, plus ten times the angle between them, radians, over the steps that exist."""
+        poses, true, valid = self(batch.observation), batch.target.now_T_frame, batch.target.valid
+        distance = (poses[..., :2, 3] - true[..., :2, 3]).norm(dim=-1)
+        turn = transform_inverse(poses) @ true
+        angle = torch.atan2(turn[..., 1, 0], turn[..., 0, 0]).abs()
+        count = valid.sum().clamp(min=1)
+        parts = {"distance": (distance * valid).sum() / count, "angle": 10 * (angle * valid).sum() / count}
+        return parts["distance"] + parts["angle"], parts
 
 
 def last_interval_s(seen: Seen) -> Float[Tensor, "B"]:

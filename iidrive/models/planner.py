@@ -1,6 +1,6 @@
 """The planner: K proposed paths per command from the present latent, the ego's past and the command; optionally refined by the imagined future.
 
-- the ego's status and the command propose K corrections of constant turn rate and velocity;
+- the ego's status and the command propose K corrections of the path that the world model's motion prior expects;
 - each proposal reads the latent along its own waypoints and corrects itself, twice;
 - **ii**: with the world model's imagined future at hand, each waypoint reads the latent imagined for its own moment, in the ego frame
   imagined for that moment, and the proposals and scores are corrected once more. Without ii none of this is computed. The correction starts at
@@ -22,7 +22,7 @@ from iidrive.errors import ConfigError
 from iidrive.models.baselines import ctrv
 from iidrive.models.forecast import Forecaster
 from iidrive.models.layers import CellGrid, ResBlock, mlp, transform_inverse
-from iidrive.models.motion import MOTION, ego_status
+from iidrive.models.motion import MOTION, ego_status, lidar_path
 from iidrive.models.world import Imagined
 from iidrive.scene import FUTURE_STEPS, MANOEUVRES, Batch, Seen
 
@@ -106,8 +106,10 @@ class Planner(nn.Module):
         self.future = nn.Sequential(nn.Conv2d(config.latent_width, width, 1), nn.ReLU())
         self.ii_reader = Reader(config, cells)
 
-    def forward(self, seen: Seen, latent: Float[Tensor, "B C x y"]) -> tuple[list[Proposals], Float[Tensor, "B K D"]]:
-        """Proposals after every refinement (the last are the plan) and the state that the ii branch goes on from."""
+    def forward(
+        self, seen: Seen, latent: Float[Tensor, "B C x y"], base: Float[Tensor, "B S 2"]
+    ) -> tuple[list[Proposals], Float[Tensor, "B K D"]]:
+        """Proposals, as corrections of the path `base`, after every refinement (the last are the plan), and the state that ii goes on from."""
         status = self.status(ego_status(seen, self.config.history))
         modes = self.modes(status).view(len(latent), len(MANOEUVRES), self.config.proposals, -1)
         state = modes[torch.arange(len(latent), device=latent.device), seen.command]
@@ -115,7 +117,7 @@ class Planner(nn.Module):
         overview = self.overview(maps).flatten(2).transpose(1, 2)
         state = state + self.attend(state, overview, overview, need_weights=False)[0]
         out = self.first(F.relu(state))
-        stages = [Proposals(ctrv(seen)[:, None] + out[..., :-1].unflatten(-1, (FUTURE_STEPS, 2)), out[..., -1])]
+        stages = [Proposals(base[:, None] + out[..., :-1].unflatten(-1, (FUTURE_STEPS, 2)), out[..., -1])]
         for reader in self.readers:
             assert isinstance(reader, Reader)
             points = _in_ego_frame(stages[-1].paths, seen.ego_T_lidar)
@@ -153,7 +155,7 @@ class Driver(nn.Module):
     def plan(self, seen: Seen, ii: bool) -> Float[Tensor, "B S 2"]:
         """Plans of a batch. Without `ii` the world model is not touched."""
         assert seen.codes is not None
-        stages, state = self.planner(seen, self.forecaster.latents(seen.codes[:, -1]))
+        stages, state = self.planner(seen, self.forecaster.latents(seen.codes[:, -1]), self._base(seen))
         if not ii:
             return stages[-1].best()
         return self.planner.refine(seen, stages[-1], state, self.forecaster.imagine(seen, FUTURE_STEPS)).best()
@@ -162,7 +164,7 @@ class Driver(nn.Module):
         """Expected distance of the scored proposals to the true path, plus the nearest proposal's; ii as a second reading of the same batch."""
         seen, ahead = batch.observation, batch.target
         assert seen.codes is not None
-        stages, state = self.planner(seen, self.forecaster.latents(seen.codes[:, -1]))
+        stages, state = self.planner(seen, self.forecaster.latents(seen.codes[:, -1]), self._base(seen))
         losses = [self._distance(stage, ahead.path, ahead.valid) for stage in stages]
         parts = {"plan": losses[-1], "first": 0.2 * torch.stack(losses[:-1]).mean()}
         if self.train_ii:
@@ -172,6 +174,12 @@ class Driver(nn.Module):
             refined = self.planner.refine(part, Proposals(stages[-1].paths[some], stages[-1].scores[some]), state[some], imagined)
             parts["plan_ii"] = self._distance(refined, ahead.path[some], ahead.valid[some])
         return torch.stack(list(parts.values())).sum(), parts
+
+    @torch.no_grad()
+    def _base(self, seen: Seen) -> Tensor:
+        """The path to correct: the world model's motion prior, or constant turn rate and velocity where it has none."""
+        prior = self.forecaster.world.prior
+        return ctrv(seen) if prior is None else lidar_path(prior(seen), seen.ego_T_lidar)
 
     def _distance(self, plan: Proposals, path: Tensor, valid: Tensor) -> Tensor:
         steps = valid.sum(1).clamp(min=1)

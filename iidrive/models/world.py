@@ -8,7 +8,8 @@
 The architecture is the world model of I2-World (Liao et al., ICCV 2025, arXiv 2507.09144). Different on purpose from the published
 code: the memory holds real past latents; motion is in the ego frame and rests at identity; no true future motion or command is read
 outside the loss; every map is warped into the predicted next ego frame before the decoder, whose output is added to the last observed
-latent, warped there (`residual="warped"`); the plan head corrects the last observed motion (`motion="change"`).
+latent, warped there (`residual="warped"`); the plan head corrects what a motion prior expects from the ego's past (`motion="prior"`),
+or the last observed motion (`"last"`).
 
 Shapes: B batch, T past frames and now (oldest first), S future steps, C latent channels, x, y cells, N = x*y tokens, M motion numbers.
 """
@@ -26,8 +27,8 @@ from torch import Tensor, nn
 
 from iidrive.errors import ConfigError
 from iidrive.models.layers import CellGrid, DeformableAttention, mlp, planar_transform, transform_inverse
-from iidrive.models.motion import MOTION, motion_between, past_motions
-from iidrive.scene import FUTURE_STEPS, MANOEUVRES
+from iidrive.models.motion import MOTION, MotionPrior, constant_turn, motion_between, past_motions
+from iidrive.scene import FUTURE_STEPS, MANOEUVRES, Seen
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class WorldConfig:
     plan_width: int = 64
     norm: Literal["batch", "group"] = "group"
     residual: Literal["warped", "none"] = "warped"
-    motion: Literal["change", "whole"] = "change"
+    motion: Literal["prior", "last", "none"] = "prior"
+    prior_width: int = 256
     latent_weights: tuple[float, ...] = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25)
     trajectory_weight: float = 0.01
     rotation_weight: float = 1.0
@@ -65,8 +67,9 @@ class WorldConfig:
 class Memory:
     """What the model carries from step to step: latents and motions of the last frames, oldest first, in the present ego frame.
 
-    `latents` (B,T,C,x,y), the last is the present; `now_T_frame` (B,T,4,4) their ego frames; `motions` (B,H,M). `anchor` is the last latent
-    that was observed and not imagined, in its own frame `now_T_anchor`: warping it once keeps what warping step by step would blur.
+    `latents` (B,T,C,x,y), the last is the present; `now_T_frame` (B,T,4,4) their ego frames; `motions` (B,H,M). `anchor` is the last
+    latent that was observed and not imagined, in its own frame `now_T_anchor`: warping it once keeps what warping step by step would
+    blur. `expected` (B,S,M) are the motions of the coming steps that the plan head corrects.
     """
 
     latents: Float[Tensor, "B T C x y"]
@@ -74,6 +77,7 @@ class Memory:
     motions: Float[Tensor, "B H M"]
     anchor: Float[Tensor, "B C x y"]
     now_T_anchor: Float[Tensor, "B 4 4"]
+    expected: Float[Tensor, "B S M"]
 
     def observed(self, latent: Float[Tensor, "B C x y"], where: Bool[Tensor, "B"]) -> Memory:
         """The same memory with an observed latent as the present one (and as the anchor) of some samples."""
@@ -81,12 +85,13 @@ class Memory:
         latents = torch.cat([self.latents[:, :-1], torch.where(here, latent, self.latents[:, -1])[:, None]], 1)
         eye = torch.eye(4, device=latent.device).expand_as(self.now_T_anchor)
         anchor = torch.where(here, latent, self.anchor)
-        return Memory(latents, self.now_T_frame, self.motions, anchor, torch.where(where[:, None, None], eye, self.now_T_anchor))
+        now_T_anchor = torch.where(where[:, None, None], eye, self.now_T_anchor)
+        return Memory(latents, self.now_T_frame, self.motions, anchor, now_T_anchor, self.expected)
 
     def detached(self) -> Memory:
         """The same memory without gradients, but for the present latent's."""
         latents = torch.cat([self.latents[:, :-1].detach(), self.latents[:, -1:]], 1)
-        return Memory(latents, self.now_T_frame, self.motions.detach(), self.anchor, self.now_T_anchor)
+        return Memory(latents, self.now_T_frame, self.motions.detach(), self.anchor, self.now_T_anchor, self.expected)
 
 
 @dataclass(frozen=True)
@@ -155,6 +160,7 @@ class WorldModel(nn.Module):
         self.outside = nn.Parameter(torch.zeros(width))
         self.motion_embed = mlp(MOTION, config.plan_width, config.plan_width)
         self.motion_time = nn.Parameter(torch.randn(config.history, config.plan_width) * 0.02)
+        self.prior = MotionPrior(config.prior_width, config.history) if config.motion == "prior" else None
         self.plan_query = nn.Linear(config.history * config.plan_width, width)
         self.intra = nn.ModuleList(IntraLayer(config, stride) for stride in config.strides)
         self.fuse = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in config.strides)
@@ -168,7 +174,7 @@ class WorldModel(nn.Module):
 
     def _reset(self) -> None:
         """The plan head starts at "go on as before" and the decoder at "nothing changes", where the config has these as its base."""
-        if self.config.motion == "change":
+        if self.config.motion != "none":
             last = self.plan_head[2]
             assert isinstance(last, nn.Linear)
             nn.init.zeros_(last.weight)
@@ -177,17 +183,14 @@ class WorldModel(nn.Module):
             nn.init.zeros_(self.change.weight)
             nn.init.zeros_(self.change.bias)
 
-    def remember(
-        self,
-        latents: Float[Tensor, "B T C x y"],
-        now_T_frame: Float[Tensor, "B T 4 4"],
-        known: Bool[Tensor, "B T"],
-        age_s: Float[Tensor, "B T"],
-    ) -> Memory:
-        """The memory at the start of a roll-out, from observed frames (T >= history + 1; the last is now)."""
-        keep = self.config.history
-        motions = past_motions(now_T_frame, known, age_s)
-        return Memory(latents[:, -keep:], now_T_frame[:, -keep:], motions[:, -keep:], latents[:, -1], now_T_frame[:, -1])
+    def remember(self, seen: Seen, latents: Float[Tensor, "B T C x y"]) -> Memory:
+        """The memory at the start of a roll-out, from observed frames and their latents (the last is now)."""
+        keep, now_T_frame = self.config.history, seen.now_T_frame
+        motions = past_motions(now_T_frame, seen.known, seen.age_s)
+        ahead = self.prior(seen) if self.prior is not None else constant_turn(seen)
+        start = torch.eye(4, device=ahead.device, dtype=ahead.dtype).expand(len(ahead), 1, 4, 4)
+        expected = motion_between(transform_inverse(torch.cat([start, ahead[:, :-1]], 1)) @ ahead)
+        return Memory(latents[:, -keep:], now_T_frame[:, -keep:], motions[:, -keep:], latents[:, -1], now_T_frame[:, -1], expected)
 
     def step(
         self,
@@ -202,7 +205,7 @@ class WorldModel(nn.Module):
         """
         now = memory.latents[:, -1]
         maps, plan = self._encode(now, memory.motions)
-        predicted = self._move(plan, command, memory.motions[:, -1])
+        predicted = self._move(plan, command, memory.expected[:, 0] if self.config.motion == "prior" else memory.motions[:, -1])
         used = predicted if true_motion is None or teach is None else torch.where(teach[:, None, None], true_motion, predicted)
         latent = self._decode(maps, memory, used)
         next_T_now = transform_inverse(used.detach())
@@ -213,6 +216,7 @@ class WorldModel(nn.Module):
             torch.cat([memory.motions, motion_between(used)[:, None]], 1)[:, 1:],
             memory.anchor,
             next_T_now @ memory.now_T_anchor,
+            torch.cat([memory.expected[:, 1:], memory.expected[:, -1:]], 1),
         )
         return after, latent, predicted
 
@@ -240,12 +244,12 @@ class WorldModel(nn.Module):
             fused = fused + conv(F.interpolate(maps, self.cells.size, mode="bilinear", align_corners=False))
         return fused, plan[:, 0]
 
-    def _move(self, plan: Tensor, command: Tensor, last: Tensor) -> Tensor:
-        """now_T_next from the plan query: a planar motion, the last observed one plus the head's change (or the head's alone)."""
+    def _move(self, plan: Tensor, command: Tensor, base: Tensor) -> Tensor:
+        """now_T_next from the plan query: a planar motion, a base plus the head's change (or the head's alone)."""
         heads = self.plan_head(plan).view(len(plan), len(MANOEUVRES), 6)
         out = heads[torch.arange(len(plan), device=plan.device), command]
-        if self.config.motion == "change":
-            out = out + last[:, :6]
+        if self.config.motion != "none":
+            out = out + base[:, :6]
         w, z = out[:, 2], out[:, 5]
         norm = (w.square() + z.square()).clamp(min=1e-6)
         return planar_transform(out[:, :2], (w.square() - z.square()) / norm, 2 * w * z / norm)

@@ -25,10 +25,9 @@ from torch import Tensor, nn
 
 from iidrive.configs import from_plain, to_plain
 from iidrive.errors import CheckpointError, ConfigError, LineageError
-from iidrive.scene import Lineage
 
 FORMAT = 1
-Kind = Literal["tokenizer", "world", "planner", "ego-mlp"]
+Kind = Literal["tokenizer", "motion", "world", "planner", "ego-mlp"]
 
 
 @dataclass(frozen=True)
@@ -55,13 +54,6 @@ class Manifest:
     about: dict[str, Any] = field(default_factory=dict)
     parents: tuple[Parent, ...] = ()
     format: int = FORMAT
-
-    @property
-    def lineage(self) -> Lineage:
-        """Own fingerprint and the parents' (their own parents stand in their manifests)."""
-        kinds = ("tokenizer", "world")
-        parents = tuple(Lineage(p.kind, p.fingerprint) for p in self.parents if p.kind in kinds)  # pyright: ignore[reportArgumentType]
-        return Lineage("planner" if self.kind == "ego-mlp" else self.kind, self.fingerprint, parents)
 
     def parent(self, kind: str) -> Parent:
         """The parent of a kind. Raises CheckpointError if there is none."""
