@@ -78,12 +78,12 @@ def small() -> Recipe:
         world,
         planner,
         EgoMLPConfig(),
-        replace(base, samples=24000, batch=2, learning_rate=4e-3, warmup=100, log_every=200, save_every=4000),
+        replace(base, samples=9000, batch=2, learning_rate=4e-3, warmup=100, log_every=200, save_every=4000),
         replace(base, samples=102400, batch=64, learning_rate=1e-3, warmup=1280, log_every=6400, save_every=51200, average=0.99),
         replace(base, samples=5600, batch=2, learning_rate=1e-3, warmup=100, log_every=80, save_every=1600),
-        replace(base, samples=38400, batch=16, learning_rate=1e-3, warmup=640, log_every=320, save_every=12800),
+        replace(base, samples=16000, batch=16, learning_rate=1e-3, warmup=640, log_every=320, save_every=8000),
         replace(base, samples=102400, batch=64, learning_rate=1e-3, warmup=1280, log_every=6400, save_every=51200, average=0.99),
-        TownConfig(train_scenes=160, test_scenes=16),
+        TownConfig(train_scenes=220, test_scenes=24),
     )
 
 

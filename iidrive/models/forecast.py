@@ -75,7 +75,7 @@ class Forecaster(nn.Module):
             pose = pose @ moved
             latents.append(latent)
             poses.append(pose)
-            memory = memory.observed(truth[:, k], teach).detached()
+            memory = memory.observed(truth[:, k], teach)
         predicted, chain = torch.stack(latents, 1), torch.stack(poses, 1)
         weight = ahead.valid * torch.tensor(config.latent_weights, device=truth.device)[: truth.shape[1]]
         count = ahead.valid.sum().clamp(min=1)

@@ -86,14 +86,16 @@ class DeformableAttention(nn.Module):
         batch, count, _ = tokens.shape
         x, y = size
         value = rearrange(self.value(tokens), "b (x y) (h d) -> (b h) d x y", x=x, h=self.heads)
-        offsets = rearrange(self.offsets(tokens), "b n (h p two) -> (b h) n p two", h=self.heads, two=2)
-        weights = rearrange(self.weights(tokens), "b n (h p) -> (b h) 1 n p", h=self.heads).softmax(-1)
+        # the points lie before the cells in memory, so that what follows runs along cells and not along four or two numbers
+        scale = tokens.new_tensor([2 / y, 2 / x]).repeat(self.heads * self.points)
+        offsets = F.linear(tokens, self.offsets.weight * scale[:, None], self.offsets.bias * scale)
+        offsets = rearrange(offsets, "b n (h p two) -> (b h) p n two", h=self.heads, two=2)
+        weights = rearrange(self.weights(tokens), "b n (h p) -> (b h) 1 p n", h=self.heads).softmax(2)
         j = (torch.arange(y, device=tokens.device, dtype=tokens.dtype) + 0.5) * 2 / y - 1
         i = (torch.arange(x, device=tokens.device, dtype=tokens.dtype) + 0.5) * 2 / x - 1
-        cell = torch.stack([j[None].expand(x, y), i[:, None].expand(x, y)], -1).reshape(1, count, 1, 2)
-        grid = cell + offsets * 2 / offsets.new_tensor([y, x])
-        read = F.grid_sample(value, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        mixed = (read * weights).sum(-1)
+        cell = torch.stack([j[None].expand(x, y), i[:, None].expand(x, y)], -1).reshape(count, 2)
+        read = F.grid_sample(value, cell + offsets, mode="bilinear", padding_mode="zeros", align_corners=False)
+        mixed = (read * weights).sum(2)
         return self.out(rearrange(mixed, "(b h) d n -> b n (h d)", b=batch))
 
 

@@ -69,7 +69,7 @@ class Memory:
 
     `latents` (B,T,C,x,y), the last is the present; `now_T_frame` (B,T,4,4) their ego frames; `motions` (B,H,M). `anchor` is the last
     latent that was observed and not imagined, in its own frame `now_T_anchor`: warping it once keeps what warping step by step would
-    blur. `expected` (B,S,M) are the motions of the coming steps that the plan head corrects.
+    blur. Gradients flow through the present latent alone. `expected` (B,S,M) are the motions of the coming steps that the plan head corrects.
     """
 
     latents: Float[Tensor, "B T C x y"]
@@ -87,11 +87,6 @@ class Memory:
         anchor = torch.where(here, latent, self.anchor)
         now_T_anchor = torch.where(where[:, None, None], eye, self.now_T_anchor)
         return Memory(latents, self.now_T_frame, self.motions, anchor, now_T_anchor, self.expected)
-
-    def detached(self) -> Memory:
-        """The same memory without gradients, but for the present latent's."""
-        latents = torch.cat([self.latents[:, :-1].detach(), self.latents[:, -1:]], 1)
-        return Memory(latents, self.now_T_frame, self.motions.detach(), self.anchor, self.now_T_anchor, self.expected)
 
 
 @dataclass(frozen=True)
@@ -142,8 +137,15 @@ class InterLayer(nn.Module):
 
     def forward(self, x: Float[Tensor, "B N C"], memory: Float[Tensor, "B N D"], size: tuple[int, int]) -> Float[Tensor, "B N C"]:
         x = self.norms[0](x + self.attention(x, size))
-        x = self.norms[1](x + self.mix(self.join(torch.cat([x, memory], -1))))
+        x = self.norms[1](x + self.mix(self._join(x, memory)))
         return self.norms[2](x + self.feed_forward(x))
+
+    def _join(self, x: Tensor, memory: Tensor) -> Tensor:
+        """`join` of both side by side, without copying the memory once a layer."""
+        first, act, last = self.join
+        assert isinstance(first, nn.Linear)
+        width = x.shape[-1]
+        return last(act(F.linear(x, first.weight[:, :width], first.bias) + F.linear(memory, first.weight[:, width:])))
 
 
 class WorldModel(nn.Module):
@@ -211,9 +213,9 @@ class WorldModel(nn.Module):
         next_T_now = transform_inverse(used.detach())
         frames = torch.cat([next_T_now[:, None] @ memory.now_T_frame, torch.eye(4, device=used.device).expand(len(used), 1, 4, 4)], 1)
         after = Memory(
-            torch.cat([memory.latents, latent[:, None]], 1)[:, 1:],
+            torch.cat([memory.latents[:, 1:].detach(), latent[:, None]], 1),
             frames[:, 1:],
-            torch.cat([memory.motions, motion_between(used)[:, None]], 1)[:, 1:],
+            torch.cat([memory.motions, motion_between(used.detach())[:, None]], 1)[:, 1:],
             memory.anchor,
             next_T_now @ memory.now_T_anchor,
             torch.cat([memory.expected[:, 1:], memory.expected[:, -1:]], 1),
@@ -258,7 +260,10 @@ class WorldModel(nn.Module):
         x, y = self.cells.size
         batch, frames = memory.latents.shape[:2]
         frame_T_next = transform_inverse(memory.now_T_frame) @ now_T_next.detach()[:, None]
-        past = self.cells.warp(memory.latents.flatten(0, 1), frame_T_next.flatten(0, 1)).unflatten(0, (batch, frames))
+        # apart: earlier latents need no gradient, and reading a map backwards costs six times as much as reading it
+        before, now = memory.latents[:, :-1].detach().flatten(0, 1), memory.latents[:, -1]
+        before = self.cells.warp(before, frame_T_next[:, :-1].flatten(0, 1)).unflatten(0, (batch, frames - 1))
+        past = torch.cat([before, self.cells.warp(now, frame_T_next[:, -1])[:, None]], 1)
         seen = self.cells.warp(torch.ones_like(fused[:, :1]), now_T_next.detach())
         here = self.cells.warp(fused, now_T_next.detach()) + self.outside[:, None, None] * (1 - seen)
         next_T_now = transform_inverse(now_T_next)
