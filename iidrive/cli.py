@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from rich.console import Console
 from iidrive import assess, recipes, stages
 from iidrive import demo as demo_
 from iidrive.configs import to_plain
+from iidrive.data import Data, DataName
 from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache
 from iidrive.errors import ConfigError, IIDriveError, unknown
@@ -24,7 +26,6 @@ from iidrive.eval.cases import align, read_cases, read_predictions
 from iidrive.eval.protocols import protocol_named
 from iidrive.recipes import Recipe
 from iidrive.runs import Run
-from iidrive.stages import Data, DataName
 from iidrive.train import checkpoint
 
 Switch = Literal["on", "off"]
@@ -82,9 +83,10 @@ def train_tokenizer(
         version: version folder of nuScenes, where there are several.
         resume: go on from the newest checkpoint of the run folder.
     """
-    source, split = _open(Data(data, root, version, occupancy, gts, predicted), recipe, split)
-    started = Run.start(run, _about("train tokenizer", recipe, source, split))
-    _finish(stages.train_tokenizer(recipe, source, split, started, resume == "on"), run)
+    choice = Data(data, root, version, occupancy, gts, predicted)
+    source, split = _open(choice, recipe, split)
+    started = _start(run, stages.describe("train tokenizer", recipe, source, split), resume)
+    _finish(stages.train_tokenizer(recipe, source, split, started, resume == "on"), choice, recipe, run)
 
 
 def train_world(
@@ -117,10 +119,11 @@ def train_world(
         version: version folder of nuScenes, where there are several.
         resume: go on from the newest checkpoint of the run folder.
     """
-    source, split = _open(Data(data, root, version, occupancy, gts, predicted), recipe, split)
-    started = Run.start(run, _about("train world", recipe, source, split))
+    choice = Data(data, root, version, occupancy, gts, predicted)
+    source, split = _open(choice, recipe, split)
+    started = _start(run, stages.describe("train world", recipe, source, split), resume)
     cache = _tokens(tokens, tokenizer, source, split, Path(run))
-    _finish(stages.train_world(recipe, tokenizer, cache, source, split, started, resume == "on"), run)
+    _finish(stages.train_world(recipe, tokenizer, cache, source, split, started, resume == "on"), choice, recipe, run)
 
 
 def train_planner(
@@ -155,14 +158,15 @@ def train_planner(
         version: version folder of nuScenes, where there are several.
         resume: go on from the newest checkpoint of the run folder.
     """
-    source, split = _open(Data(data, root, version, occupancy, gts, predicted), recipe, split)
+    choice = Data(data, root, version, occupancy, gts, predicted)
+    source, split = _open(choice, recipe, split)
     manifest = checkpoint.read_manifest(world)
     checkpoint.require_kind(manifest, "world", world)
-    started = Run.start(run, _about("train planner", recipe, source, split))
+    started = _start(run, stages.describe("train planner", recipe, source, split), resume)
     tokenizer = stages.locate(manifest, "tokenizer", world)
     near = stages.tokens_folder(Path(world), tokenizer, source)
     cache = _tokens(tokens or (str(near) if near.is_dir() else ""), str(tokenizer), source, split, Path(run))
-    _finish(stages.train_planner(recipe, world, cache, source, split, started, train_ii == "on", resume == "on"), run)
+    _finish(stages.train_planner(recipe, world, cache, source, split, started, train_ii == "on", resume == "on"), choice, recipe, run)
 
 
 def tokens(
@@ -191,7 +195,8 @@ def tokens(
         predicted: folder of predicted labels in the Occ3D layout.
         version: version folder of nuScenes, where there are several.
     """
-    source, split = _open(Data(data, root, version, occupancy, gts, predicted), recipe, split)
+    choice = Data(data, root, version, occupancy, gts, predicted)
+    source, split = _open(choice, recipe, split)
     cache = _tokens(out, tokenizer, source, split, Path(out))
     print(f"tokens of {split} in {cache.folder}: {cache.frame_bytes} bytes a keyframe, tokenizer {cache.manifest.tokenizer}")
 
@@ -229,14 +234,20 @@ def evaluate(
     choice = Data(data, root, version, occupancy, gts, predicted)
     if planner not in stages.BASELINES and not Path(planner).exists():
         raise ConfigError(f"{unknown('planner', planner, stages.BASELINES)} Or give a run folder or checkpoint that exists.")
+    if planner in stages.BASELINES and test_ii == "on":
+        raise ConfigError(
+            f"{planner} has no world model, so --test-ii on means nothing for it. Leave it out, or evaluate a planner's run folder."
+        )
     if planner not in stages.BASELINES:
         recipe = replace(recipe, town=assess.town_of(checkpoint.read_manifest(planner), recipe.town))
     source, split = _open(choice, recipe, split, "test")
     name = Path(planner).name if planner not in stages.BASELINES else planner
     source.scene_names(split)
     state = f"-ii-{test_ii}" if planner not in stages.BASELINES else ""
-    started = Run.start(run or f"runs/evaluate-{name}-{split}{state}", _about("evaluate", recipe, source, split) | {"test_ii": test_ii})
-    result = assess.assess(planner, source, split, choice.training_split(split), recipe, started, test_ii == "on")
+    started = Run.start(
+        run or f"runs/evaluate-{name}-{split}{state}", stages.describe("evaluate", recipe, source, split) | {"test_ii": test_ii}
+    )
+    result = assess.assess(planner, source, split, source.usual_split("train"), recipe, started, test_ii == "on")
     print(result.text)
     if json:
         _write_json(json, result.scores)
@@ -318,11 +329,14 @@ def _open(data: Data, recipe: Recipe, split: str, part: Literal["train", "test"]
     source = data.open(recipe.town)
     for sentence in source.missing():
         console.print(f"note: {sentence}", markup=False, highlight=False, soft_wrap=True)
-    return source, split or data.split(source, part)
+    return source, split or source.usual_split(part)
 
 
-def _about(command: str, recipe: Recipe, source: Source, split: str) -> dict[str, Any]:
-    return {"what": command, "data": source.identity(), "missing": source.missing(), "split": split, "recipe": to_plain(recipe)}
+def _start(run: str, about: dict[str, Any], resume: Switch) -> Run:
+    started = Run.start(run, about, resume == "on")
+    if resume == "off":
+        started.write_json("recipe.json", about["recipe"])
+    return started
 
 
 def _tokens(folder: str, tokenizer: str, source: Source, split: str, run: Path) -> TokenCache:
@@ -331,15 +345,20 @@ def _tokens(folder: str, tokenizer: str, source: Source, split: str, run: Path) 
         return stages.write_tokens(tokenizer, source, names, folder or stages.tokens_folder(run, tokenizer, source), tick)
 
 
-def _finish(path: Path, run: str) -> None:
+def _finish(path: Path, data: Data, recipe: Recipe, run: str) -> None:
     manifest = checkpoint.read_manifest(path)
     print(f"{manifest.kind} {manifest.fingerprint} after {manifest.samples_seen} samples: {path}")
     follow = {
-        "tokenizer": f"iidrive train world {run}",
-        "world": f"iidrive train planner {run}",
-        "planner": f"iidrive evaluate {run} --test-ii on",
+        "tokenizer": ["train", "world", run],
+        "world": ["train", "planner", run],
+        "planner": ["evaluate", run, "--test-ii", "on"],
     }
-    print(f"next: {follow[manifest.kind]}")
+    options = [f"--{k}={v}" for k, v in to_plain(replace(data, name="town")).items() if v != getattr(Data(), k)]
+    if data.name != "town":
+        options.insert(0, f"--data={data.name}")
+    if recipe != recipes.small():
+        options.append(f"--recipe={Path(run) / 'recipe.json'}")
+    print(f"next: {shlex.join(['iidrive', *follow[manifest.kind], *options])}")
 
 
 def _write_json(path: str, value: object) -> None:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from iidrive import evaluate, stages
 from iidrive.assess import about_line, counting, plan_and_score
 from iidrive.configs import to_plain
+from iidrive.data import Data
 from iidrive.data.loader import Track
 from iidrive.data.source import Source, window
 from iidrive.data.tokens import TokenCache
@@ -23,9 +24,8 @@ from iidrive.evaluate import ForecastScores
 from iidrive.models.planner import Driver
 from iidrive.recipes import Recipe
 from iidrive.report import Page, Table, write_index
-from iidrive.runs import Run, peak_memory_gb
+from iidrive.runs import Run, device, peak_memory_gb
 from iidrive.scene import FUTURE_STEPS
-from iidrive.stages import Data
 from iidrive.view import ScenePanel, scene_figure
 
 Array = np.ndarray
@@ -49,7 +49,7 @@ def run(recipe: Recipe, data: Data, out: Path) -> None:
         print(f"note: {sentence}")
     for old in ("tokenizer", "world", "planner", "tokens-train", "tokens-test", "ego-mlp", "pictures"):
         shutil.rmtree(out / old, ignore_errors=True)
-    train, test = data.split(source, "train"), data.split(source, "test")
+    train, test = source.usual_split("train"), source.usual_split("test")
     whole = Run.start(out, {"what": "demo", "recipe": to_plain(recipe), "data": source.identity(), "train": train, "test": test})
     trained = train_all(recipe, source, train, out)
     tracks = stages.tracks_of(source, test)
@@ -77,10 +77,14 @@ def run(recipe: Recipe, data: Data, out: Path) -> None:
 
 def train_all(recipe: Recipe, source: Source, split: str, out: Path) -> Trained:
     """Stage 1, tokens, stage 2, planner (ii on while training)."""
-    tokenizer = stages.train_tokenizer(recipe, source, split, Run.start(out / "tokenizer", {"what": "train tokenizer"}))
+    tokenizer = stages.train_tokenizer(
+        recipe, source, split, Run.start(out / "tokenizer", stages.describe("train tokenizer", recipe, source, split))
+    )
     cache = _tokens(tokenizer, source, split, out / "tokens-train")
-    world = stages.train_world(recipe, tokenizer, cache, source, split, Run.start(out / "world", {"what": "train world"}))
-    run_ = Run.start(out / "planner", {"what": "train planner", "train_ii": "on"})
+    world = stages.train_world(
+        recipe, tokenizer, cache, source, split, Run.start(out / "world", stages.describe("train world", recipe, source, split))
+    )
+    run_ = Run.start(out / "planner", stages.describe("train planner", recipe, source, split) | {"train_ii": "on"})
     return Trained(tokenizer, world, stages.train_planner(recipe, world, cache, source, split, run_, train_ii=True))
 
 
@@ -134,7 +138,7 @@ def draw(
             batch = windows.batch([row])
             assert batch.observation.occupancy is not None
             assert batch.target.occupancy is not None
-            imagined, _ = driver.forecaster.forecast(batch.observation, FUTURE_STEPS)
+            imagined, _ = driver.forecaster.forecast(batch.observation.to(device()), evaluate.HORIZON_STEPS)
             real = torch.cat([batch.observation.occupancy[:, -1:], batch.target.occupancy], 1)[0].numpy()
             shown = ("ctrv", "ego-mlp", "planner, ii off", "planner, ii on")
             panel = ScenePanel(
@@ -144,7 +148,7 @@ def draw(
                 scene.map,
                 {name: plans[name][observation.token] for name in shown},
                 tuple(real[list(evaluate.HORIZON_STEPS)]),
-                tuple(imagined[0].numpy()[list(evaluate.HORIZON_STEPS)]),
+                tuple(imagined[0].numpy(force=True)),
                 spec,
             )
             path = scene_figure(panel, run_.folder / "pictures" / f"{track.name}.png")

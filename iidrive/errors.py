@@ -26,10 +26,6 @@ class LineageError(IIDriveError):
     """Two artefacts that do not descend from the same tokenizer were put together."""
 
 
-class LeakError(IIDriveError):
-    """Something of the future reached a place that may only see the present."""
-
-
 def unknown(what: str, name: object, known: Iterable[object]) -> str:
     """One sentence about a name that is not known, with the nearest known one: `unknown split 'minival'; ...`."""
     names = [str(k) for k in known]

@@ -19,6 +19,7 @@ from iidrive.models.baselines import copy_last, copy_warped
 from iidrive.models.forecast import Forecaster
 from iidrive.models.motion import constant_turn
 from iidrive.models.tokenizer import Tokenizer
+from iidrive.runs import device
 from iidrive.scene import FUTURE_STEPS, STEP_S, GridSpec, Seen
 
 Array = np.ndarray
@@ -39,7 +40,7 @@ def plans(
     paths: list[Array] = []
     for part in in_order(windows, batch):
         tokens += part.observation.tokens
-        paths.append(planner(part.observation).numpy(force=True).astype(np.float32))
+        paths.append(planner(part.observation.to(device())).numpy(force=True).astype(np.float32))
     return tuple(tokens), np.concatenate(paths)
 
 
@@ -75,7 +76,7 @@ class ForecastScores:
         return "\n".join(lines)
 
 
-def forecasts(forecaster: Forecaster | None, windows: Windows, spec: GridSpec, batch: int = 8) -> ForecastScores:
+def forecasts(forecaster: Forecaster, windows: Windows, spec: GridSpec, batch: int = 8) -> ForecastScores:
     """Score the forecaster and the copy baselines on samples with a full future (windows with codes and future occupancy).
 
     - `world model`: reconstruction now, roll-out ahead, each in the ego frame that the model predicts;
@@ -83,28 +84,28 @@ def forecasts(forecaster: Forecaster | None, windows: Windows, spec: GridSpec, b
     - `copy warped`: the world stands still and the ego keeps its turn rate and velocity;
     - `copy warped, true motion`: the same with the true future ego motion, which no forecaster may know.
     """
-    names = ["world model"] if forecaster is not None else []
-    names += ["copy last", "copy warped", "copy warped, true motion (oracle)"]
+    names = ["world model", "copy last", "copy warped", "copy warped, true motion (oracle)"]
     histograms = {name: np.zeros((len(HORIZON_STEPS), 18, 18), np.int64) for name in names}
     count = 0
     for part in in_order(windows, batch):
+        part = part.to(device())
         seen, ahead = part.observation, part.target
         assert seen.occupancy is not None
         assert ahead.occupancy is not None
         now = seen.occupancy[:, -1]
-        real = torch.cat([now[:, None], ahead.occupancy], 1)
+        at = list(HORIZON_STEPS)
+        real = torch.cat([now[:, None], ahead.occupancy], 1)[:, at]
         now = torch.where(now == IGNORE, FREE, now)
         found = {
             "copy last": copy_last(now, FUTURE_STEPS),
             "copy warped": copy_warped(now, constant_turn(seen), spec),
             "copy warped, true motion (oracle)": copy_warped(now, ahead.now_T_frame, spec),
         }
-        found = {k: torch.cat([now[:, None], v], 1) for k, v in found.items()}
-        if forecaster is not None:
-            found["world model"] = forecaster.forecast(seen, FUTURE_STEPS)[0]
+        found = {k: torch.cat([now[:, None], v], 1)[:, at] for k, v in found.items()}
+        found["world model"] = forecaster.forecast(seen, at)[0]
         for name, labels in found.items():
-            for h, step in enumerate(HORIZON_STEPS):
-                histograms[name][h] += metrics.confusion(real[:, step].numpy(force=True), labels[:, step].numpy(force=True))
+            for h in range(len(at)):
+                histograms[name][h] += metrics.confusion(real[:, h].numpy(force=True), labels[:, h].numpy(force=True))
         count += len(seen.tokens)
     return ForecastScores(count, histograms)
 
@@ -115,6 +116,6 @@ def reconstruction(tokenizer: Tokenizer, codes: Frames, occupancy: Frames, track
     total = np.zeros((18, 18), np.int64)
     for track in tracks:
         for rows in np.array_split(np.arange(len(track.tokens)), max(1, len(track.tokens) // 8)):
-            latent = tokenizer.latent_of(torch.from_numpy(codes(track.name, rows).astype(np.int64)))
+            latent = tokenizer.latent_of(torch.from_numpy(codes(track.name, rows).astype(np.int64)).to(device()))
             total += metrics.confusion(occupancy(track.name, rows), tokenizer.labels(latent).numpy(force=True))
     return total

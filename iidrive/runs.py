@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import resource
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -20,7 +21,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import iidrive
+from iidrive.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,18 @@ class Run:
     folder: Path
 
     @staticmethod
-    def start(folder: str | Path, about: Mapping[str, Any]) -> Run:
-        """Make the folder and write run.json: `about` with the command, the time, versions and the machine."""
+    def start(folder: str | Path, about: Mapping[str, Any], resume: bool = False) -> Run:
+        """Make the folder and write run.json (run-2.json and on when it is resumed): `about`, the command, the time, versions, the machine.
+
+        Raises:
+            ConfigError: if the folder holds checkpoints and is not to be resumed.
+        """
         run = Run(Path(folder))
+        if not resume and any((run.folder / "checkpoints").glob("samples-*")):
+            raise ConfigError(f"{run.folder} already holds checkpoints. Go on from them with `--resume on`, or name another run folder.")
         run.folder.mkdir(parents=True, exist_ok=True)
-        run.write_json("run.json", {"command": " ".join(sys.argv), "started": now(), **about, "environment": environment()})
+        name = f"run-{len(list(run.folder.glob('run*.json'))) + 1}.json" if resume else "run.json"
+        run.write_json(name, {"command": shlex.join(sys.argv), "started": now(), **about, "environment": environment()})
         return run
 
     def write_text(self, name: str, text: str) -> Path:
@@ -63,7 +74,6 @@ def now() -> str:
 def environment() -> dict[str, Any]:
     """Versions and machine: enough to know later why two runs differ."""
     import numpy
-    import torch
 
     return {
         "iidrive": iidrive.__version__,
@@ -89,6 +99,11 @@ def code_version() -> str:
     except (OSError, subprocess.CalledProcessError):
         return iidrive.__version__
     return commit + ("+changes" if dirty else "")
+
+
+def device() -> torch.device:
+    """Where models run: the first GPU, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def peak_memory_gb() -> float:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeVar
 
 import numpy as np
 import shapely
@@ -370,6 +370,10 @@ class Seen:
     occupancy: UInt8[Tensor, "B T X Y Z"] | None = None
     codes: Int[Tensor, "B T n"] | None = None
 
+    def to(self, device: torch.device) -> Seen:
+        """The same on another device."""
+        return _moved(self, device)
+
     def select(self, rows: slice) -> Seen:
         """Some of the samples."""
         part = {k: v if v is None else v[rows] for k, v in vars(self).items()}
@@ -391,6 +395,17 @@ class Ahead:
     occupancy: UInt8[Tensor, "B S X Y Z"] | None = None
     codes: Int[Tensor, "B S n"] | None = None
 
+    def to(self, device: torch.device) -> Ahead:
+        """The same on another device."""
+        return _moved(self, device)
+
+
+Part = TypeVar("Part", "Seen", "Ahead")
+
+
+def _moved(part: Part, device: torch.device) -> Part:
+    return replace(part, **{k: v.to(device) for k, v in vars(part).items() if isinstance(v, Tensor)})
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -404,12 +419,8 @@ class Batch:
     progress: float = 1.0
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
-
-        def move(part: Seen | Ahead) -> dict[str, object]:
-            return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(part).items()}
-
-        return Batch(Seen(**move(self.observation)), Ahead(**move(self.target)), self.progress)  # pyright: ignore[reportArgumentType]
+        """The same on another device."""
+        return Batch(self.observation.to(device), self.target.to(device), self.progress)
 
 
 @dataclass(frozen=True)
@@ -430,22 +441,3 @@ class Prediction:
                 f"sample {self.token}: a prediction must be the LIDAR_TOP path in the current lidar frame (x right, y forward); "
                 f"found frame '{t.frame}' of '{t.reference}'. Convert it with `source.to_lidar_path`."
             )
-
-
-@dataclass(frozen=True)
-class Lineage:
-    """What an artefact is and what it was made from: kind, fingerprint, and its parents' lineages."""
-
-    kind: Literal["tokenizer", "tokens", "world", "planner", "predictions"]
-    fingerprint: str
-    parents: tuple[Lineage, ...] = ()
-
-    def find(self, kind: str) -> Lineage | None:
-        """The nearest ancestor (or self) of a kind."""
-        if self.kind == kind:
-            return self
-        for parent in self.parents:
-            found = parent.find(kind)
-            if found is not None:
-                return found
-        return None

@@ -6,9 +6,9 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +17,9 @@ from torch import Tensor
 from iidrive import evaluate
 from iidrive.classes import OCC_CLASSES
 from iidrive.configs import from_plain, to_plain
-from iidrive.data import SOURCES
 from iidrive.data.loader import Cut, OccupancyFrames, Track, Windows
-from iidrive.data.nuscenes import NuScenesConfig
 from iidrive.data.source import Source, scenes
 from iidrive.data.tokens import TokenCache, build
-from iidrive.data.town import TownConfig
 from iidrive.errors import ConfigError, unknown
 from iidrive.eval import metrics
 from iidrive.models.baselines import KINEMATIC, EgoMLP, EgoMLPConfig
@@ -33,51 +30,22 @@ from iidrive.models.planner import Driver, Planner, PlannerConfig
 from iidrive.models.tokenizer import Tokenizer, TokenizerConfig
 from iidrive.models.world import WorldConfig, WorldModel
 from iidrive.recipes import Recipe
-from iidrive.runs import Run, code_version
+from iidrive.runs import Run, code_version, device
 from iidrive.scene import GridSpec, Scene, Seen
 from iidrive.train import checkpoint
 from iidrive.train.checkpoint import Manifest, Parent
 from iidrive.train.loop import Job, fit
 from iidrive.train.optim import TrainConfig
 
-DataName = Literal["town", "nuscenes"]
 PAST = 5
 """Keyframes before now in the windows of stage 2 and of planners."""
 
 Report = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Data:
-    """Which source, and where: `root` is a nuScenes folder; `gts`, `predicted` and `occupancy` choose its occupancy (see NuScenesConfig)."""
-
-    name: DataName = "town"
-    root: str = ""
-    version: str = ""
-    occupancy: Literal["auto", "labels", "derived", "predicted"] = "auto"
-    gts: str = ""
-    predicted: str = ""
-
-    def open(self, town: TownConfig) -> Source:
-        """The source. Raises ConfigError if nuScenes has no root."""
-        if self.name not in SOURCES:
-            raise ConfigError(unknown("data source", self.name, SOURCES))
-        if self.name == "town":
-            return SOURCES["town"][1](town)
-        if not self.root:
-            raise ConfigError("nuScenes needs --root, the folder that holds v1.0-…/ and maps/.")
-        return SOURCES["nuscenes"][1](NuScenesConfig(self.root, self.version, self.occupancy, self.gts, self.predicted))
-
-    def split(self, source: Source, part: Literal["train", "test"]) -> str:
-        """The usual split for training or testing: towns have train and test, nuScenes mini has mini_train and mini_val, else train and val."""
-        if self.name == "town":
-            return part
-        mini = "mini" in str(source.identity().get("version", ""))
-        return {"train": "mini_train" if mini else "train", "test": "mini_val" if mini else "val"}[part]
-
-    def training_split(self, split: str) -> str:
-        """The training split that belongs to a test split."""
-        return "mini_train" if split.startswith("mini_") else "train"
+def describe(what: str, recipe: Recipe, source: Source, split: str) -> dict[str, Any]:
+    """What run.json says of a stage."""
+    return {"what": what, "data": source.identity(), "missing": source.missing(), "split": split, "recipe": to_plain(recipe)}
 
 
 def tracks_of(source: Source, split: str) -> list[Track]:
@@ -134,7 +102,7 @@ def write_tokens(
     def encode(scene: Scene) -> np.ndarray:
         occupancy = torch.from_numpy(frames(scene.name, np.arange(len(scene))))
         poses = torch.from_numpy(np.stack([k.global_T_ego.matrix for k in scene.keyframes]))
-        return tokenizer.tokenize_scene(occupancy, poses).numpy()
+        return tokenizer.tokenize_scene(occupancy.to(device()), poses.to(device())).numpy(force=True)
 
     cells = sum(tokenizer.quantiser.level_cells)
     return build(source, names, encode, folder, manifest.fingerprint, config.quantiser.codes, cells, report)
@@ -161,7 +129,7 @@ def train_world(
     if forecaster.world.prior is not None:
         _train_prior(recipe, forecaster.world.prior, source, split, tracks, Run(run.folder / "motion"), resume)
     occupancy = OccupancyFrames(source, tokenizer.config.grid, keyframes(tracks)) if config.voxel_weight else None
-    windows = Windows(tracks, Cut(past=PAST), occupancy, cache, future_occupancy=bool(config.voxel_weight))
+    windows = Windows(tracks, Cut(past=PAST), occupancy, cache, future=True)
     parents = (_parent("tokenizer", tokenizer_path, parent),)
     manifest = _manifest("world", config, training, source, split, recipe, parents)
     return fit(Job(forecaster, forecaster.world, forecaster.loss, manifest, config), windows, training, run, resume, stop_at)
@@ -219,7 +187,7 @@ def load_tokenizer(path: str | Path) -> tuple[Tokenizer, Manifest]:
     checkpoint.require_kind(manifest, "tokenizer", path)
     tokenizer = Tokenizer(from_plain(TokenizerConfig, manifest.architecture, str(path)))
     checkpoint.load_weights(tokenizer, checkpoint.load_tensors(path), str(path))
-    return tokenizer.eval().requires_grad_(False), manifest
+    return tokenizer.to(device()).eval().requires_grad_(False), manifest
 
 
 def load_forecaster(path: str | Path, tokenizer_path: str | Path | None = None) -> tuple[Forecaster, Manifest]:
@@ -230,7 +198,7 @@ def load_forecaster(path: str | Path, tokenizer_path: str | Path | None = None) 
     checkpoint.require_parent(manifest, "tokenizer", found.fingerprint, path)
     world = WorldModel(from_plain(WorldConfig, manifest.architecture, str(path)), tokenizer.cells)
     checkpoint.load_weights(world, checkpoint.load_tensors(path), str(path))
-    return Forecaster(tokenizer, world).eval().requires_grad_(False), manifest
+    return Forecaster(tokenizer, world).to(device()).eval().requires_grad_(False), manifest
 
 
 def load_driver(path: str | Path) -> tuple[Driver, Manifest]:
@@ -241,7 +209,7 @@ def load_driver(path: str | Path) -> tuple[Driver, Manifest]:
     checkpoint.require_parent(manifest, "world", world.fingerprint, path)
     planner = Planner(from_plain(PlannerConfig, manifest.architecture, str(path)), forecaster.tokenizer.cells)
     checkpoint.load_weights(planner, checkpoint.load_tensors(path), str(path))
-    return Driver(forecaster, planner, bool(manifest.about.get("train_ii"))).eval(), manifest
+    return Driver(forecaster, planner, bool(manifest.about.get("train_ii"))).to(device()).eval(), manifest
 
 
 def load_ego_mlp(path: str | Path) -> EgoMLP:
@@ -250,7 +218,7 @@ def load_ego_mlp(path: str | Path) -> EgoMLP:
     checkpoint.require_kind(manifest, "ego-mlp", path)
     model = EgoMLP(from_plain(EgoMLPConfig, manifest.architecture, str(path)))
     checkpoint.load_weights(model, checkpoint.load_tensors(path), str(path))
-    return model.eval().requires_grad_(False)
+    return model.to(device()).eval().requires_grad_(False)
 
 
 def planner_named(name: str, recipe: Recipe, source: Source, train_split: str, run: Run) -> Callable[[Seen], Tensor]:
@@ -278,7 +246,7 @@ def scored_windows(
 ) -> Windows:
     """Every sample with a full future, the first keyframe of a scene included; with future occupancy when a source and a grid are given."""
     occupancy = OccupancyFrames(source, spec, keyframes(tracks)) if source is not None and spec is not None else None
-    return Windows(tracks, Cut(past=PAST), occupancy, cache, future_occupancy=occupancy is not None)
+    return Windows(tracks, Cut(past=PAST), occupancy, cache, future=occupancy is not None)
 
 
 def _manifest(

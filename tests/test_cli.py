@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +100,20 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         main([*command, "--help"])
     assert stop.value.code == 0
     assert "usage: iidrive" in capsys.readouterr().out
+
+
+def test_ii_means_nothing_for_a_baseline(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "ctrv has no world model" in fails(capsys, "evaluate", "ctrv", "--test-ii", "on")
+
+
+@pytest.mark.slow
+def test_the_next_command_that_is_printed_works(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["train", "tokenizer", *TOWN])
+    for _ in range(3):
+        following = shlex.split(capsys.readouterr().out.split("next: ")[1])
+        assert following[0] == "iidrive"
+        main(following[1:])
+    assert "L2" in capsys.readouterr().out

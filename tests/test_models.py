@@ -35,7 +35,7 @@ def batch() -> Batch:
     """Two samples of a town with occupancy and made-up codes."""
     torch.manual_seed(0)
     tracks = [Track.of(scene) for scene in scenes(TOWN, "train")]
-    windows = Windows(tracks, Cut(past=5), OccupancyFrames(TOWN, RECIPE.tokenizer.grid, 14), future_occupancy=True)
+    windows = Windows(tracks, Cut(past=5), OccupancyFrames(TOWN, RECIPE.tokenizer.grid, 14), future=True)
     made = windows.batch([0, 6])
     cells = sum(Tokenizer(RECIPE.tokenizer).quantiser.level_cells)
     codes = torch.randint(0, RECIPE.tokenizer.quantiser.codes, (2, 12, cells))

@@ -259,7 +259,7 @@ def test_wrong_roots_are_explained(tiny, tmp_path):
         opened(tmp_path / "nowhere")
     with pytest.raises(DataError, match="itself a version folder"):
         opened(tiny / "v1.0-mini")
-    with pytest.raises(ConfigError, match="empty"):
+    with pytest.raises(ConfigError, match="needs --root"):
         NuScenes(NuScenesConfig(""))
     with pytest.raises(DataError, match=r"unknown version 'v1\.0-minni'.*Did you mean 'v1\.0-mini'"):
         opened(tiny, version="v1.0-minni")

@@ -13,7 +13,6 @@ from iidrive.scene import (
     Boxes,
     Command,
     GridSpec,
-    Lineage,
     Observation,
     OccGrid,
     Pose,
@@ -124,10 +123,3 @@ def test_scenes_refuse_disorder() -> None:
         Scene("s", (first, replace(second, token="a")), VectorMap())
     with pytest.raises(DataError, match="at least the current"):
         Observation("s", ())
-
-
-def test_lineage_finds_ancestors() -> None:
-    tokenizer = Lineage("tokenizer", "aa")
-    planner = Lineage("planner", "cc", (Lineage("world", "bb", (tokenizer,)),))
-    assert planner.find("tokenizer") is tokenizer
-    assert planner.find("tokens") is None

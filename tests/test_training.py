@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,7 +55,9 @@ def test_resuming_with_another_config_is_refused(tmp_path: Path, town: Town) -> 
     with pytest.raises(CheckpointError, match="another config"):
         stages.train_tokenizer(other, town, "train", Run(tmp_path), resume=True)
     with pytest.raises(ConfigError, match="already holds checkpoints"):
-        stages.train_tokenizer(SHORT, town, "train", Run(tmp_path))
+        Run.start(tmp_path, {})
+    Run.start(tmp_path, {"what": "again"}, resume=True)
+    assert json.loads((tmp_path / "run-2.json").read_text())["what"] == "again"
 
 
 def test_accumulation_gives_the_same_gradient_step(tmp_path: Path, town: Town) -> None:

@@ -56,13 +56,12 @@ class Track:
 class Cut:
     """How windows are cut: `past` and `future` keyframes around now, and which samples count.
 
-    `full_future` keeps only samples with all six future keyframes. `stride` takes every n-th keyframe.
+    `full_future` keeps only samples with all six future keyframes.
     """
 
     past: int = 5
     future: int = FUTURE_STEPS
     full_future: bool = True
-    stride: int = 1
     first: int = 0
 
 
@@ -75,13 +74,13 @@ class Windows:
         cut: Cut,
         occupancy: Frames | None = None,
         codes: Frames | None = None,
-        future_occupancy: bool = False,
+        future: bool = False,
     ) -> None:
-        self.tracks, self.cut, self.occupancy, self.codes, self.future_occupancy = tuple(tracks), cut, occupancy, codes, future_occupancy
+        self.tracks, self.cut, self.occupancy, self.codes, self.future = tuple(tracks), cut, occupancy, codes, future
         self.samples = [
             (t, i)
             for t, track in enumerate(self.tracks)
-            for i in range(cut.first, len(track.tokens), cut.stride)
+            for i in range(cut.first, len(track.tokens))
             if track.path_valid[i].all() or not cut.full_future
         ]
         if not self.samples:
@@ -118,15 +117,14 @@ class Windows:
                 "valid": future < len(track.tokens),
                 "path": track.path[now, : self.cut.future].astype(np.float32),
             }
-            both = np.concatenate([kept, next_])
-            if self.occupancy is not None:
-                frames = self.occupancy(track.name, both if self.future_occupancy else kept)
-                values["occupancy"] = frames[: len(kept)]
-                if self.future_occupancy:
-                    targets["occupancy"] = frames[len(kept) :]
-            if self.codes is not None:
-                frames = self.codes(track.name, both)
-                values["codes"], targets["codes"] = frames[: len(kept)].astype(np.int64), frames[len(kept) :].astype(np.int64)
+            wanted = np.concatenate([kept, next_]) if self.future else kept
+            for key, frames in (("occupancy", self.occupancy), ("codes", self.codes)):
+                if frames is not None:
+                    found = frames(track.name, wanted)
+                    found = found.astype(np.int64) if key == "codes" else found
+                    values[key] = found[: len(kept)]
+                    if self.future:
+                        targets[key] = found[len(kept) :]
             for part, out in ((values, seen), (targets, ahead)):
                 for key, value in part.items():
                     out.setdefault(key, []).append(value)

@@ -60,7 +60,7 @@ class NuScenes:
         if config.occupancy not in get_args(OccupancyChoice):
             raise ConfigError(unknown("occupancy", config.occupancy, get_args(OccupancyChoice)))
         if not config.root:
-            raise ConfigError("`root` is empty; give the nuScenes folder that holds v1.0-…/ and maps/.")
+            raise ConfigError("nuScenes needs --root (`root`), the folder that holds v1.0-…/ and maps/.")
         self.config = config
         self.root = Path(config.root).expanduser()
         self.folder = _version_folder(self.root, config.version)
@@ -104,6 +104,11 @@ class NuScenes:
             "occupancy": self.config.occupancy,
             "occupancy_keyframes": dict(self._occupancy_counts()),
         }
+
+    def usual_split(self, part: Literal["train", "test"]) -> str:
+        """train and val, or mini_train and mini_val of the mini version."""
+        split = {"train": "train", "test": "val"}[part]
+        return f"mini_{split}" if "mini" in self.folder.name else split
 
     def scene_names(self, split: str) -> tuple[str, ...]:
         """Scene names of an official split (train, val, test, mini_train, mini_val) or of `all`, ascending.

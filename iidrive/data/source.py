@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from jaxtyping import Float
@@ -50,6 +50,10 @@ class Source(Protocol):
 
     def missing(self) -> tuple[str, ...]:
         """What the data lack and what stands in for it, a sentence each."""
+        ...
+
+    def usual_split(self, part: Literal["train", "test"]) -> str:
+        """The name of the split that is meant for training or for testing."""
         ...
 
     def scene_names(self, split: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -120,6 +121,10 @@ class Town:
     def missing(self) -> tuple[str, ...]:
         """Nothing: towns are made whole."""
         return ()
+
+    def usual_split(self, part: Literal["train", "test"]) -> str:
+        """Towns have splits of these names."""
+        return part
 
     def scene_names(self, split: str) -> tuple[str, ...]:
         """Scene names of a split, `town-train-00000` and on. Raises ConfigError for an unknown split."""

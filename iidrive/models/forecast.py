@@ -6,6 +6,7 @@ The tokenizer is frozen here and not part of the trained weights.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -46,13 +47,12 @@ class Forecaster(nn.Module):
         return self.world.imagine(self.remember(seen), seen.command, steps)
 
     @torch.no_grad()
-    def forecast(self, seen: Seen, steps: int) -> tuple[UInt8[Tensor, "B S+1 X Y Z"], Imagined]:
-        """Reconstructed present and imagined occupancy of the next steps, each in its own (predicted) ego frame."""
+    def forecast(self, seen: Seen, at: Sequence[int]) -> tuple[UInt8[Tensor, "B H X Y Z"], Imagined]:
+        """Occupancy at some steps, each in its own (predicted) ego frame (0 is the reconstructed present), and the roll-out."""
         assert seen.codes is not None
-        imagined = self.imagine(seen, steps)
-        now = self.latents(seen.codes[:, -1:])
-        labels = [self.tokenizer.labels(latent) for latent in torch.cat([now, imagined.latents], 1).unbind(1)]
-        return torch.stack(labels, 1), imagined
+        imagined = self.imagine(seen, max(at))
+        latents = torch.cat([self.latents(seen.codes[:, -1:]), imagined.latents], 1)
+        return torch.stack([self.tokenizer.labels(latents[:, step]) for step in at], 1), imagined
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Latent, trajectory, rotation and (if weighted) voxel losses of a roll-out with scheduled sampling.

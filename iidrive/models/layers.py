@@ -5,6 +5,8 @@ Shapes: B batch, C channels, X, Y cells of a bird's-eye map (axes forward and le
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -104,15 +106,16 @@ def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
 
-class CellGrid(nn.Module):
+@dataclass(frozen=True)
+class CellGrid:
     """Where the cells of a latent map lie in the ego frame, and how to read a map there.
 
     The encoder's stride-2 convolutions centre cell i on voxel `factor * i`, so its centre is at lower + (factor * i + 0.5) * voxel.
     """
 
-    def __init__(self, size: tuple[int, int], first_m: tuple[float, float], cell_m: float) -> None:
-        super().__init__()
-        self.size, self.first_m, self.cell_m = size, first_m, cell_m
+    size: tuple[int, int]
+    first_m: tuple[float, float]
+    cell_m: float
 
     def points(self, like: Tensor) -> Float[Tensor, "X Y 2"]:
         """Cell centres (x, y), metres in the ego frame."""

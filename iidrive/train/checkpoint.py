@@ -115,9 +115,12 @@ def read_manifest(path: str | Path) -> Manifest:
     """The manifest of a checkpoint (or of the newest of a run)."""
     file = find(path) / "manifest.json"
     try:
-        return from_plain(Manifest, json.loads(file.read_text()), str(file))
+        manifest = from_plain(Manifest, json.loads(file.read_text()), str(file))
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{file}: damaged manifest ({error}). Use the checkpoint before it, or train again.") from None
+    if manifest.format != FORMAT:
+        raise CheckpointError(f"{file}: format {manifest.format}, this iidrive reads format {FORMAT}. Use the version that wrote it.")
+    return manifest
 
 
 def load_tensors(path: str | Path, name: str = "weights.safetensors") -> dict[str, Tensor]:

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from iidrive.data.loader import Windows, draws, order
-from iidrive.errors import CheckpointError, ConfigError, IIDriveError, LineageError
-from iidrive.runs import Run, code_version, peak_memory_gb
+from iidrive.errors import CheckpointError, IIDriveError, LineageError
+from iidrive.runs import Run, code_version, device, peak_memory_gb
 from iidrive.scene import Batch
 from iidrive.train import checkpoint
 from iidrive.train.checkpoint import Manifest
@@ -48,13 +47,11 @@ def fit(job: Job, windows: Windows, config: TrainConfig, run: Run, resume: bool 
     Raises:
         IIDriveError: if the loss is not finite, naming the step and the samples in the batch; earlier checkpoints stay.
     """
-    fabric = Fabric(accelerator="cuda" if torch.cuda.is_available() else "cpu", devices=1)
-    job.owner.to(fabric.device)
+    place = device()
+    job.owner.to(place)
     parameters = dict(job.module.named_parameters())
     optimiser = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
     average = Average(job.module, config) if config.average else None
-    if not resume and any((run.folder / "checkpoints").glob("samples-*")):
-        raise ConfigError(f"{run.folder} already holds checkpoints. Go on from them with `--resume on`, or name another run folder.")
     seen = _resume(job, optimiser, average, run) if resume else 0
     end = config.samples if stop_at is None else min(stop_at, config.samples)
     last: dict[str, float] = {}
@@ -66,7 +63,7 @@ def fit(job: Job, windows: Windows, config: TrainConfig, run: Run, resume: bool 
         while seen < end:
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(config, seen)
-            last = _step(job, windows, config, optimiser, seen, fabric.device)
+            last = _step(job, windows, config, optimiser, seen, place)
             seen += config.batch
             if average is not None:
                 average.update(job.module, seen // config.batch)
@@ -86,7 +83,7 @@ def fit(job: Job, windows: Windows, config: TrainConfig, run: Run, resume: bool 
 
 
 def _step(
-    job: Job, windows: Windows, config: TrainConfig, optimiser: torch.optim.Optimizer, seen: int, device: torch.device
+    job: Job, windows: Windows, config: TrainConfig, optimiser: torch.optim.Optimizer, seen: int, place: torch.device
 ) -> dict[str, float]:
     rows = order(len(windows), config.seed, seen, config.batch)
     numbers = draws(config.seed, seen, config.batch, windows.cut.future)
@@ -95,7 +92,7 @@ def _step(
     optimiser.zero_grad(set_to_none=True)
     for start in range(0, config.batch, size):
         part = slice(start, start + size)
-        batch = windows.batch(rows[part].tolist(), numbers[part], seen / config.samples).to(device)
+        batch = windows.batch(rows[part].tolist(), numbers[part], seen / config.samples).to(place)
         loss, logs = job.loss(batch)
         (loss / config.parts).backward()
         for key, value in {"loss": loss, **logs}.items():
