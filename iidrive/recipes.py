@@ -137,14 +137,15 @@ def full() -> Recipe:
         step_at=20 / 24,
         log_every=3200,
         save_every=127_936,
+        micro_batch=2,
     )
     return Recipe(
         "full",
         train_tokenizer=stage1,
-        train_motion=replace(stage1, samples=256_000, learning_rate=1e-3, save_every=128_000),
-        train_world=replace(stage1, samples=48 * 1999 * 64, learning_rate=1e-3, step_at=36 / 48),
-        train_planner=replace(stage1, samples=12 * 1999 * 64, learning_rate=5e-4),
-        train_ego_mlp=replace(stage1, samples=128_000, learning_rate=1e-3, save_every=64_000),
+        train_motion=replace(stage1, samples=256_000, learning_rate=1e-3, save_every=128_000, micro_batch=0),
+        train_world=replace(stage1, samples=48 * 1999 * 64, learning_rate=1e-3, step_at=36 / 48, micro_batch=8),
+        train_planner=replace(stage1, samples=12 * 1999 * 64, learning_rate=5e-4, micro_batch=16),
+        train_ego_mlp=replace(stage1, samples=128_000, learning_rate=1e-3, save_every=64_000, micro_batch=0),
     )
 
 
