@@ -14,7 +14,7 @@ import numpy as np
 from jsonargparse import auto_cli
 from rich.console import Console
 
-from iidrive import assess, recipes, stages
+from iidrive import assess, interchange, recipes, stages
 from iidrive import demo as demo_
 from iidrive.configs import to_plain
 from iidrive.data import Data, DataName
@@ -291,12 +291,39 @@ def score(
         scoring.write_per_sample(per_sample, scores)
 
 
+def import_ii_world(out: str, stage1: str = "", stage2: str = "") -> None:
+    """Make iidrive checkpoints of published II-World weights.
+
+    Args:
+        out: folder to write: OUT/tokenizer and OUT/world.
+        stage1: .pth file of the scene tokenizer.
+        stage2: .pth file of the world model; it may hold its tokenizer.
+    """
+    for path in interchange.import_ii_world(stage1, stage2, out):
+        manifest = checkpoint.read_manifest(path)
+        print(f"{manifest.kind} {manifest.fingerprint}: {path}")
+
+
+def export_ii_world(folder: str, stage1: str = "", stage2: str = "") -> None:
+    """Write weights back as published II-World files.
+
+    Args:
+        folder: what `iidrive import ii-world` wrote.
+        stage1: .pth file to write for the scene tokenizer.
+        stage2: .pth file to write for the world model.
+    """
+    interchange.export_ii_world(folder, stage1, stage2)
+    print("\n".join(f"wrote {path}" for path in (stage1, stage2) if path))
+
+
 COMMANDS: dict[str, Any] = {
     "demo": demo,
     "train": {"_help": "Train a stage.", "tokenizer": train_tokenizer, "world": train_world, "planner": train_planner},
     "tokens": tokens,
     "evaluate": evaluate,
     "score": score,
+    "import": {"_help": "Bring in weights of another project.", "ii-world": import_ii_world},
+    "export": {"_help": "Give weights to another project.", "ii-world": export_ii_world},
 }
 
 

@@ -16,7 +16,7 @@ from iidrive.errors import ConfigError
 from iidrive.models.forecast import Forecaster
 from iidrive.models.layers import CellGrid, Norm
 from iidrive.models.motion import motion_between, past_motions
-from iidrive.models.planner import Driver, Planner
+from iidrive.models.planner import Driver, Planner, drivable
 from iidrive.models.quantise import QuantiserConfig, ResidualQuantiser
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
@@ -229,3 +229,15 @@ def test_configs_that_cannot_work() -> None:
         replace(RECIPE, world=replace(RECIPE.world, width=32))
     with pytest.raises(ConfigError, match="multiple of the heads"):
         replace(RECIPE.world, heads=3)
+
+
+def test_a_plan_that_drives_is_kept_and_noise_at_a_standstill_goes() -> None:
+    turn = torch.linspace(0, 1.2, 7)[1:]
+    arc = torch.stack([6 * (1 - turn.cos()), 6 * turn.sin()], -1)
+    jitter = torch.tensor([[0.0, 0.01], [-0.01, -0.02], [0.02, 0.05], [0.0, 0.16], [0.04, 0.39], [0.07, 0.6]])
+    kept, settled = drivable(torch.stack([arc, jitter]))
+    torch.testing.assert_close(kept, arc, atol=1e-5, rtol=0)
+    hops = torch.diff(settled, dim=0, prepend=torch.zeros(1, 2))
+    assert (hops[:, 1] >= 0).all()
+    assert (hops[:, 0].abs() <= hops[:, 1] + 1e-6).all()
+    assert (settled - jitter).norm(dim=-1).max() < 0.06

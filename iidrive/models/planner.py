@@ -156,9 +156,8 @@ class Driver(nn.Module):
         """Plans of a batch. Without `ii` the world model is not touched."""
         assert seen.codes is not None
         stages, state = self.planner(seen, self.forecaster.latents(seen.codes[:, -1]), self._base(seen))
-        if not ii:
-            return stages[-1].best()
-        return self.planner.refine(seen, stages[-1], state, self.forecaster.imagine(seen, FUTURE_STEPS)).best()
+        plan = self.planner.refine(seen, stages[-1], state, self.forecaster.imagine(seen, FUTURE_STEPS)) if ii else stages[-1]
+        return drivable(plan.best())
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Expected distance of the scored proposals to the true path, plus the nearest proposal's; ii as a second reading of the same batch."""
@@ -188,6 +187,28 @@ class Driver(nn.Module):
         per_sample = expected + self.planner.config.best_weight * distance.min(1).values
         exists = valid.any(1)
         return (per_sample * exists).sum() / exists.sum().clamp(min=1)
+
+
+def drivable(paths: Float[Tensor, "B S 2"], per_forward: float = 1.0, least_m: float = 0.1) -> Float[Tensor, "B S 2"]:
+    """Paths in the current lidar frame without what no car can do: step backwards, or further sideways than `per_forward` times forwards.
+
+    Each hop is judged by the heading before it, which starts straight ahead and follows every hop longer than `least_m` metres; a shorter
+    one goes straight ahead. A path that drives is left as it is; centimetres of noise at a standstill, which would turn the car on the spot, go.
+    """
+    ahead = torch.tensor([0.0, 1.0], device=paths.device, dtype=paths.dtype).expand(len(paths), 2)
+    hops = torch.diff(paths, dim=1, prepend=torch.zeros_like(paths[:, :1]))
+    points, here = [], torch.zeros_like(paths[:, 0])
+    for hop in hops.unbind(1):
+        left = torch.stack([-ahead[:, 1], ahead[:, 0]], -1)
+        forward = (hop * ahead).sum(-1, keepdim=True).clamp(min=0)
+        reach = per_forward * forward * (forward > least_m)
+        sideways = (hop * left).sum(-1, keepdim=True)
+        kept = forward * ahead + torch.maximum(torch.minimum(sideways, reach), -reach) * left
+        here = here + kept
+        points.append(here)
+        length = kept.norm(dim=-1, keepdim=True)
+        ahead = torch.where(length > least_m, kept / length.clamp(min=1e-6), ahead)
+    return torch.stack(points, 1)
 
 
 def _in_ego_frame(paths: Float[Tensor, "B K S 2"], ego_T_lidar: Float[Tensor, "B 4 4"]) -> Float[Tensor, "B K S 2"]:

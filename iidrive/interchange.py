@@ -1,0 +1,158 @@
+"""Published II-World files in, iidrive checkpoints out, and back again without touching a number.
+
+A published file is a pickle that holds a dict of tensors, bare or under `state_dict`, now and then with `module.` before every name. The
+world model's file may hold the tokenizer it was trained on under `vqvae.`. Files are read with torch's allow-list of plain types: anything
+else in them is refused, not run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from iidrive import recipes
+from iidrive.configs import to_plain
+from iidrive.errors import CheckpointError, ConfigError, LineageError
+from iidrive.models import upstream
+from iidrive.models.tokenizer import Tokenizer
+from iidrive.models.world import WorldModel
+from iidrive.runs import code_version
+from iidrive.train import checkpoint
+from iidrive.train.checkpoint import Manifest
+
+State = dict[str, Tensor]
+PREFIX = "module."
+NESTED = "vqvae."
+
+
+def read_published(path: str | Path) -> State:
+    """The tensors of a published file under their published names.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged, holds other things than tensors and plain values, or no tensors at all.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: not there. Give the .pth file of II-World's stage 1 or stage 2.")
+    try:
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n")[0]
+        raise CheckpointError(
+            f"{path}: holds more than tensors and plain values, so it was not loaded ({reason}). Where you trust it, load it in its own code "
+            "base and save its `state_dict` alone."
+        ) from None
+    except (RuntimeError, EOFError, ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: not a file of weights, or damaged ({str(error).splitlines()[0]}). Download it again.") from None
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise CheckpointError(f"{path}: expected a dict of tensors, bare or under `state_dict`; found {type(loaded).__name__}.")
+    state = {str(k): v for k, v in loaded.items()}
+    while all(name.startswith(PREFIX) for name in state):
+        state = {name[len(PREFIX) :]: v for name, v in state.items()}
+    return state
+
+
+def import_ii_world(stage1: str, stage2: str, out: str | Path) -> list[Path]:
+    """Checkpoints OUT/tokenizer and OUT/world from published files; either may be missing. Returns the folders that were written.
+
+    Raises:
+        ConfigError: without any file. CheckpointError: if names or shapes do not fit, with all of them. LineageError: if the world model's
+            file holds another tokenizer than the one given.
+    """
+    if not stage1 and not stage2:
+        raise ConfigError("nothing to import: give --stage1 A.pth, --stage2 B.pth or both.")
+    out, written = Path(out), []
+    world, nested = upstream.nested(read_published(stage2)) if stage2 else ({}, {})
+    given = read_published(stage1) if stage1 else nested
+    if stage1 and nested and (different := _different(given, nested)):
+        raise LineageError(
+            f"{stage2}: its world model was trained on another tokenizer than {stage1} (they differ in {different}). Give the tokenizer that "
+            "belongs to it, or leave --stage1 out: the file holds its own."
+        )
+    recipe = recipes.published()
+    parents: tuple[checkpoint.Parent, ...] = ()
+    if given:
+        module = Tokenizer(recipe.tokenizer)
+        source = stage1 or stage2
+        path = _write(out / "tokenizer", "tokenizer", recipe.tokenizer, module, given, upstream.tokenizer_from_published, source)
+        parents = (checkpoint.Parent("tokenizer", str(path.resolve()), checkpoint.read_manifest(path).fingerprint),)
+        written.append(path)
+    if stage2:
+        module = WorldModel(recipe.world, recipe.tokenizer.cells())
+        about = {"nested": bool(nested)}
+        convert = upstream.world_from_published
+        written.append(_write(out / "world", "world", recipe.world, module, world, convert, stage2, parents, about))
+    return written
+
+
+def export_ii_world(folder: str | Path, stage1: str, stage2: str) -> None:
+    """Published files from FOLDER/tokenizer and FOLDER/world: what `import_ii_world` wrote, or what was trained on from it.
+
+    A world model that came with a nested tokenizer is given one again.
+
+    Raises:
+        ConfigError: without any file to write. CheckpointError: if a model has parts that the published one does not have.
+    """
+    if not stage1 and not stage2:
+        raise ConfigError("nothing to export: name the files with --stage1 A.pth, --stage2 B.pth or both.")
+    tokenizer: State = {}
+    if stage1 or (Path(folder) / "tokenizer").is_dir():
+        path = checkpoint.find(Path(folder) / "tokenizer")
+        tokenizer = upstream.tokenizer_to_published(checkpoint.load_tensors(path))
+    if stage1:
+        _save(stage1, tokenizer)
+    if stage2:
+        path = checkpoint.find(Path(folder) / "world")
+        world = upstream.world_to_published(checkpoint.load_tensors(path))
+        if checkpoint.read_manifest(path).about.get("nested"):
+            world |= {NESTED + name: value for name, value in tokenizer.items()}
+        _save(stage2, world)
+
+
+def _write(
+    folder: Path,
+    kind: checkpoint.Kind,
+    config: Any,
+    module: nn.Module,
+    state: State,
+    convert: Callable[[State], State],
+    source: str,
+    parents: tuple[checkpoint.Parent, ...] = (),
+    about: dict[str, Any] | None = None,
+) -> Path:
+    """A checkpoint of published weights; its names and shapes must be exactly those of the published architecture."""
+    try:
+        weights = convert(state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from None
+    checkpoint.load_weights(module, weights, source)
+    if (folder / "checkpoints").exists():
+        raise ConfigError(f"{folder} already holds checkpoints. Name another folder with --out.")
+    origin = {"file": Path(source).name, "sha256": hashlib.sha256(Path(source).read_bytes()).hexdigest()}
+    manifest = Manifest(kind, "", to_plain(config), 0, code_version(), {}, about={"imported": origin, **(about or {})}, parents=parents)
+    mark = checkpoint.fingerprint(config, weights, parents)
+    return checkpoint.save(folder / "checkpoints" / f"samples-{0:09d}", replace(manifest, fingerprint=mark), weights)
+
+
+def _different(one: State, other: State) -> str:
+    """The first names in which two states differ, "" if they are equal."""
+    names = [k for k in sorted({*one, *other}) if k not in one or k not in other or not torch.equal(one[k], other[k])]
+    return ", ".join(names[:4]) + (" …" if len(names) > 4 else "")
+
+
+def _save(path: str, state: State) -> None:
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    torch.save({"state_dict": state}, temporary)
+    os.replace(temporary, target)

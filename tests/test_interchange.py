@@ -1,0 +1,139 @@
+"""Published II-World files in and out: nothing is lost, nothing is guessed, nothing is run."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from iidrive import recipes, stages
+from iidrive.cli import main
+from iidrive.errors import CheckpointError, ConfigError, LineageError
+from iidrive.interchange import export_ii_world, import_ii_world, read_published
+from iidrive.models import upstream
+from iidrive.models.tokenizer import Tokenizer
+from iidrive.models.world import WorldModel
+from iidrive.train import checkpoint
+
+State = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def states() -> tuple[State, State]:
+    """Random weights of the published architecture under published names: tokenizer, world model."""
+    torch.manual_seed(0)
+    recipe = recipes.published()
+    tokenizer = upstream.tokenizer_to_published(Tokenizer(recipe.tokenizer).state_dict())
+    world = upstream.world_to_published(WorldModel(recipe.world, recipe.tokenizer.cells()).state_dict())
+    return {k: v.clone() for k, v in tokenizer.items()}, {k: v.clone() for k, v in world.items()}
+
+
+def saved(path: Path, value: object) -> str:
+    torch.save(value, path)
+    return str(path)
+
+
+def same(one: State, other: State) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) and one[k].dtype == other[k].dtype for k in one)
+
+
+def nested(world: State, tokenizer: State) -> State:
+    return world | {f"vqvae.{k}": v for k, v in tokenizer.items()}
+
+
+@pytest.mark.parametrize("form", ["bare", "state_dict", "module", "ema"])
+def test_the_way_in_and_out_is_bit_exact(states: tuple[State, State], tmp_path: Path, form: str) -> None:
+    tokenizer, world = states
+    wrap = {
+        "bare": lambda s: s,
+        "state_dict": lambda s: {"meta": {"epoch": 24}, "state_dict": s},
+        "module": lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}},
+        "ema": lambda s: {"iter": 1999, "updates": 12559, "state_dict": s},
+    }[form]
+    one, two = saved(tmp_path / "1.pth", wrap(tokenizer)), saved(tmp_path / "2.pth", wrap(nested(world, tokenizer)))
+    import_ii_world(one, two, tmp_path / "in")
+    export_ii_world(tmp_path / "in", str(tmp_path / "out1.pth"), str(tmp_path / "out2.pth"))
+    assert same(read_published(tmp_path / "out1.pth"), tokenizer)
+    assert same(read_published(tmp_path / "out2.pth"), nested(world, tokenizer))
+
+
+def test_stages_come_alone_and_stay_together(states: tuple[State, State], tmp_path: Path) -> None:
+    tokenizer, world = states
+    one, two = saved(tmp_path / "1.pth", tokenizer), saved(tmp_path / "2.pth", world)
+    assert [p.parents[1].name for p in import_ii_world(one, "", tmp_path / "a")] == ["tokenizer"]
+    assert [p.parents[1].name for p in import_ii_world("", two, tmp_path / "b")] == ["world"]
+    import_ii_world(one, two, tmp_path / "c")
+    forecaster, manifest = stages.load_forecaster(tmp_path / "c" / "world")
+    assert manifest.parent("tokenizer").fingerprint == checkpoint.read_manifest(tmp_path / "a" / "tokenizer").fingerprint
+    assert torch.equal(forecaster.tokenizer.classes, tokenizer["class_embeds.weight"])
+    with pytest.raises(CheckpointError, match="names no tokenizer"):
+        stages.load_forecaster(tmp_path / "b" / "world")
+    export_ii_world(tmp_path / "b", "", str(tmp_path / "out.pth"))
+    assert same(read_published(tmp_path / "out.pth"), world)
+
+
+def test_a_world_model_brings_its_own_tokenizer_and_refuses_another(states: tuple[State, State], tmp_path: Path) -> None:
+    tokenizer, world = states
+    two = saved(tmp_path / "2.pth", nested(world, tokenizer))
+    assert len(import_ii_world("", two, tmp_path / "a")) == 2
+    other = saved(tmp_path / "1.pth", tokenizer | {"class_embeds.weight": tokenizer["class_embeds.weight"] + 1})
+    with pytest.raises(LineageError, match=r"another tokenizer .* class_embeds\.weight"):
+        import_ii_world(other, two, tmp_path / "b")
+
+
+def test_names_that_do_not_fit_are_listed(states: tuple[State, State], tmp_path: Path) -> None:
+    tokenizer, _ = states
+    lacking = {k: v for k, v in tokenizer.items() if k != "vq.embedding.weight"}
+    with pytest.raises(CheckpointError, match=r"1\.pth.*missing: quantiser\.codebook"):
+        import_ii_world(saved(tmp_path / "1.pth", lacking), "", tmp_path / "a")
+    with pytest.raises(CheckpointError, match=r"unexpected.*backbone\.conv"):
+        import_ii_world(saved(tmp_path / "1.pth", tokenizer | {"backbone.conv": torch.zeros(1)}), "", tmp_path / "a")
+    with pytest.raises(CheckpointError, match=r"misshapen: classes \(17, 16\)"):
+        import_ii_world(saved(tmp_path / "1.pth", tokenizer | {"class_embeds.weight": torch.zeros(17, 16)}), "", tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+class Trap:
+    """Runs when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (Path("trap-was-sprung"),)  # type: ignore[return-value]
+
+
+def test_a_file_with_code_in_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="more than tensors"):
+        read_published(saved(tmp_path / "1.pth", {"state_dict": {"a": torch.zeros(1)}, "optimizer": Trap()}))
+    (tmp_path / "2.pth").write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(CheckpointError):
+        read_published(tmp_path / "2.pth")
+    assert not (tmp_path / "trap-was-sprung").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no pickle at all", b"PK\x03\x04 cut short"])
+def test_damaged_files_are_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "1.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"1\.pth"):
+        read_published(tmp_path / "1.pth")
+
+
+def test_nothing_to_do_and_nowhere_to_write(states: tuple[State, State], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing to import"):
+        import_ii_world("", "", tmp_path)
+    with pytest.raises(CheckpointError, match="not there"):
+        import_ii_world(str(tmp_path / "none.pth"), "", tmp_path)
+    one = saved(tmp_path / "1.pth", states[0])
+    import_ii_world(one, "", tmp_path / "a")
+    with pytest.raises(ConfigError, match="already holds checkpoints"):
+        import_ii_world(one, "", tmp_path / "a")
+
+
+def test_the_commands(states: tuple[State, State], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = saved(tmp_path / "1.pth", states[0])
+    main(["import", "ii-world", "--stage1", one, "--out", str(tmp_path / "in")])
+    assert "tokenizer" in capsys.readouterr().out
+    main(["export", "ii-world", str(tmp_path / "in"), "--stage1", str(tmp_path / "out.pth")])
+    assert same(read_published(tmp_path / "out.pth"), states[0])
