@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import get_args
 
 from iidrive.data.town import TownConfig
 from iidrive.errors import ConfigError, unknown
 from iidrive.models.baselines import EgoMLPConfig
 from iidrive.models.planner import PlannerConfig
 from iidrive.models.quantise import QuantiserConfig
+from iidrive.models.quirks import Quirk
 from iidrive.models.tokenizer import TokenizerConfig
 from iidrive.models.world import WorldConfig
 from iidrive.scene import GridSpec
@@ -127,7 +129,7 @@ def tiny() -> Recipe:
 
 
 def full() -> Recipe:
-    """The published size: 200x200x16 voxels, 512 codes of 128 numbers, 50x50 cells."""
+    """The published size and schedule: 200x200x16 voxels, 512 codes of 128 numbers, 50x50 cells."""
     stage1 = TrainConfig(
         samples=24 * 1999 * 64,
         batch=64,
@@ -141,6 +143,7 @@ def full() -> Recipe:
     )
     return Recipe(
         "full",
+        TokenizerConfig(mirror="clip"),
         train_tokenizer=stage1,
         train_motion=replace(stage1, samples=256_000, learning_rate=1e-3, save_every=128_000, micro_batch=0),
         train_world=replace(stage1, samples=48 * 1999 * 64, learning_rate=1e-3, step_at=36 / 48, micro_batch=8),
@@ -150,11 +153,16 @@ def full() -> Recipe:
 
 
 def published() -> Recipe:
-    """`full` with the arithmetic of the published code, quirks included: to use its weights, or to measure against it."""
+    """`full` with the arithmetic of the published code, quirks included: to use its weights, or to measure against it.
+
+    Left out: it trains on clips of five frames in random order, where the published code streams scenes frame by frame.
+    """
     r = full()
     quantiser = replace(r.tokenizer.quantiser, inter="past", project_past=False, inter_loss=False, codebook_start="uniform")
     tokenizer = replace(r.tokenizer, quantiser=quantiser, warp="stream", cell_points="corner", mirror="frame", stale_mirror=True)
-    return replace(r, name="published", tokenizer=tokenizer)
+    world = replace(r.world, norm="batch", align="none", residual="none", motion="map", quirks=get_args(Quirk), start="xavier")
+    train_tokenizer, train_world = replace(r.train_tokenizer, average_ahead=10_560), replace(r.train_world, average_ahead=10_560)
+    return replace(r, name="published", tokenizer=tokenizer, world=world, train_tokenizer=train_tokenizer, train_world=train_world)
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {"tiny": tiny, "demo": demo, "small": small, "full": full, "published": published}

@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 import numpy as np
 import shapely
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Float64, Int, UInt8
 from torch import Tensor
 
 from iidrive import geometry
@@ -358,7 +358,8 @@ class Seen:
 
     `now_T_frame` (B,T,4,4) carries points of each frame's ego frame into the current one; `known` (B,T) is false where the scene had
     not begun (there, the earliest frame stands in); `age_s` (B,T) seconds before now; `command` (B,) index into MANOEUVRES;
-    `ego_T_lidar` (B,4,4); `occupancy` (B,T,X,Y,Z) labels or `codes` (B,T,n) token indices, as the stage needs.
+    `ego_T_lidar` (B,4,4); `occupancy` (B,T,X,Y,Z) labels or `codes` (B,T,n) token indices, as the stage needs. `global_T_now` (B,4,4) is
+    where the ego is in the map: only the published world model's roll-out, which thinks in map axes, reads it.
     """
 
     tokens: tuple[str, ...]
@@ -369,6 +370,7 @@ class Seen:
     ego_T_lidar: Float[Tensor, "B 4 4"]
     occupancy: UInt8[Tensor, "B T X Y Z"] | None = None
     codes: Int[Tensor, "B T n"] | None = None
+    global_T_now: Float64[Tensor, "B 4 4"] | None = None
 
     def to(self, device: torch.device) -> Seen:
         """The same on another device."""

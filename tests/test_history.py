@@ -57,6 +57,6 @@ def test_both_ways_agree_where_nothing_is_resampled() -> None:
     assert rough[1] < 0.9 * rough[0]
 
 
-def test_published_mirrors_every_frame() -> None:
+def test_the_published_size_is_trained_on_mirrored_frames() -> None:
     assert (recipes.published().tokenizer.mirror, recipes.published().tokenizer.stale_mirror) == ("frame", True)
-    assert recipes.full().tokenizer.mirror == "none"
+    assert (recipes.full().tokenizer.mirror, recipes.full().tokenizer.stale_mirror) == ("clip", False)

@@ -15,7 +15,7 @@ from iidrive.errors import CheckpointError, ConfigError, IIDriveError, LineageEr
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.runs import Run
 from iidrive.train import checkpoint
-from iidrive.train.optim import TrainConfig, learning_rate
+from iidrive.train.optim import Average, TrainConfig, learning_rate
 
 RECIPE = replace(recipes.tiny(), town=replace(recipes.tiny().town, train_scenes=2, test_scenes=1, keyframes=14))
 SHORT = replace(RECIPE, train_tokenizer=replace(RECIPE.train_tokenizer, samples=8, save_every=2, log_every=2))
@@ -118,3 +118,16 @@ def test_batches_that_do_not_divide_name_the_nearest() -> None:
         TrainConfig(samples=950, batch=64)
     with pytest.raises(ConfigError, match="nearest that does is 4"):
         TrainConfig(samples=64, batch=8, micro_batch=5)
+
+
+def test_an_average_that_starts_ahead_moves_slowly_from_the_start() -> None:
+    module, moved = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(module.weight)
+    torch.nn.init.ones_(moved.weight)
+    config = TrainConfig(average=0.999, average_warmup=2000.0)
+    found = []
+    for ahead in (0, 10_560):
+        average = Average(module, replace(config, average_ahead=ahead))
+        average.update(moved, 1)
+        found.append(average.state["weight"].item())
+    assert found == pytest.approx([1 - 0.999 * 0.0005, 1 - 0.999 * (1 - 0.0050893)], abs=1e-5)

@@ -135,6 +135,7 @@ def _cut(track: Track, now: Array, cut: Cut) -> tuple[dict[str, Array], dict[str
         "age_s": (track.time_s[now, None] - track.time_s[kept]).astype(np.float32),
         "command": track.command[now],
         "ego_T_lidar": track.ego_T_lidar[now].astype(np.float32),
+        "global_T_now": track.global_T_ego[now].astype(np.float64),
     }
     ahead = {
         "now_T_frame": (now_T_global @ track.global_T_ego[next_]).astype(np.float32),

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from iidrive.models import recorded
 from iidrive.models.layers import transform_inverse
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import Imagined, Memory, WorldModel
@@ -38,12 +39,13 @@ class Forecaster(nn.Module):
 
     def remember(self, seen: Seen) -> Memory:
         """The world model's memory at the present keyframe."""
-        assert seen.codes is not None
-        return self.world.remember(seen, self.latents(seen.codes[:, -self.world.config.history :]))
+        return self.world.remember(seen, self._seen_latents(seen))
 
     @torch.no_grad()
     def imagine(self, seen: Seen, steps: int) -> Imagined:
         """Imagined latents and ego poses of the next steps, from what was seen alone."""
+        if self.world.config.motion == "map":
+            return recorded.imagine(self.world, seen, self._seen_latents(seen), steps)
         return self.world.imagine(self.remember(seen), seen.command, steps)
 
     @torch.no_grad()
@@ -63,9 +65,11 @@ class Forecaster(nn.Module):
         config, seen, ahead = self.world.config, batch.observation, batch.target
         assert ahead.codes is not None
         truth = self.latents(ahead.codes)
+        rate = math.exp(-config.teacher_decay * batch.progress)
+        if config.motion == "map":
+            return recorded.loss(self.world, seen, self._seen_latents(seen), ahead, truth, ahead.draw < rate)
         frames = torch.cat([torch.eye(4, device=truth.device).expand(len(truth), 1, 4, 4), ahead.now_T_frame], 1)
         motions = transform_inverse(frames[:, :-1]) @ frames[:, 1:]
-        rate = math.exp(-config.teacher_decay * batch.progress)
         memory = self.remember(seen)
         latents, poses = [], []
         pose = torch.eye(4, device=truth.device).expand(len(truth), 4, 4)
@@ -92,6 +96,10 @@ class Forecaster(nn.Module):
             labels = torch.where(ahead.valid[rows, step][:, None, None, None], ahead.occupancy[rows, step], 255)
             parts["voxel"] = config.voxel_weight * self.tokenizer.voxel_loss(logits, labels)[0]
         return torch.stack(list(parts.values())).sum(), parts
+
+    def _seen_latents(self, seen: Seen) -> Float[Tensor, "B T C x y"]:
+        assert seen.codes is not None
+        return self.latents(seen.codes[:, -self.world.config.history :])
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:

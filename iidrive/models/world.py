@@ -6,10 +6,10 @@
 - the roll-out repeats the step on its own output. Memory is an argument and a return value.
 
 The architecture is the world model of I2-World (Liao et al., ICCV 2025, arXiv 2507.09144). Different on purpose from the published
-code: the memory holds real past latents; motion is in the ego frame and rests at identity; no true future motion or command is read
-outside the loss; every map is warped into the predicted next ego frame before the decoder, whose output is added to the last observed
-latent, warped there (`residual="warped"`); the plan head corrects what a motion prior expects from the ego's past (`motion="prior"`),
-or the last observed motion (`"last"`).
+code (which recipe `published` and `published.py` reproduce with the same modules): the memory holds real past latents; motion is in the
+ego frame and rests at identity; no true future motion or command is read outside the loss; every map is warped into the predicted next
+ego frame before the decoder (`align="warp"`), whose output is added to the last observed latent, warped there (`residual="warped"`); the
+plan head corrects what a motion prior expects from the ego's past (`motion="prior"`), or the last observed motion (`"last"`).
 
 Shapes: B batch, T past frames and now (oldest first), S future steps, C latent channels, x, y cells, N = x*y tokens, M motion numbers.
 """
@@ -28,12 +28,20 @@ from torch import Tensor, nn
 from iidrive.errors import ConfigError
 from iidrive.models.layers import CellGrid, DeformableAttention, mlp, planar_transform, transform_inverse
 from iidrive.models.motion import MOTION, MotionPrior, constant_turn, motion_between, past_motions
+from iidrive.models.quirks import Quirk
 from iidrive.scene import FUTURE_STEPS, MANOEUVRES, Seen
 
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """`width` of the tokens equals the tokenizer's latent width. `strides` of the intra layers' convolutions."""
+    """`width` of the tokens equals the tokenizer's latent width. `strides` of the intra layers' convolutions.
+
+    `align`: maps are warped into the next ego frame before the decoder (`warp`), or decoded where they are (`none`, published). `residual`:
+    the decoder's output is added to the last observed latent, or is the prediction (`none`, published). `motion`: what the plan head
+    corrects, in the ego frame; `map` (published) tells motions in the axes of the map and chains poses as quaternions, in the roll-out of
+    `published.py`, with the `quirks` that are asked for (`quirks.py` says what each does). `start`: torch's own initial weights, or
+    `xavier` for every matrix but the motion embedding's (published).
+    """
 
     width: int = 128
     heads: int = 8
@@ -43,8 +51,11 @@ class WorldConfig:
     history: int = 5
     plan_width: int = 64
     norm: Literal["batch", "group"] = "group"
+    align: Literal["warp", "none"] = "warp"
     residual: Literal["warped", "none"] = "warped"
-    motion: Literal["prior", "last", "none"] = "prior"
+    motion: Literal["prior", "last", "none", "map"] = "prior"
+    quirks: tuple[Quirk, ...] = ()
+    start: Literal["torch", "xavier"] = "torch"
     prior_width: int = 256
     latent_weights: tuple[float, ...] = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25)
     trajectory_weight: float = 0.01
@@ -61,6 +72,12 @@ class WorldConfig:
             raise ConfigError(f"the world model's history is 1 to 5 keyframes (windows hold five before now); found {self.history}.")
         if len(self.latent_weights) != FUTURE_STEPS:
             raise ConfigError(f"latent_weights needs {FUTURE_STEPS} numbers, one a step; found {len(self.latent_weights)}.")
+        if self.motion == "map" and (self.align, self.residual) != ("none", "none"):
+            raise ConfigError(f"motion=map warps no maps: it needs align=none and residual=none; found {self.align} and {self.residual}.")
+        if self.motion == "map" and self.voxel_weight:
+            raise ConfigError("motion=map has the published losses alone: it needs voxel_weight=0.")
+        if self.quirks and self.motion != "map":
+            raise ConfigError(f"quirks belong to the roll-out in map axes: they need motion=map; found {self.motion}.")
 
 
 @dataclass(frozen=True)
@@ -159,7 +176,7 @@ class WorldModel(nn.Module):
         self.row = nn.Parameter(torch.rand(x, width // 2))
         self.column = nn.Parameter(torch.rand(y, width - width // 2))
         self.time = nn.Parameter(torch.randn(config.history + 1, width) * 0.02)
-        self.outside = nn.Parameter(torch.zeros(width))
+        self.outside = nn.Parameter(torch.zeros(width)) if config.align == "warp" else None
         self.motion_embed = mlp(MOTION, config.plan_width, config.plan_width)
         self.motion_time = nn.Parameter(torch.randn(config.history, config.plan_width) * 0.02)
         self.prior = MotionPrior(config.prior_width, config.history) if config.motion == "prior" else None
@@ -176,7 +193,11 @@ class WorldModel(nn.Module):
 
     def _reset(self) -> None:
         """The plan head starts at "go on as before" and the decoder at "nothing changes", where the config has these as its base."""
-        if self.config.motion != "none":
+        if self.config.start == "xavier":
+            for name, p in self.named_parameters():
+                if p.dim() > 1 and not name.startswith(("motion_", "plan_query", "prior")):
+                    nn.init.xavier_uniform_(p)
+        if self.config.motion in ("prior", "last"):
             last = self.plan_head[2]
             assert isinstance(last, nn.Linear)
             nn.init.zeros_(last.weight)
@@ -206,10 +227,10 @@ class WorldModel(nn.Module):
         `true_motion` may be given by the loss alone: where `teach` is true the decoder is conditioned on it instead of on the prediction.
         """
         now = memory.latents[:, -1]
-        maps, plan = self._encode(now, memory.motions)
+        maps, plan = self.encode(now, memory.motions)
         predicted = self._move(plan, command, memory.expected[:, 0] if self.config.motion == "prior" else memory.motions[:, -1])
         used = predicted if true_motion is None or teach is None else torch.where(teach[:, None, None], true_motion, predicted)
-        latent = self._decode(maps, memory, used)
+        latent = self._imagine(maps, memory, used)
         next_T_now = transform_inverse(used.detach())
         frames = torch.cat([next_T_now[:, None] @ memory.now_T_frame, torch.eye(4, device=used.device).expand(len(used), 1, 4, 4)], 1)
         after = Memory(
@@ -233,7 +254,8 @@ class WorldModel(nn.Module):
             frames.append(now_T_frame)
         return Imagined(torch.stack(latents, 1), torch.stack(frames, 1))
 
-    def _encode(self, now: Tensor, motions: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, now: Float[Tensor, "B C x y"], motions: Float[Tensor, "B H M"]) -> tuple[Tensor, Tensor]:
+        """Intra encoder: fused maps (B,C,x,y) of the present latent and the plan query (B,C) that has read them."""
         size = self.cells.size
         position = torch.cat([self.column[None].expand(size[0], -1, -1), self.row[:, None].expand(-1, size[1], -1)], -1)
         tokens = rearrange(now, "b c x y -> b (x y) c") + position.flatten(0, 1) + self.time[-1]
@@ -246,35 +268,49 @@ class WorldModel(nn.Module):
             fused = fused + conv(F.interpolate(maps, self.cells.size, mode="bilinear", align_corners=False))
         return fused, plan[:, 0]
 
-    def _move(self, plan: Tensor, command: Tensor, base: Tensor) -> Tensor:
-        """now_T_next from the plan query: a planar motion, a base plus the head's change (or the head's alone)."""
+    def head(self, plan: Float[Tensor, "B C"], command: Int[Tensor, "B"]) -> Float[Tensor, "B 6"]:
+        """The plan head's row of a command: translation (x, y) and a quaternion (w, x, y, z) of any length."""
         heads = self.plan_head(plan).view(len(plan), len(MANOEUVRES), 6)
-        out = heads[torch.arange(len(plan), device=plan.device), command]
-        if self.config.motion != "none":
-            out = out + base[:, :6]
-        w, z = out[:, 2], out[:, 5]
-        norm = (w.square() + z.square()).clamp(min=1e-6)
-        return planar_transform(out[:, :2], (w.square() - z.square()) / norm, 2 * w * z / norm)
+        return heads[torch.arange(len(plan), device=plan.device), command]
 
-    def _decode(self, fused: Tensor, memory: Memory, now_T_next: Tensor) -> Tensor:
+    def decode(
+        self, here: Float[Tensor, "B C x y"], past: Float[Tensor, "B T C x y"], next_T_now: Float[Tensor, "B 4 4"]
+    ) -> Float[Tensor, "B C x y"]:
+        """Inter decoder: fused maps, the memory of latents (oldest first) and the motion become the next latent, or its change."""
         x, y = self.cells.size
-        batch, frames = memory.latents.shape[:2]
-        frame_T_next = transform_inverse(memory.now_T_frame) @ now_T_next.detach()[:, None]
-        # apart: earlier latents need no gradient, and reading a map backwards costs six times as much as reading it
-        before, now = memory.latents[:, :-1].detach().flatten(0, 1), memory.latents[:, -1]
-        before = self.cells.warp(before, frame_T_next[:, :-1].flatten(0, 1)).unflatten(0, (batch, frames - 1))
-        past = torch.cat([before, self.cells.warp(now, frame_T_next[:, -1])[:, None]], 1)
-        seen = self.cells.warp(torch.ones_like(fused[:, :1]), now_T_next.detach())
-        here = self.cells.warp(fused, now_T_next.detach()) + self.outside[:, None, None] * (1 - seen)
-        next_T_now = transform_inverse(now_T_next)
         vector = torch.cat([next_T_now[:, :3, :3].flatten(1), next_T_now[:, :3, 3]], -1)
         tokens = rearrange(here, "b c x y -> b (x y) c") + self.condition(vector)[:, None]
         joined = rearrange(past + self.time[:-1, :, None, None], "b t c x y -> b (x y) (t c)")
         for layer in self.inter:
             tokens = layer(tokens, joined, (x, y))
-        out = rearrange(self.change(tokens), "b (x y) c -> b c x y", x=x)
+        return rearrange(self.change(tokens), "b (x y) c -> b c x y", x=x)
+
+    def _move(self, plan: Tensor, command: Tensor, base: Tensor) -> Tensor:
+        """now_T_next from the plan query: a planar motion, a base plus the head's change (or the head's alone)."""
+        out = self.head(plan, command)
+        if self.config.motion in ("prior", "last"):
+            out = out + base[:, :6]
+        w, z = out[:, 2], out[:, 5]
+        norm = (w.square() + z.square()).clamp(min=1e-6)
+        return planar_transform(out[:, :2], (w.square() - z.square()) / norm, 2 * w * z / norm)
+
+    def _imagine(self, fused: Tensor, memory: Memory, now_T_next: Tensor) -> Tensor:
+        """The next latent, in its own ego frame."""
+        here, past = (fused, memory.latents) if self.outside is None else self._aligned(fused, memory, now_T_next.detach(), self.outside)
+        out = self.decode(here, past, transform_inverse(now_T_next))
         if self.config.residual == "none":
             return out
         anchor_T_next = transform_inverse(memory.now_T_anchor) @ now_T_next.detach()
         inside = self.cells.warp(torch.ones_like(fused[:, :1]), anchor_T_next)
         return out + self.cells.warp(memory.anchor, anchor_T_next) + (inside == 0) * past[:, -1]
+
+    def _aligned(self, fused: Tensor, memory: Memory, now_T_next: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
+        """Fused maps and the memory's latents in the next ego frame."""
+        batch, frames = memory.latents.shape[:2]
+        frame_T_next = transform_inverse(memory.now_T_frame) @ now_T_next[:, None]
+        # apart: earlier latents need no gradient, and reading a map backwards costs six times as much as reading it
+        before, now = memory.latents[:, :-1].detach().flatten(0, 1), memory.latents[:, -1]
+        before = self.cells.warp(before, frame_T_next[:, :-1].flatten(0, 1)).unflatten(0, (batch, frames - 1))
+        past = torch.cat([before, self.cells.warp(now, frame_T_next[:, -1])[:, None]], 1)
+        seen = self.cells.warp(torch.ones_like(fused[:, :1]), now_T_next)
+        return self.cells.warp(fused, now_T_next) + outside[:, None, None] * (1 - seen), past

@@ -19,7 +19,8 @@ class TrainConfig:
     `batch` is the global batch; `micro_batch` what is in memory at once (it must divide the batch; 0: all of it). The step follows the mean
     of the micro batches' losses, which is the batch's own loss only where that is a mean over samples: Lovász is taken per micro batch.
     `schedule`: `cosine` to a hundredth, or `step`, a tenth after `step_at` of the samples. `average` is the decay of the moving average per
-    optimiser step (0: none), reached over `average_warmup` steps.
+    optimiser step (0: none), reached over `average_warmup` steps, of which `average_ahead` count as done before the first (published: 10560,
+    so that the average moves slowly from the start).
     """
 
     samples: int = 128_000
@@ -33,6 +34,7 @@ class TrainConfig:
     step_at: float = 0.8333
     average: float = 0.999
     average_warmup: float = 2000.0
+    average_ahead: int = 0
     seed: int = 0
     log_every: int = 640
     save_every: int = 32_000
@@ -65,7 +67,7 @@ def learning_rate(config: TrainConfig, seen: int) -> float:
 
 
 class Average:
-    """Exponential moving average of a module's state: decay d = average * (1 - exp(-steps / warmup))."""
+    """Exponential moving average of a module's state: decay d = average * (1 - exp(-(ahead + steps) / warmup))."""
 
     def __init__(self, module: nn.Module, config: TrainConfig) -> None:
         self.config, self.state = config, {k: v.detach().clone() for k, v in module.state_dict().items()}
@@ -73,7 +75,7 @@ class Average:
     @torch.no_grad()
     def update(self, module: nn.Module, steps: int) -> None:
         """Move towards the module's present state, after optimiser step number `steps` (from 1)."""
-        decay = self.config.average * (1 - math.exp(-steps / self.config.average_warmup))
+        decay = self.config.average * (1 - math.exp(-(self.config.average_ahead + steps) / self.config.average_warmup))
         for key, value in module.state_dict().items():
             kept: Tensor = self.state[key]
             if value.dtype.is_floating_point:
