@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from iidrive import recipes
+from iidrive.data.loader import Cut, OccupancyFrames, Track, Windows, draws
+from iidrive.data.source import scenes
+from iidrive.data.town import Town, TownConfig
 from iidrive.models.history import mirrored, warp_once, warp_stream
 from iidrive.models.layers import CellGrid, planar_transform
+from iidrive.models.tokenizer import Tokenizer
 
 CELLS = CellGrid((10, 10), (-4.5, -4.5), 1.0)
 
@@ -60,3 +66,26 @@ def test_both_ways_agree_where_nothing_is_resampled() -> None:
 def test_the_published_size_is_trained_on_mirrored_frames() -> None:
     assert (recipes.published().tokenizer.mirror, recipes.published().tokenizer.stale_mirror) == ("frame", True)
     assert (recipes.full().tokenizer.mirror, recipes.full().tokenizer.stale_mirror) == ("clip", False)
+
+
+def test_a_streaming_tokenizer_trains_and_reads_windows_like_scenes() -> None:
+    """With every published option, at tiny size: mirrored clips give a finite loss, and windows give the codes of the whole scene."""
+    published, tiny = recipes.published().tokenizer, recipes.tiny().tokenizer
+    levels = replace(published.quantiser, codes=tiny.quantiser.codes, width=tiny.quantiser.width)
+    options = {"warp": "stream", "cell_points": "corner", "mirror": "frame", "stale_mirror": True, "voxel_loss": "focal"}
+    tokenizer = Tokenizer(replace(tiny, quantiser=levels, **options))  # pyright: ignore[reportArgumentType]
+    town = Town(TownConfig(train_scenes=1, keyframes=14))
+    tracks, frames = [Track.of(scene) for scene in scenes(town, "train")], OccupancyFrames(town, tiny.grid, 14)
+    windows = Windows(tracks, Cut(past=4, future=1, full_future=False), frames)
+    total, parts = tokenizer.loss(windows.batch([3, 7], draws(0, 0, 2, 1)))
+    total.backward()
+    assert total.isfinite()
+    assert set(parts) == {"focal", "lovasz", "embed"}
+    tokenizer.eval()
+    occupancy = torch.from_numpy(frames(tracks[0].name, torch.arange(14).numpy()))
+    at_once = tokenizer.tokenize_scene(occupancy, torch.from_numpy(tracks[0].global_T_ego))
+    part = windows.batch([0, 2, 7]).observation
+    assert part.occupancy is not None
+    with torch.no_grad():
+        alone = tokenizer.tokenize(part.occupancy, part.now_T_frame).codes
+    assert (alone == at_once[[0, 2, 7]]).float().mean() > 0.999
