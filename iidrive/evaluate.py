@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from iidrive.classes import FREE, IGNORE
-from iidrive.data.loader import Frames, Track, Windows, in_order
+from iidrive.data.loader import Frames, Windows, in_order
 from iidrive.data.source import Source, scenes, window
 from iidrive.eval import metrics
 from iidrive.eval.cases import Cases, cases_from_windows
@@ -111,11 +111,11 @@ def forecasts(forecaster: Forecaster, windows: Windows, spec: GridSpec, batch: i
 
 
 @torch.no_grad()
-def reconstruction(tokenizer: Tokenizer, codes: Frames, occupancy: Frames, tracks: Iterable[Track]) -> Int64[Array, "18 18"]:
-    """Confusion matrix [truth, decoded] of the keyframes of scenes, decoded from their codes alone."""
+def reconstruction(tokenizer: Tokenizer, codes: Frames, occupancy: Frames, rows: Iterable[tuple[str, Array]]) -> Int64[Array, "18 18"]:
+    """Confusion matrix [truth, decoded] of keyframes (scene name and indices), decoded from their codes alone."""
     total = np.zeros((18, 18), np.int64)
-    for track in tracks:
-        for rows in np.array_split(np.arange(len(track.tokens)), max(1, len(track.tokens) // 8)):
-            latent = tokenizer.latent_of(torch.from_numpy(codes(track.name, rows).astype(np.int64)).to(device()))
-            total += metrics.confusion(occupancy(track.name, rows), tokenizer.labels(latent).numpy(force=True))
+    for name, indices in rows:
+        for part in np.array_split(indices, max(1, len(indices) // 8)):
+            latent = tokenizer.latent_of(torch.from_numpy(codes(name, part).astype(np.int64)).to(device()))
+            total += metrics.confusion(occupancy(name, part), tokenizer.labels(latent).numpy(force=True))
     return total

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from iidrive.data.tokens import TokenCache, build, pack, unpack
 from iidrive.data.town import Town, TownConfig
 from iidrive.errors import DataError, LineageError
+from iidrive.lineage import Lineage
 
 TOWN = Town(TownConfig(train_scenes=2, keyframes=9))
 
@@ -47,7 +48,7 @@ def test_build_read_and_go_on(tmp_path: Path) -> None:
 def test_another_tokenizers_tokens_are_refused(tmp_path: Path) -> None:
     build(TOWN, TOWN.scene_names("train")[:1], encode, tmp_path, "aa", 512, 37)
     with pytest.raises(LineageError, match=r"written by tokenizer aa.*in use is bb"):
-        TokenCache(tmp_path).require("bb")
+        TokenCache(tmp_path).require(Lineage("tokenizer", "bb"))
     with pytest.raises(LineageError, match="tokenizer aa"):
         build(TOWN, TOWN.scene_names("train"), encode, tmp_path, "bb", 512, 37)
 

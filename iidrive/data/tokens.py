@@ -22,6 +22,7 @@ from safetensors.numpy import save
 
 from iidrive.data.source import Source
 from iidrive.errors import DataError, LineageError
+from iidrive.lineage import Lineage, matched
 from iidrive.scene import Scene
 
 Array = np.ndarray
@@ -70,14 +71,17 @@ class TokenCache:
             raise DataError(f"{path}: format {self.manifest.format}, this iidrive reads format {FORMAT}. Write the cache anew.")
         self.kept: dict[str, Array] = {}
 
-    def require(self, fingerprint: str) -> None:
-        """Raise LineageError unless the cache was written by the tokenizer with this fingerprint."""
-        if self.manifest.tokenizer != fingerprint:
-            raise LineageError(
-                f"{self.folder}: these tokens were written by tokenizer {self.manifest.tokenizer}, but the tokenizer in use is {fingerprint}. "
-                "Two codebooks trained apart do not agree on what a token means: write the tokens anew with `iidrive tokens` and this "
-                "tokenizer, into another folder, or delete this one."
-            )
+    @property
+    def lineage(self) -> Lineage:
+        """The chain of these tokens."""
+        return Lineage("tokenizer", self.manifest.tokenizer).child("tokens", str(self.folder))
+
+    def require(self, given: Lineage, allow: bool = False) -> tuple[str, ...]:
+        """Refuse tokens of another tokenizer than the one in `given`'s chain, or with `allow` return the mark (see lineage.matched)."""
+        advice = (
+            f"write the tokens anew with `iidrive tokens TOKENIZER OUT` and this tokenizer, into another folder, or delete {self.folder}."
+        )
+        return matched(self.lineage, "tokenizer", given, advice, allow)
 
     @property
     def frame_bytes(self) -> int:
@@ -93,11 +97,18 @@ class TokenCache:
             path = self.path(scene)
             try:
                 with safe_open(path, framework="numpy") as file:
-                    self.kept[scene] = file.get_tensor("codes")
+                    writer = json.loads((file.metadata() or {}).get("about", "{}")).get("tokenizer")
+                    codes = file.get_tensor("codes")
             except FileNotFoundError:
                 raise DataError(f"{path}: no tokens of scene {scene}. Write them with `iidrive tokens`.") from None
             except SafetensorError as error:
                 raise DataError(f"{path}: damaged ({error}). Delete it and run `iidrive tokens` again.") from None
+            if writer != self.manifest.tokenizer:
+                raise LineageError(
+                    f"{path}: tokens of tokenizer {writer} in a cache of tokenizer {self.manifest.tokenizer}. Delete the file and run "
+                    "`iidrive tokens` again."
+                )
+            self.kept[scene] = codes
         return unpack(self.kept[scene][indices], self.manifest.bits, self.manifest.codes_per_frame)
 
 
@@ -123,7 +134,7 @@ def build(
     manifest = TokensManifest(fingerprint, codes_per_frame, bits, data)
     if (folder / "manifest.json").exists():
         there = TokenCache(folder)
-        there.require(fingerprint)
+        there.require(Lineage("tokenizer", fingerprint))
         if there.manifest.data != manifest.data:
             raise LineageError(f"{folder}: these tokens are of other data ({there.manifest.data}). Delete the folder or name another one.")
     write_atomically(folder / "manifest.json", json.dumps(vars(manifest), indent=2).encode())

@@ -133,7 +133,7 @@ def _save(
 def _resume(job: Job, optimiser: torch.optim.Optimizer, average: Average | None, run: Run) -> int:
     path = checkpoint.find(run.folder)
     manifest = checkpoint.read_manifest(path)
-    for name in ("architecture", "training", "data", "about"):
+    for name in ("architecture", "training", "data", "about", "marks"):
         if getattr(manifest, name) != getattr(job.manifest, name):
             raise CheckpointError(
                 f"{path}: it was trained with another config ({name} differs). Resume with the same one, or start a new run."
