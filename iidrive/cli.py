@@ -17,6 +17,7 @@ from rich.console import Console
 
 from iidrive import assess, recipes, stages, trace
 from iidrive import demo as demo_
+from iidrive import swap as swap_
 from iidrive.configs import to_plain
 from iidrive.data import Data, DataName
 from iidrive.data.source import Source
@@ -320,6 +321,53 @@ def lineage(paths: list[str]) -> None:
         print(together)
 
 
+def swap(
+    paths: list[str],
+    run: str = "runs/swap",
+    scenes: int = 8,
+    test_ii: Switch = "on",
+    json: str = "",
+    data: DataName = "town",
+    root: str = "",
+    split: str = "",
+    recipe: Recipe = recipes.small(),  # noqa: B008
+    occupancy: Literal["auto", "labels", "derived", "predicted"] = "auto",
+    gts: str = "",
+    predicted: str = "",
+    version: str = "",
+) -> None:
+    """Evaluate every tokenizer × world model × planner of some runs, and say whether quality or a mismatch makes a result bad.
+
+    Args:
+        paths: two or more run folders or checkpoints, separated by blanks; the stages below each are found by themselves.
+        run: run folder to write (swap.txt, swap.json, tokens).
+        scenes: how many scenes of the split, spread evenly; 0: all.
+        test_ii: whether planners use the imagined future.
+        json: where to write the numbers besides.
+        data: embedded towns or nuScenes.
+        root: folder of nuScenes.
+        split: scenes to test on; default: the usual test split.
+        recipe: names the towns (the first world model's own towns are used when it was trained on towns).
+        occupancy: which occupancy of nuScenes to use.
+        gts: folder of Occ3D labels (default: ROOT/gts).
+        predicted: folder of predicted labels in the Occ3D layout.
+        version: version folder of nuScenes, where there are several.
+    """
+    grid = swap_.grid_of(paths)
+    choice = Data(data, root, version, occupancy, gts, predicted)
+    recipe = replace(recipe, town=assess.town_of(grid.worlds[0].manifest, recipe.town))
+    source, split = _open(choice, recipe, split, "test")
+    started = Run.start(run, stages.describe("swap", recipe, source, split) | {"paths": paths, "scenes": scenes, "test_ii": test_ii})
+    with assess.counting("swap", grid.size) as tick:
+        result = swap_.swap(grid, source, split, started, scenes, test_ii == "on", tick)
+    text = swap_.text(result, source, split, test_ii == "on")
+    print(text)
+    started.write_text("swap.txt", text + "\n")
+    for target in (str(started.folder / "swap.json"), json):
+        if target:
+            _write_json(target, swap_.to_json(result))
+
+
 COMMANDS: dict[str, Any] = {
     "demo": demo,
     "train": {"_help": "Train a stage.", "tokenizer": train_tokenizer, "world": train_world, "planner": train_planner},
@@ -327,8 +375,9 @@ COMMANDS: dict[str, Any] = {
     "evaluate": evaluate,
     "score": score,
     "lineage": lineage,
+    "swap": swap,
 }
-MANY = ("lineage",)
+MANY = ("lineage", "swap")
 """Commands that take any number of paths."""
 
 
