@@ -29,8 +29,8 @@ RECORD = "reconstruction_mIoU"
 """Where stage 1's manifest holds what it measured, among its metrics, 0..1."""
 
 FAR = 0.5
-"""Below this share of what stage 1 recorded, reconstruction is far below it. Tokens of another tokenizer keep less than a tenth; other scenes
-of the same data, more than nine tenths."""
+"""Below this share of what stage 1 recorded, reconstruction is far below it. Tokens of another tokenizer keep about a fifteenth (4 to 6 %
+of mIoU where the own ones give 79 to 97 %, three tokenizers of towns); other scenes of the same data, nearly all."""
 
 VISIBLE = 0.02
 """A gap of mIoU smaller than this is not acted on: a tokenizer that reconstructs next to nothing cannot be told from another by this test."""
@@ -53,28 +53,26 @@ class Check:
         return {"tokens_mIoU": self.found, "stage1_mIoU": self.recorded}
 
 
-def chosen(tracks: Sequence[Track], count: int = KEYFRAMES) -> list[tuple[str, Array]]:
-    """`count` keyframes (all, if there are fewer), spread evenly over a split: scene names and indices."""
-    lengths = [len(track.tokens) for track in tracks]
-    total, ends = sum(lengths), np.cumsum(lengths)
-    count = min(count, total)
-    places = (2 * np.arange(count) + 1) * total // (2 * count)
-    scene = np.searchsorted(ends, places, side="right")
-    return [(tracks[s].name, places[scene == s] - (ends[s] - lengths[s])) for s in np.unique(scene)]
+def chosen(tracks: Sequence[Track], count: int = KEYFRAMES, scenes: int = 8) -> list[tuple[str, Array]]:
+    """About `count` keyframes: some in a row from the middle of each of `scenes` scenes, spread evenly over a split (names and indices)."""
+    scenes = min(scenes, len(tracks))
+    out = []
+    for place in range(scenes):
+        track = tracks[(2 * place + 1) * len(tracks) // (2 * scenes)]
+        each = min(count // scenes, len(track.tokens))
+        out.append((track.name, (len(track.tokens) - each) // 2 + np.arange(each)))
+    return out
 
 
 def fresh(tokenizer: Tokenizer, occupancy: Frames, tracks: Sequence[Track]) -> Frames:
-    """Codes written on the spot: of each keyframe with the past that it sees, nothing else."""
+    """Codes written on the spot: of keyframes in a row, each with the past that it sees, nothing else."""
     by_name = {track.name: track for track in tracks}
 
     def codes(name: str, indices: Array) -> Array:
-        out = []
-        for now in indices:
-            rows = np.arange(max(0, now - tokenizer.config.quantiser.history), now + 1)
-            frames = torch.from_numpy(occupancy(name, rows)).to(device())
-            poses = torch.from_numpy(by_name[name].global_T_ego[rows]).to(device())
-            out.append(tokenizer.tokenize_scene(frames, poses)[-1].numpy(force=True))
-        return np.stack(out)
+        rows = np.arange(max(0, indices[0] - tokenizer.config.quantiser.history), indices[-1] + 1)
+        frames = torch.from_numpy(occupancy(name, rows)).to(device())
+        poses = torch.from_numpy(by_name[name].global_T_ego[rows]).to(device())
+        return tokenizer.tokenize_scene(frames, poses).numpy(force=True)[indices - rows[0]]
 
     return codes
 
