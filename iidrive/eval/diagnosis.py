@@ -1,8 +1,10 @@
 """Sentences about a swap: is a bad forecast the tokenizer's quality, a mismatch of two stages, or stage 2 itself?
 
 The three leave different traces along the horizon. A poor tokenizer decodes the present poorly, and the gap goes on from there. A mismatch leaves
-the present as it is (tokens and decoder belong together) and loses it at the first imagined step, which the world model makes of tokens that
-mean something else to it. A poor world model starts as well and falls behind on the way.
+the present as it is (tokens and decoder belong together); what it costs, it costs from the first imagined step on, which the world model makes
+of tokens that mean something else to it. A poor world model starts as well and falls behind on the way.
+
+A world model that adds its own change to the warped present carries on what the tokenizer gave it: with little training there is little to lose.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ NEAR = 0.9
 """At least this share of another mIoU counts as equally good: training the same tokenizer from another seed moves it by a few percent."""
 
 LOST = 0.5
-"""A first step that keeps less than this share of what the matched pair keeps is lost: a mismatched one keeps next to nothing."""
+"""A first step that keeps less than this share of what the matched pair keeps is lost."""
 
 WEAK = 0.05
 """Below this mIoU of the matched pair nothing can be told."""
@@ -39,7 +41,9 @@ def mismatched_pair(found: Sequence[float], own: Sequence[float] | None) -> str:
         return f"mismatch, not the tokenizer's quality: {now}, but {step}: the error is there from the first step on."
     if poor:
         return f"the tokenizer's quality more than the mismatch: {now}, {step}."
-    return f"mismatch, without visible harm: {now}, {step}."
+    return (
+        f"mismatch, without visible harm: {now}, {step}; what this world model does may hang little on its tokens, but do not rely on it."
+    )
 
 
 def matched_pair(found: Sequence[float], best: Sequence[float]) -> str:
@@ -63,7 +67,7 @@ def tokenizers(first: float, second: float, equal: float, chance: float, informa
     )
     if equal - chance > 0.5 * (1 - chance):
         return f"{quality}; {codes}: largely the same codes."
-    return f"{quality}; {codes}: the same code does not mean the same, so a world model of one cannot read the other's tokens."
+    return f"{quality}; {codes}: the same code does not mean the same in both."
 
 
 def swapped_chain(found_m: float, own_m: float | None, as_good: bool) -> str:
