@@ -191,12 +191,15 @@ def tokens(
     gts: str = "",
     predicted: str = "",
     version: str = "",
+    shard: str = "0/1",
 ) -> None:
     """Write the token cache of a split: the code indices of every keyframe.
 
+    It can be stopped at any moment and started again: scenes that are there and whole are kept, damaged ones are named and written anew.
+
     Args:
         tokenizer: run folder or checkpoint of stage 1.
-        out: folder to write; scenes already there are kept.
+        out: folder to write.
         data: embedded towns or nuScenes.
         root: folder of nuScenes.
         split: scenes to tokenize; default: the usual training split.
@@ -205,11 +208,13 @@ def tokens(
         gts: folder of Occ3D labels (default: ROOT/gts).
         predicted: folder of predicted labels in the Occ3D layout.
         version: version folder of nuScenes, where there are several.
+        shard: K/N writes every N-th scene from the K-th on, counted from 0, so that N processes share the work.
     """
     choice = Data(data, root, version, occupancy, gts, predicted)
     source, split = _open(choice, recipe, split)
-    cache = _tokens(out, tokenizer, source, split, Path(out))
-    print(f"tokens of {split} in {cache.folder}: {cache.frame_bytes} bytes a keyframe, tokenizer {cache.manifest.tokenizer}")
+    cache = _tokens(out, tokenizer, source, split, Path(out), shard=_shard(shard))
+    whose = split if shard == "0/1" else f"shard {shard} of {split}"
+    print(f"tokens of {whose} in {cache.folder}: {cache.frame_bytes} bytes a keyframe, tokenizer {cache.manifest.tokenizer}")
 
 
 def evaluate(
@@ -417,8 +422,12 @@ def _spell(arguments: Sequence[str]) -> list[str]:
 def _open(data: Data, recipe: Recipe, split: str, part: Literal["train", "test"] = "train") -> tuple[Source, str]:
     source = data.open(recipe.town)
     for sentence in source.missing():
-        console.print(f"note: {sentence}", markup=False, highlight=False, soft_wrap=True)
+        _note(sentence)
     return source, split or source.usual_split(part)
+
+
+def _note(sentence: str) -> None:
+    console.print(f"note: {sentence}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _start(run: str, about: dict[str, Any], resume: Switch) -> Run:
@@ -428,14 +437,25 @@ def _start(run: str, about: dict[str, Any], resume: Switch) -> Run:
     return started
 
 
-def _tokens(folder: str, tokenizer: str, source: Source, split: str, run: Path, allow: bool = False) -> TokenCache:
+def _tokens(
+    folder: str, tokenizer: str, source: Source, split: str, run: Path, allow: bool = False, shard: slice = slice(None)
+) -> TokenCache:
     if allow and folder and (Path(folder) / "manifest.json").is_file():
         there = TokenCache(folder)
         if there.manifest.tokenizer != checkpoint.read_manifest(tokenizer).fingerprint:
             return there  # another tokenizer's: read as it is, never added to
-    names = source.scene_names(split)
+    names = source.scene_names(split)[shard]
+    folder = folder or str(stages.tokens_folder(run, tokenizer, source))
     with assess.counting("tokens", len(names)) as tick:
-        return stages.write_tokens(tokenizer, source, names, folder or stages.tokens_folder(run, tokenizer, source), tick)
+        return stages.write_tokens(tokenizer, source, names, folder, tick, _note)
+
+
+def _shard(text: str) -> slice:
+    """The places of a shard's scenes: `1/4` is 1, 5, 9, …"""
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise ConfigError(f"--shard {text}: expected K/N with 0 <= K < N, as in `--shard 0/4` to `--shard 3/4` for four processes.")
+    return slice(int(number), None, int(count))
 
 
 def _finish(path: Path, data: Data, recipe: Recipe, run: str) -> None:

@@ -1,7 +1,7 @@
 """Complete named configs: the only file that says which parts, how wide and how long.
 
-`tiny` is for tests, `demo` fits six minutes on two cores, `small` about an hour, `full` is the published size. Any field can be overridden on
-the command line.
+`tiny` is for tests, `demo` fits six minutes on two cores, `small` about an hour, `full` is the published size and `published` the same with the
+published code's own arithmetic. Any field can be overridden on the command line.
 """
 
 from __future__ import annotations
@@ -149,7 +149,15 @@ def full() -> Recipe:
     )
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {"tiny": tiny, "demo": demo, "small": small, "full": full}
+def published() -> Recipe:
+    """`full` with the arithmetic of the published code, quirks included: to use its weights, or to measure against it."""
+    r = full()
+    quantiser = replace(r.tokenizer.quantiser, inter="past", project_past=False, inter_loss=False, codebook_start="uniform")
+    tokenizer = replace(r.tokenizer, quantiser=quantiser, warp="stream", cell_points="corner", mirror="frame", stale_mirror=True)
+    return replace(r, name="published", tokenizer=tokenizer)
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {"tiny": tiny, "demo": demo, "small": small, "full": full, "published": published}
 """Recipes by the name that the command line takes."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -95,9 +96,14 @@ def tokens_folder(run: Path, tokenizer_path: str | Path, source: Source) -> Path
 
 
 def write_tokens(
-    tokenizer_path: str | Path, source: Source, names: Iterable[str], folder: str | Path, report: Report = lambda name: None
+    tokenizer_path: str | Path,
+    source: Source,
+    names: Iterable[str],
+    folder: str | Path,
+    report: Report = lambda name: None,
+    warn: Report = warnings.warn,
 ) -> TokenCache:
-    """Token cache of some scenes."""
+    """Token cache of some scenes: `report` hears of every scene that is done, `warn` of every file that had to be written anew."""
     tokenizer, manifest = load_tokenizer(tokenizer_path)
     config = tokenizer.config
     frames = OccupancyFrames(source, config.grid, keyframes=0, memory_gb=0.0)
@@ -108,7 +114,7 @@ def write_tokens(
         return tokenizer.tokenize_scene(occupancy.to(device()), poses.to(device())).numpy(force=True)
 
     cells = sum(tokenizer.quantiser.level_cells)
-    return build(source, names, encode, folder, manifest.fingerprint, config.quantiser.codes, cells, report)
+    return build(source, names, encode, folder, manifest.fingerprint, config.quantiser.codes, cells, report, warn)
 
 
 def train_world(

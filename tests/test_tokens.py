@@ -1,28 +1,50 @@
-"""The token cache: packing, identity of the tokenizer, damage."""
+"""The token cache: packing, what a file holds, identity of the tokenizer, damage, killed builds."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_scene import circle_scene
 
+from iidrive import recipes
+from iidrive.cli import main
 from iidrive.data.tokens import TokenCache, build, pack, unpack
 from iidrive.data.town import Town, TownConfig
-from iidrive.errors import DataError, LineageError
+from iidrive.errors import ConfigError, DataError, LineageError
 from iidrive.lineage import Lineage
+from iidrive.models.tokenizer import Tokenizer
 
 TOWN = Town(TownConfig(train_scenes=2, keyframes=9))
+NAMES = TOWN.scene_names("train")
 
 
 def encode(scene) -> np.ndarray:
     return np.random.default_rng(len(scene.name)).integers(0, 512, (len(scene), 37))
 
 
+def write(folder: Path, names=NAMES, **changes) -> tuple[TokenCache, list[str]]:
+    """A small cache, and what `build` warned of."""
+    warned: list[str] = []
+    options = {"source": TOWN, "encode": encode, "fingerprint": "aa", "codebook": 512, "codes_per_frame": 37} | changes
+    return build(names=names, folder=folder, warn=warned.append, **options), warned
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 10), st.integers(1, 5), st.integers(1, 40), st.integers(0, 2**32 - 1))
+@given(st.integers(1, 16), st.integers(1, 5), st.integers(1, 40), st.integers(0, 2**32 - 1))
 def test_packing_round_trip(bits: int, rows: int, count: int, seed: int) -> None:
     codes = np.random.default_rng(seed).integers(0, 2**bits, (rows, count))
     packed = pack(codes, bits)
@@ -30,40 +52,173 @@ def test_packing_round_trip(bits: int, rows: int, count: int, seed: int) -> None
     np.testing.assert_array_equal(unpack(packed, bits, count), codes)
 
 
-def test_a_full_size_frame_stays_below_fifteen_and_a_half_kilobytes() -> None:
-    assert pack(np.zeros((1, 144 + 625 + 5 * 2500), int), 9).nbytes == 14928
+def test_a_full_size_frame_stays_below_fifteen_and_a_half_kilobytes(tmp_path: Path) -> None:
+    count = 144 + 625 + 5 * 2500
+    codes = np.random.default_rng(0).integers(0, 512, (len(TOWN.scene(NAMES[0])), count))
+    cache, _ = write(tmp_path, NAMES[:1], encode=lambda scene: codes, codes_per_frame=count)
+    assert cache.frame_bytes == 14928 + 128 + 32
+    assert cache.path(NAMES[0]).stat().st_size / len(codes) < 15_500
+    np.testing.assert_array_equal(cache(NAMES[0], np.arange(len(codes))), codes)
 
 
 def test_build_read_and_go_on(tmp_path: Path) -> None:
-    names = TOWN.scene_names("train")
-    build(TOWN, names[:1], encode, tmp_path, "aa", 512, 37)
-    first = (tmp_path / "scenes" / f"{names[0]}.safetensors").read_bytes()
-    cache = build(TOWN, names, encode, tmp_path, "aa", 512, 37)
-    assert (tmp_path / "scenes" / f"{names[0]}.safetensors").read_bytes() == first
-    np.testing.assert_array_equal(cache(names[1], np.array([3, 0])), encode(TOWN.scene(names[1]))[[3, 0]])
-    assert not list(tmp_path.rglob("*.tmp"))
-    assert cache.frame_bytes == -(-37 * 9 // 8)
+    write(tmp_path, NAMES[:1])
+    first = (tmp_path / "scenes" / f"{NAMES[0]}.safetensors").stat().st_mtime_ns
+    cache, warned = write(tmp_path)
+    assert (tmp_path / "scenes" / f"{NAMES[0]}.safetensors").stat().st_mtime_ns == first
+    assert warned == []
+    scene = TOWN.scene(NAMES[1])
+    np.testing.assert_array_equal(cache(NAMES[1], np.array([3, 0, 0])), encode(scene)[[3, 0, 0]])
+    rows = cache.read(NAMES[1], 2, 5)
+    assert rows.tokens == tuple(k.token for k in scene.keyframes[2:5])
+    np.testing.assert_array_equal(rows.global_T_ego[0], scene.keyframes[2].global_T_ego.matrix)
+    with pytest.raises(DataError, match=r"has keyframes 0..8, asked for 4..9"):
+        cache(NAMES[1], np.array([4, 9]))
+
+
+def test_the_same_tokens_give_the_same_bytes(tmp_path: Path) -> None:
+    for name in "ab":
+        write(tmp_path / name)
+    assert everything(tmp_path / "a") == everything(tmp_path / "b")
+
+
+def test_a_cache_alone_rebuilds_latents_and_tells_the_alignment_of_its_codes(tmp_path: Path) -> None:
+    """Codes read back give the latent bit for bit, and tokenizing with the stored poses gives the codes again."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(recipes.tiny().tokenizer).eval()
+    scene = circle_scene(7)
+    rng = np.random.default_rng(0)
+    occupancy = torch.from_numpy(rng.integers(0, 18, (7, *tokenizer.config.grid.shape), dtype=np.uint8))
+
+    def tokenize(poses: np.ndarray) -> torch.Tensor:
+        return tokenizer.tokenize_scene(occupancy, torch.from_numpy(poses))
+
+    codes = tokenize(np.stack([k.global_T_ego.matrix for k in scene.keyframes]))
+
+    class Circles:
+        occupancy_source = "labels"
+
+        def identity(self):
+            return {}
+
+        def scene(self, name):
+            return scene
+
+    cells = sum(tokenizer.quantiser.level_cells)
+    cache, _ = write(tmp_path, [scene.name], source=Circles(), encode=lambda s: codes.numpy(), codebook=32, codes_per_frame=cells)
+    read = torch.from_numpy(cache(scene.name, np.arange(7)))
+    assert torch.equal(tokenizer.latent_of(read), tokenizer.latent_of(codes))
+    assert torch.equal(tokenize(cache.read(scene.name).global_T_ego), codes)
+    assert not torch.equal(tokenize(np.tile(np.eye(4), (7, 1, 1))), codes)
 
 
 def test_another_tokenizers_tokens_are_refused(tmp_path: Path) -> None:
-    build(TOWN, TOWN.scene_names("train")[:1], encode, tmp_path, "aa", 512, 37)
+    cache, _ = write(tmp_path / "a", NAMES[:1])
     with pytest.raises(LineageError, match=r"written by tokenizer aa.*in use is bb"):
-        TokenCache(tmp_path).require(Lineage("tokenizer", "bb"))
+        cache.require(Lineage("tokenizer", "bb"))
     with pytest.raises(LineageError, match="tokenizer aa"):
-        build(TOWN, TOWN.scene_names("train"), encode, tmp_path, "bb", 512, 37)
+        write(tmp_path / "a", fingerprint="bb")
+    with pytest.raises(LineageError, match="of other data"):
+        write(tmp_path / "a", source=Town(TownConfig(train_scenes=3, keyframes=9)))
+    other, _ = write(tmp_path / "b", NAMES[:1], fingerprint="bb")
+    shutil.copy(cache.path(NAMES[0]), other.path(NAMES[0]))
+    with pytest.raises(LineageError, match=rf"{NAMES[0]}.safetensors: written for another cache .*'aa'"):
+        other(NAMES[0], np.array([0]))
 
 
-def test_damage_is_named(tmp_path: Path) -> None:
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no token cache here"):
         TokenCache(tmp_path)
-    name = TOWN.scene_names("train")[0]
-    cache = build(TOWN, [name], encode, tmp_path, "aa", 512, 37)
+    cache, _ = write(tmp_path)
     with pytest.raises(DataError, match="no tokens of scene nowhere"):
         cache("nowhere", np.array([0]))
-    file = tmp_path / "scenes" / f"{name}.safetensors"
-    file.write_bytes(file.read_bytes()[:-20])
-    with pytest.raises(DataError, match=f"{name}.safetensors: damaged"):
-        TokenCache(tmp_path)(name, np.array([0]))
-    (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(DataError, match="manifest"):
-        TokenCache(tmp_path)
+    shutil.copy(cache.path(NAMES[0]), cache.path(NAMES[1]))
+    with pytest.raises(DataError, match=f"{NAMES[1]}.safetensors: holds the tokens of scene {NAMES[0]}"):
+        cache(NAMES[1], np.array([0]))
+
+
+def test_no_flipped_bit_and_no_missing_byte_goes_unseen(tmp_path: Path) -> None:
+    """One bit of every byte of a file, and every fifth length."""
+    cache, _ = write(tmp_path, NAMES[:1])
+    path = cache.path(NAMES[0])
+    content = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for place in range(len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        for damaged in (bytes(flipped), content[:place]) if place % 5 == 0 else (bytes(flipped),):
+            path.unlink()
+            path.write_bytes(damaged)
+            with pytest.raises(DataError, match=f"{NAMES[0]}.safetensors: "):
+                cache.read(NAMES[0])
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "foreign", "renamed"])
+def test_damaged_scenes_are_named_and_written_anew(tmp_path: Path, damage: str) -> None:
+    cache, _ = write(tmp_path)
+    whole = everything(tmp_path)
+    path = cache.path(NAMES[0])
+    content = path.read_bytes()
+    flipped = bytearray(content)
+    flipped[-10] ^= 4
+    other = cache.path(NAMES[1]).read_bytes()
+    path.write_bytes({"cut": content[:-20], "flip": bytes(flipped), "empty": b"", "foreign": b"PK" * 400, "renamed": other}[damage])
+    with pytest.raises(DataError, match=f"{NAMES[0]}.safetensors: .*`iidrive tokens` writes it anew"):
+        cache(NAMES[0], np.array([8]))
+    _, warned = write(tmp_path)
+    assert len(warned) == 1
+    assert f"{NAMES[0]}.safetensors" in warned[0]
+    assert everything(tmp_path) == whole
+
+
+def test_tokens_of_other_keyframes_are_written_anew(tmp_path: Path) -> None:
+    """A scene whose sample tokens changed under the same identity of the data."""
+
+    class Renamed(Town):
+        def scene(self, name):
+            scene = super().scene(name)
+            return replace(scene, keyframes=tuple(replace(k, token="new-" + k.token) for k in scene.keyframes))
+
+    write(tmp_path)
+    cache, warned = write(tmp_path, NAMES[:1], source=Renamed(TOWN.config))
+    assert len(warned) == 1
+    assert "other sample tokens" in warned[0]
+    assert cache.read(NAMES[0]).tokens[0].startswith("new-")
+
+
+def test_a_damaged_manifest_is_named_and_written_anew(tmp_path: Path) -> None:
+    write(tmp_path)
+    whole = everything(tmp_path)
+    manifest = tmp_path / "manifest.json"
+    for content in (b"{", b"\xff\xfe", b"[1]", whole["manifest.json"].replace(b'"format": 2', b'"format": 1')):
+        manifest.write_bytes(content)
+        with pytest.raises(DataError, match=r"manifest.json: (not a token cache's manifest|format 1)"):
+            TokenCache(tmp_path)
+        _, warned = write(tmp_path)
+        assert len(warned) == 1
+        assert everything(tmp_path) == whole
+
+
+def test_what_the_tokenizer_gives_is_checked(tmp_path: Path) -> None:
+    for codes in (np.zeros((9, 36), int), np.zeros((8, 37), int), np.full((9, 37), 512), np.full((9, 37), -1), np.zeros((0, 37), int)):
+        with pytest.raises(DataError, match=r"9 keyframes need \(9, 37\) code indices below 512"):
+            write(tmp_path, NAMES[:1], encode=lambda scene, codes=codes: codes)
+    with pytest.raises(ConfigError, match="up to 65536"):
+        write(tmp_path, codebook=2**16 + 1)
+
+
+@pytest.mark.parametrize("shard", ["4/4", "1", "a/b", "-1/4", "1/4/2"])
+def test_a_shard_that_cannot_be_is_named(shard: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["tokens", "tokenizer", str(tmp_path), f"--shard={shard}"])
+    assert "expected K/N with 0 <= K < N" in capsys.readouterr().err
+
+
+def test_killed_builds_end_in_the_same_bytes(tmp_path: Path) -> None:
+    """See killed_builds.py: kill -9 at every chosen and many random moments, and several builds of one cache at once."""
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(here.parent), str(here))), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(here / "killed_builds.py"), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr

@@ -85,6 +85,9 @@ class Windows:
         ]
         if not self.samples:
             raise DataError("no sample fits: the scenes are shorter than the window, or the split is empty.")
+        places = [[i for t, i in self.samples if t == number] for number in range(len(self.tracks))]
+        parts = [_cut(track, np.array(at, np.int64), cut) for track, at in zip(self.tracks, places, strict=True) if at]
+        self.seen, self.ahead = ({k: np.concatenate([p[side][k] for p in parts]) for k in parts[0][side]} for side in (0, 1))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -96,43 +99,49 @@ class Windows:
 
     def batch(self, rows: Sequence[int], draws: Array | None = None, progress: float = 1.0) -> Batch:
         """Tensors of some samples. `draws` (len(rows), future) are the uniform numbers of `Ahead.draw` (zeros if absent)."""
-        seen: dict[str, list[Array]] = {}
-        ahead: dict[str, list[Array]] = {}
-        for row in rows:
-            track_index, now = self.samples[row]
-            track = self.tracks[track_index]
-            past = np.arange(now - self.cut.past, now + 1)
-            future = np.arange(now + 1, now + 1 + self.cut.future)
-            kept, next_ = np.clip(past, 0, None), np.clip(future, None, len(track.tokens) - 1)
-            now_T_global = geometry.invert(track.global_T_ego[now])
-            values = {
-                "now_T_frame": (now_T_global @ track.global_T_ego[kept]).astype(np.float32),
-                "known": past >= 0,
-                "age_s": (track.time_s[now] - track.time_s[kept]).astype(np.float32),
-                "command": track.command[now],
-                "ego_T_lidar": track.ego_T_lidar[now].astype(np.float32),
-            }
-            targets = {
-                "now_T_frame": (now_T_global @ track.global_T_ego[next_]).astype(np.float32),
-                "valid": future < len(track.tokens),
-                "path": track.path[now, : self.cut.future].astype(np.float32),
-            }
-            wanted = np.concatenate([kept, next_]) if self.future else kept
-            for key, frames in (("occupancy", self.occupancy), ("codes", self.codes)):
-                if frames is not None:
-                    found = frames(track.name, wanted)
-                    found = found.astype(np.int64) if key == "codes" else found
-                    values[key] = found[: len(kept)]
-                    if self.future:
-                        targets[key] = found[len(kept) :]
-            for part, out in ((values, seen), (targets, ahead)):
-                for key, value in part.items():
-                    out.setdefault(key, []).append(value)
+        rows = list(rows)
+        seen = {k: v[rows] for k, v in self.seen.items()}
+        ahead = {k: v[rows] for k, v in self.ahead.items()}
+        for key, frames in (("occupancy", self.occupancy), ("codes", self.codes)):
+            if frames is not None:
+                found = np.stack([self._frames(frames, row) for row in rows])
+                found = found.astype(np.int64) if key == "codes" else found
+                seen[key], later = np.split(found, [self.cut.past + 1], axis=1)
+                if self.future:
+                    ahead[key] = later
         draw = np.zeros((len(rows), self.cut.future)) if draws is None else draws
         tokens = tuple(self.token(r) for r in rows)
-        observation = Seen(tokens, **{k: torch.from_numpy(np.stack(v)) for k, v in seen.items()})
-        target = Ahead(draw=torch.from_numpy(draw.astype(np.float32)), **{k: torch.from_numpy(np.stack(v)) for k, v in ahead.items()})
+        observation = Seen(tokens, **{k: torch.from_numpy(v) for k, v in seen.items()})
+        target = Ahead(draw=torch.from_numpy(draw.astype(np.float32)), **{k: torch.from_numpy(v) for k, v in ahead.items()})
         return Batch(observation, target, progress)
+
+    def _frames(self, frames: Frames, row: int) -> Array:
+        """What `frames` holds of one sample's keyframes; the scene's first and last stand in for those that do not exist."""
+        number, now = self.samples[row]
+        track = self.tracks[number]
+        last = now + self.cut.future if self.future else now
+        return frames(track.name, np.arange(now - self.cut.past, last + 1).clip(0, len(track.tokens) - 1))
+
+
+def _cut(track: Track, now: Array, cut: Cut) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The numbers of all samples of a scene, at keyframes `now` (n,): (what is seen, what lies ahead), named as in Seen and Ahead."""
+    past = now[:, None] + np.arange(-cut.past, 1)
+    future = now[:, None] + np.arange(1, cut.future + 1)
+    kept, next_ = past.clip(0), future.clip(max=len(track.tokens) - 1)
+    now_T_global = geometry.invert(track.global_T_ego[now])[:, None]
+    seen = {
+        "now_T_frame": (now_T_global @ track.global_T_ego[kept]).astype(np.float32),
+        "known": past >= 0,
+        "age_s": (track.time_s[now, None] - track.time_s[kept]).astype(np.float32),
+        "command": track.command[now],
+        "ego_T_lidar": track.ego_T_lidar[now].astype(np.float32),
+    }
+    ahead = {
+        "now_T_frame": (now_T_global @ track.global_T_ego[next_]).astype(np.float32),
+        "valid": future < len(track.tokens),
+        "path": track.path[now, : cut.future].astype(np.float32),
+    }
+    return seen, ahead
 
 
 def order(samples: int, seed: int, start: int, count: int) -> Array:

@@ -1,32 +1,46 @@
-"""The token cache: code indices of every keyframe, packed to the bits they need, one file a scene, with the tokenizer's fingerprint.
+"""The token cache: code indices of every keyframe, packed to the bits they need, with the ego poses they were made with. One file a scene.
 
     DIR/manifest.json                what wrote it and from what
-    DIR/scenes/<name>.safetensors    `codes` uint8 (T, bytes a frame), sample tokens in the metadata
+    DIR/scenes/<name>.safetensors    T keyframes of m bytes:
+        codes         uint8 (T, m)         indices of all levels, intra first, as a bit stream
+        global_T_ego  float64 (T, 4, 4)    keyframe i's inter levels saw keyframe j through inv(global_T_ego[i]) @ global_T_ego[j]
+        sha256        uint8 (T, 32)        of the keyframe's token, pose and codes, the scene's name and the manifest
+        metadata      the scene's name, the manifest again, sample tokens
 
-Files are written under a temporary name and renamed, so a reader never meets half of one; a build that was stopped goes on where it was.
+Codes alone rebuild latents: a latent is a sum of linear functions of codes. Poses are there to say what the inter codes mean.
+
+A file is written under a temporary name and renamed: whoever reads meets a whole one or none, whatever is killed and whenever. Any number
+of processes may build one cache, and two that write the same scene write the same bytes. Every keyframe is checked as it is read, and only
+the rows asked for are read; nothing stays in memory between two reads.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import uuid
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float64, Int, Int32, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from iidrive.data.source import Source
-from iidrive.errors import DataError, LineageError
+from iidrive.errors import ConfigError, DataError, LineageError
 from iidrive.lineage import Lineage, matched
 from iidrive.scene import Scene
 
 Array = np.ndarray
-FORMAT = 1
+FORMAT = 2
+MAX_BITS = 16
+POSE_BYTES = 16 * 8
+DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def pack(codes: Int[Array, "T n"], bits: int) -> UInt8[Array, "T m"]:
@@ -35,13 +49,21 @@ def pack(codes: Int[Array, "T n"], bits: int) -> UInt8[Array, "T m"]:
     return np.packbits(planes.reshape(len(codes), -1).astype(np.uint8), axis=1)
 
 
-def unpack(packed: UInt8[Array, "T m"], bits: int, count: int) -> Int[Array, "T n"]:
-    """The inverse of `pack`, for up to 16 bits: an index lies within the three bytes that start where it does."""
-    first = np.arange(count) * bits
-    byte, shift = first // 8, (24 - bits - first % 8).astype(np.int32)
-    stream = np.pad(packed, ((0, 0), (0, 2))).astype(np.int32)
-    three = stream[:, byte] << 16 | stream[:, byte + 1] << 8 | stream[:, byte + 2]
-    return three >> shift & np.int32((1 << bits) - 1)
+def unpack(packed: UInt8[Array, "T m"], bits: int, count: int) -> Int32[Array, "T n"]:
+    """The inverse of `pack`, for up to `MAX_BITS` bits.
+
+    Eight indices fill `bits` bytes, so every eighth index starts a byte, and each lies within the three bytes that start where it does.
+    """
+    groups = -(-count // 8)
+    stream = np.zeros((len(packed), groups * bits + 2), np.uint8)
+    stream[:, : packed.shape[1]] = packed
+    three = stream[:, :-2].astype(np.int32) << 16
+    three |= np.left_shift(stream[:, 1:-1], 8, dtype=np.int32)
+    three |= stream[:, 2:]
+    start = np.arange(8) * bits
+    shift = (24 - bits - start % 8).astype(np.int32)
+    codes = three.reshape(len(packed), groups, bits)[:, :, start // 8] >> shift & np.int32((1 << bits) - 1)
+    return codes.reshape(len(packed), -1)[:, :count]
 
 
 @dataclass(frozen=True)
@@ -54,9 +76,30 @@ class TokensManifest:
     data: dict[str, Any]
     format: int = FORMAT
 
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of one keyframe's packed codes."""
+        return -(-self.codes_per_frame * self.bits // 8)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Consecutive keyframes of one scene as they are stored: sample tokens, ego poses, packed codes."""
+
+    tokens: tuple[str, ...]
+    global_T_ego: Float64[Array, "T 4 4"]
+    packed: UInt8[Array, "T m"]
+
+    def digests(self, scene: str, manifest: dict[str, Any]) -> UInt8[Array, "T 32"]:
+        """Checksum of every row, of the scene's name and of the manifest it was written under."""
+        about = json.dumps([scene, manifest], sort_keys=True).encode()
+        rows = zip(self.tokens, self.global_T_ego, self.packed, strict=True)
+        found = [hashlib.sha256(b"".join((about, t.encode(), pose.tobytes(), codes.tobytes()))).digest() for t, pose, codes in rows]
+        return np.frombuffer(b"".join(found), np.uint8).reshape(-1, DIGEST_BYTES)
+
 
 class TokenCache:
-    """Read access; `codes(scene, indices)` gives (n, codes_per_frame) int32."""
+    """Read access; `cache(scene, indices)` gives codes (n, codes_per_frame) int32."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -66,10 +109,11 @@ class TokenCache:
         except FileNotFoundError:
             raise DataError(f"{path}: no token cache here. Write one with `iidrive tokens`.") from None
         except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: not a token cache's manifest ({error}). Write the cache anew with `iidrive tokens`.") from None
+            raise DataError(f"{path}: not a token cache's manifest ({error}). `iidrive tokens` writes it anew.") from None
         if self.manifest.format != FORMAT:
-            raise DataError(f"{path}: format {self.manifest.format}, this iidrive reads format {FORMAT}. Write the cache anew.")
-        self.kept: dict[str, Array] = {}
+            raise DataError(
+                f"{path}: format {self.manifest.format}, this iidrive reads format {FORMAT}. `iidrive tokens` writes the cache anew."
+            )
 
     @property
     def lineage(self) -> Lineage:
@@ -85,76 +129,152 @@ class TokenCache:
 
     @property
     def frame_bytes(self) -> int:
-        """Bytes of one keyframe's packed codes."""
-        return -(-self.manifest.codes_per_frame * self.manifest.bits // 8)
+        """Bytes of one keyframe: packed codes, pose and checksum."""
+        return self.manifest.code_bytes + POSE_BYTES + DIGEST_BYTES
 
     def path(self, scene: str) -> Path:
         """File of one scene."""
         return self.folder / "scenes" / f"{scene}.safetensors"
 
-    def __call__(self, scene: str, indices: Array) -> Array:
-        if scene not in self.kept:
-            path = self.path(scene)
-            try:
-                with safe_open(path, framework="numpy") as file:
-                    writer = json.loads((file.metadata() or {}).get("about", "{}")).get("tokenizer")
-                    codes = file.get_tensor("codes")
-            except FileNotFoundError:
-                raise DataError(f"{path}: no tokens of scene {scene}. Write them with `iidrive tokens`.") from None
-            except SafetensorError as error:
-                raise DataError(f"{path}: damaged ({error}). Delete it and run `iidrive tokens` again.") from None
-            if writer != self.manifest.tokenizer:
-                raise LineageError(
-                    f"{path}: tokens of tokenizer {writer} in a cache of tokenizer {self.manifest.tokenizer}. Delete the file and run "
-                    "`iidrive tokens` again."
-                )
-            self.kept[scene] = codes
-        return unpack(self.kept[scene][indices], self.manifest.bits, self.manifest.codes_per_frame)
+    def __call__(self, scene: str, indices: Int[Array, "n"]) -> Int32[Array, "n m"]:
+        """Codes of some keyframes of a scene. Raises what `read` raises."""
+        first = int(indices.min())
+        rows = self.read(scene, first, int(indices.max()) + 1)
+        return unpack(rows.packed, self.manifest.bits, self.manifest.codes_per_frame)[indices - first]
+
+    def read(self, scene: str, first: int = 0, stop: int | None = None) -> Rows:
+        """Keyframes `first` to `stop` (excluded; None: to the end) of a scene, each checked against its checksum.
+
+        Raises:
+            DataError: if the scene has no tokens, or not these keyframes, or its file is damaged.
+            LineageError: if the file belongs to another cache (another tokenizer or other data).
+        """
+        path = self.path(scene)
+        try:
+            with safe_open(path, framework="numpy") as file:
+                about = json.loads(file.metadata()["about"])
+                tokens = about["tokens"]
+                here = slice(first, len(tokens) if stop is None else stop)
+                if not 0 <= first <= here.stop <= len(tokens):
+                    raise DataError(
+                        f"{path}: has keyframes 0..{len(tokens) - 1}, asked for {first}..{here.stop - 1}. "
+                        "These tokens are of other data: run `iidrive tokens` with the data in use."
+                    )
+                parts = [file.get_slice(key)[here] for key in ("global_T_ego", "codes", "sha256")]
+            rows = Rows(tuple(tokens[here]), *parts[:2])
+            layout = [(str(part.dtype), part.shape[1:]) for part in parts]
+            if layout != [("float64", (4, 4)), ("uint8", (self.manifest.code_bytes,)), ("uint8", (DIGEST_BYTES,))]:
+                raise ValueError(f"its arrays are {layout}")
+            wrong = (rows.digests(about["scene"], about["manifest"]) != parts[2]).any(1)
+            if wrong.any():
+                raise ValueError(f"keyframe {rows.tokens[int(np.argmax(wrong))]} does not match its checksum")
+        except FileNotFoundError:
+            raise DataError(f"{path}: no tokens of scene {scene}. Write them with `iidrive tokens`, or wait if it is at work.") from None
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path}: damaged ({error}). `iidrive tokens` writes it anew.") from None
+        if about["scene"] != scene:
+            raise DataError(f"{path}: holds the tokens of scene {about['scene']}. `iidrive tokens` writes it anew.")
+        if about["manifest"] != vars(self.manifest):
+            raise LineageError(
+                f"{path}: written for another cache ({about['manifest']}), but this one is {vars(self.manifest)}. "
+                "One of the two does not belong here: delete the folder, or run `iidrive tokens` into another one."
+            )
+        return rows
 
 
 def build(
     source: Source,
     names: Iterable[str],
-    encode: Callable[[Scene], Array],
+    encode: Callable[[Scene], Int[Array, "T n"]],
     folder: str | Path,
     fingerprint: str,
     codebook: int,
     codes_per_frame: int,
     progress: Callable[[str], None] = lambda name: None,
+    warn: Callable[[str], None] = warnings.warn,
 ) -> TokenCache:
-    """Tokenize scenes with `encode` (scene → codes (T, n)) into `folder`; scenes already there are kept.
+    """Tokenize scenes with `encode` (scene → codes) into `folder`. A scene whose tokens are there and whole is kept.
+
+    Files that are damaged, or of other keyframes than the source's, are named to `warn` and written anew; what killed builds left is removed.
 
     Raises:
-        LineageError: if the folder holds tokens of another tokenizer.
+        LineageError: if the folder holds tokens of another tokenizer or of other data.
+        ConfigError: if the codebook has more than 65536 codes.
+        DataError: if `encode` does not give `codes_per_frame` indices below `codebook` for every keyframe.
     """
     folder = Path(folder)
     (folder / "scenes").mkdir(parents=True, exist_ok=True)
+    for left in (*folder.glob(".manifest.json.*.tmp"), *folder.glob("scenes/.*.safetensors.*.tmp")):
+        left.unlink(missing_ok=True)
     bits = max(1, (codebook - 1).bit_length())
+    if bits > MAX_BITS:
+        raise ConfigError(f"a token cache packs up to {2**MAX_BITS} codes; this tokenizer's codebook has {codebook}.")
     data = json.loads(json.dumps({**source.identity(), "occupancy": source.occupancy_source}))
-    manifest = TokensManifest(fingerprint, codes_per_frame, bits, data)
-    if (folder / "manifest.json").exists():
-        there = TokenCache(folder)
-        there.require(Lineage("tokenizer", fingerprint))
-        if there.manifest.data != manifest.data:
-            raise LineageError(f"{folder}: these tokens are of other data ({there.manifest.data}). Delete the folder or name another one.")
-    write_atomically(folder / "manifest.json", json.dumps(vars(manifest), indent=2).encode())
-    cache = TokenCache(folder)
+    cache = _opened(folder, TokensManifest(fingerprint, codes_per_frame, bits, data), warn)
     for name in names:
-        if not cache.path(name).exists():
-            scene = source.scene(name)
-            codes = encode(scene)
-            # One key only: the order of several in the file's header is not fixed, and the same tokens are to give the same bytes.
-            about = json.dumps({"tokenizer": fingerprint, "tokens": [k.token for k in scene.keyframes]})
-            write_atomically(cache.path(name), save({"codes": pack(codes, bits)}, metadata={"about": about}))
+        scene = source.scene(name)
+        tokens = tuple(k.token for k in scene.keyframes)
+        poses = np.stack([k.global_T_ego.matrix for k in scene.keyframes])
+        if not _kept(cache, name, tokens, poses, warn):
+            codes = np.asarray(encode(scene))
+            low, high = codes.min(initial=0), codes.max(initial=0)
+            if codes.shape != (len(scene), codes_per_frame) or low < 0 or high >= codebook:
+                raise DataError(
+                    f"scene {name}: {len(scene)} keyframes need ({len(scene)}, {codes_per_frame}) code indices below {codebook}; "
+                    f"found {codes.shape}, {low}..{high}."
+                )
+            write_atomically(cache.path(name), _file(name, Rows(tokens, poses, pack(codes, bits)), vars(cache.manifest)))
         progress(name)
     return cache
 
 
+def _opened(folder: Path, wanted: TokensManifest, warn: Callable[[str], None]) -> TokenCache:
+    """The cache of a folder, with the manifest wanted: written if there is none that can be read, refused if there is another."""
+    path = folder / "manifest.json"
+    try:
+        cache = TokenCache(folder)
+    except DataError as error:
+        if path.exists():
+            warn(str(error))
+        write_atomically(path, json.dumps(vars(wanted), indent=2).encode())
+        cache = TokenCache(folder)
+    cache.require(Lineage("tokenizer", wanted.tokenizer))
+    if cache.manifest != wanted:
+        raise LineageError(f"{folder}: these tokens are of other data ({cache.manifest.data}). Delete the folder or name another one.")
+    return cache
+
+
+def _kept(cache: TokenCache, name: str, tokens: tuple[str, ...], poses: Array, warn: Callable[[str], None]) -> bool:
+    """Whether a scene's file is there, whole, and of these keyframes."""
+    if not cache.path(name).exists():
+        return False
+    try:
+        rows = cache.read(name)
+    except DataError as error:
+        warn(str(error))
+        return False
+    if rows.tokens != tokens or not np.allclose(rows.global_T_ego, poses, rtol=0, atol=1e-9):
+        warn(f"{cache.path(name)}: other sample tokens or ego poses than scene {name} has in the data. Its tokens are written anew.")
+        return False
+    return True
+
+
+def _file(scene: str, rows: Rows, manifest: dict[str, Any]) -> bytes:
+    """A scene's file. Its metadata have one key only: several have no fixed order, and the same tokens are to give the same bytes."""
+    about = json.dumps({"scene": scene, "manifest": manifest, "tokens": rows.tokens})
+    arrays = {"codes": rows.packed, "global_T_ego": rows.global_T_ego, "sha256": rows.digests(scene, manifest)}
+    return save(arrays, metadata={"about": about})
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write under a temporary name beside the target, then rename: the target is whole or absent."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        while True:
+            temporary.write_bytes(content)
+            try:
+                return os.replace(temporary, path)
+            except FileNotFoundError:  # a build that started just now took it for a leftover
+                continue
     finally:
         temporary.unlink(missing_ok=True)

@@ -111,11 +111,13 @@ class CellGrid:
     """Where the cells of a latent map lie in the ego frame, and how to read a map there.
 
     The encoder's stride-2 convolutions centre cell i on voxel `factor * i`, so its centre is at lower + (factor * i + 0.5) * voxel.
+    Maps are warped as if they lay on the plane z = `height_m`.
     """
 
     size: tuple[int, int]
     first_m: tuple[float, float]
     cell_m: float
+    height_m: float = 0.0
 
     def points(self, like: Tensor) -> Float[Tensor, "X Y 2"]:
         """Cell centres (x, y), metres in the ego frame."""
@@ -131,9 +133,10 @@ class CellGrid:
         return F.grid_sample(maps, grid.to(maps.dtype), mode="bilinear", padding_mode="zeros", align_corners=True)
 
     def warp(self, maps: Float[Tensor, "B C X Y"], src_T_dst: Float[Tensor, "B 4 4"]) -> Float[Tensor, "B C X Y"]:
-        """Maps of frame src as seen from frame dst, on the ground plane z = 0; zero where src saw nothing."""
+        """Maps of frame src as seen from frame dst; zero where src saw nothing."""
         p = self.points(src_T_dst)
-        moved = torch.einsum("bij,xyj->bxyi", src_T_dst[:, :2, :2], p) + src_T_dst[:, None, None, :2, 3]
+        shift = src_T_dst[:, :2, 3] + self.height_m * src_T_dst[:, :2, 2]
+        moved = torch.einsum("bij,xyj->bxyi", src_T_dst[:, :2, :2], p) + shift[:, None, None]
         return self.read(maps, moved)
 
 

@@ -24,6 +24,8 @@ class QuantiserConfig:
 
     `inter` says what an inter level adds to the leftover before it quantises: `change`, the aligned past map minus the present one
     (zero where nothing moved or the past saw nothing, so that the level refines), or `past`, the past map itself (published).
+    `project_past`: past maps pass the same 1x1 convolution as the present one, or enter as the encoder gave them (published: False).
+    `inter_loss`: inter levels have a codebook loss as intra levels do, so that they move the codes (published: False).
     `codebook_start`: `data` draws the first codes from the first training batch, `uniform` from U(-1/codes, 1/codes) (published).
     """
 
@@ -31,6 +33,8 @@ class QuantiserConfig:
     width: int = 128
     history: int = 4
     inter: Literal["change", "past"] = "change"
+    project_past: bool = True
+    inter_loss: bool = True
     codebook_start: Literal["data", "uniform"] = "data"
     commitment: float = 1.0
 
@@ -93,13 +97,14 @@ class ResidualQuantiser(nn.Module):
             codes.append(index.flatten(1))
             loss = loss + term / len(self.scales)
         for j, conv in enumerate(self.time_convs):
-            there = self.before(past[:, j])
+            there = self.before(past[:, j]) if self.config.project_past else past[:, j]
             v = left + ((there - here) * seen[:, j] if self.config.inter == "change" else there)
             index, q, term = self._level(v)
             latent = latent + conv(q)
             left = left - q
             codes.append(index.flatten(1))
-            loss = loss + term / len(self.time_convs)
+            if self.config.inter_loss:
+                loss = loss + term / len(self.time_convs)
         return Quantised(self.after(latent), torch.cat(codes, 1), loss)
 
     def latent_of(self, codes: Int[Tensor, "B n"]) -> Float[Tensor, "B C X Y"]:

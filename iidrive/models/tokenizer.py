@@ -4,9 +4,10 @@
 - a column of voxels becomes the channels of a 2-D map; a convolutional encoder and decoder with residual blocks;
 - residual quantisation within the frame and against four past frames aligned by the ego motion (`quantise.py`).
 
-The architecture is the scene tokenizer of I2-World (Liao et al., ICCV 2025, arXiv 2507.09144). Two things differ from the published
-code on purpose: past maps go through the same 1x1 convolution as the present one, and each is warped once, from its own frame
-straight to the present.
+The architecture is the scene tokenizer of I2-World (Liao et al., ICCV 2025, arXiv 2507.09144). Different on purpose from the published
+code: past maps go through the same 1x1 convolution as the present one, and an inter level quantises their difference from it; each is
+warped once, from its own frame straight to the present, with cells where the encoder's convolutions centre them. Every difference is
+an option of the config, which says what is published; recipe `published` takes them all.
 
 Shapes: B batch, T frames of a clip (oldest first), X, Y, Z voxels, C latent channels, x, y cells, J past frames, n codes of a frame,
 K classes.
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from iidrive.classes import FREE, IGNORE, OCC_CLASSES
 from iidrive.errors import ConfigError
+from iidrive.models.history import mirrored, warp_once, warp_stream
 from iidrive.models.layers import CellAttention, CellGrid, Norm, ResBlock
 from iidrive.models.losses import balanced_cross_entropy, distance_weight, focal, lovasz
 from iidrive.models.quantise import Quantised, QuantiserConfig, ResidualQuantiser
@@ -36,6 +38,13 @@ class TokenizerConfig:
 
     `voxel_loss`: `focal` (published) or `balanced`, a cross entropy with `class_weights` (one a class; taken from the training split's class
     frequencies when left empty). `lovasz_bins` > 0 orders errors by histogram instead of by sorting.
+
+    How the past is brought into the present frame: `warp` takes each map there `once`, or carries a `stream` that is resampled every frame
+    (published). `cell_points` puts a cell on the `centre` of the voxel that its convolutions are centred on and warps on the ground z = 0,
+    or on the `corner` of its own square and warps on the grid's bottom (published).
+
+    Augmentation: `mirror` flips x and y, each with probability 0.5, for a whole `clip` or for every `frame` by itself (published).
+    `stale_mirror`: a stream keeps the mirror of its first frame, so that its maps are misplaced once a later one differs (published).
     """
 
     grid: GridSpec = field(default_factory=GridSpec)
@@ -53,6 +62,10 @@ class TokenizerConfig:
     lovasz_weight: float = 1.0
     lovasz_bins: int = 0
     embed_weight: float = 1.0
+    warp: Literal["once", "stream"] = "once"
+    cell_points: Literal["centre", "corner"] = "centre"
+    mirror: Literal["none", "clip", "frame"] = "none"
+    stale_mirror: bool = False
 
     def __post_init__(self) -> None:
         if not len(self.multipliers) == len(self.blocks) == len(self.attention):
@@ -63,6 +76,11 @@ class TokenizerConfig:
             raise ConfigError(f"{len(self.multipliers)} levels need a grid that {self.factor} divides; found {self.grid.shape[:2]}.")
         if any(w % self.groups for w in self.widths):
             raise ConfigError(f"every level's width must be a multiple of groups={self.groups}; found {self.widths}.")
+        if self.stale_mirror and self.warp != "stream":
+            raise ConfigError("stale_mirror is about what a stream carries: it needs warp=stream.")
+        middle = [low + n * self.grid.voxel_m / 2 for low, n in zip(self.grid.lower_m[:2], self.grid.shape[:2], strict=True)]
+        if self.mirror != "none" and max(map(abs, middle)) > 1e-6:
+            raise ConfigError(f"mirrored frames need a grid with the ego in its middle; found its middle at {middle} m.")
 
     @property
     def factor(self) -> int:
@@ -86,9 +104,12 @@ class TokenizerConfig:
 
     def cells(self) -> CellGrid:
         """Where latent cells lie in the ego frame."""
+        x, y, z = self.grid.lower_m
+        cell_m = self.grid.voxel_m * self.factor
+        if self.cell_points == "corner":
+            return CellGrid(self.latent_size, (x, y), cell_m, z)
         half = self.grid.voxel_m / 2
-        first = (self.grid.lower_m[0] + half, self.grid.lower_m[1] + half)
-        return CellGrid(self.latent_size, first, self.grid.voxel_m * self.factor)
+        return CellGrid(self.latent_size, (x + half, y + half), cell_m)
 
 
 class Level(nn.Module):
@@ -181,20 +202,20 @@ class Tokenizer(nn.Module):
         return self.encoder(rearrange(columns, "b x y z e -> b (z e) x y"))
 
     def align(
-        self, clip: Float[Tensor, "B T C x y"], now_T_frame: Float[Tensor, "B T 4 4"]
+        self, clip: Float[Tensor, "B T C x y"], now_T_frame: Float[Tensor, "B T 4 4"], mirrors: Float[Tensor, "B T 4 4"] | None = None
     ) -> tuple[Float[Tensor, "B J C x y"], Float[Tensor, "B J 1 x y"]]:
         """Past encoder maps of a clip as seen from its last frame, newest first, and where each saw anything.
 
-        A past frame that does not exist is to be given as a copy of the earliest that does (same map, same pose).
+        A past frame that does not exist is to be given as a copy of the earliest that does (same map, same pose). Maps of mirrored frames come
+        with their `mirrors`; poses are always those of the frames as they were.
         """
-        past, seen = [], []
-        everywhere = torch.ones_like(clip[:, 0, :1])
-        for step in range(self.config.quantiser.history):
-            index = max(clip.shape[1] - 2 - step, 0)
-            frame_T_now = torch.linalg.inv(now_T_frame[:, index].double()).to(clip.dtype)
-            past.append(self.cells.warp(clip[:, index], frame_T_now))
-            seen.append(self.cells.warp(everywhere, frame_T_now))
-        return torch.stack(past, 1), torch.stack(seen, 1)
+        marked = torch.cat([clip, torch.ones_like(clip[:, :, :1])], 2)
+        config, history = self.config, self.config.quantiser.history
+        if config.warp == "once":
+            past = warp_once(self.cells, marked, now_T_frame, history, mirrors)
+        else:
+            past = warp_stream(self.cells, marked, now_T_frame, history, mirrors, config.stale_mirror)
+        return past[:, :, :-1], past[:, :, -1:]
 
     def tokenize(self, occupancy: UInt8[Tensor, "B T X Y Z"], now_T_frame: Float[Tensor, "B T 4 4"]) -> Quantised:
         """Codes and latent of the last frame of each clip."""
@@ -250,18 +271,26 @@ class Tokenizer(nn.Module):
         """
         seen, draw = batch.observation, batch.target.draw[:, 0]
         assert seen.occupancy is not None
-        clips, frames = seen.occupancy.shape[:2]
+        occupancy, mirrors = mirrored(seen.occupancy, draw, self.config.mirror)
+        clips, frames = occupancy.shape[:2]
         chosen = torch.where(draw < 0.5, frames - 1, ((draw - 0.5) * 2 * frames).long().clamp(max=frames - 1))
         rows = torch.arange(clips, device=draw.device)
         steps = torch.arange(self.config.quantiser.history, -1, -1, device=draw.device)
         index = (chosen[:, None] - steps).clamp(min=0)
-        truth = seen.occupancy[rows, chosen]
+        truth = occupancy[rows, chosen]
         with torch.no_grad():
-            maps = self.encode(rearrange(seen.occupancy, "b t x y z -> (b t) x y z"))
+            maps = self.encode(rearrange(occupancy, "b t x y z -> (b t) x y z"))
             maps = rearrange(maps, "(b t) c x y -> b t c x y", b=clips)[rows[:, None], index]
         poses = seen.now_T_frame[rows[:, None], index]
         here_T_frame = torch.linalg.inv(poses[:, -1:].double()).to(poses.dtype) @ poses
-        quantised = self.quantiser(self.encode(truth), *self.align(maps, here_T_frame))
-        voxels, parts = self.voxel_loss(self.decode(quantised.latent), truth)
+        past, saw = self.align(maps, here_T_frame, None if mirrors is None else mirrors[rows[:, None], index])
+        return self.frame_loss(truth, past, saw)
+
+    def frame_loss(
+        self, occupancy: UInt8[Tensor, "B X Y Z"], past: Float[Tensor, "B J C x y"], seen: Float[Tensor, "B J 1 x y"]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Reconstruction and codebook loss of frames, given the aligned past of each."""
+        quantised = self.quantiser(self.encode(occupancy), past, seen)
+        voxels, parts = self.voxel_loss(self.decode(quantised.latent), occupancy)
         parts["embed"] = self.config.embed_weight * quantised.loss
         return voxels + parts["embed"], parts

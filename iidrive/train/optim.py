@@ -17,9 +17,9 @@ class TrainConfig:
     """How long and how to train. Everything counts samples, so that the number of devices or the accumulation cannot move it.
 
     `batch` is the global batch; `micro_batch` what is in memory at once (it must divide the batch; 0: all of it). The step follows the mean
-    of the micro batches' losses, which is the batch's own loss only where that is a mean over samples: Lovász is taken per micro batch. `schedule`: `cosine` to a hundredth, or
-    `step`, a tenth after `step_at` of the samples. `average` is the decay of the moving average per optimiser step (0: none), reached over
-    `average_warmup` steps.
+    of the micro batches' losses, which is the batch's own loss only where that is a mean over samples: Lovász is taken per micro batch.
+    `schedule`: `cosine` to a hundredth, or `step`, a tenth after `step_at` of the samples. `average` is the decay of the moving average per
+    optimiser step (0: none), reached over `average_warmup` steps.
     """
 
     samples: int = 128_000

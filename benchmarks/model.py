@@ -1,0 +1,190 @@
+"""What the full-size models cost, in units of one convolution on the same machine in the same run.
+
+The unit is a 3x3 convolution, 128 → 128 channels, on a 1x128x100x100 float32 map (median of many). Every case runs in a process of its own, so
+that its peak memory is its own. `published` is what the published II-World code takes in the same unit on the same kind of machine (two threads).
+
+    python benchmarks/model.py                 # all cases, prints the table of benchmarks/README.md
+    python benchmarks/model.py --case rollout  # one case, prints one line of JSON
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from iidrive import recipes
+from iidrive.models.forecast import Forecaster
+from iidrive.models.tokenizer import Tokenizer
+from iidrive.models.world import WorldModel
+from iidrive.runs import peak_memory_gb
+from iidrive.scene import Ahead, Batch, Seen
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is timed: `make` builds it and returns the call; units and GB of the published code, where known."""
+
+    title: str
+    make: Callable[[], Callable[[], object]]
+    published: float
+    published_gb: float | None = None
+
+
+def conv_unit(repeats: int = 15) -> float:
+    """Seconds of the unit convolution."""
+    conv, x = nn.Conv2d(128, 128, 3, padding=1), torch.randn(1, 128, 100, 100)
+    with torch.no_grad():
+        return median(lambda: conv(x), repeats)
+
+
+def median(call: Callable[[], object], repeats: int) -> float:
+    """Median seconds of a call, after one that warms up."""
+    call()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def street() -> torch.Tensor:
+    """(1,1,200,200,16) labels that look like a street: ground, two kerbs, blocks, mostly free."""
+    labels = torch.full((200, 200, 16), 17, dtype=torch.uint8)
+    labels[:, :, 2] = 14
+    labels[:, 70:130, 2] = 11
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(80):
+        x, y = (int(v) for v in torch.randint(0, 190, (2,), generator=generator))
+        labels[x : x + 9, y : y + 5, 3 : 3 + int(torch.randint(2, 8, (1,), generator=generator))] = int(
+            torch.randint(0, 17, (1,), generator=generator)
+        )
+    return labels[None, None]
+
+
+def tokenizer() -> Tokenizer:
+    """At published size, rule-free random weights: the cost does not depend on them."""
+    torch.manual_seed(0)
+    return Tokenizer(recipes.full().tokenizer)
+
+
+def tokenizer_frame() -> Callable[[], object]:
+    """Encode, quantise against a given history, decode and argmax one frame."""
+    model, frame = tokenizer().eval(), street()
+    clip, eye = torch.randn(1, 5, 128, 50, 50), torch.eye(4).expand(1, 5, 4, 4)
+
+    @torch.no_grad()
+    def call() -> object:
+        quantised = model.quantiser(model.encode(frame[:, 0]), *model.align(clip, eye))
+        return model.labels(quantised.latent)
+
+    return call
+
+
+def tokenizer_step() -> Callable[[], object]:
+    """Forward and backward of one frame with its losses."""
+    model, frame = tokenizer().train(), street()
+    eye = torch.eye(4)[None, None]
+    seen = Seen(("a",), eye, torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1), torch.zeros(1, dtype=torch.long), eye[0], frame)
+    ahead = Ahead(eye, torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, 2), torch.zeros(1, 1))
+
+    def call() -> object:
+        model.zero_grad()
+        loss, _ = model.loss(Batch(seen, ahead, 0.5))
+        loss.backward()
+        return loss
+
+    return call
+
+
+def forecaster() -> tuple[Forecaster, Batch]:
+    """World model at published size with a batch of one sample of random codes."""
+    recipe = recipes.full()
+    small = tokenizer()
+    model = Forecaster(small, WorldModel(recipe.world, small.cells))
+    codes = torch.randint(0, 512, (1, 12, sum(small.quantiser.level_cells)))
+    eye = torch.eye(4).expand(1, 6, 4, 4).clone()
+    eye[:, :, 0, 3] = torch.arange(-5, 1) * 2.0
+    ahead = torch.eye(4).expand(1, 6, 4, 4).clone()
+    ahead[:, :, 0, 3] = torch.arange(1, 7) * 2.0
+    known, valid = torch.ones(1, 6, dtype=torch.bool), torch.ones(1, 6, dtype=torch.bool)
+    age = torch.arange(5, -1, -1)[None] * 0.5
+    seen = Seen(("a",), eye, known, age, torch.zeros(1, dtype=torch.long), torch.eye(4)[None], None, codes[:, :6])
+    return model, Batch(seen, Ahead(ahead, valid, torch.zeros(1, 6, 2), torch.full((1, 6), 0.5), None, codes[:, 6:]), 0.5)
+
+
+def rollout(steps: int) -> Callable[[], object]:
+    """Imagine some steps from remembered latents."""
+    model, batch = forecaster()
+    model.eval()
+    with torch.no_grad():
+        memory = model.remember(batch.observation)
+
+    @torch.no_grad()
+    def call() -> object:
+        return model.world.imagine(memory, batch.observation.command, steps)
+
+    return call
+
+
+def world_step() -> Callable[[], object]:
+    """Forward and backward of a six-step roll-out with its losses."""
+    model, batch = forecaster()
+    model.train()
+
+    def call() -> object:
+        model.zero_grad()
+        loss, _ = model.loss(batch)
+        loss.backward()
+        return loss
+
+    return call
+
+
+CASES = {
+    "frame": Case("tokenizer, one frame", tokenizer_frame, 95.0),
+    "tokenizer-step": Case("tokenizer, training step", tokenizer_step, 378.0, 3.0),
+    "step": Case("world model, one step", lambda: rollout(1), 6.3),
+    "rollout": Case("world model, six steps", lambda: rollout(6), 41.0),
+    "world-step": Case("world model, training step", world_step, 124.0, 1.5),
+}
+
+
+def main() -> None:
+    """Run one case, or all of them in processes of their own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=sorted(CASES))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.case:
+        call = CASES[options.case].make()
+        unit = conv_unit()
+        seconds = median(call, options.repeats)
+        unit = (unit + conv_unit()) / 2
+        print(json.dumps({"case": options.case, "units": seconds / unit, "unit_s": unit, "peak_gb": peak_memory_gb()}))
+        return
+    print("| case | units | published | ratio | peak GB | published GB |\n|---|---|---|---|---|---|")
+    for name, case in CASES.items():
+        command = [sys.executable, __file__, "--case", name, "--repeats", str(options.repeats), "--threads", str(options.threads)]
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        memory = f"{case.published_gb:.1f}" if case.published_gb else ""
+        print(
+            f"| {case.title} | {found['units']:.1f} | {case.published:.1f} | {found['units'] / case.published:.2f} "
+            f"| {found['peak_gb']:.2f} | {memory} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

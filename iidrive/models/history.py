@@ -1,0 +1,113 @@
+"""Past encoder maps as seen from the present frame, in two ways.
+
+`once`: each past map is warped from its own frame straight to the present one. `stream` (published): a buffer is carried from frame to frame
+and warped anew at each, so that the oldest map has been resampled as often as there are slots; what is carried is an argument and a
+return value.
+
+Frames may be mirrored for augmentation. A mirror is a 4x4 matrix, its own inverse, that takes points of an ego frame to the mirrored one.
+
+Shapes: B batch, T frames of a clip (oldest first), X, Y, Z voxels, C channels, x, y cells, J past frames (newest first).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from iidrive.models.layers import CellGrid
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The published history buffer: past maps, newest first, in the frame of the last one, and the mirror that they are taken to be under."""
+
+    maps: Float[Tensor, "B J C x y"]
+    mirror: Float[Tensor, "B 4 4"]
+
+
+def warp_once(
+    cells: CellGrid,
+    clip: Float[Tensor, "B T C x y"],
+    now_T_frame: Float[Tensor, "B T 4 4"],
+    history: int,
+    mirrors: Float[Tensor, "B T 4 4"] | None = None,
+) -> Float[Tensor, "B J C x y"]:
+    """Past maps of a clip in the frame of its last one; the earliest stands in for those before it."""
+    past = []
+    for step in range(history):
+        index = max(clip.shape[1] - 2 - step, 0)
+        frame_T_now = torch.linalg.inv(now_T_frame[:, index].double()).to(clip.dtype)
+        if mirrors is not None:
+            frame_T_now = mirrors[:, index] @ frame_T_now @ mirrors[:, -1]
+        past.append(cells.warp(clip[:, index], frame_T_now))
+    return torch.stack(past, 1)
+
+
+def warp_stream(
+    cells: CellGrid,
+    clip: Float[Tensor, "B T C x y"],
+    now_T_frame: Float[Tensor, "B T 4 4"],
+    history: int,
+    mirrors: Float[Tensor, "B T 4 4"] | None = None,
+    stale_mirror: bool = False,
+) -> Float[Tensor, "B J C x y"]:
+    """The same, as a stream that starts with the clip would have it: see `advance`."""
+    eye = torch.eye(4, device=clip.device, dtype=clip.dtype).expand(len(clip), 4, 4)
+    stream, past = None, clip[:, :1]
+    for k in range(clip.shape[1]):
+        prev_T_now = torch.linalg.solve(now_T_frame[:, max(k - 1, 0)].double(), now_T_frame[:, k].double()).to(clip.dtype)
+        mirror = eye if mirrors is None else mirrors[:, k]
+        past, stream = advance(cells, stream, clip[:, k], prev_T_now, mirror, history, stale_mirror=stale_mirror)
+    return past
+
+
+def advance(
+    cells: CellGrid,
+    stream: Stream | None,
+    now: Float[Tensor, "B C x y"],
+    prev_T_now: Float[Tensor, "B 4 4"],
+    mirror: Float[Tensor, "B 4 4"],
+    history: int,
+    starts: Bool[Tensor, "B"] | None = None,
+    stale_mirror: bool = False,
+) -> tuple[Float[Tensor, "B J C x y"], Stream]:
+    """One frame of a stream: the past maps in its (mirrored) frame, and what the next frame needs. No gradient flows into the past.
+
+    Where a sequence `starts`, copies of the present map are its past. With `stale_mirror` (published) the carried mirror stays that of
+    the sequence's first frame, although the maps have been carried over into every later one's.
+    """
+    now = now.detach()
+    copies = now[:, None].expand(-1, history, -1, -1, -1)
+    if stream is None:
+        stream = Stream(copies, mirror)
+    elif starts is not None:
+        new = starts[:, None, None]
+        stream = Stream(torch.where(new[..., None, None], copies, stream.maps), torch.where(new, mirror, stream.mirror))
+        prev_T_now = torch.where(new, torch.eye(4, device=now.device, dtype=prev_T_now.dtype), prev_T_now)
+    then_T_now = stream.mirror @ prev_T_now @ mirror
+    flat = rearrange(stream.maps, "b j c x y -> b (j c) x y")
+    past = rearrange(cells.warp(flat, then_T_now), "b (j c) x y -> b j c x y", j=history)
+    kept = torch.cat([now[:, None], past[:, :-1]], 1)
+    return past, Stream(kept, stream.mirror if stale_mirror else mirror)
+
+
+def mirrored(
+    occupancy: UInt8[Tensor, "B T X Y Z"], draw: Float[Tensor, "B"], mirror: Literal["none", "clip", "frame"]
+) -> tuple[UInt8[Tensor, "B T X Y Z"], Float[Tensor, "B T 4 4"] | None]:
+    """Clips with x and y flipped by the lower bits of each clip's draw, and the mirrors of their frames."""
+    if mirror == "none":
+        return occupancy, None
+    frames = torch.arange(occupancy.shape[1], device=draw.device)
+    place = 2 * (frames if mirror == "frame" else torch.zeros_like(frames))
+    bits = (draw.double() * 2**20).long()[:, None] >> place
+    sign = torch.ones(*bits.shape, 4, device=draw.device)
+    for axis in (0, 1):
+        flip = (bits >> axis) % 2 == 1
+        occupancy = torch.where(flip[..., None, None, None], occupancy.flip(2 + axis), occupancy)
+        sign[..., axis] = torch.where(flip, -1.0, 1.0)
+    return occupancy, torch.diag_embed(sign)

@@ -1,0 +1,62 @@
+"""Past maps in the present frame: mirrored frames, and what a resampling every frame costs."""
+
+from __future__ import annotations
+
+import torch
+
+from iidrive import recipes
+from iidrive.models.history import mirrored, warp_once, warp_stream
+from iidrive.models.layers import CellGrid, planar_transform
+
+CELLS = CellGrid((10, 10), (-4.5, -4.5), 1.0)
+
+
+def drive(frames: int, turn_rad: float, step_m: float) -> torch.Tensor:
+    """now_T_frame (1,T,4,4) of an ego that goes forward and turns."""
+    move = planar_transform(torch.tensor([step_m, 0.0]), torch.tensor(turn_rad).cos(), torch.tensor(turn_rad).sin()).double()
+    poses = [torch.eye(4, dtype=torch.float64)]
+    for _ in range(frames - 1):
+        poses.append(poses[-1] @ move)
+    return (torch.linalg.inv(poses[-1]) @ torch.stack(poses)).float()[None]
+
+
+def test_mirrored_frames_give_the_mirrored_past() -> None:
+    """Whichever way each frame was flipped, the past comes out as the last frame sees it."""
+    clip, poses = torch.randn(1, 5, 3, 10, 10), drive(5, 0.1, 0.7)
+    occupancy = torch.randint(0, 18, (1, 5, 10, 10, 2)).to(torch.uint8)
+    plain = warp_once(CELLS, clip, poses, 4)
+    for draw in torch.rand(8):
+        flipped, mirrors = mirrored(occupancy, draw[None], "frame")
+        assert mirrors is not None
+        maps = clip.clone()
+        for t in range(5):
+            axes = [a for a in (0, 1) if mirrors[0, t, a, a] < 0]
+            maps[0, t] = clip[0, t].flip([1 + a for a in axes])
+            assert torch.equal(flipped[0, t], occupancy[0, t].flip(axes))
+        last = [3 + a for a in (0, 1) if mirrors[0, -1, a, a] < 0]
+        for warp in (warp_once, warp_stream):
+            torch.testing.assert_close(warp(CELLS, maps, poses, 4, mirrors), warp(CELLS, clip, poses, 4).flip(last), atol=1e-4, rtol=1e-4)
+    assert plain.shape == (1, 4, 3, 10, 10)
+
+
+def test_a_clip_is_mirrored_as_a_whole() -> None:
+    occupancy = torch.randint(0, 18, (64, 3, 4, 4, 2)).to(torch.uint8)
+    _, mirrors = mirrored(occupancy, torch.rand(64), "clip")
+    assert mirrors is not None
+    assert torch.equal(mirrors, mirrors[:, :1].expand_as(mirrors))
+    assert 0.25 < (mirrors[:, 0, 0, 0] < 0).float().mean() < 0.75
+    assert mirrored(occupancy, torch.rand(64), "none")[1] is None
+
+
+def test_both_ways_agree_where_nothing_is_resampled() -> None:
+    """Whole cells straight ahead: once or step by step is the same; between cells the stream blurs."""
+    clip = torch.randn(1, 5, 3, 10, 10)
+    whole, between = drive(5, 0.0, 1.0), drive(5, 0.0, 0.5)
+    torch.testing.assert_close(warp_stream(CELLS, clip, whole, 4), warp_once(CELLS, clip, whole, 4), atol=1e-4, rtol=1e-4)
+    rough = [w(CELLS, clip, between, 4)[:, 3].std() for w in (warp_once, warp_stream)]
+    assert rough[1] < 0.9 * rough[0]
+
+
+def test_published_mirrors_every_frame() -> None:
+    assert (recipes.published().tokenizer.mirror, recipes.published().tokenizer.stale_mirror) == ("frame", True)
+    assert recipes.full().tokenizer.mirror == "none"
