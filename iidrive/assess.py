@@ -19,9 +19,11 @@ from iidrive.configs import from_plain
 from iidrive.data.loader import Windows
 from iidrive.data.source import Source
 from iidrive.data.town import TownConfig
+from iidrive.errors import ConfigError
 from iidrive.eval import score as scoring
 from iidrive.eval.cases import Cases, Predictions, align, write_predictions
 from iidrive.eval.score import Scores
+from iidrive.lineage import Lineage, mark_lines, mark_numbers
 from iidrive.recipes import Recipe
 from iidrive.runs import Run
 from iidrive.scene import Seen
@@ -54,18 +56,33 @@ def about_line(source: Source, split: str, extra: Mapping[str, object] | None = 
 
 
 def plan_and_score(
-    name: str, plan: Plan, cases: Cases, windows: Windows, run: Run, about: Mapping[str, object], heading: str
+    name: str, plan: Plan, cases: Cases, windows: Windows, run: Run, about: Mapping[str, object], heading: str, lineage: Lineage
 ) -> tuple[Scores, dict[str, Float[Array, "6 2"]]]:
     """Plan every sample with a full future, write `predictions-NAME.npz` and its table, and score: (scores, path by token)."""
     tokens, paths = evaluate.plans(plan, windows)
-    write_predictions(run.folder / f"predictions-{name}.npz", tokens, paths, dict(about))
+    made = {**about, "lineage": lineage.child("predictions").to_plain()}
+    write_predictions(run.folder / f"predictions-{name}.npz", tokens, paths, made)
     scores = scoring.score(cases, align(cases, Predictions(paths, tokens, {}, name)))
-    run.write_text(f"table-{name}.txt", f"{heading}\n{scoring.format_scores(scores)}\n")
+    run.write_text(f"table-{name}.txt", f"{mark_lines(lineage.marks)}{heading}\n{scoring.format_scores(scores)}\n")
     return scores, dict(zip(tokens, paths, strict=True))
 
 
-def assess(planner: str, source: Source, split: str, train_split: str, recipe: Recipe, run: Run, test_ii: bool) -> Assessment:
+def assess(
+    planner: str,
+    source: Source,
+    split: str,
+    train_split: str,
+    recipe: Recipe,
+    run: Run,
+    test_ii: bool,
+    world: str = "",
+    tokenizer: str = "",
+    allow: bool = False,
+) -> Assessment:
     """Evaluate a baseline by name, or a checkpoint: planners by the reference table, world models and planners by the forecast table.
+
+    `world` and `tokenizer` take the place of the models that a checkpoint names, where they are the same ones; with `allow`, others too, and
+    everything that is printed or written is marked.
 
     Raises:
         ConfigError: for an unknown planner name. CheckpointError, LineageError: for checkpoints that do not fit.
@@ -74,30 +91,39 @@ def assess(planner: str, source: Source, split: str, train_split: str, recipe: R
     about: dict[str, Any] = {"planner": planner, "split": split, "occupancy": source.occupancy_source, "command": source.command_source}
     if planner in stages.BASELINES:
         plan = stages.planner_named(planner, recipe, source, train_split, run)
-        return _planned(planner, plan, stages.scored_windows(tracks), source, split, run, about, "")
+        lineage = stages.lineage_of_baseline(planner, run)
+        return _planned(planner, plan, stages.scored_windows(tracks), source, split, run, about, lineage, "")
     manifest = checkpoint.read_manifest(planner)
-    about |= {"fingerprint": manifest.fingerprint, "parents": [vars(p) for p in manifest.parents], "trained on": trained_on(manifest)}
+    if (world and manifest.kind != "planner") or (tokenizer and manifest.kind not in ("planner", "world")):
+        raise ConfigError(f"{planner} is a {manifest.kind}: --world is for planners, --tokenizer for planners and world models.")
+    about["trained on"] = trained_on(manifest)
     if manifest.kind == "ego-mlp":
-        return _planned("ego-mlp", stages.load_ego_mlp(planner).plan, stages.scored_windows(tracks), source, split, run, about, "")
+        plan = stages.load_ego_mlp(planner).plan
+        return _planned("ego-mlp", plan, stages.scored_windows(tracks), source, split, run, about, manifest.lineage(planner), "")
     if manifest.kind == "tokenizer":
         return _reconstructed(planner, source, split, run, about)
-    driver = stages.load_driver(planner)[0] if manifest.kind == "planner" else None
-    forecaster = driver.forecaster if driver else stages.load_forecaster(planner)[0]
-    tokenizer_path = stages.locate(manifest, "tokenizer", planner)
+    driver = None
+    if manifest.kind == "planner":
+        driver, manifest = stages.load_driver(planner, world or None, tokenizer or None, allow)
+        forecaster = driver.forecaster
+    else:
+        forecaster, manifest = stages.load_forecaster(planner, tokenizer or None, allow)
+    lineage, tokenizer = manifest.lineage(planner), manifest.parent("tokenizer").path
     with counting("tokens", len(tracks)) as tick:
-        folder = stages.tokens_folder(run.folder, tokenizer_path, source)
-        cache = stages.write_tokens(tokenizer_path, source, source.scene_names(split), folder, tick)
+        folder = stages.tokens_folder(run.folder, tokenizer, source)
+        cache = stages.write_tokens(tokenizer, source, source.scene_names(split), folder, tick)
     spec = forecaster.tokenizer.config.grid
     forecast = evaluate.forecasts(forecaster, stages.scored_windows(tracks, cache, source, spec), spec)
-    text = f"{about_line(source, split)}\n{forecast.table()}\n({forecast.samples} samples)"
+    text = f"{mark_lines(lineage.marks)}{about_line(source, split)}\n{forecast.table()}\n({forecast.samples} samples)"
     run.write_text("forecast.txt", text + "\n")
     if driver is None:
-        return _written(run, Assessment(text, {"forecast": forecast.to_json(), "about": about}))
+        return _written(run, text, {"forecast": forecast.to_json()}, about, lineage)
     about |= {"train_ii": "on" if driver.train_ii else "off", "test_ii": "on" if test_ii else "off"}
     note = ii_note(driver.train_ii, test_ii)
     windows = stages.scored_windows(tracks, cache)
-    result = _planned("planner", partial(driver.plan, ii=test_ii), windows, source, split, run, about, note)
-    return _written(run, Assessment(f"{text}\n\n{result.text}", {**result.scores, "forecast": forecast.to_json()}))
+    result = _planned("planner", partial(driver.plan, ii=test_ii), windows, source, split, run, about, lineage, note)
+    numbers = {k: v for k, v in result.scores.items() if k not in ("about", "marks")}
+    return _written(run, f"{text}\n\n{result.text}", {**numbers, "forecast": forecast.to_json()}, about, lineage)
 
 
 def trained_on(manifest: Manifest) -> str:
@@ -113,29 +139,32 @@ def ii_note(train_ii: bool, test_ii: bool) -> str:
     return ""
 
 
-def _planned(name: str, plan: Plan, windows: Windows, source: Source, split: str, run: Run, about: dict[str, Any], note: str) -> Assessment:
+def _planned(
+    name: str, plan: Plan, windows: Windows, source: Source, split: str, run: Run, about: dict[str, Any], lineage: Lineage, note: str
+) -> Assessment:
     extra = {k: about[k] for k in ("planner", "train_ii", "test_ii", "trained on") if k in about}
     heading = about_line(source, split, extra)
-    scores, _ = plan_and_score(name, plan, evaluate.truth(source, split), windows, run, about, heading)
-    text = f"{heading}\n{scoring.format_scores(scores)}" + (f"\n{note}" if note else "")
-    text += f"\npredictions: {run.folder / f'predictions-{name}.npz'}"
-    return _written(run, Assessment(text, {**scoring.to_json(scores), "about": about}))
+    scores, _ = plan_and_score(name, plan, evaluate.truth(source, split), windows, run, about, heading, lineage)
+    text = f"{mark_lines(lineage.marks)}{heading}\n{scoring.format_scores(scores)}" + (f"\n{note}" if note else "")
+    text += f"\npredictions: {run.folder / f'predictions-{name}.npz'}\nlineage: {lineage}"
+    return _written(run, text, scoring.to_json(scores), about, lineage)
 
 
 def _reconstructed(path: str, source: Source, split: str, run: Run, about: dict[str, Any]) -> Assessment:
-    tokenizer, _ = stages.load_tokenizer(path)
+    tokenizer, manifest = stages.load_tokenizer(path)
     names = source.scene_names(split)
     with counting("tokens", len(names)) as tick:
         cache = stages.write_tokens(path, source, names, stages.tokens_folder(run.folder, path, source), tick)
     value = stages.reconstruction_miou(tokenizer, cache, source, stages.tracks_of(source, split))
     text = f"{about_line(source, split)}\nreconstruction mIoU {100 * value:.2f} %"
     run.write_text("reconstruction.txt", text + "\n")
-    return _written(run, Assessment(text, {"reconstruction": {"mIoU": value}, "about": about}))
+    return _written(run, text, {"reconstruction": {"mIoU": value}}, about, manifest.lineage(path))
 
 
-def _written(run: Run, result: Assessment) -> Assessment:
-    run.write_json("scores.json", result.scores)
-    return result
+def _written(run: Run, text: str, numbers: dict[str, Any], about: dict[str, Any], lineage: Lineage) -> Assessment:
+    scores = {**mark_numbers(numbers, lineage.marks), "about": {**about, "lineage": lineage.child("scores").to_plain()}}
+    run.write_json("scores.json", scores)
+    return Assessment(text, scores)
 
 
 def town_of(manifest: Manifest, default: TownConfig) -> TownConfig:

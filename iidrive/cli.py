@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import sys
@@ -14,8 +15,9 @@ import numpy as np
 from jsonargparse import auto_cli
 from rich.console import Console
 
-from iidrive import assess, interchange, recipes, stages
+from iidrive import assess, interchange, recipes, stages, trace
 from iidrive import demo as demo_
+from iidrive import swap as swap_
 from iidrive.configs import to_plain
 from iidrive.data import Data, DataName
 from iidrive.data.source import Source
@@ -24,6 +26,7 @@ from iidrive.errors import ConfigError, IIDriveError, unknown
 from iidrive.eval import score as scoring
 from iidrive.eval.cases import align, read_cases, read_predictions
 from iidrive.eval.protocols import protocol_named
+from iidrive.lineage import mark_lines, mark_numbers
 from iidrive.recipes import Recipe
 from iidrive.runs import Run
 from iidrive.train import checkpoint
@@ -102,6 +105,7 @@ def train_world(
     predicted: str = "",
     version: str = "",
     resume: Switch = "off",
+    allow_mismatch: Switch = "off",
 ) -> None:
     """Stage 2: train the world model on a tokenizer's tokens.
 
@@ -118,12 +122,14 @@ def train_world(
         predicted: folder of predicted labels in the Occ3D layout.
         version: version folder of nuScenes, where there are several.
         resume: go on from the newest checkpoint of the run folder.
+        allow_mismatch: use stages that do not belong together all the same; everything made with them is marked.
     """
     choice = Data(data, root, version, occupancy, gts, predicted)
     source, split = _open(choice, recipe, split)
-    started = _start(run, stages.describe("train world", recipe, source, split), resume)
-    cache = _tokens(tokens, tokenizer, source, split, Path(run))
-    _finish(stages.train_world(recipe, tokenizer, cache, source, split, started, resume == "on"), choice, recipe, run)
+    started = _start(run, stages.describe("train world", recipe, source, split) | {"allow_mismatch": allow_mismatch}, resume)
+    cache = _tokens(tokens, tokenizer, source, split, Path(run), allow_mismatch == "on")
+    path = stages.train_world(recipe, tokenizer, cache, source, split, started, resume == "on", allow=allow_mismatch == "on")
+    _finish(path, choice, recipe, run)
 
 
 def train_planner(
@@ -140,6 +146,7 @@ def train_planner(
     predicted: str = "",
     version: str = "",
     resume: Switch = "off",
+    allow_mismatch: Switch = "off",
 ) -> None:
     """Train the planner on top of a world model.
 
@@ -157,16 +164,20 @@ def train_planner(
         predicted: folder of predicted labels in the Occ3D layout.
         version: version folder of nuScenes, where there are several.
         resume: go on from the newest checkpoint of the run folder.
+        allow_mismatch: use stages that do not belong together all the same; everything made with them is marked.
     """
     choice = Data(data, root, version, occupancy, gts, predicted)
     source, split = _open(choice, recipe, split)
     manifest = checkpoint.read_manifest(world)
     checkpoint.require_kind(manifest, "world", world)
-    started = _start(run, stages.describe("train planner", recipe, source, split), resume)
+    started = _start(run, stages.describe("train planner", recipe, source, split) | {"allow_mismatch": allow_mismatch}, resume)
     tokenizer = stages.locate(manifest, "tokenizer", world)
     near = stages.tokens_folder(Path(world), tokenizer, source)
-    cache = _tokens(tokens or (str(near) if near.is_dir() else ""), str(tokenizer), source, split, Path(run))
-    _finish(stages.train_planner(recipe, world, cache, source, split, started, train_ii == "on", resume == "on"), choice, recipe, run)
+    cache = _tokens(tokens or (str(near) if near.is_dir() else ""), str(tokenizer), source, split, Path(run), allow_mismatch == "on")
+    path = stages.train_planner(
+        recipe, world, cache, source, split, started, train_ii == "on", resume == "on", allow=allow_mismatch == "on"
+    )
+    _finish(path, choice, recipe, run)
 
 
 def tokens(
@@ -201,7 +212,7 @@ def tokens(
     """
     choice = Data(data, root, version, occupancy, gts, predicted)
     source, split = _open(choice, recipe, split)
-    cache = _tokens(out, tokenizer, source, split, Path(out), _shard(shard))
+    cache = _tokens(out, tokenizer, source, split, Path(out), shard=_shard(shard))
     whose = split if shard == "0/1" else f"shard {shard} of {split}"
     print(f"tokens of {whose} in {cache.folder}: {cache.frame_bytes} bytes a keyframe, tokenizer {cache.manifest.tokenizer}")
 
@@ -219,6 +230,9 @@ def evaluate(
     gts: str = "",
     predicted: str = "",
     version: str = "",
+    world: str = "",
+    tokenizer: str = "",
+    allow_mismatch: Switch = "off",
 ) -> None:
     """Plan every sample of a split, print the reference table, write predictions keyed by sample token.
 
@@ -235,10 +249,15 @@ def evaluate(
         gts: folder of Occ3D labels (default: ROOT/gts).
         predicted: folder of predicted labels in the Occ3D layout.
         version: version folder of nuScenes, where there are several.
+        world: run folder or checkpoint of stage 2 in place of the one that the planner names; it must be the same model.
+        tokenizer: run folder or checkpoint of stage 1 in place of the one that the world model names; it must be the same model.
+        allow_mismatch: use stages that do not belong together all the same; everything made with them is marked.
     """
     choice = Data(data, root, version, occupancy, gts, predicted)
     if planner not in stages.BASELINES and not Path(planner).exists():
         raise ConfigError(f"{unknown('planner', planner, stages.BASELINES)} Or give a run folder or checkpoint that exists.")
+    if planner in stages.BASELINES and (world or tokenizer):
+        raise ConfigError(f"{planner} has no world model and no tokenizer: leave out --world and --tokenizer.")
     if planner in stages.BASELINES and test_ii == "on":
         raise ConfigError(
             f"{planner} has no world model, so --test-ii on means nothing for it. Leave it out, or evaluate a planner's run folder."
@@ -252,7 +271,8 @@ def evaluate(
     started = Run.start(
         run or f"runs/evaluate-{name}-{split}{state}", stages.describe("evaluate", recipe, source, split) | {"test_ii": test_ii}
     )
-    result = assess.assess(planner, source, split, source.usual_split("train"), recipe, started, test_ii == "on")
+    train = source.usual_split("train")
+    result = assess.assess(planner, source, split, train, recipe, started, test_ii == "on", world, tokenizer, allow_mismatch == "on")
     print(result.text)
     if json:
         _write_json(json, result.scores)
@@ -276,17 +296,19 @@ def score(
     """
     protocol_named(protocol)
     truth = read_cases(cases)
+    marks: tuple[str, ...] = ()
     if predictions:
-        paths = align(truth, read_predictions(predictions))
+        read = read_predictions(predictions)
+        paths, marks = align(truth, read), trace.lineage_of_predictions(read).marks
     elif truth.pred is not None:
         paths = truth.pred
     else:
         print("no predictions given: scoring the true path itself, whose obj_col row is a checksum of the set.")
         paths = np.cumsum(truth.gt_ego_fut_offsets, axis=1, dtype=np.float32)
     scores = scoring.score(truth, paths, protocol)
-    print(scoring.format_scores(scores))
+    print(f"{mark_lines(marks)}{scoring.format_scores(scores)}")
     if json:
-        _write_json(json, scoring.to_json(scores))
+        _write_json(json, mark_numbers(scoring.to_json(scores), marks))
     if per_sample:
         scoring.write_per_sample(per_sample, scores)
 
@@ -316,6 +338,66 @@ def export_ii_world(folder: str, stage1: str = "", stage2: str = "") -> None:
     print("\n".join(f"wrote {path}" for path in (stage1, stage2) if path))
 
 
+def lineage(paths: list[str]) -> None:
+    """Print what checkpoints, token caches, predictions files, scores or run folders descend from, and whether they fit together.
+
+    Args:
+        paths: one or more paths, separated by blanks.
+    """
+    found = [item for path in paths for item in trace.trace(path)]
+    print("\n".join(trace.describe(item) for item in found))
+    together = trace.fit_together(found)
+    if together:
+        print(together)
+
+
+def swap(
+    paths: list[str],
+    run: str = "runs/swap",
+    scenes: int = 8,
+    test_ii: Switch = "on",
+    json: str = "",
+    data: DataName = "town",
+    root: str = "",
+    split: str = "",
+    recipe: Recipe = recipes.small(),  # noqa: B008
+    occupancy: Literal["auto", "labels", "derived", "predicted"] = "auto",
+    gts: str = "",
+    predicted: str = "",
+    version: str = "",
+) -> None:
+    """Evaluate every tokenizer × world model × planner of some runs, and say whether quality or a mismatch makes a result bad.
+
+    Args:
+        paths: two or more run folders or checkpoints, separated by blanks; the stages below each are found by themselves.
+        run: run folder to write (swap.txt, swap.json, tokens).
+        scenes: how many scenes of the split, spread evenly; 0: all.
+        test_ii: whether planners use the imagined future.
+        json: where to write the numbers besides.
+        data: embedded towns or nuScenes.
+        root: folder of nuScenes.
+        split: scenes to test on; default: the usual test split.
+        recipe: names the towns (the first world model's own towns are used when it was trained on towns).
+        occupancy: which occupancy of nuScenes to use.
+        gts: folder of Occ3D labels (default: ROOT/gts).
+        predicted: folder of predicted labels in the Occ3D layout.
+        version: version folder of nuScenes, where there are several.
+    """
+    grid = swap_.grid_of(paths)
+    choice = Data(data, root, version, occupancy, gts, predicted)
+    recipe = replace(recipe, town=assess.town_of(grid.worlds[0].manifest, recipe.town))
+    source, split = _open(choice, recipe, split, "test")
+    started = Run.start(run, stages.describe("swap", recipe, source, split) | {"paths": paths, "scenes": scenes, "test_ii": test_ii})
+    with assess.counting("swap", grid.size) as tick:
+        result = swap_.swap(grid, source, split, started, scenes, test_ii == "on", tick)
+    text = swap_.text(result, source, split, test_ii == "on")
+    print(text)
+    started.write_text("swap.txt", text + "\n")
+    for target in (str(started.folder / "swap.json"), json):
+        if target:
+            _write_json(target, swap_.to_json(result))
+
+
 COMMANDS: dict[str, Any] = {
     "demo": demo,
     "train": {"_help": "Train a stage.", "tokenizer": train_tokenizer, "world": train_world, "planner": train_planner},
@@ -324,7 +406,11 @@ COMMANDS: dict[str, Any] = {
     "score": score,
     "import": {"_help": "Bring in weights of another project.", "ii-world": import_ii_world},
     "export": {"_help": "Give weights to another project.", "ii-world": export_ii_world},
+    "lineage": lineage,
+    "swap": swap,
 }
+MANY = ("lineage", "swap")
+"""Commands that take any number of paths."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -343,8 +429,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _spell(arguments: Sequence[str]) -> list[str]:
-    """`--test-ii` as `--test_ii`, and a recipe's name as its values, so that overrides can follow it."""
+    """`--test-ii` as `--test_ii`, a recipe's name as its values, so that overrides can follow it, and many paths as one list."""
     out: list[str] = []
+    if arguments and arguments[0] in MANY:
+        paths = list(itertools.takewhile(lambda a: not a.startswith("-"), arguments[1:]))
+        out, arguments = [arguments[0], *([json.dumps(paths)] if paths else [])], arguments[1 + len(paths) :]
     for argument in arguments:
         name, equals, value = argument.partition("=")
         if name.startswith("--"):
@@ -375,7 +464,13 @@ def _start(run: str, about: dict[str, Any], resume: Switch) -> Run:
     return started
 
 
-def _tokens(folder: str, tokenizer: str, source: Source, split: str, run: Path, shard: slice = slice(None)) -> TokenCache:
+def _tokens(
+    folder: str, tokenizer: str, source: Source, split: str, run: Path, allow: bool = False, shard: slice = slice(None)
+) -> TokenCache:
+    if allow and folder and (Path(folder) / "manifest.json").is_file():
+        there = TokenCache(folder)
+        if there.manifest.tokenizer != checkpoint.read_manifest(tokenizer).fingerprint:
+            return there  # another tokenizer's: read as it is, never added to
     names = source.scene_names(split)[shard]
     folder = folder or str(stages.tokens_folder(run, tokenizer, source))
     with assess.counting("tokens", len(names)) as tick:
@@ -392,7 +487,10 @@ def _shard(text: str) -> slice:
 
 def _finish(path: Path, data: Data, recipe: Recipe, run: str) -> None:
     manifest = checkpoint.read_manifest(path)
-    print(f"{manifest.kind} {manifest.fingerprint} after {manifest.samples_seen} samples: {path}")
+    print(f"{mark_lines(manifest.marks)}{manifest.kind} {manifest.fingerprint} after {manifest.samples_seen} samples: {path}")
+    if "tokens_mIoU" in manifest.metrics:
+        found, recorded = 100 * manifest.metrics["tokens_mIoU"], 100 * manifest.metrics["stage1_mIoU"]
+        print(f"0 s check: its tokens decode at {found:.1f} % mIoU; stage 1 recorded {recorded:.1f} %")
     follow = {
         "tokenizer": ["train", "world", run],
         "world": ["train", "planner", run],

@@ -21,6 +21,7 @@ from iidrive.data.source import Source, window
 from iidrive.data.tokens import TokenCache
 from iidrive.eval.score import Scores, format_scores, to_json
 from iidrive.evaluate import ForecastScores
+from iidrive.lineage import Lineage
 from iidrive.models.planner import Driver
 from iidrive.recipes import Recipe
 from iidrive.report import Page, Table, write_index
@@ -54,12 +55,12 @@ def run(recipe: Recipe, data: Data, out: Path) -> None:
     trained = train_all(recipe, source, train, out)
     tracks = stages.tracks_of(source, test)
     cache = _tokens(trained.tokenizer, source, test, out / "tokens-test")
-    driver, _ = stages.load_driver(trained.planner)
+    driver, manifest = stages.load_driver(trained.planner)
     tokenizer = driver.forecaster.tokenizer
     spec = tokenizer.config.grid
     forecast = evaluate.forecasts(driver.forecaster, stages.scored_windows(tracks, cache, source, spec), spec)
     reconstruction = stages.reconstruction_miou(tokenizer, cache, source, tracks)
-    scores, plans = score_all(recipe, source, train, test, driver, cache, tracks, whole)
+    scores, plans = score_all(recipe, source, train, test, driver, manifest.lineage(trained.planner), cache, tracks, whole)
     about = about_line(source, test, {"recipe": recipe.name})
     summary = summary_table(scores)
     seconds = time.perf_counter() - began
@@ -89,7 +90,15 @@ def train_all(recipe: Recipe, source: Source, split: str, out: Path) -> Trained:
 
 
 def score_all(
-    recipe: Recipe, source: Source, train: str, test: str, driver: Driver, cache: TokenCache, tracks: list[Track], run_: Run
+    recipe: Recipe,
+    source: Source,
+    train: str,
+    test: str,
+    driver: Driver,
+    lineage: Lineage,
+    cache: TokenCache,
+    tracks: list[Track],
+    run_: Run,
 ) -> tuple[dict[str, Scores], Plans]:
     """Every baseline, and the planner with ii off and on, on the same samples."""
     cases = evaluate.truth(source, test)
@@ -98,15 +107,15 @@ def score_all(
     plans: Plans = {}
     for name in stages.BASELINES:
         plan = stages.planner_named(name, recipe, source, train, run_)
-        scores[name], plans[name] = plan_and_score(
-            name, plan, cases, bare, run_, {"planner": name, "split": test}, about_line(source, test, {"planner": name})
-        )
+        heading, made = about_line(source, test, {"planner": name}), {"planner": name, "split": test}
+        scores[name], plans[name] = plan_and_score(name, plan, cases, bare, run_, made, heading, stages.lineage_of_baseline(name, run_))
     for ii in (False, True):
         state = "on" if ii else "off"
         about = {"planner": "planner", "split": test, "train_ii": "on", "test_ii": state}
         name = f"planner, ii {state}"
         heading = about_line(source, test, {"planner": recipe.name, "train_ii": "on", "test_ii": state})
-        scores[name], plans[name] = plan_and_score(f"planner-ii-{state}", partial(driver.plan, ii=ii), cases, coded, run_, about, heading)
+        plan = partial(driver.plan, ii=ii)
+        scores[name], plans[name] = plan_and_score(f"planner-ii-{state}", plan, cases, coded, run_, about, heading, lineage)
     return scores, plans
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from iidrive.classes import FREE, IGNORE
-from iidrive.data.loader import Frames, Track, Windows, in_order
+from iidrive.data.loader import Frames, Windows, in_order
 from iidrive.data.source import Source, scenes, window
 from iidrive.eval import metrics
 from iidrive.eval.cases import Cases, cases_from_windows
@@ -27,9 +27,10 @@ HORIZON_STEPS = (0, 2, 4, 6)
 """Forecasts are scored now (reconstruction) and 1, 2, 3 s ahead."""
 
 
-def truth(source: Source, split: str) -> Cases:
-    """The cases of a split: every keyframe, its true path and the boxes around it."""
-    return cases_from_windows(window(source, scene, i, past=0) for scene in scenes(source, split) for i in range(len(scene)))
+def truth(source: Source, split: str, names: Iterable[str] = ()) -> Cases:
+    """The cases of a split, or of some of its scenes: every keyframe, its true path and the boxes around it."""
+    chosen = map(source.scene, names) if names else scenes(source, split)
+    return cases_from_windows(window(source, scene, i, past=0) for scene in chosen for i in range(len(scene)))
 
 
 def plans(
@@ -46,10 +47,11 @@ def plans(
 
 @dataclass(frozen=True)
 class ForecastScores:
-    """Confusion matrices [truth, forecast] per forecaster and horizon (now, 1, 2, 3 s), and the number of samples."""
+    """Confusion matrices [truth, forecast] per forecaster and horizon (`steps` of 0.5 s), and the number of samples."""
 
     samples: int
-    histograms: Mapping[str, Int64[Array, "4 18 18"]]
+    histograms: Mapping[str, Int64[Array, "H 18 18"]]
+    steps: tuple[int, ...] = HORIZON_STEPS
 
     def miou(self, name: str) -> list[float]:
         """mIoU over the 17 non-free classes, per horizon; classes that neither truth nor forecast holds are left out."""
@@ -61,13 +63,13 @@ class ForecastScores:
 
     def to_json(self) -> dict[str, object]:
         """Plain values."""
-        seconds = [s * STEP_S for s in HORIZON_STEPS]
+        seconds = [s * STEP_S for s in self.steps]
         rows = {name: {"mIoU": self.miou(name), "IoU": self.iou(name)} for name in self.histograms}
         return {"n": self.samples, "seconds": seconds, "rows": rows}
 
     def table(self) -> str:
         """mIoU and IoU in percent, one row a forecaster."""
-        head = [f"{s * STEP_S:.0f} s" for s in HORIZON_STEPS]
+        head = [f"{s * STEP_S:.0f} s" for s in self.steps]
         width = max(len(n) for n in self.histograms) + 2
         lines = [f"{'forecast':<{width}}" + "".join(f"{'mIoU ' + h:>10}" for h in head) + "".join(f"{'IoU ' + h:>10}" for h in head)]
         for name in self.histograms:
@@ -76,7 +78,9 @@ class ForecastScores:
         return "\n".join(lines)
 
 
-def forecasts(forecaster: Forecaster, windows: Windows, spec: GridSpec, batch: int = 8) -> ForecastScores:
+def forecasts(
+    forecaster: Forecaster, windows: Windows, spec: GridSpec, batch: int = 8, steps: tuple[int, ...] = HORIZON_STEPS
+) -> ForecastScores:
     """Score the forecaster and the copy baselines on samples with a full future (windows with codes and future occupancy).
 
     - `world model`: reconstruction now, roll-out ahead, each in the ego frame that the model predicts;
@@ -85,7 +89,7 @@ def forecasts(forecaster: Forecaster, windows: Windows, spec: GridSpec, batch: i
     - `copy warped, true motion`: the same with the true future ego motion, which no forecaster may know.
     """
     names = ["world model", "copy last", "copy warped", "copy warped, true motion (oracle)"]
-    histograms = {name: np.zeros((len(HORIZON_STEPS), 18, 18), np.int64) for name in names}
+    histograms = {name: np.zeros((len(steps), 18, 18), np.int64) for name in names}
     count = 0
     for part in in_order(windows, batch):
         part = part.to(device())
@@ -93,7 +97,7 @@ def forecasts(forecaster: Forecaster, windows: Windows, spec: GridSpec, batch: i
         assert seen.occupancy is not None
         assert ahead.occupancy is not None
         now = seen.occupancy[:, -1]
-        at = list(HORIZON_STEPS)
+        at = list(steps)
         real = torch.cat([now[:, None], ahead.occupancy], 1)[:, at]
         now = torch.where(now == IGNORE, FREE, now)
         found = {
@@ -107,15 +111,15 @@ def forecasts(forecaster: Forecaster, windows: Windows, spec: GridSpec, batch: i
             for h in range(len(at)):
                 histograms[name][h] += metrics.confusion(real[:, h].numpy(force=True), labels[:, h].numpy(force=True))
         count += len(seen.tokens)
-    return ForecastScores(count, histograms)
+    return ForecastScores(count, histograms, steps)
 
 
 @torch.no_grad()
-def reconstruction(tokenizer: Tokenizer, codes: Frames, occupancy: Frames, tracks: Iterable[Track]) -> Int64[Array, "18 18"]:
-    """Confusion matrix [truth, decoded] of the keyframes of scenes, decoded from their codes alone."""
+def reconstruction(tokenizer: Tokenizer, codes: Frames, occupancy: Frames, rows: Iterable[tuple[str, Array]]) -> Int64[Array, "18 18"]:
+    """Confusion matrix [truth, decoded] of keyframes (scene name and indices), decoded from their codes alone."""
     total = np.zeros((18, 18), np.int64)
-    for track in tracks:
-        for rows in np.array_split(np.arange(len(track.tokens)), max(1, len(track.tokens) // 8)):
-            latent = tokenizer.latent_of(torch.from_numpy(codes(track.name, rows).astype(np.int64)).to(device()))
-            total += metrics.confusion(occupancy(track.name, rows), tokenizer.labels(latent).numpy(force=True))
+    for name, indices in rows:
+        for part in np.array_split(indices, max(1, len(indices) // 8)):
+            latent = tokenizer.latent_of(torch.from_numpy(codes(name, part).astype(np.int64)).to(device()))
+            total += metrics.confusion(occupancy(name, part), tokenizer.labels(latent).numpy(force=True))
     return total

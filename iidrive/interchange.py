@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from iidrive import recipes
 from iidrive.configs import to_plain
 from iidrive.errors import CheckpointError, ConfigError, LineageError
+from iidrive.lineage import Parent
 from iidrive.models import upstream
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
@@ -80,12 +81,12 @@ def import_ii_world(stage1: str, stage2: str, out: str | Path) -> list[Path]:
             "belongs to it, or leave --stage1 out: the file holds its own."
         )
     recipe = recipes.published()
-    parents: tuple[checkpoint.Parent, ...] = ()
+    parents: tuple[Parent, ...] = ()
     if given:
         module = Tokenizer(recipe.tokenizer)
         source = stage1 or stage2
         path = _write(out / "tokenizer", "tokenizer", recipe.tokenizer, module, given, upstream.tokenizer_from_published, source)
-        parents = (checkpoint.Parent("tokenizer", str(path.resolve()), checkpoint.read_manifest(path).fingerprint),)
+        parents = (Parent("tokenizer", str(path.resolve()), checkpoint.read_manifest(path).fingerprint),)
         written.append(path)
     if stage2:
         module = WorldModel(recipe.world, recipe.tokenizer.cells())
@@ -127,7 +128,7 @@ def _write(
     state: State,
     convert: Callable[[State], State],
     source: str,
-    parents: tuple[checkpoint.Parent, ...] = (),
+    parents: tuple[Parent, ...] = (),
     about: dict[str, Any] | None = None,
 ) -> Path:
     """A checkpoint of published weights; its names and shapes must be exactly those of the published architecture."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iidrive import evaluate
+from iidrive import evaluate, selfcheck
 from iidrive.classes import OCC_CLASSES
 from iidrive.configs import from_plain, to_plain
 from iidrive.data.loader import Cut, OccupancyFrames, Track, Windows
@@ -23,6 +23,7 @@ from iidrive.data.source import Source, scenes
 from iidrive.data.tokens import TokenCache, build
 from iidrive.errors import ConfigError, unknown
 from iidrive.eval import metrics
+from iidrive.lineage import Lineage, Parent, joined
 from iidrive.models.baselines import KINEMATIC, EgoMLP, EgoMLPConfig
 from iidrive.models.forecast import Forecaster
 from iidrive.models.losses import class_weights
@@ -34,7 +35,7 @@ from iidrive.recipes import Recipe
 from iidrive.runs import Run, code_version, device
 from iidrive.scene import GridSpec, Scene, Seen
 from iidrive.train import checkpoint
-from iidrive.train.checkpoint import Manifest, Parent
+from iidrive.train.checkpoint import Manifest
 from iidrive.train.loop import Job, fit
 from iidrive.train.optim import TrainConfig
 
@@ -82,7 +83,9 @@ def train_tokenizer(recipe: Recipe, source: Source, split: str, run: Run, resume
     cut = Cut(past=past, future=1, full_future=False, first=past)
     windows = Windows(tracks, cut, OccupancyFrames(source, config.grid, keyframes(tracks)))
     manifest = _manifest("tokenizer", config, training, source, split, recipe)
-    return fit(Job(tokenizer, tokenizer, tokenizer.loss, manifest, config), windows, training, run, resume, stop_at)
+    path = fit(Job(tokenizer, tokenizer, tokenizer.loss, manifest, config), windows, training, run, resume, stop_at)
+    checkpoint.amend(path, {selfcheck.RECORD: selfcheck.measure(tokenizer, source, tracks)})
+    return path
 
 
 def tokens_folder(run: Path, tokenizer_path: str | Path, source: Source) -> Path:
@@ -123,21 +126,28 @@ def train_world(
     run: Run,
     resume: bool = False,
     stop_at: int | None = None,
+    allow: bool = False,
 ) -> Path:
-    """Stage 2, on the tokens of one tokenizer."""
+    """Stage 2, on the tokens of one tokenizer. `allow`: tokens of another one are used all the same, and the world model is marked.
+
+    Raises:
+        LineageError: for tokens of another tokenizer, or that it does not decode (see selfcheck.py).
+    """
     tokenizer, parent = load_tokenizer(tokenizer_path)
-    cache.require(parent.fingerprint)
+    marks = cache.require(parent.lineage(tokenizer_path), allow)
     config, training = recipe.world, recipe.train_world
     _require_width("world model's width", config.width, tokenizer)
     torch.manual_seed(training.seed)
     forecaster = Forecaster(tokenizer, WorldModel(config, tokenizer.cells))
     tracks = tracks_of(source, split)
+    zero, found = selfcheck.check(tokenizer, parent, cache, source, tracks, allow)
     if forecaster.world.prior is not None:
         _train_prior(recipe, forecaster.world.prior, source, split, tracks, Run(run.folder / "motion"), resume)
     occupancy = OccupancyFrames(source, tokenizer.config.grid, keyframes(tracks)) if config.voxel_weight else None
     windows = Windows(tracks, Cut(past=PAST), occupancy, cache, future=True)
     parents = (_parent("tokenizer", tokenizer_path, parent),)
     manifest = _manifest("world", config, training, source, split, recipe, parents)
+    manifest = replace(manifest, metrics=zero.metrics(), marks=joined(parent.marks, marks, found))
     return fit(Job(forecaster, forecaster.world, forecaster.loss, manifest, config), windows, training, run, resume, stop_at)
 
 
@@ -163,17 +173,26 @@ def train_planner(
     train_ii: bool,
     resume: bool = False,
     stop_at: int | None = None,
+    allow: bool = False,
 ) -> Path:
-    """The planner, with or without the imagined future while training."""
-    forecaster, world = load_forecaster(world_path)
-    cache.require(world.parent("tokenizer").fingerprint)
+    """The planner, with or without the imagined future while training. `allow` as for `train_world`; a world model's marks are inherited.
+
+    Raises:
+        LineageError: for a world model whose tokenizer is no longer there, for tokens of another tokenizer, or that it does not decode.
+    """
+    forecaster, world = load_forecaster(world_path, allow=allow)
+    marks = cache.require(world.lineage(world_path), allow)
     config, training = recipe.planner, recipe.train_planner
     _require_width("planner's latent_width", config.latent_width, forecaster.tokenizer)
     torch.manual_seed(training.seed)
     driver = Driver(forecaster, Planner(config, forecaster.tokenizer.cells), train_ii)
-    windows = Windows(tracks_of(source, split), Cut(past=PAST), codes=cache)
+    tracks = tracks_of(source, split)
+    tokenizer = checkpoint.read_manifest(world.parent("tokenizer").path)
+    zero, found = selfcheck.check(forecaster.tokenizer, tokenizer, cache, source, tracks, allow)
+    windows = Windows(tracks, Cut(past=PAST), codes=cache)
     parents = (world.parent("tokenizer"), _parent("world", world_path, world))
     manifest = _manifest("planner", config, training, source, split, recipe, parents, {"train_ii": train_ii})
+    manifest = replace(manifest, metrics=zero.metrics(), marks=joined(world.marks, marks, found))
     return fit(Job(driver, driver.planner, driver.loss, manifest, config), windows, training, run, resume, stop_at)
 
 
@@ -192,30 +211,56 @@ def load_tokenizer(path: str | Path) -> tuple[Tokenizer, Manifest]:
     manifest = checkpoint.read_manifest(path)
     checkpoint.require_kind(manifest, "tokenizer", path)
     tokenizer = Tokenizer(from_plain(TokenizerConfig, manifest.architecture, str(path)))
-    checkpoint.load_weights(tokenizer, checkpoint.load_tensors(path), str(path))
+    checkpoint.load_weights(tokenizer, checkpoint.load(path, manifest), str(path))
     return tokenizer.to(device()).eval().requires_grad_(False), manifest
 
 
-def load_forecaster(path: str | Path, tokenizer_path: str | Path | None = None) -> tuple[Forecaster, Manifest]:
-    """A world model with its tokenizer (the one it names, unless another place is given). Raises LineageError for another tokenizer."""
+def load_forecaster(path: str | Path, tokenizer_path: str | Path | None = None, allow: bool = False) -> tuple[Forecaster, Manifest]:
+    """A world model with its tokenizer (the one it names, unless another place is given).
+
+    The manifest that comes back is the world model's as it was put together here: its parent is the tokenizer in use, where it lies now.
+
+    Raises:
+        LineageError: for another tokenizer than it was trained on; with `allow` the manifest is marked instead.
+    """
     manifest = checkpoint.read_manifest(path)
     checkpoint.require_kind(manifest, "world", path)
-    tokenizer, found = load_tokenizer(tokenizer_path or locate(manifest, "tokenizer", path))
-    checkpoint.require_parent(manifest, "tokenizer", found.fingerprint, path)
-    world = WorldModel(from_plain(WorldConfig, manifest.architecture, str(path)), tokenizer.cells)
-    checkpoint.load_weights(world, checkpoint.load_tensors(path), str(path))
-    return Forecaster(tokenizer, world).to(device()).eval().requires_grad_(False), manifest
+    tokenizer_path = tokenizer_path or locate(manifest, "tokenizer", path)
+    found = checkpoint.read_manifest(tokenizer_path)
+    marks = checkpoint.require_parent(manifest, "tokenizer", found.lineage(tokenizer_path), path, allow)
+    tokenizer, _ = load_tokenizer(tokenizer_path)
+    config = from_plain(WorldConfig, manifest.architecture, str(path))
+    _require_width("world model's width", config.width, tokenizer)
+    world = WorldModel(config, tokenizer.cells)
+    checkpoint.load_weights(world, checkpoint.load(path, manifest), str(path))
+    used = replace(manifest, parents=(_parent("tokenizer", tokenizer_path, found),), marks=joined(manifest.marks, found.marks, marks))
+    return Forecaster(tokenizer, world).to(device()).eval().requires_grad_(False), used
 
 
-def load_driver(path: str | Path) -> tuple[Driver, Manifest]:
-    """A planner with its world model and tokenizer. Raises LineageError if they are not those it was trained on."""
+def load_driver(
+    path: str | Path, world_path: str | Path | None = None, tokenizer_path: str | Path | None = None, allow: bool = False
+) -> tuple[Driver, Manifest]:
+    """A planner with its world model and tokenizer (those it names, unless other places are given; a given world model brings its own).
+
+    The manifest that comes back is the planner's as it was put together here: its parents are the models in use, where they lie now.
+
+    Raises:
+        LineageError: if they are not those it was trained on; with `allow` the manifest is marked instead.
+    """
     manifest = checkpoint.read_manifest(path)
     checkpoint.require_kind(manifest, "planner", path)
-    forecaster, world = load_forecaster(locate(manifest, "world", path), locate(manifest, "tokenizer", path))
-    checkpoint.require_parent(manifest, "world", world.fingerprint, path)
-    planner = Planner(from_plain(PlannerConfig, manifest.architecture, str(path)), forecaster.tokenizer.cells)
-    checkpoint.load_weights(planner, checkpoint.load_tensors(path), str(path))
-    return Driver(forecaster, planner, bool(manifest.about.get("train_ii"))).to(device()).eval(), manifest
+    if world_path is None:
+        world_path, tokenizer_path = locate(manifest, "world", path), tokenizer_path or locate(manifest, "tokenizer", path)
+    forecaster, world = load_forecaster(world_path, tokenizer_path, allow)
+    marks = [checkpoint.require_parent(manifest, kind, world.lineage(world_path), path, allow) for kind in ("world", "tokenizer")]
+    config = from_plain(PlannerConfig, manifest.architecture, str(path))
+    _require_width("planner's latent_width", config.latent_width, forecaster.tokenizer)
+    planner = Planner(config, forecaster.tokenizer.cells)
+    checkpoint.load_weights(planner, checkpoint.load(path, manifest), str(path))
+    used = replace(
+        manifest, parents=(*world.parents, _parent("world", world_path, world)), marks=joined(manifest.marks, world.marks, *marks)
+    )
+    return Driver(forecaster, planner, bool(manifest.about.get("train_ii"))).to(device()).eval(), used
 
 
 def load_ego_mlp(path: str | Path) -> EgoMLP:
@@ -223,7 +268,7 @@ def load_ego_mlp(path: str | Path) -> EgoMLP:
     manifest = checkpoint.read_manifest(path)
     checkpoint.require_kind(manifest, "ego-mlp", path)
     model = EgoMLP(from_plain(EgoMLPConfig, manifest.architecture, str(path)))
-    checkpoint.load_weights(model, checkpoint.load_tensors(path), str(path))
+    checkpoint.load_weights(model, checkpoint.load(path, manifest), str(path))
     return model.to(device()).eval().requires_grad_(False)
 
 
@@ -241,10 +286,17 @@ BASELINES = (*KINEMATIC, "ego-mlp")
 """Planners by name."""
 
 
+def lineage_of_baseline(name: str, run: Run) -> Lineage:
+    """The chain of a planner that `planner_named` gave."""
+    folder = run.folder / "ego-mlp"
+    return checkpoint.read_manifest(folder).lineage(folder) if name == "ego-mlp" else Lineage(name)
+
+
 def reconstruction_miou(tokenizer: Tokenizer, cache: TokenCache, source: Source, tracks: list[Track]) -> float:
     """mIoU of keyframes decoded from their tokens, 0..1."""
     occupancy = OccupancyFrames(source, tokenizer.config.grid, keyframes(tracks))
-    return metrics.miou(evaluate.reconstruction(tokenizer, cache, occupancy, tracks))
+    rows = ((track.name, np.arange(len(track.tokens))) for track in tracks)
+    return metrics.miou(evaluate.reconstruction(tokenizer, cache, occupancy, rows))
 
 
 def scored_windows(
@@ -282,8 +334,4 @@ def _parent(kind: str, path: str | Path, manifest: Manifest) -> Parent:
 
 def locate(manifest: Manifest, kind: str, path: str | Path) -> Path:
     """Where a parent lies now: at its recorded place, or at the same place relative to a run folder that was moved as a whole."""
-    recorded = Path(manifest.parent(kind).path)
-    if recorded.exists():
-        return recorded
-    moved = checkpoint.find(path).resolve().parents[2].joinpath(*recorded.parts[-3:])
-    return moved if moved.exists() else recorded
+    return checkpoint.moved(manifest.parent(kind).path, path)

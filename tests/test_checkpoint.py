@@ -12,6 +12,7 @@ from torch import nn
 
 from iidrive.configs import from_plain, to_plain
 from iidrive.errors import CheckpointError, ConfigError, LineageError
+from iidrive.lineage import Lineage
 from iidrive.recipes import RECIPES, Recipe, named
 from iidrive.train import checkpoint
 from iidrive.train.checkpoint import Manifest, Parent
@@ -76,9 +77,9 @@ def test_fingerprints_follow_weights_architecture_and_parents() -> None:
 
 
 def test_mismatched_parents_are_refused() -> None:
-    checkpoint.require_parent(MANIFEST, "tokenizer", "aa", "w")
+    assert checkpoint.require_parent(MANIFEST, "tokenizer", Lineage("tokenizer", "aa"), "w") == ()
     with pytest.raises(LineageError, match="trained on tokenizer aa, but tokenizer cc was given"):
-        checkpoint.require_parent(MANIFEST, "tokenizer", "cc", "w")
+        checkpoint.require_parent(MANIFEST, "tokenizer", Lineage("tokenizer", "cc"), "w")
     with pytest.raises(CheckpointError, match="names no world"):
         MANIFEST.parent("world")
     with pytest.raises(CheckpointError, match="expected a planner, found a world"):

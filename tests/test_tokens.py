@@ -21,6 +21,7 @@ from iidrive.cli import main
 from iidrive.data.tokens import TokenCache, build, pack, unpack
 from iidrive.data.town import Town, TownConfig
 from iidrive.errors import ConfigError, DataError, LineageError
+from iidrive.lineage import Lineage
 from iidrive.models.tokenizer import Tokenizer
 
 TOWN = Town(TownConfig(train_scenes=2, keyframes=9))
@@ -114,7 +115,7 @@ def test_a_cache_alone_rebuilds_latents_and_tells_the_alignment_of_its_codes(tmp
 def test_another_tokenizers_tokens_are_refused(tmp_path: Path) -> None:
     cache, _ = write(tmp_path / "a", NAMES[:1])
     with pytest.raises(LineageError, match=r"written by tokenizer aa.*in use is bb"):
-        cache.require("bb")
+        cache.require(Lineage("tokenizer", "bb"))
     with pytest.raises(LineageError, match="tokenizer aa"):
         write(tmp_path / "a", fingerprint="bb")
     with pytest.raises(LineageError, match="of other data"):

@@ -33,6 +33,7 @@ from safetensors.numpy import save
 
 from iidrive.data.source import Source
 from iidrive.errors import ConfigError, DataError, LineageError
+from iidrive.lineage import Lineage, matched
 from iidrive.scene import Scene
 
 Array = np.ndarray
@@ -114,14 +115,17 @@ class TokenCache:
                 f"{path}: format {self.manifest.format}, this iidrive reads format {FORMAT}. `iidrive tokens` writes the cache anew."
             )
 
-    def require(self, fingerprint: str) -> None:
-        """Raise LineageError unless the cache was written by the tokenizer with this fingerprint."""
-        if self.manifest.tokenizer != fingerprint:
-            raise LineageError(
-                f"{self.folder}: these tokens were written by tokenizer {self.manifest.tokenizer}, but the tokenizer in use is {fingerprint}. "
-                "Two codebooks trained apart do not agree on what a token means: write the tokens anew with `iidrive tokens` and this "
-                "tokenizer, into another folder, or delete this one."
-            )
+    @property
+    def lineage(self) -> Lineage:
+        """The chain of these tokens."""
+        return Lineage("tokenizer", self.manifest.tokenizer).child("tokens", str(self.folder))
+
+    def require(self, given: Lineage, allow: bool = False) -> tuple[str, ...]:
+        """Refuse tokens of another tokenizer than the one in `given`'s chain, or with `allow` return the mark (see lineage.matched)."""
+        advice = (
+            f"write the tokens anew with `iidrive tokens TOKENIZER OUT` and this tokenizer, into another folder, or delete {self.folder}."
+        )
+        return matched(self.lineage, "tokenizer", given, advice, allow)
 
     @property
     def frame_bytes(self) -> int:
@@ -234,7 +238,7 @@ def _opened(folder: Path, wanted: TokensManifest, warn: Callable[[str], None]) -
             warn(str(error))
         write_atomically(path, json.dumps(vars(wanted), indent=2).encode())
         cache = TokenCache(folder)
-    cache.require(wanted.tokenizer)
+    cache.require(Lineage("tokenizer", wanted.tokenizer))
     if cache.manifest != wanted:
         raise LineageError(f"{folder}: these tokens are of other data ({cache.manifest.data}). Delete the folder or name another one.")
     return cache

@@ -12,9 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,23 +26,18 @@ from torch import Tensor, nn
 
 from iidrive.configs import from_plain, to_plain
 from iidrive.errors import CheckpointError, ConfigError, LineageError
+from iidrive.lineage import Lineage, Parent, matched
 
 FORMAT = 1
 Kind = Literal["tokenizer", "motion", "world", "planner", "ego-mlp"]
 
 
 @dataclass(frozen=True)
-class Parent:
-    """A checkpoint that this one was trained on: where it lay and its fingerprint."""
-
-    kind: str
-    path: str
-    fingerprint: str
-
-
-@dataclass(frozen=True)
 class Manifest:
-    """Everything about a checkpoint that is not a tensor. `architecture` and `training` are the configs as plain values."""
+    """Everything about a checkpoint that is not a tensor. `architecture` and `training` are the configs as plain values.
+
+    `parents` are oldest first; `marks` say which mismatches were allowed on the way (see lineage.py).
+    """
 
     kind: Kind
     fingerprint: str
@@ -53,7 +49,12 @@ class Manifest:
     metrics: dict[str, Any] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
     parents: tuple[Parent, ...] = ()
+    marks: tuple[str, ...] = ()
     format: int = FORMAT
+
+    def lineage(self, path: str | Path = "") -> Lineage:
+        """The chain of this checkpoint, which lies at `path`."""
+        return Lineage(self.kind, self.fingerprint, str(path), self.parents[::-1], self.marks)
 
     def parent(self, kind: str) -> Parent:
         """The parent of a kind. Raises CheckpointError if there is none."""
@@ -134,6 +135,31 @@ def load_tensors(path: str | Path, name: str = "weights.safetensors") -> dict[st
         raise CheckpointError(f"{file}: damaged ({error}). Use the checkpoint before it, or train again.") from None
 
 
+def load(path: str | Path, manifest: Manifest) -> dict[str, Tensor]:
+    """The weights for use, whose fingerprint must be the one in the manifest.
+
+    Raises:
+        LineageError: if the weights are not those that the manifest describes.
+    """
+    weights = load_tensors(path)
+    found = fingerprint(manifest.architecture, weights, manifest.parents)
+    if found != manifest.fingerprint:
+        raise LineageError(
+            f"{find(path)}: the manifest says {manifest.kind} {manifest.fingerprint}, but architecture, weights and parents give {found}: a "
+            "file was changed or comes from another checkpoint. Copy checkpoint folders whole, or train again."
+        )
+    return weights
+
+
+def amend(path: str | Path, metrics: Mapping[str, float]) -> None:
+    """Add metrics that were measured after training to a checkpoint's manifest. The fingerprint does not depend on them."""
+    folder, manifest = find(path), read_manifest(path)
+    temporary = folder / f".manifest.json.{os.getpid()}.tmp"
+    changed = replace(manifest, metrics={**manifest.metrics, **metrics})
+    temporary.write_text(json.dumps(to_plain(changed), indent=2) + "\n")
+    os.replace(temporary, folder / "manifest.json")
+
+
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
     """Put weights into a module, strictly: missing, unexpected and misshapen names are listed."""
     own = module.state_dict()
@@ -151,17 +177,31 @@ def _named(missing: list[str], extra: list[str], misshapen: list[str]) -> list[t
     return [("missing", missing), ("unexpected", extra), ("misshapen", misshapen)]
 
 
+def moved(recorded: str | Path, child: str | Path) -> Path:
+    """Where a parent lies now: at its recorded place, or at the same place relative to a run folder that was moved as a whole with `child`."""
+    recorded = Path(recorded)
+    if recorded.exists():
+        return recorded
+    try:
+        there = find(child).resolve().parents[2].joinpath(*recorded.parts[-3:])
+    except CheckpointError:
+        return recorded
+    return there if there.exists() else recorded
+
+
 def require_kind(manifest: Manifest, kind: Kind, path: str | Path) -> None:
     """Raise CheckpointError unless the checkpoint is of a kind."""
     if manifest.kind != kind:
         raise CheckpointError(f"{path}: expected a {kind}, found a {manifest.kind} (kinds: {', '.join(get_args(Kind))}).")
 
 
-def require_parent(manifest: Manifest, kind: str, found: str, path: str | Path) -> None:
-    """Raise LineageError unless `found` is the fingerprint of the parent that the checkpoint was trained on."""
-    wanted = manifest.parent(kind).fingerprint
-    if wanted != found:
-        raise LineageError(
-            f"{path}: this {manifest.kind} was trained on {kind} {wanted}, but {kind} {found} was given. Codes and latents of {kind}s trained "
-            f"apart do not mean the same: give the {kind} it was trained on, or train the {manifest.kind} again on the new one."
-        )
+def require_parent(manifest: Manifest, kind: str, given: Lineage, path: str | Path, allow: bool = False) -> tuple[str, ...]:
+    """Refuse another parent than the one that the checkpoint was trained on, or with `allow` return the mark (see lineage.matched)."""
+    recorded = manifest.parent(kind)
+    follow = {"tokenizer": "world", "world": "planner"}[kind]
+    advice = (
+        f"give the {kind} it was trained on (it lay at {recorded.path}; `iidrive lineage {shlex.quote(recorded.path)}` says what lies there "
+        f"now), or train anew on this one: `iidrive train {follow} {shlex.quote(given.path or recorded.path)} --run NEW_RUN`"
+        f"{' and then the planner' if follow != manifest.kind else ''}."
+    )
+    return matched(manifest.lineage(path), kind, given, advice, allow)

@@ -133,13 +133,16 @@ def _save(
 def _resume(job: Job, optimiser: torch.optim.Optimizer, average: Average | None, run: Run) -> int:
     path = checkpoint.find(run.folder)
     manifest = checkpoint.read_manifest(path)
-    for name in ("architecture", "training", "data", "about"):
+    for name in ("architecture", "training", "data", "about", "marks"):
         if getattr(manifest, name) != getattr(job.manifest, name):
             raise CheckpointError(
                 f"{path}: it was trained with another config ({name} differs). Resume with the same one, or start a new run."
             )
     if [(p.kind, p.fingerprint) for p in manifest.parents] != [(p.kind, p.fingerprint) for p in job.manifest.parents]:
-        raise LineageError(f"{path}: it was trained on other parents. Resume with the same ones, or start a new run.")
+        raise LineageError(
+            f"{path}: it was trained on other parents.\n  so far: {manifest.lineage()}\n  given:  {job.manifest.lineage()}\n"
+            "Resume with the same ones, or start a new run with `--run NEW_RUN`."
+        )
     training = checkpoint.load_tensors(path, "training.safetensors")
     checkpoint.load_weights(job.module, {k[7:]: v for k, v in training.items() if k.startswith("module.")}, str(path))
     for name, parameter in job.module.named_parameters():

@@ -1,0 +1,121 @@
+"""The swap grid: what its sentences say about numbers worked out by hand, code agreement, and the whole on two tiny chains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from three_runs import RECIPE, TOWN, Chain, train_chain
+
+from iidrive import swap
+from iidrive.cli import main
+from iidrive.errors import ConfigError, DataError
+from iidrive.eval import diagnosis
+from iidrive.eval.agreement import agreement, mutual_information
+from iidrive.lineage import MARKED
+from iidrive.runs import Run
+from iidrive.train import checkpoint
+
+
+@pytest.fixture(scope="module")
+def chains(tmp_path_factory: pytest.TempPathFactory) -> list[Chain]:
+    return [train_chain(tmp_path_factory.mktemp(f"chain{seed}"), seed) for seed in range(2)]
+
+
+OWN = (0.80, 0.60, 0.50, 0.40, 0.30)
+
+
+def test_a_mismatch_is_told_from_a_poor_tokenizer() -> None:
+    sentence = diagnosis.mismatched_pair((0.81, 0.05, 0.04, 0.04, 0.04), OWN)
+    assert sentence.startswith("mismatch, not the tokenizer's quality")
+    assert "6.2 % of that (its own: 75.0 %)" in sentence
+    assert diagnosis.mismatched_pair((0.4, 0.02, 0.02, 0.02, 0.02), OWN).startswith("mismatch, and a poorer tokenizer")
+    assert diagnosis.mismatched_pair((0.4, 0.3, 0.25, 0.2, 0.1), OWN).startswith("the tokenizer's quality")
+    assert diagnosis.mismatched_pair(OWN, OWN).startswith("mismatch, without visible harm")
+    assert "nothing to lose" in diagnosis.mismatched_pair((0.02,) * 5, (0.02,) * 5)
+    assert "not among these" in diagnosis.mismatched_pair(OWN, None)
+
+
+def test_pairs_that_belong_together_are_told_by_where_the_gap_begins() -> None:
+    assert "as good as the best" in diagnosis.matched_pair(OWN, OWN)
+    assert "tokenizer's quality, already at 0 s" in diagnosis.matched_pair((0.5, 0.4, 0.3, 0.2, 0.1), OWN)
+    assert "stage 2's" in diagnosis.matched_pair((0.8, 0.5, 0.3, 0.2, 0.1), OWN)
+
+
+def test_planners_and_tokenizers_get_their_sentence() -> None:
+    assert "the mismatch, as that tokenizer is as good" in diagnosis.swapped_chain(3.58, 0.71, True)
+    assert "which is lower" in diagnosis.swapped_chain(3.58, 0.71, False)
+    assert "no visible harm" in diagnosis.swapped_chain(0.72, 0.71, True)
+    assert "not among these" in diagnosis.swapped_chain(0.72, None, True)
+    assert "equally good, however each was trained" in diagnosis.tokenizers(0.80, 0.81, 0.002, 0.002, 0.3)
+    assert "does not mean the same in both" in diagnosis.tokenizers(0.80, 0.81, 0.002, 0.002, 0.3)
+    assert "the better tokenizer" in diagnosis.tokenizers(0.5, 0.8, 0.9, 0.002, 0.9)
+
+
+def test_agreement_knows_equal_codes_renamed_codes_and_unrelated_ones() -> None:
+    rng = np.random.default_rng(1)
+    a = rng.integers(0, 16, (50, 60))
+    same, renamed = agreement(a, a, [20, 40]), agreement(a, (a + 5) % 16, [20, 40])
+    unrelated = agreement(a, rng.integers(0, 16, a.shape), [20, 40])
+    for level in range(2):
+        assert (same[level].equal, same[level].information) == (1.0, pytest.approx(1.0))
+        assert same[level].beyond_chance == pytest.approx(1.0)
+        assert renamed[level].equal == 0.0
+        assert renamed[level].information == pytest.approx(1.0)
+        assert unrelated[level].equal == pytest.approx(unrelated[level].chance, abs=0.03)
+        assert unrelated[level].information == pytest.approx(0.0, abs=0.05)
+    assert [x.codes for x in same] == [1000, 2000]
+    with pytest.raises(DataError, match="same keyframes and levels"):
+        agreement(a, a[:10], [20, 40])
+
+
+def test_mutual_information_by_hand() -> None:
+    """Two fair bits: equal 1, independent 0; a constant says nothing."""
+    assert mutual_information(np.array([0, 1, 0, 1]), np.array([1, 0, 1, 0])) == pytest.approx(1.0)
+    assert mutual_information(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])) == pytest.approx(0.0)
+    assert mutual_information(np.array([0, 0, 0, 0]), np.array([0, 1, 0, 1])) == 0.0
+
+
+@pytest.mark.slow
+def test_the_grid_is_whole_and_mismatches_are_marked(chains: list[Chain], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    town = ["--recipe", "tiny", "--run", str(tmp_path / "swap"), "--json", str(tmp_path / "s.json")]
+    main(["swap", *(str(c.planner) for c in chains), *town])
+    printed = capsys.readouterr().out
+    assert printed.count(MARKED) == 2 + 6
+    assert printed.count("belongs together") == 2 + 2 + 2  # pairs, chains, sentences
+    assert printed == (tmp_path / "swap" / "swap.txt").read_text()
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert (len(found["forecast"]), len(found["planning"])) == (4, 8)
+    assert found["n"] == 6
+    for row in found["forecast"]:
+        assert bool(row["marks"]) == (row["tokenizer"] != row["world"])
+        assert len(row["miou"]) == len(found["seconds"]) == 5
+        assert row["miou"][0] == found["forecast"][2 * row["tokenizer"]]["miou"][0]  # the present depends on the tokenizer alone
+    for row in found["planning"]:
+        assert bool(row["marks"]) == (not row["tokenizer"] == row["world"] == row["planner"])
+    quantiser = RECIPE.tokenizer.quantiser
+    assert [len(x["levels"]) for x in found["agreement"]] == [3 + quantiser.history]
+    assert sum(x["codes"] for x in found["agreement"][0]["levels"]) == 12 * (16 + 64 + 256 * (1 + quantiser.history))
+
+
+@pytest.mark.slow
+def test_what_evaluate_says_of_a_matched_chain_the_grid_says_too(chains: list[Chain], tmp_path: Path) -> None:
+    out = tmp_path / "e.json"
+    main(["evaluate", str(chains[0].planner), "--test-ii", "on", "--recipe", "tiny", "--run", str(tmp_path / "e"), "--json", str(out)])
+    expected = json.loads(out.read_text())
+    grid = swap.grid_of([chains[0].world.parent])
+    assert (len(grid.tokenizers), len(grid.worlds), len(grid.planners), grid.size) == (1, 1, 1, 3)
+    result = swap.swap(grid, TOWN, "test", Run.start(tmp_path / "s", {}), scenes=0, test_ii=True)
+    assert result.triples[0].l2_m == expected["sparsedrive"]["average"]["L2"]
+    assert [result.pairs[0].miou[i] for i in (0, 2, 3, 4)] == expected["forecast"]["rows"]["world model"]["mIoU"]
+
+
+@pytest.mark.slow
+def test_stages_are_found_from_a_checkpoint_alone(chains: list[Chain], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing to swap"):
+        swap.grid_of([chains[0].tokenizer])
+    world = checkpoint.save(tmp_path / "w", checkpoint.read_manifest(chains[0].world), checkpoint.load_tensors(chains[0].world))
+    grid = swap.grid_of([world, chains[1].tokenizer])
+    assert (grid.own_tokenizer(0), len(grid.tokenizers), len(grid.planners)) == (0, 2, 0)

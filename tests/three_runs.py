@@ -1,0 +1,40 @@
+"""Three tiny chains that differ in the seed alone: tokenizer, tokens, world model and planner of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from iidrive import recipes, stages
+from iidrive.data.town import Town
+from iidrive.runs import Run
+
+RECIPE = replace(recipes.tiny(), town=replace(recipes.tiny().town, train_scenes=2, test_scenes=1, keyframes=12))
+TOWN = Town(RECIPE.town)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The run folders of one chain."""
+
+    tokenizer: Path
+    tokens: Path
+    world: Path
+    planner: Path
+
+
+def train_chain(folder: Path, seed: int) -> Chain:
+    """Train all three stages below `folder`."""
+    recipe = replace(
+        RECIPE,
+        train_tokenizer=replace(RECIPE.train_tokenizer, samples=8, seed=seed),
+        train_motion=replace(RECIPE.train_motion, samples=4, seed=seed),
+        train_world=replace(RECIPE.train_world, samples=4, seed=seed),
+        train_planner=replace(RECIPE.train_planner, samples=4, seed=seed),
+    )
+    chain = Chain(*(folder / name for name in ("tokenizer", "tokens", "world", "planner")))
+    stages.train_tokenizer(recipe, TOWN, "train", Run.start(chain.tokenizer, {}))
+    cache = stages.write_tokens(chain.tokenizer, TOWN, TOWN.scene_names("train"), chain.tokens)
+    stages.train_world(recipe, chain.tokenizer, cache, TOWN, "train", Run.start(chain.world, {}))
+    stages.train_planner(recipe, chain.world, cache, TOWN, "train", Run.start(chain.planner, {}), train_ii=True)
+    return chain
