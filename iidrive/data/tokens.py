@@ -140,7 +140,7 @@ class TokenCache:
         """Codes of some keyframes of a scene. Raises what `read` raises."""
         first = int(indices.min())
         rows = self.read(scene, first, int(indices.max()) + 1)
-        return unpack(rows.packed, self.manifest.bits, self.manifest.codes_per_frame)[indices - first]
+        return unpack(rows.packed[indices - first], self.manifest.bits, self.manifest.codes_per_frame)
 
     def read(self, scene: str, first: int = 0, stop: int | None = None) -> Rows:
         """Keyframes `first` to `stop` (excluded; None: to the end) of a scene, each checked against its checksum.
