@@ -313,13 +313,13 @@ def score(
         scoring.write_per_sample(per_sample, scores)
 
 
-def import_ii_world(out: str, stage1: str = "", stage2: str = "") -> None:
+def import_ii_world(stage1: str = "", stage2: str = "", out: str = "runs/ii-world") -> None:
     """Make iidrive checkpoints of published II-World weights.
 
     Args:
-        out: folder to write: OUT/tokenizer and OUT/world.
         stage1: .pth file of the scene tokenizer.
         stage2: .pth file of the world model; it may hold its tokenizer.
+        out: folder to write: OUT/tokenizer and OUT/world.
     """
     for path in interchange.import_ii_world(stage1, stage2, out):
         manifest = checkpoint.read_manifest(path)

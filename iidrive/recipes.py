@@ -95,12 +95,12 @@ def demo() -> Recipe:
     return replace(
         r,
         name="demo",
-        train_tokenizer=replace(r.train_tokenizer, samples=2000),
+        train_tokenizer=replace(r.train_tokenizer, samples=1200),
         train_motion=replace(r.train_motion, samples=64000),
-        train_world=replace(r.train_world, samples=480, log_every=20),
-        train_planner=replace(r.train_planner, samples=6400, log_every=160),
-        train_ego_mlp=replace(r.train_ego_mlp, samples=38400),
-        town=replace(r.town, train_scenes=60, test_scenes=8),
+        train_world=replace(r.train_world, samples=240, log_every=20),
+        train_planner=replace(r.train_planner, samples=1920, log_every=160),
+        train_ego_mlp=replace(r.train_ego_mlp, samples=64000),
+        town=replace(r.town, train_scenes=40, test_scenes=6),
     )
 
 
