@@ -95,12 +95,12 @@ def demo() -> Recipe:
     return replace(
         r,
         name="demo",
-        train_tokenizer=replace(r.train_tokenizer, samples=1200),
+        train_tokenizer=replace(r.train_tokenizer, samples=1000),
         train_motion=replace(r.train_motion, samples=64000),
-        train_world=replace(r.train_world, samples=240, log_every=20),
-        train_planner=replace(r.train_planner, samples=1920, log_every=160),
+        train_world=replace(r.train_world, samples=160, log_every=20),
+        train_planner=replace(r.train_planner, samples=1280, log_every=160),
         train_ego_mlp=replace(r.train_ego_mlp, samples=64000),
-        town=replace(r.town, train_scenes=40, test_scenes=6),
+        town=replace(r.town, train_scenes=32, test_scenes=5),
     )
 
 
