@@ -25,7 +25,7 @@ from iidrive.data.tokens import TokenCache
 from iidrive.errors import ConfigError, IIDriveError, unknown
 from iidrive.eval import score as scoring
 from iidrive.eval.cases import align, read_cases, read_predictions
-from iidrive.eval.protocols import protocol_named
+from iidrive.eval.protocols import protocols_named
 from iidrive.lineage import mark_lines, mark_numbers
 from iidrive.recipes import Recipe
 from iidrive.runs import Run
@@ -285,16 +285,16 @@ def score(
     json: str = "",
     per_sample: str = "",
 ) -> None:
-    """Score planned paths by a public protocol.
+    """Score planned paths by public protocols, in one pass.
 
     Args:
         cases: truth: an npz cases file.
-        protocol: sparsedrive.
+        protocol: some of sparsedrive,uniad,stp3,vad,occworld,admlp,bevplanner, or all (those that the files can serve).
         predictions: an npz of planned paths keyed by sample token; default: `pred` of the cases file, or the true path as a checksum.
         json: where to write the scores.
         per_sample: where to write the per-sample decisions (npz).
     """
-    protocol_named(protocol)
+    names = protocols_named(protocol)
     truth = read_cases(cases)
     marks: tuple[str, ...] = ()
     if predictions:
@@ -305,12 +305,18 @@ def score(
     else:
         print("no predictions given: scoring the true path itself, whose obj_col row is a checksum of the set.")
         paths = np.cumsum(truth.gt_ego_fut_offsets, axis=1, dtype=np.float32)
-    scores = scoring.score(truth, paths, protocol)
-    print(f"{mark_lines(marks)}{scoring.format_scores(scores)}")
+    if protocol.strip() == "all":
+        scores, lacking = scoring.score_possible(truth, paths, names)
+    else:
+        scores, lacking = scoring.score_all(truth, paths, names), []
+    tables = "\n\n".join(scoring.format_scores(one) if len(names) == 1 else f"{one.protocol}\n{scoring.format_scores(one)}" for one in scores)
+    print(f"{mark_lines(marks)}{tables}")
+    if len(names) > 1:
+        print("\n" + "\n".join([scoring.format_together(scores), *lacking]))
     if json:
-        _write_json(json, mark_numbers(scoring.to_json(scores), marks))
+        _write_json(json, mark_numbers(scoring.to_json(*scores), marks))
     if per_sample:
-        scoring.write_per_sample(per_sample, scores)
+        scoring.write_per_sample(per_sample, *scores)
 
 
 def import_ii_world(stage1: str = "", stage2: str = "", out: str = "runs/ii-world") -> None:

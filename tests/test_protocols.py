@@ -1,9 +1,8 @@
-"""SparseDrive's protocol: its own outputs on 400 cases, and cases small enough to compute by hand."""
+"""SparseDrive's protocol on cases small enough to compute by hand; its own outputs are in test_planning_fixtures."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +13,18 @@ from make_cases import along, make_cases, random_cases, reordered
 
 from iidrive import geometry
 from iidrive.errors import ConfigError, DataError
-from iidrive.eval.cases import read_cases
-from iidrive.eval.protocols import PROTOCOLS, protocol_named, sparsedrive, sparsedrive_hits, sparsedrive_yaw
+from iidrive.eval.cases import Cases
+from iidrive.eval.planning.setting import PlanningSteps, prepare
+from iidrive.eval.planning.sparsedrive import sparsedrive, sparsedrive_hits, sparsedrive_yaw
+from iidrive.eval.protocols import PROTOCOLS, protocol_named, protocols_named
 
 RIGHT, FORWARD = (1.0, 0.0), (0.0, 1.0)
 FRONT_M = 0.5 + float(np.float32(4.084)) / 2
 SIDE_M = float(np.float32(1.85)) / 2
+
+
+def evaluate(cases: Cases, path: np.ndarray) -> PlanningSteps:
+    return sparsedrive(prepare(cases, path))
 
 
 def hits(path: np.ndarray, *boxes: tuple[int, tuple[float, ...]]) -> list[int]:
@@ -28,20 +33,6 @@ def hits(path: np.ndarray, *boxes: tuple[int, tuple[float, ...]]) -> list[int]:
     box = np.array([b for _, b in boxes], np.float64).reshape(-1, 7)
     step = np.array([t - 1 for t, _ in boxes], np.int64)
     return (np.flatnonzero(sparsedrive_hits(path, sparsedrive_yaw(path), box, np.arange(len(box)), step)[0]) + 1).tolist()
-
-
-def test_every_decision_of_the_evaluator(shared: Path) -> None:
-    folder = shared / "fixtures" / "protocols"
-    cases = read_cases(folder / "inputs.npz")
-    assert cases.pred is not None
-    steps = sparsedrive(cases, cases.pred)
-    with np.load(folder / "planning_outputs.npz") as expected:
-        np.testing.assert_array_equal(steps.evaluated, expected["evaluated_full_future"])
-        for field in ("gt_col", "pred_col_raw", "obj_box_col"):
-            np.testing.assert_array_equal(getattr(steps, field), expected[f"sparsedrive_{field}"], err_msg=field)
-        for field in ("yaw_gt", "yaw_pred"):
-            np.testing.assert_allclose(getattr(steps, field), expected[f"sparsedrive_{field}"], atol=1e-6, err_msg=field)
-        np.testing.assert_allclose(steps.L2, expected["sparsedrive_L2"], atol=1e-5)
 
 
 def test_a_still_ego_looks_straight_ahead() -> None:
@@ -103,19 +94,19 @@ def test_a_nan_box_raises() -> None:
 def test_a_step_where_the_true_path_hits_too_is_no_obj_box_col() -> None:
     car = (0.0, 5.0, 0.0, 1.0, 1.0, 1.0, 0.0)
     cases = make_cases([along(FORWARD), along(RIGHT)], [(0, 2, car), (1, 2, car)])
-    steps = sparsedrive(cases, np.stack([along(FORWARD), along(FORWARD)]))
-    assert steps.gt_col.sum(axis=1).tolist() == [1, 0]
-    assert steps.pred_col_raw.sum(axis=1).tolist() == [1, 1]
-    assert steps.obj_box_col.sum(axis=1).tolist() == [0, 1]
-    assert steps.L2[0].tolist() == [0] * 6
-    assert steps.L2[1] == pytest.approx(2.5 * np.sqrt(2) * np.arange(1, 7), rel=1e-6)
+    steps = evaluate(cases, np.stack([along(FORWARD), along(FORWARD)]))
+    assert steps.detail["gt_col"].sum(axis=1).tolist() == [1, 0]
+    assert steps.detail["pred_col_raw"].sum(axis=1).tolist() == [1, 1]
+    assert steps.detail["obj_box_col"].sum(axis=1).tolist() == [0, 1]
+    assert steps.detail["L2"][0].tolist() == [0] * 6
+    assert steps.detail["L2"][1] == pytest.approx(2.5 * np.sqrt(2) * np.arange(1, 7), rel=1e-6)
 
 
 def test_boxes_of_now_or_without_lidar_points_are_no_obstacles() -> None:
     car = (0.0, 5.0, 0.0, 1.0, 1.0, 1.0, 0.0)
     cases = make_cases([along(FORWARD)], [(0, 0, car), (0, 2, car)])
-    assert sparsedrive(cases, cases.true_path()).gt_col.sum() == 1
-    assert sparsedrive(replace(cases, box_valid=np.array([True, False])), cases.true_path()).gt_col.sum() == 0
+    assert evaluate(cases, cases.true_path()).detail["gt_col"].sum() == 1
+    assert evaluate(replace(cases, box_valid=np.array([True, False])), cases.true_path()).detail["gt_col"].sum() == 0
 
 
 def test_incomplete_samples_are_zero_and_may_hold_nan() -> None:
@@ -123,11 +114,11 @@ def test_incomplete_samples_are_zero_and_may_hold_nan() -> None:
     cases = make_cases([along(FORWARD)] * 2, [(0, 2, car), (1, 2, car)], masks=[5, 6])
     path = cases.true_path().copy()
     path[0] = np.nan
-    steps = sparsedrive(cases, path)
+    steps = evaluate(cases, path)
     assert steps.evaluated.tolist() == [False, True]
     for field in ("gt_col", "pred_col_raw", "obj_box_col", "L2", "yaw_gt", "yaw_pred"):
-        assert not getattr(steps, field)[0].any(), field
-    assert steps.gt_col[1].sum() == 1
+        assert not steps.detail[field][0].any(), field
+    assert steps.detail["gt_col"][1].sum() == 1
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -136,19 +127,28 @@ def test_a_plan_with_nan_raises_and_is_named(bad: float) -> None:
     path = cases.true_path().copy()
     path[1, 3, 0] = bad
     with pytest.raises(DataError, match=r"1 sample \(sample1\)"):
-        sparsedrive(cases, path)
+        evaluate(cases, path)
 
 
 def test_a_plan_of_five_steps_raises() -> None:
     cases = make_cases([along(FORWARD)])
     with pytest.raises(DataError, match=r"\(1, 6, 2\).*\(1, 5, 2\)"):
-        sparsedrive(cases, cases.true_path()[:, :5])
+        evaluate(cases, cases.true_path()[:, :5])
 
 
 def test_unknown_protocol_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'sparsedrive'"):
         protocol_named("sparsdrive")
     assert all(name == row.name for name, row in PROTOCOLS.items())
+
+
+def test_lists_of_protocols() -> None:
+    assert protocols_named("vad, sparsedrive,vad") == ("vad", "sparsedrive")
+    assert protocols_named("all") == tuple(PROTOCOLS)
+    with pytest.raises(ConfigError, match="Did you mean 'uniad'"):
+        protocols_named("vad,unaid")
+    with pytest.raises(ConfigError, match="no protocol was named"):
+        protocols_named(" ,")
 
 
 @settings(max_examples=15, deadline=None)
@@ -173,6 +173,7 @@ def test_the_quick_filter_changes_no_decision(seed: int) -> None:
 def test_samples_do_not_see_each_other(seed: int) -> None:
     cases, path = random_cases(seed, n=6, boxes_per_step=4)
     order = np.random.default_rng(seed).permutation(6)
-    one, two = sparsedrive(cases, path), sparsedrive(reordered(cases, order), path[order])
-    for field in ("evaluated", "gt_col", "pred_col_raw", "obj_box_col", "L2", "yaw_gt", "yaw_pred"):
-        np.testing.assert_array_equal(getattr(one, field)[order], getattr(two, field), err_msg=field)
+    one, two = evaluate(cases, path), evaluate(reordered(cases, order), path[order])
+    np.testing.assert_array_equal(one.evaluated[order], two.evaluated)
+    for field, value in one.detail.items():
+        np.testing.assert_array_equal(value[order], two.detail[field], err_msg=field)

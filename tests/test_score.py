@@ -26,6 +26,8 @@ from iidrive.eval.score import (
     rate,
     samples_sentence,
     score,
+    score_all,
+    score_possible,
     to_json,
     write_per_sample,
 )
@@ -151,8 +153,24 @@ def test_nan_and_unknown_protocols_are_errors() -> None:
     cases = make_cases([along(FORWARD)])
     with pytest.raises(DataError, match="NaN"):
         score(cases, np.full((1, 6, 2), np.nan))
-    with pytest.raises(ConfigError, match="unknown protocol 'uniad'"):
-        score(cases, cases.true_path(), "uniad")
+    with pytest.raises(ConfigError, match="unknown protocol 'unaid'"):
+        score(cases, cases.true_path(), "unaid")
+
+
+def test_all_leaves_out_what_the_cases_cannot_serve() -> None:
+    cases = make_cases([along(FORWARD)] * 2, [(0, 2, CAR)], masks=[6, 3])
+    path = cases.true_path().copy()
+    path[1] = np.nan
+    names = ["sparsedrive", "uniad", "stp3", "vad"]
+    found, lacking = score_possible(cases, path, names)
+    assert [one.protocol for one in found] == ["sparsedrive", "vad"]
+    assert "uniad is left out" in lacking[0]
+    assert "1 sample (sample1) have no plan" in lacking[0]
+    assert "`ego_pose`" in lacking[1]
+    assert list(to_json(*found)) == ["sparsedrive", "vad"]
+    for name in names[1:3]:
+        with pytest.raises(DataError, match=r"predict all|leave the protocol out"):
+            score_all(cases, path, ["sparsedrive", name])
 
 
 @settings(max_examples=15, deadline=None)

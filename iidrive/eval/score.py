@@ -1,18 +1,20 @@
-"""From per-sample values to the numbers and the table of the reference runs; the only place where steps and samples are averaged."""
+"""From per-sample values to numbers, files and printed lines; the only place where steps and samples are averaged."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float, Float32, Float64, Int64
 
 from iidrive.errors import DataError
-from iidrive.eval import npz
+from iidrive.eval import npz, tables
 from iidrive.eval.cases import Cases
-from iidrive.eval.protocols import PlanningSteps, protocol_named
+from iidrive.eval.planning.setting import PlanningSteps, prepare
+from iidrive.eval.protocols import Protocol, protocol_named
 from iidrive.scene import FUTURE_STEPS, STEP_S
 
 Array = np.ndarray
@@ -34,7 +36,7 @@ class Scores:
     n_scored: int
     n_skipped: int
     per_step: Mapping[str, Float32[Array, "6"]]
-    columns: Mapping[str, Float64[Array, "6"]]
+    columns: Mapping[str, Float64[Array, "c"]]
     average: Mapping[str, float]
     events: Mapping[str, Int64[Array, "6"]]
     steps: PlanningSteps
@@ -61,92 +63,128 @@ def averaged(columns: Float64[Array, "6"], which: tuple[int, ...] = (1, 3, 5)) -
 def score(cases: Cases, trajectories: Float[Array, "n 6 2"], protocol: str = "sparsedrive") -> Scores:
     """Score planned paths, in the order of the cases (see `cases.align`), by one protocol.
 
-    Sums run in the order of the cases, in float32 for L2 as in the evaluator, so the order of a predictions file cannot matter, and
+    Sums run in the order of the cases, in float32 for L2 as in the evaluators, so the order of a predictions file cannot matter, and
     files in the evaluator's order give its digits. (Reordering the cases themselves moves L2 in the seventh digit, collisions never.)
 
     Raises:
         ConfigError: for an unknown protocol.
-        DataError: if no sample has a full future, or a scored path holds NaN or infinity.
+        DataError: if no sample has a full future, a scored path holds NaN or infinity, or the cases lack what the protocol needs.
     """
-    row = protocol_named(protocol)
-    steps = row.evaluate(cases, trajectories)
+    return score_all(cases, trajectories, [protocol])[0]
+
+
+def score_all(cases: Cases, trajectories: Float[Array, "n 6 2"], names: Sequence[str]) -> list[Scores]:
+    """Score planned paths by several protocols in one pass. Raises as `score` does."""
+    rows = [protocol_named(name) for name in names]
+    setting = prepare(cases, trajectories)
+    return [aggregate(row, row.evaluate(setting), cases.token, cases.where, cases.note) for row in rows]
+
+
+def score_possible(cases: Cases, trajectories: Float[Array, "n 6 2"], names: Sequence[str]) -> tuple[list[Scores], list[str]]:
+    """As `score_all`, but protocols that these cases or paths cannot serve are left out: their reasons come second.
+
+    Raises:
+        DataError: if no protocol can be served, or a path that every protocol scores holds NaN or infinity.
+    """
+    setting = prepare(cases, trajectories)
+    found, lacking = [], []
+    for row in map(protocol_named, names):
+        try:
+            found.append(aggregate(row, row.evaluate(setting), cases.token, cases.where, cases.note))
+        except DataError as error:
+            lacking.append(f"{row.name} is left out: {error}")
+    if not found:
+        raise DataError(lacking[0].split(": ", 1)[1])
+    return found, lacking
+
+
+def aggregate(protocol: Protocol, steps: PlanningSteps, token: tuple[str, ...], where: str = "cases", note: str = "") -> Scores:
+    """Average a protocol's per-sample values. Raises DataError if no sample is evaluated."""
     n = int(steps.evaluated.sum())
     if n == 0:
-        raise DataError(
-            f"{cases.where}: none of the {len(cases)} samples has {FUTURE_STEPS} future keyframes, so there is nothing to score."
-        )
+        raise DataError(f"{where}: none of the {len(token)} samples has {FUTURE_STEPS} future keyframes, so there is nothing to score.")
     per_step: dict[str, Array] = {}
     events: dict[str, Array] = {}
-    for name, field in row.rows:
-        value: Array = getattr(steps, field)[steps.evaluated]
+    for name in protocol.rows:
+        value = steps.per_step[name][steps.evaluated]
+        per_step[name] = _mean(value)
         if value.dtype == bool:
             events[name] = value.sum(axis=0, dtype=np.int64)
-            per_step[name] = rate(events[name], n)
-        else:
-            # A running float32 sum, not NumPy's pairwise one: the evaluator adds sample after sample.
-            per_step[name] = np.cumsum(value, axis=0, dtype=np.float32)[-1] / np.float32(n)
-    columns = {name: prefix_means(value) for name, value in per_step.items()}
-    average = {name: averaged(value, row.averaged) for name, value in columns.items()}
-    return Scores(protocol, n, len(cases) - n, per_step, columns, average, events, steps, cases.token, cases.note)
+    columns = {name: _columns(protocol, steps, name, value) for name, value in per_step.items()}
+    average = {name: averaged(value, protocol.averaged) for name, value in columns.items()}
+    return Scores(protocol.name, n, len(token) - n, per_step, columns, average, events, steps, token, note)
 
 
-def to_json(scores: Scores) -> dict[str, object]:
-    """The aggregates as plain values under the protocol's name, ready for `json.dump`."""
+def _mean(value: Array) -> Float32[Array, "6"]:
+    if value.dtype == bool:
+        return rate(value.sum(axis=0, dtype=np.int64), len(value))
+    # A running float32 sum, not NumPy's pairwise one: the evaluators add sample after sample.
+    return np.cumsum(value, axis=0, dtype=np.float32)[-1] / np.float32(len(value))
+
+
+def _columns(protocol: Protocol, steps: PlanningSteps, name: str, per_step: Float32[Array, "6"]) -> Float64[Array, "c"]:
+    if protocol.averaging == "prefix":
+        return prefix_means(per_step)
+    if protocol.averaging == "value":
+        return per_step.astype(np.float64)
+    if protocol.averaging == "prefix_float32":
+        own_steps = [_mean(steps.per_step.get(f"{name}_{h}s", steps.per_step[name])[steps.evaluated]) for h in (1, 2, 3)]
+        return np.array([torch.from_numpy(value[: 2 * h]).mean().item() for h, value in zip((1, 2, 3), own_steps, strict=True)])
+    # Sample after sample in float64, as Python adds floats.
+    own = [steps.detail[f"{name}_{h}s"][steps.evaluated].astype(np.float64) for h in (1, 2, 3)]
+    return np.array([np.cumsum(value)[-1] / len(value) for value in own])
+
+
+def to_json(*scores: Scores) -> dict[str, object]:
+    """The aggregates as plain values, one object under each protocol's name, ready for `json.dump`."""
     return {
-        scores.protocol: {
-            "n_scored": scores.n_scored,
-            "n_skipped": scores.n_skipped,
-            "per_step": {name: value.tolist() for name, value in scores.per_step.items()},
-            "columns": {name: value.tolist() for name, value in scores.columns.items()},
-            "average": dict(scores.average),
-            "events": {name: value.tolist() for name, value in scores.events.items()},
+        one.protocol: {
+            "n_scored": one.n_scored,
+            "n_skipped": one.n_skipped,
+            "per_step": {name: value.tolist() for name, value in one.per_step.items()},
+            "columns": {name: value.tolist() for name, value in one.columns.items()},
+            "average": dict(one.average),
+            "events": {name: value.tolist() for name, value in one.events.items()},
         }
+        for one in scores
     }
 
 
-def per_sample(scores: Scores) -> dict[str, Array]:
-    """Per-sample arrays, rows in the order of the cases: `<protocol>_gt_col` and so on, `evaluated_full_future`, `token`."""
-    fields = ("gt_col", "pred_col_raw", "obj_box_col", "L2", "yaw_gt", "yaw_pred")
-    arrays = {f"{scores.protocol}_{field}": getattr(scores.steps, field) for field in fields}
-    return arrays | {"evaluated_full_future": scores.steps.evaluated, "token": np.array(scores.token, dtype=np.str_)}
+def per_sample(*scores: Scores) -> dict[str, Array]:
+    """Per-sample arrays of all given scores, rows in the order of the cases, named `<protocol>_<array>`; `evaluated_full_future`, `token`.
+
+    `occworld`'s arrays carry the prefix `vad_norange`, which is what they are.
+    """
+    arrays: dict[str, Array] = {}
+    for one in scores:
+        prefix = protocol_named(one.protocol).prefix or one.protocol
+        arrays |= {f"{prefix}_{name}": value for name, value in one.steps.detail.items()}
+    return arrays | {"evaluated_full_future": scores[0].steps.full, "token": np.array(scores[0].token, dtype=np.str_)}
 
 
-def write_per_sample(path: str | Path, scores: Scores) -> None:
+def write_per_sample(path: str | Path, *scores: Scores) -> None:
     """Write `per_sample` as npz, whole or not at all. Raises DataError where it cannot be written."""
-    npz.write_npz(path, per_sample(scores))
+    npz.write_npz(path, per_sample(*scores))
 
 
 def format_table(scores: Scores) -> str:
-    """The evaluator's table, byte for byte: prefix means per column, collisions in percent, L2 in metres."""
-    labels = protocol_named(scores.protocol).columns
-    lines = [["metrics", *labels, "avg"]]
-    for name, columns in scores.columns.items():
-        lines.append([name, *(_cell(scores, name, value) for value in (*columns.tolist(), scores.average[name]))])
-    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
-    rule = "+" + "+".join("-" * (width + 2) for width in widths) + "+"
-    body = ["|" + "|".join(f" {_centred(text, width)} " for text, width in zip(line, widths, strict=True)) + "|" for line in lines]
-    return "\n".join([rule, body[0], rule, *body[1:], rule])
+    """The grid of names and columns alone, as the protocols with a grid print it."""
+    return tables.grid(scores, protocol_named(scores.protocol))
 
 
-def _cell(scores: Scores, name: str, value: float) -> str:
-    return f"{value * 100:.3f}%" if name in scores.events else f"{value:.4f}"
-
-
-def _centred(text: str, width: int) -> str:
-    """Centred as the evaluator's table printer does it: the odd blank goes right of texts of odd length, left of even ones."""
-    spare = width - len(text)
-    left = spare // 2 + (spare % 2) * (len(text) % 2 == 0)
-    return " " * left + text + " " * (spare - left)
+def format_together(scores: Sequence[Scores]) -> str:
+    """Several protocols side by side, with what each one's numbers mean."""
+    return tables.together(scores, [protocol_named(one.protocol) for one in scores])
 
 
 def format_scores(scores: Scores) -> str:
-    """All that is printed for one run: table, two summary lines, the averages at full precision, events, who was skipped, checksum."""
-    lines = [format_table(scores)]
-    lines += [f"{name}: {_cell(scores, name, value)}" for name, value in scores.average.items() if name != "obj_col"]
-    lines.append(repr(dict(scores.average)))
+    """All that is printed for one run: the evaluator's own lines, events, who was skipped, checksum."""
+    lines = [tables.own_shape(scores, protocol_named(scores.protocol))]
     for name, count in scores.events.items():
         lines.append(f"{name} events per step, of {scores.n_scored} samples: {' '.join(str(k) for k in count.tolist())}")
-    lines += [samples_sentence(scores), checksum_sentence(scores)]
+    lines.append(samples_sentence(scores))
+    if scores.protocol == "sparsedrive":
+        lines.append(checksum_sentence(scores))
     return "\n".join([*lines, scores.note] if scores.note else lines)
 
 
@@ -158,9 +196,7 @@ def samples_sentence(scores: Scores) -> str:
 
 
 def checksum_sentence(scores: Scores) -> str:
-    """Whether the obj_col row, which no model can change, is the one of nuScenes val; "" for protocols without that row."""
-    if scores.protocol != "sparsedrive":
-        return ""
+    """Whether SparseDrive's obj_col row, which no model can change, is the one of nuScenes val."""
     found = tuple(scores.events["obj_col"].tolist())
     known = f"{', '.join(str(k) for k in NUSCENES_VAL_OBJ_COL)} of {NUSCENES_VAL_SAMPLES}"
     if scores.n_scored != NUSCENES_VAL_SAMPLES:

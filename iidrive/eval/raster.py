@@ -1,0 +1,183 @@
+"""Quadrilaterals on a cell grid, cell for cell as OpenCV's `fillPoly` draws them, without drawing: a row of cells is one interval.
+
+The raster evaluators draw every obstacle into an image and look a few cells up in it. A drawn convex polygon covers one interval of cells
+in each row, so its two ends, computed in closed form and only in the rows that are asked for, decide the same question.
+
+What `fillPoly` draws with integer corners: each edge as a Bresenham line (from its left end; exactly half a cell goes to the nearer end
+of the start), cut to the image first; and in rows [first, last) of the polygon the cells between its left and its right edge, whose
+positions are 16.16 fixed-point numbers.
+
+Shape letters: p polygons, r rows asked for.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+Array = np.ndarray
+
+_ONE = 65536.0
+_NONE = 1e12
+"""Farther than any cell: the start of a minimum over no cells."""
+
+
+def row_intervals(corner: Float[Array, "p 4 2"], row: Float[Array, "p r"], size: int) -> tuple[Float[Array, "p r"], Float[Array, "p r"]]:
+    """First and last covered column in the given rows of a `size` x `size` image; first > last where nothing is covered.
+
+    `corner` holds (column, row) in the order around the polygon, anywhere in the plane; the polygon must be convex, degenerate is allowed.
+    Integers are held as float64 throughout: its divisions are several times faster and exact here.
+    """
+    corner = np.asarray(corner, np.float64)
+    row = np.asarray(row, np.float64)
+    first, last = np.full(row.shape, _NONE), np.full(row.shape, -_NONE)
+    left, right = first.copy(), last.copy()
+    for a in range(4):
+        start, end = corner[:, a], corner[:, (a + 1) % 4]
+        cut_start, cut_end, seen = _cut(start, end, size)
+        low, high = _line(cut_start, cut_end, row)
+        if not seen.all():
+            low[~seen], high[~seen] = _NONE, -_NONE
+        np.minimum(first, low, out=first)
+        np.maximum(last, high, out=last)
+        at, active = _edge(start, end, cut_start, cut_end, row)
+        np.minimum(left, at, out=left, where=active)
+        np.maximum(right, at, out=right, where=active)
+    # The interior: from the left edge, rounded up, to the right edge, rounded down.
+    left, right = np.ceil(left / _ONE), np.floor(right / _ONE)
+    inside = left <= right
+    np.minimum(first, left, out=first, where=inside)
+    np.maximum(last, right, out=last, where=inside)
+    outside = (row < 0) | (row >= size) | (last < 0) | (first >= size)
+    first, last = np.maximum(first, 0), np.minimum(last, size - 1)
+    first[outside], last[outside] = 1, 0
+    return first, last
+
+
+def rectangles_hit(corner: Float[Array, "k 4 2"], step: Int[Array, "k"], bound: Float[Array, "s 4"], size: int) -> Bool[Array, "s"]:
+    """For each step, whether a rectangle of cells (first and last row, first and last column) meets a polygon of that step."""
+    out = np.zeros(len(bound), bool)
+    low, high = corner.min(axis=1), corner.max(axis=1)
+    here = bound[step]
+    # A cut edge may be drawn one cell off its box.
+    near = (low[:, 1] <= here[:, 1] + 1) & (high[:, 1] >= here[:, 0] - 1) & (low[:, 0] <= here[:, 3] + 1) & (high[:, 0] >= here[:, 2] - 1)
+    pair = np.flatnonzero(near)
+    here = here[pair]
+    row = here[:, :1] + np.arange(int((bound[:, 1] - bound[:, 0]).max(initial=0)) + 1)
+    first, last = row_intervals(corner[pair], row, size)
+    met = (first <= last) & (first <= here[:, 3:]) & (last >= here[:, 2:3]) & (row <= here[:, 1:2])
+    out[step[pair[met.any(axis=1)]]] = True
+    return out
+
+
+def cells_hit(
+    corner: Float[Array, "k 4 2"], step: Int[Array, "k"], cell: Float[Array, "s c 2"], size: int, at_once: int = 4096
+) -> Bool[Array, "s c"]:
+    """For each step, which of its cells (row, column) are covered by a polygon of that step; cells outside the image never are."""
+    out = np.zeros(cell.shape[:2], bool)
+    floor, ceiling = cell.min(axis=1), cell.max(axis=1)
+    low, high = corner.min(axis=1)[:, ::-1], corner.max(axis=1)[:, ::-1]
+    near = ((low <= ceiling[step] + 1) & (high >= floor[step] - 1)).all(axis=1)
+    pairs = np.flatnonzero(near)
+    for pair in np.split(pairs, np.arange(at_once, len(pairs), at_once)):
+        at = step[pair]
+        top = floor[at, 0]
+        row = top[:, None] + np.arange(int((ceiling[at, 0] - top).max(initial=0)) + 1)
+        first, last = row_intervals(corner[pair], row, size)
+        here = cell[at]
+        which = (here[..., 0] - top[:, None]).astype(np.int64)
+        column = here[..., 1]
+        met = (np.take_along_axis(first, which, 1) <= column) & (column <= np.take_along_axis(last, which, 1))
+        p, c = np.nonzero(met)
+        out[at[p], c] = True
+    return out
+
+
+def fill(corner: Float[Array, "p 4 2"], image: Int[Array, "p"], n_images: int, size: int) -> Bool[Array, "i s s"]:
+    """The images themselves, [image, row, column], of polygons drawn into image `image[k]` of `n_images`."""
+    out = np.zeros((n_images, size, size + 1), np.int32)
+    top, bottom = np.clip(corner[:, :, 1].min(axis=1), 0, size), np.clip(corner[:, :, 1].max(axis=1), -1, size - 1)
+    deepest = int(max(0, (bottom - top + 1).max(initial=0)))
+    row = top[:, None] + np.arange(deepest)
+    first, last = row_intervals(corner, row, size)
+    k, r = np.nonzero((first <= last) & (row <= bottom[:, None]))
+    at = row[k, r].astype(np.int64)
+    np.add.at(out, (image[k], at, first[k, r].astype(np.int64)), 1)
+    np.add.at(out, (image[k], at, last[k, r].astype(np.int64) + 1), -1)
+    return np.cumsum(out, axis=2, dtype=np.int32)[:, :, :size] > 0
+
+
+def _line(start: Array, end: Array, row: Array) -> tuple[Array, Array]:
+    """First and last column of a Bresenham line in each row."""
+    back = (end[:, 0] < start[:, 0])[:, None]
+    start, end = np.where(back, end, start), np.where(back, start, end)
+    dx, dy = (end - start)[:, 0, None], (end - start)[:, 1, None]
+    down = np.where(dy < 0, -1.0, 1.0)
+    dy = np.abs(dy)
+    m = (row - start[:, 1, None]) * down
+    # Shallow: one step a column; row m is held from the first column nearer to it than to row m - 1.
+    tall = 2 * np.maximum(dy, 1)
+    reach = 2 * dx * m
+    low = np.maximum(np.ceil((reach - dx + 1) / tall), 0)
+    high = np.minimum(np.ceil((reach + dx + 1) / tall) - 1, dx)
+    # Steep: one step a row.
+    steep = dy > dx
+    at = np.ceil((reach - dy) / tall)
+    low = np.where(steep, at, np.where(dy == 0, 0, low))
+    high = np.where(steep, at, np.where(dy == 0, dx, high))
+    on = (m >= 0) & (m <= dy)
+    x = start[:, 0, None]
+    return np.where(on, x + low, _NONE), np.where(on, x + high, -_NONE)
+
+
+def _edge(start: Array, end: Array, cut_start: Array, cut_end: Array, row: Array) -> tuple[Array, Array]:
+    """Fixed-point column of an edge in each row, and whether it bounds the interior there: rows [upper end, lower end)."""
+    level = start[:, 1] == end[:, 1]
+    # Where the cut left no height, the uncut rows stand with the cut columns: the original does so too.
+    tall = cut_start[:, 1] != cut_end[:, 1]
+    y0, y1 = np.where(tall, cut_start[:, 1], start[:, 1]), np.where(tall, cut_end[:, 1], end[:, 1])
+    x0, x1 = cut_start[:, 0] * _ONE, cut_end[:, 0] * _ONE
+    slope = _divided(x1 - x0, np.where(level | (y1 == y0), 1, y1 - y0))
+    down = start[:, 1] < end[:, 1]
+    top, bottom = np.minimum(start[:, 1], end[:, 1]), np.maximum(start[:, 1], end[:, 1])
+    at_top = np.where(down, x0 + (top - y0) * slope, x1 + (top - y1) * slope)
+    active = ~level[:, None] & (row >= top[:, None]) & (row < bottom[:, None])
+    return at_top[:, None] + (row - top[:, None]) * slope[:, None], active
+
+
+def _cut(start: Array, end: Array, size: int) -> tuple[Array, Array, Array]:
+    """The part of each edge within the image, in integers, and whether there is any: first to the rows, then to the columns."""
+    far = size - 1
+    start, end = start.copy(), end.copy()
+    seen = np.ones(len(start), bool)
+    out = np.flatnonzero(((start < 0) | (start > far) | (end < 0) | (end > far)).any(axis=1))
+    if not len(out):
+        return start, end, seen
+    a, b = start[out], end[out]
+    sides = [_sides(a, far), _sides(b, far)]
+    live = (sides[0] & sides[1]) == 0
+    for axis in (1, 0):
+        live &= (sides[0] & sides[1]) == 0
+        bits = (1, 2) if axis == 0 else (4, 8)
+        for one, other, i in ((a, b, 0), (b, a, 1)):
+            for bit, edge in zip(bits, (0, far), strict=True):
+                go = live & ((sides[i] & bit) > 0)
+                p, q = one[go], other[go]
+                run, rise = q[:, 1 - axis] - p[:, 1 - axis], q[:, axis] - p[:, axis]
+                p[:, 1 - axis] += _divided((edge - p[:, axis]) * run, np.where(rise == 0, 1, rise))
+                p[:, axis] = edge
+                one[go] = p
+            sides[i] = np.where(live, _sides(one, far), sides[i])
+    seen[out] = live & ((sides[0] | sides[1]) == 0)
+    start[out], end[out] = a, b
+    return start, end, seen
+
+
+def _sides(point: Array, far: int) -> Array:
+    x, y = point[:, 0], point[:, 1]
+    return (x < 0) * 1 + (x > far) * 2 + (y < 0) * 4 + (y > far) * 8
+
+
+def _divided(a: Array, b: Array) -> Array:
+    """Integer division that rounds towards zero."""
+    return np.trunc(a / b)
