@@ -83,7 +83,8 @@ def _hits(corner: Array, step: Int[Array, "k"], path: Float32[Array, "n 6 2"]) -
     ego = _ego_cells()
     # Only steps with an obstacle in reach need their cells.
     reach = float(np.linalg.norm(ego, axis=1).max()) + 3
-    middle, half = (corner.min(axis=1) + corner.max(axis=1)) / 2, (corner.max(axis=1) - corner.min(axis=1)) / 2
+    low, high = raster.extent(corner)
+    middle, half = (low + high) / 2, (high - low) / 2
     centre = np.clip(at - _ORIGIN, 0, CELLS - 1)[step]
     near = (np.abs(middle - centre) <= half + reach).all(axis=1)
     busy, which = np.unique(step[near], return_inverse=True)

@@ -23,6 +23,8 @@ REACH_M = 6.0
 GRID_REACH_M = 44.0
 """Beyond this a raster protocol may press the ego into the border of its 100 m grid, where any box may meet it."""
 
+_AT_ONCE = 1 << 15
+
 VEHICLES = ("car", "truck", "construction_vehicle", "bus", "trailer", "motorcycle", "bicycle")
 """Detection classes that the raster protocols call vehicles."""
 
@@ -107,20 +109,26 @@ def _near(cases: Cases, path: Float32[Array, "n 6 2"], true: Float32[Array, "n 6
     # One circle a step holds both positions. Step 0 has none: nothing is near it.
     middle, half = (path + true) / 2, np.linalg.norm(path - true, axis=2) / 2
     border = (np.abs(path).max(axis=2) > GRID_REACH_M) | (np.abs(true).max(axis=2) > GRID_REACH_M)
-    widest = 0.5 * float(np.hypot(*cases.box[:, 3:5].max(axis=0)))
-    circle = np.full((len(cases), FUTURE_STEPS + 1, 3), np.nan, np.float32)
-    circle[:, 1:, :2] = middle
-    circle[:, 1:, 2] = np.where(border, np.inf, half + REACH_M + widest)
-    circle = circle.reshape(-1, 3)
-    at = cases.box_case.astype(np.int64)
-    at *= FUTURE_STEPS + 1
-    at += cases.box_t
-    here = circle.take(at, axis=0)
-    gap = cases.box[:, :2].astype(np.float32)
-    gap -= here[:, :2]
-    np.abs(gap, out=gap)
-    row = np.flatnonzero((gap[:, 0] <= here[:, 2]) & (gap[:, 1] <= here[:, 2]))
-    at = at[row]
+    widest = 0.5 * float(np.hypot(cases.box[:, 3].max(), cases.box[:, 4].max()))
+    x, y, reach = np.full((3, len(cases), FUTURE_STEPS + 1), np.nan)
+    x[:, 1:], y[:, 1:] = middle[..., 0], middle[..., 1]
+    reach[:, 1:] = np.where(border, np.inf, half + REACH_M)
+    x, y, reach = (value.reshape(-1) for value in (x, y, reach))
+    widest_reach = reach + widest
+    rows, ats = [], []
+    # In pieces that stay in the cache: one coordinate of all boxes with the widest box's reach, then the other of those left.
+    for start in range(0, len(cases.box), _AT_ONCE):
+        piece = slice(start, start + _AT_ONCE)
+        at = cases.box_case[piece].astype(np.int64) * (FUTURE_STEPS + 1) + cases.box_t[piece]
+        found = np.flatnonzero(np.abs(cases.box[piece, 0] - x[at]) <= widest_reach[at])
+        at, found = at[found], found + start
+        kept = np.abs(cases.box[found, 1] - y[at]) <= widest_reach[at]
+        rows.append(found[kept])
+        ats.append(at[kept])
+    row, at = np.concatenate(rows), np.concatenate(ats)
+    size = 0.5 * np.hypot(cases.box[row, 3], cases.box[row, 4])
+    kept = np.hypot(cases.box[row, 0] - x[at], cases.box[row, 1] - y[at]) <= reach[at] + size
+    row, at = row[kept], at[kept]
     # Flat steps count six a sample, without the present.
     return row, at - at // (FUTURE_STEPS + 1) - 1
 
