@@ -309,7 +309,9 @@ def score(
         scores, lacking = scoring.score_possible(truth, paths, names)
     else:
         scores, lacking = scoring.score_all(truth, paths, names), []
-    tables = "\n\n".join(scoring.format_scores(one) if len(names) == 1 else f"{one.protocol}\n{scoring.format_scores(one)}" for one in scores)
+    tables = "\n\n".join(
+        scoring.format_scores(one) if len(names) == 1 else f"{one.protocol}\n{scoring.format_scores(one)}" for one in scores
+    )
     print(f"{mark_lines(marks)}{tables}")
     if len(names) > 1:
         print("\n" + "\n".join([scoring.format_together(scores), *lacking]))

@@ -52,7 +52,9 @@ def read_published(path: str | Path) -> State:
             "base and save its `state_dict` alone."
         ) from None
     except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise CheckpointError(f"{path}: not a file of weights, or damaged ({' '.join(str(error).split()) or type(error).__name__}). Download it again.") from None
+        raise CheckpointError(
+            f"{path}: not a file of weights, or damaged ({' '.join(str(error).split()) or type(error).__name__}). Download it again."
+        ) from None
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
