@@ -21,9 +21,12 @@ from iidrive.data import Data, DataName
 from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache
 from iidrive.errors import ConfigError, IIDriveError, unknown
+from iidrive.eval import compare as comparing
 from iidrive.eval import score as scoring
 from iidrive.eval.cases import align, read_cases, read_predictions
+from iidrive.eval.compare_tables import compare_files as compare_table_files
 from iidrive.eval.protocols import protocol_named
+from iidrive.eval.sampled import holds_arrays, read_runs
 from iidrive.recipes import Recipe
 from iidrive.runs import Run
 from iidrive.train import checkpoint
@@ -286,12 +289,36 @@ def score(
         scoring.write_per_sample(per_sample, scores)
 
 
+def compare(files: list[str], cases: str = "", tables: bool = False, grid: bool = False, samples: int = 0) -> None:
+    """Say whether two runs differ: A is better, worse, or there is no difference that these data can show.
+
+    Args:
+        files: A B: predictions, per-sample files or run folders; several seeds of a side joined by commas; or two texts with tables.
+        cases: truth of the samples, needed for predictions; names the scenes of per-sample files.
+        tables: A and B are printed tables (FILE#2 is the second table of a file); texts are recognised without it.
+        grid: any number of files that say their train_ii and test_ii: print the 2×2 and compare its rows and columns.
+        samples: how many samples the tables were scored on, where their digits do not say it.
+    """
+    if tables or not any(holds_arrays(part) for file in files for part in file.split(",")):
+        print(compare_table_files(files, samples or None))
+        return
+    truth = read_cases(cases) if cases else None
+    if grid:
+        print(comparing.grid([run for file in files for run in read_runs(file, truth)]))
+        return
+    if len(files) != 2:
+        raise ConfigError(f"compare takes two sides, A and B; found {len(files)}. Join the seeds of one side by commas.")
+    print(f"A: {files[0]}\nB: {files[1]}")
+    print(comparing.format_comparison(comparing.compare(read_runs(files[0], truth), read_runs(files[1], truth))))
+
+
 COMMANDS: dict[str, Any] = {
     "demo": demo,
     "train": {"_help": "Train a stage.", "tokenizer": train_tokenizer, "world": train_world, "planner": train_planner},
     "tokens": tokens,
     "evaluate": evaluate,
     "score": score,
+    "compare": compare,
 }
 
 
@@ -312,6 +339,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _spell(arguments: Sequence[str]) -> list[str]:
     """`--test-ii` as `--test_ii`, and a recipe's name as its values, so that overrides can follow it."""
+    if arguments and arguments[0] in ("compare",):
+        arguments = _gather(arguments)
     out: list[str] = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
@@ -323,6 +352,21 @@ def _spell(arguments: Sequence[str]) -> list[str]:
             argument = json.dumps(to_plain(recipes.named(argument)))
         out.append(argument)
     return out
+
+
+def _gather(arguments: Sequence[str]) -> list[str]:
+    """File names as one list wherever they stand, and `--tables`, `--grid` as switches."""
+    options, files, rest = [], [], iter(arguments[1:])
+    for argument in rest:
+        if argument in ("--tables", "--grid"):
+            options.append(f"{argument}=true")
+        elif argument.startswith("-"):
+            options.append(argument)
+            if "=" not in argument and argument not in ("-h", "--help"):
+                options += [value for value in (next(rest, None),) if value is not None]
+        else:
+            files.append(argument)
+    return [arguments[0], *options, *([json.dumps(files)] if files else [])]
 
 
 def _open(data: Data, recipe: Recipe, split: str, part: Literal["train", "test"] = "train") -> tuple[Source, str]:

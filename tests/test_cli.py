@@ -94,7 +94,9 @@ def test_one_clear_error_each(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert str(tmp_path) in fails(capsys, "evaluate", "still", "--data", "nuscenes", "--root", str(tmp_path))
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["train", "tokenizer"], ["tokens"], ["evaluate"], ["score"]])
+@pytest.mark.parametrize(
+    "command", [[], ["demo"], ["train"], ["train", "tokenizer"], ["tokens"], ["evaluate"], ["score"], ["compare"]]
+)
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])
