@@ -22,10 +22,12 @@ from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache
 from iidrive.errors import ConfigError, IIDriveError, unknown
 from iidrive.eval import compare as comparing
+from iidrive.eval import doctor as doctoring
 from iidrive.eval import score as scoring
 from iidrive.eval.cases import align, read_cases, read_predictions
 from iidrive.eval.compare_tables import compare_files as compare_table_files
 from iidrive.eval.protocols import protocol_named
+from iidrive.eval.repair import diagnose_predictions
 from iidrive.eval.sampled import holds_arrays, read_runs
 from iidrive.recipes import Recipe
 from iidrive.runs import Run
@@ -312,6 +314,26 @@ def compare(files: list[str], cases: str = "", tables: bool = False, grid: bool 
     print(comparing.format_comparison(comparing.compare(read_runs(files[0], truth), read_runs(files[1], truth))))
 
 
+def doctor(files: list[str], cases: str = "", samples: int = 0, json: str = "") -> None:
+    """Examine printed tables, runs or predictions: which set, how many events, what is noise, what looks wrong and what would decide it.
+
+    Args:
+        files: logs or notes with printed tables (FILE#2: the second table alone), run folders, or one predictions file with --cases.
+        cases: truth to examine a predictions file with.
+        samples: how many samples were scored, where the digits do not say it.
+        json: where to write the findings.
+    """
+    if len(files) == 1 and not Path(files[0]).is_dir() and holds_arrays(files[0]):
+        if not cases:
+            raise ConfigError(f"{files[0]} holds planned paths, which can only be examined with the truth: add --cases CASES.npz.")
+        report = diagnose_predictions(read_cases(cases), read_predictions(files[0]))
+    else:
+        report = doctoring.diagnose(doctoring.read_report_tables(files), samples or None)
+    print(doctoring.format_report(report))
+    if json:
+        _write_json(json, doctoring.to_json(report))
+
+
 COMMANDS: dict[str, Any] = {
     "demo": demo,
     "train": {"_help": "Train a stage.", "tokenizer": train_tokenizer, "world": train_world, "planner": train_planner},
@@ -319,6 +341,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate": evaluate,
     "score": score,
     "compare": compare,
+    "doctor": doctor,
 }
 
 
@@ -339,7 +362,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _spell(arguments: Sequence[str]) -> list[str]:
     """`--test-ii` as `--test_ii`, and a recipe's name as its values, so that overrides can follow it."""
-    if arguments and arguments[0] in ("compare",):
+    if arguments and arguments[0] in ("compare", "doctor"):
         arguments = _gather(arguments)
     out: list[str] = []
     for argument in arguments:

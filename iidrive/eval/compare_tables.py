@@ -111,7 +111,7 @@ def compare_files(files: Sequence[str], n: int | None = None) -> str:
     found = [table for file in files for table in read_tables(file)]
     if len(found) != 2:
         raise ConfigError(
-            f"comparing takes two tables; found {len(found)} in {', '.join(files)}. Choose with FILE#1 FILE#2."
+            f"comparing takes two tables; found {len(found)} in {', '.join(files)}. Choose with FILE#1 FILE#2, or look at all with `iidrive doctor`."
         )
     legend = [f"{side}: {t.where}, line {t.line}{' – ' + t.heading if t.heading else ''}" for side, t in zip("AB", found, strict=True)]
     return "\n".join([*legend, format_tables(compare_tables(found[0], found[1], n=n))])
