@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shlex
 import sys
@@ -23,9 +22,14 @@ from iidrive.data import Data, DataName
 from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache
 from iidrive.errors import ConfigError, IIDriveError, unknown
+from iidrive.eval import compare as comparing
+from iidrive.eval import doctor as doctoring
 from iidrive.eval import score as scoring
 from iidrive.eval.cases import align, read_cases, read_predictions
+from iidrive.eval.compare_tables import compare_files as compare_table_files
 from iidrive.eval.protocols import protocols_named
+from iidrive.eval.repair import diagnose_predictions
+from iidrive.eval.sampled import holds_arrays, read_runs
 from iidrive.lineage import mark_lines, mark_numbers
 from iidrive.recipes import Recipe
 from iidrive.runs import Run
@@ -406,18 +410,63 @@ def swap(
             _write_json(target, swap_.to_json(result))
 
 
+def compare(files: list[str], cases: str = "", tables: bool = False, grid: bool = False, samples: int = 0) -> None:
+    """Say whether two runs differ: A is better, worse, or there is no difference that these data can show.
+
+    Args:
+        files: A B: predictions, per-sample files or run folders; several seeds of a side joined by commas; or two texts with tables.
+        cases: truth of the samples, needed for predictions; names the scenes of per-sample files.
+        tables: A and B are printed tables (FILE#2 is the second table of a file); texts are recognised without it.
+        grid: any number of files that say their train_ii and test_ii: print the 2×2 and compare its rows and columns.
+        samples: how many samples the tables were scored on, where their digits do not say it.
+    """
+    if tables or not any(holds_arrays(part) for file in files for part in file.split(",")):
+        print(compare_table_files(files, samples or None))
+        return
+    truth = read_cases(cases) if cases else None
+    if grid:
+        print(comparing.grid([run for file in files for run in read_runs(file, truth)]))
+        return
+    if len(files) != 2:
+        raise ConfigError(f"compare takes two sides, A and B; found {len(files)}. Join the seeds of one side by commas.")
+    print(f"A: {files[0]}\nB: {files[1]}")
+    print(comparing.format_comparison(comparing.compare(read_runs(files[0], truth), read_runs(files[1], truth))))
+
+
+def doctor(files: list[str], cases: str = "", samples: int = 0, json: str = "") -> None:
+    """Examine printed tables, runs or predictions: which set, how many events, what is noise, what looks wrong and what would decide it.
+
+    Args:
+        files: logs or notes with printed tables (FILE#2: the second table alone), run folders, or one predictions file with --cases.
+        cases: truth to examine a predictions file with.
+        samples: how many samples were scored, where the digits do not say it.
+        json: where to write the findings.
+    """
+    if len(files) == 1 and not Path(files[0]).is_dir() and holds_arrays(files[0]):
+        if not cases:
+            raise ConfigError(f"{files[0]} holds planned paths, which can only be examined with the truth: add --cases CASES.npz.")
+        report = diagnose_predictions(read_cases(cases), read_predictions(files[0]))
+    else:
+        report = doctoring.diagnose(doctoring.read_report_tables(files), samples or None)
+    print(doctoring.format_report(report))
+    if json:
+        _write_json(json, doctoring.to_json(report))
+
+
 COMMANDS: dict[str, Any] = {
     "demo": demo,
     "train": {"_help": "Train a stage.", "tokenizer": train_tokenizer, "world": train_world, "planner": train_planner},
     "tokens": tokens,
     "evaluate": evaluate,
     "score": score,
+    "compare": compare,
+    "doctor": doctor,
     "import": {"_help": "Bring in weights of another project.", "ii-world": import_ii_world},
     "export": {"_help": "Give weights to another project.", "ii-world": export_ii_world},
     "lineage": lineage,
     "swap": swap,
 }
-MANY = ("lineage", "swap")
+MANY = ("lineage", "swap", "compare", "doctor")
 """Commands that take any number of paths."""
 
 
@@ -438,10 +487,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _spell(arguments: Sequence[str]) -> list[str]:
     """`--test-ii` as `--test_ii`, a recipe's name as its values, so that overrides can follow it, and many paths as one list."""
-    out: list[str] = []
     if arguments and arguments[0] in MANY:
-        paths = list(itertools.takewhile(lambda a: not a.startswith("-"), arguments[1:]))
-        out, arguments = [arguments[0], *([json.dumps(paths)] if paths else [])], arguments[1 + len(paths) :]
+        arguments = _gather(arguments)
+    out: list[str] = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
         if name.startswith("--"):
@@ -452,6 +500,21 @@ def _spell(arguments: Sequence[str]) -> list[str]:
             argument = json.dumps(to_plain(recipes.named(argument)))
         out.append(argument)
     return out
+
+
+def _gather(arguments: Sequence[str]) -> list[str]:
+    """File names as one list wherever they stand, and `--tables`, `--grid` as switches."""
+    options, files, rest = [], [], iter(arguments[1:])
+    for argument in rest:
+        if argument in ("--tables", "--grid"):
+            options.append(f"{argument}=true")
+        elif argument.startswith("-"):
+            options.append(argument)
+            if "=" not in argument and argument not in ("-h", "--help"):
+                options += [value for value in (next(rest, None),) if value is not None]
+        else:
+            files.append(argument)
+    return [arguments[0], *options, *([json.dumps(files)] if files else [])]
 
 
 def _open(data: Data, recipe: Recipe, split: str, part: Literal["train", "test"] = "train") -> tuple[Source, str]:

@@ -95,7 +95,22 @@ def test_one_clear_error_each(capsys: pytest.CaptureFixture[str], tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["demo"], ["train"], ["train", "tokenizer"], ["tokens"], ["evaluate"], ["score"], ["lineage"], ["swap"]]
+    "command",
+    [
+        [],
+        ["demo"],
+        ["train"],
+        ["train", "tokenizer"],
+        ["tokens"],
+        ["evaluate"],
+        ["score"],
+        ["compare"],
+        ["doctor"],
+        ["lineage"],
+        ["swap"],
+        ["import"],
+        ["export"],
+    ],
 )
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:

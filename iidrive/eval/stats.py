@@ -1,0 +1,125 @@
+"""Whether two runs differ: paired tests over scenes, and what counts alone can tell.
+
+Samples of one scene see the same seconds, so scenes are the independent units (clusters). Shape letters: s scenes, n samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy import stats
+
+Array = np.ndarray
+
+ALPHA = 0.05
+"""A difference is called one if its corrected p-value is at most this."""
+POWER_Z = float(stats.norm.isf(ALPHA / 2) + stats.norm.isf(0.2))
+"""Standard errors that a difference must measure to be found four times in five."""
+COUNTS_PER_INCIDENT = 8
+"""Counts that are taken for one independent incident where only tables are known.
+
+A conflict is seen by several samples of its scene and at several steps of each. In 40 embedded towns (1360 samples) the variance of the
+weighted count over scenes was 6.6 to 8.8 times that of independent counts for three baselines, 1.9 to 7.0 times for paired differences.
+"""
+_EXACT_UP_TO = 50_000
+_SEED = 20230
+
+
+@dataclass(frozen=True)
+class Test:
+    """A mean paired difference: `low`..`high` a 95 % interval, `p` two-sided, `error` its standard error over clusters."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    error: float
+
+
+def paired(a: Float[Array, "n"], b: Float[Array, "n"], cluster: Int[Array, "n"], resamples: int = 9999) -> Test:
+    """Mean of a - b with a cluster bootstrap interval and a cluster permutation p-value.
+
+    The permutation swaps a and b within whole clusters (exactly enumerated where there are few), so k clusters can give no p below
+    2 / 2^k. The bootstrap draws clusters. Seeded: equal inputs give equal outputs.
+    """
+    size = np.bincount(cluster).astype(np.float64)
+    sum_a, sum_b = np.bincount(cluster, a), np.bincount(cluster, b)
+    n, k = len(a), len(size)
+    gap = sum_a - sum_b
+    mean = float(gap.sum() / n)
+    if not gap.any() or k < 2:
+        return Test(mean, mean, mean, 1.0, 0.0 if k > 1 else float("nan"))
+    resamples = resamples if k <= 1000 else min(resamples, 1999)
+    batch = max(1, 2_000_000 // k)
+    permuted = stats.permutation_test(
+        (sum_a, sum_b),
+        lambda x, y, axis: (x - y).sum(axis=axis) / n,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=resamples,
+        batch=batch,
+        **_seeded(),
+    )
+    drawn = stats.bootstrap(
+        (gap, size),
+        lambda x, m, axis: x.sum(axis=axis) / m.sum(axis=axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=resamples,
+        method="percentile",
+        batch=batch,
+        **_seeded(),
+    )
+    error = float(np.sqrt(((gap - mean * size) ** 2).sum() * k / (k - 1)) / n)
+    interval = drawn.confidence_interval
+    return Test(mean, float(interval.low), float(interval.high), float(permuted.pvalue), error)
+
+
+def _seeded() -> dict[str, Any]:
+    """The generator under the name that every supported SciPy takes."""
+    return {"random_state": np.random.default_rng(_SEED)}
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values corrected for their number (Holm), in the given order."""
+    order = np.argsort(p, kind="stable")
+    out, running = [1.0] * len(p), 0.0
+    for rank, i in enumerate(order):
+        running = max(running, min(1.0, (len(p) - rank) * p[i]))
+        out[i] = running
+    return out
+
+
+def samples_needed(n: int, difference: float, error: float) -> int | None:
+    """How many samples like these would show a true difference of this size four times in five; None if it is 0 or unknown."""
+    if difference == 0 or not np.isfinite(error) or error == 0:
+        return None
+    return int(np.ceil(n * (POWER_Z * error / abs(difference)) ** 2))
+
+
+def counts_differ(a: Sequence[int], b: Sequence[int], weights: Sequence[int], group: int = COUNTS_PER_INCIDENT) -> tuple[float, float]:
+    """Two-sided p-value that two runs' weighted counts differ, and the standard error of their difference, from counts alone.
+
+    If both runs were alike, each group of `group` counts of a step (one incident) would belong to either with probability 1/2; the
+    distribution of the weighted difference is worked out exactly. Pairing is unknown, which only makes it more careful.
+    """
+    size: list[int] = []
+    for in_a, in_b, weight in zip(a, b, weights, strict=True):
+        whole, rest = divmod(in_a + in_b, group)
+        size += [group * weight] * whole + ([rest * weight] if rest else [])
+    gap = abs(int(np.dot(weights, np.subtract(a, b))))
+    total, error = sum(size), float(np.sqrt(np.sum(np.square(np.array(size, np.float64)))))
+    if gap == 0 or total == 0:
+        return 1.0, error
+    if total > _EXACT_UP_TO:
+        return float(2 * stats.norm.sf(gap / error)), error
+    chance = np.zeros(total + 1)
+    chance[0] = 1.0
+    for step in size:
+        chance[step:] = 0.5 * (chance[step:] + chance[:-step])
+        chance[:step] *= 0.5
+    return float(min(1.0, chance[np.abs(2 * np.arange(total + 1) - total) >= gap].sum())), error
