@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_cases import along, make_cases, random_cases, reordered
 
+from iidrive.cli import main
 from iidrive.errors import ConfigError, DataError
-from iidrive.eval.cases import Predictions, align, read_cases
+from iidrive.eval.cases import Predictions, align, read_cases, write_cases
 from iidrive.eval.score import (
     NUSCENES_VAL_OBJ_COL,
     NUSCENES_VAL_SAMPLES,
@@ -187,3 +188,21 @@ def test_the_order_of_rows_does_not_matter(seed: int) -> None:
     assert moved.average["obj_box_col"] == plain.average["obj_box_col"]
     assert moved.average["obj_col"] == plain.average["obj_col"]
     assert moved.average["L2"] == pytest.approx(plain.average["L2"], rel=1e-6)
+
+
+def test_the_command_scores_by_several_protocols(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = make_cases([along(FORWARD)] * 2, [(0, 2, CAR)])
+    write_cases(tmp_path / "c.npz", replace(cases, pred=cases.true_path()))
+    main(
+        ["score", str(tmp_path / "c.npz"), "--protocol", "all", "--json", str(tmp_path / "c.json"), "--per-sample", str(tmp_path / "s.npz")]
+    )
+    told = capsys.readouterr().out
+    assert "uniad's definition planning metrics" in told
+    assert "Never compare two lines" in told
+    assert "stp3 is left out: " in told
+    assert list(json.loads((tmp_path / "c.json").read_text())) == ["sparsedrive", "uniad", "vad", "occworld"]
+    with np.load(tmp_path / "s.npz") as found:
+        assert {"sparsedrive_gt_col", "uniad_gt_box_coll", "vad_L2_1s", "vad_norange_L2_1s", "token"} <= set(found.files)
+    with pytest.raises(SystemExit):
+        main(["score", str(tmp_path / "c.npz"), "--protocol", "vad,stp3"])
+    assert "leave the protocol out" in " ".join(capsys.readouterr().err.split())
