@@ -91,15 +91,13 @@ def tokenizer_frame() -> Callable[[], object]:
 
 
 def tokenizer_step() -> Callable[[], object]:
-    """Forward and backward of one frame with its losses."""
+    """Forward and backward of one frame with its losses, its past given as the published code has it, from a buffer."""
     model, frame = tokenizer().train(), street()
-    eye = torch.eye(4)[None, None]
-    seen = Seen(("a",), eye, torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1), torch.zeros(1, dtype=torch.long), eye[0], frame)
-    ahead = Ahead(eye, torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, 2), torch.zeros(1, 1))
+    past, saw = torch.randn(1, 4, 128, 50, 50), torch.ones(1, 4, 1, 50, 50)
 
     def call() -> object:
         model.zero_grad()
-        loss, _ = model.loss(Batch(seen, ahead, 0.5))
+        loss, _ = model.frame_loss(frame[:, 0], past, saw)
         loss.backward()
         return loss
 

@@ -51,9 +51,10 @@ class CellAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C X Y"]) -> Float[Tensor, "B C X Y"]:
         n = self.norm(x)
-        q, k, v = (rearrange(f(n), "b c x y -> b (x y) c") for f in (self.q, self.k, self.v))
+        # contiguous, with a head axis: only then is attention computed in tiles, without a matrix of all cells by all cells
+        q, k, v = (rearrange(f(n), "b c x y -> b 1 (x y) c").contiguous() for f in (self.q, self.k, self.v))
         a = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(rearrange(a, "b (x y) c -> b c x y", x=x.shape[2]))
+        return x + self.out(rearrange(a, "b 1 (x y) c -> b c x y", x=x.shape[2]))
 
 
 class DeformableAttention(nn.Module):

@@ -278,9 +278,12 @@ class Tokenizer(nn.Module):
         steps = torch.arange(self.config.quantiser.history, -1, -1, device=draw.device)
         index = (chosen[:, None] - steps).clamp(min=0)
         truth = occupancy[rows, chosen]
-        with torch.no_grad():
-            maps = self.encode(rearrange(occupancy, "b t x y z -> (b t) x y z"))
-            maps = rearrange(maps, "(b t) c x y -> b t c x y", b=clips)[rows[:, None], index]
+        with (
+            torch.no_grad()
+        ):  # the last frame is nobody's past; where it is chosen, the one before stands in for its own map, which nothing reads
+            before = occupancy[:, : max(frames - 1, 1)]
+            maps = rearrange(self.encode(before.flatten(0, 1)), "(b t) c x y -> b t c x y", b=clips)
+            maps = maps[rows[:, None], index.clamp(max=maps.shape[1] - 1)]
         poses = seen.now_T_frame[rows[:, None], index]
         here_T_frame = torch.linalg.inv(poses[:, -1:].double()).to(poses.dtype) @ poses
         past, saw = self.align(maps, here_T_frame, None if mirrors is None else mirrors[rows[:, None], index])
