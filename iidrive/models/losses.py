@@ -79,12 +79,25 @@ def lovasz(logits: Float[Tensor, "*V K"], labels: UInt8[Tensor, "*V"], bins: int
 
 
 def _sorted_weights(errors: Tensor, truth: Tensor) -> Tensor:
-    """Gradient of the Lovász extension at each element, by sorting every class's errors in descending order."""
-    order = errors.argsort(dim=-1, descending=True)
-    hit = truth.gather(-1, order).double()
-    jaccard = _jaccard(hit.cumsum(-1), torch.arange(1, hit.shape[-1] + 1, device=hit.device), hit.sum(-1, keepdim=True))
-    step = torch.diff(jaccard, dim=-1, prepend=torch.zeros_like(jaccard[:, :1]))
-    return torch.zeros_like(errors).scatter_(-1, order, step.to(errors.dtype))
+    """Gradient of the Lovász extension at each element, by sorting every class's errors in descending order.
+
+    Class by class: a class's numbers then stay in the processor's cache, and memory holds one class's intermediate values, not all of them.
+    """
+    weights = torch.empty_like(errors)
+    seen = torch.arange(1, errors.shape[1] + 1, device=errors.device)
+    for error, true, weight in zip(errors, truth, weights, strict=True):
+        order = _descending(error)
+        hits = true[order].cumsum(0)
+        jaccard = _jaccard(hits.double(), seen, hits[-1])
+        weight[order] = torch.diff(jaccard, prepend=jaccard.new_zeros(1)).to(errors.dtype)
+    return weights
+
+
+def _descending(error: Tensor) -> Tensor:
+    """Places of numbers that are not negative, largest first. Their bits are in the same order, and integers are sorted by radix, much faster."""
+    if error.dtype != torch.float32:
+        return error.argsort(descending=True)
+    return (torch.iinfo(torch.int32).max - error.detach().view(torch.int32)).sort().indices
 
 
 def _histogram_weights(errors: Tensor, truth: Tensor, bins: int) -> Tensor:
