@@ -25,11 +25,13 @@ from iidrive.errors import ConfigError, IIDriveError, unknown
 from iidrive.eval import compare as comparing
 from iidrive.eval import doctor as doctoring
 from iidrive.eval import score as scoring
-from iidrive.eval.cases import align, read_cases, read_predictions
+from iidrive.eval.cases import align, read_cases, read_predictions, write_cases
 from iidrive.eval.compare_tables import compare_files as compare_table_files
 from iidrive.eval.protocols import protocols_named
+from iidrive.eval.readers import read_paths
 from iidrive.eval.repair import diagnose_predictions
 from iidrive.eval.sampled import holds_arrays, read_runs
+from iidrive.evaluate import truth as true_cases
 from iidrive.lineage import mark_lines, mark_numbers
 from iidrive.recipes import Recipe
 from iidrive.runs import Run
@@ -282,28 +284,62 @@ def evaluate(
         _write_json(json, result.scores)
 
 
+def cases(
+    out: str = "cases.npz",
+    data: DataName = "town",
+    root: str = "",
+    split: str = "",
+    recipe: Recipe = recipes.small(),  # noqa: B008
+    version: str = "",
+) -> None:
+    """Write the truth of a split once, for `iidrive score`, `compare` and `doctor`: every keyframe, its true path, the boxes around it.
+
+    Args:
+        out: cases file to write (npz).
+        data: embedded towns or nuScenes.
+        root: folder of nuScenes.
+        split: scenes to write; default: the usual test split.
+        recipe: names the towns (seed, number of scenes).
+        version: version folder of nuScenes, where there are several.
+    """
+    source, split = _open(Data(data, root, version), recipe, split, "test")
+    found = true_cases(source, split)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    write_cases(out, found)
+    print(f"{len(found)} samples of {source.name} {split}, {int(found.full.sum())} with a full future, {len(found.box)} boxes: {out}")
+
+
 def score(
     cases: str,
     protocol: str = "sparsedrive",
     predictions: str = "",
     json: str = "",
     per_sample: str = "",
+    tokens: str = "",
 ) -> None:
     """Score planned paths by public protocols, in one pass.
 
     Args:
         cases: truth: an npz cases file.
         protocol: some of sparsedrive,uniad,stp3,vad,occworld,admlp,bevplanner, or all (those that the files can serve).
-        predictions: an npz of planned paths keyed by sample token; default: `pred` of the cases file, or the true path as a checksum.
+        predictions: planned paths by sample token (npz, pickle, JSON), or SparseDrive's results.pkl with --tokens; default: `pred` of
+            the cases file, or the true path as a checksum.
         json: where to write the scores.
         per_sample: where to write the per-sample decisions (npz).
+        tokens: sample tokens of predictions that carry none, in their order: one a line, or a JSON list.
     """
     names = protocols_named(protocol)
     truth = read_cases(cases)
     marks: tuple[str, ...] = ()
+    if tokens and not predictions:
+        raise ConfigError("--tokens names the rows of a predictions file: add --predictions FILE.")
     if predictions:
-        read = read_predictions(predictions)
-        paths, marks = align(truth, read), trace.lineage_of_predictions(read).marks
+        found = read_paths(predictions, tokens)
+        paths, marks = align(truth, found.predictions), trace.lineage_of_predictions(found.predictions).marks
+        if found.assumed:
+            _note(found.assumed)
+        if found.trusted:
+            print(f"warning: {found.trusted}")
     elif truth.pred is not None:
         paths = truth.pred
     else:
@@ -458,6 +494,7 @@ COMMANDS: dict[str, Any] = {
     "train": {"_help": "Train a stage.", "tokenizer": train_tokenizer, "world": train_world, "planner": train_planner},
     "tokens": tokens,
     "evaluate": evaluate,
+    "cases": cases,
     "score": score,
     "compare": compare,
     "doctor": doctor,

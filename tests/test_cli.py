@@ -103,6 +103,7 @@ def test_one_clear_error_each(capsys: pytest.CaptureFixture[str], tmp_path: Path
         ["train", "tokenizer"],
         ["tokens"],
         ["evaluate"],
+        ["cases"],
         ["score"],
         ["compare"],
         ["doctor"],

@@ -392,7 +392,9 @@ def align(cases: Cases, predictions: Predictions) -> Float32[Array, "n 6 2"]:
     """
     if predictions.token is None:
         if cases.own_tokens:
-            raise DataError(f"{predictions.where}: no sample tokens, but {cases.where} has them; add a `token` array to join by.")
+            raise DataError(
+                f"{predictions.where}: no sample tokens, but {cases.where} has them; add a `token` array to join by, or a list with --tokens."
+            )
         if len(predictions) != len(cases):
             raise DataError(
                 f"{predictions.where}: {len(predictions)} paths for {len(cases)} samples of {cases.where}, and no tokens to join by."
@@ -400,12 +402,15 @@ def align(cases: Cases, predictions: Predictions) -> Float32[Array, "n 6 2"]:
         return predictions.trajectory
     row_of = {token: row for row, token in enumerate(cases.token)}
     extra = [token for token in predictions.token if token not in row_of]
-    if extra:
-        raise DataError(f"{predictions.where}: {npz.few(extra)} not in {cases.where}; were other samples, or another split, predicted?")
-    rows = np.array([row_of[token] for token in predictions.token], np.int64)
+    rows = np.array([row_of[token] for token in predictions.token if token in row_of], np.int64)
     have = np.zeros(len(cases), bool)
     have[rows] = True
     lacking = [cases.token[i] for i in np.flatnonzero(cases.full & ~have)]
+    if extra:
+        without = f", and no prediction for {npz.few(lacking)} of it" if lacking else ""
+        raise DataError(
+            f"{predictions.where}: {npz.few(extra)} not in {cases.where}{without}; were other samples, or another split, predicted?"
+        )
     if lacking:
         raise DataError(
             f"{predictions.where}: no prediction for {npz.few(lacking)} of {cases.where}; predict every sample with a full future."

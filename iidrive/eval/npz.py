@@ -35,8 +35,9 @@ def read_npz(path: str | Path, keys: Collection[str]) -> tuple[dict[str, Array],
             return found, tuple(sorted(set(archive.files) - set(keys)))
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; give the path of an npz file.") from error
-    except (zipfile.BadZipFile, EOFError, ValueError) as error:
-        raise DataError(f"{path}: not a readable npz archive ({error}); it may be cut short or of another kind: write it again.") from error
+    except (zipfile.BadZipFile, EOFError, ValueError, MemoryError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        raise DataError(f"{path}: not a readable npz archive ({said}); it may be cut short or of another kind: write it again.") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
 
