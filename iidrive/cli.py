@@ -15,6 +15,7 @@ from jsonargparse import auto_cli
 from rich.console import Console
 
 from iidrive import assess, interchange, recipes, stages, trace
+from iidrive import audit as auditing
 from iidrive import demo as demo_
 from iidrive import swap as swap_
 from iidrive.configs import to_plain
@@ -22,8 +23,10 @@ from iidrive.data import Data, DataName
 from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache
 from iidrive.errors import ConfigError, IIDriveError, unknown
+from iidrive.eval import audit as findings
 from iidrive.eval import compare as comparing
 from iidrive.eval import doctor as doctoring
+from iidrive.eval import plausible as plausibility
 from iidrive.eval import score as scoring
 from iidrive.eval.cases import align, read_cases, read_predictions, write_cases
 from iidrive.eval.compare_tables import compare_files as compare_table_files
@@ -489,6 +492,63 @@ def doctor(files: list[str], cases: str = "", samples: int = 0, json: str = "") 
         _write_json(json, doctoring.to_json(report))
 
 
+def audit(
+    model: str,
+    cases: str = "",
+    samples: int = 16,
+    test_ii: Switch = "on",
+    tokens: str = "",
+    json: str = "",
+    data: DataName = "town",
+    root: str = "",
+    split: str = "",
+    recipe: Recipe = recipes.small(),  # noqa: B008
+    occupancy: Literal["auto", "labels", "derived", "predicted"] = "auto",
+    gts: str = "",
+    predicted: str = "",
+    version: str = "",
+) -> None:
+    """Does anything that a model must not know change its answers? Exit status 1 if so. For predictions alone: can they be this good?
+
+    Args:
+        model: run folder or checkpoint of a planner or world model, a baseline's name, or an npz of planned paths with --cases.
+        cases: truth to judge predictions with.
+        samples: about how many samples to audit at, spread over the split.
+        test_ii: whether the planner uses the imagined future.
+        tokens: token cache to audit with the model; default: tokens are made anew.
+        json: where to write the findings.
+        data: embedded towns or nuScenes.
+        root: folder of nuScenes.
+        split: scenes to audit on; default: the usual test split.
+        recipe: names the towns (a checkpoint's own towns are used when it was trained on towns).
+        occupancy: which occupancy of nuScenes to use.
+        gts: folder of Occ3D labels (default: ROOT/gts).
+        predicted: folder of predicted labels in the Occ3D layout.
+        version: version folder of nuScenes, where there are several.
+    """
+    if Path(model).is_file() and holds_arrays(model):
+        if not cases:
+            raise ConfigError(f"{model} holds planned paths, which can only be judged with the truth: add --cases CASES.npz.")
+        truth = read_cases(cases)
+        judged = plausibility.plausible(truth, align(truth, read_predictions(model)))
+        text, good, found = plausibility.format_plausibility(judged), not judged.reasons, plausibility.to_json(judged)
+    else:
+        make = auditing.of_checkpoint(model, test_ii == "on", tokens)
+        if Path(model).exists():
+            recipe = replace(recipe, town=assess.town_of(checkpoint.read_manifest(model), recipe.town))
+        source, split = _open(Data(data, root, version, occupancy, gts, predicted), recipe, split, "test")
+        some = auditing.choose(source, split, samples)
+        with assess.counting("audit", auditing.rounds(some)) as tick:
+            report = auditing.audit(make, source, some, tick)
+        text, good, found = findings.format_audit(report), report.clean, findings.to_json(report)
+        text = f"{assess.about_line(source, split, {'model': model})}\n{text}"
+    print(text)
+    if json:
+        _write_json(json, found)
+    if not good:
+        sys.exit(1)
+
+
 COMMANDS: dict[str, Any] = {
     "demo": demo,
     "train": {"_help": "Train a stage.", "tokenizer": train_tokenizer, "world": train_world, "planner": train_planner},
@@ -498,6 +558,7 @@ COMMANDS: dict[str, Any] = {
     "score": score,
     "compare": compare,
     "doctor": doctor,
+    "audit": audit,
     "import": {"_help": "Bring in weights of another project.", "ii-world": import_ii_world},
     "export": {"_help": "Give weights to another project.", "ii-world": export_ii_world},
     "lineage": lineage,

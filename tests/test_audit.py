@@ -1,0 +1,155 @@
+"""The audit finds every planted leak, names it, and accuses nobody else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from leaks import CLEAN, MLP, PLANTED, TOWN
+from three_runs import TOWN as CHAIN_TOWN
+from three_runs import train_chain
+
+from iidrive import evaluate, stages
+from iidrive.audit import Pipeline, audit, choose, tokenizing
+from iidrive.cli import main
+from iidrive.data.counterfactual import INPUTS, Change, Counterfactual, Wrapped
+from iidrive.data.tokens import TokenCache, build
+from iidrive.errors import ConfigError
+from iidrive.eval.audit import changed, format_audit, to_json
+from iidrive.eval.cases import write_cases, write_predictions
+from iidrive.eval.plausible import plausible
+from iidrive.models.baselines import KINEMATIC
+from iidrive.scene import CommandSource
+
+SAMPLES = choose(TOWN, "test", 4)
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_leak_is_found_and_named(name: str) -> None:
+    found = audit(PLANTED[name].make, TOWN, SAMPLES)
+    named = {leak.input: leak for leak in found.leaks}
+    assert not found.clean, format_audit(found)
+    assert PLANTED[name].named in named, format_audit(found)
+    leak = named[PLANTED[name].named]
+    assert 0 < leak.samples <= leak.of == len(SAMPLES)
+    assert "LEAK" in format_audit(found)
+    json.dumps(to_json(found), allow_nan=False)
+
+
+@pytest.mark.parametrize("name", CLEAN)
+def test_a_clean_model_is_not_accused(name: str) -> None:
+    found = audit(CLEAN[name], TOWN, SAMPLES)
+    assert found.clean, format_audit(found)
+    assert not found.leaks
+    assert "clean" in format_audit(found)
+
+
+def test_what_a_leak_is_worth_is_what_the_plan_loses_without_it() -> None:
+    """Half the true path halves the error; with another path in its place the plan is worse than without."""
+    leaky, honest = (
+        audit(PLANTED["plan reads the true path"].make, TOWN, SAMPLES),
+        audit(CLEAN["constant turn rate and velocity"], TOWN, SAMPLES),
+    )
+    assert leaky.l2_m == pytest.approx(honest.l2_m / 2, rel=1e-5)
+    assert max(leak.worth_m for leak in leaky.leaks if leak.input == "later poses") > honest.l2_m - leaky.l2_m
+
+
+def test_a_leak_at_the_first_keyframe_alone_is_found_there_alone() -> None:
+    found = audit(PLANTED["velocity of the next pose at a scene's start"].make, TOWN, SAMPLES)
+    leak = next(leak for leak in found.leaks if leak.input == "later poses")
+    assert leak.samples == sum(index == 0 for _, index in SAMPLES)
+
+
+def test_an_oracle_command_is_declared_and_measured() -> None:
+    class Oracle(Wrapped):
+        @property
+        def command_source(self) -> CommandSource:
+            return "oracle"
+
+    found = audit(lambda: Pipeline(lambda b: {"plan": MLP.plan(b.observation)}), Oracle(TOWN), SAMPLES)  # pyright: ignore
+    assert found.clean
+    assert [leak.input for leak in found.leaks] == ["oracle command (declared)"]
+    assert np.isfinite(found.leaks[0].worth_m)
+
+
+def test_a_model_that_is_not_repeatable_is_not_audited() -> None:
+    with pytest.raises(ConfigError, match="answer the same samples differently"):
+        audit(lambda: Pipeline(lambda b: {"plan": torch.rand(len(b.observation.tokens), 6, 2)}), TOWN, SAMPLES)
+
+
+@pytest.mark.parametrize("value", ["other", "noise"])
+def test_a_counterfactual_keeps_the_past_and_replaces_all_that_follows(value: str) -> None:
+    name = TOWN.scene_names("test")[0]
+    real, other = TOWN.scene(name), Counterfactual(TOWN, {name: 3}, Change(frozenset(INPUTS), value)).scene(name)  # pyright: ignore
+    assert other.keyframes[:4] == real.keyframes[:4]
+    for a, b in zip(real.keyframes[4:], other.keyframes[4:], strict=True):
+        assert not np.allclose(a.global_T_ego.matrix, b.global_T_ego.matrix)
+        assert a.timestamp_us != b.timestamp_us
+        assert len(a.boxes) != len(b.boxes) or not np.array_equal(a.boxes.centre_m, b.boxes.centre_m)
+    assert any(a.command != b.command for a, b in zip(real.keyframes[4:], other.keyframes[4:], strict=True))
+    assert len(Counterfactual(TOWN, {name: 3}, Change(end=True)).scene(name)) == 4
+
+
+def test_bits_are_compared_not_values() -> None:
+    zero, nan = np.zeros((1, 2), np.float32), np.full((1, 2), np.nan, np.float32)
+    assert changed({"plan": zero}, {"plan": -zero}).all()
+    assert not changed({"plan": nan}, {"plan": nan}).any()
+    assert changed({"plan": zero}, {"plan": np.nextafter(zero, 1)}).all()
+
+
+def test_scores_no_past_can_give_are_flagged_without_the_model() -> None:
+    cases = evaluate.truth(TOWN, "test")
+    windows = stages.scored_windows(stages.tracks_of(TOWN, "test"))
+    rows = {token: i for i, token in enumerate(cases.token)}
+    path = cases.true_path()
+    for name in ("still", "constant-velocity", "ctrv"):
+        tokens, plans = evaluate.plans(KINEMATIC[name], windows)
+        plan = path.copy()
+        plan[[rows[t] for t in tokens]] = plans
+        assert not plausible(cases, plan).reasons, name
+    assert plausible(cases, path).reasons
+    near = path + 0.002 * np.random.default_rng(0).normal(size=path.shape).astype(np.float32)
+    assert "not believed" in plausible(cases, near).reasons[0]
+
+
+@pytest.mark.slow
+def test_a_trained_chain_is_clean_and_stored_tokens_of_another_moment_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chain = train_chain(tmp_path, 0)
+    main(["audit", str(chain.planner), "--samples", "2"])
+    assert "clean" in capsys.readouterr().out
+    early = chain.tokens.with_name("early")
+    names = CHAIN_TOWN.scene_names("test")
+    encode = tokenizing(stages.load_tokenizer(chain.tokenizer)[0])
+    known = TokenCache(chain.tokens).manifest
+    build(
+        CHAIN_TOWN,
+        names,
+        lambda scene: np.roll(encode(CHAIN_TOWN, scene.name), -1, axis=0),
+        early,
+        known.tokenizer,
+        2**known.bits,
+        known.codes_per_frame,
+    )
+    with pytest.raises(SystemExit) as stop:
+        main(["audit", str(chain.planner), "--samples", "2", "--tokens", str(early)])
+    assert stop.value.code == 1
+    assert "tokens that saw later keyframes" in capsys.readouterr().out
+
+
+def test_the_command_says_clean_with_status_0_and_implausible_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["audit", "ctrv", "--samples", "2", "--recipe", "tiny", "--json", str(tmp_path / "audit.json")])
+    assert "clean" in capsys.readouterr().out
+    assert json.loads((tmp_path / "audit.json").read_text())["clean"] is True
+    cases = evaluate.truth(TOWN, "test")
+    write_cases(tmp_path / "cases.npz", cases)
+    write_predictions(tmp_path / "mine.npz", cases.token, cases.true_path(), {})
+    with pytest.raises(SystemExit) as stop:
+        main(["audit", str(tmp_path / "mine.npz"), "--cases", str(tmp_path / "cases.npz")])
+    assert stop.value.code == 1
+    assert "IMPLAUSIBLE" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        main(["audit", str(tmp_path / "mine.npz")])
+    assert stop.value.code == 2
