@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -52,7 +53,7 @@ def _load(archive: np.lib.npyio.NpzFile, key: str, path: str | Path) -> Array:
             f"{path}: '{key}' holds pickled Python objects, which are never loaded because they can run code; "
             "save it as a plain array (text as a unicode array)."
         ) from error
-    except (zlib.error, NotImplementedError, SyntaxError) as error:
+    except (zlib.error, NotImplementedError, SyntaxError, TokenError, TypeError) as error:
         raise DataError(f"{path}: '{key}' is damaged ({error}); write the file again.") from error
 
 
@@ -118,7 +119,7 @@ def _shape(array: Array, shape: tuple[int, ...], key: str, where: str) -> None:
 
 def few(tokens: Sequence[str], noun: str = "sample") -> str:
     """`7 samples (a, b, c, …)`: how many, and the first few."""
-    shown = ", ".join(tokens[:3]) + (", …" if len(tokens) > 3 else "")
+    shown = ", ".join(t if t.isprintable() else repr(t) for t in tokens[:3]) + (", …" if len(tokens) > 3 else "")
     return f"{len(tokens)} {noun}{'' if len(tokens) == 1 else 's'} ({shown})"
 
 

@@ -122,6 +122,8 @@ def _array(raw: Any, of: Any, shape: Any, order: Any = "C") -> Array:
         raise TypeError("an array without a type")
     if isinstance(raw, str):  # Python 2 wrote bytes as text.
         raw = raw.encode("latin1")
+    elif isinstance(raw, bytearray):
+        raw = bytes(raw)
     return np.frombuffer(raw, of.value).reshape(shape, order="F" if order == "F" else "C")
 
 

@@ -125,7 +125,7 @@ def _archive(path: Path) -> tuple[Predictions, bool]:
 def _npy(path: Path) -> Array:
     try:
         return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError, MemoryError, SyntaxError) as error:
+    except Exception as error:  # A damaged header can fail in any way.
         said = "it holds pickled objects, which can run code" if "allow_pickle" in str(error) else " ".join(str(error).split())
         raise DataError(f"{path}: not a readable npy file ({said}); save a plain array of shape (n, 6, 2).") from error
 
