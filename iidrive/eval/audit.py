@@ -47,9 +47,14 @@ class Audit:
 
 
 def changed(before: Answers, after: Answers, tolerance: float = 0.0) -> Bool[Array, "n"]:
-    """Which samples have another answer, bit for bit. With a `tolerance`: by more than that in any number, or in more than 1 % of labels."""
+    """Which samples have another answer, bit for bit.
+
+    With a `tolerance`: another plan by more than that many metres, or more than 1 % of other labels; what is neither is not looked at.
+    """
     out: Array | None = None
     for key, old in before.items():
+        if tolerance and key not in ("plan", "forecast"):
+            continue
         new = after[key]
         if tolerance == 0:
             different = _bits(old) != _bits(new)
@@ -60,7 +65,7 @@ def changed(before: Answers, after: Answers, tolerance: float = 0.0) -> Bool[Arr
         else:
             one = (old != new).reshape(len(old), -1).mean(1) > 0.01
         out = np.asarray(one if out is None else out | one)
-    assert out is not None, "a model that is audited must answer something"
+    assert out is not None, "a model that is audited must answer with a `plan` or a `forecast`"
     return out
 
 
