@@ -22,6 +22,7 @@ from iidrive.data.source import Source, true_path
 from iidrive.data.tokens import TokenCache
 from iidrive.errors import ConfigError
 from iidrive.eval.audit import Answers, Audit, Leak, changed, l2, worth
+from iidrive.evaluate import HORIZON_STEPS
 from iidrive.models.baselines import KINEMATIC
 from iidrive.models.forecast import Forecaster
 from iidrive.models.tokenizer import Tokenizer
@@ -101,15 +102,7 @@ class Pipeline:
 
 def tokenizing(tokenizer: Tokenizer) -> Callable[[Source, str], Array]:
     """(source, scene name) → codes of all its keyframes, as `iidrive tokens` makes them."""
-
-    def encode(source: Source, name: str) -> Array:
-        scene = source.scene(name)
-        frames = [source.occupancy(scene, i, tokenizer.config.grid).semantics for i in range(len(scene))]
-        poses = torch.from_numpy(np.stack([k.global_T_ego.matrix for k in scene.keyframes]))
-        with torch.no_grad():
-            return tokenizer.tokenize_scene(torch.from_numpy(np.stack(frames)).to(device()), poses.to(device())).numpy(force=True)
-
-    return encode
+    return lambda source, name: stages.scene_codes(tokenizer, source, source.scene(name))
 
 
 def of_checkpoint(path: str, test_ii: bool = False, tokens: str = "") -> Make:
@@ -153,7 +146,7 @@ def of_checkpoint(path: str, test_ii: bool = False, tokens: str = "") -> Make:
 
 def forecast(forecaster: Forecaster, batch: Batch) -> dict[str, torch.Tensor]:
     """Labels 0 to 3 s ahead and the imagined latents and motion."""
-    labels, imagined = forecaster.forecast(batch.observation, (0, 2, 4, 6))
+    labels, imagined = forecaster.forecast(batch.observation, HORIZON_STEPS)
     return {"forecast": labels, "latents": imagined.latents, "motion": imagined.now_T_frame}
 
 

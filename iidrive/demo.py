@@ -78,15 +78,15 @@ def run(recipe: Recipe, data: Data, out: Path) -> None:
 
 def train_all(recipe: Recipe, source: Source, split: str, out: Path) -> Trained:
     """Stage 1, tokens, stage 2, planner (ii on while training)."""
-    tokenizer = stages.train_tokenizer(
-        recipe, source, split, Run.start(out / "tokenizer", stages.describe("train tokenizer", recipe, source, split))
-    )
+
+    def begin(stage: str, **about: str) -> Run:
+        return Run.start(out / stage, stages.describe(f"train {stage}", recipe, source, split) | about)
+
+    tokenizer = stages.train_tokenizer(recipe, source, split, begin("tokenizer"))
     cache = _tokens(tokenizer, source, split, out / "tokens-train")
-    world = stages.train_world(
-        recipe, tokenizer, cache, source, split, Run.start(out / "world", stages.describe("train world", recipe, source, split))
-    )
-    run_ = Run.start(out / "planner", stages.describe("train planner", recipe, source, split) | {"train_ii": "on"})
-    return Trained(tokenizer, world, stages.train_planner(recipe, world, cache, source, split, run_, train_ii=True))
+    world = stages.train_world(recipe, tokenizer, cache, source, split, begin("world"))
+    planner = stages.train_planner(recipe, world, cache, source, split, begin("planner", train_ii="on"), train_ii=True)
+    return Trained(tokenizer, world, planner)
 
 
 def score_all(

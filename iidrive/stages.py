@@ -8,6 +8,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,15 +107,17 @@ def write_tokens(
     """Token cache of some scenes: `report` hears of every scene that is done, `warn` of every file that had to be written anew."""
     tokenizer, manifest = load_tokenizer(tokenizer_path)
     config = tokenizer.config
-    frames = OccupancyFrames(source, config.grid, keyframes=0, memory_gb=0.0)
-
-    def encode(scene: Scene) -> np.ndarray:
-        occupancy = torch.from_numpy(frames(scene.name, np.arange(len(scene))))
-        poses = torch.from_numpy(np.stack([k.global_T_ego.matrix for k in scene.keyframes]))
-        return tokenizer.tokenize_scene(occupancy.to(device()), poses.to(device())).numpy(force=True)
-
     cells = sum(tokenizer.quantiser.level_cells)
+    encode = partial(scene_codes, tokenizer, source)
     return build(source, names, encode, folder, manifest.fingerprint, config.quantiser.codes, cells, report, warn)
+
+
+@torch.no_grad()
+def scene_codes(tokenizer: Tokenizer, source: Source, scene: Scene) -> np.ndarray:
+    """Code indices (T, n) of all keyframes of a scene."""
+    occupancy = np.stack([source.occupancy(scene, i, tokenizer.config.grid).semantics for i in range(len(scene))])
+    poses = np.stack([k.global_T_ego.matrix for k in scene.keyframes])
+    return tokenizer.tokenize_scene(torch.from_numpy(occupancy).to(device()), torch.from_numpy(poses).to(device())).numpy(force=True)
 
 
 def train_world(

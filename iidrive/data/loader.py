@@ -77,15 +77,12 @@ class Windows:
         future: bool = False,
     ) -> None:
         self.tracks, self.cut, self.occupancy, self.codes, self.future = tuple(tracks), cut, occupancy, codes, future
-        self.samples = [
-            (t, i)
-            for t, track in enumerate(self.tracks)
-            for i in range(cut.first, len(track.tokens))
-            if track.path_valid[i].all() or not cut.full_future
+        places = [
+            [i for i in range(cut.first, len(track.tokens)) if track.path_valid[i].all() or not cut.full_future] for track in self.tracks
         ]
+        self.samples = [(t, i) for t, at in enumerate(places) for i in at]
         if not self.samples:
             raise DataError("no sample fits: the scenes are shorter than the window, or the split is empty.")
-        places = [[i for t, i in self.samples if t == number] for number in range(len(self.tracks))]
         parts = [_cut(track, np.array(at, np.int64), cut) for track, at in zip(self.tracks, places, strict=True) if at]
         self.seen, self.ahead = ({k: np.concatenate([p[side][k] for p in parts]) for k in parts[0][side]} for side in (0, 1))
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from iidrive.configs import from_plain, to_plain
 from iidrive.errors import CheckpointError, ConfigError, LineageError
 from iidrive.lineage import Lineage, Parent, matched
+from iidrive.runs import Run
 
 FORMAT = 1
 Kind = Literal["tokenizer", "motion", "world", "planner", "ego-mlp"]
@@ -154,10 +155,7 @@ def load(path: str | Path, manifest: Manifest) -> dict[str, Tensor]:
 def amend(path: str | Path, metrics: Mapping[str, float]) -> None:
     """Add metrics that were measured after training to a checkpoint's manifest. The fingerprint does not depend on them."""
     folder, manifest = find(path), read_manifest(path)
-    temporary = folder / f".manifest.json.{os.getpid()}.tmp"
-    changed = replace(manifest, metrics={**manifest.metrics, **metrics})
-    temporary.write_text(json.dumps(to_plain(changed), indent=2) + "\n")
-    os.replace(temporary, folder / "manifest.json")
+    Run(folder).write_json("manifest.json", to_plain(replace(manifest, metrics={**manifest.metrics, **metrics})))
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
