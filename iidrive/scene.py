@@ -8,7 +8,7 @@ Frames, right-handed, metres: `global` is the map's; `ego` has its origin at the
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
@@ -376,10 +376,10 @@ class Seen:
         """The same on another device."""
         return _moved(self, device)
 
-    def select(self, rows: slice) -> Seen:
+    def select(self, rows: Int[Tensor, "b"]) -> Seen:
         """Some of the samples."""
-        part = {k: v if v is None else v[rows] for k, v in vars(self).items()}
-        return Seen(**part)  # pyright: ignore[reportArgumentType]
+        part = {k: v[rows] for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, tokens=tuple(self.tokens[int(row)] for row in rows), **part)
 
 
 @dataclass(frozen=True)
@@ -406,23 +406,41 @@ Part = TypeVar("Part", "Seen", "Ahead")
 
 
 def _moved(part: Part, device: torch.device) -> Part:
-    return replace(part, **{k: v.to(device) for k, v in vars(part).items() if isinstance(v, Tensor)})
+    return _each(part, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def _each(part: Part, change: Callable[[Tensor], Tensor]) -> Part:
+    return replace(part, **{k: change(v) for k, v in vars(part).items() if isinstance(v, Tensor)})
 
 
 @dataclass(frozen=True)
 class Batch:
     """B training samples. Models read `observation` to predict and `target` only inside their loss.
 
-    `progress` is the share of the training already done, 0..1, for schedules.
+    `progress` is the share of the training already done, 0..1, for schedules. `place` (B) is every sample's place in the global batch, where
+    this is a part of one.
     """
 
     observation: Seen
     target: Ahead
     progress: float = 1.0
+    place: Int[Tensor, "B"] | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        return Batch(self.observation.to(device), self.target.to(device), self.progress)
+        return replace(self, observation=self.observation.to(device), target=self.target.to(device))
+
+    def as_type(self, dtype: torch.dtype) -> Batch:
+        """The same with single-precision numbers in another precision."""
+
+        def change(tensor: Tensor) -> Tensor:
+            return tensor.to(dtype) if tensor.dtype == torch.float32 else tensor
+
+        return replace(self, observation=_each(self.observation, change), target=_each(self.target, change))
+
+    def pin_memory(self) -> Batch:
+        """The same in page-locked memory, from where a GPU copies while the processor goes on."""
+        return replace(self, observation=_each(self.observation, Tensor.pin_memory), target=_each(self.target, Tensor.pin_memory))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from iidrive.models.losses import distance_weight, focal, lovasz
+from iidrive.models.losses import distance_weight, focal, lovasz, lovasz_by_frame, voxel_counts
 
 
 def slow_lovasz(logits: torch.Tensor, labels: torch.Tensor) -> float:
@@ -58,6 +58,24 @@ def test_unknown_voxels_do_not_count() -> None:
     for bins in (0, 64):
         torch.testing.assert_close(lovasz(logits, labels, bins), lovasz(padded, unknown, bins))
     assert lovasz(logits, torch.full((30,), 255, dtype=torch.uint8)).item() == 0
+
+
+def test_parts_of_a_batch_add_up_to_the_whole() -> None:
+    logits = torch.randn(4, 30, 18, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    labels = torch.randint(0, 18, (4, 30), generator=torch.Generator().manual_seed(3)).to(torch.uint8)
+    labels[1] = 255
+    labels[2, :20] = 255
+    counts = voxel_counts(labels)
+    assert {k: int(v) for k, v in counts.items()} == {"voxels": 70, "frames": 3}
+    rows = torch.arange(4).split([1, 3])
+    ones = torch.ones(4, 30)
+    torch.testing.assert_close(
+        sum(focal(logits[r], labels[r], ones[r], counts["voxels"]) for r in rows), focal(logits, labels, ones), rtol=1e-12, atol=0
+    )
+    torch.testing.assert_close(
+        sum(lovasz_by_frame(logits[r], labels[r], 0, counts["frames"]) for r in rows), lovasz_by_frame(logits, labels), rtol=1e-12, atol=0
+    )
+    assert lovasz_by_frame(logits[:1], labels[:1]).item() == lovasz(logits[0], labels[0]).item()
 
 
 def test_absent_classes_do_not_poison_gradients() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from iidrive import recipes
-from iidrive.data.loader import Cut, OccupancyFrames, Track, Windows
+from iidrive.data.loader import Cut, OccupancyFrames, Track, Windows, draws
 from iidrive.data.source import scenes
 from iidrive.data.town import Town, TownConfig
 from iidrive.errors import ConfigError
@@ -185,11 +185,41 @@ def test_losses_reach_every_weight(batch: Batch, driver: Driver) -> None:
     assert [n for n, p in driver.planner.named_parameters() if p.grad is None] == []
 
 
+def test_the_losses_of_parts_add_up_to_the_batchs(driver: Driver) -> None:
+    """For every trainable model: parts of a batch, divided by the whole batch's counts, have its loss and its gradient."""
+    tracks = [Track.of(scene) for scene in scenes(TOWN, "train")]
+    cut = Cut(past=5, full_future=False)
+    cells = sum(driver.forecaster.tokenizer.quantiser.level_cells)
+    codes = torch.randint(0, RECIPE.tokenizer.quantiser.codes, (14, cells), generator=torch.Generator().manual_seed(0)).numpy()
+    windows = Windows(tracks, cut, OccupancyFrames(TOWN, RECIPE.tokenizer.grid, 14), lambda _, rows: codes[rows], future=True)
+    driver.forecaster.world.requires_grad_(True)
+    tokenizer = Tokenizer(RECIPE.tokenizer).double()
+    tokenizer.quantiser.started.fill_(True)
+    for owner, module in ((tokenizer, tokenizer), (driver.forecaster.double(), driver.forecaster.world), (driver.double(), driver.planner)):
+        found = []
+        for parts in ([[5, 1, 12, 0]], [[5], [1, 12, 0]], [[5, 1], [12], [0]]):
+            module.zero_grad()
+            places = torch.arange(4).split([len(p) for p in parts])
+            made = [
+                replace(windows.batch(rows, draws(0, int(at[0]), len(at), 6), 0.3), place=at)
+                for rows, at in zip(parts, places, strict=True)
+            ]
+            made = [part.as_type(torch.float64) for part in made]
+            counts = {k: sum((owner.counts(p)[k] for p in made), torch.zeros(())) for k in owner.counts(made[0])}
+            total = sum(owner.loss(part, counts)[0] for part in made)
+            total.backward()
+            grads = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+            found.append((total.detach(), grads))
+        for total, grads in found[1:]:
+            torch.testing.assert_close(total, found[0][0], rtol=1e-12, atol=0)
+            torch.testing.assert_close(grads, found[0][1], rtol=1e-9, atol=1e-12)
+
+
 def test_plans_do_not_depend_on_the_rest_of_the_batch(batch: Batch, driver: Driver) -> None:
     seen = batch.observation
     for ii in (False, True):
         both = driver.plan(seen, ii)
-        torch.testing.assert_close(driver.plan(seen.select(slice(0, 1)), ii), both[:1], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(driver.plan(seen.select(torch.tensor([0])), ii), both[:1], atol=1e-5, rtol=1e-5)
 
 
 def test_without_ii_the_world_model_is_not_touched(batch: Batch, driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:

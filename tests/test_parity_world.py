@@ -14,6 +14,7 @@ from torch import Tensor
 from iidrive import recipes
 from iidrive.errors import CheckpointError
 from iidrive.models import upstream
+from iidrive.models.layers import BatchNorm
 from iidrive.models.published import Carry, Drive, RollOut, losses, pose_matrix, roll_out
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldConfig, WorldModel
@@ -174,6 +175,8 @@ def test_training(fixture: Fixture, published: dict[str, Tensor], latents: Tenso
     parts = losses(world.config, made, sample)
     np.testing.assert_allclose([v.item() for v in parts.values()], stored[f"train_{case}"], rtol=1e-5)
     norm = world.intra[0].norm1
+    assert isinstance(norm, BatchNorm)
+    norm.settle(groups=1)
     assert off(torch.stack([norm.running_mean, norm.running_var]), stored[f"train_{case}_bn"]) < 1e-4
     assert int(norm.num_batches_tracked) == stored[f"train_{case}_bn_count"]
     torch.stack(list(parts.values())).sum().backward()

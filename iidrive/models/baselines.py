@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from iidrive.classes import FREE
+from iidrive.models.losses import Counts, share
 from iidrive.models.motion import MOTION, constant_turn, ego_status, horizons_s, last_interval_s, lidar_path
 from iidrive.scene import FUTURE_STEPS, MANOEUVRES, Batch, GridSpec, Seen
 
@@ -64,11 +65,15 @@ class EgoMLP(nn.Module):
         """Plans of a batch."""
         return ctrv(seen) + self.net(ego_status(seen, self.config.history)).view(-1, FUTURE_STEPS, 2)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Valid elements of a batch: future steps that exist."""
+        return {"steps": batch.target.valid.sum()}
+
+    def loss(self, batch: Batch, counts: Counts | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean distance to the true path over the steps that exist."""
         distance = (self.plan(batch.observation) - batch.target.path).norm(dim=-1)
         valid = batch.target.valid
-        loss = (distance * valid).sum() / valid.sum().clamp(min=1)
+        loss = share((distance * valid).sum(), (counts or self.counts(batch))["steps"])
         return loss, {"L2": loss.detach()}
 
 

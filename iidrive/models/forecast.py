@@ -12,8 +12,10 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from iidrive.classes import IGNORE
 from iidrive.models import recorded
 from iidrive.models.layers import transform_inverse
+from iidrive.models.losses import Counts, share, voxel_counts
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import Imagined, Memory, WorldModel
 from iidrive.scene import Batch, Seen
@@ -56,7 +58,12 @@ class Forecaster(nn.Module):
         latents = torch.cat([self.latents(seen.codes[:, -1:]), imagined.latents], 1)
         return torch.stack([self.tokenizer.labels(latents[:, step]) for step in at], 1), imagined
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Valid elements of a batch: future steps that exist; known voxels of the frames that the voxel loss decodes, and those frames."""
+        steps = {"steps": batch.target.valid.sum()}
+        return {**steps, **voxel_counts(_decoded(batch)[1])} if self.world.config.voxel_weight else steps
+
+    def loss(self, batch: Batch, counts: Counts | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Latent, trajectory, rotation and (if weighted) voxel losses of a roll-out with scheduled sampling.
 
         At progress p (0..1 of the training) a step's truth replaces the prediction with probability exp(-teacher_decay * p), sample by sample.
@@ -68,11 +75,11 @@ class Forecaster(nn.Module):
         rate = math.exp(-config.teacher_decay * batch.progress)
         if config.motion == "map":
             return recorded.loss(self.world, seen, self._seen_latents(seen), ahead, truth, ahead.draw < rate)
-        frames = torch.cat([torch.eye(4, device=truth.device).expand(len(truth), 1, 4, 4), ahead.now_T_frame], 1)
+        frames = torch.cat([torch.eye(4).to(truth).expand(len(truth), 1, 4, 4), ahead.now_T_frame], 1)
         motions = transform_inverse(frames[:, :-1]) @ frames[:, 1:]
         memory = self.remember(seen)
         latents, poses = [], []
-        pose = torch.eye(4, device=truth.device).expand(len(truth), 4, 4)
+        pose = torch.eye(4).to(truth).expand(len(truth), 4, 4)
         for k in range(truth.shape[1]):
             teach = ahead.draw[:, k] < rate
             memory, latent, moved = self.world.step(memory, seen.command, motions[:, k], teach)
@@ -81,25 +88,32 @@ class Forecaster(nn.Module):
             poses.append(pose)
             memory = memory.observed(truth[:, k], teach)
         predicted, chain = torch.stack(latents, 1), torch.stack(poses, 1)
-        weight = ahead.valid * torch.tensor(config.latent_weights, device=truth.device)[: truth.shape[1]]
-        count = ahead.valid.sum().clamp(min=1)
-        parts = {
-            "latent": ((predicted - truth).square().mean((2, 3, 4)) * weight).sum() / count,
-            "trajectory": config.trajectory_weight * (_distance(chain, ahead.now_T_frame) * ahead.valid).sum() / count,
-            "rotation": config.rotation_weight * ((1 - _half_cosine(chain, ahead.now_T_frame)) * ahead.valid).sum() / count,
+        weight = ahead.valid * truth.new_tensor(config.latent_weights)[: truth.shape[1]]
+        counts = counts or self.counts(batch)
+        sums = {
+            "latent": ((predicted - truth).square().mean((2, 3, 4)) * weight).sum(),
+            "trajectory": config.trajectory_weight * (_distance(chain, ahead.now_T_frame) * ahead.valid).sum(),
+            "rotation": config.rotation_weight * ((1 - _half_cosine(chain, ahead.now_T_frame)) * ahead.valid).sum(),
         }
+        parts = {name: share(total, counts["steps"]) for name, total in sums.items()}
         if config.voxel_weight:
-            assert ahead.occupancy is not None
-            step = (ahead.draw[:, -1] * 1e4 % 1 * truth.shape[1]).long()
-            rows = torch.arange(len(truth), device=truth.device)
-            logits = self.tokenizer.decode(predicted[rows, step])
-            labels = torch.where(ahead.valid[rows, step][:, None, None, None], ahead.occupancy[rows, step], 255)
-            parts["voxel"] = config.voxel_weight * self.tokenizer.voxel_loss(logits, labels)[0]
+            step, labels = _decoded(batch)
+            logits = self.tokenizer.decode(predicted[torch.arange(len(truth), device=truth.device), step])
+            parts["voxel"] = config.voxel_weight * self.tokenizer.voxel_loss(logits, labels, counts)[0]
         return torch.stack(list(parts.values())).sum(), parts
 
     def _seen_latents(self, seen: Seen) -> Float[Tensor, "B T C x y"]:
         assert seen.codes is not None
         return self.latents(seen.codes[:, -self.world.config.history :])
+
+
+def _decoded(batch: Batch) -> tuple[Int[Tensor, "B"], UInt8[Tensor, "B X Y Z"]]:
+    """Which future step of every sample the voxel loss decodes, drawn evenly, and its labels: unknown where the scene had ended."""
+    ahead = batch.target
+    assert ahead.occupancy is not None
+    step = (ahead.draw[:, -1] * 1e4 % 1 * ahead.valid.shape[1]).long()
+    rows = torch.arange(len(step), device=step.device)
+    return step, torch.where(ahead.valid[rows, step][:, None, None, None], ahead.occupancy[rows, step], IGNORE)
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:

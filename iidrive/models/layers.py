@@ -5,6 +5,7 @@ Shapes: B batch, C channels, X, Y cells of a bird's-eye map (axes forward and le
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,39 @@ class Norm(nn.GroupNorm):
 
     def forward(self, input: Float[Tensor, "B C X Y"]) -> Float[Tensor, "B C X Y"]:
         return super().forward(input.contiguous())
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation whose running statistics move when `settle` is called, not while it computes.
+
+    In training every call normalises by the statistics of the samples in hand and keeps them. A global batch that is computed in several
+    groups, here or elsewhere, then moves the running statistics once, by the groups' mean.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.kept: list[Float[Tensor, "2 C"]] = []
+
+    def forward(self, input: Float[Tensor, "B C X Y"]) -> Float[Tensor, "B C X Y"]:
+        if not self.training:
+            return super().forward(input)
+        with torch.no_grad():
+            variance, mean = torch.var_mean(input, (0, 2, 3))
+            self.kept.append(torch.stack([mean, variance]))
+        return F.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
+
+    @torch.no_grad()
+    def settle(self, groups: int, mean: Callable[[Tensor], Tensor] = lambda kept: kept) -> None:
+        """Move the running statistics by what `groups` groups kept, call by call; `mean` averages over processes that had as many."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        calls = torch.stack(self.kept).unflatten(0, (groups, -1)).mean(0)
+        self.kept.clear()
+        for seen in mean(calls):
+            self.running_mean.lerp_(seen[0], self.momentum or 0.0)
+            self.running_var.lerp_(seen[1], self.momentum or 0.0)
+            self.num_batches_tracked += 1
 
 
 class ResBlock(nn.Module):

@@ -1,9 +1,14 @@
 """Losses over semantic voxels: focal (one against all, weighted by distance), balanced cross entropy, and Lovász-softmax.
 
-Shapes: V voxels in any arrangement, K classes. Labels 255 are unknown and never count.
+A loss is a sum over valid elements divided by a count. Without a count it is the valid elements' own number, which makes a mean. A batch that
+is shared out in parts gives each the count of the whole: the parts' losses then add up to the whole's.
+
+Shapes: V voxels in any arrangement, K classes, B samples. Labels 255 are unknown and never count.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -14,6 +19,19 @@ from torch import Tensor
 from iidrive.classes import IGNORE
 
 Array = np.ndarray
+Counts = Mapping[str, Tensor]
+"""Valid elements of a whole batch, by what is counted: what the terms of a loss are divided by."""
+
+
+def share(total: Float[Tensor, ""], count: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """A sum over valid elements as a share of the mean over `count` of them; 0 where there is none."""
+    return total / count.clamp(min=1).to(total.dtype)
+
+
+def voxel_counts(labels: UInt8[Tensor, "B *V"]) -> dict[str, Tensor]:
+    """Known voxels, and frames with any."""
+    known = (labels != IGNORE).flatten(1).sum(1)
+    return {"voxels": known.sum(), "frames": (known > 0).sum()}
 
 
 def distance_weight(size: tuple[int, int], device: torch.device) -> Float[Tensor, "X Y"]:
@@ -25,7 +43,12 @@ def distance_weight(size: tuple[int, int], device: torch.device) -> Float[Tensor
 
 
 def focal(
-    logits: Float[Tensor, "*V K"], labels: UInt8[Tensor, "*V"], weight: Float[Tensor, "*V"], alpha: float = 0.25, gamma: float = 2.0
+    logits: Float[Tensor, "*V K"],
+    labels: UInt8[Tensor, "*V"],
+    weight: Float[Tensor, "*V"],
+    count: Tensor | None = None,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
 ) -> Float[Tensor, ""]:
     """Sigmoid focal loss summed over classes, averaged over known voxels (Lin et al. 2017, eq. 5, one class against all)."""
     known = labels != IGNORE
@@ -35,7 +58,7 @@ def focal(
     x = logits.gather(-1, index).squeeze(-1)
     present = alpha * (1 - x.sigmoid()).pow(gamma) * F.softplus(-x)
     total = absent.sum(-1) - absent.gather(-1, index).squeeze(-1) + present
-    return (total * weight * known).sum() / known.sum().clamp(min=1)
+    return share((total * weight * known).sum(), known.sum() if count is None else count)
 
 
 def class_weights(counts: Int[Array, "K"]) -> tuple[float, ...]:
@@ -48,13 +71,23 @@ def class_weights(counts: Int[Array, "K"]) -> tuple[float, ...]:
     return tuple((weights / (weights * frequency).sum()).round(6).tolist())
 
 
-def balanced_cross_entropy(logits: Float[Tensor, "*V K"], labels: UInt8[Tensor, "*V"], weights: tuple[float, ...]) -> Float[Tensor, ""]:
+def balanced_cross_entropy(
+    logits: Float[Tensor, "*V K"], labels: UInt8[Tensor, "*V"], weights: tuple[float, ...], count: Tensor | None = None
+) -> Float[Tensor, ""]:
     """Softmax cross entropy, every voxel weighted by its class (all alike without weights), averaged over known voxels."""
     known = labels != IGNORE
     target = torch.where(known, labels.int(), -100).reshape(-1).long() if not bool(known.all()) else labels.reshape(-1).long()
     table = torch.tensor(weights or (1.0,) * logits.shape[-1], dtype=logits.dtype, device=logits.device)
     total = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), target, weight=table, ignore_index=-100, reduction="sum")
-    return total / known.sum().clamp(min=1)
+    return share(total, known.sum() if count is None else count)
+
+
+def lovasz_by_frame(
+    logits: Float[Tensor, "B *V K"], labels: UInt8[Tensor, "B *V"], bins: int = 0, count: Tensor | None = None
+) -> Float[Tensor, ""]:
+    """Lovász-softmax of every frame by itself, averaged over frames with known voxels: no frame's value depends on who else is in the batch."""
+    total = torch.stack([lovasz(one, truth, bins) for one, truth in zip(logits, labels, strict=True)]).sum()
+    return share(total, voxel_counts(labels)["frames"] if count is None else count)
 
 
 def lovasz(logits: Float[Tensor, "*V K"], labels: UInt8[Tensor, "*V"], bins: int = 0) -> Float[Tensor, ""]:

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from iidrive.models.layers import planar_transform, transform_inverse
+from iidrive.models.losses import Counts, share
 from iidrive.scene import FUTURE_STEPS, MANOEUVRES, STEP_S, Batch, Seen
 
 MOTION = 9
@@ -98,14 +99,18 @@ class MotionPrior(nn.Module):
             poses.append(poses[-1] @ moves[:, k])
         return torch.stack(poses, 1)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Valid elements of a batch: future steps that exist."""
+        return {"steps": batch.target.valid.sum()}
+
+    def loss(self, batch: Batch, counts: Counts | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean distance of the poses, metres, plus ten times the angle between them, radians, over the steps that exist."""
         poses, true, valid = self(batch.observation), batch.target.now_T_frame, batch.target.valid
         distance = (poses[..., :2, 3] - true[..., :2, 3]).norm(dim=-1)
         turn = transform_inverse(poses) @ true
         angle = torch.atan2(turn[..., 1, 0], turn[..., 0, 0]).abs()
-        count = valid.sum().clamp(min=1)
-        parts = {"distance": (distance * valid).sum() / count, "angle": 10 * (angle * valid).sum() / count}
+        count = (counts or self.counts(batch))["steps"]
+        parts = {"distance": share((distance * valid).sum(), count), "angle": 10 * share((angle * valid).sum(), count)}
         return parts["distance"] + parts["angle"], parts
 
 

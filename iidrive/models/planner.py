@@ -15,13 +15,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from iidrive.errors import ConfigError
 from iidrive.models.baselines import ctrv
 from iidrive.models.forecast import Forecaster
 from iidrive.models.layers import CellGrid, ResBlock, mlp, transform_inverse
+from iidrive.models.losses import Counts, share
 from iidrive.models.motion import MOTION, ego_status, lidar_path
 from iidrive.models.world import Imagined
 from iidrive.scene import FUTURE_STEPS, MANOEUVRES, Batch, Seen
@@ -159,20 +160,34 @@ class Driver(nn.Module):
         plan = self.planner.refine(seen, stages[-1], state, self.forecaster.imagine(seen, FUTURE_STEPS)) if ii else stages[-1]
         return drivable(plan.best())
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Expected distance of the scored proposals to the true path, plus the nearest proposal's; ii as a second reading of the same batch."""
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Valid elements of a batch: samples with any future step, and those of them that are planned with ii too."""
+        exists = batch.target.valid.any(1)
+        return {"samples": exists.sum(), "samples_ii": exists[self._with_ii(batch)].sum()}
+
+    def loss(self, batch: Batch, counts: Counts | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Expected distance of the scored proposals to the true path, plus the nearest proposal's; ii as a second reading of some samples."""
         seen, ahead = batch.observation, batch.target
         assert seen.codes is not None
         stages, state = self.planner(seen, self.forecaster.latents(seen.codes[:, -1]), self._base(seen))
-        losses = [self._distance(stage, ahead.path, ahead.valid) for stage in stages]
+        counts = counts or self.counts(batch)
+        losses = [share(self._distance(stage, ahead.path, ahead.valid), counts["samples"]) for stage in stages]
         parts = {"plan": losses[-1], "first": 0.2 * torch.stack(losses[:-1]).mean()}
+        some = self._with_ii(batch)
         if self.train_ii:
-            some = slice(0, max(1, round(len(seen.tokens) * self.planner.config.ii_share)))
+            parts["plan_ii"] = torch.zeros_like(parts["plan"])
+        if self.train_ii and len(some):
             part = seen.select(some)
             imagined = self.forecaster.imagine(part, FUTURE_STEPS)
             refined = self.planner.refine(part, Proposals(stages[-1].paths[some], stages[-1].scores[some]), state[some], imagined)
-            parts["plan_ii"] = self._distance(refined, ahead.path[some], ahead.valid[some])
+            parts["plan_ii"] = share(self._distance(refined, ahead.path[some], ahead.valid[some]), counts["samples_ii"])
         return torch.stack(list(parts.values())).sum(), parts
+
+    def _with_ii(self, batch: Batch) -> Int[Tensor, "b"]:
+        """Rows of a batch that are planned with ii too: `ii_share` of the global batch, evenly spread over its places, the first one included."""
+        place = torch.arange(len(batch.target.valid)) if batch.place is None else batch.place.cpu()
+        some = ((place + 1) * self.planner.config.ii_share).ceil() > (place * self.planner.config.ii_share).ceil()
+        return some.nonzero()[:, 0].to(batch.target.valid.device)
 
     @torch.no_grad()
     def _base(self, seen: Seen) -> Tensor:
@@ -185,8 +200,7 @@ class Driver(nn.Module):
         distance = ((plan.paths - path[:, None]).norm(dim=-1) * valid[:, None]).sum(-1) / steps[:, None]
         expected = (plan.scores.softmax(1) * distance).sum(1)
         per_sample = expected + self.planner.config.best_weight * distance.min(1).values
-        exists = valid.any(1)
-        return (per_sample * exists).sum() / exists.sum().clamp(min=1)
+        return (per_sample * valid.any(1)).sum()
 
 
 def drivable(paths: Float[Tensor, "B S 2"], per_forward: float = 1.0, least_m: float = 0.1) -> Float[Tensor, "B S 2"]:

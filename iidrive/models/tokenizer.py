@@ -27,7 +27,7 @@ from iidrive.classes import FREE, IGNORE, OCC_CLASSES
 from iidrive.errors import ConfigError
 from iidrive.models.history import mirrored, warp_once, warp_stream
 from iidrive.models.layers import CellAttention, CellGrid, Norm, ResBlock
-from iidrive.models.losses import balanced_cross_entropy, distance_weight, focal, lovasz
+from iidrive.models.losses import Counts, balanced_cross_entropy, distance_weight, focal, lovasz_by_frame, share, voxel_counts
 from iidrive.models.quantise import Quantised, QuantiserConfig, ResidualQuantiser
 from iidrive.scene import Batch, GridSpec
 
@@ -251,19 +251,28 @@ class Tokenizer(nn.Module):
             logits = logits.masked_fill(logits.new_tensor(self.config.class_weights) == 0, -torch.inf)
         return logits.argmax(-1).to(torch.uint8)
 
-    def voxel_loss(self, logits: Float[Tensor, "B X Y Z K"], labels: UInt8[Tensor, "B X Y Z"]) -> tuple[Tensor, dict[str, Tensor]]:
+    def voxel_loss(
+        self, logits: Float[Tensor, "B X Y Z K"], labels: UInt8[Tensor, "B X Y Z"], counts: Counts | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Focal (published) or balanced cross entropy, plus Lovász, of decoded voxels, each with its weight."""
-        config = self.config
+        config, counts = self.config, counts or voxel_counts(labels)
         if config.voxel_loss == "focal":
             weight = distance_weight(config.grid.shape[:2], logits.device)[None, :, :, None]
-            parts = {"focal": config.voxel_weight * focal(logits, labels, weight)}
+            parts = {"focal": config.voxel_weight * focal(logits, labels, weight, counts["voxels"])}
         else:
-            parts = {"cross_entropy": config.voxel_weight * balanced_cross_entropy(logits, labels, config.class_weights)}
+            parts = {"cross_entropy": config.voxel_weight * balanced_cross_entropy(logits, labels, config.class_weights, counts["voxels"])}
         if config.lovasz_weight:
-            parts["lovasz"] = config.lovasz_weight * lovasz(logits, labels, config.lovasz_bins)
+            parts["lovasz"] = config.lovasz_weight * lovasz_by_frame(logits, labels, config.lovasz_bins, counts["frames"])
         return torch.stack(list(parts.values())).sum(), parts
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Valid elements of a batch: known voxels, frames with any, clips."""
+        assert batch.observation.occupancy is not None
+        chosen = _chosen(batch)
+        truth = batch.observation.occupancy[torch.arange(len(chosen), device=chosen.device), chosen]
+        return {**voxel_counts(truth), "clips": torch.tensor(len(chosen), device=chosen.device)}
+
+    def loss(self, batch: Batch, counts: Counts | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Reconstruction and codebook loss of one frame of every clip in `batch.observation`: the last one for half of the clips, any for the others.
 
         A frame sees as many earlier frames of its clip as there are, so that the start of a scene is practised too. Gradients flow through
@@ -273,7 +282,7 @@ class Tokenizer(nn.Module):
         assert seen.occupancy is not None
         occupancy, mirrors = mirrored(seen.occupancy, draw, self.config.mirror)
         clips, frames = occupancy.shape[:2]
-        chosen = torch.where(draw < 0.5, frames - 1, ((draw - 0.5) * 2 * frames).long().clamp(max=frames - 1))
+        chosen = _chosen(batch)
         rows = torch.arange(clips, device=draw.device)
         steps = torch.arange(self.config.quantiser.history, -1, -1, device=draw.device)
         index = (chosen[:, None] - steps).clamp(min=0)
@@ -287,13 +296,26 @@ class Tokenizer(nn.Module):
         poses = seen.now_T_frame[rows[:, None], index]
         here_T_frame = torch.linalg.inv(poses[:, -1:].double()).to(poses.dtype) @ poses
         past, saw = self.align(maps, here_T_frame, None if mirrors is None else mirrors[rows[:, None], index])
-        return self.frame_loss(truth, past, saw)
+        return self.frame_loss(truth, past, saw, counts or self.counts(batch))
 
     def frame_loss(
-        self, occupancy: UInt8[Tensor, "B X Y Z"], past: Float[Tensor, "B J C x y"], seen: Float[Tensor, "B J 1 x y"]
+        self,
+        occupancy: UInt8[Tensor, "B X Y Z"],
+        past: Float[Tensor, "B J C x y"],
+        seen: Float[Tensor, "B J 1 x y"],
+        counts: Counts | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Reconstruction and codebook loss of frames, given the aligned past of each."""
+        clips = torch.tensor(len(occupancy), device=occupancy.device)
+        counts = counts or {**voxel_counts(occupancy), "clips": clips}
         quantised = self.quantiser(self.encode(occupancy), past, seen)
-        voxels, parts = self.voxel_loss(self.decode(quantised.latent), occupancy)
-        parts["embed"] = self.config.embed_weight * quantised.loss
+        voxels, parts = self.voxel_loss(self.decode(quantised.latent), occupancy, counts)
+        parts["embed"] = self.config.embed_weight * share(quantised.loss * clips, counts["clips"])
         return voxels + parts["embed"], parts
+
+
+def _chosen(batch: Batch) -> Int[Tensor, "B"]:
+    """Which frame of every clip is reconstructed: the last one for half of the clips, any for the others."""
+    assert batch.observation.occupancy is not None
+    draw, frames = batch.target.draw[:, 0], batch.observation.occupancy.shape[1]
+    return torch.where(draw < 0.5, frames - 1, ((draw - 0.5) * 2 * frames).long().clamp(max=frames - 1))

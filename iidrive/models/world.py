@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from iidrive.errors import ConfigError
-from iidrive.models.layers import CellGrid, DeformableAttention, mlp, planar_transform, transform_inverse
+from iidrive.models.layers import BatchNorm, CellGrid, DeformableAttention, mlp, planar_transform, transform_inverse
 from iidrive.models.motion import MOTION, MotionPrior, constant_turn, motion_between, past_motions
 from iidrive.models.quirks import Quirk
 from iidrive.scene import FUTURE_STEPS, MANOEUVRES, Seen
@@ -100,7 +100,7 @@ class Memory:
         """The same memory with an observed latent as the present one (and as the anchor) of some samples."""
         here = where[:, None, None, None]
         latents = torch.cat([self.latents[:, :-1], torch.where(here, latent, self.latents[:, -1])[:, None]], 1)
-        eye = torch.eye(4, device=latent.device).expand_as(self.now_T_anchor)
+        eye = torch.eye(4).to(self.now_T_anchor).expand_as(self.now_T_anchor)
         anchor = torch.where(here, latent, self.anchor)
         now_T_anchor = torch.where(where[:, None, None], eye, self.now_T_anchor)
         return Memory(latents, self.now_T_frame, self.motions, anchor, now_T_anchor, self.expected)
@@ -127,7 +127,7 @@ class IntraLayer(nn.Module):
         self.plan_mlp = mlp(width, width, width)
         self.conv1 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm1, self.norm2 = (nn.BatchNorm2d(width) if config.norm == "batch" else nn.GroupNorm(8, width) for _ in range(2))
+        self.norm1, self.norm2 = (BatchNorm(width) if config.norm == "batch" else nn.GroupNorm(8, width) for _ in range(2))
         self.skip = nn.Conv2d(width, width, 1, stride=stride, bias=False) if stride > 1 else nn.Identity()
 
     def forward(self, tokens: Float[Tensor, "B N C"], plan: Float[Tensor, "B 1 C"], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -232,7 +232,7 @@ class WorldModel(nn.Module):
         used = predicted if true_motion is None or teach is None else torch.where(teach[:, None, None], true_motion, predicted)
         latent = self._imagine(maps, memory, used)
         next_T_now = transform_inverse(used.detach())
-        frames = torch.cat([next_T_now[:, None] @ memory.now_T_frame, torch.eye(4, device=used.device).expand(len(used), 1, 4, 4)], 1)
+        frames = torch.cat([next_T_now[:, None] @ memory.now_T_frame, torch.eye(4).to(used).expand(len(used), 1, 4, 4)], 1)
         after = Memory(
             torch.cat([memory.latents[:, 1:].detach(), latent[:, None]], 1),
             frames[:, 1:],
@@ -246,7 +246,7 @@ class WorldModel(nn.Module):
     def imagine(self, memory: Memory, command: Int[Tensor, "B"], steps: int = FUTURE_STEPS) -> Imagined:
         """Roll out freely under one command."""
         latents, frames = [], []
-        now_T_frame = torch.eye(4, device=memory.latents.device).expand(len(command), 4, 4)
+        now_T_frame = torch.eye(4).to(memory.now_T_frame).expand(len(command), 4, 4)
         for _ in range(steps):
             memory, latent, moved = self.step(memory, command)
             now_T_frame = now_T_frame @ moved
