@@ -94,7 +94,9 @@ class Windows:
         track, index = self.samples[row]
         return self.tracks[track].tokens[index]
 
-    def batch(self, rows: Sequence[int], draws: Array | None = None, progress: float = 1.0) -> Batch:
+    def batch(
+        self, rows: Sequence[int], draws: Array | None = None, progress: float = 1.0, place: torch.Tensor | None = None
+    ) -> Batch:
         """Tensors of some samples. `draws` (len(rows), future) are the uniform numbers of `Ahead.draw` (zeros if absent)."""
         rows = list(rows)
         seen = {k: v[rows] for k, v in self.seen.items()}
@@ -110,7 +112,7 @@ class Windows:
         tokens = tuple(self.token(r) for r in rows)
         observation = Seen(tokens, **{k: torch.from_numpy(v) for k, v in seen.items()})
         target = Ahead(draw=torch.from_numpy(draw.astype(np.float32)), **{k: torch.from_numpy(v) for k, v in ahead.items()})
-        return Batch(observation, target, progress)
+        return Batch(observation, target, progress, place)
 
     def _frames(self, frames: Frames, row: int) -> Array:
         """What `frames` holds of one sample's keyframes; the scene's first and last stand in for those that do not exist."""

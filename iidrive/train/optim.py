@@ -1,4 +1,4 @@
-"""Learning rate over samples seen, parameter groups, and the moving average of weights."""
+"""What decides a training's result: how long, how fast, in which numbers; learning rate over samples seen, moving average of weights."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from iidrive.errors import ConfigError
 class TrainConfig:
     """How long and how to train. Everything counts samples, so that the number of devices or the accumulation cannot move it.
 
-    `batch` is the global batch; `micro_batch` what is in memory at once (it must divide the batch; 0: all of it). The step follows the mean
-    of the micro batches' losses, which is the batch's own loss only where that is a mean over samples: Lovász is taken per micro batch.
-    `schedule`: `cosine` to a hundredth, or `step`, a tenth after `step_at` of the samples. `average` is the decay of the moving average per
+    `batch` is the global batch; `micro_batch` the most samples that a device computes at once (0: its whole share; results do not depend on it).
+    `group` > 0 makes that many samples a batch of their own, with their own loss and BatchNorm statistics, of which the step takes the mean: what
+    the published code does with the 8 samples of a GPU; 0: the loss is the global batch's. `precision`: float32, float64, or mixed with
+    bfloat16 or float16. `freeze` names parts of the model (prefixes of parameter names) that keep their weights.
+    `validate_every` samples, the moving average is scored on `validate_scenes` scenes that are not trained on (0: never). `schedule`: `cosine` to a hundredth, or `step`, a tenth after `step_at` of the samples. `average` is the decay of the moving average per
     optimiser step (0: none), reached over `average_warmup` steps, of which `average_ahead` count as done before the first (published: 10560,
     so that the average moves slowly from the start).
     """
@@ -26,6 +28,9 @@ class TrainConfig:
     samples: int = 128_000
     batch: int = 64
     micro_batch: int = 0
+    group: int = 0
+    precision: Literal["32", "64", "bf16", "16"] = "32"
+    freeze: tuple[str, ...] = ()
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     clip: float = 5.0
@@ -38,22 +43,15 @@ class TrainConfig:
     seed: int = 0
     log_every: int = 640
     save_every: int = 32_000
+    validate_every: int = 0
+    validate_scenes: int = 4
 
     def __post_init__(self) -> None:
         if self.samples % self.batch:
             near = round(self.samples / self.batch) * self.batch or self.batch
             raise ConfigError(f"samples must be a multiple of the batch; found {self.samples} and {self.batch}. The nearest is {near}.")
-        if self.micro_batch and self.batch % self.micro_batch:
-            fits = [m for m in range(1, self.batch + 1) if self.batch % m == 0]
-            near = min(fits, key=lambda m: abs(m - self.micro_batch))
-            raise ConfigError(
-                f"the micro batch must divide the batch; found {self.micro_batch} and {self.batch}. The nearest that does is {near}."
-            )
-
-    @property
-    def parts(self) -> int:
-        """Micro batches a step."""
-        return self.batch // (self.micro_batch or self.batch)
+        if self.group and self.batch % self.group:
+            raise ConfigError(f"groups of {self.group} samples do not make a batch of {self.batch}.")
 
 
 def learning_rate(config: TrainConfig, seen: int) -> float:
