@@ -135,3 +135,12 @@ def test_the_next_command_that_is_printed_works(
         assert following[0] == "iidrive"
         main(following[1:])
     assert "L2" in capsys.readouterr().out
+
+
+def test_help_shows_options_as_they_are_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    shown = capsys.readouterr().out
+    assert "--test-ii {on,off}" in shown
+    assert "--test_ii" not in shown
+    assert "--recipe.train_world.samples" in shown

@@ -19,7 +19,8 @@ import torch.multiprocessing as multiprocessing
 from make_cases import random_cases, reordered
 from test_accumulate import part
 
-from iidrive.cli import main, score
+from iidrive.cli import main
+from iidrive.commands.score import score
 from iidrive.errors import ConfigError, DataError
 from iidrive.eval.accumulate import PlanningScore
 from iidrive.eval.cases import Cases, align, read_cases, write_cases, write_predictions

@@ -1,0 +1,1 @@
+"""What the command line calls: one typed function per command, by theme."""

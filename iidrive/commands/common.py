@@ -1,0 +1,95 @@
+"""What several commands share: opening data, starting and ending a run, tokens on the way."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from iidrive import assess, recipes, stages
+from iidrive.configs import to_plain
+from iidrive.data import Data
+from iidrive.data.source import Source
+from iidrive.data.tokens import TokenCache
+from iidrive.errors import ConfigError
+from iidrive.lineage import mark_lines
+from iidrive.recipes import Recipe
+from iidrive.runs import Run
+from iidrive.train import checkpoint
+
+Switch = Literal["on", "off"]
+Occupancy = Literal["auto", "labels", "derived", "predicted"]
+console = Console(stderr=True)
+
+
+def open_data(data: Data, recipe: Recipe, split: str, part: Literal["train", "test"] = "train") -> tuple[Source, str]:
+    """The source, and the split that was named or is usual; what the data lack is said on stderr."""
+    source = data.open(recipe.town)
+    for sentence in source.missing():
+        note(sentence)
+    return source, split or source.usual_split(part)
+
+
+def note(sentence: str) -> None:
+    """Say something on stderr that a reader of the output must know."""
+    console.print(f"note: {sentence}", markup=False, highlight=False, soft_wrap=True)
+
+
+def start(run: str, about: dict[str, Any], resume: Switch) -> Run:
+    """Start a training run, which keeps its own recipe."""
+    started = Run.start(run, about, resume == "on")
+    if resume == "off":
+        started.write_json("recipe.json", about["recipe"])
+    return started
+
+
+def tokens_of(
+    folder: str, tokenizer: str, source: Source, split: str, run: Path, allow: bool = False, shard: slice = slice(None)
+) -> TokenCache:
+    """The token cache of a split, completed where scenes are missing. `allow`: another tokenizer's cache will do as it is."""
+    if allow and folder and (Path(folder) / "manifest.json").is_file():
+        there = TokenCache(folder)
+        if there.manifest.tokenizer != checkpoint.read_manifest(tokenizer).fingerprint:
+            return there  # another tokenizer's: read as it is, never added to
+    names = source.scene_names(split)[shard]
+    folder = folder or str(stages.tokens_folder(run, tokenizer, source))
+    with assess.counting("tokens", len(names)) as tick:
+        return stages.write_tokens(tokenizer, source, names, folder, tick, note)
+
+
+def finish(path: Path, data: Data, recipe: Recipe, run: str) -> None:
+    """Say what was trained and what comes next."""
+    manifest = checkpoint.read_manifest(path)
+    print(f"{mark_lines(manifest.marks)}{manifest.kind} {manifest.fingerprint} after {manifest.samples_seen} samples: {path}")
+    if "tokens_mIoU" in manifest.metrics:
+        found, recorded = 100 * manifest.metrics["tokens_mIoU"], 100 * manifest.metrics["stage1_mIoU"]
+        print(f"0 s check: its tokens decode at {found:.1f} % mIoU; stage 1 recorded {recorded:.1f} %")
+    follow = {
+        "tokenizer": ["train", "world", run],
+        "world": ["train", "planner", run],
+        "planner": ["evaluate", run, "--test-ii", "on"],
+    }
+    options = [f"--{k}={v}" for k, v in to_plain(replace(data, name="town")).items() if v != getattr(Data(), k)]
+    if data.name != "town":
+        options.insert(0, f"--data={data.name}")
+    if recipe != recipes.small():
+        options.append(f"--recipe={Path(run) / 'recipe.json'}")
+    print(f"next: {shlex.join(['iidrive', *follow[manifest.kind], *options])}")
+
+
+def write_json(path: str, value: object) -> None:
+    """Write plain values as JSON, making the folder."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    Run(target.parent).write_json(target.name, value)
+
+
+def places_of_shard(text: str) -> slice:
+    """The places of a shard's scenes: `1/4` is 1, 5, 9, …"""
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise ConfigError(f"--shard {text}: expected K/N with 0 <= K < N, as in `--shard 0/4` to `--shard 3/4` for four processes.")
+    return slice(int(number), None, int(count))
