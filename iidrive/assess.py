@@ -24,6 +24,7 @@ from iidrive.eval import score as scoring
 from iidrive.eval.cases import Cases, Predictions, align, write_predictions
 from iidrive.eval.score import Scores
 from iidrive.lineage import Lineage, mark_lines, mark_numbers
+from iidrive.processes import Team
 from iidrive.recipes import Recipe
 from iidrive.runs import Run
 from iidrive.scene import Seen
@@ -59,9 +60,10 @@ def plan_and_score(
     name: str, plan: Plan, cases: Cases, windows: Windows, run: Run, about: Mapping[str, object], heading: str, lineage: Lineage
 ) -> tuple[Scores, dict[str, Float[Array, "6 2"]]]:
     """Plan every sample with a full future, write `predictions-NAME.npz` and its table, and score: (scores, path by token)."""
-    tokens, paths = evaluate.plans(plan, windows)
+    tokens, paths = evaluate.plans(plan, windows, run.team)
     made = {**about, "lineage": lineage.child("predictions").to_plain()}
-    write_predictions(run.folder / f"predictions-{name}.npz", tokens, paths, made)
+    if run.team.leader:
+        write_predictions(run.folder / f"predictions-{name}.npz", tokens, paths, made)
     scores = scoring.score(cases, align(cases, Predictions(paths, tokens, {}, name)))
     run.write_text(f"table-{name}.txt", f"{mark_lines(lineage.marks)}{heading}\n{scoring.format_scores(scores)}\n")
     return scores, dict(zip(tokens, paths, strict=True))
@@ -109,11 +111,11 @@ def assess(
     else:
         forecaster, manifest = stages.load_forecaster(planner, tokenizer or None, allow)
     lineage, tokenizer = manifest.lineage(planner), manifest.parent("tokenizer").path
-    with counting("tokens", len(tracks)) as tick:
+    with counting("tokens", len(tracks), run.team) as tick:
         folder = stages.tokens_folder(run.folder, tokenizer, source)
-        cache = stages.write_tokens(tokenizer, source, source.scene_names(split), folder, tick)
+        cache = stages.write_tokens(tokenizer, source, source.scene_names(split), folder, tick, team=run.team)
     spec = forecaster.tokenizer.config.grid
-    forecast = evaluate.forecasts(forecaster, stages.scored_windows(tracks, cache, source, spec), spec)
+    forecast = evaluate.forecasts(forecaster, stages.scored_windows(tracks, cache, source, spec), spec, run.team)
     text = f"{mark_lines(lineage.marks)}{about_line(source, split)}\n{forecast.table()}\n({forecast.samples} samples)"
     run.write_text("forecast.txt", text + "\n")
     if driver is None:
@@ -153,8 +155,8 @@ def _planned(
 def _reconstructed(path: str, source: Source, split: str, run: Run, about: dict[str, Any]) -> Assessment:
     tokenizer, manifest = stages.load_tokenizer(path)
     names = source.scene_names(split)
-    with counting("tokens", len(names)) as tick:
-        cache = stages.write_tokens(path, source, names, stages.tokens_folder(run.folder, path, source), tick)
+    with counting("tokens", len(names), run.team) as tick:
+        cache = stages.write_tokens(path, source, names, stages.tokens_folder(run.folder, path, source), tick, team=run.team)
     value = stages.reconstruction_miou(tokenizer, cache, source, stages.tracks_of(source, split))
     text = f"{about_line(source, split)}\nreconstruction mIoU {100 * value:.2f} %"
     run.write_text("reconstruction.txt", text + "\n")
@@ -174,10 +176,11 @@ def town_of(manifest: Manifest, default: TownConfig) -> TownConfig:
 
 
 @contextmanager
-def counting(what: str, total: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar over named things, on standard error."""
+def counting(what: str, total: int, team: Team | None = None) -> Iterator[Callable[[str], None]]:
+    """A progress bar over named things, on standard error; of several processes the leader shows its own part."""
+    team = team or Team()
     named = TextColumn("{task.fields[name]}")
     columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(compact=True), named)
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=total, name="")
+    with Progress(*columns, console=Console(stderr=True), disable=not team.leader) as bar:
+        task = bar.add_task(what, total=len(team.some(range(total))), name="")
         yield lambda name: bar.update(task, advance=1, name=name)

@@ -10,7 +10,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, auto_cli
 
-from iidrive import recipes
+from iidrive import processes, recipes
 from iidrive.commands.common import console
 from iidrive.commands.evaluate import audit, demo, evaluate, lineage, swap
 from iidrive.commands.score import cases, compare, doctor, score
@@ -18,6 +18,8 @@ from iidrive.commands.train import tokens, train_planner, train_tokenizer, train
 from iidrive.commands.weights import export_ii_world, import_ii_world
 from iidrive.configs import to_plain
 from iidrive.errors import IIDriveError
+from iidrive.processes import SharedError
+from iidrive.train.session import StopRequested
 
 COMMANDS: dict[str, Any] = {
     "demo": demo,
@@ -51,7 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         spelled = _spell(sys.argv[1:] if arguments is None else arguments)
         auto_cli(COMMANDS, args=spelled, as_positional=True, prog="iidrive", parser_class=Parser)
+    except StopRequested as error:
+        console.print(f"iidrive: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(error.status)
     except IIDriveError as error:
+        console.quiet &= isinstance(error, SharedError)  # what happened in one process alone, that process says
         console.print(f"iidrive: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except OSError as error:
@@ -60,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         console.print("iidrive: stopped. Checkpoints written so far are whole; `--resume on` goes on from the newest.")
         sys.exit(130)
+    finally:
+        processes.leave()
 
 
 def _spell(arguments: Sequence[str]) -> list[str]:

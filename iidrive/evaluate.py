@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from iidrive.classes import FREE, IGNORE
-from iidrive.data.loader import Frames, Windows, in_order
+from iidrive.data.loader import Frames, Windows
 from iidrive.data.source import Source, scenes, window
 from iidrive.eval import metrics
 from iidrive.eval.cases import Cases, cases_from_windows
@@ -19,6 +19,7 @@ from iidrive.models.baselines import copy_last, copy_warped
 from iidrive.models.forecast import Forecaster
 from iidrive.models.motion import constant_turn
 from iidrive.models.tokenizer import Tokenizer
+from iidrive.processes import Team
 from iidrive.runs import device
 from iidrive.scene import FUTURE_STEPS, STEP_S, GridSpec, Seen
 
@@ -34,15 +35,19 @@ def truth(source: Source, split: str, names: Iterable[str] = ()) -> Cases:
 
 
 def plans(
-    planner: Callable[[Seen], Float[Tensor, "B 6 2"]], windows: Windows, batch: int = 64
+    planner: Callable[[Seen], Float[Tensor, "B 6 2"]], windows: Windows, team: Team | None = None, batch: int = 64
 ) -> tuple[tuple[str, ...], Float[Array, "n 6 2"]]:
-    """Plan every sample: (sample tokens, paths of LIDAR_TOP in the lidar frame, float32)."""
-    tokens: list[str] = []
-    paths: list[Array] = []
-    for part in in_order(windows, batch):
-        tokens += part.observation.tokens
-        paths.append(planner(part.observation.to(device())).numpy(force=True).astype(np.float32))
-    return tuple(tokens), np.concatenate(paths)
+    """Plan every sample: (sample tokens, paths of LIDAR_TOP in the lidar frame, float32).
+
+    The processes of a `team` share whole batches, so that the answer has the same bits for any number of them.
+    """
+    team, made = team or Team(), {}
+    for start in team.some(range(0, len(windows), batch)):
+        seen = windows.batch(range(start, min(start + batch, len(windows)))).observation
+        made[start] = seen.tokens, planner(seen.to(device())).numpy(force=True).astype(np.float32)
+    found = {start: plan for part in team.gather(made) for start, plan in part.items()}
+    tokens, paths = zip(*(found[start] for start in sorted(found)), strict=True)
+    return tuple(token for some in tokens for token in some), np.concatenate(paths)
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,12 @@ class ForecastScores:
 
 
 def forecasts(
-    forecaster: Forecaster, windows: Windows, spec: GridSpec, batch: int = 8, steps: tuple[int, ...] = HORIZON_STEPS
+    forecaster: Forecaster,
+    windows: Windows,
+    spec: GridSpec,
+    team: Team | None = None,
+    batch: int = 8,
+    steps: tuple[int, ...] = HORIZON_STEPS,
 ) -> ForecastScores:
     """Score the forecaster and the copy baselines on samples with a full future (windows with codes and future occupancy).
 
@@ -87,12 +97,15 @@ def forecasts(
     - `copy last`: nothing changes in the ego frame;
     - `copy warped`: the world stands still and the ego keeps its turn rate and velocity;
     - `copy warped, true motion`: the same with the true future ego motion, which no forecaster may know.
+
+    The processes of a `team` share whole batches.
     """
+    team = team or Team()
     names = ["world model", "copy last", "copy warped", "copy warped, true motion (oracle)"]
     histograms = {name: np.zeros((len(steps), 18, 18), np.int64) for name in names}
     count = 0
-    for part in in_order(windows, batch):
-        part = part.to(device())
+    for start in team.some(range(0, len(windows), batch)):
+        part = windows.batch(range(start, min(start + batch, len(windows)))).to(device())
         seen, ahead = part.observation, part.target
         assert seen.occupancy is not None
         assert ahead.occupancy is not None
@@ -111,7 +124,9 @@ def forecasts(
             for h in range(len(at)):
                 histograms[name][h] += metrics.confusion(real[:, h].numpy(force=True), labels[:, h].numpy(force=True))
         count += len(seen.tokens)
-    return ForecastScores(count, histograms, steps)
+    parts = team.gather((count, histograms))
+    whole = {name: np.sum([made[name] for _, made in parts], axis=0) for name in names}
+    return ForecastScores(sum(samples for samples, _ in parts), whole, steps)
 
 
 @torch.no_grad()

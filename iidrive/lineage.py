@@ -24,6 +24,10 @@ WHY = {
 }
 
 
+INITIAL = "initial "
+"""What stands before the kind of an ancestor whose weights a training started from."""
+
+
 @dataclass(frozen=True)
 class Parent:
     """A checkpoint that another one was made with: where it lay and its fingerprint."""

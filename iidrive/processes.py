@@ -106,6 +106,12 @@ def _connected(team: Team) -> Iterator[None]:
         ) from None
 
 
+def leave() -> None:
+    """Close the connection to the others, if there is one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def join(devices: int = 0) -> Team:
     """The team that this process belongs to; a process that was not started as one of several is alone.
 
@@ -120,7 +126,7 @@ def join(devices: int = 0) -> Team:
     if local * nodes == 1:
         return Team()
     from lightning_fabric import Fabric
-    from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric.strategies.ddp import DDPStrategy
 
     for name in ("lightning_fabric", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)

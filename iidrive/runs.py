@@ -16,7 +16,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -25,32 +25,47 @@ import torch
 
 import iidrive
 from iidrive.errors import ConfigError
+from iidrive.processes import Team
 
 
 @dataclass(frozen=True)
 class Run:
-    """A folder that explains itself. `Run.start` makes it; the methods add to it, each file whole or absent."""
+    """A folder that explains itself. `Run.start` makes it; the methods add to it, each file whole or absent.
+
+    Of several processes the leader writes.
+    """
 
     folder: Path
+    team: Team = field(default_factory=Team)
 
     @staticmethod
-    def start(folder: str | Path, about: Mapping[str, Any], resume: bool = False) -> Run:
+    def start(folder: str | Path, about: Mapping[str, Any], resume: bool = False, team: Team | None = None) -> Run:
         """Make the folder and write run.json (run-2.json and on when it is resumed): `about`, the command, the time, versions, the machine.
 
         Raises:
             ConfigError: if the folder holds checkpoints and is not to be resumed.
         """
-        run = Run(Path(folder))
-        if not resume and any((run.folder / "checkpoints").glob("samples-*")):
-            raise ConfigError(f"{run.folder} already holds checkpoints. Go on from them with `--resume on`, or name another run folder.")
+        run = Run(Path(folder), team or Team())
+        with run.team.alike():
+            if not resume and any((run.folder / "checkpoints").glob("samples-*")):
+                raise ConfigError(
+                    f"{run.folder} already holds checkpoints. Go on from them with `--resume on`, or name another run folder."
+                )
         run.folder.mkdir(parents=True, exist_ok=True)
         name = f"run-{len(list(run.folder.glob('run*.json'))) + 1}.json" if resume else "run.json"
-        run.write_json(name, {"command": shlex.join(sys.argv), "started": now(), **about, "environment": environment()})
+        about = {**about, "processes": run.team.size, "environment": environment()}
+        run.write_json(name, {"command": shlex.join(sys.argv), "started": now(), **about})
         return run
+
+    def below(self, name: str) -> Run:
+        """A run in a folder of its own inside this one."""
+        return Run(self.folder / name, self.team)
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a text file of the run atomically."""
         path = self.folder / name
+        if not self.team.leader:
+            return path
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
@@ -62,8 +77,23 @@ class Run:
 
     def log(self, values: Mapping[str, float | int]) -> None:
         """Append one line to metrics.jsonl."""
+        if not self.team.leader:
+            return
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(values)) + "\n")
+
+    def forget_after(self, samples: int) -> None:
+        """Drop lines of metrics.jsonl that tell of more samples than were kept, and one that was cut short: they will be written again."""
+        path = self.folder / "metrics.jsonl"
+        if path.exists():
+            self.write_text(path.name, "".join(line for line in path.read_text().splitlines(True) if _told(line) <= samples))
+
+
+def _told(line: str) -> float:
+    try:
+        return json.loads(line)["samples"] if line.endswith("\n") else float("inf")
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
 
 
 def now() -> str:

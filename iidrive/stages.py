@@ -14,17 +14,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from iidrive import evaluate, selfcheck
 from iidrive.classes import OCC_CLASSES
 from iidrive.configs import from_plain, to_plain
-from iidrive.data.loader import Cut, OccupancyFrames, Track, Windows
+from iidrive.data.loader import Cut, Frames, OccupancyFrames, Track, Windows
 from iidrive.data.source import Source, scenes
 from iidrive.data.tokens import TokenCache, build
 from iidrive.errors import ConfigError, unknown
 from iidrive.eval import metrics
-from iidrive.lineage import Lineage, Parent, joined
+from iidrive.eval.cases import Predictions, align
+from iidrive.eval.score import format_scores, score
+from iidrive.lineage import INITIAL, Lineage, Parent, joined
 from iidrive.models.baselines import KINEMATIC, EgoMLP, EgoMLPConfig
 from iidrive.models.forecast import Forecaster
 from iidrive.models.losses import class_weights
@@ -32,13 +34,16 @@ from iidrive.models.motion import MotionPrior
 from iidrive.models.planner import Driver, Planner, PlannerConfig
 from iidrive.models.tokenizer import Tokenizer, TokenizerConfig
 from iidrive.models.world import WorldConfig, WorldModel
+from iidrive.processes import Team
 from iidrive.recipes import Recipe
 from iidrive.runs import Run, code_version, device
 from iidrive.scene import GridSpec, Scene, Seen
 from iidrive.train import checkpoint
 from iidrive.train.checkpoint import Manifest
-from iidrive.train.loop import Job, fit
+from iidrive.train.loop import fit
 from iidrive.train.optim import TrainConfig
+from iidrive.train.session import Session
+from iidrive.train.state import Job
 
 PAST = 5
 """Keyframes before now in the windows of stage 2 and of planners."""
@@ -72,8 +77,9 @@ def class_counts(source: Source, tracks: list[Track], spec: GridSpec, keyframes_
     return counts
 
 
-def train_tokenizer(recipe: Recipe, source: Source, split: str, run: Run, resume: bool = False, stop_at: int | None = None) -> Path:
+def train_tokenizer(recipe: Recipe, source: Source, split: str, run: Run, session: Session | None = None) -> Path:
     """Stage 1. Clips of `clip_frames` keyframes, every frame of which is reconstructed."""
+    session = session or Session()
     config, training = recipe.tokenizer, recipe.train_tokenizer
     past = recipe.clip_frames - 1
     tracks = tracks_of(source, split)
@@ -83,9 +89,14 @@ def train_tokenizer(recipe: Recipe, source: Source, split: str, run: Run, resume
     tokenizer = Tokenizer(config)
     cut = Cut(past=past, future=1, full_future=False, first=past)
     windows = Windows(tracks, cut, OccupancyFrames(source, config.grid, keyframes(tracks)))
-    manifest = _manifest("tokenizer", config, training, source, split, recipe)
-    path = fit(Job(tokenizer, tokenizer, tokenizer.loss, manifest, config), windows, training, run, resume, stop_at)
-    checkpoint.amend(path, {selfcheck.RECORD: selfcheck.measure(tokenizer, source, tracks)})
+    manifest = start_from(session.init, tokenizer, _manifest("tokenizer", config, training, source, split, recipe))
+    validate = partial(_validate_tokenizer, tokenizer, source, _held_out(source, training))
+    job = Job(tokenizer, tokenizer, tokenizer.loss, tokenizer.counts, manifest, config, tokenizer.prepare, validate)
+    path = fit(job, windows, training, run, session)
+    found = selfcheck.measure(tokenizer, source, tracks)
+    if session.team.leader:
+        checkpoint.amend(path, {selfcheck.RECORD: found})
+    session.team.wait()
     return path
 
 
@@ -103,13 +114,20 @@ def write_tokens(
     folder: str | Path,
     report: Report = lambda name: None,
     warn: Report = warnings.warn,
+    team: Team | None = None,
 ) -> TokenCache:
-    """Token cache of some scenes: `report` hears of every scene that is done, `warn` of every file that had to be written anew."""
+    """Token cache of some scenes: `report` hears of every scene that is done, `warn` of every file that had to be written anew.
+
+    The processes of a `team` share the scenes; the files are the same for any number of them.
+    """
+    team = team or Team()
     tokenizer, manifest = load_tokenizer(tokenizer_path)
     config = tokenizer.config
     cells = sum(tokenizer.quantiser.level_cells)
     encode = partial(scene_codes, tokenizer, source)
-    return build(source, names, encode, folder, manifest.fingerprint, config.quantiser.codes, cells, report, warn)
+    with team.alike():
+        cache = build(source, team.some(list(names)), encode, folder, manifest.fingerprint, config.quantiser.codes, cells, report, warn)
+    return cache
 
 
 @torch.no_grad()
@@ -127,8 +145,7 @@ def train_world(
     source: Source,
     split: str,
     run: Run,
-    resume: bool = False,
-    stop_at: int | None = None,
+    session: Session | None = None,
     allow: bool = False,
 ) -> Path:
     """Stage 2, on the tokens of one tokenizer. `allow`: tokens of another one are used all the same, and the world model is marked.
@@ -136,33 +153,43 @@ def train_world(
     Raises:
         LineageError: for tokens of another tokenizer, or that it does not decode (see selfcheck.py).
     """
+    session = session or Session()
     tokenizer, parent = load_tokenizer(tokenizer_path)
     marks = cache.require(parent.lineage(tokenizer_path), allow)
     config, training = recipe.world, recipe.train_world
     _require_width("world model's width", config.width, tokenizer)
+    if (config.norm == "batch" or config.motion == "map") and not training.group:
+        raise ConfigError(
+            "norm=batch and motion=map look at several samples together: say how many with --recipe.train_world.group (published: 8)."
+        )
     torch.manual_seed(training.seed)
     forecaster = Forecaster(tokenizer, WorldModel(config, tokenizer.cells))
     tracks = tracks_of(source, split)
     zero, found = selfcheck.check(tokenizer, parent, cache, source, tracks, allow)
     if forecaster.world.prior is not None:
-        _train_prior(recipe, forecaster.world.prior, source, split, tracks, Run(run.folder / "motion"), resume)
+        if session.init:
+            forecaster.world.prior.requires_grad_(False)
+        else:
+            _train_prior(recipe, forecaster.world.prior, source, split, tracks, run.below("motion"), session)
     occupancy = OccupancyFrames(source, tokenizer.config.grid, keyframes(tracks)) if config.voxel_weight else None
     windows = Windows(tracks, Cut(past=PAST), occupancy, cache, future=True)
     parents = (_parent("tokenizer", tokenizer_path, parent),)
     manifest = _manifest("world", config, training, source, split, recipe, parents)
     manifest = replace(manifest, metrics=zero.metrics(), marks=joined(parent.marks, marks, found))
-    return fit(Job(forecaster, forecaster.world, forecaster.loss, manifest, config), windows, training, run, resume, stop_at)
+    manifest = start_from(session.init, forecaster.world, manifest, allow)
+    validate = partial(_validate_world, forecaster, source, _held_out(source, training), session.team)
+    job = Job(forecaster, forecaster.world, forecaster.loss, forecaster.counts, manifest, config, validate=validate)
+    return fit(job, windows, training, run, session)
 
 
-def _train_prior(recipe: Recipe, prior: MotionPrior, source: Source, split: str, tracks: list[Track], run: Run, resume: bool) -> None:
-    """Train the world model's motion prior from ego poses alone, or take the one of the run that is resumed; it is then left as it is."""
+def _train_prior(recipe: Recipe, prior: MotionPrior, source: Source, split: str, tracks: list[Track], run: Run, session: Session) -> None:
+    """Train the world model's motion prior from ego poses alone, or go on with the one of the run that is resumed; it is then left as it is."""
     config = {"width": recipe.world.prior_width, "history": recipe.world.history}
     manifest = _manifest("motion", config, recipe.train_motion, source, split, recipe)
-    if resume:
-        checkpoint.load_weights(prior, checkpoint.load_tensors(run.folder), str(run.folder))
-    else:
-        Run.start(run.folder, {"what": "train motion prior", "config": manifest.training})
-        fit(Job(prior, prior, prior.loss, manifest, config), Windows(tracks, Cut(past=PAST)), recipe.train_motion, run)
+    resume = "off" if session.resume == "off" else "auto"
+    Run.start(run.folder, {"what": "train motion prior", "config": manifest.training}, resume != "off", session.team)
+    job = Job(prior, prior, prior.loss, prior.counts, manifest, config)
+    fit(job, Windows(tracks, Cut(past=PAST)), recipe.train_motion, run, replace(session, resume=resume, stop_at=None))
     prior.requires_grad_(False)
 
 
@@ -174,8 +201,7 @@ def train_planner(
     split: str,
     run: Run,
     train_ii: bool,
-    resume: bool = False,
-    stop_at: int | None = None,
+    session: Session | None = None,
     allow: bool = False,
 ) -> Path:
     """The planner, with or without the imagined future while training. `allow` as for `train_world`; a world model's marks are inherited.
@@ -183,6 +209,7 @@ def train_planner(
     Raises:
         LineageError: for a world model whose tokenizer is no longer there, for tokens of another tokenizer, or that it does not decode.
     """
+    session = session or Session()
     forecaster, world = load_forecaster(world_path, allow=allow)
     marks = cache.require(world.lineage(world_path), allow)
     config, training = recipe.planner, recipe.train_planner
@@ -196,17 +223,20 @@ def train_planner(
     parents = (world.parent("tokenizer"), _parent("world", world_path, world))
     manifest = _manifest("planner", config, training, source, split, recipe, parents, {"train_ii": train_ii})
     manifest = replace(manifest, metrics=zero.metrics(), marks=joined(world.marks, marks, found))
-    return fit(Job(driver, driver.planner, driver.loss, manifest, config), windows, training, run, resume, stop_at)
+    manifest = start_from(session.init, driver.planner, manifest, allow)
+    validate = partial(_validate_planner, driver, source, _held_out(source, training), session.team)
+    job = Job(driver, driver.planner, driver.loss, driver.counts, manifest, config, validate=validate)
+    return fit(job, windows, training, run, session)
 
 
-def train_ego_mlp(recipe: Recipe, source: Source, split: str, run: Run, resume: bool = False) -> Path:
+def train_ego_mlp(recipe: Recipe, source: Source, split: str, run: Run, session: Session | None = None) -> Path:
     """The ego-status baseline."""
     config, training = recipe.ego_mlp, recipe.train_ego_mlp
     torch.manual_seed(training.seed)
     model = EgoMLP(config)
     windows = Windows(tracks_of(source, split), Cut(past=PAST))
     manifest = _manifest("ego-mlp", config, training, source, split, recipe)
-    return fit(Job(model, model, model.loss, manifest, config), windows, training, run, resume)
+    return fit(Job(model, model, model.loss, model.counts, manifest, config), windows, training, run, session)
 
 
 def load_tokenizer(path: str | Path) -> tuple[Tokenizer, Manifest]:
@@ -236,7 +266,9 @@ def load_forecaster(path: str | Path, tokenizer_path: str | Path | None = None, 
     _require_width("world model's width", config.width, tokenizer)
     world = WorldModel(config, tokenizer.cells)
     checkpoint.load_weights(world, checkpoint.load(path, manifest), str(path))
-    used = replace(manifest, parents=(_parent("tokenizer", tokenizer_path, found),), marks=joined(manifest.marks, found.marks, marks))
+    used = replace(
+        manifest, parents=(_parent("tokenizer", tokenizer_path, found), *manifest.origins), marks=joined(manifest.marks, found.marks, marks)
+    )
     return Forecaster(tokenizer, world).to(device()).eval().requires_grad_(False), used
 
 
@@ -261,7 +293,9 @@ def load_driver(
     planner = Planner(config, forecaster.tokenizer.cells)
     checkpoint.load_weights(planner, checkpoint.load(path, manifest), str(path))
     used = replace(
-        manifest, parents=(*world.parents, _parent("world", world_path, world)), marks=joined(manifest.marks, world.marks, *marks)
+        manifest,
+        parents=(*world.parents, _parent("world", world_path, world), *manifest.origins),
+        marks=joined(manifest.marks, world.marks, *marks),
     )
     return Driver(forecaster, planner, bool(manifest.about.get("train_ii"))).to(device()).eval(), used
 
@@ -280,8 +314,11 @@ def planner_named(name: str, recipe: Recipe, source: Source, train_split: str, r
     if name in KINEMATIC:
         return KINEMATIC[name]
     if name == "ego-mlp":
-        shutil.rmtree(run.folder / "ego-mlp", ignore_errors=True)
-        return load_ego_mlp(train_ego_mlp(recipe, source, train_split, Run.start(run.folder / "ego-mlp", {"for": name}))).plan
+        if run.team.leader:
+            shutil.rmtree(run.folder / "ego-mlp", ignore_errors=True)
+        run.team.wait()
+        started = Run.start(run.folder / "ego-mlp", {"for": name}, team=run.team)
+        return load_ego_mlp(train_ego_mlp(recipe, source, train_split, started, Session(run.team))).plan
     raise ConfigError(unknown("planner", name, BASELINES))
 
 
@@ -302,12 +339,67 @@ def reconstruction_miou(tokenizer: Tokenizer, cache: TokenCache, source: Source,
     return metrics.miou(evaluate.reconstruction(tokenizer, cache, occupancy, rows))
 
 
-def scored_windows(
-    tracks: list[Track], cache: TokenCache | None = None, source: Source | None = None, spec: GridSpec | None = None
-) -> Windows:
+def scored_windows(tracks: list[Track], cache: Frames | None = None, source: Source | None = None, spec: GridSpec | None = None) -> Windows:
     """Every sample with a full future, the first keyframe of a scene included; with future occupancy when a source and a grid are given."""
     occupancy = OccupancyFrames(source, spec, keyframes(tracks)) if source is not None and spec is not None else None
     return Windows(tracks, Cut(past=PAST), occupancy, cache, future=occupancy is not None)
+
+
+def start_from(init: str, module: nn.Module, manifest: Manifest, allow: bool = False) -> Manifest:
+    """Give a model that is to be trained the weights of a checkpoint ("": leave it as it is); returns its manifest with that ancestor.
+
+    Raises:
+        CheckpointError: for a checkpoint of another kind or architecture.
+        LineageError: for a world model or planner that was trained on other parents; with `allow` that is a mark instead.
+    """
+    if not init:
+        return manifest
+    found = checkpoint.read_manifest(init)
+    checkpoint.require_kind(found, manifest.kind, init)
+    marks: list[tuple[str, ...]] = []
+    for parent in manifest.parents[-1:]:
+        given = Lineage(parent.kind, parent.fingerprint, parent.path)
+        marks.append(checkpoint.require_parent(found, parent.kind, given, init, allow))
+    checkpoint.load_weights(module, checkpoint.load(init, found), init)
+    origin = Parent(INITIAL + found.kind, str(checkpoint.find(init).resolve()), found.fingerprint)
+    return replace(manifest, parents=(*manifest.parents, origin), marks=joined(manifest.marks, found.marks, *marks))
+
+
+def _held_out(source: Source, training: TrainConfig) -> list[Track]:
+    """The first scenes of the usual test split: what a training is validated on, if it is."""
+    if not training.validate_every:
+        return []
+    return [Track.of(source.scene(name)) for name in source.scene_names(source.usual_split("test"))[: training.validate_scenes]]
+
+
+def _validate_tokenizer(tokenizer: Tokenizer, source: Source, tracks: list[Track]) -> tuple[dict[str, float], str]:
+    """Reconstruction mIoU."""
+    found = selfcheck.measure(tokenizer, source, tracks)
+    return {"mIoU": found}, f"reconstruction mIoU {100 * found:.2f} %"
+
+
+def _validate_world(forecaster: Forecaster, source: Source, tracks: list[Track], team: Team) -> tuple[dict[str, float], str]:
+    """Forecast mIoU, mean over 1, 2, 3 s, of tokens written on the spot."""
+    spec = forecaster.tokenizer.config.grid
+    windows = scored_windows(tracks, _codes(forecaster.tokenizer, source, tracks), source, spec)
+    scores = evaluate.forecasts(forecaster, windows, spec, team)
+    ahead = scores.miou("world model")[1:]
+    return {"mIoU": float(np.mean(ahead)), **{f"mIoU_{s}s": v for s, v in enumerate(ahead, 1)}}, scores.table()
+
+
+def _validate_planner(driver: Driver, source: Source, tracks: list[Track], team: Team) -> tuple[dict[str, float], str]:
+    """The reference table; the first number is minus the average L2, so that more is better."""
+    windows = scored_windows(tracks, _codes(driver.forecaster.tokenizer, source, tracks))
+    tokens, paths = evaluate.plans(partial(driver.plan, ii=driver.train_ii), windows, team)
+    cases = evaluate.truth(source, "", [track.name for track in tracks])
+    scores = score(cases, align(cases, Predictions(paths, tokens, {}, "validation")))
+    return {"minus_L2": -scores.average["L2"], "obj_box_col": scores.average["obj_box_col"]}, format_scores(scores)
+
+
+def _codes(tokenizer: Tokenizer, source: Source, tracks: list[Track]) -> Frames:
+    """Codes of whole scenes, written on the spot."""
+    held = {track.name: scene_codes(tokenizer, source, source.scene(track.name)) for track in tracks}
+    return lambda name, rows: held[name][rows]
 
 
 def _manifest(

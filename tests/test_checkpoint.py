@@ -24,7 +24,10 @@ def test_round_trip(tmp_path: Path) -> None:
     weights = {"a": torch.randn(3, 2), "b": torch.arange(4)}
     path = checkpoint.save(tmp_path / "checkpoints" / "samples-000000008", MANIFEST, weights, {"x": torch.ones(1)})
     assert checkpoint.find(tmp_path) == path
-    assert checkpoint.read_manifest(tmp_path) == MANIFEST
+    found = checkpoint.read_manifest(tmp_path)
+    assert sorted(found.files) == ["training.safetensors", "weights.safetensors"]
+    assert replace(found, files={}) == MANIFEST
+    checkpoint.require_whole(path)
     loaded = checkpoint.load_tensors(tmp_path)
     assert all(torch.equal(loaded[k], weights[k]) for k in weights)
     assert [p.name for p in path.parent.iterdir()] == [path.name]

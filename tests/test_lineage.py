@@ -22,6 +22,7 @@ from iidrive.evaluate import truth
 from iidrive.lineage import MARKED, Lineage, Parent, joined, mark_numbers, matched
 from iidrive.runs import Run
 from iidrive.train import checkpoint
+from iidrive.train.session import Session
 
 TINY = ["--recipe", "tiny", "--recipe.town.train_scenes", "2", "--recipe.town.test_scenes", "1", "--recipe.town.keyframes", "12"]
 
@@ -154,9 +155,9 @@ def test_evaluating_with_other_stages_needs_the_override(chains: list[Chain], tm
 def test_marked_runs_cannot_be_resumed_as_if_they_were_not(chains: list[Chain], tmp_path: Path) -> None:
     a, b = chains[0], chains[1]
     run = Run.start(tmp_path, {})
-    stages.train_world(RECIPE, a.tokenizer, TokenCache(b.tokens), TOWN, "train", run, stop_at=4, allow=True)
+    stages.train_world(RECIPE, a.tokenizer, TokenCache(b.tokens), TOWN, "train", run, Session(stop_at=4), allow=True)
     with pytest.raises(Exception, match="marks differs"):
-        stages.train_world(RECIPE, a.tokenizer, TokenCache(a.tokens), TOWN, "train", run, resume=True)
+        stages.train_world(RECIPE, a.tokenizer, TokenCache(a.tokens), TOWN, "train", run, Session(resume="on"))
 
 
 @pytest.mark.slow

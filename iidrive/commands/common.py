@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 
-from iidrive import assess, recipes, stages
+from iidrive import assess, processes, recipes, stages
 from iidrive.configs import to_plain
 from iidrive.data import Data
 from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache
 from iidrive.errors import ConfigError
 from iidrive.lineage import mark_lines
+from iidrive.processes import Team
 from iidrive.recipes import Recipe
 from iidrive.runs import Run
 from iidrive.train import checkpoint
+from iidrive.train.session import Resume, Session
+from iidrive.train.spread import Spread
 
 Switch = Literal["on", "off"]
 Occupancy = Literal["auto", "labels", "derived", "predicted"]
@@ -38,16 +44,42 @@ def note(sentence: str) -> None:
     console.print(f"note: {sentence}", markup=False, highlight=False, soft_wrap=True)
 
 
-def start(run: str, about: dict[str, Any], resume: Switch) -> Run:
+def enter(devices: int) -> Team:
+    """The processes that share this command. With `devices` > 1 and nothing started yet, start them: this process then only watches.
+
+    Only the leader speaks.
+    """
+    processes.start_if_needed(devices, sys.argv[1:])
+    team = processes.join(devices)
+    if not team.leader:
+        console.quiet = True
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+        warnings.simplefilter("ignore")
+    return team
+
+
+def session_of(team: Team, spread: Spread, resume: Resume, init: str, tensorboard: Switch) -> Session:
+    """One sitting of a training, as the command line tells it."""
+    return Session(team, spread, resume, init, None, tensorboard == "on")
+
+
+def start(run: str, about: dict[str, Any], session: Session) -> Run:
     """Start a training run, which keeps its own recipe."""
-    started = Run.start(run, about, resume == "on")
-    if resume == "off":
+    started = Run.start(run, about | {"init": session.init, "spread": to_plain(session.spread)}, session.resume != "off", session.team)
+    if not (started.folder / "recipe.json").exists():
         started.write_json("recipe.json", about["recipe"])
     return started
 
 
 def tokens_of(
-    folder: str, tokenizer: str, source: Source, split: str, run: Path, allow: bool = False, shard: slice = slice(None)
+    folder: str,
+    tokenizer: str,
+    source: Source,
+    split: str,
+    run: Path,
+    allow: bool = False,
+    shard: slice = slice(None),
+    team: Team | None = None,
 ) -> TokenCache:
     """The token cache of a split, completed where scenes are missing. `allow`: another tokenizer's cache will do as it is."""
     if allow and folder and (Path(folder) / "manifest.json").is_file():
@@ -56,8 +88,8 @@ def tokens_of(
             return there  # another tokenizer's: read as it is, never added to
     names = source.scene_names(split)[shard]
     folder = folder or str(stages.tokens_folder(run, tokenizer, source))
-    with assess.counting("tokens", len(names)) as tick:
-        return stages.write_tokens(tokenizer, source, names, folder, tick, note)
+    with assess.counting("tokens", len(names), team) as tick:
+        return stages.write_tokens(tokenizer, source, names, folder, tick, note, team)
 
 
 def finish(path: Path, data: Data, recipe: Recipe, run: str) -> None:

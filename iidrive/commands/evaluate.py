@@ -10,7 +10,7 @@ from iidrive import assess, recipes, stages, trace
 from iidrive import audit as auditing
 from iidrive import demo as demo_
 from iidrive import swap as swap_
-from iidrive.commands.common import Occupancy, Switch, open_data, write_json
+from iidrive.commands.common import Occupancy, Switch, enter, open_data, write_json
 from iidrive.data import Data, DataName
 from iidrive.errors import ConfigError, unknown
 from iidrive.eval import audit as findings
@@ -63,6 +63,7 @@ def evaluate(
     world: str = "",
     tokenizer: str = "",
     allow_mismatch: Switch = "off",
+    devices: int = 0,
 ) -> None:
     """Plan every sample of a split, print the reference table, write predictions keyed by sample token.
 
@@ -82,7 +83,9 @@ def evaluate(
         world: run folder or checkpoint of stage 2 in place of the one that the planner names; it must be the same model.
         tokenizer: run folder or checkpoint of stage 1 in place of the one that the world model names; it must be the same model.
         allow_mismatch: use stages that do not belong together all the same; everything made with them is marked.
+        devices: processes on this machine that share the work; results do not depend on it.
     """
+    team = enter(devices)
     choice = Data(data, root, version, occupancy, gts, predicted)
     if planner not in stages.BASELINES and not Path(planner).exists():
         raise ConfigError(f"{unknown('planner', planner, stages.BASELINES)} Or give a run folder or checkpoint that exists.")
@@ -98,13 +101,12 @@ def evaluate(
     name = Path(planner).name if planner not in stages.BASELINES else planner
     source.scene_names(split)
     state = f"-ii-{test_ii}" if planner not in stages.BASELINES else ""
-    started = Run.start(
-        run or f"runs/evaluate-{name}-{split}{state}", stages.describe("evaluate", recipe, source, split) | {"test_ii": test_ii}
-    )
+    about = stages.describe("evaluate", recipe, source, split) | {"test_ii": test_ii}
+    started = Run.start(run or f"runs/evaluate-{name}-{split}{state}", about, team=team)
     train = source.usual_split("train")
     result = assess.assess(planner, source, split, train, recipe, started, test_ii == "on", world, tokenizer, allow_mismatch == "on")
     print(result.text)
-    if json:
+    if json and team.leader:
         write_json(json, result.scores)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from iidrive import recipes, stages
-from iidrive.commands.common import Occupancy, Switch, finish, open_data, places_of_shard, start, tokens_of
+from iidrive.commands.common import Occupancy, Switch, enter, finish, open_data, places_of_shard, session_of, start, tokens_of
 from iidrive.data import Data, DataName
 from iidrive.recipes import Recipe
 from iidrive.train import checkpoint
+from iidrive.train.session import Resume
+from iidrive.train.spread import Spread
 
 
 def train_tokenizer(
@@ -21,7 +23,11 @@ def train_tokenizer(
     gts: str = "",
     predicted: str = "",
     version: str = "",
-    resume: Switch = "off",
+    resume: Resume = "off",
+    init: str = "",
+    devices: int = 0,
+    spread: Spread = Spread(),  # noqa: B008
+    tensorboard: Switch = "off",
 ) -> None:
     """Stage 1: train the scene tokenizer.
 
@@ -35,12 +41,17 @@ def train_tokenizer(
         gts: folder of Occ3D labels (default: ROOT/gts).
         predicted: folder of predicted labels in the Occ3D layout.
         version: version folder of nuScenes, where there are several.
-        resume: go on from the newest checkpoint of the run folder.
+        resume: go on from the newest checkpoint of the run folder; auto: if there is one.
+        init: run folder or checkpoint whose weights to start from (fine-tuning).
+        devices: processes on this machine, one a GPU; results do not depend on it. Under torchrun or SLURM leave it out.
+        spread: samples computed at once on a device, accumulation, workers, and what saves memory or time.
+        tensorboard: keep curves in RUN/tensorboard.
     """
+    session = session_of(enter(devices), spread, resume, init, tensorboard)
     choice = Data(data, root, version, occupancy, gts, predicted)
     source, split = open_data(choice, recipe, split)
-    started = start(run, stages.describe("train tokenizer", recipe, source, split), resume)
-    finish(stages.train_tokenizer(recipe, source, split, started, resume == "on"), choice, recipe, run)
+    started = start(run, stages.describe("train tokenizer", recipe, source, split), session)
+    finish(stages.train_tokenizer(recipe, source, split, started, session), choice, recipe, run)
 
 
 def train_world(
@@ -55,7 +66,11 @@ def train_world(
     gts: str = "",
     predicted: str = "",
     version: str = "",
-    resume: Switch = "off",
+    resume: Resume = "off",
+    init: str = "",
+    devices: int = 0,
+    spread: Spread = Spread(),  # noqa: B008
+    tensorboard: Switch = "off",
     allow_mismatch: Switch = "off",
 ) -> None:
     """Stage 2: train the world model on a tokenizer's tokens.
@@ -72,14 +87,19 @@ def train_world(
         gts: folder of Occ3D labels (default: ROOT/gts).
         predicted: folder of predicted labels in the Occ3D layout.
         version: version folder of nuScenes, where there are several.
-        resume: go on from the newest checkpoint of the run folder.
+        resume: go on from the newest checkpoint of the run folder; auto: if there is one.
+        init: run folder or checkpoint whose weights to start from (fine-tuning).
+        devices: processes on this machine, one a GPU; results do not depend on it. Under torchrun or SLURM leave it out.
+        spread: samples computed at once on a device, accumulation, workers, and what saves memory or time.
+        tensorboard: keep curves in RUN/tensorboard.
         allow_mismatch: use stages that do not belong together all the same; everything made with them is marked.
     """
+    session = session_of(enter(devices), spread, resume, init, tensorboard)
     choice = Data(data, root, version, occupancy, gts, predicted)
     source, split = open_data(choice, recipe, split)
-    started = start(run, stages.describe("train world", recipe, source, split) | {"allow_mismatch": allow_mismatch}, resume)
-    cache = tokens_of(tokens, tokenizer, source, split, Path(run), allow_mismatch == "on")
-    path = stages.train_world(recipe, tokenizer, cache, source, split, started, resume == "on", allow=allow_mismatch == "on")
+    started = start(run, stages.describe("train world", recipe, source, split) | {"allow_mismatch": allow_mismatch}, session)
+    cache = tokens_of(tokens, tokenizer, source, split, Path(run), allow_mismatch == "on", team=session.team)
+    path = stages.train_world(recipe, tokenizer, cache, source, split, started, session, allow=allow_mismatch == "on")
     finish(path, choice, recipe, run)
 
 
@@ -96,7 +116,11 @@ def train_planner(
     gts: str = "",
     predicted: str = "",
     version: str = "",
-    resume: Switch = "off",
+    resume: Resume = "off",
+    init: str = "",
+    devices: int = 0,
+    spread: Spread = Spread(),  # noqa: B008
+    tensorboard: Switch = "off",
     allow_mismatch: Switch = "off",
 ) -> None:
     """Train the planner on top of a world model.
@@ -114,20 +138,25 @@ def train_planner(
         gts: folder of Occ3D labels (default: ROOT/gts).
         predicted: folder of predicted labels in the Occ3D layout.
         version: version folder of nuScenes, where there are several.
-        resume: go on from the newest checkpoint of the run folder.
+        resume: go on from the newest checkpoint of the run folder; auto: if there is one.
+        init: run folder or checkpoint whose weights to start from (fine-tuning).
+        devices: processes on this machine, one a GPU; results do not depend on it. Under torchrun or SLURM leave it out.
+        spread: samples computed at once on a device, accumulation, workers, and what saves memory or time.
+        tensorboard: keep curves in RUN/tensorboard.
         allow_mismatch: use stages that do not belong together all the same; everything made with them is marked.
     """
+    session = session_of(enter(devices), spread, resume, init, tensorboard)
     choice = Data(data, root, version, occupancy, gts, predicted)
     source, split = open_data(choice, recipe, split)
     manifest = checkpoint.read_manifest(world)
     checkpoint.require_kind(manifest, "world", world)
-    started = start(run, stages.describe("train planner", recipe, source, split) | {"allow_mismatch": allow_mismatch}, resume)
+    started = start(run, stages.describe("train planner", recipe, source, split) | {"allow_mismatch": allow_mismatch}, session)
     tokenizer = stages.locate(manifest, "tokenizer", world)
     near = stages.tokens_folder(Path(world), tokenizer, source)
-    cache = tokens_of(tokens or (str(near) if near.is_dir() else ""), str(tokenizer), source, split, Path(run), allow_mismatch == "on")
-    path = stages.train_planner(
-        recipe, world, cache, source, split, started, train_ii == "on", resume == "on", allow=allow_mismatch == "on"
+    cache = tokens_of(
+        tokens or (str(near) if near.is_dir() else ""), str(tokenizer), source, split, Path(run), allow_mismatch == "on", team=session.team
     )
+    path = stages.train_planner(recipe, world, cache, source, split, started, train_ii == "on", session, allow=allow_mismatch == "on")
     finish(path, choice, recipe, run)
 
 
@@ -143,6 +172,7 @@ def tokens(
     predicted: str = "",
     version: str = "",
     shard: str = "0/1",
+    devices: int = 0,
 ) -> None:
     """Write the token cache of a split: the code indices of every keyframe.
 
@@ -160,9 +190,11 @@ def tokens(
         predicted: folder of predicted labels in the Occ3D layout.
         version: version folder of nuScenes, where there are several.
         shard: K/N writes every N-th scene from the K-th on, counted from 0, so that N processes share the work.
+        devices: processes on this machine that share the work.
     """
+    team = enter(devices)
     choice = Data(data, root, version, occupancy, gts, predicted)
     source, split = open_data(choice, recipe, split)
-    cache = tokens_of(out, tokenizer, source, split, Path(out), shard=places_of_shard(shard))
+    cache = tokens_of(out, tokenizer, source, split, Path(out), shard=places_of_shard(shard), team=team)
     whose = split if shard == "0/1" else f"shard {shard} of {split}"
     print(f"tokens of {whose} in {cache.folder}: {cache.frame_bytes} bytes a keyframe, tokenizer {cache.manifest.tokenizer}")

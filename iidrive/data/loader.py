@@ -94,9 +94,7 @@ class Windows:
         track, index = self.samples[row]
         return self.tracks[track].tokens[index]
 
-    def batch(
-        self, rows: Sequence[int], draws: Array | None = None, progress: float = 1.0, place: torch.Tensor | None = None
-    ) -> Batch:
+    def batch(self, rows: Sequence[int], draws: Array | None = None, progress: float = 1.0, place: torch.Tensor | None = None) -> Batch:
         """Tensors of some samples. `draws` (len(rows), future) are the uniform numbers of `Ahead.draw` (zeros if absent)."""
         rows = list(rows)
         seen = {k: v[rows] for k, v in self.seen.items()}

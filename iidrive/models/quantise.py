@@ -86,8 +86,6 @@ class ResidualQuantiser(nn.Module):
         left, latent = here, torch.zeros_like(here)
         codes: list[Tensor] = []
         loss = here.new_zeros(())
-        if self.training and not bool(self.started):
-            self._start(here)
         for scale, conv in zip(self.scales, self.scale_convs, strict=True):
             v = F.interpolate(left, scale, mode="bilinear", align_corners=False)
             index, q, term = self._level(v)
@@ -126,7 +124,7 @@ class ResidualQuantiser(nn.Module):
         return index, v + (q - v).detach(), loss
 
     @torch.no_grad()
-    def _start(self, here: Tensor) -> None:
+    def start(self, here: Float[Tensor, "B C X Y"]) -> None:
         """Codes drawn from the first batch's maps, each shrunk towards their mean by a random share, to serve whole maps and leftovers."""
         flat = rearrange(here, "b c x y -> (b x y) c")
         generator = torch.Generator(device="cpu").manual_seed(0)

@@ -265,6 +265,13 @@ class Tokenizer(nn.Module):
             parts["lovasz"] = config.lovasz_weight * lovasz_by_frame(logits, labels, config.lovasz_bins, counts["frames"])
         return torch.stack(list(parts.values())).sum(), parts
 
+    @torch.no_grad()
+    def prepare(self, batch: Batch) -> None:
+        """Before the first step: the codebook starts from the maps of some samples (see `QuantiserConfig.codebook_start`)."""
+        assert batch.observation.occupancy is not None
+        if not bool(self.quantiser.started):
+            self.quantiser.start(self.quantiser.before(self.encode(batch.observation.occupancy[:, -1])))
+
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Valid elements of a batch: known voxels, frames with any, clips."""
         assert batch.observation.occupancy is not None

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from iidrive.configs import from_plain, to_plain
 from iidrive.errors import CheckpointError, ConfigError, LineageError
-from iidrive.lineage import Lineage, Parent, matched
+from iidrive.lineage import INITIAL, Lineage, Parent, matched
 from iidrive.runs import Run
 
 FORMAT = 1
@@ -37,7 +37,7 @@ Kind = Literal["tokenizer", "motion", "world", "planner", "ego-mlp"]
 class Manifest:
     """Everything about a checkpoint that is not a tensor. `architecture` and `training` are the configs as plain values.
 
-    `parents` are oldest first; `marks` say which mismatches were allowed on the way (see lineage.py).
+    `parents` are oldest first; `marks` say which mismatches were allowed on the way (see lineage.py). `files` are the SHA-256 of the tensors' files.
     """
 
     kind: Kind
@@ -51,11 +51,17 @@ class Manifest:
     about: dict[str, Any] = field(default_factory=dict)
     parents: tuple[Parent, ...] = ()
     marks: tuple[str, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
     def lineage(self, path: str | Path = "") -> Lineage:
         """The chain of this checkpoint, which lies at `path`."""
         return Lineage(self.kind, self.fingerprint, str(path), self.parents[::-1], self.marks)
+
+    @property
+    def origins(self) -> tuple[Parent, ...]:
+        """The checkpoint whose weights the training started from, if it did not start from nothing."""
+        return tuple(parent for parent in self.parents if parent.kind.startswith(INITIAL))
 
     def parent(self, kind: str) -> Parent:
         """The parent of a kind. Raises CheckpointError if there is none."""
@@ -78,17 +84,56 @@ def fingerprint(architecture: Any, weights: Mapping[str, Tensor], parents: tuple
 
 
 def save(folder: Path, manifest: Manifest, weights: Mapping[str, Tensor], training: Mapping[str, Tensor] | None = None) -> Path:
-    """Write a checkpoint folder; it appears whole or not at all. An older one of the same name is replaced."""
+    """Write a checkpoint folder; it appears whole or not at all. An older one of the same name is replaced; what killed processes left is removed.
+
+    Raises:
+        CheckpointError: if it cannot be written, as on a full disk. Nothing of it stays.
+    """
+    for left in (*folder.parent.glob(".*.tmp"), *folder.parent.glob(".*.gone")):
+        shutil.rmtree(left, ignore_errors=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, temporary / "weights.safetensors")
-    if training is not None:
-        save_file({k: v.detach().cpu().contiguous() for k, v in training.items()}, temporary / "training.safetensors")
-    (temporary / "manifest.json").write_text(json.dumps(to_plain(manifest), indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+    tensors = {"weights.safetensors": weights, **({} if training is None else {"training.safetensors": training})}
+    files = {}
+    try:
+        temporary.mkdir(parents=True)
+        for file, values in tensors.items():
+            save_file({k: v.detach().cpu().contiguous() for k, v in values.items()}, temporary / file)
+            files[file] = _digest(temporary / file)
+        (temporary / "manifest.json").write_text(json.dumps(to_plain(replace(manifest, files=files)), indent=2) + "\n")
+        if folder.exists():
+            remove(folder)
+        os.replace(temporary, folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"{folder}: cannot be written ({error}). The checkpoints before it are whole; make room and go on with `--resume on`."
+        ) from None
     return folder
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def name(samples_seen: int) -> str:
+    """A checkpoint's folder name."""
+    return f"samples-{samples_seen:09d}"
+
+
+def newest_first(run: str | Path) -> list[Path]:
+    """The checkpoints of a run folder."""
+    return sorted((Path(run) / "checkpoints").glob("samples-*"), reverse=True)
+
+
+def require_whole(path: Path) -> None:
+    """Raise CheckpointError if a file of a checkpoint is missing or is not as it was written."""
+    for file, digest in read_manifest(path).files.items():
+        if not (path / file).is_file() or _digest(path / file) != digest:
+            raise CheckpointError(f"{path / file}: damaged or missing.")
 
 
 def remove(folder: Path) -> None:
@@ -107,10 +152,10 @@ def find(path: str | Path) -> Path:
     path = Path(path)
     if (path / "manifest.json").is_file() and (path / "weights.safetensors").is_file():
         return path
-    newest = sorted((path / "checkpoints").glob("samples-*"))
+    newest = newest_first(path)
     if not newest:
         raise CheckpointError(f"{path}: no checkpoint here. Give a run folder of `iidrive train`, or a folder with manifest.json.")
-    return newest[-1]
+    return newest[0]
 
 
 def read_manifest(path: str | Path) -> Manifest:

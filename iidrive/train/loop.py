@@ -1,166 +1,210 @@
-"""The one training loop. It knows a loss, the module whose weights it moves, and windows to draw from; it counts in samples seen."""
+"""The one training loop. It knows a loss, the module whose weights it moves, and windows to draw from; it counts in samples seen.
+
+A step is the same whoever computes it: its samples follow from the seed and its number, its loss is divided by counts over the whole global batch,
+and the gradients of all parts and processes are summed before anything is decided.
+"""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from iidrive.data.loader import Windows, draws, order
-from iidrive.errors import CheckpointError, IIDriveError, LineageError
-from iidrive.runs import Run, code_version, device, peak_memory_gb
+from iidrive.data.feed import Order, Step, Steps, feed
+from iidrive.data.loader import Windows
+from iidrive.errors import IIDriveError
+from iidrive.models.layers import BatchNorm
+from iidrive.processes import SharedError, Team
+from iidrive.runs import Run, device
 from iidrive.scene import Batch
 from iidrive.train import checkpoint
-from iidrive.train.checkpoint import Manifest
-from iidrive.train.optim import Average, TrainConfig, learning_rate
-
-Loss = Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is trained: `owner` computes the loss and is put into training mode, `module` is the part whose weights move and are saved.
-
-    `manifest` is the checkpoint's, complete but for what training adds (fingerprint, samples seen, metrics).
-    """
-
-    owner: nn.Module
-    module: nn.Module
-    loss: Loss
-    manifest: Manifest
-    architecture: Any
+from iidrive.train.optim import TrainConfig, learning_rate
+from iidrive.train.progress import Progress
+from iidrive.train.session import Request, Session, StopRequested, stop_requests
+from iidrive.train.state import Job, State
 
 
-def fit(job: Job, windows: Windows, config: TrainConfig, run: Run, resume: bool = False, stop_at: int | None = None) -> Path:
-    """Train until `config.samples` samples were seen; returns the last checkpoint.
-
-    With `resume`, go on from the run's newest checkpoint. `stop_at` ends early after that many samples, with a checkpoint.
+def fit(job: Job, windows: Windows, config: TrainConfig, run: Run, session: Session | None = None) -> Path:
+    """Train until `config.samples` samples were seen; returns the last checkpoint, whose weights the module then has.
 
     Raises:
-        IIDriveError: if the loss is not finite, naming the step and the samples in the batch; earlier checkpoints stay.
+        IIDriveError: if the loss is not finite or a sample cannot be read, naming the step and its samples; checkpoints stay whole.
+        StopRequested: if a signal asked to stop; a checkpoint was written.
     """
-    place = device()
-    job.owner.to(place)
-    parameters = dict(job.module.named_parameters())
-    optimiser = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    average = Average(job.module, config) if config.average else None
-    seen = _resume(job, optimiser, average, run) if resume else 0
-    end = config.samples if stop_at is None else min(stop_at, config.samples)
-    last: dict[str, float] = {}
+    session = session or Session()
+    team, place = session.team, device()
+    parts = session.spread.parts(config, team)
+    state = State.start(job, config, place)
+    if session.resume == "on" or (session.resume == "auto" and checkpoint.newest_first(run.folder)):
+        with team.alike():
+            state.resume(run)
+    team.wait()
+    steps = Steps(windows, Order(config.seed, config.batch, config.samples), parts)
+    if state.seen == 0 and job.prepare is not None:
+        first = Steps(windows, steps.order, [range(min(config.batch, 8))])[0]
+        if isinstance(first, IIDriveError):
+            raise first
+        job.prepare(_ready(first[0], state, place))
+    end = config.samples if session.stop_at is None else min(session.stop_at, config.samples)
+    logs: dict[str, float] = {}
     path: Path | None = None
     job.owner.train()
-    with _progress() as bar:
-        task = bar.add_task(job.manifest.kind, total=config.samples, completed=seen, status="")
-        started, begun = time.perf_counter(), seen
-        while seen < end:
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(config, seen)
-            last = _step(job, windows, config, optimiser, seen, place)
-            seen += config.batch
-            if average is not None:
-                average.update(job.module, seen // config.batch)
-            if seen % config.log_every < config.batch or seen >= end:
-                rate = (seen - begun) / (time.perf_counter() - started)
-                run.log({"samples": seen, **last, "learning_rate": learning_rate(config, seen), "samples_per_s": rate})
-                parts = " ".join(f"{k} {v:.4g}" for k, v in last.items())
-                bar.update(task, completed=seen, status=f"{rate:.1f} samples/s  {parts}  {peak_memory_gb():.1f} GB")
-            if seen % config.save_every < config.batch or seen >= end:
-                path = _save(job, optimiser, average, run, seen, last, config)
+    with stop_requests() as request, Progress(job.manifest.kind, config, run, session, state.seen) as progress:
+        fed = iter(feed(steps, steps.order.steps(state.seen, end), session.spread.workers))
+        while state.seen < end:
+            made, problem = _next(fed)
+            stop = _agree(team, request, problem)
+            if stop or problem is not None:
+                if path is None or path.name != checkpoint.name(state.seen):
+                    _save(state, run, logs, team)
+                _end(team, stop, problem, state.seen, steps)
+            for group in state.optimiser.param_groups:
+                group["lr"] = learning_rate(config, state.seen)
+            logs = _step(state, [_ready(part, state, place) for part in made or []], steps, team)
+            state.seen += config.batch
+            if state.average is not None:
+                state.average.update(job.module, state.seen // config.batch)
+            progress.step(state.seen, logs)
+            if job.validate is not None and _due(state.seen, config.validate_every, config, end):
+                logs |= _validate(state, run, team)
+            if _due(state.seen, config.save_every, config, end):
+                path = _save(state, run, logs, team)
     job.owner.eval()
-    if average is not None:
-        job.module.load_state_dict(average.state)
-    if path is None:
-        return checkpoint.find(run.folder)
-    return path
+    job.module.load_state_dict(dict(state.weights))
+    return path or checkpoint.find(run.folder)
 
 
-def _step(
-    job: Job, windows: Windows, config: TrainConfig, optimiser: torch.optim.Optimizer, seen: int, place: torch.device
-) -> dict[str, float]:
-    rows = order(len(windows), config.seed, seen, config.batch)
-    numbers = draws(config.seed, seen, config.batch, windows.cut.future)
-    size = config.batch // config.parts
-    totals: dict[str, float] = {}
-    optimiser.zero_grad(set_to_none=True)
-    for start in range(0, config.batch, size):
-        part = slice(start, start + size)
-        batch = windows.batch(rows[part].tolist(), numbers[part], seen / config.samples).to(place)
-        loss, logs = job.loss(batch)
-        (loss / config.parts).backward()
+def _due(seen: int, every: int, config: TrainConfig, end: int) -> bool:
+    """Whether what happens `every` so many samples (0: never) happens now; it also does at the end."""
+    return bool(every) and (seen % every < config.batch or seen >= end)
+
+
+def _ready(part: Batch, state: State, place: torch.device) -> Batch:
+    return part.to(place) if state.scaled.dtype == torch.float32 else part.to(place).as_type(state.scaled.dtype)
+
+
+def _next(fed: object) -> tuple[Step | None, IIDriveError | None]:
+    try:
+        return next(fed), None  # pyright: ignore[reportArgumentType, reportCallIssue]
+    except IIDriveError as error:
+        return None, error
+    except RuntimeError as error:  # torch's word for a worker process that is gone
+        return None, IIDriveError(f"a process that makes batches ended ({str(error).splitlines()[0]}); give more memory or fewer workers.")
+
+
+def _agree(team: Team, request: Request, problem: IIDriveError | None) -> int:
+    """Tell the others of a signal or a problem; returns the signal that all stop for, 0 for none, -1 for a problem elsewhere."""
+    if team.size == 1:
+        return request.number
+    told = team.sum(torch.tensor([float(request.number > 0), float(problem is not None)]))
+    if not bool(told.any()):
+        return 0
+    return max(team.gather(request.number)) or -1
+
+
+def _end(team: Team, stop: int, problem: IIDriveError | None, seen: int, steps: Steps) -> None:
+    """Leave the training, saved, for a reason that is the same in every process."""
+    if stop > 0:
+        request = Request(stop)
+        raise StopRequested(f"stopped by {request.name} after {seen} samples, and saved. `--resume on` goes on from there.", 128 + stop)
+    told = next(text for text in team.gather(str(problem) if problem else "") if text)
+    step = seen // steps.order.batch
+    message = f"the batch after {seen} samples cannot be read: {told} What was trained so far is saved; mend the data and go on with `--resume on`."
+    raise (SharedError if team.size > 1 else type(problem or SharedError("")))(message + f" (step {step})")
+
+
+def _step(state: State, parts: Sequence[Batch], steps: Steps, team: Team) -> dict[str, float]:
+    """One optimiser step; returns the loss and its parts over the global batch."""
+    job, config = state.job, state.config
+    counts = None if config.group else _counts(job, parts, team)
+    share = config.group / config.batch if config.group else 1.0
+    totals: dict[str, Tensor] = {}
+    state.optimiser.zero_grad(set_to_none=True)
+    for part in parts:
+        with state.scaled.context():
+            loss, logs = job.loss(part, counts)
+        state.scaled.backward(loss * share)
         for key, value in {"loss": loss, **logs}.items():
-            totals[key] = totals.get(key, 0.0) + float(value.detach()) / config.parts
-    if not math.isfinite(totals["loss"]):
-        tokens = ", ".join(windows.token(int(r)) for r in rows[:4])
-        raise IIDriveError(
-            f"the loss became {totals['loss']} after {seen} samples (batch of {tokens} …; parts {totals}). Lower the learning rate or "
+            totals[key] = totals.get(key, torch.zeros_like(value)) + value.detach() * share
+    parameters = [p for p in job.module.parameters() if p.requires_grad]
+    found = _summed(parameters, totals, team)
+    if not math.isfinite(found["loss"]):
+        tokens = ", ".join(steps.tokens(state.seen // config.batch)[:4])
+        raise SharedError(
+            f"the loss became {found['loss']} after {state.seen} samples (batch of {tokens} …; parts {found}). Lower the learning rate or "
             "resume from the last checkpoint, which is whole."
         )
-    norm = float(nn.utils.clip_grad_norm_(job.module.parameters(), config.clip))
-    if not math.isfinite(norm):
-        raise IIDriveError(f"the gradient became {norm} after {seen} samples. Lower the learning rate or resume from the last checkpoint.")
-    optimiser.step()
-    return totals
-
-
-def _save(
-    job: Job, optimiser: torch.optim.Optimizer, average: Average | None, run: Run, seen: int, logs: Mapping[str, float], config: TrainConfig
-) -> Path:
-    raw = job.module.state_dict()
-    weights = average.state if average is not None else raw
-    training = {f"module.{k}": v for k, v in raw.items()}
-    names = {id(p): n for n, p in job.module.named_parameters()}
-    for parameter, state in optimiser.state.items():
-        for key, value in state.items():
-            training[f"optimiser.{names[id(parameter)]}.{key}"] = torch.as_tensor(value)
-    mark = checkpoint.fingerprint(job.architecture, weights, job.manifest.parents)
-    changes = {"fingerprint": mark, "samples_seen": seen, "metrics": {**job.manifest.metrics, **logs}, "code": code_version()}
-    manifest = Manifest(**{**vars(job.manifest), **changes})
-    folder = run.folder / "checkpoints"
-    path = checkpoint.save(folder / f"samples-{seen:09d}", manifest, weights, training)
-    for old in sorted(folder.glob("samples-*"))[:-2]:
-        checkpoint.remove(old)
-    return path
-
-
-def _resume(job: Job, optimiser: torch.optim.Optimizer, average: Average | None, run: Run) -> int:
-    path = checkpoint.find(run.folder)
-    manifest = checkpoint.read_manifest(path)
-    for name in ("architecture", "training", "data", "about", "marks"):
-        if getattr(manifest, name) != getattr(job.manifest, name):
-            raise CheckpointError(
-                f"{path}: it was trained with another config ({name} differs). Resume with the same one, or start a new run."
-            )
-    if [(p.kind, p.fingerprint) for p in manifest.parents] != [(p.kind, p.fingerprint) for p in job.manifest.parents]:
-        raise LineageError(
-            f"{path}: it was trained on other parents.\n  so far: {manifest.lineage()}\n  given:  {job.manifest.lineage()}\n"
-            "Resume with the same ones, or start a new run with `--run NEW_RUN`."
+    scaler = state.scaled.scaler
+    if scaler is not None:
+        scaler.unscale_(state.optimiser)
+    norm = float(nn.utils.clip_grad_norm_(parameters, config.clip))
+    if scaler is not None:
+        scaler.step(state.optimiser)  # skips the step and lowers the scale where a gradient left float16's range
+        scaler.update()
+    elif math.isfinite(norm):
+        state.optimiser.step()
+    else:
+        raise SharedError(
+            f"the gradient became {norm} after {state.seen} samples. Lower the learning rate or resume from the last checkpoint."
         )
-    training = checkpoint.load_tensors(path, "training.safetensors")
-    checkpoint.load_weights(job.module, {k[7:]: v for k, v in training.items() if k.startswith("module.")}, str(path))
-    for name, parameter in job.module.named_parameters():
-        prefix = f"optimiser.{name}."
-        state = {k[len(prefix) :]: v for k, v in training.items() if k.startswith(prefix)}
-        if state:
-            optimiser.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
-    if average is not None:
-        average.state = {k: v.to(average.state[k].device) for k, v in checkpoint.load_tensors(path).items()}
-    return manifest.samples_seen
+    _settle(job.module, len(parts), team)
+    return found
 
 
-def _progress() -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(20),
-        TaskProgressColumn(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[status]}"),
-    )
-    return Progress(*columns, console=Console(stderr=True))
+def _counts(job: Job, parts: Sequence[Batch], team: Team) -> dict[str, Tensor]:
+    """Valid elements of the global batch."""
+    each = [job.counts(part) for part in parts]
+    names = sorted(each[0])
+    total = team.sum(torch.stack([torch.stack([one[name] for one in each]).sum() for name in names]).double())
+    return dict(zip(names, total, strict=True))
+
+
+@torch.no_grad()
+def _summed(parameters: Sequence[nn.Parameter], totals: Mapping[str, Tensor], team: Team) -> dict[str, float]:
+    """Sum gradients and losses over processes, as one vector: every process then has the same bits. A weight without any gradient stays so."""
+    names = sorted(totals)
+    values = torch.stack([totals[name].to(parameters[0].dtype) for name in names])
+    if team.size > 1:
+        has = torch.stack([values.new_tensor(float(p.grad is not None)) for p in parameters])
+        grads = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
+        sizes = [len(values), len(has), *map(len, grads)]
+        values, has, *grads = team.sum(torch.cat([values, has, *grads])).split(sizes)
+        for parameter, grad, some in zip(parameters, grads, has.tolist(), strict=True):
+            parameter.grad = grad.view_as(parameter) if some else None
+    return dict(zip(names, values.tolist(), strict=True))
+
+
+def _settle(module: nn.Module, groups: int, team: Team) -> None:
+    for norm in module.modules():
+        if isinstance(norm, BatchNorm) and norm.kept:
+            norm.settle(groups, lambda kept: team.sum(kept) / team.size)
+
+
+def _save(state: State, run: Run, logs: Mapping[str, float], team: Team) -> Path:
+    with team.alike():
+        if team.leader:
+            state.save(run, logs)
+    return run.folder / "checkpoints" / checkpoint.name(state.seen)
+
+
+def _validate(state: State, run: Run, team: Team) -> dict[str, float]:
+    """Score the moving average; the raw weights are then put back bit by bit."""
+    job = state.job
+    assert job.validate is not None
+    raw = {k: v.clone() for k, v in job.module.state_dict().items()}
+    job.module.load_state_dict(dict(state.weights))
+    job.owner.eval()
+    with torch.no_grad():
+        numbers, text = job.validate()
+    job.module.load_state_dict(raw)
+    job.owner.train()
+    name, value = next(iter(numbers.items()))
+    if not state.best or value > state.best["value"]:
+        state.best = {"name": name, "value": value, "samples": state.seen}
+    if team.leader:
+        run.log({"samples": state.seen, **{f"validation_{k}": v for k, v in numbers.items()}})
+        run.write_text(f"validation-{state.seen:09d}.txt", text + "\n")
+    return {f"validation_{k}": v for k, v in numbers.items()}

@@ -16,13 +16,15 @@ from iidrive.errors import ConfigError
 class TrainConfig:
     """How long and how to train. Everything counts samples, so that the number of devices or the accumulation cannot move it.
 
-    `batch` is the global batch; `micro_batch` the most samples that a device computes at once (0: its whole share; results do not depend on it).
-    `group` > 0 makes that many samples a batch of their own, with their own loss and BatchNorm statistics, of which the step takes the mean: what
-    the published code does with the 8 samples of a GPU; 0: the loss is the global batch's. `precision`: float32, float64, or mixed with
-    bfloat16 or float16. `freeze` names parts of the model (prefixes of parameter names) that keep their weights.
-    `validate_every` samples, the moving average is scored on `validate_scenes` scenes that are not trained on (0: never). `schedule`: `cosine` to a hundredth, or `step`, a tenth after `step_at` of the samples. `average` is the decay of the moving average per
+    `batch` is the global batch; `micro_batch` the most samples that a device computes at once (0: its whole share; results do not depend
+    on it). `group` > 0 makes that many samples a batch of their own, with their own loss and BatchNorm statistics, and the step takes the
+    groups' mean: what the published code does with the 8 samples of a GPU; 0: the loss is the global batch's. `precision`: float32, float64,
+    or mixed with bfloat16 or float16. `freeze` names parts of the model (prefixes of parameter names) that keep their weights.
+
+    `schedule`: `cosine` to a hundredth, or `step`, a tenth after `step_at` of the samples. `average` is the decay of the moving average per
     optimiser step (0: none), reached over `average_warmup` steps, of which `average_ahead` count as done before the first (published: 10560,
-    so that the average moves slowly from the start).
+    so that the average moves slowly from the start). Every `validate_every` samples (0: never) the moving average is scored on
+    `validate_scenes` scenes that are not trained on.
     """
 
     samples: int = 128_000

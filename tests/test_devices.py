@@ -1,0 +1,143 @@
+"""The number of processes is a matter of speed alone: the same losses, weights, tokens and scores for 1, 2, 4 and 8."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from together import run_together
+
+from iidrive import assess, recipes, stages
+from iidrive.data.tokens import TokenCache
+from iidrive.data.town import Town
+from iidrive.errors import ConfigError
+from iidrive.processes import Team
+from iidrive.recipes import Recipe
+from iidrive.runs import Run
+from iidrive.train import checkpoint
+from iidrive.train.optim import TrainConfig
+from iidrive.train.session import Session
+from iidrive.train.spread import Spread
+
+TINY = replace(recipes.tiny(), town=replace(recipes.tiny().town, train_scenes=2, test_scenes=2, keyframes=14))
+SIZES = (1, 2, 4, 8)
+STAGES = ("tokenizer", "world", "planner")
+
+
+def recipe_in(precision: str) -> Recipe:
+    """Three steps of eight samples a stage, every one logged."""
+    stages_ = {f"train_{name}": getattr(TINY, f"train_{name}") for name in (*STAGES, "motion", "ego_mlp")}
+    brief = {k: replace(v, samples=24, batch=8, log_every=8, save_every=24, precision=precision) for k, v in stages_.items()}
+    return replace(TINY, **brief)
+
+
+def train_all(team: Team, folder: Path, precision: str, given: Path) -> None:
+    """Every trainable stage, stage 2 and the planner on the tokenizer and world model in `given`; accumulation where it fits."""
+    recipe, town = recipe_in(precision), Town(TINY.town)
+    spread = Spread(per_device=1 if team.size == 4 else 0, workers=1 if team.size == 2 else 0)
+    session = Session(team, spread)
+
+    def begin(name: str) -> Run:
+        return Run.start(folder / name, {}, team=team)
+
+    stages.train_tokenizer(recipe, town, "train", begin("tokenizer"), session)
+    cache = stages.write_tokens(given / "tokenizer", town, town.scene_names("train"), folder / "tokens", team=team)
+    stages.train_world(recipe, given / "tokenizer", cache, town, "train", begin("world"), session)
+    stages.train_planner(recipe, given / "world", cache, town, "train", begin("planner"), True, session)
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer, a world model and a planner, trained by one process."""
+    folder, town = tmp_path_factory.mktemp("given"), Town(TINY.town)
+    tokenizer = stages.train_tokenizer(TINY, town, "train", Run.start(folder / "tokenizer", {}))
+    cache = stages.write_tokens(tokenizer, town, town.scene_names("train"), folder / "tokens")
+    world = stages.train_world(TINY, tokenizer, cache, town, "train", Run.start(folder / "world", {}))
+    stages.train_planner(TINY, world, cache, town, "train", Run.start(folder / "planner", {}), True)
+    return folder
+
+
+def curve(run: Path) -> np.ndarray:
+    """Losses of every step."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return np.array([[v for k, v in row.items() if k not in ("samples_per_s", "memory_gb")] for row in rows])
+
+
+def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """How far two models' weights are from each other, as a share of how far the second is from zero.
+
+    Of all weights together: Adam turns rounding into a full step where a weight's gradient is zero in exact arithmetic, so that single weights
+    may differ more.
+    """
+    assert a.keys() == b.keys()
+    x, y = (torch.cat([v.double().flatten() for k, v in sorted(w.items()) if k.startswith("module.")]) for w in (a, b))
+    return float((x - y).norm() / y.norm())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "loss_rtol", "weights_rtol"), [("64", 1e-9, 1e-9), ("32", 1e-4, 5e-4)])
+def test_every_stage_gives_the_same_on_any_number_of_processes(
+    given: Path, tmp_path: Path, precision: str, loss_rtol: float, weights_rtol: float
+) -> None:
+    for size in SIZES:
+        run_together(size, train_all, tmp_path / str(size), precision, given)
+    for name in (*STAGES, "world/motion"):
+        alone = checkpoint.load_tensors(tmp_path / "1" / name, "training.safetensors")
+        assert alone[next(k for k in alone if k.startswith("module."))].dtype == (torch.float64 if precision == "64" else torch.float32)
+        for size in SIZES[1:]:
+            np.testing.assert_allclose(curve(tmp_path / str(size) / name), curve(tmp_path / "1" / name), rtol=loss_rtol)
+            found = checkpoint.load_tensors(tmp_path / str(size) / name, "training.safetensors")
+            print(f"{precision} {name} x{size}: {difference(found, alone):.1e}")
+            assert difference(found, alone) < weights_rtol, (name, size)
+    for file in sorted((tmp_path / "1" / "tokens").rglob("*.*")):
+        for size in SIZES[1:]:
+            other = tmp_path / str(size) / file.relative_to(tmp_path / "1")
+            assert other.read_bytes() == file.read_bytes(), "tokens have the same bytes"
+
+
+def assess_planner(team: Team, folder: Path, given: Path) -> None:
+    """Evaluate the planner with ii."""
+    run = Run.start(folder, {}, team=team)
+    assess.assess(str(given / "planner"), Town(TINY.town), "test", "train", TINY, run, True)
+
+
+@pytest.mark.slow
+def test_evaluation_gives_the_same_bytes(given: Path, tmp_path: Path) -> None:
+    for size in (1, 2, 3):
+        run_together(size, assess_planner, tmp_path / str(size), given)
+    names = ("scores.json", "predictions-planner.npz", "forecast.txt", "table-planner.txt")
+    for name in names:
+        first = (tmp_path / "1" / name).read_bytes()
+        assert all((tmp_path / str(size) / name).read_bytes() == first for size in (2, 3)), name
+
+
+def test_devices_that_do_not_make_the_batch_are_told_which_do() -> None:
+    config = TrainConfig(samples=64, batch=64)
+    with pytest.raises(ConfigError, match=r"3 devices x 21 samples at once x 1 parts a step make 63 samples.* is 64.* 4 x 16 x 1"):
+        Spread().divide(config, 3)
+    with pytest.raises(ConfigError, match=r"4 devices x 3 samples at once x 5 parts a step make 60 samples.* 4 x 4 x 4"):
+        Spread(per_device=3).divide(config, 4)
+    with pytest.raises(ConfigError, match=r"make 128 samples.*Nearest that fit: 8 x 8 x 1|Nearest that fit: 8 x 4 x 2"):
+        Spread(per_device=4, accumulate=4).divide(config, 8)
+    assert Spread().divide(config, 8) == (8, 1)
+    assert Spread().divide(replace(config, micro_batch=3), 8) == (2, 4)
+    assert Spread(accumulate=4).divide(config, 2) == (8, 4)
+
+
+def test_parts_cover_the_batch_once() -> None:
+    for config in (TrainConfig(samples=48, batch=24), TrainConfig(samples=48, batch=24, group=2)):
+        for size in (1, 2, 3, 4, 6, 12):
+            spread = Spread(accumulate=2 if config.group == 0 and size < 12 else 0)
+            places = [place for rank in range(size) for part in spread.parts(config, Team(rank, size)) for place in part]
+            assert places == list(range(24))
+    with pytest.raises(ConfigError, match="groups of 8"):
+        Spread().divide(TrainConfig(samples=64, batch=64, group=8), 16)
+
+
+def test_tokens_of_other_processes_are_all_there(given: Path) -> None:
+    cache = TokenCache(given / "tokens")
+    assert all(len(cache.read(name).tokens) == 14 for name in Town(TINY.town).scene_names("train"))

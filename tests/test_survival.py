@@ -1,0 +1,279 @@
+"""Trainings that are killed, stopped or fed bad data: nothing half-written is read later, and what is resumed ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from together import run_together, start
+
+from iidrive import recipes, stages
+from iidrive.data.loader import OccupancyFrames
+from iidrive.data.town import Town
+from iidrive.errors import CheckpointError, ConfigError, DataError, IIDriveError
+from iidrive.processes import Team
+from iidrive.runs import Run
+from iidrive.train import checkpoint
+from iidrive.train.session import Session, StopRequested
+
+TINY = replace(recipes.tiny(), town=replace(recipes.tiny().town, train_scenes=2, test_scenes=1, keyframes=14))
+OFTEN = {
+    f"train_{name}": replace(getattr(TINY, f"train_{name}"), samples=20, batch=2, log_every=2, save_every=2, validate_every=0)
+    for name in ("tokenizer", "motion", "world", "planner")
+}
+RECIPE = replace(TINY, **OFTEN)
+"""A checkpoint after every step: most kills then fall into or next to the writing of one."""
+
+
+def train_all(team: Team, folder: Path, delay_s: float = 0.0) -> None:
+    """All stages, each going on where it was."""
+    real = checkpoint.save_file
+
+    def slow_save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        real(tensors, path)
+        time.sleep(delay_s)  # so that kills fall between the files of a checkpoint too
+
+    checkpoint.save_file = slow_save
+    town, session = Town(TINY.town), Session(team, resume="auto")
+
+    def begin(name: str) -> Run:
+        return Run.start(folder / name, {}, True, team)
+
+    tokenizer = stages.train_tokenizer(RECIPE, town, "train", begin("tokenizer"), session)
+    cache = stages.write_tokens(tokenizer, town, town.scene_names("train"), folder / "tokens", team=team)
+    world = stages.train_world(RECIPE, tokenizer, cache, town, "train", begin("world"), session)
+    stages.train_planner(RECIPE, world, cache, town, "train", begin("planner"), True, session)
+    if team.leader:
+        (folder / "done").touch()
+
+
+def train_alone(folder: Path, delay_s: float) -> None:
+    """The same in one process."""
+    train_all(Team(), folder, delay_s)
+
+
+def everything(folder: Path) -> dict[str, torch.Tensor]:
+    """All weights and training state of all stages."""
+    names = ("tokenizer", "world/motion", "world", "planner")
+    files = ("weights.safetensors", "training.safetensors")
+    return {f"{n}/{f}/{k}": v for n in names for f in files for k, v in checkpoint.load_tensors(folder / n, f).items()}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The training that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("straight")
+    process = start(train_alone, folder, 0.0)
+    process.join()
+    assert process.exitcode == 0
+    return folder
+
+
+@pytest.mark.slow
+def test_thirty_kills_change_nothing(straight: Path, tmp_path: Path) -> None:
+    """SIGKILL at random moments of all phases; the weights at the end are those of the undisturbed run, bit by bit."""
+    chance, kills, phases = random.Random(0), 0, set()
+    while not (tmp_path / "done").exists():
+        process = start(train_alone, tmp_path, 0.03)
+        before = _newest(tmp_path)
+        while process.is_alive() and kills % 4 and _newest(tmp_path) == before:
+            time.sleep(0.002)  # three of four kills fall near the next file, the fourth anywhere, as in starting up
+        process.join(0.1 * chance.random() if kills < 60 else 600)
+        if process.is_alive():
+            phases.update(path.relative_to(tmp_path).parts[0] for _, path in [_newest(tmp_path)] if path != tmp_path)
+            process.kill()
+            kills += 1
+        process.join()
+    print(f"{kills} kills, seen in {sorted(phases)}")
+    assert kills >= 30
+    assert phases >= {"tokenizer", "world", "planner"}
+    one, other = everything(straight), everything(tmp_path)
+    assert one.keys() == other.keys()
+    assert [k for k in one if not torch.equal(one[k], other[k])] == []
+    assert [p for p in tmp_path.rglob("checkpoints/.*")] == []
+    for name in ("tokenizer", "world", "planner"):
+        told = [json.loads(line)["samples"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        assert told == list(range(2, 22, 2)), "every step is logged once"
+
+
+def _newest(folder: Path) -> tuple[float, Path]:
+    """When the last checkpoint or token file was whole, and which."""
+    found = [(0.0, folder)]
+    for pattern in ("*/checkpoints/samples-*", "world/motion/checkpoints/samples-*", "tokens/scenes/*.safetensors"):
+        for path in folder.glob(pattern):
+            with suppress(FileNotFoundError):
+                found.append((path.stat().st_mtime, path))
+    return max(found)
+
+
+def first_half(team: Team, folder: Path) -> None:
+    """Half of the tokenizer's training."""
+    stages.train_tokenizer(RECIPE, Town(TINY.town), "train", Run.start(folder, {}, True, team), Session(team, resume="auto", stop_at=10))
+
+
+def second_half(team: Team, folder: Path) -> None:
+    """The other half."""
+    stages.train_tokenizer(RECIPE, Town(TINY.town), "train", Run.start(folder, {}, True, team), Session(team, resume="on"))
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_goes_on(straight: Path, tmp_path: Path) -> None:
+    run_together(1, first_half, tmp_path)
+    run_together(2, second_half, tmp_path)
+    one = checkpoint.load_tensors(straight / "tokenizer", "training.safetensors")
+    other = checkpoint.load_tensors(tmp_path, "training.safetensors")
+    x, y = (torch.cat([v.double().flatten() for k, v in sorted(w.items()) if k.startswith("module.")]) for w in (one, other))
+    assert float((x - y).norm() / x.norm()) < 5e-3
+    assert checkpoint.read_manifest(tmp_path).samples_seen == 20
+
+
+def trained(folder: Path, stop_at: int, resume: str = "off") -> Path:
+    """The tokenizer's first samples, in this process."""
+    session = Session(resume=resume, stop_at=stop_at)  # pyright: ignore[reportArgumentType]
+    return stages.train_tokenizer(RECIPE, Town(TINY.town), "train", Run.start(folder, {}, resume != "off"), session)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["bit", "cut", "gone", "manifest"])
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(tmp_path: Path, damage: str) -> None:
+    whole = checkpoint.load_tensors(trained(tmp_path / "whole", 8), "training.safetensors")
+    newest = trained(tmp_path / "hurt", 6)
+    file = newest / ("manifest.json" if damage == "manifest" else "training.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 64
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(content if damage == "bit" else content[: len(content) // 2])
+    with pytest.warns(UserWarning, match=rf"{newest.name}.*Going on from the checkpoint before it"):
+        path = trained(tmp_path / "hurt", 8, "on")
+    mended = checkpoint.load_tensors(path, "training.safetensors")
+    assert all(torch.equal(whole[k], mended[k]) for k in whole)
+
+
+def test_no_whole_checkpoint_is_said(tmp_path: Path) -> None:
+    path = trained(tmp_path, 2)
+    save_file({"x": torch.zeros(1)}, path / "weights.safetensors")
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(CheckpointError, match="no whole checkpoint to go on from"):
+        trained(tmp_path, 4, "on")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_saves_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    steps = []
+    real = OccupancyFrames.__call__
+
+    def watched(self: OccupancyFrames, name: str, indices: object) -> object:
+        steps.append(name)
+        if len(steps) == 9:
+            os.kill(os.getpid(), number)
+        return real(self, name, indices)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(OccupancyFrames, "__call__", watched)
+    rare = replace(RECIPE, train_tokenizer=replace(RECIPE.train_tokenizer, save_every=20))
+    with pytest.raises(StopRequested, match=rf"stopped by {number.name} after \d+ samples, and saved") as stopped:
+        stages.train_tokenizer(rare, Town(TINY.town), "train", Run.start(tmp_path, {}))
+    assert stopped.value.status == 128 + number
+    seen = checkpoint.read_manifest(tmp_path).samples_seen
+    assert 0 < seen < 20
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+
+
+def test_a_sample_that_cannot_be_read_is_told_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = OccupancyFrames.__call__
+    calls = []
+
+    def torn(self: OccupancyFrames, name: str, indices: object) -> object:
+        calls.append(name)
+        if len(calls) > 9:
+            raise DataError("gts/scene-1/abc/labels.npz: cut short.")
+        return real(self, name, indices)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(OccupancyFrames, "__call__", torn)
+    rare = replace(RECIPE, train_tokenizer=replace(RECIPE.train_tokenizer, save_every=20))
+    with pytest.raises(DataError, match=r"the batch after \d+ samples cannot be read: gts/scene-1/abc/labels.npz: cut short.*saved"):
+        stages.train_tokenizer(rare, Town(TINY.town), "train", Run.start(tmp_path, {}))
+    assert checkpoint.read_manifest(tmp_path).samples_seen > 0
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = checkpoint.save_file, []
+
+    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        calls.append(path)
+        if len(calls) > 4:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(CheckpointError, match=r"samples-000000006: cannot be written.*No space left.*make room"):
+        trained(tmp_path, 8)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["samples-000000004"] or checkpoint.find(
+        tmp_path
+    ).name == "samples-000000004"
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+    checkpoint.require_whole(checkpoint.find(tmp_path))
+
+
+def one_dies(team: Team, folder: Path) -> None:
+    """The second process is killed in its third step; the first must say so and end."""
+    real, calls = OccupancyFrames.__call__, []
+
+    def deadly(self: OccupancyFrames, name: str, indices: object) -> object:
+        calls.append(name)
+        if team.rank == 1 and len(calls) > 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, name, indices)  # pyright: ignore[reportArgumentType]
+
+    OccupancyFrames.__call__ = deadly  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        stages.train_tokenizer(RECIPE, Town(TINY.town), "train", Run.start(folder, {}, True, team), Session(team))
+    except IIDriveError as error:
+        (folder / f"told-{team.rank}").write_text(str(error))
+    os._exit(0)
+
+
+@pytest.mark.slow
+def test_a_dead_process_is_told_by_the_others(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"exit codes \[0, -9\]"):
+        run_together(2, one_dies, tmp_path)
+    told = (tmp_path / "told-0").read_text()
+    assert "process 0 of 2 lost the others" in told
+    assert "`--resume on` goes on" in told
+    checkpoint.require_whole(checkpoint.find(tmp_path))
+
+
+def one_reads_badly(team: Team, folder: Path) -> None:
+    """A sample of the second process's share cannot be read: all say the same and end."""
+    real, calls = OccupancyFrames.__call__, []
+
+    def torn(self: OccupancyFrames, name: str, indices: object) -> object:
+        calls.append(name)
+        if team.rank == 1 and len(calls) > 5:
+            raise DataError("labels.npz: cut short.")
+        return real(self, name, indices)  # pyright: ignore[reportArgumentType]
+
+    OccupancyFrames.__call__ = torn  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(IIDriveError, match=r"cannot be read: labels.npz: cut short"):
+        stages.train_tokenizer(RECIPE, Town(TINY.town), "train", Run.start(folder, {}, True, team), Session(team))
+    assert checkpoint.find(folder).name == checkpoint.name(checkpoint.read_manifest(folder).samples_seen)
+
+
+@pytest.mark.slow
+def test_a_bad_sample_of_one_process_stops_all_alike(tmp_path: Path) -> None:
+    run_together(2, one_reads_badly, tmp_path)
+
+
+def test_init_and_resume_are_told_apart() -> None:
+    with pytest.raises(ConfigError, match="--init starts a new training"):
+        Session(init="somewhere", resume="on")
