@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import time
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,12 +83,12 @@ def test_thirty_kills_change_nothing(straight: Path, tmp_path: Path) -> None:
     chance, kills, phases = random.Random(0), 0, set()
     while not (tmp_path / "done").exists():
         process = start(train_alone, tmp_path, 0.03)
-        before = _newest(tmp_path)
-        while process.is_alive() and kills % 4 and _newest(tmp_path) == before:
-            time.sleep(0.002)  # three of four kills fall near the next file, the fourth anywhere, as in starting up
+        before = _made(tmp_path)
+        while process.is_alive() and kills % 4 and _made(tmp_path) <= before:
+            time.sleep(0.005)  # three of four kills fall near the next file, the fourth anywhere, as in starting up
         process.join(0.1 * chance.random() if kills < 60 else 600)
         if process.is_alive():
-            phases.update(path.relative_to(tmp_path).parts[0] for _, path in [_newest(tmp_path)] if path != tmp_path)
+            phases.update(name.split("/")[0] for name in _made(tmp_path) - before)
             process.kill()
             kills += 1
         process.join()
@@ -105,14 +104,10 @@ def test_thirty_kills_change_nothing(straight: Path, tmp_path: Path) -> None:
         assert told == list(range(2, 22, 2)), "every step is logged once"
 
 
-def _newest(folder: Path) -> tuple[float, Path]:
-    """When the last checkpoint or token file was whole, and which."""
-    found = [(0.0, folder)]
-    for pattern in ("*/checkpoints/samples-*", "world/motion/checkpoints/samples-*", "tokens/scenes/*.safetensors"):
-        for path in folder.glob(pattern):
-            with suppress(FileNotFoundError):
-                found.append((path.stat().st_mtime, path))
-    return max(found)
+def _made(folder: Path) -> set[str]:
+    """Whole checkpoints and token files."""
+    patterns = ("*/checkpoints/samples-*", "world/motion/checkpoints/samples-*", "tokens/scenes/*.safetensors")
+    return {str(path.relative_to(folder)) for pattern in patterns for path in folder.glob(pattern)}
 
 
 def first_half(team: Team, folder: Path) -> None:
