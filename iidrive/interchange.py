@@ -8,7 +8,6 @@ else in them is refused, not run.
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iidrive import recipes
+from iidrive import files, recipes
 from iidrive.configs import to_plain
 from iidrive.errors import CheckpointError, ConfigError, LineageError
 from iidrive.lineage import Parent
@@ -156,6 +155,5 @@ def _different(one: State, other: State) -> str:
 def _save(path: str, state: State) -> None:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    torch.save({"state_dict": state}, temporary)
-    os.replace(temporary, target)
+    with files.whole(target) as temporary:
+        torch.save({"state_dict": state}, temporary)

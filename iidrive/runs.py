@@ -9,7 +9,6 @@ RUN/checkpoints/      see train/checkpoint.py
 from __future__ import annotations
 
 import json
-import os
 import platform
 import resource
 import shlex
@@ -24,6 +23,7 @@ from typing import Any
 import torch
 
 import iidrive
+from iidrive import files
 from iidrive.errors import ConfigError
 from iidrive.processes import Team
 
@@ -64,12 +64,7 @@ class Run:
     def write_text(self, name: str, text: str) -> Path:
         """Write a text file of the run atomically."""
         path = self.folder / name
-        if not self.team.leader:
-            return path
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-        return path
+        return files.write(path, text) if self.team.leader else path
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write plain values as JSON."""

@@ -6,7 +6,6 @@ the *picture frame*, (right, ahead) = (-y, x) of the ego frame. No state is shar
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, PathPatch
 from matplotlib.path import Path as Outline
 
-from iidrive import geometry
+from iidrive import files, geometry
 from iidrive.classes import FREE, IGNORE, OCC_CLASSES, OCC_COLOURS, OCC_OF_CATEGORY
 from iidrive.errors import DataError
 from iidrive.scene import FUTURE_STEPS, OCC3D_GRID, STEP_S, Boxes, GridSpec, Observation, Target, Trajectory, VectorMap
@@ -191,12 +190,8 @@ def scene_figure(panel: ScenePanel, path: Path | str) -> Path:
     _legends(figure, legends, left_in, top_in, beside=bool(rows))
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with files.whole(path) as temporary:
         canvas.print_png(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import tempfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from iidrive import geometry
+from iidrive import files, geometry
 from iidrive.classes import category_index
 from iidrive.data.nuscenes_tables import TABLES, by_token, field, follow, numbers, quaternions, records, table_file, text
 from iidrive.errors import DataError
@@ -283,20 +281,13 @@ def _read(path: Path, key: str) -> tuple[Index | None, str]:
 
 
 def _write(path: Path, key: str, index: Index) -> str:
-    """Write the cache file under a temporary name and move it into place; '' or what went wrong."""
+    """Write the cache file, whole or not at all; '' or what went wrong."""
     buffer = io.BytesIO()
     np.savez(buffer, key=np.array(key), **{f.name: getattr(index, f.name) for f in fields(Index)})
     payload = buffer.getvalue()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
+        files.write(path, hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
     except OSError as error:
         return str(error)
     return ""

@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from jaxtyping import Float64, Int, Int32, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from iidrive import files
 from iidrive.data.source import Source
 from iidrive.errors import ConfigError, DataError, LineageError
 from iidrive.lineage import Lineage, matched
@@ -223,7 +222,7 @@ def build(
                     f"scene {name}: {len(scene)} keyframes need ({len(scene)}, {codes_per_frame}) code indices below {codebook}; "
                     f"found {codes.shape}, {low}..{high}."
                 )
-            write_atomically(cache.path(name), _file(name, Rows(tokens, poses, pack(codes, bits)), vars(cache.manifest)))
+            files.write(cache.path(name), _file(name, Rows(tokens, poses, pack(codes, bits)), vars(cache.manifest)))
         progress(name)
     return cache
 
@@ -236,7 +235,7 @@ def _opened(folder: Path, wanted: TokensManifest, warn: Callable[[str], None]) -
     except DataError as error:
         if path.exists():
             warn(str(error))
-        write_atomically(path, json.dumps(vars(wanted), indent=2).encode())
+        files.write(path, json.dumps(vars(wanted), indent=2).encode())
         cache = TokenCache(folder)
     cache.require(Lineage("tokenizer", wanted.tokenizer))
     if cache.manifest != wanted:
@@ -264,17 +263,3 @@ def _file(scene: str, rows: Rows, manifest: dict[str, Any]) -> bytes:
     about = json.dumps({"scene": scene, "manifest": manifest, "tokens": rows.tokens})
     arrays = {"codes": rows.packed, "global_T_ego": rows.global_T_ego, "sha256": rows.digests(scene, manifest)}
     return save(arrays, metadata={"about": about})
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write under a temporary name beside the target, then rename: the target is whole or absent."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        while True:
-            temporary.write_bytes(content)
-            try:
-                return os.replace(temporary, path)
-            except FileNotFoundError:  # a build that started just now took it for a leftover
-                continue
-    finally:
-        temporary.unlink(missing_ok=True)

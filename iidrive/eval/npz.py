@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 import zlib
 from collections.abc import Collection, Mapping, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy.typing import DTypeLike
 
+from iidrive import files
 from iidrive.errors import DataError
 
 Array = np.ndarray
@@ -58,23 +58,16 @@ def _load(archive: np.lib.npyio.NpzFile, key: str, path: str | Path) -> Array:
 
 
 def write_npz(path: str | Path, arrays: Mapping[str, Array]) -> None:
-    """Write under a temporary name beside the target, then rename: a reader never sees half a file. Equal arrays give equal bytes.
+    """Write an npz file, whole or not at all. Equal arrays give equal bytes.
 
     Raises:
         DataError: if the folder does not exist or cannot be written.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as handle:
+        with files.whole(path) as temporary, temporary.open("wb") as handle:
             np.savez(handle, allow_pickle=False, **arrays)  # pyright: ignore[reportArgumentType]
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(partial, path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror or error}); check that the folder exists.") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def numbers(value: object, dtype: DTypeLike, shape: tuple[int, ...], key: str, where: str) -> Float[Array, "..."]:

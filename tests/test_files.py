@@ -1,0 +1,46 @@
+"""Files are whole or absent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from iidrive import files
+
+
+def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    files.write(path, "old")
+
+    def fail_half_way() -> None:
+        with files.whole(path) as temporary:
+            temporary.write_text("ne")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
+    assert path.read_text() == "old"
+    assert files.write(path, "Süd".encode()) == path
+    assert path.read_bytes() == "Süd".encode()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_temporary_file_that_another_process_removed_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace, calls = files.os.replace, []
+
+    def remove_once(source: Path, target: Path) -> None:
+        calls.append(source)
+        if len(calls) == 1:
+            source.unlink()
+        replace(source, target)
+
+    monkeypatch.setattr(files.os, "replace", remove_once)
+    files.write(tmp_path / "a", b"whole")
+    assert (tmp_path / "a").read_bytes() == b"whole"
+    assert len(calls) == 2
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        files.write(tmp_path / "no" / "a", b"")
