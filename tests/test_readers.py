@@ -406,3 +406,74 @@ def test_missing_files_and_folders(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "add --predictions" in capsys.readouterr().err
     with pytest.raises(DataError, match="no such file"):
         read_tokens(tmp_path / "no.txt")
+
+
+def every_command(folder: Path, predictions: Path, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[str, str, str, str]:
+    """What doctor and audit write and what compare says of predictions beside p.npz; last, all that was printed."""
+    cases = ["--cases", str(folder / "c.npz"), *options]
+    out = folder / "out.json"
+    capsys.readouterr()
+    main(["doctor", str(predictions), *cases, "--json", str(out)])
+    tables = json.loads(out.read_text().replace(str(predictions), "PREDICTIONS"))
+    main(["audit", str(predictions), *cases, "--json", str(out)])
+    printed = capsys.readouterr()
+    main(["compare", str(predictions), str(folder / "p.npz"), *cases])
+    compared = capsys.readouterr()
+    verdict = compared.out.split("differences are A - B")[1]
+    return json.dumps(tables), out.read_text(), verdict, printed.out + printed.err + compared.out + compared.err
+
+
+def test_doctor_audit_and_compare_read_what_score_reads(
+    town: tuple[Cases, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases, path = town
+    write_cases(tmp_path / "c.npz", cases)
+    write_predictions(tmp_path / "p.npz", cases.token, path)
+    *expected, said = every_command(tmp_path, tmp_path / "p.npz", capsys)
+    assert "does not say its frame" not in said
+    order = np.random.default_rng(3).permutation(N)
+    names = tuple(cases.token[i] for i in order)
+    for kind, write in KINDS.items():
+        write(tmp_path / kind, names, path[order])
+        *found, said = every_command(tmp_path, tmp_path / kind, capsys)
+        assert found == expected, kind
+        assert said.count("does not say its frame") == (0 if kind == "own.npz" else 3)
+    (tmp_path / "t.txt").write_text("\n".join(names))
+    for kind, write_rows in BY_POSITION.items():
+        write_rows(tmp_path / kind, path[order])
+        *found, said = every_command(tmp_path, tmp_path / kind, capsys, "--tokens", str(tmp_path / "t.txt"))
+        assert found == expected, kind
+        assert said.count("warning: ") == said.count("were joined to those of") == 3
+
+
+def test_wrong_use_of_predictions_ends_in_one_sentence(
+    town: tuple[Cases, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases, path = town
+    monkeypatch.chdir(tmp_path)
+    write_cases("c.npz", cases)
+    write_predictions("p.npz", cases.token, path)
+    Path("rows.json").write_text(json.dumps(path.tolist()))
+    Path("t.txt").write_text("\n".join(cases.token))
+    Path("log.txt").write_text("[2024-01-01] nothing here\n")
+    for arguments, message in (
+        ("doctor rows.json", "add --cases"),
+        ("doctor rows.json p.npz --cases c.npz", "one predictions file at a time"),
+        ("doctor rows.json --cases c.npz", "give a list with --tokens"),
+        ("doctor log.txt --cases c.npz", "tables are examined without them"),
+        ("doctor log.txt", "no table found"),
+        ("doctor p.npz --cases c.npz --tokens t.txt", "leave out --tokens"),
+        ("audit rows.json", "add --cases"),
+        ("audit rows.json --cases c.npz", "or a list with --tokens"),
+        ("audit ctrv --cases c.npz", "--cases is the truth for a predictions file"),
+        ("audit none.pkl", "add --cases"),
+        ("audit none.pkl --cases c.npz", "none.pkl: no such file"),
+        ("compare rows.json p.npz --cases c.npz", "give a list with --tokens"),
+        ("compare p.npz p.npz --cases c.npz --tokens t.txt", "carry their own: leave it out"),
+        ("compare log.txt log.txt --tokens t.txt", "tables have none: leave it out"),
+        ("compare rows.json p.npz --tokens t.txt", "add --cases"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments.split())
+        assert stop.value.code == 2, arguments
+        assert message in " ".join(capsys.readouterr().err.split()), arguments

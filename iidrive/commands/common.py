@@ -12,12 +12,14 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from iidrive import assess, processes, recipes, stages
+from iidrive import assess, processes, recipes, stages, trace
 from iidrive.configs import to_plain
 from iidrive.data import Data
 from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache
 from iidrive.errors import ConfigError
+from iidrive.eval.cases import Predictions
+from iidrive.eval.readers import read_paths
 from iidrive.lineage import mark_lines
 from iidrive.processes import Team
 from iidrive.recipes import Recipe
@@ -42,6 +44,19 @@ def open_data(data: Data, recipe: Recipe, split: str, part: Literal["train", "te
 def note(sentence: str) -> None:
     """Say something on stderr that a reader of the output must know."""
     console.print(f"note: {sentence}", markup=False, highlight=False, soft_wrap=True)
+
+
+def read_plans(path: str | Path, tokens: str = "") -> tuple[Predictions, tuple[str, ...]]:
+    """Planned paths of any kind that can be read, and the marks they carry; what was taken on trust is said.
+
+    `tokens` names the rows of a file that carries no tokens.
+    """
+    found = read_paths(path, tokens)
+    if found.assumed:
+        note(found.assumed)
+    if found.trusted:
+        print(f"warning: {found.trusted}")
+    return found.predictions, trace.lineage_of_predictions(found.predictions).marks
 
 
 def enter(devices: int) -> Team:

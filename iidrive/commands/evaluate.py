@@ -10,13 +10,14 @@ from iidrive import assess, recipes, stages, trace
 from iidrive import audit as auditing
 from iidrive import demo as demo_
 from iidrive import swap as swap_
-from iidrive.commands.common import Occupancy, Switch, enter, open_data, write_json
+from iidrive.commands.common import Occupancy, Switch, enter, open_data, read_plans, write_json
 from iidrive.data import Data, DataName
 from iidrive.errors import ConfigError, unknown
 from iidrive.eval import audit as findings
 from iidrive.eval import plausible as plausibility
-from iidrive.eval.cases import align, read_cases, read_predictions
+from iidrive.eval.cases import align, read_cases
 from iidrive.eval.sampled import holds_arrays
+from iidrive.lineage import mark_lines
 from iidrive.recipes import Recipe
 from iidrive.runs import Run
 from iidrive.train import checkpoint
@@ -176,11 +177,12 @@ def audit(
     """Does anything that a model must not know change its answers? Exit status 1 if so. For predictions alone: can they be this good?
 
     Args:
-        model: run folder or checkpoint of a planner or world model, a baseline's name, or an npz of planned paths with --cases.
+        model: run folder or checkpoint of a planner or world model, a baseline's name, or a file of planned paths (npz, pickle, JSON)
+            with --cases.
         cases: truth to judge predictions with.
         samples: about how many samples to audit at, spread over the split.
         test_ii: whether the planner uses the imagined future.
-        tokens: token cache to audit with the model; default: tokens are made anew.
+        tokens: token cache to audit with the model; default: tokens are made anew. For planned paths without sample tokens: their list.
         json: where to write the findings.
         data: embedded towns or nuScenes.
         root: folder of nuScenes.
@@ -191,13 +193,17 @@ def audit(
         predicted: folder of predicted labels in the Occ3D layout.
         version: version folder of nuScenes, where there are several.
     """
-    if Path(model).is_file() and holds_arrays(model):
+    if not Path(model).is_dir() and holds_arrays(model):
         if not cases:
-            raise ConfigError(f"{model} holds planned paths, which can only be judged with the truth: add --cases CASES.npz.")
+            raise ConfigError(f"{model} is a file of planned paths, which can only be judged with the truth: add --cases CASES.npz.")
         truth = read_cases(cases)
-        judged = plausibility.plausible(truth, align(truth, read_predictions(model)))
+        paths, marks = read_plans(model, tokens)
+        judged = plausibility.plausible(truth, align(truth, paths))
+        print(mark_lines(marks), end="")
         text, good, found = plausibility.format_plausibility(judged), not judged.reasons, plausibility.to_json(judged)
     else:
+        if cases:
+            raise ConfigError("--cases is the truth for a predictions file; a model is audited on --data.")
         make = auditing.of_checkpoint(model, test_ii == "on", tokens)
         if Path(model).exists():
             recipe = replace(recipe, town=assess.town_of(checkpoint.read_manifest(model), recipe.town))

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import numpy as np
 
-from iidrive import recipes, trace
-from iidrive.commands.common import note, open_data, write_json
+from iidrive import recipes
+from iidrive.commands.common import open_data, read_plans, write_json
 from iidrive.data import Data, DataName
 from iidrive.errors import ConfigError
 from iidrive.eval import compare as comparing
 from iidrive.eval import doctor as doctoring
 from iidrive.eval import score as scoring
-from iidrive.eval.cases import align, read_cases, read_predictions, write_cases
+from iidrive.eval.cases import Predictions, align, read_cases, write_cases
 from iidrive.eval.compare_tables import compare_files as compare_table_files
 from iidrive.eval.protocols import protocols_named
 from iidrive.eval.readers import read_paths
 from iidrive.eval.repair import diagnose_predictions
-from iidrive.eval.sampled import holds_arrays, read_runs
+from iidrive.eval.sampled import holds_arrays, predictions_in, read_runs
 from iidrive.evaluate import truth as true_cases
 from iidrive.lineage import mark_lines, mark_numbers
 from iidrive.recipes import Recipe
@@ -74,12 +74,8 @@ def score(
     if tokens and not predictions:
         raise ConfigError("--tokens names the rows of a predictions file: add --predictions FILE.")
     if predictions:
-        found = read_paths(predictions, tokens)
-        paths, marks = align(truth, found.predictions), trace.lineage_of_predictions(found.predictions).marks
-        if found.assumed:
-            note(found.assumed)
-        if found.trusted:
-            print(f"warning: {found.trusted}")
+        found, marks = read_plans(predictions, tokens)
+        paths = align(truth, found)
     elif truth.pred is not None:
         paths = truth.pred
     else:
@@ -101,43 +97,73 @@ def score(
         scoring.write_per_sample(per_sample, *scores)
 
 
-def compare(files: list[str], cases: str = "", tables: bool = False, grid: bool = False, samples: int = 0) -> None:
+def compare(files: list[str], cases: str = "", tables: bool = False, grid: bool = False, samples: int = 0, tokens: str = "") -> None:
     """Say whether two runs differ: A is better, worse, or there is no difference that these data can show.
 
     Args:
-        files: A B: predictions, per-sample files or run folders; several seeds of a side joined by commas; or two texts with tables.
+        files: A B: predictions (npz, pickle, JSON), per-sample files or run folders; several seeds of a side joined by commas; or two
+            texts with tables.
         cases: truth of the samples, needed for predictions; names the scenes of per-sample files.
         tables: A and B are printed tables (FILE#2 is the second table of a file); texts are recognised without it.
         grid: any number of files that say their train_ii and test_ii: print the 2×2 and compare its rows and columns.
         samples: how many samples the tables were scored on, where their digits do not say it.
+        tokens: sample tokens of predictions that carry none, in their order: one a line, or a JSON list.
     """
+    if tables and tokens:
+        raise ConfigError("--tokens names the rows of predictions, and tables have none: leave it out.")
     if tables or not any(holds_arrays(part) for file in files for part in file.split(",")):
         print(compare_table_files(files, samples or None))
         return
-    truth = read_cases(cases) if cases else None
-    if grid:
-        print(comparing.grid([run for file in files for run in read_runs(file, truth)]))
-        return
-    if len(files) != 2:
+    if not grid and len(files) != 2:
         raise ConfigError(f"compare takes two sides, A and B; found {len(files)}. Join the seeds of one side by commas.")
+    truth = read_cases(cases) if cases else None
+    unnamed: list[Path] = []
+
+    def read(path: Path) -> Predictions:
+        if tokens and read_paths(path).predictions.token is None:
+            unnamed.append(path)
+        found, marks = read_plans(path, tokens if path in unnamed else "")
+        print(mark_lines(marks), end="")
+        return found
+
+    sides = [read_runs(file, truth, read) for file in files]
+    if tokens and not unnamed:
+        raise ConfigError(
+            "--tokens names the rows of predictions without sample tokens, but all of these files carry their own: leave it out."
+        )
+    if grid:
+        print(comparing.grid([run for side in sides for run in side]))
+        return
     print(f"A: {files[0]}\nB: {files[1]}")
-    print(comparing.format_comparison(comparing.compare(read_runs(files[0], truth), read_runs(files[1], truth))))
+    print(comparing.format_comparison(comparing.compare(sides[0], sides[1])))
 
 
-def doctor(files: list[str], cases: str = "", samples: int = 0, json: str = "") -> None:
+def doctor(files: list[str], cases: str = "", samples: int = 0, json: str = "", tokens: str = "") -> None:
     """Examine printed tables, runs or predictions: which set, how many events, what is noise, what looks wrong and what would decide it.
 
     Args:
-        files: logs or notes with printed tables (FILE#2: the second table alone), run folders, or one predictions file with --cases.
-        cases: truth to examine a predictions file with.
+        files: logs or notes with printed tables (FILE#2: the second table alone), run folders, or one predictions file (npz, pickle, JSON)
+            with --cases.
+        cases: truth to examine a predictions file with, or the one in a run folder.
         samples: how many samples were scored, where the digits do not say it.
         json: where to write the findings.
+        tokens: sample tokens of predictions that carry none, in their order: one a line, or a JSON list.
     """
-    if len(files) == 1 and not Path(files[0]).is_dir() and holds_arrays(files[0]):
+    paths = [file for file in files if not Path(file).is_dir() and holds_arrays(file)]
+    if cases and len(files) == 1 and Path(files[0]).is_dir():
+        paths = [str(predictions_in(Path(files[0])))]
+    if paths:
+        if len(files) > 1:
+            raise ConfigError(f"doctor examines one predictions file at a time; found {', '.join(files)}. Two are for `iidrive compare`.")
         if not cases:
-            raise ConfigError(f"{files[0]} holds planned paths, which can only be examined with the truth: add --cases CASES.npz.")
-        report = diagnose_predictions(read_cases(cases), read_predictions(files[0]))
+            raise ConfigError(f"{paths[0]} is a file of planned paths, which can only be examined with the truth: add --cases CASES.npz.")
+        truth = read_cases(cases)
+        found, marks = read_plans(paths[0], tokens)
+        print(mark_lines(marks), end="")
+        report = diagnose_predictions(truth, found)
     else:
+        if cases or tokens:
+            raise ConfigError("--cases and --tokens are for one predictions file or run folder; tables are examined without them.")
         report = doctoring.diagnose(doctoring.read_report_tables(files), samples or None)
     print(doctoring.format_report(report))
     if json:

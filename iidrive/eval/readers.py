@@ -65,6 +65,25 @@ def read_paths(path: str | Path, tokens: str | Path = "") -> Found:
     return Found(replace(read, token=names), trusted, assumed)
 
 
+def is_paths(path: str | Path) -> bool:
+    """Whether a file is of a kind that holds planned paths (or is named like one), rather than a text."""
+    path = Path(path)
+    if path.suffix in (".npz", ".npy", ".pkl", ".pickle", ".json"):
+        return True
+    if not path.is_file():
+        return False
+    start = _bytes(path, 64)
+    if start.startswith((b"PK", b"\x93NUMPY", b"\x80")):
+        return True
+    if _without_mark(start)[:1] not in (b"{", b"["):
+        return False
+    try:  # logs begin with a bracket too
+        json.loads(_bytes(path))
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def read_tokens(path: str | Path) -> tuple[str, ...]:
     """Sample tokens in order: a JSON list of text, or a text file with one token a line.
 
@@ -97,7 +116,7 @@ def _read(path: Path) -> tuple[Predictions, bool]:
         return _archive(path)
     if start.startswith(b"\x93NUMPY"):
         return _unnamed(_npy(path), where), False
-    if start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[") or path.suffix == ".json":
+    if _without_mark(start)[:1] in (b"{", b"[") or path.suffix == ".json":
         return _plain(_json(_text(_bytes(path), where), where), where), False
     if start.startswith(b"\x80") or path.suffix in (".pkl", ".pickle"):
         return _plain(plain_pickle.load(path), where), False
@@ -214,6 +233,10 @@ def _bytes(path: Path, count: int = -1) -> bytes:
         raise DataError(f"{path}: no such file. {_KINDS}") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
+
+
+def _without_mark(start: bytes) -> bytes:
+    return start.lstrip(b"\xef\xbb\xbf \t\r\n")
 
 
 def _text(raw: bytes, where: str) -> str:

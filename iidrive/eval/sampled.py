@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from jaxtyping import Bool, Float
 
 from iidrive.errors import ConfigError, DataError
 from iidrive.eval import npz
-from iidrive.eval.cases import Cases, Predictions, read_predictions
+from iidrive.eval.cases import Cases, Predictions
+from iidrive.eval.readers import is_paths, read_paths
 from iidrive.eval.score import score
 from iidrive.scene import FUTURE_STEPS
 
@@ -37,8 +39,10 @@ class Sampled:
     notes: tuple[str, ...] = ()
 
 
-def read_runs(choice: str, cases: Cases | None) -> list[Sampled]:
-    """Seeds of one side: files or run folders, several joined by commas or matched by a pattern (`'runs/a-*'`).
+def read_runs(
+    choice: str, cases: Cases | None, read: Callable[[Path], Predictions] = lambda path: read_paths(path).predictions
+) -> list[Sampled]:
+    """Seeds of one side: files or run folders, several joined by commas or matched by a pattern (`'runs/a-*'`). `read` reads a predictions file.
 
     Raises:
         ConfigError: if nothing matches, or predictions are given without cases.
@@ -52,19 +56,16 @@ def read_runs(choice: str, cases: Cases | None) -> list[Sampled]:
         if not matches:
             raise ConfigError(f"'{part}' does not exist. Give a predictions file, a per-sample file or a run folder.")
         found += matches
-    return [_read(_predictions_in(path), cases) for path in found]
+    return [_read(predictions_in(path), cases, read) for path in found]
 
 
 def holds_arrays(path: str) -> bool:
-    """Whether a path is a run folder, an npz file or a pattern, rather than a text with tables."""
-    name = Path(path)
-    if name.is_file():
-        with name.open("rb") as file:
-            return file.read(2) == b"PK" or name.suffix in (".npz", ".npy")
-    return name.is_dir() or name.suffix == ".npz" or any(c in path for c in "*?[")
+    """Whether a path is a run folder, a file of a kind that holds planned paths, or a pattern, rather than a text with tables."""
+    return Path(path).is_dir() or is_paths(path) or (not Path(path).is_file() and any(c in path for c in "*?["))
 
 
-def _predictions_in(path: Path) -> Path:
+def predictions_in(path: Path) -> Path:
+    """A predictions file itself, or the only one of a run folder. Raises ConfigError where there is none or more than one."""
     if not path.is_dir():
         return path
     found = sorted(path.glob("predictions*.npz"))
@@ -74,16 +75,17 @@ def _predictions_in(path: Path) -> Path:
     return found[0]
 
 
-def _read(path: Path, cases: Cases | None) -> Sampled:
-    found, _ = npz.read_npz(path, _PER_SAMPLE)
-    if "sparsedrive_L2" in found:
-        return _per_sample(path, found, cases)
+def _read(path: Path, cases: Cases | None, read: Callable[[Path], Predictions]) -> Sampled:
+    if path.suffix == ".npz" or zipfile.is_zipfile(path):
+        found, _ = npz.read_npz(path, _PER_SAMPLE)
+        if "sparsedrive_L2" in found:
+            return _per_sample(path, found, cases)
     if cases is None:
         raise ConfigError(
             f"{path} holds planned paths, which can only be compared with the truth: add --cases CASES.npz "
             "(docs/score-your-planner.md says how to make it)."
         )
-    return scored(cases, read_predictions(path))
+    return scored(cases, read(path))
 
 
 def _per_sample(path: Path, found: Mapping[str, Array], cases: Cases | None) -> Sampled:
@@ -129,7 +131,8 @@ def scored(cases: Cases, predictions: Predictions) -> Sampled:
     if predictions.token is None:
         if cases.own_tokens or len(predictions) != len(cases):
             raise DataError(
-                f"{predictions.where}: no sample tokens to join {len(predictions)} paths to {len(cases)} samples of {cases.where}."
+                f"{predictions.where}: no sample tokens to join {len(predictions)} paths to {len(cases)} samples of {cases.where}; add them, or "
+                "give a list with --tokens."
             )
         path, have = predictions.trajectory, np.ones(len(cases), bool)
     else:
