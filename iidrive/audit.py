@@ -18,10 +18,12 @@ import torch
 from iidrive import stages
 from iidrive.data.counterfactual import INPUTS, Change, Counterfactual, OtherCommands, Renamed, Value, blank, real_name
 from iidrive.data.loader import Cut, Frames, OccupancyFrames, Track, Windows
-from iidrive.data.source import Source, true_path
+from iidrive.data.source import Source, true_path, window
 from iidrive.data.tokens import TokenCache
 from iidrive.errors import ConfigError
 from iidrive.eval.audit import Answers, Audit, Leak, changed, l2, worth
+from iidrive.eval.cases import cases_from_windows
+from iidrive.eval.plausible import Plausibility, plausible
 from iidrive.evaluate import HORIZON_STEPS
 from iidrive.models.baselines import KINEMATIC
 from iidrive.models.forecast import Forecaster
@@ -174,13 +176,30 @@ def audit(make: Make, source: Source, samples: Sequence[Sample], tick: Callable[
         ConfigError: if two fresh copies answer the same question differently: nothing can be compared then.
     """
     found: dict[str, list[Leak]] = {}
-    errors: list[float] = []
+    plans: dict[Sample, Array] = {}
     for rows in _rounds(samples):
-        for leak in _round(make, source, rows, errors):
+        for leak in _round(make, source, rows, plans):
             found.setdefault(leak.input, []).append(leak)
         tick(rows[0][0])
     leaks = tuple(_joined(parts, len(samples)) for parts in found.values())
-    return Audit(leaks, len(samples), float(np.mean(errors)) if errors else float("nan"))
+    return Audit(leaks, len(samples), *_score(source, plans))
+
+
+def _score(source: Source, plans: Mapping[Sample, Array]) -> tuple[float, Plausibility | None]:
+    """L2 of the plans as they are (NaN without any), and whether they can be this good beside the kinematic planners'."""
+    cases = cases_from_windows(window(source, source.scene(name), index, past=0) for name, index in plans)
+    if not cases.full.any():
+        return float("nan"), None
+    plan = np.stack(list(plans.values()))
+    metres = float(l2(plan, cases.true_path())[cases.full].mean())
+    if not np.isfinite(plan).all():
+        return metres, None
+    view, baselines = View(source, source), {}
+    for name, drive in KINEMATIC.items():
+        baseline = Pipeline(lambda batch, drive=drive: {"plan": drive(batch.observation)})
+        answers = {row: one for rows in _rounds(list(plans)) for row, one in zip(rows, baseline(view, rows)["plan"], strict=True)}
+        baselines[name] = np.stack([answers[row] for row in plans])
+    return metres, plausible(cases, plan, baselines)
 
 
 @dataclass(frozen=True)
@@ -213,7 +232,8 @@ class _Round:
         return View(shown, other, hook, stored=False) if tokens else replace(self.real, source=shown, hook=hook)
 
 
-def _round(make: Make, source: Source, rows: Sequence[Sample], errors: list[float]) -> list[Leak]:
+def _round(make: Make, source: Source, rows: Sequence[Sample], plans: dict[Sample, Array]) -> list[Leak]:
+    """The leaks of a batch; the plans as they are go into `plans`."""
     compared = np.ones(len(rows), bool)
     if len(rows) == 1:
         rows, compared = [*rows, (rows[0][0], max(0, rows[0][1] - 3))], np.array([True, False])  # company, so that a batch is a batch
@@ -228,7 +248,7 @@ def _round(make: Make, source: Source, rows: Sequence[Sample], errors: list[floa
         make, source, rows, compared, view, before, np.stack([p.points_m for p in paths]), np.array([p.valid.all() for p in paths])
     )
     if "plan" in before:
-        errors += list(l2(before["plan"], now.path)[now.full & compared])
+        plans |= {row: plan for row, plan, counts in zip(rows, before["plan"], compared, strict=True) if counts}
     leaks = [*_future(now), *_others(now), *_names(now)]
     if source.command_source == "oracle":
         leak = now.leak("oracle command (declared)", now.ask(replace(view, source=OtherCommands(source))))

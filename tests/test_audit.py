@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,15 @@ from iidrive import evaluate, stages
 from iidrive.audit import Pipeline, audit, choose, tokenizing
 from iidrive.cli import main
 from iidrive.data.counterfactual import INPUTS, Change, Counterfactual, Wrapped
+from iidrive.data.loader import Cut, Track, Windows
+from iidrive.data.source import true_path
 from iidrive.data.tokens import TokenCache, build
 from iidrive.errors import ConfigError
 from iidrive.eval.audit import changed, format_audit, to_json
 from iidrive.eval.cases import write_cases, write_predictions
-from iidrive.eval.plausible import plausible
+from iidrive.eval.plausible import format_plausibility, plausible
 from iidrive.models.baselines import KINEMATIC
-from iidrive.scene import CommandSource
+from iidrive.scene import Batch, CommandSource
 
 SAMPLES = choose(TOWN, "test", 4)
 
@@ -43,6 +46,7 @@ def test_a_planted_leak_is_found_and_named(name: str) -> None:
 def test_a_clean_model_is_not_accused(name: str) -> None:
     found = audit(CLEAN[name], TOWN, SAMPLES)
     assert found.clean, format_audit(found)
+    assert found.believable, format_audit(found)
     assert not found.leaks
     assert "clean" in format_audit(found)
 
@@ -113,6 +117,49 @@ def test_scores_no_past_can_give_are_flagged_without_the_model() -> None:
     assert plausible(cases, path).reasons
     near = path + 0.002 * np.random.default_rng(0).normal(size=path.shape).astype(np.float32)
     assert "not believed" in plausible(cases, near).reasons[0]
+
+
+def test_few_samples_are_not_judged_by_luck() -> None:
+    cases = evaluate.truth(TOWN, "test")
+    near = cases.true_path() + 0.002 * np.random.default_rng(0).normal(size=(len(cases), 6, 2)).astype(np.float32)
+    rows = np.flatnonzero(cases.full)[:7]
+    masks = np.zeros_like(cases.gt_ego_fut_masks)
+    masks[rows] = True
+    judged = plausible(replace(cases, gt_ego_fut_masks=masks), near)
+    assert not judged.reasons
+    assert "too few to judge" in format_plausibility(judged)
+    path = cases.true_path()
+    assert "not planned" in plausible(replace(cases, gt_ego_fut_masks=masks), path).reasons[0]
+
+
+def test_a_score_without_a_leak_is_judged_all_the_same() -> None:
+    """A planner that has memorised the test scenes by what they look like: nothing that is replaced reaches its plans."""
+    samples = choose(TOWN, "test", 8)
+    seen = {}
+    for name in TOWN.scene_names("test"):
+        windows = Windows([Track.of(TOWN.scene(name))], Cut(past=stages.PAST, full_future=False), None, None, future=True)
+        for row, (_, index) in enumerate(windows.samples):
+            look = windows.batch([row]).observation.now_T_frame.numpy().tobytes()
+            seen[look] = true_path(TOWN.scene(name), index).points_m + np.float32(0.003)
+
+    def recall(batch: Batch) -> dict[str, torch.Tensor]:
+        looks = [frame.numpy().tobytes() for frame in batch.observation.now_T_frame]
+        return {"plan": torch.from_numpy(np.stack([seen.get(look, np.zeros((6, 2), np.float32)) for look in looks]))}
+
+    found = audit(lambda: Pipeline(recall), TOWN, samples)
+    assert found.clean
+    assert not found.leaks
+    assert not found.believable
+    assert found.score is not None
+    assert {"still", "constant-velocity", "ctrv"} <= set(found.score.baselines)
+    printed = format_audit(found)
+    assert "IMPLAUSIBLE" in printed
+    assert "no leak found, but the score cannot be believed" in printed
+    json.dumps(to_json(found), allow_nan=False)
+    steady = audit(lambda: Pipeline(lambda batch: {"plan": KINEMATIC["ctrv"](batch.observation)}), TOWN, samples)
+    assert steady.believable
+    assert steady.score is not None
+    np.testing.assert_array_equal(steady.score.l2, steady.score.baselines["ctrv"])
 
 
 @pytest.mark.slow

@@ -211,7 +211,7 @@ def audit(
         some = auditing.choose(source, split, samples)
         with assess.counting("audit", auditing.rounds(some)) as tick:
             report = auditing.audit(make, source, some, tick)
-        text, good, found = findings.format_audit(report), report.clean, findings.to_json(report)
+        text, good, found = findings.format_audit(report), report.believable, findings.to_json(report)
         text = f"{assess.about_line(source, split, {'model': model})}\n{text}"
     print(text)
     if json:

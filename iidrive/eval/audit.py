@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
+from iidrive.eval import plausible
+from iidrive.eval.plausible import Plausibility
+
 Array = np.ndarray
 Answers = Mapping[str, Array]
 """What a model says of n samples: `plan` (n,6,2), the LIDAR_TOP path in the current lidar frame, metres, and/or `forecast` (n,H,X,Y,Z) labels,
@@ -34,16 +37,25 @@ class Leak:
 
 @dataclass(frozen=True)
 class Audit:
-    """All leaks of one model, the samples it was audited on, and its L2 there as it is (metres, NaN without plans)."""
+    """All leaks of one model, the samples it was audited on, and its L2 there as it is (metres, NaN without plans).
+
+    `score` judges the plans themselves beside kinematic planners; None without plans or a full future.
+    """
 
     leaks: tuple[Leak, ...]
     samples: int
     l2_m: float
+    score: Plausibility | None = None
 
     @property
     def clean(self) -> bool:
         """Whether nothing undeclared leaks."""
         return all(leak.declared for leak in self.leaks)
+
+    @property
+    def believable(self) -> bool:
+        """Whether nothing leaks and the plans are not better than plans can be."""
+        return self.clean and not (self.score and self.score.reasons)
 
 
 def changed(before: Answers, after: Answers, tolerance: float = 0.0) -> Bool[Array, "n"]:
@@ -88,6 +100,8 @@ def format_audit(audit: Audit) -> str:
     """A table of what leaks, and a last line that is the verdict."""
     head = f"audited {audit.samples} samples" + (f"; L2 on them {audit.l2_m:.4f} m" if np.isfinite(audit.l2_m) else "")
     lines = [head]
+    if audit.score:
+        lines.append(plausible.format_errors(audit.score))
     if audit.leaks:
         lines.append(f"{'input':<42}{'answers changed':>17}{'worth in L2':>14}{'voxels':>10}")
     for leak in audit.leaks:
@@ -96,9 +110,13 @@ def format_audit(audit: Audit) -> str:
         lines.append(f"{leak.input:<42}{f'{leak.samples} of {leak.of}':>17}{metres:>14}{voxels:>10}")
         if leak.note:
             lines.append(f"    {leak.note}")
+    reasons = audit.score.reasons if audit.score else ()
+    lines += [f"IMPLAUSIBLE: {reason}" for reason in reasons]
     accused = [leak.input for leak in audit.leaks if not leak.declared]
     if accused:
         lines.append(f"LEAK: the answers change with {_listed(accused)}. The score cannot be believed.")
+    elif reasons:
+        lines.append("no leak found, but the score cannot be believed: look below the source (docs/audit.md, What it cannot see).")
     else:
         lines.append("clean: nothing after the current keyframe, no other sample of a batch and no earlier call changes the answers.")
     return "\n".join(lines)
@@ -107,7 +125,9 @@ def format_audit(audit: Audit) -> str:
 def to_json(audit: Audit) -> dict[str, object]:
     """Plain values; NaN as None."""
     leaks = [{k: None if isinstance(v, float) and np.isnan(v) else v for k, v in vars(leak).items()} for leak in audit.leaks]
-    return {"clean": audit.clean, "samples": audit.samples, "L2": None if np.isnan(audit.l2_m) else audit.l2_m, "leaks": leaks}
+    score = plausible.to_json(audit.score) if audit.score else None
+    metres = None if np.isnan(audit.l2_m) else audit.l2_m
+    return {"clean": audit.clean, "believable": audit.believable, "samples": audit.samples, "L2": metres, "leaks": leaks, "score": score}
 
 
 def _bits(value: Array) -> Array:

@@ -24,16 +24,22 @@ SHARE = 0.5
 """A plan that leaves less than this share of the best steady drive's error at 3 s knows more than the past."""
 EVIDENT_M = 0.5
 """Where the best steady drive is nearer than this at 3 s, driving was so steady that a small error says nothing."""
+FEWEST = 8
+"""Fewer samples than this are not judged by their mean error: a good planner is right by luck on a few."""
 
 
 @dataclass(frozen=True)
 class Plausibility:
-    """Mean error at each step (metres) of a plan and of kinematic baselines, and the reasons why it cannot be (none: it can)."""
+    """Mean error at each step (metres) of a plan and of kinematic baselines, and the reasons why it cannot be (none: it can).
+
+    `luck_m` is twice the standard error of the plan's error at 3 s.
+    """
 
     samples: int
     l2: Float[Array, "6"]
     baselines: Mapping[str, Float[Array, "6"]]
     noise_m: float
+    luck_m: float
     reasons: tuple[str, ...]
 
 
@@ -72,35 +78,46 @@ def plausible(cases: Cases, plan: Float[Array, "n 6 2"], baselines: Mapping[str,
     noise = min(truth_noise(path), 0.1)
     moving = np.linalg.norm(path[:, -1], axis=-1) > EVIDENT_M
     exact = int(((distance.max(1) < 1e-4) & moving).sum())
-    return Plausibility(int(full.sum()), steps, others, noise, tuple(_reasons(steps, others, noise, exact, int(moving.sum()))))
+    luck = float(2 * distance[:, -1].std(ddof=1) / np.sqrt(len(distance))) if len(distance) > 1 else float("inf")
+    reasons = [f"{exact} of {int(moving.sum())} plans that drive are the true path to a tenth of a millimetre: they were not planned."]
+    reasons = reasons if exact > 0.01 * moving.sum() else []
+    if len(distance) >= FEWEST:
+        reasons += _too_near(steps, others, noise, luck)
+    return Plausibility(len(distance), steps, others, noise, luck, tuple(reasons))
 
 
-def _reasons(steps: Array, others: Mapping[str, Array], noise: float, exact: int, moving: int) -> list[str]:
+def _too_near(steps: Array, others: Mapping[str, Array], noise: float, luck: float) -> list[str]:
     name, best = min(((k, v[-1]) for k, v in others.items()), key=lambda item: item[1])
     last, seconds = float(steps[-1]), FUTURE_STEPS * STEP_S
     unforeseen = 2 * last / seconds**2
     out = []
-    if moving and exact > 0.01 * moving:
-        out.append(f"{exact} of {moving} plans that drive are the true path to a tenth of a millimetre: they were not planned.")
-    if best > EVIDENT_M and last < SHARE * best and unforeseen < LEAK_ACCELERATION:
+    if best > EVIDENT_M and last + luck < SHARE * best and 2 * (last + luck) / seconds**2 < LEAK_ACCELERATION:
         out.append(
             f"{last:.3f} m off at {seconds:.1f} s leaves {unforeseen:.3f} m/s² unforeseen (d = a t²/2; below {LEAK_ACCELERATION} is not "
-            f"believed); the best steady drive ({name}) is {best:.3f} m off, though it may know the first half second."
+            f"believed); the best steady drive ({name}) is {best:.3f} m off, though it may know the first half second. Luck is {luck:.3f} m."
         )
-    if best > EVIDENT_M and last < noise:
+    if best > EVIDENT_M and last + luck < noise:
         out.append(f"{last:.3f} m off at {seconds:.1f} s is less than the truth's own noise, about {noise:.3f} m.")
     return out
 
 
 def format_plausibility(found: Plausibility) -> str:
     """The errors at each step, and whether they can be."""
+    lines = [format_errors(found), *(f"IMPLAUSIBLE: {reason}" for reason in found.reasons)]
+    if not found.reasons:
+        few = f" (They are fewer than {FEWEST}, too few to judge by their mean error.)" if found.samples < FEWEST else ""
+        lines.append(
+            f"plausible: nothing in the {found.samples} plans says that they know the future.{few} That is no proof; audit the model."
+        )
+    return "\n".join(lines)
+
+
+def format_errors(found: Plausibility) -> str:
+    """The errors at each step beside those of the baselines."""
     width = max(len(name) for name in (*found.baselines, "these plans")) + 2
     lines = [f"{'error at each step, metres':<{width}}" + "".join(f"{(k + 1) * STEP_S:>9.1f}s" for k in range(FUTURE_STEPS))]
     for name, steps in {"these plans": found.l2, **found.baselines}.items():
         lines.append(f"{name:<{width}}" + "".join(f"{value:>10.4f}" for value in steps))
-    lines += [f"IMPLAUSIBLE: {reason}" for reason in found.reasons]
-    if not found.reasons:
-        lines.append(f"plausible: nothing in the {found.samples} plans says that they know the future. That is no proof; audit the model.")
     return "\n".join(lines)
 
 
@@ -113,5 +130,6 @@ def to_json(found: Plausibility) -> dict[str, object]:
         "L2_per_step": found.l2.tolist(),
         "baselines": baselines,
         "noise_m": found.noise_m,
+        "luck_m": found.luck_m if np.isfinite(found.luck_m) else None,
         "reasons": list(found.reasons),
     }

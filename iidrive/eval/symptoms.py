@@ -155,8 +155,10 @@ def _leak(table: PrintedTable, step: Float[Array, "6"], on_val: bool) -> Finding
         "the plan follows the future more closely than the past should allow.",
         True,
         tuple(evidence),
-        "Plan again with everything later than the present withheld (future poses, future commands, future features set to zero), then "
-        "`iidrive compare AS-IS.npz WITHHELD.npz --cases CASES.npz`: a planner that sees only the past does not change.",
+        "`iidrive audit RUN` for a model of iidrive: it replaces everything later than the present and names what reaches the plan. For others, "
+        "`iidrive audit PREDICTIONS.npz --cases CASES.npz` says whether plans can be this good; then plan again with everything later withheld "
+        "(future poses, commands and features set to zero) and `iidrive compare AS-IS.npz WITHHELD.npz --cases CASES.npz`: a planner that sees "
+        "only the past does not change.",
     )
 
 
