@@ -14,6 +14,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from iidrive.models.sampling import corners, weighted_rows
+
 
 class Norm(nn.GroupNorm):
     """GroupNorm over contiguous input: torch's CPU kernel for channels_last data is inaccurate (up to 1e-2 of the output)."""
@@ -162,17 +164,29 @@ class CellGrid:
 
     def read(self, maps: Float[Tensor, "B C X Y"], points_m: Float[Tensor, "B P Q 2"]) -> Float[Tensor, "B C P Q"]:
         """Bilinear values of maps at points (x, y) in their own ego frame; zero outside."""
-        index = (points_m - points_m.new_tensor(self.first_m)) / self.cell_m
-        scale = points_m.new_tensor([2 / (self.size[0] - 1), 2 / (self.size[1] - 1)])
-        grid = (index * scale - 1).flip(-1)
-        return F.grid_sample(maps, grid.to(maps.dtype), mode="bilinear", padding_mode="zeros", align_corners=True)
+        batch, (p, q) = len(maps), points_m.shape[1:3]
+        cells, weights = self._around(points_m)
+        first = torch.arange(batch, device=cells.device, dtype=cells.dtype) * (self.size[0] * self.size[1])
+        table = rearrange(maps, "b c x y -> (b x y) c")
+        read = weighted_rows(table, (cells + first[:, None, None, None]).flatten(0, 2), weights.flatten(0, 2))
+        return rearrange(read, "(b p q) c -> b c p q", p=p, q=q)
+
+    def inside(self, points_m: Float[Tensor, "B P Q 2"]) -> Float[Tensor, "B 1 P Q"]:
+        """What `read` gives for a map of ones: 1 inside, falling to 0 over the last cell's width outside."""
+        return self._around(points_m)[1].sum(-1)[:, None]
+
+    def _around(self, points_m: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = ((points_m - points_m.new_tensor(self.first_m)) / self.cell_m).unbind(-1)
+        return corners(x, y, self.size)
 
     def warp(self, maps: Float[Tensor, "B C X Y"], src_T_dst: Float[Tensor, "B 4 4"]) -> Float[Tensor, "B C X Y"]:
         """Maps of frame src as seen from frame dst; zero where src saw nothing."""
-        p = self.points(src_T_dst)
+        return self.read(maps, self.seen_from(src_T_dst))
+
+    def seen_from(self, src_T_dst: Float[Tensor, "B 4 4"]) -> Float[Tensor, "B X Y 2"]:
+        """Cell centres (x, y) of frame dst in frame src, metres."""
         shift = src_T_dst[:, :2, 3] + self.height_m * src_T_dst[:, :2, 2]
-        moved = torch.einsum("bij,xyj->bxyi", src_T_dst[:, :2, :2], p) + shift[:, None, None]
-        return self.read(maps, moved)
+        return torch.einsum("bij,xyj->bxyi", src_T_dst[:, :2, :2], self.points(src_T_dst)) + shift[:, None, None]
 
 
 def transform_inverse(transform: Float[Tensor, "*B 4 4"]) -> Float[Tensor, "*B 4 4"]:

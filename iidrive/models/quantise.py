@@ -106,16 +106,33 @@ class ResidualQuantiser(nn.Module):
         return Quantised(self.after(latent), torch.cat(codes, 1), loss)
 
     def latent_of(self, codes: Int[Tensor, "B n"]) -> Float[Tensor, "B C X Y"]:
-        """Rebuild the latent from the indices of all levels."""
+        """Rebuild the latent from the indices of all levels.
+
+        Everything after the codebook is linear, so each level has a table of what its codes add to the latent, and cells sum up entries.
+        """
         levels = codes.split(self.level_cells, dim=1)
-        intra, inter = levels[: len(self.scales)], levels[len(self.scales) :]
-        latent = codes.new_zeros((), dtype=self.codebook.dtype)
-        for index, scale, conv in zip(intra, self.scales, self.scale_convs, strict=True):
-            q = self.look_up(index.view(-1, *scale))
-            latent = latent + conv(F.interpolate(q, self.size, mode="bilinear", align_corners=False))
-        for index, conv in zip(inter, self.time_convs, strict=True):
-            latent = latent + conv(self.look_up(index.view(-1, *self.size)))
-        return self.after(latent)
+        tables, bias = self._tables()
+        whole = [i for i, size in enumerate(self._level_sizes) if size == self.size]
+        index = torch.stack([levels[i].long() + i * self.config.codes for i in whole], -1)
+        latent = F.embedding_bag(index.flatten(0, 1), tables.flatten(0, 1), mode="sum")
+        latent = rearrange(latent + bias, "(b x y) c -> b c x y", x=self.size[0], y=self.size[1])
+        for level, table, size in zip(levels, tables, self._level_sizes, strict=True):
+            if size != self.size:
+                added = rearrange(F.embedding(level.long(), table), "b (x y) c -> b c x y", x=size[0])
+                latent = latent + F.interpolate(added, self.size, mode="bilinear", align_corners=False)
+        return latent.contiguous()
+
+    @property
+    def _level_sizes(self) -> list[tuple[int, int]]:
+        return self.scales + [self.size] * self.config.history
+
+    def _tables(self) -> tuple[Float[Tensor, "L K C"], Float[Tensor, "C"]]:
+        """What every code of every level adds to the latent, and the constant that is left."""
+        convs = [*self.scale_convs, *self.time_convs]
+        after = self.after.weight.flatten(1)
+        weights = torch.stack([conv.weight.flatten(1) for conv in convs])
+        bias = after @ torch.stack([conv.bias for conv in convs]).sum(0) + self.after.bias
+        return self.codebook @ (after @ weights).transpose(1, 2), bias
 
     def _level(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         index = self.nearest(v.detach())

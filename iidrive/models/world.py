@@ -133,11 +133,25 @@ class IntraLayer(nn.Module):
     def forward(self, tokens: Float[Tensor, "B N C"], plan: Float[Tensor, "B 1 C"], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         tokens = self.norms[0](tokens + self.attention(tokens, size))
         plan = self.plan_norms[0](plan)
-        plan = plan + self.plan_mlp(self.plan_attention(plan, tokens, tokens, need_weights=False)[0])
+        plan = plan + self.plan_mlp(attend(self.plan_attention, plan, tokens))
         tokens, plan = self.norms[1](tokens), self.plan_norms[1](plan)
         maps = rearrange(tokens, "b (x y) c -> b c x y", x=size[0])
         h = F.relu(self.norm1(self.conv1(maps).contiguous()))
         return F.relu(self.norm2(self.conv2(h).contiguous()) + self.skip(maps)), plan
+
+
+def attend(attention: nn.MultiheadAttention, query: Float[Tensor, "B 1 C"], tokens: Float[Tensor, "B N C"]) -> Float[Tensor, "B 1 C"]:
+    """What `attention` gives for one query: the key map is applied to the query, the value map to what was read, not both to every token.
+
+    The keys' bias adds the same to all scores of a head, which softmax ignores.
+    """
+    heads, width = attention.num_heads, attention.embed_dim
+    to_query, to_key, to_value = attention.in_proj_weight.view(3, heads, -1, width)
+    query_bias, _, value_bias = attention.in_proj_bias.view(3, heads, -1)
+    asked = torch.einsum("bc,hdc->bhd", query[:, 0], to_query) + query_bias
+    scores = torch.einsum("bhd,hdc->bhc", asked * attention.head_dim**-0.5, to_key) @ tokens.transpose(1, 2)
+    read = torch.einsum("bhc,hdc->bhd", scores.softmax(-1) @ tokens, to_value) + value_bias
+    return attention.out_proj(read.flatten(1))[:, None]
 
 
 class InterLayer(nn.Module):
@@ -154,15 +168,17 @@ class InterLayer(nn.Module):
 
     def forward(self, x: Float[Tensor, "B N C"], memory: Float[Tensor, "B N D"], size: tuple[int, int]) -> Float[Tensor, "B N C"]:
         x = self.norms[0](x + self.attention(x, size))
-        x = self.norms[1](x + self.mix(self._join(x, memory)))
+        x = self.norms[1](x + self._mix(x, memory))
         return self.norms[2](x + self.feed_forward(x))
 
-    def _join(self, x: Tensor, memory: Tensor) -> Tensor:
-        """`join` of both side by side, without copying the memory once a layer."""
+    def _mix(self, x: Tensor, memory: Tensor) -> Tensor:
+        """`mix` of `join` of both side by side, without copying the memory once a layer, and the two linear maps that meet as one."""
         first, act, last = self.join
-        assert isinstance(first, nn.Linear)
+        into, _, out = self.mix
+        assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear) and isinstance(into, nn.Linear)
         width = x.shape[-1]
-        return last(act(F.linear(x, first.weight[:, :width], first.bias) + F.linear(memory, first.weight[:, width:])))
+        both = act(F.linear(x, first.weight[:, :width], first.bias) + F.linear(memory, first.weight[:, width:]))
+        return out(act(F.linear(both, into.weight @ last.weight, into.weight @ last.bias + into.bias)))
 
 
 class WorldModel(nn.Module):
@@ -265,7 +281,8 @@ class WorldModel(nn.Module):
             maps, plan = layer(tokens, plan, size)
             size = (maps.shape[2], maps.shape[3])
             tokens = rearrange(maps, "b c x y -> b (x y) c")
-            fused = fused + conv(F.interpolate(maps, self.cells.size, mode="bilinear", align_corners=False))
+            # enlarging keeps sums of channels, so they are formed on the small map
+            fused = fused + F.interpolate(conv(maps), self.cells.size, mode="bilinear", align_corners=False)
         return fused, plan[:, 0]
 
     def head(self, plan: Float[Tensor, "B C"], command: Int[Tensor, "B"]) -> Float[Tensor, "B 6"]:
@@ -300,9 +317,8 @@ class WorldModel(nn.Module):
         out = self.decode(here, past, transform_inverse(now_T_next))
         if self.config.residual == "none":
             return out
-        anchor_T_next = transform_inverse(memory.now_T_anchor) @ now_T_next.detach()
-        inside = self.cells.warp(torch.ones_like(fused[:, :1]), anchor_T_next)
-        return out + self.cells.warp(memory.anchor, anchor_T_next) + (inside == 0) * past[:, -1]
+        points_m = self.cells.seen_from(transform_inverse(memory.now_T_anchor) @ now_T_next.detach())
+        return out + self.cells.read(memory.anchor, points_m) + (self.cells.inside(points_m) == 0) * past[:, -1]
 
     def _aligned(self, fused: Tensor, memory: Memory, now_T_next: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
         """Fused maps and the memory's latents in the next ego frame."""
@@ -312,5 +328,5 @@ class WorldModel(nn.Module):
         before, now = memory.latents[:, :-1].detach().flatten(0, 1), memory.latents[:, -1]
         before = self.cells.warp(before, frame_T_next[:, :-1].flatten(0, 1)).unflatten(0, (batch, frames - 1))
         past = torch.cat([before, self.cells.warp(now, frame_T_next[:, -1])[:, None]], 1)
-        seen = self.cells.warp(torch.ones_like(fused[:, :1]), now_T_next)
-        return self.cells.warp(fused, now_T_next) + outside[:, None, None] * (1 - seen), past
+        points_m = self.cells.seen_from(now_T_next)
+        return self.cells.read(fused, points_m) + outside[:, None, None] * (1 - self.cells.inside(points_m)), past
