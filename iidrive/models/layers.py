@@ -5,6 +5,7 @@ Shapes: B batch, C channels, X, Y cells of a bird's-eye map (axes forward and le
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from iidrive.models.sampling import corners, weighted_rows
+from iidrive.models.sampling import bordered, corners, table_of, weighted_rows
 
 
 class Norm(nn.GroupNorm):
@@ -122,6 +123,10 @@ class DeformableAttention(nn.Module):
             self.offsets.bias.copy_(bias.reshape(-1))
 
     def forward(self, tokens: Float[Tensor, "B N C"], size: tuple[int, int]) -> Float[Tensor, "B N C"]:
+        return self.out(self._with_gradient(tokens, size) if torch.is_grad_enabled() else self._without_gradient(tokens, size))
+
+    def _with_gradient(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        """By `grid_sample`, whose backward pass is faster than that of `weighted_rows` for as many short rows."""
         batch, count, _ = tokens.shape
         x, y = size
         value = rearrange(self.value(tokens), "b (x y) (h d) -> (b h) d x y", x=x, h=self.heads)
@@ -134,8 +139,20 @@ class DeformableAttention(nn.Module):
         i = (torch.arange(x, device=tokens.device, dtype=tokens.dtype) + 0.5) * 2 / x - 1
         cell = torch.stack([j[None].expand(x, y), i[:, None].expand(x, y)], -1).reshape(count, 2)
         read = F.grid_sample(value, cell + offsets, mode="bilinear", padding_mode="zeros", align_corners=False)
-        mixed = (read * weights).sum(2)
-        return self.out(rearrange(mixed, "(b h) d n -> b n (h d)", b=batch))
+        return rearrange((read * weights).sum(2), "(b h) d n -> b n (h d)", b=batch)
+
+    def _without_gradient(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        """As sums of rows of values, a row for each cell and head: four points of four corners each."""
+        batch, count, _ = tokens.shape
+        (x, y), heads, points = size, self.heads, self.points
+        value = table_of(self.value(tokens).view(batch, x, y, -1)).view(batch * math.prod(bordered(size)) * heads, -1)
+        # the points lie before the cells in memory here too
+        along_y, along_x = self.offsets(tokens).view(-1, points * 2).t().contiguous().view(points, 2, -1).unbind(1)
+        weights = self.weights(tokens).view(-1, points).t().contiguous().softmax(0)
+        sample, cell, head = torch.meshgrid(*(torch.arange(n, device=tokens.device) for n in (batch, count, heads)), indexing="ij")
+        cells, shares = corners((cell // y).flatten() + along_x, (cell % y).flatten() + along_y, size)
+        rows = cells * heads + (sample * math.prod(bordered(size)) * heads + head).flatten().int()
+        return weighted_rows(value, rows.flatten(0, 1), (shares * weights).flatten(0, 1)).view(tokens.shape)
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -164,20 +181,20 @@ class CellGrid:
 
     def read(self, maps: Float[Tensor, "B C X Y"], points_m: Float[Tensor, "B P Q 2"]) -> Float[Tensor, "B C P Q"]:
         """Bilinear values of maps at points (x, y) in their own ego frame; zero outside."""
-        batch, (p, q) = len(maps), points_m.shape[1:3]
-        cells, weights = self._around(points_m)
-        first = torch.arange(batch, device=cells.device, dtype=cells.dtype) * (self.size[0] * self.size[1])
-        table = rearrange(maps, "b c x y -> (b x y) c")
-        read = weighted_rows(table, (cells + first[:, None, None, None]).flatten(0, 2), weights.flatten(0, 2))
-        return rearrange(read, "(b p q) c -> b c p q", p=p, q=q)
+        cells, weights = corners(*self._index(points_m), self.size)
+        first = torch.arange(len(maps), device=cells.device, dtype=cells.dtype) * math.prod(bordered(self.size))
+        rows = cells + first[:, None, None]
+        read = weighted_rows(table_of(maps.permute(0, 2, 3, 1)), rows.flatten(1), weights.flatten(1))
+        return read.view(*points_m.shape[:-1], -1).permute(0, 3, 1, 2)
 
     def inside(self, points_m: Float[Tensor, "B P Q 2"]) -> Float[Tensor, "B 1 P Q"]:
-        """What `read` gives for a map of ones: 1 inside, falling to 0 over the last cell's width outside."""
-        return self._around(points_m)[1].sum(-1)[:, None]
+        """What `read` gives for a map of ones: 1 inside, falling to 0 within a cell's width outside."""
+        x, y = self._index(points_m)
+        return (_share_inside(x, self.size[0]) * _share_inside(y, self.size[1]))[:, None]
 
-    def _around(self, points_m: Tensor) -> tuple[Tensor, Tensor]:
+    def _index(self, points_m: Tensor) -> tuple[Tensor, Tensor]:
         x, y = ((points_m - points_m.new_tensor(self.first_m)) / self.cell_m).unbind(-1)
-        return corners(x, y, self.size)
+        return x, y
 
     def warp(self, maps: Float[Tensor, "B C X Y"], src_T_dst: Float[Tensor, "B 4 4"]) -> Float[Tensor, "B C X Y"]:
         """Maps of frame src as seen from frame dst; zero where src saw nothing."""
@@ -187,6 +204,11 @@ class CellGrid:
         """Cell centres (x, y) of frame dst in frame src, metres."""
         shift = src_T_dst[:, :2, 3] + self.height_m * src_T_dst[:, :2, 2]
         return torch.einsum("bij,xyj->bxyi", src_T_dst[:, :2, :2], self.points(src_T_dst)) + shift[:, None, None]
+
+
+def _share_inside(index: Tensor, count: int) -> Tensor:
+    """Bilinear weight, along one axis, of the cells of a map around points told in cells."""
+    return (torch.minimum(index, count - 1 - index) + 1).clamp(0, 1)
 
 
 def transform_inverse(transform: Float[Tensor, "*B 4 4"]) -> Float[Tensor, "*B 4 4"]:

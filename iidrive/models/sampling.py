@@ -1,6 +1,8 @@
 """Bilinear reading of maps as weighted sums of rows of a table: a row holds all channels of a cell, so memory is read in long runs.
 
-Shapes: R rows of a table (cells of all maps), C channels, N points.
+Maps get a border of zeros, so that points outside read cells like any others.
+
+Shapes: B batch, X, Y cells, R rows of a table, C channels, N points.
 """
 
 from __future__ import annotations
@@ -10,22 +12,32 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+_BORDER = (1, 2)
+"""Cells of zeros before and after a map, along both axes."""
 
-def corners(x: Float[Tensor, "*N"], y: Float[Tensor, "*N"], size: tuple[int, int]) -> tuple[Int[Tensor, "*N 4"], Float[Tensor, "*N 4"]]:
-    """The four cells (x * size[1] + y) around points told in cells, and their bilinear weights, zero for cells outside of the map."""
+
+def bordered(size: tuple[int, int]) -> tuple[int, int]:
+    """Cells of a map with its border."""
+    return size[0] + sum(_BORDER), size[1] + sum(_BORDER)
+
+
+def table_of(cells: Float[Tensor, "B X Y C"]) -> Float[Tensor, "R C"]:
+    """Rows of maps with borders, the maps one after the other."""
+    return F.pad(cells, (0, 0, *_BORDER, *_BORDER)).flatten(0, 2)
+
+
+def corners(x: Float[Tensor, "*N"], y: Float[Tensor, "*N"], size: tuple[int, int]) -> tuple[Int[Tensor, "4 *N"], Float[Tensor, "4 *N"]]:
+    """Places in the map with its border of the four cells around points told in cells, and their bilinear weights."""
+    x, y = x.clamp(-1, size[0]), y.clamp(-1, size[1])
     low_x, low_y = x.detach().floor(), y.detach().floor()
-    (left, right), (x0, x1) = _line(x - low_x, low_x, size[0])
-    (under, over), (y0, y1) = _line(y - low_y, low_y, size[1])
-    cells = torch.stack([x0 * size[1] + y0, x0 * size[1] + y1, x1 * size[1] + y0, x1 * size[1] + y1], -1)
-    return cells.int(), torch.stack([left * under, left * over, right * under, right * over], -1)
+    right, over = x - low_x, y - low_y
+    left, under = 1 - right, 1 - over
+    row = bordered(size)[1]
+    first = ((low_x + _BORDER[0]) * row + low_y + _BORDER[0]).int()
+    cells = torch.stack([first, first + 1, first + row, first + (row + 1)])
+    return cells, torch.stack([left * under, left * over, right * under, right * over])
 
 
-def _line(part: Tensor, low: Tensor, count: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Linear weights and places of the two cells around points on a line of `count` cells."""
-    first, second = (1 - part) * ((low >= 0) & (low < count)), part * ((low >= -1) & (low < count - 1))
-    return (first, second), (low.clamp(0, count - 1), (low + 1).clamp(0, count - 1))
-
-
-def weighted_rows(table: Float[Tensor, "R C"], rows: Int[Tensor, "N K"], weights: Float[Tensor, "N K"]) -> Float[Tensor, "N C"]:
+def weighted_rows(table: Float[Tensor, "R C"], rows: Int[Tensor, "K N"], weights: Float[Tensor, "K N"]) -> Float[Tensor, "N C"]:
     """Sums of K weighted rows of a table."""
-    return F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights.to(table.dtype))
+    return F.embedding_bag(rows.t().contiguous(), table, mode="sum", per_sample_weights=weights.to(table.dtype).t().contiguous())

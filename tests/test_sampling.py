@@ -1,0 +1,58 @@
+"""Reading maps as sums of table rows gives what `grid_sample` gives, gradients included."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from iidrive.models.layers import CellGrid, DeformableAttention
+
+SIZE = (6, 5)
+GRID = CellGrid(SIZE, (-1.0, 0.5), 0.4)
+
+
+def points() -> torch.Tensor:
+    """(2,40,3,2) metres: inside, on cells, on the edge's fading, outside, far outside."""
+    torch.manual_seed(0)
+    made = torch.rand(2, 40, 3, 2, dtype=torch.float64) * 4 - torch.tensor([2.0, 1.0])
+    made[0, :6, 0] = GRID.points(made)[:, 2]
+    made[0, 6:8, 0] = torch.tensor([[1e4, 0.5], [-1e4, -1e4]])
+    return made.requires_grad_()
+
+
+def by_grid_sample(maps: torch.Tensor, points_m: torch.Tensor) -> torch.Tensor:
+    index = (points_m - points_m.new_tensor(GRID.first_m)) / GRID.cell_m
+    grid = (index * points_m.new_tensor([2 / (n - 1) for n in SIZE]) - 1).flip(-1)
+    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+
+
+def test_maps_are_read_as_by_grid_sample() -> None:
+    at, maps = points(), torch.randn(2, 7, *SIZE, dtype=torch.float64, requires_grad=True)
+    read, plain = GRID.read(maps, at), by_grid_sample(maps, at)
+    torch.testing.assert_close(read, plain, atol=1e-10, rtol=0)
+    weight = torch.randn_like(plain)
+    off_cells = torch.ones_like(at)
+    off_cells[0, :6, 0] = 0  # on a cell's middle the slope depends on the side that one looks to
+    for mine, theirs, mask in zip(
+        torch.autograd.grad((read * weight).sum(), (maps, at)),
+        torch.autograd.grad((plain * weight).sum(), (maps, at)),
+        (torch.ones_like(maps), off_cells),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine * mask, theirs * mask, atol=1e-8, rtol=0)
+
+
+def test_inside_is_the_reading_of_a_map_of_ones() -> None:
+    at = points().detach()
+    torch.testing.assert_close(GRID.inside(at), GRID.read(torch.ones(2, 1, *SIZE, dtype=torch.float64), at))
+
+
+def test_deformable_attention_is_the_same_with_and_without_gradients() -> None:
+    torch.manual_seed(1)
+    attention = DeformableAttention(16, 4).double()
+    torch.nn.init.normal_(attention.offsets.weight)
+    torch.nn.init.normal_(attention.weights.weight)
+    tokens = torch.randn(3, SIZE[0] * SIZE[1], 16, dtype=torch.float64)
+    with_gradients = attention(tokens, SIZE)
+    with torch.no_grad():
+        torch.testing.assert_close(attention(tokens, SIZE), with_gradients.detach(), atol=1e-10, rtol=0)
