@@ -15,14 +15,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from iidrive.models.norm import Norm
 from iidrive.models.sampling import bordered, corners, table_of, weighted_rows
-
-
-class Norm(nn.GroupNorm):
-    """GroupNorm over contiguous input: torch's CPU kernel for channels_last data is inaccurate (up to 1e-2 of the output)."""
-
-    def forward(self, input: Float[Tensor, "B C X Y"]) -> Float[Tensor, "B C X Y"]:
-        return super().forward(input.contiguous())
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -63,15 +57,14 @@ class ResBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = Norm(groups, inputs, eps=1e-6)
+        self.norm1 = Norm(groups, inputs, eps=1e-6, silu=True)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.norm2 = Norm(groups, outputs, eps=1e-6)
+        self.norm2 = Norm(groups, outputs, eps=1e-6, silu=True)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Float[Tensor, "B C X Y"]) -> Float[Tensor, "B D X Y"]:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv2(self.norm2(self.conv1(self.norm1(x))))
         return self.shortcut(x) + h
 
 
@@ -87,11 +80,19 @@ class CellAttention(nn.Module):
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Float[Tensor, "B C X Y"]) -> Float[Tensor, "B C X Y"]:
-        n = self.norm(x)
-        # contiguous, with a head axis: only then is attention computed in tiles, without a matrix of all cells by all cells
-        q, k, v = (rearrange(f(n), "b c x y -> b 1 (x y) c").contiguous() for f in (self.q, self.k, self.v))
-        a = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(rearrange(a, "b 1 (x y) c -> b c x y", x=x.shape[2]))
+        tokens = rearrange(self.norm(x), "b c x y -> b (x y) c").contiguous()
+        q, k = (F.linear(tokens, f.weight.flatten(1), f.bias) for f in (self.q, self.k))
+        # shares of attention sum to one, so `out` of the mixed values is the mix of `out` of the values
+        out = self.out.weight.flatten(1)
+        v = F.linear(tokens, out @ self.v.weight.flatten(1), out @ self.v.bias + self.out.bias)
+        return x + rearrange(_mixed(q, k, v), "b (x y) c -> b c x y", x=x.shape[2])
+
+
+def _mixed(q: Float[Tensor, "B N C"], k: Float[Tensor, "B N C"], v: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
+    """Attention, in tiles, without a matrix of all cells by all cells; on the CPU with it where gradients are wanted, which is faster backwards."""
+    if q.device.type == "cpu" and torch.is_grad_enabled():
+        return (q * q.shape[-1] ** -0.5 @ k.transpose(1, 2)).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
 
 
 class DeformableAttention(nn.Module):

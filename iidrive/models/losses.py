@@ -17,6 +17,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from iidrive.classes import IGNORE
+from iidrive.models.voxel_losses import focal_sum, lovasz_of_classes
 
 Array = np.ndarray
 Counts = Mapping[str, Tensor]
@@ -52,13 +53,9 @@ def focal(
 ) -> Float[Tensor, ""]:
     """Sigmoid focal loss summed over classes, averaged over known voxels (Lin et al. 2017, eq. 5, one class against all)."""
     known = labels != IGNORE
-    index = torch.where(known, labels, 0).long().unsqueeze(-1)
-    p = logits.sigmoid()
-    absent = (1 - alpha) * p.pow(gamma) * F.softplus(logits)
-    x = logits.gather(-1, index).squeeze(-1)
-    present = alpha * (1 - x.sigmoid()).pow(gamma) * F.softplus(-x)
-    total = absent.sum(-1) - absent.gather(-1, index).squeeze(-1) + present
-    return share((total * weight * known).sum(), known.sum() if count is None else count)
+    index, shares = torch.where(known, labels, 0).long(), weight.expand_as(known) * known
+    total = focal_sum(logits.reshape(-1, logits.shape[-1]), index.reshape(-1), shares.reshape(-1), alpha, gamma)
+    return share(total, known.sum() if count is None else count)
 
 
 def class_weights(counts: Int[Array, "K"]) -> tuple[float, ...]:
@@ -101,56 +98,4 @@ def lovasz(logits: Float[Tensor, "*V K"], labels: UInt8[Tensor, "*V"], bins: int
     target = (labels if everywhere else labels[known]).reshape(-1).long()
     if not len(target):
         return logits.sum() * 0.0
-    classes = logits.shape[-1]
-    probabilities = (logits if everywhere else logits[known]).reshape(-1, classes).softmax(-1).T
-    present = torch.bincount(target, minlength=classes).nonzero()[:, 0]
-    truth = target == present[:, None]
-    errors = (probabilities[present] - truth.to(probabilities.dtype)).abs()
-    with torch.no_grad():
-        weight = _histogram_weights(errors, truth, bins) if bins else _sorted_weights(errors, truth)
-    return (errors * weight).sum() / len(present)
-
-
-def _sorted_weights(errors: Tensor, truth: Tensor) -> Tensor:
-    """Gradient of the Lovász extension at each element, by sorting every class's errors in descending order.
-
-    Class by class: a class's numbers then stay in the processor's cache, and memory holds one class's intermediate values, not all of them.
-    """
-    weights = torch.empty_like(errors)
-    seen = torch.arange(1, errors.shape[1] + 1, device=errors.device)
-    for error, true, weight in zip(errors, truth, weights, strict=True):
-        order = _descending(error)
-        hits = true[order].cumsum(0)
-        jaccard = _jaccard(hits.double(), seen, hits[-1])
-        weight[order] = torch.diff(jaccard, prepend=jaccard.new_zeros(1)).to(errors.dtype)
-    return weights
-
-
-def _descending(error: Tensor) -> Tensor:
-    """Places of numbers that are not negative, largest first. Their bits are in the same order, and integers are sorted by radix, much faster."""
-    if error.dtype != torch.float32:
-        return error.argsort(descending=True)
-    return (torch.iinfo(torch.int32).max - error.detach().view(torch.int32)).sort().indices
-
-
-def _histogram_weights(errors: Tensor, truth: Tensor, bins: int) -> Tensor:
-    classes = errors.shape[0]
-    place = (errors * -bins).add_(bins - 1e-3).clamp_(0, bins - 1).long()
-    place += torch.arange(classes, device=errors.device)[:, None] * bins
-    count = torch.bincount(place.view(-1), minlength=classes * bins).view(classes, bins).double()
-    hits = torch.bincount(place[truth], minlength=classes * bins).view(classes, bins).double()
-    total = hits.sum(-1, keepdim=True)
-    wrong_hits, seen = hits.cumsum(-1), count.cumsum(-1)
-    jaccard = _jaccard(wrong_hits, seen, total)
-    step = torch.diff(jaccard, dim=-1, prepend=torch.zeros_like(jaccard[:, :1]))
-    # Within an interval a true element adds 1 / union and a false one intersection / union^2, both at the interval's middle.
-    union = (total + seen - wrong_hits - (count - hits) / 2).clamp(min=1)
-    for_true, for_false = 1 / union, (total - wrong_hits + hits / 2) / union.square()
-    scale = step / (hits * for_true + (count - hits) * for_false).clamp(min=1e-12)
-    weights = torch.stack([for_false * scale, for_true * scale]).to(errors.dtype).view(2, -1)
-    return torch.where(truth, weights[1][place], weights[0][place])
-
-
-def _jaccard(hits: Tensor, seen: Tensor, total: Tensor) -> Tensor:
-    """Jaccard loss when the `seen` worst elements, `hits` of them true, are called wrong."""
-    return 1 - (total - hits) / (total + seen - hits).clamp(min=1)
+    return lovasz_of_classes((logits if everywhere else logits[known]).reshape(-1, logits.shape[-1]), target, bins)

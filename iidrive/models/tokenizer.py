@@ -25,9 +25,11 @@ from torch import Tensor, nn
 
 from iidrive.classes import FREE, IGNORE, OCC_CLASSES
 from iidrive.errors import ConfigError
+from iidrive.models.convolve import EnlargedConv, convolve_columns
 from iidrive.models.history import mirrored, warp_once, warp_stream
-from iidrive.models.layers import CellAttention, CellGrid, Norm, ResBlock
+from iidrive.models.layers import CellAttention, CellGrid, ResBlock
 from iidrive.models.losses import Counts, balanced_cross_entropy, distance_weight, focal, lovasz_by_frame, share, voxel_counts
+from iidrive.models.norm import Norm
 from iidrive.models.quantise import Quantised, QuantiserConfig, ResidualQuantiser
 from iidrive.scene import Batch, GridSpec
 
@@ -133,7 +135,7 @@ def _middle(width: int, config: TokenizerConfig) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """Embedded columns → latent map."""
+    """Columns of labels → latent map. Fine maps have their channels together in memory, coarse ones their cells: each is faster there."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -146,14 +148,14 @@ class Encoder(nn.Module):
         self.levels = nn.ModuleList(levels)
         self.middle = _middle(widths[-1], config)
         self.out = nn.Sequential(
-            Norm(config.groups, widths[-1], eps=1e-6), nn.SiLU(), nn.Conv2d(widths[-1], config.latent_width, 3, padding=1)
+            Norm(config.groups, widths[-1], eps=1e-6, silu=True), nn.Identity(), nn.Conv2d(widths[-1], config.latent_width, 3, padding=1)
         )
 
-    def forward(self, x: Float[Tensor, "B D X Y"]) -> Float[Tensor, "B C x y"]:
-        x = self.conv_in(x)
-        for level in self.levels:
+    def forward(self, labels: UInt8[Tensor, "B X Y Z"], classes: Float[Tensor, "K E"]) -> Float[Tensor, "B C x y"]:
+        x = convolve_columns(labels, classes, self.conv_in)
+        for level in self.levels[:-1]:
             x = level(x)
-        return self.out(self.middle(x))
+        return self.out(self.middle(self.levels[-1](x.contiguous())))
 
 
 class Decoder(nn.Module):
@@ -167,12 +169,12 @@ class Decoder(nn.Module):
         levels = []
         for i in reversed(range(len(widths))):
             width = widths[i]
-            up = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1)) if i else nn.Identity()
+            up = EnlargedConv(width) if i else nn.Identity()
             levels.append(Level(widths[min(i + 1, last)], width, config.blocks[i], config.attention[i], config.groups, up))
         self.levels = nn.ModuleList(levels)
         self.out = nn.Sequential(
-            Norm(config.groups, widths[0], eps=1e-6),
-            nn.SiLU(),
+            Norm(config.groups, widths[0], eps=1e-6, silu=True),
+            nn.Identity(),
             nn.Conv2d(widths[0], config.class_width * config.grid.shape[2], 3, padding=1),
         )
 
@@ -197,9 +199,7 @@ class Tokenizer(nn.Module):
 
     def encode(self, occupancy: UInt8[Tensor, "B X Y Z"]) -> Float[Tensor, "B C x y"]:
         """Encoder maps, before quantisation. Unknown voxels count as free."""
-        labels = torch.where(occupancy == IGNORE, FREE, occupancy).long()
-        columns = nn.functional.embedding(labels, self.classes)
-        return self.encoder(rearrange(columns, "b x y z e -> b (z e) x y"))
+        return self.encoder(torch.where(occupancy == IGNORE, FREE, occupancy), self.classes)
 
     def align(
         self, clip: Float[Tensor, "B T C x y"], now_T_frame: Float[Tensor, "B T 4 4"], mirrors: Float[Tensor, "B T 4 4"] | None = None

@@ -1,0 +1,139 @@
+"""Voxel losses with their gradients in closed form: millions of logits are read piece by piece, and no intermediate value is kept for all of them.
+
+Shapes: V voxels, K classes, N voxels of one class's turn.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_AT_ONCE = 2**15
+"""Voxels of a piece: what is made of them stays in the processor's cache."""
+
+
+def focal_sum(
+    logits: Float[Tensor, "V K"], target: Int[Tensor, "V"], weight: Float[Tensor, "V"], alpha: float, gamma: float
+) -> Float[Tensor, ""]:
+    """Sigmoid focal loss summed over voxels, each with its weight, and classes."""
+    made = _Focal.apply(logits, target, weight, alpha, gamma)
+    assert isinstance(made, Tensor)
+    return made
+
+
+def lovasz_of_classes(logits: Float[Tensor, "V K"], target: Int[Tensor, "V"], bins: int) -> Float[Tensor, ""]:
+    """Lovász-softmax, mean over the classes that are present; `bins` as in `losses.lovasz`."""
+    made = _Lovasz.apply(logits, target, bins)
+    assert isinstance(made, Tensor)
+    return made
+
+
+class _Focal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits: Tensor, target: Tensor, weight: Tensor, alpha: float, gamma: float) -> Tensor:
+        ctx.save_for_backward(logits, target, weight)
+        ctx.alpha, ctx.gamma = alpha, gamma
+        total = logits.new_zeros(())
+        for z, index, share in zip(logits.split(_AT_ONCE), target.split(_AT_ONCE), weight.split(_AT_ONCE), strict=True):
+            absent = (1 - alpha) * z.sigmoid().pow_(gamma) * F.softplus(z)
+            x = z.gather(1, index[:, None])
+            present = alpha * (-x).sigmoid().pow(gamma) * F.softplus(-x)
+            total += ((absent.sum(1) + (present - absent.gather(1, index[:, None]))[:, 0]) * share).sum()
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        logits, target, weight = ctx.saved_tensors
+        alpha, gamma = ctx.alpha, ctx.gamma
+        back = torch.empty_like(logits)
+        for z, index, share, out in zip(*(v.split(_AT_ONCE) for v in (logits, target, weight, back)), strict=True):
+            x = z.gather(1, index[:, None])
+            torch.mul(_slope(z, gamma), (1 - alpha) * grad * share[:, None], out=out)
+            out.scatter_(1, index[:, None], _slope(-x, gamma) * (-alpha * grad * share[:, None]))
+        return back, None, None, None, None
+
+
+def _slope(z: Tensor, gamma: float) -> Tensor:
+    """Derivative of sigmoid(z) ** gamma * softplus(z)."""
+    p = z.sigmoid()
+    return ((1 - p) * F.softplus(z)).mul_(gamma).add_(p).mul_(p.pow_(gamma))
+
+
+class _Lovasz(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits: Tensor, target: Tensor, bins: int) -> Tensor:
+        shares = logits.new_empty(logits.shape[1], len(logits))
+        for piece, out in zip(logits.split(_AT_ONCE), shares.split(_AT_ONCE, 1), strict=True):
+            out.copy_(piece.softmax(1).T)
+        present = torch.bincount(target, minlength=len(shares)).nonzero()[:, 0].tolist()
+        total, inner, slopes = logits.new_zeros(()), torch.zeros_like(shares[0]), torch.zeros_like(shares)
+        for k in present:
+            truth = target == k
+            error = torch.where(truth, 1 - shares[k], shares[k])
+            slope = histogram_weights(error, truth, bins) if bins else sorted_weights(error, truth)
+            total += (error * slope).sum()
+            slopes[k] = torch.where(truth, -slope, slope)
+            inner.addcmul_(slopes[k], shares[k])
+        # the gradient of a softmax, in the place of its values
+        for share, slope in zip(shares, slopes, strict=True):
+            share.mul_(slope.sub_(inner))
+        ctx.save_for_backward(shares.div_(len(present)))
+        return total / len(present)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (slopes,) = ctx.saved_tensors
+        back = slopes.new_empty(slopes.shape[::-1])
+        for slope, out in zip(slopes.split(_AT_ONCE, 1), back.split(_AT_ONCE), strict=True):
+            torch.mul(slope.T, grad, out=out)
+        return back, None, None
+
+
+def sorted_weights(error: Float[Tensor, "N"], truth: Bool[Tensor, "N"]) -> Float[Tensor, "N"]:
+    """Gradient of the Lovász extension at each element of a class, by sorting errors in descending order."""
+    values, order = _descending(error, truth)
+    hits = values.cumsum(0, dtype=torch.int32)
+    seen = torch.arange(1, len(error) + 1, device=error.device, dtype=torch.int32)
+    jaccard = _jaccard(hits.double(), seen, hits[-1])
+    return torch.empty_like(error).scatter_(0, order, torch.diff(jaccard, prepend=jaccard.new_zeros(1)).to(error.dtype))
+
+
+def _descending(error: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Truths from the largest error to the smallest, and their places.
+
+    Bits of numbers that are not negative are in the numbers' order, and integers are sorted by radix, much faster; bits of numbers up to 1
+    leave room for one more, the truth.
+    """
+    if error.dtype != torch.float32:
+        order = error.argsort(descending=True)
+        return truth[order].int(), order
+    largest = 0x3F800000  # 1.0
+    values, order = ((largest - error.view(torch.int32)) * 2 + truth).sort()
+    return values & 1, order
+
+
+def histogram_weights(error: Float[Tensor, "N"], truth: Bool[Tensor, "N"], bins: int) -> Float[Tensor, "N"]:
+    """The same from a histogram: elements in one of `bins` equal intervals share one weight for true and one for false elements."""
+    place = (error * -bins).add_(bins - 1e-3).clamp_(0, bins - 1).long()
+    count = torch.bincount(place, minlength=bins).double()
+    hits = torch.bincount(place[truth], minlength=bins).double()
+    total = hits.sum()
+    wrong_hits, seen = hits.cumsum(0), count.cumsum(0)
+    jaccard = _jaccard(wrong_hits, seen, total)
+    step = torch.diff(jaccard, prepend=jaccard.new_zeros(1))
+    # Within an interval a true element adds 1 / union and a false one intersection / union^2, both at the interval's middle.
+    union = (total + seen - wrong_hits - (count - hits) / 2).clamp(min=1)
+    for_true, for_false = 1 / union, (total - wrong_hits + hits / 2) / union.square()
+    scale = step / (hits * for_true + (count - hits) * for_false).clamp(min=1e-12)
+    weights = torch.stack([for_false * scale, for_true * scale]).to(error.dtype)
+    return torch.where(truth, weights[1][place], weights[0][place])
+
+
+def _jaccard(hits: Tensor, seen: Tensor, total: Tensor) -> Tensor:
+    """Jaccard loss when the `seen` worst elements, `hits` of them true, are called wrong."""
+    return 1 - (total - hits) / (total + seen - hits).clamp(min=1)
