@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from iidrive.models.norm import Norm
 from iidrive.models.sampling import bordered, corners, table_of, weighted_rows
@@ -90,9 +91,37 @@ class CellAttention(nn.Module):
 
 def _mixed(q: Float[Tensor, "B N C"], k: Float[Tensor, "B N C"], v: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
     """Attention, in tiles, without a matrix of all cells by all cells; on the CPU with it where gradients are wanted, which is faster backwards."""
-    if q.device.type == "cpu" and torch.is_grad_enabled():
-        return (q * q.shape[-1] ** -0.5 @ k.transpose(1, 2)).softmax(-1) @ v
+    if q.device.type == "cpu" and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+        made = _Attention.apply(q, k, v)
+        assert isinstance(made, Tensor)
+        return made
     return F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+
+
+class _Attention(torch.autograd.Function):
+    """Attention that keeps its shares and overwrites everything else of their size: allocating such matrices costs as much as filling them."""
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        shares = q * q.shape[-1] ** -0.5 @ k.transpose(1, 2)
+        for part in shares.split(_ROWS, 1):
+            part.copy_(part.softmax(-1))
+        ctx.save_for_backward(q, k, v, shares)
+        return shares @ v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v, shares = ctx.saved_tensors
+        scale = q.shape[-1] ** -0.5
+        slopes = grad @ v.transpose(1, 2)
+        for slope, share in zip(slopes.split(_ROWS, 1), shares.split(_ROWS, 1), strict=True):
+            slope.sub_((slope * share).sum(-1, keepdim=True)).mul_(share)
+        return slopes @ (k * scale), slopes.transpose(1, 2) @ (q * scale), shares.transpose(1, 2) @ grad
+
+
+_ROWS = 128
+"""Rows of an attention matrix that are worked on together: few enough to stay in the processor's cache."""
 
 
 class DeformableAttention(nn.Module):
