@@ -48,11 +48,36 @@ def test_inside_is_the_reading_of_a_map_of_ones() -> None:
 
 
 def test_deformable_attention_is_the_same_with_and_without_gradients() -> None:
+    attention, tokens = deformable()
+    with_gradients = attention(tokens, SIZE)
+    with torch.no_grad():
+        torch.testing.assert_close(attention(tokens, SIZE), with_gradients.detach(), atol=1e-10, rtol=0)
+
+
+def test_deformable_attention_reads_points_as_defined() -> None:
+    attention, tokens = deformable()
+    (x, y), count = SIZE, SIZE[0] * SIZE[1]
+
+    def plain() -> torch.Tensor:
+        values = attention.value(tokens).view(3, x, y, 4, 4).permute(0, 3, 4, 1, 2)
+        offsets, weights = attention.offsets(tokens).view(3, count, 4, 4, 2), attention.weights(tokens).view(3, count, 4, 4).softmax(-1)
+        at = torch.arange(count, dtype=torch.float64)
+        cell = torch.stack([(at % y + 0.5) / y, (at // y + 0.5) / x], -1)
+        places = 2 * (cell[:, None, None] + offsets / torch.tensor([y, x])) - 1
+        read = F.grid_sample(values.flatten(0, 1), places.permute(0, 2, 1, 3, 4).flatten(0, 1), align_corners=False)
+        mixed = (read.view(3, 4, 4, count, 4) * weights.permute(0, 2, 1, 3)[:, :, None]).sum(-1)
+        return attention.out(mixed.permute(0, 3, 1, 2).flatten(2))
+
+    mine, theirs = attention(tokens, SIZE), plain()
+    torch.testing.assert_close(mine, theirs, atol=1e-10, rtol=0)
+    weight, inputs = torch.randn_like(theirs), [tokens, *attention.parameters()]
+    for a, b in zip(torch.autograd.grad((mine * weight).sum(), inputs), torch.autograd.grad((theirs * weight).sum(), inputs), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
+
+
+def deformable() -> tuple[DeformableAttention, torch.Tensor]:
     torch.manual_seed(1)
     attention = DeformableAttention(16, 4).double()
     torch.nn.init.normal_(attention.offsets.weight)
     torch.nn.init.normal_(attention.weights.weight)
-    tokens = torch.randn(3, SIZE[0] * SIZE[1], 16, dtype=torch.float64)
-    with_gradients = attention(tokens, SIZE)
-    with torch.no_grad():
-        torch.testing.assert_close(attention(tokens, SIZE), with_gradients.detach(), atol=1e-10, rtol=0)
+    return attention, torch.randn(3, SIZE[0] * SIZE[1], 16, dtype=torch.float64, requires_grad=True)

@@ -156,7 +156,7 @@ class DeformableAttention(nn.Module):
         return self.out(self._with_gradient(tokens, size) if torch.is_grad_enabled() else self._without_gradient(tokens, size))
 
     def _with_gradient(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
-        """By `grid_sample`, whose backward pass is faster than that of `weighted_rows` for as many short rows."""
+        """By `grid_sample`, whose backward pass is faster than that of `weighted_rows` for so many short rows."""
         batch, count, _ = tokens.shape
         x, y = size
         value = rearrange(self.value(tokens), "b (x y) (h d) -> (b h) d x y", x=x, h=self.heads)
@@ -168,8 +168,9 @@ class DeformableAttention(nn.Module):
         j = (torch.arange(y, device=tokens.device, dtype=tokens.dtype) + 0.5) * 2 / y - 1
         i = (torch.arange(x, device=tokens.device, dtype=tokens.dtype) + 0.5) * 2 / x - 1
         cell = torch.stack([j[None].expand(x, y), i[:, None].expand(x, y)], -1).reshape(count, 2)
-        read = F.grid_sample(value, cell + offsets, mode="bilinear", padding_mode="zeros", align_corners=False)
-        return rearrange((read * weights).sum(2), "(b h) d n -> b n (h d)", b=batch)
+        mixed = _MixedPoints.apply(value, cell + offsets, weights)
+        assert isinstance(mixed, Tensor)
+        return rearrange(mixed, "(b h) d n -> b n (h d)", b=batch)
 
     def _without_gradient(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
         """As sums of rows of values, a row for each cell and head: four points of four corners each."""
@@ -183,6 +184,25 @@ class DeformableAttention(nn.Module):
         cells, shares = corners((cell // y).flatten() + along_x, (cell % y).flatten() + along_y, size)
         rows = cells * heads + (sample * math.prod(bordered(size)) * heads + head).flatten().int()
         return weighted_rows(value, rows.flatten(0, 1), (shares * weights).flatten(0, 1)).view(tokens.shape)
+
+
+class _MixedPoints(torch.autograd.Function):
+    """Points of maps (B D X Y) at places (B P N 2), mixed with weights (B 1 P N): (B D N). What was read, P times the result, is read again backwards."""
+
+    @staticmethod
+    def forward(ctx, maps: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(maps, places, weights)
+        return F.grid_sample(maps, places, align_corners=False).mul_(weights).sum(2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        maps, places, weights = ctx.saved_tensors
+        grad = grad[:, :, None]
+        to_weights = F.grid_sample(maps, places, align_corners=False).mul_(grad).sum(1, keepdim=True)
+        bilinear, zeros = 0, 0
+        to_maps, to_places = torch.ops.aten.grid_sampler_2d_backward(grad * weights, maps, places, bilinear, zeros, False, [True, True])
+        return to_maps, to_places, to_weights
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

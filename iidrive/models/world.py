@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from iidrive.errors import ConfigError
 from iidrive.models.layers import BatchNorm, CellGrid, DeformableAttention, mlp, planar_transform, transform_inverse
@@ -169,7 +170,10 @@ class InterLayer(nn.Module):
     def forward(self, x: Float[Tensor, "B N C"], memory: Float[Tensor, "B N D"], size: tuple[int, int]) -> Float[Tensor, "B N C"]:
         x = self.norms[0](x + self.attention(x, size))
         x = self.norms[1](x + self._mix(x, memory))
-        return self.norms[2](x + self.feed_forward(x))
+        # its wide middle is made again backwards: four times the tokens' memory for a fiftieth of a step's time
+        change = checkpoint(self.feed_forward, x, use_reentrant=False, preserve_rng_state=False) if torch.is_grad_enabled() else self.feed_forward(x)
+        assert isinstance(change, Tensor)
+        return self.norms[2](x + change)
 
     def _mix(self, x: Tensor, memory: Tensor) -> Tensor:
         """`mix` of `join` of both side by side, without copying the memory once a layer, and the two linear maps that meet as one."""
