@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-
 import torch.nn.functional as F
 
 from iidrive.models.losses import distance_weight, focal, lovasz, lovasz_by_frame, voxel_counts

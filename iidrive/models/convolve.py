@@ -11,9 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 
-def convolve_columns(
-    labels: UInt8[Tensor, "B X Y Z"], classes: Float[Tensor, "K E"], conv: nn.Conv2d
-) -> Float[Tensor, "B D X Y"]:
+def convolve_columns(labels: UInt8[Tensor, "B X Y Z"], classes: Float[Tensor, "K E"], conv: nn.Conv2d) -> Float[Tensor, "B D X Y"]:
     """`conv` (3x3, padding 1) of the maps whose channels are the embedded labels of columns, (z e).
 
     Most columns are alike, so each distinct one meets the nine weights once, and every cell sums up nine rows of the table that this gives.

@@ -171,7 +171,11 @@ class InterLayer(nn.Module):
         x = self.norms[0](x + self.attention(x, size))
         x = self.norms[1](x + self._mix(x, memory))
         # its wide middle is made again backwards: four times the tokens' memory for a fiftieth of a step's time
-        change = checkpoint(self.feed_forward, x, use_reentrant=False, preserve_rng_state=False) if torch.is_grad_enabled() else self.feed_forward(x)
+        change = (
+            checkpoint(self.feed_forward, x, use_reentrant=False, preserve_rng_state=False)
+            if torch.is_grad_enabled()
+            else self.feed_forward(x)
+        )
         assert isinstance(change, Tensor)
         return self.norms[2](x + change)
 
