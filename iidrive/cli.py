@@ -40,6 +40,10 @@ MANY = ("lineage", "swap", "compare", "doctor")
 """Commands that take any number of paths."""
 
 
+NAMED_RUN = ("train", "evaluate", "swap")
+"""Commands whose run folder can be given as --out too: torchrun takes --run for an option of its own."""
+
+
 class Parser(ArgumentParser):
     """Shows options as they are typed: `--test-ii`, where a field of a recipe keeps its own name."""
 
@@ -77,6 +81,8 @@ def _spell(arguments: Sequence[str]) -> list[str]:
     out: list[str] = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
+        if name == "--out" and arguments[0] in NAMED_RUN:
+            name = "--run"
         if name.startswith("--"):
             argument = "--" + name[2:].replace("-", "_") + equals + value
         if name == "--recipe" and value and not value.endswith((".yaml", ".yml", ".json")):

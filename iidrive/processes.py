@@ -1,8 +1,8 @@
 """The processes that share one job: who starts them, which device each has, and how they agree.
 
     iidrive train world RUN --devices 2                            starts two processes on this machine
-    torchrun --nproc-per-node 2 -m iidrive train world RUN         the same
-    srun --ntasks 16 iidrive train world RUN                       one process a task of a SLURM job, on any number of nodes
+    torchrun --nproc-per-node 2 -m iidrive train world RUN         the same (name the run folder by --out: torchrun wants --run for itself)
+    srun --ntasks-per-node 8 iidrive train world RUN               one process a task of a SLURM job, on any number of nodes
 
 Lightning Fabric finds out which of these it is, gives every process its device and connects them (NCCL between GPUs, gloo between CPUs).
 """
@@ -131,13 +131,12 @@ def join(devices: int = 0) -> Team:
     for name in ("lightning_fabric", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     on_gpu = torch.cuda.is_available()
-    fabric = Fabric(
-        accelerator="cuda" if on_gpu else "cpu",
-        devices=local,
-        num_nodes=nodes,
-        strategy=DDPStrategy(process_group_backend="nccl" if on_gpu else "gloo", timeout=timedelta(seconds=PATIENCE_S)),
-    )
-    fabric.launch()
+    strategy = DDPStrategy(process_group_backend="nccl" if on_gpu else "gloo", timeout=timedelta(seconds=PATIENCE_S))
+    try:
+        fabric = Fabric(accelerator="cuda" if on_gpu else "cpu", devices=local, num_nodes=nodes, strategy=strategy)
+        fabric.launch()
+    except (RuntimeError, ValueError) as error:  # Fabric's word for a job that was started in a way that it cannot use
+        raise ConfigError(f"{local * nodes} processes were started, but cannot be connected: {error}") from None
     return Team(fabric.global_rank, fabric.world_size, fabric)
 
 
