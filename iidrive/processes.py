@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import uuid
@@ -100,8 +101,9 @@ def _connected(team: Team) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise SharedError(
-            f"process {team.rank} of {team.size} lost the others: one of them ended or could not be reached ({str(error).splitlines()[0]}). "
+        why = re.sub(r"^\[.*?\] |\. This is typically.*", "", str(error).splitlines()[0])
+        raise IIDriveError(
+            f"process {team.rank} of {team.size} lost the others: one of them ended or could not be reached ({why}). "
             "Checkpoints written so far are whole; `--resume on` goes on from the newest."
         ) from None
 
@@ -166,7 +168,8 @@ def start(devices: int, arguments: Sequence[str]) -> NoReturn:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
     config = LaunchConfig(
         min_nodes=1,

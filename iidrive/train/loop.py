@@ -24,6 +24,7 @@ from iidrive.train import checkpoint
 from iidrive.train.optim import TrainConfig, learning_rate
 from iidrive.train.progress import Progress
 from iidrive.train.session import Request, Session, StopRequested, stop_requests
+from iidrive.train.spread import compile_parts, save_memory
 from iidrive.train.state import Job, State
 
 
@@ -38,6 +39,10 @@ def fit(job: Job, windows: Windows, config: TrainConfig, run: Run, session: Sess
     team, place = session.team, device()
     parts = session.spread.parts(config, team)
     state = State.start(job, config, place)
+    if session.spread.recompute:
+        save_memory(job.owner)
+    if session.spread.compile:
+        compile_parts(job.owner)
     if session.resume == "on" or (session.resume == "auto" and checkpoint.newest_first(run.folder)):
         with team.alike():
             state.resume(run)

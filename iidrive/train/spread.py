@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import log, prod
 
+from torch import nn
+
 from iidrive.errors import ConfigError
+from iidrive.models.layers import BatchNorm
 from iidrive.processes import Team
 from iidrive.train.optim import TrainConfig
 
@@ -54,6 +57,22 @@ class Spread:
             f"but the global batch is {config.batch}{groups}. Nearest that fit: {' x '.join(map(str, near))} "
             "(--devices, --spread.per_device, --spread.accumulate)."
         )
+
+
+def save_memory(owner: nn.Module) -> None:
+    """Let the parts that can do so compute their activations again in the backward pass."""
+    if any(isinstance(module, BatchNorm) for module in owner.modules()):
+        raise ConfigError("recompute would count BatchNorm's statistics twice: leave it off for a world model with norm=batch.")
+    for module in owner.modules():
+        if hasattr(module, "recompute"):
+            module.recompute = True
+
+
+def compile_parts(owner: nn.Module) -> None:
+    """Run the parts that gain from it through torch.compile; weights and their names stay."""
+    for module in owner.modules():
+        if getattr(module, "gains_from_compile", False):
+            module.compile()
 
 
 def _nearest(batch: int, unit: int, wanted: tuple[int, int, int]) -> tuple[int, int, int]:
