@@ -17,7 +17,7 @@ from iidrive.models.world import InterLayer, WorldConfig, attend
 
 
 @pytest.fixture(autouse=True)
-def in_float64() -> None:
+def seeded() -> None:
     torch.manual_seed(0)
 
 
@@ -31,7 +31,8 @@ def agree(mine: Callable[[], Tensor], plain: Callable[[], Tensor], inputs: Seque
         torch.autograd.grad((b * weight).sum(), inputs, allow_unused=True),
         strict=True,
     ):
-        assert x is not None and y is not None
+        assert x is not None
+        assert y is not None
         torch.testing.assert_close(x, y, atol=1e-9, rtol=1e-9)
 
 

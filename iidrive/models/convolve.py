@@ -16,6 +16,7 @@ def convolve_columns(labels: UInt8[Tensor, "B X Y Z"], classes: Float[Tensor, "K
 
     Most columns are alike, so each distinct one meets the nine weights once, and every cell sums up nine rows of the table that this gives.
     """
+    assert conv.bias is not None
     batch, x, y, _ = labels.shape
     columns, index = distinct_columns(labels)
     table = F.embedding(columns.long(), classes).flatten(1) @ conv.weight.permute(1, 2, 3, 0).flatten(1)

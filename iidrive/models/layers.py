@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -84,8 +85,9 @@ class CellAttention(nn.Module):
         tokens = rearrange(self.norm(x), "b c x y -> b (x y) c").contiguous()
         q, k = (F.linear(tokens, f.weight.flatten(1), f.bias) for f in (self.q, self.k))
         # shares of attention sum to one, so `out` of the mixed values is the mix of `out` of the values
+        assert self.v.bias is not None
         out = self.out.weight.flatten(1)
-        v = F.linear(tokens, out @ self.v.weight.flatten(1), out @ self.v.bias + self.out.bias)
+        v = F.linear(tokens, out @ self.v.weight.flatten(1), F.linear(self.v.bias, out, self.out.bias))
         return x + rearrange(_mixed(q, k, v), "b (x y) c -> b c x y", x=x.shape[2])
 
 
@@ -102,7 +104,7 @@ class _Attention(torch.autograd.Function):
     """Attention that keeps its shares and overwrites everything else of their size: allocating such matrices costs as much as filling them."""
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         shares = q * q.shape[-1] ** -0.5 @ k.transpose(1, 2)
         for part in shares.split(_ROWS, 1):
             part.copy_(part.softmax(-1))
@@ -111,7 +113,8 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (grad,) = grad_outputs
         q, k, v, shares = ctx.saved_tensors
         scale = q.shape[-1] ** -0.5
         slopes = grad @ v.transpose(1, 2)
@@ -153,10 +156,6 @@ class DeformableAttention(nn.Module):
             self.offsets.bias.copy_(bias.reshape(-1))
 
     def forward(self, tokens: Float[Tensor, "B N C"], size: tuple[int, int]) -> Float[Tensor, "B N C"]:
-        return self.out(self._with_gradient(tokens, size) if torch.is_grad_enabled() else self._without_gradient(tokens, size))
-
-    def _with_gradient(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
-        """By `grid_sample`, whose backward pass is faster than that of `weighted_rows` for so many short rows."""
         batch, count, _ = tokens.shape
         x, y = size
         value = rearrange(self.value(tokens), "b (x y) (h d) -> (b h) d x y", x=x, h=self.heads)
@@ -170,33 +169,24 @@ class DeformableAttention(nn.Module):
         cell = torch.stack([j[None].expand(x, y), i[:, None].expand(x, y)], -1).reshape(count, 2)
         mixed = _MixedPoints.apply(value, cell + offsets, weights)
         assert isinstance(mixed, Tensor)
-        return rearrange(mixed, "(b h) d n -> b n (h d)", b=batch)
-
-    def _without_gradient(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
-        """As sums of rows of values, a row for each cell and head: four points of four corners each."""
-        batch, count, _ = tokens.shape
-        (x, y), heads, points = size, self.heads, self.points
-        value = table_of(self.value(tokens).view(batch, x, y, -1)).view(batch * math.prod(bordered(size)) * heads, -1)
-        # the points lie before the cells in memory here too
-        along_y, along_x = self.offsets(tokens).view(-1, points * 2).t().contiguous().view(points, 2, -1).unbind(1)
-        weights = self.weights(tokens).view(-1, points).t().contiguous().softmax(0)
-        sample, cell, head = torch.meshgrid(*(torch.arange(n, device=tokens.device) for n in (batch, count, heads)), indexing="ij")
-        cells, shares = corners((cell // y).flatten() + along_x, (cell % y).flatten() + along_y, size)
-        rows = cells * heads + (sample * math.prod(bordered(size)) * heads + head).flatten().int()
-        return weighted_rows(value, rows.flatten(0, 1), (shares * weights).flatten(0, 1)).view(tokens.shape)
+        return self.out(rearrange(mixed, "(b h) d n -> b n (h d)", b=batch))
 
 
 class _MixedPoints(torch.autograd.Function):
-    """Points of maps (B D X Y) at places (B P N 2), mixed with weights (B 1 P N): (B D N). What was read, P times the result, is read again backwards."""
+    """Points of maps (B D X Y) at places (B P N 2), mixed with weights (B 1 P N): (B D N).
+
+    What was read, P times as much as the result, is not kept but read again for the backward pass.
+    """
 
     @staticmethod
-    def forward(ctx, maps: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+    def forward(ctx: Any, maps: Tensor, places: Tensor, weights: Tensor) -> Tensor:
         ctx.save_for_backward(maps, places, weights)
         return F.grid_sample(maps, places, align_corners=False).mul_(weights).sum(2)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (grad,) = grad_outputs
         maps, places, weights = ctx.saved_tensors
         grad = grad[:, :, None]
         to_weights = F.grid_sample(maps, places, align_corners=False).mul_(grad).sum(1, keepdim=True)

@@ -7,6 +7,8 @@ Shapes: B batch, C channels, N cells.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -35,7 +37,7 @@ class _ChannelsLast(torch.autograd.Function):
     """Norm of (B N C) data."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
         mean = _mean_in_groups(x.mean(1), groups)
         rate = (_mean_in_groups((x - mean[:, None]).square_().mean(1), groups) + eps).rsqrt()
         ctx.save_for_backward(x, weight, bias, mean, rate)
@@ -45,7 +47,8 @@ class _ChannelsLast(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (grad,) = grad_outputs
         x, weight, bias, mean, rate = ctx.saved_tensors
         if ctx.silu:
             grad = torch.ops.aten.silu_backward(grad.contiguous(), _scaled(x, weight, bias, mean, rate))

@@ -128,11 +128,14 @@ class ResidualQuantiser(nn.Module):
 
     def _tables(self) -> tuple[Float[Tensor, "L K C"], Float[Tensor, "C"]]:
         """What every code of every level adds to the latent, and the constant that is left."""
-        convs = [*self.scale_convs, *self.time_convs]
+        tables, constant = [], torch.zeros_like(self.codebook[0])
+        for conv in [*self.scale_convs, *self.time_convs]:
+            assert isinstance(conv, nn.Conv2d)
+            assert conv.bias is not None
+            tables.append(F.linear(self.codebook, conv.weight.flatten(1)))
+            constant = constant + conv.bias
         after = self.after.weight.flatten(1)
-        weights = torch.stack([conv.weight.flatten(1) for conv in convs])
-        bias = after @ torch.stack([conv.bias for conv in convs]).sum(0) + self.after.bias
-        return self.codebook @ (after @ weights).transpose(1, 2), bias
+        return F.linear(torch.stack(tables), after), F.linear(constant, after, self.after.bias)
 
     def _level(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         index = self.nearest(v.detach())

@@ -5,6 +5,8 @@ Shapes: V voxels, K classes, N voxels of one class's turn.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -33,7 +35,7 @@ def lovasz_of_classes(logits: Float[Tensor, "V K"], target: Int[Tensor, "V"], bi
 
 class _Focal(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits: Tensor, target: Tensor, weight: Tensor, alpha: float, gamma: float) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, target: Tensor, weight: Tensor, alpha: float, gamma: float) -> Tensor:
         ctx.save_for_backward(logits, target, weight)
         ctx.alpha, ctx.gamma = alpha, gamma
         total = logits.new_zeros(())
@@ -46,7 +48,8 @@ class _Focal(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (grad,) = grad_outputs
         logits, target, weight = ctx.saved_tensors
         alpha, gamma = ctx.alpha, ctx.gamma
         back = torch.empty_like(logits)
@@ -65,7 +68,7 @@ def _slope(z: Tensor, gamma: float) -> Tensor:
 
 class _Lovasz(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits: Tensor, target: Tensor, bins: int) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, target: Tensor, bins: int) -> Tensor:
         shares = logits.new_empty(logits.shape[1], len(logits))
         for piece, out in zip(logits.split(_AT_ONCE), shares.split(_AT_ONCE, 1), strict=True):
             out.copy_(piece.softmax(1).T)
@@ -86,7 +89,8 @@ class _Lovasz(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (grad,) = grad_outputs
         (slopes,) = ctx.saved_tensors
         back = slopes.new_empty(slopes.shape[::-1])
         for slope, out in zip(slopes.split(_AT_ONCE, 1), back.split(_AT_ONCE), strict=True):

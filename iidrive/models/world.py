@@ -100,7 +100,7 @@ class Memory:
     def observed(self, latent: Float[Tensor, "B C x y"], where: Bool[Tensor, "B"]) -> Memory:
         """The same memory with an observed latent as the present one (and as the anchor) of some samples."""
         here = where[:, None, None, None]
-        latents = torch.cat([self.latents[:, :-1], torch.where(here, latent, self.latents[:, -1])[:, None]], 1)
+        latents = _in_a_row(self.latents[:, :-1], torch.where(here, latent, self.latents[:, -1])[:, None])
         eye = torch.eye(4).to(self.now_T_anchor).expand_as(self.now_T_anchor)
         anchor = torch.where(here, latent, self.anchor)
         now_T_anchor = torch.where(where[:, None, None], eye, self.now_T_anchor)
@@ -183,10 +183,12 @@ class InterLayer(nn.Module):
         """`mix` of `join` of both side by side, without copying the memory once a layer, and the two linear maps that meet as one."""
         first, act, last = self.join
         into, _, out = self.mix
-        assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear) and isinstance(into, nn.Linear)
+        assert isinstance(first, nn.Linear)
+        assert isinstance(last, nn.Linear)
+        assert isinstance(into, nn.Linear)
         width = x.shape[-1]
         both = act(F.linear(x, first.weight[:, :width], first.bias) + F.linear(memory, first.weight[:, width:]))
-        return out(act(F.linear(both, into.weight @ last.weight, into.weight @ last.bias + into.bias)))
+        return out(act(F.linear(both, into.weight @ last.weight, into(last.bias))))
 
 
 class WorldModel(nn.Module):
@@ -237,7 +239,9 @@ class WorldModel(nn.Module):
         ahead = self.prior(seen) if self.prior is not None else constant_turn(seen)
         start = torch.eye(4, device=ahead.device, dtype=ahead.dtype).expand(len(ahead), 1, 4, 4)
         expected = motion_between(transform_inverse(torch.cat([start, ahead[:, :-1]], 1)) @ ahead)
-        return Memory(latents[:, -keep:], now_T_frame[:, -keep:], motions[:, -keep:], latents[:, -1], now_T_frame[:, -1], expected)
+        return Memory(
+            _in_a_row(latents[:, -keep:]), now_T_frame[:, -keep:], motions[:, -keep:], latents[:, -1], now_T_frame[:, -1], expected
+        )
 
     def step(
         self,
@@ -258,7 +262,7 @@ class WorldModel(nn.Module):
         next_T_now = transform_inverse(used.detach())
         frames = torch.cat([next_T_now[:, None] @ memory.now_T_frame, torch.eye(4).to(used).expand(len(used), 1, 4, 4)], 1)
         after = Memory(
-            torch.cat([memory.latents[:, 1:].detach(), latent[:, None]], 1),
+            _in_a_row(memory.latents[:, 1:].detach(), latent[:, None]),
             frames[:, 1:],
             torch.cat([memory.motions, motion_between(used.detach())[:, None]], 1)[:, 1:],
             memory.anchor,
@@ -326,7 +330,7 @@ class WorldModel(nn.Module):
         if self.config.residual == "none":
             return out
         points_m = self.cells.seen_from(transform_inverse(memory.now_T_anchor) @ now_T_next.detach())
-        return out + self.cells.read(memory.anchor, points_m) + (self.cells.inside(points_m) == 0) * past[:, -1]
+        return out + self.cells.read(memory.anchor, points_m) + torch.where(self.cells.inside(points_m) == 0, past[:, -1], 0.0)
 
     def _aligned(self, fused: Tensor, memory: Memory, now_T_next: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
         """Fused maps and the memory's latents in the next ego frame."""
@@ -335,6 +339,11 @@ class WorldModel(nn.Module):
         # apart: earlier latents need no gradient, and reading a map backwards costs six times as much as reading it
         before, now = memory.latents[:, :-1].detach().flatten(0, 1), memory.latents[:, -1]
         before = self.cells.warp(before, frame_T_next[:, :-1].flatten(0, 1)).unflatten(0, (batch, frames - 1))
-        past = torch.cat([before, self.cells.warp(now, frame_T_next[:, -1])[:, None]], 1)
+        past = _in_a_row(before, self.cells.warp(now, frame_T_next[:, -1])[:, None])
         points_m = self.cells.seen_from(now_T_next)
         return self.cells.read(fused, points_m) + outside[:, None, None] * (1 - self.cells.inside(points_m)), past
+
+
+def _in_a_row(*maps: Float[Tensor, "B _ C x y"]) -> Float[Tensor, "B T C x y"]:
+    """Maps one after the other in time, with the channels of a cell together in memory: so they are read and joined."""
+    return torch.cat([m.permute(0, 1, 3, 4, 2) for m in maps], 1).permute(0, 1, 4, 2, 3)
