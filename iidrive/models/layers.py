@@ -167,7 +167,8 @@ class DeformableAttention(nn.Module):
         j = (torch.arange(y, device=tokens.device, dtype=tokens.dtype) + 0.5) * 2 / y - 1
         i = (torch.arange(x, device=tokens.device, dtype=tokens.dtype) + 0.5) * 2 / x - 1
         cell = torch.stack([j[None].expand(x, y), i[:, None].expand(x, y)], -1).reshape(count, 2)
-        mixed = _MixedPoints.apply(value, cell + offsets, weights)
+        exact = torch.promote_types(tokens.dtype, torch.float32)
+        mixed = _MixedPoints.apply(value.to(exact), cell.to(exact) + offsets, weights.to(exact))
         assert isinstance(mixed, Tensor)
         return self.out(rearrange(mixed, "(b h) d n -> b n (h d)", b=batch))
 

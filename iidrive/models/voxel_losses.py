@@ -21,16 +21,21 @@ def focal_sum(
     logits: Float[Tensor, "V K"], target: Int[Tensor, "V"], weight: Float[Tensor, "V"], alpha: float, gamma: float
 ) -> Float[Tensor, ""]:
     """Sigmoid focal loss summed over voxels, each with its weight, and classes."""
-    made = _Focal.apply(logits, target, weight, alpha, gamma)
+    made = _Focal.apply(_exact(logits), target, weight, alpha, gamma)
     assert isinstance(made, Tensor)
     return made
 
 
 def lovasz_of_classes(logits: Float[Tensor, "V K"], target: Int[Tensor, "V"], bins: int) -> Float[Tensor, ""]:
     """Lovász-softmax, mean over the classes that are present; `bins` as in `losses.lovasz`."""
-    made = _Lovasz.apply(logits, target, bins)
+    made = _Lovasz.apply(_exact(logits), target, bins)
     assert isinstance(made, Tensor)
     return made
+
+
+def _exact(logits: Tensor) -> Tensor:
+    """At least float32, whatever precision the network ran in."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 class _Focal(torch.autograd.Function):
