@@ -17,7 +17,7 @@ from iidrive.commands.score import cases, compare, doctor, score
 from iidrive.commands.train import tokens, train_planner, train_tokenizer, train_world
 from iidrive.commands.weights import export_ii_world, import_ii_world
 from iidrive.configs import to_plain
-from iidrive.errors import IIDriveError
+from iidrive.errors import ConfigError, IIDriveError
 from iidrive.processes import SharedError
 from iidrive.train.session import StopRequested
 
@@ -38,6 +38,8 @@ COMMANDS: dict[str, Any] = {
 }
 MANY = ("lineage", "swap", "compare", "doctor")
 """Commands that take any number of paths."""
+ONE = {"score": "cases"}
+"""Commands that take one path or none, and the option it is the value of."""
 
 
 NAMED_RUN = ("train", "evaluate", "swap")
@@ -78,6 +80,8 @@ def _spell(arguments: Sequence[str]) -> list[str]:
     """`--test-ii` as `--test_ii`, a recipe's name as its values, so that overrides can follow it, and many paths as one list."""
     if arguments and arguments[0] in MANY:
         arguments = _gather(arguments)
+    if arguments and arguments[0] in ONE:
+        arguments = _name_first(arguments)
     out: list[str] = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
@@ -94,7 +98,24 @@ def _spell(arguments: Sequence[str]) -> list[str]:
 
 
 def _gather(arguments: Sequence[str]) -> list[str]:
-    """File names as one list wherever they stand, and `--tables`, `--grid` as switches."""
+    """File names as one list wherever they stand."""
+    options, files = _apart(arguments)
+    return [arguments[0], *options, *([json.dumps(files)] if files else [])]
+
+
+def _name_first(arguments: Sequence[str]) -> list[str]:
+    """`score CASES` as `score --cases=CASES`."""
+    options, files = _apart(arguments)
+    name = ONE[arguments[0]]
+    if len(files) + sum(option.partition("=")[0] == f"--{name}" for option in options) > 1:
+        raise ConfigError(
+            f"{arguments[0]} takes one {name} file; found {', '.join(files)}. Every other file follows an option, as in --predictions FILE."
+        )
+    return [arguments[0], *options, *(f"--{name}={file}" for file in files)]
+
+
+def _apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Options with their values, and files; `--tables` and `--grid` as switches."""
     options, files, rest = [], [], iter(arguments[1:])
     for argument in rest:
         if argument in ("--tables", "--grid"):
@@ -105,4 +126,4 @@ def _gather(arguments: Sequence[str]) -> list[str]:
                 options += [value for value in (next(rest, None),) if value is not None]
         else:
             files.append(argument)
-    return [arguments[0], *options, *([json.dumps(files)] if files else [])]
+    return options, files

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_nuscenes
 
 from iidrive.cli import main
-from iidrive.eval.cases import read_predictions
+from iidrive.eval.cases import read_cases, read_predictions, write_predictions
 
 TOWN = ["--recipe", "tiny", "--recipe.town.train_scenes", "2", "--recipe.town.test_scenes", "1", "--recipe.town.keyframes", "12"]
 
@@ -144,3 +145,39 @@ def test_help_shows_options_as_they_are_typed(capsys: pytest.CaptureFixture[str]
     assert "--test-ii {on,off}" in shown
     assert "--test_ii" not in shown
     assert "--recipe.train_world.samples" in shown
+
+
+def test_score_takes_the_truth_straight_from_nuscenes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    data = ["--data", "nuscenes", "--root", str(tiny_nuscenes.make(tmp_path / "nuscenes"))]
+    main(["cases", *data, "--out", "c.npz"])
+    cases = read_cases("c.npz")
+    write_predictions("p.npz", cases.token, cases.true_path() * np.float32(0.9))
+    capsys.readouterr()
+    main(["score", "c.npz", "--predictions", "p.npz", "--json", "a.json"])
+    by_file = capsys.readouterr().out
+    main(["score", *data, "--predictions", "p.npz", "--json", "b.json"])
+    by_root = capsys.readouterr().out
+    assert by_root.endswith(by_file)
+    assert by_root.startswith(f"{len(cases)} samples of nuscenes mini_val, ")
+    assert Path("a.json").read_bytes() == Path("b.json").read_bytes()
+    main(["score", *data, "--split", "all", "--predictions", "p.npz"])
+    main(["score", "--cases=c.npz", "--predictions", "p.npz"])
+    for arguments, message in (
+        (["score", "--predictions", "p.npz"], "score needs the truth"),
+        (["score", "c.npz", *data], "given twice"),
+        (["score", "c.npz", "p.npz"], "score takes one cases file; found c.npz, p.npz"),
+        (["score", "c.npz", "--cases", "c.npz"], "score takes one cases file"),
+        (["score", "c.npz", "--root", "nuscenes"], "add --data nuscenes"),
+        (["score", "--root", "nuscenes"], "add --data nuscenes"),
+        (["score", "c.npz", "--split", "val"], "add --data nuscenes"),
+        (["score", "--data", "nuscenes"], "needs --root"),
+        (["score", "--data", "nuscenes", "--root", "nowhere"], "nowhere is not a folder"),
+        (["score", *data, "--split", "vall"], "unknown split 'vall'"),
+        (["score", "nuscenes"], "--data nuscenes --root nuscenes"),
+        (["score", "--data", "town"], "iidrive cases --recipe"),
+    ):
+        assert message in fails(capsys, *arguments), arguments

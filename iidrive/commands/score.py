@@ -13,7 +13,7 @@ from iidrive.errors import ConfigError
 from iidrive.eval import compare as comparing
 from iidrive.eval import doctor as doctoring
 from iidrive.eval import score as scoring
-from iidrive.eval.cases import Predictions, align, read_cases, write_cases
+from iidrive.eval.cases import Cases, Predictions, align, read_cases, write_cases
 from iidrive.eval.compare_tables import compare_files as compare_table_files
 from iidrive.eval.protocols import protocols_named
 from iidrive.eval.readers import read_paths
@@ -46,33 +46,41 @@ def cases(
     found = true_cases(source, split)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     write_cases(out, found)
-    print(f"{len(found)} samples of {source.name} {split}, {int(found.full.sum())} with a full future, {len(found.box)} boxes: {out}")
+    print(f"{_counted(found, f'{source.name} {split}')}: {out}")
 
 
 def score(
-    cases: str,
+    cases: str = "",
     protocol: str = "sparsedrive",
     predictions: str = "",
     json: str = "",
     per_sample: str = "",
     tokens: str = "",
+    data: DataName | None = None,
+    root: str = "",
+    split: str = "",
+    version: str = "",
 ) -> None:
     """Score planned paths by public protocols, in one pass.
 
     Args:
-        cases: truth: an npz cases file.
+        cases: truth: an npz cases file (`--cases` itself may be left out), or else --data.
         protocol: some of sparsedrive,uniad,stp3,vad,occworld,admlp,bevplanner, or all (those that the files can serve).
         predictions: planned paths by sample token (npz, pickle, JSON), or SparseDrive's results.pkl with --tokens; default: `pred` of
             the cases file, or the true path as a checksum.
         json: where to write the scores.
         per_sample: where to write the per-sample decisions (npz).
         tokens: sample tokens of predictions that carry none, in their order: one a line, or a JSON list.
+        data: truth from a dataset in place of a cases file.
+        root: folder of nuScenes that holds v1.0-…/ and maps/.
+        split: scenes to score; default: the usual test split.
+        version: version folder of nuScenes, where there are several.
     """
     names = protocols_named(protocol)
-    truth = read_cases(cases)
-    marks: tuple[str, ...] = ()
     if tokens and not predictions:
         raise ConfigError("--tokens names the rows of a predictions file: add --predictions FILE.")
+    truth = _truth(cases, data, root, split, version)
+    marks: tuple[str, ...] = ()
     if predictions:
         found, marks = read_plans(predictions, tokens)
         paths = align(truth, found)
@@ -97,6 +105,30 @@ def score(
         scoring.write_per_sample(per_sample, *scores)
 
 
+def _truth(cases: str, data: DataName | None, root: str, split: str, version: str) -> Cases:
+    """The truth from a cases file or straight from a dataset."""
+    if data is None and (root or split or version):
+        raise ConfigError("--root, --split and --version describe a dataset: add --data nuscenes.")
+    if cases and data is not None:
+        raise ConfigError(f"the truth was given twice, by {cases} and by --data {data}: leave one out.")
+    if data == "town":
+        raise ConfigError("which towns, a recipe says: write their truth with `iidrive cases --recipe …`, then score that file.")
+    if data is not None:
+        source, split = open_data(Data(data, root, version), recipes.small(), split, "test")
+        found = true_cases(source, split)
+        print(_counted(found, f"{source.name} {split}"))
+        return found
+    if not cases:
+        raise ConfigError("score needs the truth: `iidrive score CASES.npz …`, or --data nuscenes --root PATH.")
+    if Path(cases).is_dir():
+        raise ConfigError(f"{cases} is a folder, not a cases file. For the truth of a nuScenes folder: --data nuscenes --root {cases}.")
+    return read_cases(cases)
+
+
+def _counted(cases: Cases, of: str) -> str:
+    return f"{len(cases)} samples of {of}, {int(cases.full.sum())} with a full future, {len(cases.box)} boxes"
+
+
 def compare(files: list[str], cases: str = "", tables: bool = False, grid: bool = False, samples: int = 0, tokens: str = "") -> None:
     """Say whether two runs differ: A is better, worse, or there is no difference that these data can show.
 
@@ -109,9 +141,9 @@ def compare(files: list[str], cases: str = "", tables: bool = False, grid: bool 
         samples: how many samples the tables were scored on, where their digits do not say it.
         tokens: sample tokens of predictions that carry none, in their order: one a line, or a JSON list.
     """
-    if tables and tokens:
-        raise ConfigError("--tokens names the rows of predictions, and tables have none: leave it out.")
     if tables or not any(holds_arrays(part) for file in files for part in file.split(",")):
+        if tokens:
+            raise ConfigError("--tokens names the rows of predictions, and tables have none: leave it out.")
         print(compare_table_files(files, samples or None))
         return
     if not grid and len(files) != 2:

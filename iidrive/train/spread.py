@@ -65,7 +65,7 @@ def save_memory(owner: nn.Module) -> None:
         raise ConfigError("recompute would count BatchNorm's statistics twice: leave it off for a world model with norm=batch.")
     for module in owner.modules():
         if hasattr(module, "recompute"):
-            module.recompute = True
+            module.recompute = True  # pyright: ignore[reportArgumentType]
 
 
 def compile_parts(owner: nn.Module) -> None:
