@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, auto_cli
 from iidrive import processes, recipes
 from iidrive.commands.common import console
 from iidrive.commands.evaluate import audit, demo, evaluate, lineage, swap
+from iidrive.commands.reproduce import reproduce
 from iidrive.commands.score import cases, compare, doctor, score
 from iidrive.commands.train import tokens, train_planner, train_tokenizer, train_world
 from iidrive.commands.weights import export_ii_world, import_ii_world
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Any] = {
     "import": {"_help": "Bring in weights of another project.", "ii-world": import_ii_world},
     "export": {"_help": "Give weights to another project.", "ii-world": export_ii_world},
     "lineage": lineage,
+    "reproduce": reproduce,
     "swap": swap,
 }
 MANY = ("lineage", "swap", "compare", "doctor")
@@ -89,7 +91,9 @@ def _spell(arguments: Sequence[str]) -> list[str]:
             name = "--run"
         if name.startswith("--"):
             argument = "--" + name[2:].replace("-", "_") + equals + value
-        if name == "--recipe" and value and not value.endswith((".yaml", ".yml", ".json")):
+        if arguments[0] == "reproduce":
+            pass
+        elif name == "--recipe" and value and not value.endswith((".yaml", ".yml", ".json")):
             argument = f"--recipe={json.dumps(to_plain(recipes.named(value)))}"
         elif out and out[-1] == "--recipe" and not argument.endswith((".yaml", ".yml", ".json")):
             argument = json.dumps(to_plain(recipes.named(argument)))

@@ -161,7 +161,7 @@ def published() -> Recipe:
     quantiser = replace(r.tokenizer.quantiser, inter="past", project_past=False, inter_loss=False, codebook_start="uniform")
     tokenizer = replace(r.tokenizer, quantiser=quantiser, warp="stream", cell_points="corner", mirror="frame", stale_mirror=True)
     world = replace(r.world, norm="batch", align="none", residual="none", motion="map", quirks=get_args(Quirk), start="xavier")
-    train_tokenizer, train_world = replace(r.train_tokenizer, average_ahead=10_560), replace(r.train_world, average_ahead=10_560)
+    train_tokenizer, train_world = (replace(t, average_ahead=10_560, group=8) for t in (r.train_tokenizer, r.train_world))
     return replace(r, name="published", tokenizer=tokenizer, world=world, train_tokenizer=train_tokenizer, train_world=train_world)
 
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from iidrive.classes import IGNORE
 from iidrive.models import recorded
@@ -26,7 +28,7 @@ class Forecaster(nn.Module):
 
     def __init__(self, tokenizer: Tokenizer, world: WorldModel) -> None:
         super().__init__()
-        self.tokenizer, self.world = tokenizer.eval().requires_grad_(False), world
+        self.tokenizer, self.world, self.recompute = tokenizer.eval().requires_grad_(False), world, False
 
     def train(self, mode: bool = True) -> Forecaster:
         """Only the world model has a training mode here."""
@@ -78,11 +80,12 @@ class Forecaster(nn.Module):
         frames = torch.cat([torch.eye(4).to(truth).expand(len(truth), 1, 4, 4), ahead.now_T_frame], 1)
         motions = transform_inverse(frames[:, :-1]) @ frames[:, 1:]
         memory = self.remember(seen)
+        step = partial(checkpoint, self.world.step, use_reentrant=False) if self.recompute else self.world.step
         latents, poses = [], []
         pose = torch.eye(4).to(truth).expand(len(truth), 4, 4)
         for k in range(truth.shape[1]):
             teach = ahead.draw[:, k] < rate
-            memory, latent, moved = self.world.step(memory, seen.command, motions[:, k], teach)
+            memory, latent, moved = step(memory, seen.command, motions[:, k], teach)
             pose = pose @ moved
             latents.append(latent)
             poses.append(pose)

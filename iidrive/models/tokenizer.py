@@ -16,12 +16,14 @@ K classes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Float64, Int, UInt8
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from iidrive.classes import FREE, IGNORE, OCC_CLASSES
 from iidrive.errors import ConfigError
@@ -122,11 +124,17 @@ class Level(nn.Module):
         self.blocks = nn.ModuleList(ResBlock(inputs if i == 0 else outputs, outputs, groups) for i in range(blocks))
         self.attentions = nn.ModuleList(CellAttention(outputs, groups) if attention else nn.Identity() for _ in range(blocks))
         self.resample = resample
+        self.recompute = False
 
     def forward(self, x: Tensor) -> Tensor:
         for block, attention in zip(self.blocks, self.attentions, strict=True):
-            x = attention(block(x))
+            both = partial(_in_turn, block, attention)
+            x = checkpoint(both, x, use_reentrant=False) if self.recompute and x.requires_grad else both(x)
         return self.resample(x)
+
+
+def _in_turn(first: nn.Module, second: nn.Module, x: Tensor) -> Tensor:
+    return second(first(x))
 
 
 def _middle(width: int, config: TokenizerConfig) -> nn.Sequential:
@@ -136,6 +144,8 @@ def _middle(width: int, config: TokenizerConfig) -> nn.Sequential:
 
 class Encoder(nn.Module):
     """Columns of labels → latent map. Fine maps have their channels together in memory, coarse ones their cells: each is faster there."""
+
+    heavy = True
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -160,6 +170,8 @@ class Encoder(nn.Module):
 
 class Decoder(nn.Module):
     """Latent map → embedded columns; the encoder's mirror image."""
+
+    heavy = True
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()

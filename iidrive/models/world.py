@@ -118,6 +118,8 @@ class Imagined:
 class IntraLayer(nn.Module):
     """Deformable attention on the cells, the plan query reads them, then a residual pair of convolutions with a stride."""
 
+    heavy = True
+
     def __init__(self, config: WorldConfig, stride: int) -> None:
         super().__init__()
         width = config.width
@@ -157,6 +159,8 @@ def attend(attention: nn.MultiheadAttention, query: Float[Tensor, "B 1 C"], toke
 
 class InterLayer(nn.Module):
     """Deformable attention, memory joined in by two small perceptrons, feed-forward; normalised after each."""
+
+    heavy = True
 
     def __init__(self, config: WorldConfig) -> None:
         super().__init__()

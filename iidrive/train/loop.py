@@ -24,7 +24,7 @@ from iidrive.train import checkpoint
 from iidrive.train.optim import TrainConfig, learning_rate
 from iidrive.train.progress import Progress
 from iidrive.train.session import Request, Session, StopRequested, stop_requests
-from iidrive.train.spread import compile_parts, save_memory
+from iidrive.train.spread import heavy_parts, save_memory
 from iidrive.train.state import Job, State
 
 
@@ -42,7 +42,8 @@ def fit(job: Job, windows: Windows, config: TrainConfig, run: Run, session: Sess
     if session.spread.recompute:
         save_memory(job.owner)
     if session.spread.compile:
-        compile_parts(job.owner)
+        for part in heavy_parts(job.owner):
+            part.compile(dynamic=False)
     if session.resume == "on" or (session.resume == "auto" and checkpoint.newest_first(run.folder)):
         with team.alike():
             state.resume(run)
@@ -129,8 +130,7 @@ def _step(state: State, parts: Sequence[Batch], steps: Steps, team: Team) -> dic
     totals: dict[str, Tensor] = {}
     state.optimiser.zero_grad(set_to_none=True)
     for part in parts:
-        with state.scaled.context():
-            loss, logs = job.loss(part, counts)
+        loss, logs = job.loss(part, counts)
         state.scaled.backward(loss * share)
         for key, value in {"loss": loss, **logs}.items():
             totals[key] = totals.get(key, torch.zeros_like(value)) + value.detach() * share

@@ -68,11 +68,12 @@ def save_memory(owner: nn.Module) -> None:
             module.recompute = True  # pyright: ignore[reportArgumentType]
 
 
-def compile_parts(owner: nn.Module) -> None:
-    """Run the parts that gain from it through torch.compile; weights and their names stay."""
-    for module in owner.modules():
-        if getattr(module, "gains_from_compile", False):
-            module.compile()
+def heavy_parts(owner: nn.Module) -> list[nn.Module]:
+    """Where a model's time goes: convolutions and attention, which torch.compile and mixed precision speed up.
+
+    Quantisation, geometry and losses are not among them: in 8 or 11 bits they would be wrong.
+    """
+    return [module for module in owner.modules() if getattr(module, "heavy", False)]
 
 
 def _nearest(batch: int, unit: int, wanted: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from iidrive.scene import Batch
 from iidrive.train import checkpoint
 from iidrive.train.checkpoint import Manifest
 from iidrive.train.optim import Average, TrainConfig
+from iidrive.train.spread import heavy_parts
 
 Loss = Callable[[Batch, Counts | None], tuple[Tensor, dict[str, Tensor]]]
 KEPT = 2
@@ -52,24 +53,26 @@ class Job:
 
 
 class Scaled:
-    """The numbers that a training computes in: where autocast applies, and the loss scale of float16."""
+    """The numbers that a training computes in: its own type, autocast in the heavy parts, and the loss scale of float16."""
 
-    def __init__(self, precision: str, device: torch.device) -> None:
+    def __init__(self, precision: str, owner: nn.Module, device: torch.device) -> None:
         self.dtype = torch.float64 if precision == "64" else torch.float32
         self.mixed: Any = None
         if precision in ("bf16", "16"):
             from lightning_fabric.plugins.precision import MixedPrecision
 
             self.mixed = MixedPrecision(f"{precision}-mixed", device.type)  # pyright: ignore[reportArgumentType]
+            for part in heavy_parts(owner):
+                part.forward = partial(self._mixed, part.forward)
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
         """The loss scale of float16."""
         return None if self.mixed is None else self.mixed.scaler
 
-    def context(self) -> AbstractContextManager[object]:
-        """Where the forward pass runs."""
-        return nullcontext() if self.mixed is None else self.mixed.forward_context()
+    def _mixed(self, forward: Callable[..., Any], *inputs: Any) -> Any:
+        with self.mixed.forward_context():
+            return self.mixed.convert_output(forward(*inputs))
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of a loss."""
@@ -98,7 +101,7 @@ class State:
         Raises:
             ConfigError: if `freeze` names nothing in the model, or everything.
         """
-        scaled = Scaled(config.precision, device)
+        scaled = Scaled(config.precision, job.owner, device)
         job.owner.to(device, scaled.dtype)
         for prefix in config.freeze:
             named = [p for name, p in job.module.named_parameters() if name == prefix or name.startswith(prefix + ".")]

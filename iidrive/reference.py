@@ -1,0 +1,114 @@
+"""The five reference runs of a researcher's notes, each as the plain commands that do it.
+
+| run | what was done | what is to be found out |
+|---|---|---|
+| r1 | own weights, ii on while training, off while testing | the table |
+| r2 | the same weights, ii on while testing too | whether it "even seems a little worse" |
+| r3 | trained and tested on another number of devices | that nothing depends on it |
+| r4 | a published world model on one's own tokenizer | that this is a mismatch, and not "because the first stage was trained with two cards" |
+| r5 | fine-tuned from published weights | whether a number that good is a leak |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Name = Literal["r1", "r2", "r3", "r4", "r5"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Arguments of one `iidrive` command. `refused` says that it must end with an error of lineage: that is its result."""
+
+    arguments: tuple[str, ...]
+    refused: bool = False
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how: the folder that all five share, devices, options that say which data and which recipe, published files if there are any.
+
+    Without `stage1` and `stage2`, a tokenizer and a world model that are trained here from another seed stand in for the published ones.
+    """
+
+    out: Path
+    devices: int = 0
+    data: tuple[str, ...] = ()
+    recipe: tuple[str, ...] = ()
+    stage1: str = ""
+    stage2: str = ""
+
+
+def steps(name: Name, setting: Setting) -> list[Step]:
+    """The commands of one run, in order. What earlier commands have finished is not done again."""
+    out = setting.out
+    if name == "r1":
+        return [*_own(setting, "own", 0), _evaluate(setting, "own", "r1", "off")]
+    if name == "r2":
+        return [*steps("r1", setting), _evaluate(setting, "own", "r2", "on"), _compare(out, "r1", "r2")]
+    if name == "r3":
+        again = [*_own(setting, "r3-trained", setting.devices), _evaluate(setting, "r3-trained", "r3", "on", setting.devices)]
+        return [*steps("r2", setting), *again, _compare(out, "r2", "r3")]
+    if name == "r4":
+        mixed = ("--world", str(out / "published/world"), "--tokenizer", str(out / "own/tokenizer"))
+        return [
+            *steps("r2", setting),
+            *_published(setting),
+            Step(("lineage", str(out / "own/tokenizer"), str(out / "published/world"))),
+            _evaluate(setting, "own", "r4-refused", "on", 0, mixed, refused=True),
+            _evaluate(setting, "own", "r4", "on", 0, (*mixed, "--allow-mismatch", "on")),
+            Step(("swap", str(out / "own"), str(out / "published"), "--run", str(out / "swap"), *setting.data)),
+            Step(("doctor", str(out / "r4"))),
+        ]
+    tuned = out / "r5-trained"
+    init = ("--init", str(out / "published/world"), "--resume", "auto")
+    return [
+        *_published(setting),
+        Step(("train", "world", str(out / "published/tokenizer"), "--run", str(tuned / "world"), *init, *_how(setting, setting.devices))),
+        Step(
+            ("train", "planner", str(tuned / "world"), "--run", str(tuned / "planner"), "--resume", "auto", *_how(setting, setting.devices))
+        ),
+        _evaluate(setting, "r5-trained", "r5", "on", setting.devices),
+        Step(("audit", str(tuned / "planner"), *setting.data)),
+    ]
+
+
+def _how(setting: Setting, devices: int) -> tuple[str, ...]:
+    return (*setting.data, *setting.recipe, *(("--devices", str(devices)) if devices else ()))
+
+
+def _own(setting: Setting, folder: str, devices: int) -> list[Step]:
+    """All three stages, ii on while training."""
+    run, how = setting.out / folder, ("--resume", "auto", *_how(setting, devices))
+    return [
+        Step(("train", "tokenizer", "--run", str(run / "tokenizer"), *how)),
+        Step(("train", "world", str(run / "tokenizer"), "--run", str(run / "world"), *how)),
+        Step(("train", "planner", str(run / "world"), "--train-ii", "on", "--run", str(run / "planner"), *how)),
+    ]
+
+
+def _published(setting: Setting) -> list[Step]:
+    """Weights of somebody else: imported, or trained here from another seed."""
+    run = setting.out / "published"
+    if setting.stage1 or setting.stage2:
+        return [Step(("import", "ii-world", "--stage1", setting.stage1, "--stage2", setting.stage2, "--out", str(run)))]
+    how = ("--resume", "auto", *_how(setting, setting.devices))
+    seeds = ("--recipe.train_tokenizer.seed", "1", "--recipe.train_world.seed", "1")
+    return [
+        Step(("train", "tokenizer", "--run", str(run / "tokenizer"), *how, *seeds)),
+        Step(("train", "world", str(run / "tokenizer"), "--run", str(run / "world"), *how, *seeds)),
+    ]
+
+
+def _evaluate(
+    setting: Setting, trained: str, name: str, test_ii: str, devices: int = 0, more: tuple[str, ...] = (), refused: bool = False
+) -> Step:
+    planner, run = setting.out / trained / "planner", setting.out / name
+    how = (*setting.data, *(("--devices", str(devices)) if devices else ()))
+    return Step(("evaluate", str(planner), "--test-ii", test_ii, "--run", str(run), *more, *how), refused)
+
+
+def _compare(out: Path, first: str, second: str) -> Step:
+    return Step(("compare", str(out / first), str(out / second)))
