@@ -74,3 +74,10 @@ def deformable() -> tuple[DeformableAttention, torch.Tensor]:
     torch.nn.init.normal_(attention.offsets.weight)
     torch.nn.init.normal_(attention.weights.weight)
     return attention, torch.randn(3, SIZE[0] * SIZE[1], 16, dtype=torch.float64, requires_grad=True)
+
+
+def test_places_that_are_no_numbers_read_none() -> None:
+    at = torch.full((1, 1, 2, 2), torch.nan)
+    at[0, 0, 1] = 0
+    read = GRID.read(torch.ones(1, 1, *SIZE), at)[0, 0, 0]
+    assert read.isnan().tolist() == [True, False]
