@@ -14,7 +14,7 @@ from iidrive import processes, recipes
 from iidrive.commands.common import console
 from iidrive.commands.evaluate import audit, demo, evaluate, lineage, swap
 from iidrive.commands.reproduce import reproduce
-from iidrive.commands.score import cases, compare, doctor, score
+from iidrive.commands.score import cases, compare, doctor, score, score_occupancy
 from iidrive.commands.train import tokens, train_planner, train_tokenizer, train_world
 from iidrive.commands.weights import export_ii_world, import_ii_world
 from iidrive.configs import to_plain
@@ -29,6 +29,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate": evaluate,
     "cases": cases,
     "score": score,
+    "score-occupancy": score_occupancy,
     "compare": compare,
     "doctor": doctor,
     "audit": audit,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
-from iidrive import recipes
-from iidrive.commands.common import open_data, read_plans, write_json
+from iidrive import assess, grids, recipes
+from iidrive.commands.common import Switch, open_data, read_plans, write_json
 from iidrive.data import Data, DataName
+from iidrive.data.nuscenes import NuScenes, NuScenesConfig
 from iidrive.errors import ConfigError
 from iidrive.eval import compare as comparing
 from iidrive.eval import doctor as doctoring
@@ -127,6 +129,50 @@ def _truth(cases: str, data: DataName | None, root: str, split: str, version: st
 
 def _counted(cases: Cases, of: str) -> str:
     return f"{len(cases)} samples of {of}, {int(cases.full.sum())} with a full future, {len(cases.box)} boxes"
+
+
+def score_occupancy(
+    predictions: str,
+    truth: str = "",
+    root: str = "",
+    split: str = "",
+    rays: Switch = "on",
+    json: str = "",
+    version: str = "",
+) -> None:
+    """Score predicted occupancy by the rules of II-World, OccWorld, Occ3D and RayIoU, joined to the truth by sample token.
+
+    Args:
+        predictions: folder of <scene>/<sample token>/labels.npz with `semantics`: the present grid, or seven (now and 0.5 to 3.0 s ahead).
+        truth: folder of Occ3D labels in the same layout, with mask_camera for Occ3D's rule; default: ROOT/gts.
+        root: folder of nuScenes, which gives the lidar's origins for RayIoU and the order of keyframes for forecasts.
+        split: scenes to score; default: the usual test split of ROOT; without ROOT, all that the truth folder has.
+        rays: whether to trace rays, which takes most of the time.
+        json: where to write the scores.
+        version: version folder of nuScenes, where there are several.
+    """
+    if not truth and not root:
+        raise ConfigError(
+            "score-occupancy needs the truth: --truth FOLDER of Occ3D labels, --root PATH of nuScenes with gts/ in it, or both."
+        )
+    if version and not root:
+        raise ConfigError("--version names a folder of nuScenes: add --root.")
+    if root and not truth and not (Path(root).expanduser() / "gts").is_dir():
+        raise ConfigError(f"{root} has no folder gts/ with Occ3D labels: say where they are with --truth.")
+    tables = NuScenes(NuScenesConfig(root, version)) if root else None
+    split = split or (tables.usual_split("test") if tables else "")
+    with ExitStack() as open_:
+        result = grids.score_folders(
+            predictions,
+            truth or Path(root).expanduser() / "gts",
+            tables,
+            split,
+            rays == "on",
+            lambda total: open_.enter_context(assess.counting("occupancy", total)),
+        )
+    print(grids.format_result(result))
+    if json:
+        write_json(json, grids.to_json(result))
 
 
 def compare(files: list[str], cases: str = "", tables: bool = False, grid: bool = False, samples: int = 0, tokens: str = "") -> None:

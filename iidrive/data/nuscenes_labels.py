@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 
 from iidrive.classes import FREE, IGNORE
 from iidrive.errors import ConfigError, DataError
@@ -28,28 +29,85 @@ def read(path: Path, spec: GridSpec, source: Literal["labels", "predicted"]) -> 
         DataError: naming the file, if it is missing, damaged, lacks an array, or holds another shape, dtype or class.
         ConfigError: as `regrid`.
     """
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            key = next((k for k in SEMANTICS_KEYS[source] if k in arrays.files), None)
-            wanted = [key or SEMANTICS_KEYS[source][0], *(["mask_camera"] if source == "labels" else [])]
-            for name in wanted:
-                if name not in arrays.files:
-                    raise DataError(f"{path} has no array '{name}'; found {', '.join(arrays.files) or 'none'}. Fetch the file again.")
-            found = [np.asarray(arrays[name]) for name in wanted]
-    except DataError:
-        raise
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is missing. Fetch the file, or choose occupancy='auto' to derive what has no file.") from error
-    except Exception as error:  # zipfile, zlib and numpy each have their own ways to say that a file is broken
-        raise DataError(f"{path} is not a readable .npz file ({type(error).__name__}: {error}). Fetch the file again.") from error
-    for name, array in zip(wanted, found, strict=True):
+    wanted = (SEMANTICS_KEYS[source], *((("mask_camera",),) if source == "labels" else ()))
+    found = _arrays(
+        path, wanted, advice="Fetch the file again.", missing="Fetch the file, or choose occupancy='auto' to derive what has no file."
+    )
+    for name, array in found.items():
         if array.shape != OCC3D_GRID.shape or array.dtype != np.uint8:
             raise DataError(f"{path}: '{name}' must be uint8 {OCC3D_GRID.shape}; found {array.dtype} {array.shape}. Fetch the file again.")
     try:
-        whole = OccGrid(found[0], OCC3D_GRID, source, found[1].astype(bool) if source == "labels" else None)
+        grid, *mask = found.values()
+        whole = OccGrid(grid, OCC3D_GRID, source, mask[0].astype(bool) if mask else None)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     return regrid(whole, spec)
+
+
+def _arrays(path: Path, wanted: Sequence[Sequence[str]], optional: int = 0, advice: str = "", missing: str = "") -> dict[str, np.ndarray]:
+    """One array for each group of names in `wanted`, the first that the file has; the last `optional` groups may be absent."""
+    found: dict[str, np.ndarray] = {}
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            for k, names in enumerate(wanted):
+                name = next((n for n in names if n in arrays.files), None)
+                if name is not None:
+                    found[name] = np.asarray(arrays[name])
+                elif k < len(wanted) - optional:
+                    raise DataError(f"{path} has no array '{names[0]}'; found {', '.join(arrays.files) or 'none'}. {advice}")
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing. {missing or advice}") from error
+    except Exception as error:  # zipfile, zlib and numpy each have their own ways to say that a file is broken
+        raise DataError(f"{path} is not a readable .npz file ({type(error).__name__}: {error}). {advice}") from error
+    return found
+
+
+def listed(folder: Path, scenes: Collection[str] | None = None) -> dict[str, Path]:
+    """Sample token → its file, of some scenes or all, in the order of scene and token.
+
+    Raises:
+        DataError: if the folder is missing, holds no such file, or holds one sample twice.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; expected one that holds <scene>/<sample token>/labels.npz.")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.glob("*/*/labels.npz")):
+        token, scene = path.parent.name, path.parents[1].name
+        if scenes is not None and scene not in scenes:
+            continue
+        if token in found:
+            raise DataError(f"{folder}: sample {token} stands twice, in {found[token].parents[1].name} and in {scene}; remove the copy.")
+        found[token] = path
+    if not found:
+        inside = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
+        of = "" if scenes is None else f" of the {len(scenes)} scenes asked for"
+        raise DataError(f"{folder}: no <scene>/<sample token>/labels.npz{of} in it; found {inside}.")
+    return found
+
+
+def read_times(path: Path, source: Literal["labels", "predicted"]) -> tuple[UInt8[Array, "t 200 200 16"], Bool[Array, "200 200 16"] | None]:
+    """Class grids of one sample, now first, and the camera mask of the present one if the file has it (`mask_camera`).
+
+    A file holds one grid or several along a first axis, of any integer type.
+
+    Raises:
+        DataError: naming the file, if it is missing, damaged, or holds other things.
+    """
+    found = _arrays(path, ((SEMANTICS_KEYS[source]), ("mask_camera",)), optional=1, advice="Write the file again.")
+    for name, array in found.items():
+        if array.shape[-3:] != OCC3D_GRID.shape or array.ndim not in (3, 4) or array.dtype.kind not in "iub":
+            raise DataError(
+                f"{path}: '{name}' must hold integers in shape {OCC3D_GRID.shape}, or (times, {', '.join(map(str, OCC3D_GRID.shape))}); "
+                f"found {array.dtype} {array.shape}. Write the file again."
+            )
+    mask = found.pop("mask_camera", None)
+    ((name, grids),) = found.items()
+    if grids.min(initial=0) < 0 or grids.max(initial=0) > IGNORE:
+        raise DataError(f"{path}: '{name}' must hold classes 0..{FREE}, and {IGNORE} where the truth is unknown. Write the file again.")
+    grids = grids.astype(np.uint8).reshape(-1, *OCC3D_GRID.shape)
+    return grids, None if mask is None else (mask if mask.ndim == 3 else mask[0]).astype(bool)
 
 
 def regrid(grid: OccGrid, spec: GridSpec) -> OccGrid:

@@ -79,12 +79,10 @@ class OccupancyScore:
         return self
 
     def compute(self) -> dict[str, object]:
-        """All scores, in percent: see the functions below."""
-        out: dict[str, object] = {
-            "n": self.samples,
-            "iiworld": iiworld(self.hist, self.unknown),
-            "occworld": occworld(self.hist, self.unknown),
-        }
+        """All scores, in percent: see the functions below. OccWorld's, which are of forecasts, only where there are future times."""
+        out: dict[str, object] = {"n": self.samples, "iiworld": iiworld(self.hist, self.unknown)}
+        if self.times > 1:
+            out["occworld"] = occworld(self.hist, self.unknown)
         if self.seen.any():
             out["occ3d"] = occ3d(self.seen)
         return out
