@@ -181,3 +181,23 @@ def test_score_takes_the_truth_straight_from_nuscenes(
         (["score", "--data", "town"], "iidrive cases --recipe"),
     ):
         assert message in fails(capsys, *arguments), arguments
+
+
+def test_runs_say_what_they_were_scored_on(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("constant-velocity", "ctrv"):
+        main(["evaluate", name, "--run", name, *TOWN])
+    main(["cases", "--out", "c.npz", *TOWN])
+    capsys.readouterr()
+    main(["compare", "constant-velocity", "ctrv"])
+    alone = capsys.readouterr().out
+    main(["compare", "constant-velocity", "ctrv", "--cases", "c.npz"])
+    assert capsys.readouterr().out == alone
+    assert "6 samples in common, of 1 scenes" in alone
+    main(["compare", "ctrv/predictions-ctrv.npz", "ctrv/rows-ctrv.npz"])
+    assert "are the same" in capsys.readouterr().out
+    for arguments in (["doctor", "ctrv"], ["doctor", "ctrv", "--cases", "c.npz"]):
+        main(arguments)
+        assert "verdict" in capsys.readouterr().out
+    Path("ctrv/predictions-ctrv.npz").write_bytes(Path("constant-velocity/predictions-constant-velocity.npz").read_bytes())
+    assert "holds the scores of other predictions" in fails(capsys, "compare", "constant-velocity", "ctrv")

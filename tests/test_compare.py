@@ -242,6 +242,10 @@ def test_one_command_for_two_predictions_and_one_cases_file(files: Path, capsys:
     by_rows = capsys.readouterr().out
     assert by_rows.split("verdict: ")[1] == by_paths.split("verdict: ")[1]
     main(["compare", str(files / "a-rows.npz"), str(files / "b-rows.npz")])
+    assert capsys.readouterr().out.split("verdict: ")[1] == by_paths.split("verdict: ")[1]
+    with np.load(files / "a-rows.npz") as rows:
+        np.savez(files / "nowhere-rows.npz", **{k: rows[k] for k in rows.files if k != "scene"})
+    main(["compare", str(files / "nowhere-rows.npz"), str(files / "nowhere-rows.npz")])
     assert "too narrow" in capsys.readouterr().out
     (files / "run").mkdir()
     (files / "a.npz").rename(files / "run" / "predictions-planner.npz")

@@ -104,7 +104,7 @@ def score(
     if json:
         write_json(json, mark_numbers(scoring.to_json(*scores), marks))
     if per_sample:
-        scoring.write_per_sample(per_sample, *scores)
+        scoring.write_per_sample(per_sample, *scores, scene=truth.scene)
 
 
 def _truth(cases: str, data: DataName | None, root: str, split: str, version: str) -> Cases:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from iidrive.scene import FUTURE_STEPS
 Array = np.ndarray
 
 _PER_SAMPLE = ("token", "evaluated_full_future", "sparsedrive_L2", "sparsedrive_obj_box_col", "sparsedrive_gt_col")
+_MORE = ("scene", "predictions_sha256")
 
 
 @dataclass(frozen=True)
@@ -75,17 +77,31 @@ def predictions_in(path: Path) -> Path:
     return found[0]
 
 
+def rows_beside(predictions: Path) -> Path:
+    """Where `iidrive evaluate` writes the scores of its predictions, sample by sample: `rows-NAME.npz` beside `predictions-NAME.npz`."""
+    return predictions.with_name(f"rows{predictions.name.removeprefix('predictions')}")
+
+
 def _read(path: Path, cases: Cases | None, read: Callable[[Path], Predictions]) -> Sampled:
     if path.suffix == ".npz" or zipfile.is_zipfile(path):
-        found, _ = npz.read_npz(path, _PER_SAMPLE)
+        found, _ = npz.read_npz(path, (*_PER_SAMPLE, *_MORE))
         if "sparsedrive_L2" in found:
             return _per_sample(path, found, cases)
+    if cases is None and path.name.startswith("predictions") and rows_beside(path).is_file():
+        return _scored_before(path, rows_beside(path), read(path))
     if cases is None:
         raise ConfigError(
             f"{path} holds planned paths, which can only be compared with the truth: add --cases CASES.npz "
-            "(docs/score-your-planner.md says how to make it)."
+            "(`iidrive cases` writes it; docs/score-your-planner.md). Runs of `iidrive evaluate` need none."
         )
     return scored(cases, read(path))
+
+
+def _scored_before(path: Path, rows: Path, predictions: Predictions) -> Sampled:
+    found, _ = npz.read_npz(rows, (*_PER_SAMPLE, *_MORE))
+    if str(found.get("predictions_sha256")) != hashlib.sha256(path.read_bytes()).hexdigest():
+        raise ConfigError(f"{rows} holds the scores of other predictions than {path}; add --cases CASES.npz, so that they are scored anew.")
+    return replace(_per_sample(rows, found, None), name=str(path), about=predictions.meta)
 
 
 def _per_sample(path: Path, found: Mapping[str, Array], cases: Cases | None) -> Sampled:
@@ -100,6 +116,13 @@ def _per_sample(path: Path, found: Mapping[str, Array], cases: Cases | None) -> 
     keep = npz.flags(found["evaluated_full_future"], shape[:1], "evaluated_full_future", where)
     notes: tuple[str, ...] = ()
     scene_of: dict[str, str] = {}
+    if "scene" in found:
+        scene = npz.names(found["scene"], "scene", where)
+        if len(scene) != len(token):
+            raise DataError(
+                f"{where}: {len(scene)} scene names for {len(token)} samples; write it again with `iidrive score --per-sample`."
+            )
+        scene_of = dict(zip(token, scene, strict=True))
     if cases is not None and cases.scene is not None:
         scene_of = dict(zip(cases.token, cases.scene, strict=True))
         foreign = [t for t, k in zip(token, keep, strict=True) if k and t not in scene_of]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,9 +163,18 @@ def per_sample(*scores: Scores) -> dict[str, Array]:
     return arrays | {"evaluated_full_future": scores[0].steps.full, "token": np.array(scores[0].token, dtype=np.str_)}
 
 
-def write_per_sample(path: str | Path, *scores: Scores) -> None:
-    """Write `per_sample` as npz, whole or not at all. Raises DataError where it cannot be written."""
-    npz.write_npz(path, per_sample(*scores))
+def write_per_sample(path: str | Path, *scores: Scores, scene: Sequence[str] | None = None, of: str | Path = "") -> None:
+    """Write `per_sample` as npz, whole or not at all, with the samples' scenes and the digest of the predictions file, where they are given.
+
+    Raises:
+        DataError: where it cannot be written.
+    """
+    arrays = per_sample(*scores)
+    if scene is not None:
+        arrays["scene"] = np.array(tuple(scene), dtype=np.str_)
+    if of:
+        arrays["predictions_sha256"] = np.array(hashlib.sha256(Path(of).read_bytes()).hexdigest())
+    npz.write_npz(path, arrays)
 
 
 def format_table(scores: Scores) -> str:
