@@ -60,24 +60,18 @@ def about_line(source: Source, split: str, extra: Mapping[str, object] | None = 
 def plan_and_score(
     name: str, plan: Plan, cases: Cases, windows: Windows, run: Run, about: Mapping[str, object], heading: str, lineage: Lineage
 ) -> tuple[Scores, dict[str, Float[Array, "6 2"]]]:
-<<<<<<< HEAD
-    """Plan every sample with a full future, write `predictions-NAME.npz` and its table, and score: (scores, path by token)."""
-    tokens, paths = evaluate.plans(plan, windows, run.team)
-    made = {**about, "lineage": lineage.child("predictions").to_plain()}
-    if run.team.leader:
-        write_predictions(run.folder / f"predictions-{name}.npz", tokens, paths, made)
-=======
     """Plan every sample with a full future and score: (scores, path by token).
 
     Writes `predictions-NAME.npz`, its table, and `rows-NAME.npz`, the scores sample by sample that `iidrive compare` reads.
     """
-    tokens, paths = evaluate.plans(plan, windows)
+    tokens, paths = evaluate.plans(plan, windows, run.team)
     made = {**about, "lineage": lineage.child("predictions").to_plain()}
     predictions = run.folder / f"predictions-{name}.npz"
-    write_predictions(predictions, tokens, paths, made)
->>>>>>> 5dc262d (evaluate writes the scores of each sample beside its predictions, so that runs can be compared as they are)
+    if run.team.leader:
+        write_predictions(predictions, tokens, paths, made)
     scores = scoring.score(cases, align(cases, Predictions(paths, tokens, {}, name)))
-    scoring.write_per_sample(rows_beside(predictions), scores, scene=cases.scene, of=predictions)
+    if run.team.leader:
+        scoring.write_per_sample(rows_beside(predictions), scores, scene=cases.scene, of=predictions)
     run.write_text(f"table-{name}.txt", f"{mark_lines(lineage.marks)}{heading}\n{scoring.format_scores(scores)}\n")
     return scores, dict(zip(tokens, paths, strict=True))
 
