@@ -81,19 +81,22 @@ def import_ii_world(stage1: str, stage2: str, out: str | Path) -> list[Path]:
             f"{stage2}: its world model was trained on another tokenizer than {stage1} (they differ in {different}). Give the tokenizer that "
             "belongs to it, or leave --stage1 out: the file holds its own."
         )
-    recipe = recipes.published()
+    recipe, source = recipes.published(), stage1 or stage2
+    tokenizer, model = Tokenizer(recipe.tokenizer), WorldModel(recipe.world, recipe.tokenizer.cells())
+    if given:
+        published = upstream.tokenizer_to_published(tokenizer.state_dict() | {upstream.STARTED: torch.tensor(True)})
+        upstream.require_same_names(given, published, source)
+    if stage2:
+        upstream.require_same_names(world, upstream.world_to_published(model.state_dict()), stage2)
     parents: tuple[Parent, ...] = ()
     if given:
-        module = Tokenizer(recipe.tokenizer)
-        source = stage1 or stage2
-        path = _write(out / "tokenizer", "tokenizer", recipe.tokenizer, module, given, upstream.tokenizer_from_published, source)
+        path = _write(out / "tokenizer", "tokenizer", recipe.tokenizer, tokenizer, given, upstream.tokenizer_from_published, source)
         parents = (Parent("tokenizer", str(path.resolve()), checkpoint.read_manifest(path).fingerprint),)
         written.append(path)
     if stage2:
-        module = WorldModel(recipe.world, recipe.tokenizer.cells())
         about = {"nested": bool(nested)}
         convert = upstream.world_from_published
-        written.append(_write(out / "world", "world", recipe.world, module, world, convert, stage2, parents, about))
+        written.append(_write(out / "world", "world", recipe.world, model, world, convert, stage2, parents, about))
     return written
 
 
@@ -132,11 +135,8 @@ def _write(
     parents: tuple[Parent, ...] = (),
     about: dict[str, Any] | None = None,
 ) -> Path:
-    """A checkpoint of published weights; its names and shapes must be exactly those of the published architecture."""
-    try:
-        weights = convert(state)
-    except CheckpointError as error:
-        raise CheckpointError(f"{source}: {error}") from None
+    """A checkpoint of published weights, whose names and shapes are those of the published architecture."""
+    weights = convert(state)
     checkpoint.load_weights(module, weights, source)
     if (folder / "checkpoints").exists():
         raise ConfigError(f"{folder} already holds checkpoints. Name another folder with --out.")

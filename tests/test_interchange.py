@@ -85,14 +85,20 @@ def test_a_world_model_brings_its_own_tokenizer_and_refuses_another(states: tupl
 
 
 def test_names_that_do_not_fit_are_listed(states: tuple[State, State], tmp_path: Path) -> None:
-    tokenizer, _ = states
+    """In the published file's own names, and before anything is written."""
+    tokenizer, world = states
     lacking = {k: v for k, v in tokenizer.items() if k != "vq.embedding.weight"}
-    with pytest.raises(CheckpointError, match=r"1\.pth.*missing: quantiser\.codebook"):
+    with pytest.raises(CheckpointError, match=r"1\.pth.*missing \(1\): vq\.embedding\.weight"):
         import_ii_world(saved(tmp_path / "1.pth", lacking), "", tmp_path / "a")
     with pytest.raises(CheckpointError, match=r"unexpected.*backbone\.conv"):
         import_ii_world(saved(tmp_path / "1.pth", tokenizer | {"backbone.conv": torch.zeros(1)}), "", tmp_path / "a")
-    with pytest.raises(CheckpointError, match=r"misshapen: classes \(17, 16\)"):
+    with pytest.raises(CheckpointError, match=r"misshapen \(1\): class_embeds\.weight \(17, 16\)"):
         import_ii_world(saved(tmp_path / "1.pth", tokenizer | {"class_embeds.weight": torch.zeros(17, 16)}), "", tmp_path / "a")
+    one = saved(tmp_path / "1.pth", tokenizer)
+    gone = next(iter(world))
+    two = saved(tmp_path / "2.pth", {k: v for k, v in world.items() if k != gone} | {"left": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=rf"2\.pth.*missing \(1\): {gone}; unexpected \(1\): left"):
+        import_ii_world(one, two, tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from public import aggregates, outputs, protocols
 
 from iidrive.errors import DataError
 from iidrive.eval.occupancy import OccupancyScore, iiworld, iiworld_occupied, iiworld_table, occ3d, occworld, occworld_totals
@@ -15,7 +15,7 @@ from iidrive.eval.occupancy import OccupancyScore, iiworld, iiworld_occupied, ii
 
 @pytest.fixture(scope="module")
 def folder(shared: Path) -> Path:
-    return shared / "fixtures" / "protocols"
+    return protocols(shared)
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +26,13 @@ def grids(folder: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def expected(folder: Path) -> dict[str, np.ndarray]:
-    with np.load(folder / "occ_outputs.npz") as found:
-        return {key: found[key] for key in found.files}
+def expected(shared: Path) -> dict[str, np.ndarray]:
+    return outputs(shared, "occ")
 
 
 @pytest.fixture(scope="module")
-def aggregate(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "occ_aggregate.json").read_text())
+def aggregate(shared: Path) -> dict[str, Any]:
+    return aggregates(shared, "occ")
 
 
 def collect(grids: dict[str, np.ndarray], samples: slice) -> OccupancyScore:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from public import aggregates, outputs, protocols
 
 from iidrive.eval import raster
 from iidrive.eval.cases import Cases, read_cases
@@ -21,7 +21,7 @@ PREFIXES = {name: row.prefix or name for name, row in PROTOCOLS.items()}
 
 @pytest.fixture(scope="module")
 def folder(shared: Path) -> Path:
-    return shared / "fixtures" / "protocols"
+    return protocols(shared)
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +30,8 @@ def cases(folder: Path) -> Cases:
 
 
 @pytest.fixture(scope="module")
-def expected(folder: Path) -> dict[str, np.ndarray]:
-    with np.load(folder / "planning_outputs.npz") as found:
-        return {key: found[key] for key in found.files}
+def expected(shared: Path) -> dict[str, np.ndarray]:
+    return outputs(shared, "planning")
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +41,8 @@ def scores(cases: Cases) -> dict[str, Scores]:
 
 
 @pytest.fixture(scope="module")
-def aggregate(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "planning_aggregate.json").read_text())
+def aggregate(shared: Path) -> dict[str, Any]:
+    return aggregates(shared, "planning")
 
 
 @pytest.mark.parametrize("name", list(PROTOCOLS))

@@ -18,7 +18,7 @@ from iidrive.errors import CheckpointError
 State = Mapping[str, Tensor]
 Table = tuple[tuple[str, str], ...]
 
-_STARTED = "quantiser.started"
+STARTED = "quantiser.started"
 _MOTION_TIME = "motion_time"
 
 TOKENIZER: Table = (
@@ -90,15 +90,15 @@ WORLD: Table = (
 def tokenizer_from_published(state: State) -> dict[str, Tensor]:
     """Our tokenizer's state from the published one. Raises CheckpointError with the names that it does not know."""
     renamed = _renamed(state, TOKENIZER)
-    renamed[_STARTED] = torch.tensor(True)
+    renamed[STARTED] = torch.tensor(True)
     return renamed
 
 
 def tokenizer_to_published(state: State) -> dict[str, Tensor]:
     """The published names of our tokenizer's state. Raises CheckpointError for a codebook that has not been started."""
-    if _STARTED in state and not bool(state[_STARTED]):
+    if STARTED in state and not bool(state[STARTED]):
         raise CheckpointError("this tokenizer's codebook has not been drawn yet: train it, at least for a step, before giving it away.")
-    return _renamed({k: v for k, v in state.items() if k != _STARTED}, _turned(TOKENIZER))
+    return _renamed({k: v for k, v in state.items() if k != STARTED}, _turned(TOKENIZER))
 
 
 def world_from_published(state: State) -> dict[str, Tensor]:
