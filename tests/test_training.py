@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import random
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from iidrive import recipes, stages
+from iidrive.configs import from_plain
 from iidrive.data.town import Town
 from iidrive.errors import CheckpointError, ConfigError, IIDriveError, LineageError
-from iidrive.models.tokenizer import Tokenizer
+from iidrive.models.losses import Counts
+from iidrive.models.tokenizer import Tokenizer, TokenizerConfig
 from iidrive.runs import Run
+from iidrive.scene import Batch
 from iidrive.train import checkpoint
 from iidrive.train.optim import Average, TrainConfig, learning_rate
 from iidrive.train.session import Session
+from iidrive.train.spread import Spread
 
 RECIPE = replace(recipes.tiny(), town=replace(recipes.tiny().town, train_scenes=2, test_scenes=1, keyframes=14))
 SHORT = replace(RECIPE, train_tokenizer=replace(RECIPE.train_tokenizer, samples=8, save_every=2, log_every=2))
@@ -130,3 +137,138 @@ def test_an_average_that_starts_ahead_moves_slowly_from_the_start() -> None:
         average.update(moved, 1)
         found.append(average.state["weight"].item())
     assert found == pytest.approx([1 - 0.999 * 0.0005, 1 - 0.999 * (1 - 0.0050893)], abs=1e-5)
+
+
+def test_recomputing_activations_changes_nothing(tmp_path: Path, town: Town) -> None:
+    marks = []
+    for name in ("kept", "again"):
+        session = Session(spread=Spread(recompute=name == "again"))
+        tokenizer = stages.train_tokenizer(SHORT, town, "train", Run.start(tmp_path / name, {}), session)
+        cache = stages.write_tokens(tokenizer, town, town.scene_names("train"), tmp_path / f"{name}-tokens")
+        world = stages.train_world(RECIPE, tokenizer, cache, town, "train", Run.start(tmp_path / f"{name}-world", {}), session)
+        marks.append(checkpoint.read_manifest(world).fingerprint)
+    assert marks[0] == marks[1]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "16"])
+def test_mixed_precision_trains_near_single_precision(tmp_path: Path, town: Town, precision: str) -> None:
+    """The loss is near, and what the loss scale has learned is kept for the next sitting."""
+    whole = stages.train_tokenizer(SHORT, town, "train", Run.start(tmp_path / "32", {}))
+    mixed = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, precision=precision))
+    straight = stages.train_tokenizer(mixed, town, "train", Run.start(tmp_path / "a", {}))
+    losses = [checkpoint.read_manifest(path).metrics["loss"] for path in (whole, straight)]
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.02)
+    stages.train_tokenizer(mixed, town, "train", Run.start(tmp_path / "b", {}), Session(stop_at=4))
+    resumed = stages.train_tokenizer(mixed, town, "train", Run(tmp_path / "b"), Session(resume="on"))
+    one, two = weights(straight), weights(resumed)
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    assert ("scaler" in one) == (precision == "16")
+
+
+def test_frozen_parts_keep_their_weights(tmp_path: Path, town: Town) -> None:
+    torch.manual_seed(SHORT.train_tokenizer.seed)
+    frozen = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, freeze=("decoder", "classes")))
+    path = stages.train_tokenizer(frozen, town, "train", Run.start(tmp_path / "a", {}))
+    trained, config = checkpoint.load_tensors(path, "training.safetensors"), checkpoint.read_manifest(path).architecture
+    torch.manual_seed(SHORT.train_tokenizer.seed)
+    fresh = Tokenizer(from_plain(TokenizerConfig, config, "")).state_dict()
+    same = {k for k in fresh if torch.equal(fresh[k], trained[f"module.{k}"])}
+    assert {k for k in fresh if k.startswith(("decoder.", "classes"))} <= same
+    assert not [k for k in same if k.startswith("encoder.") and k.endswith("weight")]
+    for freeze, said in (
+        (("decode",), "no part 'decode'. Its parts: classes, decoder"),
+        (("classes", "encoder", "quantiser", "decoder"), "nothing"),
+    ):
+        wrong = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, freeze=freeze))
+        with pytest.raises(ConfigError, match=said):
+            stages.train_tokenizer(wrong, town, "train", Run.start(tmp_path / said[:3], {}))
+
+
+def test_fine_tuning_starts_from_the_weights_given_and_says_so(tmp_path: Path, town: Town) -> None:
+    first = stages.train_tokenizer(SHORT, town, "train", Run.start(tmp_path / "first", {}))
+    cache = stages.write_tokens(first, town, town.scene_names("train"), tmp_path / "tokens")
+    world = stages.train_world(RECIPE, first, cache, town, "train", Run.start(tmp_path / "world", {}))
+    still = replace(RECIPE, train_world=replace(RECIPE.train_world, learning_rate=1e-12, weight_decay=0.0, average=0.0))
+    tuned = stages.train_world(still, first, cache, town, "train", Run.start(tmp_path / "tuned", {}), Session(init=str(world)))
+    before, after = checkpoint.load_tensors(world), checkpoint.load_tensors(tuned)
+    assert all(torch.allclose(before[k], after[k], atol=1e-8) for k in before), "it started where the other ended"
+    mark = checkpoint.read_manifest(world).fingerprint
+    assert f"initial world {mark}" in str(checkpoint.read_manifest(tuned).lineage())
+    again = stages.train_world(still, first, cache, town, "train", Run(tmp_path / "tuned"), Session(resume="on"))
+    assert checkpoint.read_manifest(again).origins[0].fingerprint == mark, "what it started from need not be said again"
+    assert stages.load_forecaster(tuned)[1].origins[0].fingerprint == mark
+
+    second = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, seed=5))
+    other = stages.train_tokenizer(second, town, "train", Run.start(tmp_path / "second", {}))
+    others = stages.write_tokens(other, town, town.scene_names("train"), tmp_path / "others")
+    with pytest.raises(LineageError, match="was trained on tokenizer"):
+        stages.train_world(RECIPE, other, others, town, "train", Run.start(tmp_path / "mixed", {}), Session(init=str(world)))
+    with pytest.raises(CheckpointError, match="expected a world, found a tokenizer"):
+        stages.train_world(RECIPE, first, cache, town, "train", Run.start(tmp_path / "kind", {}), Session(init=str(first)))
+    wide = replace(RECIPE, world=replace(RECIPE.world, feed_forward=48))
+    with pytest.raises(CheckpointError, match=r"do not fit the architecture.*misshapen"):
+        stages.train_world(wide, first, cache, town, "train", Run.start(tmp_path / "wide", {}), Session(init=str(world)))
+
+
+def test_validation_is_told_and_does_not_touch_the_training(tmp_path: Path, town: Town) -> None:
+    def seen_to(recipe: recipes.Recipe, every: int) -> recipes.Recipe:
+        stages_ = {f"train_{n}": getattr(recipe, f"train_{n}") for n in ("tokenizer", "world", "planner")}
+        return replace(recipe, **{k: replace(v, validate_every=every, validate_scenes=1) for k, v in stages_.items()})
+
+    marks = []
+    for name, every in (("without", 0), ("with", 8)):
+        recipe, folder = seen_to(RECIPE, every), tmp_path / name
+        tokenizer = stages.train_tokenizer(recipe, town, "train", Run.start(folder / "tokenizer", {}))
+        cache = stages.write_tokens(tokenizer, town, town.scene_names("train"), folder / "tokens")
+        world = stages.train_world(recipe, tokenizer, cache, town, "train", Run.start(folder / "world", {}))
+        planner = stages.train_planner(recipe, world, cache, town, "train", Run.start(folder / "planner", {}), True)
+        marks.append([checkpoint.load_tensors(path) for path in (tokenizer, world, planner)])
+    assert all(torch.equal(a[k], b[k]) for a, b in zip(*marks, strict=True) for k in a)
+    assert "reconstruction mIoU" in (tmp_path / "with/tokenizer/validation-000000016.txt").read_text()
+    assert "world model" in (tmp_path / "with/world/validation-000000008.txt").read_text()
+    assert "obj_box_col" in (tmp_path / "with/planner/validation-000000016.txt").read_text()
+    best = checkpoint.read_manifest(tmp_path / "with/planner").metrics["best"]
+    assert best["name"] == "minus_L2"
+    assert best["samples"] in (8, 16)
+    rows = [json.loads(line) for line in (tmp_path / "with/world/metrics.jsonl").read_text().splitlines()]
+    assert [row["samples"] for row in rows if "validation_mIoU" in row] == [8, 16]
+    assert not list((tmp_path / "without").rglob("validation-*"))
+
+
+def test_workers_make_the_same_batches(tmp_path: Path, town: Town) -> None:
+    marks = []
+    for workers in (0, 2):
+        session = Session(spread=Spread(workers=workers))
+        path = stages.train_tokenizer(SHORT, town, "train", Run.start(tmp_path / str(workers), {}), session)
+        marks.append(checkpoint.read_manifest(path).fingerprint)
+    assert marks[0] == marks[1]
+
+
+def test_no_step_draws_from_a_global_random_state(tmp_path: Path, town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So there is none to keep for resuming: augmentation and sampling follow from the seed and the samples seen."""
+    states = []
+    real = Tokenizer.loss
+
+    def watched(self: Tokenizer, batch: Batch, counts: Counts | None) -> object:
+        out = real(self, batch, counts)
+        states.append((torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()))
+        return out
+
+    monkeypatch.setattr(Tokenizer, "loss", watched)
+    mirrored = replace(SHORT, tokenizer=replace(SHORT.tokenizer, mirror="clip"))
+    stages.train_tokenizer(mirrored, town, "train", Run.start(tmp_path, {}))
+    assert len(states) == 4
+    assert all(torch.equal(a, states[0][0]) and b == states[0][1] and (c == states[0][2]).all() for a, b, c in states)
+
+
+def test_curves_for_tensorboard_are_kept_or_the_package_is_asked_for(tmp_path: Path, town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(folder: Path) -> None:
+        stages.train_ego_mlp(RECIPE, town, "train", Run.start(folder, {}), Session(tensorboard=True))
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match=r"pip install \"iidrive\[track\]\""):
+        train(tmp_path / "without")
+    monkeypatch.undo()
+    pytest.importorskip("tensorboard", reason="the extra `track` is not installed")
+    train(tmp_path / "with")
+    assert list((tmp_path / "with/tensorboard").glob("events.*"))
