@@ -20,10 +20,14 @@ Name = Literal["r1", "r2", "r3", "r4", "r5"]
 
 @dataclass(frozen=True)
 class Step:
-    """Arguments of one `iidrive` command. `refused` says that it must end with an error of lineage: that is its result."""
+    """Arguments of one `iidrive` command, and the file that it has written when it is done ("": it is done every time, or knows by itself).
+
+    `refused` says that it must end with an error of lineage: that is its result.
+    """
 
     arguments: tuple[str, ...]
     refused: bool = False
+    result: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,8 @@ def _evaluate(
 ) -> Step:
     planner, run = setting.out / trained / "planner", setting.out / name
     how = (*setting.data, *(("--devices", str(devices)) if devices else ()))
-    return Step(("evaluate", str(planner), "--test-ii", test_ii, "--run", str(run), *more, *how), refused)
+    result = "" if refused else str(run / "scores.json")
+    return Step(("evaluate", str(planner), "--test-ii", test_ii, "--run", str(run), *more, *how), refused, result)
 
 
 def _compare(out: Path, first: str, second: str) -> Step:

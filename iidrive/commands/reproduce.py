@@ -66,6 +66,9 @@ def _do(step: Step, show: bool) -> None:
     print(f"\n$ {line}{'   # is refused' if step.refused else ''}", flush=True)
     if show:
         return
+    if step.result and Path(step.result).is_file():
+        print(f"(done already: {step.result})")
+        return
     status = subprocess.run([sys.executable, "-m", "iidrive", *step.arguments], check=False).returncode
     if step.refused and status == 2:
         console.print("(refused, as it should be)")
