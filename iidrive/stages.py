@@ -29,7 +29,7 @@ from iidrive.eval.score import format_scores, score
 from iidrive.lineage import INITIAL, Lineage, Parent, joined
 from iidrive.models.baselines import KINEMATIC, EgoMLP, EgoMLPConfig
 from iidrive.models.forecast import Forecaster
-from iidrive.models.losses import class_weights
+from iidrive.models.losses import class_weights, presence_weights
 from iidrive.models.motion import MotionPrior
 from iidrive.models.planner import Driver, Planner, PlannerConfig
 from iidrive.models.tokenizer import Tokenizer, TokenizerConfig
@@ -67,14 +67,14 @@ def keyframes(tracks: Iterable[Track]) -> int:
 
 
 def class_counts(source: Source, tracks: list[Track], spec: GridSpec, keyframes_: int = 512) -> np.ndarray:
-    """Voxels of every class in about `keyframes_` keyframes, spread evenly over scenes and time."""
-    counts = np.zeros(len(OCC_CLASSES), np.int64)
+    """Voxels of every class in each of about `keyframes_` keyframes, spread evenly over scenes and time: (keyframes, classes)."""
+    counts = []
     for i in range(min(keyframes_, keyframes(tracks))):
         track = tracks[i * len(tracks) // keyframes_ if len(tracks) > keyframes_ else i % len(tracks)]
         index = (i * 7919) % len(track.tokens)
         labels = source.occupancy(source.scene(track.name), index, spec).semantics
-        counts += np.bincount(labels.ravel(), minlength=256)[: len(OCC_CLASSES)]
-    return counts
+        counts.append(np.bincount(labels.ravel(), minlength=256)[: len(OCC_CLASSES)])
+    return np.stack(counts)
 
 
 def train_tokenizer(recipe: Recipe, source: Source, split: str, run: Run, session: Session | None = None) -> Path:
@@ -84,7 +84,9 @@ def train_tokenizer(recipe: Recipe, source: Source, split: str, run: Run, sessio
     past = recipe.clip_frames - 1
     tracks = tracks_of(source, split)
     if config.voxel_loss == "balanced" and not config.class_weights:
-        config = replace(config, class_weights=class_weights(class_counts(source, tracks, config.grid)))
+        counts = class_counts(source, tracks, config.grid)
+        lovasz = presence_weights((counts > 0).sum(0), len(counts))
+        config = replace(config, class_weights=class_weights(counts.sum(0)), lovasz_weights=lovasz)
     torch.manual_seed(training.seed)
     tokenizer = Tokenizer(config)
     cut = Cut(past=past, future=1, full_future=False, first=past)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from iidrive.models.losses import distance_weight, focal, lovasz, lovasz_by_frame, voxel_counts
+from iidrive.models.losses import distance_weight, focal, lovasz, lovasz_by_frame, presence_weights, voxel_counts
 
 
 def slow_lovasz(logits: torch.Tensor, labels: torch.Tensor) -> float:
@@ -92,6 +92,24 @@ def test_unknown_voxels_do_not_count() -> None:
     for bins in (0, 64):
         torch.testing.assert_close(lovasz(logits, labels, bins), lovasz(padded, unknown, bins))
     assert lovasz(logits, torch.full((30,), 255, dtype=torch.uint8)).item() == 0
+
+
+def test_weighted_classes_are_summed() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(60, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(0, 4, (60,), generator=generator).to(torch.uint8)
+    by_class = [torch.tensor([float(k == c) for k in range(5)]).tolist() for c in range(5)]
+    each = [lovasz(logits, labels, 0, tuple(one)) for one in by_class]
+    assert each[4].item() == 0, "no voxel holds it"
+    torch.testing.assert_close(torch.stack(each[:4]).mean(), lovasz(logits, labels))
+    weights = (0.1, 0.2, 0.5, 1.5, 3.0)
+    (slow,) = torch.autograd.grad(sum(w * one for w, one in zip(weights, each, strict=True)), logits)
+    (fast,) = torch.autograd.grad(lovasz(logits, labels, 0, weights), logits)
+    torch.testing.assert_close(fast, slow)
+
+
+def test_classes_in_few_frames_weigh_more() -> None:
+    assert presence_weights(np.array([100, 50, 5, 0]), 100) == (0.333333, 0.666667, 3.333333, 0.0)
 
 
 def test_parts_of_a_batch_add_up_to_the_whole() -> None:

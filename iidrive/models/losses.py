@@ -68,6 +68,15 @@ def class_weights(counts: Int[Array, "K"]) -> tuple[float, ...]:
     return tuple((weights / (weights * frequency).sum()).round(6).tolist())
 
 
+def presence_weights(frames: Int[Array, "K"], of: int) -> tuple[float, ...]:
+    """Weights of classes that `frames` of `of` frames hold, for sums over frames: a class then counts alike however few frames hold it.
+
+    1 / (share of frames x number of classes); a class in less than one frame of ten counts as in one of ten, one that never occurs has weight 0.
+    """
+    weights = np.where(frames > 0, of / np.maximum(frames, 0.1 * of), 0.0)
+    return tuple((weights / np.count_nonzero(frames)).round(6).tolist())
+
+
 def balanced_cross_entropy(
     logits: Float[Tensor, "*V K"], labels: UInt8[Tensor, "*V"], weights: tuple[float, ...], count: Tensor | None = None
 ) -> Float[Tensor, ""]:
@@ -80,15 +89,21 @@ def balanced_cross_entropy(
 
 
 def lovasz_by_frame(
-    logits: Float[Tensor, "B *V K"], labels: UInt8[Tensor, "B *V"], bins: int = 0, count: Tensor | None = None
+    logits: Float[Tensor, "B *V K"],
+    labels: UInt8[Tensor, "B *V"],
+    bins: int = 0,
+    count: Tensor | None = None,
+    weights: tuple[float, ...] = (),
 ) -> Float[Tensor, ""]:
     """Lovász-softmax of every frame by itself, averaged over frames with known voxels: no frame's value depends on who else is in the batch."""
-    total = torch.stack([lovasz(one, truth, bins) for one, truth in zip(logits, labels, strict=True)]).sum()
+    total = torch.stack([lovasz(one, truth, bins, weights) for one, truth in zip(logits, labels, strict=True)]).sum()
     return share(total, voxel_counts(labels)["frames"] if count is None else count)
 
 
-def lovasz(logits: Float[Tensor, "*V K"], labels: UInt8[Tensor, "*V"], bins: int = 0) -> Float[Tensor, ""]:
+def lovasz(logits: Float[Tensor, "*V K"], labels: UInt8[Tensor, "*V"], bins: int = 0, weights: tuple[float, ...] = ()) -> Float[Tensor, ""]:
     """Lovász-softmax (Berman et al. 2018, algorithm 1) over all known voxels together, mean over the classes that are present.
+
+    With `weights` (one a class, see `presence_weights`) the classes that are present are weighted and summed instead.
 
     With `bins` > 0 errors are ordered by histogram instead of by sorting: elements whose errors fall into the same of `bins` equal
     intervals share one weight for true and one for false elements. Linear time; the value differs from the exact one by at most 1 / bins.
@@ -98,4 +113,4 @@ def lovasz(logits: Float[Tensor, "*V K"], labels: UInt8[Tensor, "*V"], bins: int
     target = (labels if everywhere else labels[known]).reshape(-1).long()
     if not len(target):
         return logits.sum() * 0.0
-    return lovasz_of_classes((logits if everywhere else logits[known]).reshape(-1, logits.shape[-1]), target, bins)
+    return lovasz_of_classes((logits if everywhere else logits[known]).reshape(-1, logits.shape[-1]), target, bins, weights)

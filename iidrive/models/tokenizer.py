@@ -41,7 +41,8 @@ class TokenizerConfig:
     """Widths and depths per level, finest first; every level but the last ends in a stride-2 convolution.
 
     `voxel_loss`: `focal` (published) or `balanced`, a cross entropy with `class_weights` (one a class; taken from the training split's class
-    frequencies when left empty). `lovasz_bins` > 0 orders errors by histogram instead of by sorting.
+    frequencies when left empty). `lovasz_bins` > 0 orders errors by histogram instead of by sorting. Lovász is taken frame by frame: the mean over
+    a frame's classes (published), or, where the voxel loss is balanced, weighted by `lovasz_weights` (taken from the training split too).
 
     How the past is brought into the present frame: `warp` takes each map there `once`, or carries a `stream` that is resampled every frame
     (published). `cell_points` puts a cell on the `centre` of the voxel that its convolutions are centred on and warps on the ground z = 0,
@@ -65,6 +66,7 @@ class TokenizerConfig:
     class_weights: tuple[float, ...] = ()
     lovasz_weight: float = 1.0
     lovasz_bins: int = 0
+    lovasz_weights: tuple[float, ...] = ()
     embed_weight: float = 1.0
     warp: Literal["once", "stream"] = "once"
     cell_points: Literal["centre", "corner"] = "centre"
@@ -274,7 +276,9 @@ class Tokenizer(nn.Module):
         else:
             parts = {"cross_entropy": config.voxel_weight * balanced_cross_entropy(logits, labels, config.class_weights, counts["voxels"])}
         if config.lovasz_weight:
-            parts["lovasz"] = config.lovasz_weight * lovasz_by_frame(logits, labels, config.lovasz_bins, counts["frames"])
+            parts["lovasz"] = config.lovasz_weight * lovasz_by_frame(
+                logits, labels, config.lovasz_bins, counts["frames"], config.lovasz_weights
+            )
         return torch.stack(list(parts.values())).sum(), parts
 
     @torch.no_grad()

@@ -26,9 +26,11 @@ def focal_sum(
     return made
 
 
-def lovasz_of_classes(logits: Float[Tensor, "V K"], target: Int[Tensor, "V"], bins: int) -> Float[Tensor, ""]:
-    """Lovász-softmax, mean over the classes that are present; `bins` as in `losses.lovasz`."""
-    made = _Lovasz.apply(_exact(logits), target, bins)
+def lovasz_of_classes(
+    logits: Float[Tensor, "V K"], target: Int[Tensor, "V"], bins: int, weights: tuple[float, ...] = ()
+) -> Float[Tensor, ""]:
+    """Lovász-softmax, mean over the classes that are present, or their weighted sum; `bins` as in `losses.lovasz`."""
+    made = _Lovasz.apply(_exact(logits), target, bins, weights)
     assert isinstance(made, Tensor)
     return made
 
@@ -73,24 +75,25 @@ def _slope(z: Tensor, gamma: float) -> Tensor:
 
 class _Lovasz(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, bins: int) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, target: Tensor, bins: int, weights: tuple[float, ...]) -> Tensor:
         shares = logits.new_empty(logits.shape[1], len(logits))
         for piece, out in zip(logits.split(_AT_ONCE), shares.split(_AT_ONCE, 1), strict=True):
             out.copy_(piece.softmax(1).T)
         present = torch.bincount(target, minlength=len(shares)).nonzero()[:, 0].tolist()
+        weights = weights or (1 / len(present),) * len(shares)
         total, inner, slopes = logits.new_zeros(()), torch.zeros_like(shares[0]), torch.zeros_like(shares)
         for k in present:
             truth = target == k
             error = torch.where(truth, 1 - shares[k], shares[k])
-            slope = histogram_weights(error, truth, bins) if bins else sorted_weights(error, truth)
+            slope = (histogram_weights(error, truth, bins) if bins else sorted_weights(error, truth)) * weights[k]
             total += (error * slope).sum()
             slopes[k] = torch.where(truth, -slope, slope)
             inner.addcmul_(slopes[k], shares[k])
         # the gradient of a softmax, in the place of its values
         for share, slope in zip(shares, slopes, strict=True):
             share.mul_(slope.sub_(inner))
-        ctx.save_for_backward(shares.div_(len(present)))
-        return total / len(present)
+        ctx.save_for_backward(shares)
+        return total
 
     @staticmethod
     @once_differentiable
@@ -100,7 +103,7 @@ class _Lovasz(torch.autograd.Function):
         back = slopes.new_empty(slopes.shape[::-1])
         for slope, out in zip(slopes.split(_AT_ONCE, 1), back.split(_AT_ONCE), strict=True):
             torch.mul(slope.T, grad, out=out)
-        return back, None, None
+        return back, None, None, None
 
 
 def sorted_weights(error: Float[Tensor, "N"], truth: Bool[Tensor, "N"]) -> Float[Tensor, "N"]:
