@@ -138,7 +138,7 @@ def assess(
 def trained_on(manifest: Manifest) -> str:
     """Data, split, occupancy and command of a checkpoint's training."""
     data = manifest.data
-    return f"{data.get('name')} {data.get('split')}, occupancy {data.get('occupancy')}, command {data.get('command')}"
+    return f"{data.get('name', data.get('source'))} {data.get('split')}, occupancy {data.get('occupancy')}, command {data.get('command')}"
 
 
 def ii_note(train_ii: bool, test_ii: bool) -> str:
