@@ -195,7 +195,9 @@ def test_a_sample_that_cannot_be_read_is_told_and_nothing_is_lost(tmp_path: Path
 
     monkeypatch.setattr(OccupancyFrames, "__call__", torn)
     rare = replace(RECIPE, train_tokenizer=replace(RECIPE.train_tokenizer, save_every=20))
-    with pytest.raises(DataError, match=r"the batch after \d+ samples cannot be read: gts/scene-1/abc/labels.npz: cut short.*saved"):
+    with pytest.raises(
+        DataError, match=r"the batch after \d+ samples \(step \d+\) cannot be read: gts/scene-1/abc/labels.npz: cut short.*saved"
+    ):
         stages.train_tokenizer(rare, Town(TINY.town), "train", Run.start(tmp_path, {}))
     assert checkpoint.read_manifest(tmp_path).samples_seen > 0
 

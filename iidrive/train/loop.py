@@ -79,6 +79,7 @@ def fit(job: Job, windows: Windows, config: TrainConfig, run: Run, session: Sess
             if _due(state.seen, config.save_every, config, end):
                 path = _save(state, run, logs, team)
     job.owner.eval()
+    state.scaled.leave()
     job.module.load_state_dict(dict(state.weights))
     return path or checkpoint.find(run.folder)
 
@@ -118,8 +119,11 @@ def _end(team: Team, stop: int, problem: IIDriveError | None, seen: int, steps: 
         raise StopRequested(f"stopped by {request.name} after {seen} samples, and saved. `--resume on` goes on from there.", 128 + stop)
     told = next(text for text in team.gather(str(problem) if problem else "") if text)
     step = seen // steps.order.batch
-    message = f"the batch after {seen} samples cannot be read: {told} What was trained so far is saved; mend the data and go on with `--resume on`."
-    raise (SharedError if team.size > 1 else type(problem or SharedError("")))(message + f" (step {step})")
+    message = (
+        f"the batch after {seen} samples (step {step}) cannot be read: {told} What was trained so far is saved; mend the data and go on "
+        "with `--resume on`."
+    )
+    raise (SharedError if team.size > 1 else type(problem or SharedError("")))(message)
 
 
 def _step(state: State, parts: Sequence[Batch], steps: Steps, team: Team) -> dict[str, float]:

@@ -58,12 +58,19 @@ class Scaled:
     def __init__(self, precision: str, owner: nn.Module, device: torch.device) -> None:
         self.dtype = torch.float64 if precision == "64" else torch.float32
         self.mixed: Any = None
+        self.parts = heavy_parts(owner)
         if precision in ("bf16", "16"):
             from lightning_fabric.plugins.precision import MixedPrecision
 
             self.mixed = MixedPrecision(f"{precision}-mixed", device.type)  # pyright: ignore[reportArgumentType]
-            for part in heavy_parts(owner):
+            for part in self.parts:
                 part.forward = partial(self._mixed, part.forward)
+
+    def leave(self) -> None:
+        """Let the heavy parts compute in their own type again."""
+        if self.mixed is not None:
+            for part in self.parts:
+                del part.forward
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
