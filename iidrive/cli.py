@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, auto_cli
 
@@ -54,7 +54,17 @@ class Parser(ArgumentParser):
 
     def format_help(self, *args: Any, **options: Any) -> str:
         """The help text, dashes for underscores in the names of options."""
-        return re.sub(r"(?<![\w-])--[a-z_]+(?![\w.])", lambda found: found[0].replace("_", "-"), super().format_help(*args, **options))
+        return _dashed(super().format_help(*args, **options))
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Wrong usage is one sentence too."""
+        where = getattr(ex, "subcommand_parser", None) or self
+        message = re.sub(r'Parser key "([\w.]+)"', r"--\1", " ".join(message.split()))
+        message = re.sub(
+            r"a (?:typing\.Literal\[([^]]*)\]|<class '(\w+)'>)", lambda found: f"one of {found[1]}" if found[1] else found[2], message
+        )
+        sentence = _dashed(message).rstrip(".")
+        raise ConfigError(f"{sentence}. `{where.prog.replace(' [options]', '')} --help` lists every option.") from ex
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -77,6 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     finally:
         processes.leave()
+
+
+def _dashed(text: str) -> str:
+    return re.sub(r"(?<![\w-])--[a-z_]+(?![\w.])", lambda found: found[0].replace("_", "-"), text)
 
 
 def _spell(arguments: Sequence[str]) -> list[str]:

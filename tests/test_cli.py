@@ -201,3 +201,22 @@ def test_runs_say_what_they_were_scored_on(tmp_path: Path, capsys: pytest.Captur
         assert "verdict" in capsys.readouterr().out
     Path("ctrv/predictions-ctrv.npz").write_bytes(Path("constant-velocity/predictions-constant-velocity.npz").read_bytes())
     assert "holds the scores of other predictions" in fails(capsys, "compare", "constant-velocity", "ctrv")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("evaluate ctrv --test-ii maybe", "--test-ii: Expected one of 'on', 'off'. Got value: maybe."),
+        ("audit ctrv --samples x", "--samples: Expected int. Got value: x. `iidrive audit --help` lists every option."),
+        ("score --data nuscens", "--data: Expected one of '', 'town', 'nuscenes'. Got value: nuscens."),
+        ("evaluate ctrv --tets-ii on", "unrecognized arguments: --tets-ii on."),
+        ("score-occupancy a b --truth c", "unrecognized arguments: b."),
+        ("nothing", "invalid choice: 'nothing'"),
+        ("", "`iidrive --help` lists every option."),
+    ],
+)
+def test_wrong_usage_is_one_sentence(line: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = fails(capsys, *line.split())
+    assert found.startswith("iidrive: ")
+    assert message in found
+    assert "usage:" not in found

@@ -166,7 +166,7 @@ def test_wrong_folders_end_in_one_sentence(world: Path, tmp_path: Path, capsys: 
         ("nowhere", root, "nowhere is not a folder"),
         ("now", [*root, "--split", "vall"], "unknown split 'vall'"),
         ("now", ["--truth", "root/gts", "--split", "vall"], "unknown split 'vall'"),
-        ("now", ["--truth", "root/gts", "--split", "train"], "of the 700 scenes asked for"),
+        ("now", ["--truth", "root/gts", "--split", "train"], "of the split's 700 scenes"),
         ("ahead", ["--truth", "root/gts"], "add --root, the nuScenes folder"),
         ("extra", root, "1 sample (nobody) not in root/gts (mini_val)"),
         ("few", root, "no prediction for 15 samples"),

@@ -18,6 +18,7 @@ from iidrive.eval import plausible as plausibility
 from iidrive.eval.cases import align, read_cases
 from iidrive.eval.sampled import holds_arrays
 from iidrive.lineage import mark_lines
+from iidrive.models.baselines import KINEMATIC
 from iidrive.recipes import Recipe
 from iidrive.runs import Run
 from iidrive.train import checkpoint
@@ -195,7 +196,7 @@ def audit(
     """
     if not Path(model).is_dir() and holds_arrays(model):
         if not cases:
-            raise ConfigError(f"{model} is a file of planned paths, which can only be judged with the truth: add --cases CASES.npz.")
+            raise ConfigError(f"{model} is taken for planned paths, which can only be judged with the truth: add --cases CASES.npz.")
         truth = read_cases(cases)
         paths, marks = read_plans(model, tokens)
         judged = plausibility.plausible(truth, align(truth, paths))
@@ -205,7 +206,7 @@ def audit(
         if cases:
             raise ConfigError("--cases is the truth for a predictions file; a model is audited on --data.")
         make = auditing.of_checkpoint(model, test_ii == "on", tokens)
-        if Path(model).exists():
+        if model not in KINEMATIC and Path(model).exists():
             recipe = replace(recipe, town=assess.town_of(checkpoint.read_manifest(model), recipe.town))
         source, split = open_data(Data(data, root, version, occupancy, gts, predicted), recipe, split, "test")
         some = auditing.choose(source, split, samples)

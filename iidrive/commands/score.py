@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -58,7 +59,7 @@ def score(
     json: str = "",
     per_sample: str = "",
     tokens: str = "",
-    data: DataName | None = None,
+    data: Literal["", "town", "nuscenes"] = "",
     root: str = "",
     split: str = "",
     version: str = "",
@@ -107,15 +108,15 @@ def score(
         scoring.write_per_sample(per_sample, *scores, scene=truth.scene)
 
 
-def _truth(cases: str, data: DataName | None, root: str, split: str, version: str) -> Cases:
+def _truth(cases: str, data: Literal["", "town", "nuscenes"], root: str, split: str, version: str) -> Cases:
     """The truth from a cases file or straight from a dataset."""
-    if data is None and (root or split or version):
+    if not data and (root or split or version):
         raise ConfigError("--root, --split and --version describe a dataset: add --data nuscenes.")
-    if cases and data is not None:
+    if cases and data:
         raise ConfigError(f"the truth was given twice, by {cases} and by --data {data}: leave one out.")
     if data == "town":
         raise ConfigError("which towns, a recipe says: write their truth with `iidrive cases --recipe …`, then score that file.")
-    if data is not None:
+    if data:
         source, split = open_data(Data(data, root, version), recipes.small(), split, "test")
         found = true_cases(source, split)
         print(_counted(found, f"{source.name} {split}"))
@@ -234,7 +235,7 @@ def doctor(files: list[str], cases: str = "", samples: int = 0, json: str = "", 
         if len(files) > 1:
             raise ConfigError(f"doctor examines one predictions file at a time; found {', '.join(files)}. Two are for `iidrive compare`.")
         if not cases:
-            raise ConfigError(f"{paths[0]} is a file of planned paths, which can only be examined with the truth: add --cases CASES.npz.")
+            raise ConfigError(f"{paths[0]} is taken for planned paths, which can only be examined with the truth: add --cases CASES.npz.")
         truth = read_cases(cases)
         found, marks = read_plans(paths[0], tokens)
         print(mark_lines(marks), end="")

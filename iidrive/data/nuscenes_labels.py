@@ -82,7 +82,7 @@ def listed(folder: Path, scenes: Collection[str] | None = None) -> dict[str, Pat
         found[token] = path
     if not found:
         inside = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
-        of = "" if scenes is None else f" of the {len(scenes)} scenes asked for"
+        of = "" if scenes is None else f" of the split's {len(scenes)} scenes (--split names another)"
         raise DataError(f"{folder}: no <scene>/<sample token>/labels.npz{of} in it; found {inside}.")
     return found
 

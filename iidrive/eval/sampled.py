@@ -91,7 +91,7 @@ def _read(path: Path, cases: Cases | None, read: Callable[[Path], Predictions]) 
         return _scored_before(path, rows_beside(path), read(path))
     if cases is None:
         raise ConfigError(
-            f"{path} holds planned paths, which can only be compared with the truth: add --cases CASES.npz "
+            f"{path} is taken for planned paths, which can only be compared with the truth: add --cases CASES.npz "
             "(`iidrive cases` writes it; docs/score-your-planner.md). Runs of `iidrive evaluate` need none."
         )
     return scored(cases, read(path))
