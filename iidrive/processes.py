@@ -83,15 +83,15 @@ class Team:
 
     @contextmanager
     def alike(self) -> Iterator[None]:
-        """A block that may fail in one process only: an IIDriveError or OSError of any process is then raised in all."""
-        problem = ""
+        """A block that may fail in one process only: an IIDriveError or OSError of any process ends all of them."""
+        own: Exception | None = None
         try:
             yield
         except (IIDriveError, OSError) as error:
-            if self.fabric is None:
-                raise
-            problem = str(error)
-        problems = [p for p in self.gather(problem) if p]
+            own = error
+        problems = [p for p in self.gather(str(own or "")) if p]
+        if own is not None:
+            raise own
         if problems:
             raise SharedError(problems[0])
 

@@ -188,13 +188,21 @@ def train_world(
 
 
 def _train_prior(recipe: Recipe, prior: MotionPrior, source: Source, split: str, tracks: list[Track], run: Run, session: Session) -> None:
-    """Train the world model's motion prior from ego poses alone, or go on with the one of the run that is resumed; it is then left as it is."""
+    """Train the world model's motion prior from ego poses alone, or go on with the one of the run that is resumed; it is then left as it is.
+
+    One process does it while the others wait: its steps are shorter than what it takes to agree on one.
+    """
     config = {"width": recipe.world.prior_width, "history": recipe.world.history}
     manifest = _manifest("motion", config, recipe.train_motion, source, split, recipe)
     resume = "off" if session.resume == "off" else "auto"
     Run.start(run.folder, {"what": "train motion prior", "config": manifest.training}, resume != "off", session.team)
     job = Job(prior, prior, prior.loss, prior.counts, manifest, config)
-    fit(job, Windows(tracks, Cut(past=PAST)), recipe.train_motion, run, replace(session, resume=resume, stop_at=None))
+    team = session.team
+    with team.alike():
+        if team.leader:
+            fit(job, Windows(tracks, Cut(past=PAST)), recipe.train_motion, run, replace(session, team=Team(), resume=resume, stop_at=None))
+    if not team.leader:
+        checkpoint.load_weights(prior, checkpoint.load_tensors(run.folder), str(run.folder))
     prior.requires_grad_(False)
 
 
