@@ -11,7 +11,7 @@ demo: $(READY)
 	$(BIN)/iidrive demo
 
 test: $(READY)
-	$(BIN)/pytest -n 2 --durations=5
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --durations=5
 
 check: $(READY)
 	$(BIN)/ruff check .
