@@ -202,7 +202,8 @@ def _train_prior(recipe: Recipe, prior: MotionPrior, source: Source, split: str,
         if team.leader:
             fit(job, Windows(tracks, Cut(past=PAST)), recipe.train_motion, run, replace(session, team=Team(), resume=resume, stop_at=None))
     if not team.leader:
-        checkpoint.load_weights(prior, checkpoint.load_tensors(run.folder), str(run.folder))
+        weights = checkpoint.load_tensors(run.folder)
+        checkpoint.load_weights(prior.to(next(iter(weights.values())).dtype), weights, str(run.folder))
     prior.requires_grad_(False)
 
 
