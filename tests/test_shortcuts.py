@@ -105,11 +105,11 @@ def test_attention_of_one_query() -> None:
 
 def test_linear_maps_that_meet() -> None:
     layer = InterLayer(WorldConfig(width=16, heads=4, history=2, feed_forward=32)).double()
-    x, memory = given(2, 12, 16), given(2, 12, 32)
+    x, before, now, time = given(2, 12, 16), given(2, 12, 16), given(2, 12, 16), given(2, 16)
     agree(
-        lambda: layer._mix(x, memory),
-        lambda: layer.mix(layer.join(torch.cat([x, memory], -1))),
-        [x, memory, *layer.join.parameters(), *layer.mix.parameters()],
+        lambda: layer._mix(x, before, now, time),
+        lambda: layer.mix(layer.join(torch.cat([x, torch.cat([before, now], -1) + time.flatten()], -1))),
+        [x, before, now, time, *layer.join.parameters(), *layer.mix.parameters()],
     )
 
 

@@ -171,9 +171,16 @@ class InterLayer(nn.Module):
         self.feed_forward = mlp(width, config.feed_forward, width)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
 
-    def forward(self, x: Float[Tensor, "B N C"], memory: Float[Tensor, "B N D"], size: tuple[int, int]) -> Float[Tensor, "B N C"]:
+    def forward(
+        self,
+        x: Float[Tensor, "B N C"],
+        before: Float[Tensor, "B N D"],
+        now: Float[Tensor, "B N C"],
+        time: Float[Tensor, "T C"],
+        size: tuple[int, int],
+    ) -> Float[Tensor, "B N C"]:
         x = self.norms[0](x + self.attention(x, size))
-        x = self.norms[1](x + self._mix(x, memory))
+        x = self.norms[1](x + self._mix(x, before, now, time))
         # its wide middle is made again backwards: four times the tokens' memory for a fiftieth of a step's time
         change = (
             checkpoint(self.feed_forward, x, use_reentrant=False, preserve_rng_state=False)
@@ -183,16 +190,21 @@ class InterLayer(nn.Module):
         assert isinstance(change, Tensor)
         return self.norms[2](x + change)
 
-    def _mix(self, x: Tensor, memory: Tensor) -> Tensor:
-        """`mix` of `join` of both side by side, without copying the memory once a layer, and the two linear maps that meet as one."""
+    def _mix(self, x: Tensor, before: Tensor, now: Tensor, time: Tensor) -> Tensor:
+        """`mix` of `join` of the cells beside their memory (earlier latents side by side, then the present one), to which `time` is added.
+
+        Nothing is put side by side, the same numbers that `time` adds everywhere become a bias, and the two linear maps that meet are one.
+        """
         first, act, last = self.join
         into, _, out = self.mix
         assert isinstance(first, nn.Linear)
         assert isinstance(last, nn.Linear)
         assert isinstance(into, nn.Linear)
         width = x.shape[-1]
-        both = act(F.linear(x, first.weight[:, :width], first.bias) + F.linear(memory, first.weight[:, width:]))
-        return out(act(F.linear(both, into.weight @ last.weight, into(last.bias))))
+        to_cell, to_before, to_now = first.weight.split([width, before.shape[-1], width], 1)
+        both = torch.addmm(F.linear(time.flatten(), first.weight[:, width:], first.bias), x.flatten(0, 1), to_cell.t())
+        both = act(both.addmm(now.flatten(0, 1), to_now.t()).addmm(before.flatten(0, 1), to_before.t()))
+        return out(act(F.linear(both, into.weight @ last.weight, into(last.bias)))).view_as(x)
 
 
 class WorldModel(nn.Module):
@@ -309,13 +321,17 @@ class WorldModel(nn.Module):
     def decode(
         self, here: Float[Tensor, "B C x y"], past: Float[Tensor, "B T C x y"], next_T_now: Float[Tensor, "B 4 4"]
     ) -> Float[Tensor, "B C x y"]:
-        """Inter decoder: fused maps, the memory of latents (oldest first) and the motion become the next latent, or its change."""
+        """Inter decoder: fused maps, the memory of latents (oldest first) and the motion become the next latent, or its change.
+
+        Of the memory only the present latent passes gradients on.
+        """
         x, y = self.cells.size
         vector = torch.cat([next_T_now[:, :3, :3].flatten(1), next_T_now[:, :3, 3]], -1)
         tokens = rearrange(here, "b c x y -> b (x y) c") + self.condition(vector)[:, None]
-        joined = rearrange(past + self.time[:-1, :, None, None], "b t c x y -> b (x y) (t c)")
+        before = rearrange(past[:, :-1].detach(), "b t c x y -> b (x y) (t c)")
+        now = rearrange(past[:, -1], "b c x y -> b (x y) c")
         for layer in self.inter:
-            tokens = layer(tokens, joined, (x, y))
+            tokens = layer(tokens, before, now, self.time[:-1], (x, y))
         return rearrange(self.change(tokens), "b (x y) c -> b c x y", x=x)
 
     def _move(self, plan: Tensor, command: Tensor, base: Tensor) -> Tensor:
