@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 class Fixture:
@@ -34,6 +35,30 @@ class Fixture:
     def state(self, entries: Iterable[tuple[str, list[int], str]]) -> dict[str, Tensor]:
         """Rule-made weights under published names."""
         return {k: torch.from_numpy(np.asarray(self.rules.weight(k, tuple(shape), dtype))) for k, shape, dtype in entries}
+
+
+class Inside:
+    """What modules were given, or gave, at their first call."""
+
+    def __init__(self) -> None:
+        self.first: dict[str, Tensor] = {}
+        self.hooks: list[RemovableHandle] = []
+
+    def input(self, name: str, module: nn.Module) -> None:
+        """Keep the first argument."""
+        self.hooks.append(module.register_forward_pre_hook(lambda _, given: self._keep(name, given[0])))
+
+    def output(self, name: str, module: nn.Module, part: int | None = None) -> None:
+        """Keep what it returns, or one part of that."""
+        self.hooks.append(module.register_forward_hook(lambda _, given, made: self._keep(name, made if part is None else made[part])))
+
+    def remove(self) -> None:
+        """Leave the modules as they were."""
+        for hook in self.hooks:
+            hook.remove()
+
+    def _keep(self, name: str, value: Tensor) -> None:
+        self.first.setdefault(name, value)
 
 
 def off(found: Tensor, wanted: Any) -> float:

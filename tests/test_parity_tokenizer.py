@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ii_model import Fixture, gradient_norms, off, worst_ratio
+from ii_model import Fixture, Inside, gradient_norms, off, worst_ratio
 from torch import Tensor
 
 from iidrive import recipes
@@ -95,6 +95,35 @@ def test_encoder_maps(fixture: Fixture, run: Run) -> None:
     maps = torch.cat(run.maps)
     assert off(maps[:2], stored["z"]) < 1e-4
     assert off(maps[:, ::8, 2::5, 2::5], stored["z_strided"]) < 1e-4
+
+
+@pytest.mark.slow
+def test_encoder_and_decoder_from_the_inside(fixture: Fixture, run: Run, tokenizer: Tokenizer) -> None:
+    """Every stored map between input and output of frame 0."""
+    stored, inside = fixture.arrays("tokenizer_f32.npz"), Inside()
+    encoder, decoder = tokenizer.encoder, tokenizer.decoder
+    inside.input("enc_conv_in", encoder.levels[0])
+    inside.output("enc_down0", encoder.levels[0].blocks[-1])
+    inside.output("enc_downsample0", encoder.levels[0].resample)
+    inside.output("enc_down1", encoder.levels[1].blocks[-1])
+    inside.output("enc_down2", encoder.levels[2].attentions[-1])
+    inside.output("enc_mid", encoder.middle)
+    inside.output("dec_conv_in", decoder.conv_in)
+    inside.output("dec_mid", decoder.middle)
+    inside.output("dec_up2", decoder.levels[0].resample)
+    inside.output("dec_up1", decoder.levels[1].resample)
+    inside.output("dec_up0", decoder.levels[2].blocks[-1])
+    inside.output("dec_conv_out", decoder.out)
+    with torch.no_grad():
+        tokenizer.encode(run.occupancy[:1])
+        tokenizer.decode(run.quantised[0].latent)
+    inside.remove()
+    names = {name.removeprefix("mid_") for name in stored if name.startswith("mid_")}
+    assert names == set(inside.first)
+    for name in sorted(names):
+        value = inside.first[name][0]
+        step = value.shape[1] // 10
+        assert off(value[::8, ::step, ::step], stored[f"mid_{name}"]) < 1e-4, name
 
 
 def test_history(fixture: Fixture, run: Run) -> None:
