@@ -140,9 +140,9 @@ def _apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         if argument in ("--tables", "--grid"):
             options.append(f"{argument}=true")
         elif argument.startswith("-"):
-            options.append(argument)
-            if "=" not in argument and argument not in ("-h", "--help"):
-                options += [value for value in (next(rest, None),) if value is not None]
+            # joined to its value, which would pass for a file after an option that there is not
+            value = None if "=" in argument or argument in ("-h", "--help") else next(rest, None)
+            options.append(argument if value is None else f"{argument}={value}")
         else:
             files.append(argument)
     return options, files

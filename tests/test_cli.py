@@ -211,6 +211,7 @@ def test_runs_say_what_they_were_scored_on(tmp_path: Path, capsys: pytest.Captur
         ("score --data nuscens", "--data: Expected one of '', 'town', 'nuscenes'. Got value: nuscens."),
         ("evaluate ctrv --tets-ii on", "unrecognized arguments: --tets-ii on."),
         ("score-occupancy a b --truth c", "unrecognized arguments: b."),
+        ("compare a b --smaples 3", "unrecognized arguments: --smaples=3."),
         ("nothing", "invalid choice: 'nothing'"),
         ("", "`iidrive --help` lists every option."),
     ],
