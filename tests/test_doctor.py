@@ -222,3 +222,14 @@ def test_its_own_printout_is_read_back(driven: Cases) -> None:
     assert table.n == 360
     assert table.events == {name: tuple(value.tolist()) for name, value in scores.events.items()}
     assert "another set than nuScenes val" in told(diagnose([table]).tables[0], "set")
+
+
+def test_a_table_that_was_marked_is_not_believed(driven: Cases) -> None:
+    assert driven.pred is not None
+    mark = "MISMATCH ALLOWED: world 3c4d, trained on tokenizer 9d01, used with tokenizer 5e6f"
+    table = parse_tables(f"{mark}\ndata: mine\n{format_scores(score(driven, driven.pred))}")[0]
+    assert (table.marks, table.heading) == ((mark,), "data: mine")
+    finding = next(f for f in diagnose([table]).tables[0].findings if f.kind == "stage mismatch")
+    assert finding.suspect
+    assert finding.evidence == (mark,)
+    assert "iidrive lineage" in finding.decide

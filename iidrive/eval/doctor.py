@@ -79,7 +79,8 @@ def diagnose(tables: Sequence[PrintedTable], n: int | None = None) -> Report:
     """Examine every table alone, then against the others of the same evaluation set. `n` says how many samples were scored."""
     decoded = [decode(table, n) for table in tables]
     alone = [
-        (*_set(table, counts), *_averages(table, counts), *shape(table, counts)) for table, counts in zip(tables, decoded, strict=True)
+        (*_marks(table), *_set(table, counts), *_averages(table, counts), *shape(table, counts))
+        for table, counts in zip(tables, decoded, strict=True)
     ]
     noise, differ, apart = [], [], []
     pairs = list(combinations(range(len(tables)), 2)) if len(tables) <= 8 else [(i, i + 1) for i in range(len(tables) - 1)]
@@ -107,6 +108,14 @@ def diagnose(tables: Sequence[PrintedTable], n: int | None = None) -> Report:
 
 
 # ------------------------------------------------------------------------------------------------------------ one table alone
+
+
+def _marks(table: PrintedTable) -> list[Finding]:
+    """What a table made with mismatched stages says of itself."""
+    if not table.marks:
+        return []
+    decide = "`iidrive lineage` on its run folder shows the chains; `iidrive swap` on both runs tells a mismatch from a poor tokenizer."
+    return [Finding("stage mismatch", "the table itself says that its stages do not belong together.", True, table.marks, decide)]
 
 
 def _set(table: PrintedTable, counts: Decoded | None) -> list[Finding]:

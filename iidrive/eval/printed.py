@@ -18,6 +18,7 @@ from jaxtyping import Int64
 
 from iidrive.errors import DataError
 from iidrive.eval.score import NUSCENES_VAL_SAMPLES, averaged, prefix_means, rate
+from iidrive.lineage import MARKED
 from iidrive.scene import FUTURE_STEPS
 
 Array = np.ndarray
@@ -59,8 +60,8 @@ class Row:
 class PrintedTable:
     """One table as found. `averages` is the dict at full precision, `summary` the two lines, `events` and `n` iidrive's own count lines.
 
-    `heading` and `remark` are the words before and after it, `line` where it starts (1 is the first), `percent_guessed` whether collision
-    rows stood without a percent sign.
+    `heading` and `remark` are the words before and after it, `marks` what stands before it about mismatched stages, `line` where it starts
+    (1 is the first), `percent_guessed` whether collision rows stood without a percent sign.
     """
 
     number: int
@@ -73,6 +74,7 @@ class PrintedTable:
     n: int | None = None
     heading: str = ""
     remark: str = ""
+    marks: tuple[str, ...] = ()
     percent_guessed: bool = False
 
     def average(self, name: str) -> float | None:
@@ -158,9 +160,11 @@ def parse_tables(text: str, where: str = "text") -> list[PrintedTable]:
     for i, block in enumerate(blocks):
         before = blocks[i - 1].last if i else -1
         after = blocks[i + 1].first if i + 1 < len(blocks) else len(lines)
-        heading = _words(lines[_heading_start(lines, before, block.first, i > 0) : block.first])
+        above = [line.strip() for line in lines[_heading_start(lines, before, block.first, i > 0) : block.first]]
+        marks = [line for line in above if line.startswith(MARKED)]
+        heading = _words([line for line in above if line not in marks])
         remark = _words(lines[block.last + 1 : _heading_start(lines, block.last, after, True, i + 1 == len(blocks))])
-        out.append(block.table(i + 1, where, heading, remark))
+        out.append(block.table(i + 1, where, heading, remark, tuple(marks)))
     return out
 
 
@@ -176,7 +180,7 @@ class _Block:
     events: dict[str, tuple[int, ...]] = field(default_factory=dict)
     n: int | None = None
 
-    def table(self, number: int, where: str, heading: str, remark: str) -> PrintedTable:
+    def table(self, number: int, where: str, heading: str, remark: str, marks: tuple[str, ...]) -> PrintedTable:
         guessed = any(not sign for name in RATES for _, sign in self.cells.get(name, []))
         fraction = guessed and _are_fractions(self.cells, self.averages)
         rows = {}
@@ -190,7 +194,18 @@ class _Block:
             scale = 0.01 if name in RATES and sign else 1.0
             summary[name] = (float(text) * scale, 0.5 * 10.0 ** -_decimals(text) * scale)
         return PrintedTable(
-            number, where, self.first + 1, rows, self.averages, summary, self.events, self.n, heading, remark, guessed and not fraction
+            number,
+            where,
+            self.first + 1,
+            rows,
+            self.averages,
+            summary,
+            self.events,
+            self.n,
+            heading,
+            remark,
+            marks,
+            guessed and not fraction,
         )
 
 
@@ -250,7 +265,8 @@ def _heading_start(lines: Sequence[str], last: int, first: int, has_before: bool
 def _words(lines: Sequence[str]) -> str:
     """The nearest few lines of words, rules and blanks left out."""
     kept = [line.strip() for line in lines if line.strip() and not _RULE.match(line)]
-    return " / ".join(kept[-3:])[-300:]
+    words = " / ".join(kept[-3:])
+    return words if len(words) <= 300 else f"… {words[-300:]}"
 
 
 def _decimals(text: str) -> int:
