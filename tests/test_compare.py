@@ -105,12 +105,21 @@ def test_few_scenes_and_unknown_scenes_are_told() -> None:
     a, b = simulated(np.random.default_rng(6), 4, 50, shift=5.0)
     result = compare([a], [b], resamples=99)
     assert SAME in result.verdict
-    assert any("Only 4 independent groups" in note for note in result.notes)
+    assert any("Only 4 independent groups" in note and "below 0.25" in note for note in result.notes)
+    assert "would take about 350 samples for L2" in result.verdict, "seven scenes of fifty, though the spread alone would ask for fewer"
     loose = compare([replace(a, scene=None)], [replace(b, scene=None)], resamples=99)
     assert loose.independent
     assert any("too narrow" in note for note in loose.notes)
     assert "taken as independent" in loose.verdict
     assert "too narrow" in format_comparison(loose)
+
+
+def test_seven_scenes_are_the_fewest_that_can_show_anything() -> None:
+    for scenes, note, verdict in ((6, ["Only 6"], SAME), (7, [], "A is worse than B in L2")):
+        a, b = simulated(np.random.default_rng(6), scenes, 50, shift=5.0)
+        result = compare([a], [b], resamples=99)
+        assert [n[:6] for n in result.notes if "independent groups" in n] == note
+        assert verdict in result.verdict
 
 
 def test_other_truth_is_refused() -> None:

@@ -20,6 +20,8 @@ Array = np.ndarray
 METRICS = ("L2", "obj_box_col")
 """Lower is better in both. Their averages are judged together; the horizons explain them."""
 HORIZONS = (2, 4, 6)
+FEWEST_CLUSTERS = 7
+"""The least p-value of k clusters is 2 / 2^k, and it is doubled for being one of two: with fewer than seven nothing can be shown."""
 
 
 @dataclass(frozen=True)
@@ -134,9 +136,11 @@ def compare(a: Sequence[Sampled], b: Sequence[Sampled], names: tuple[str, str] =
     spread = {m: (v[0], v[1]) for m, v in seeds.items()}
     lines = (*_corrected(averages), *_corrected(horizons))
     notes = list(joined.notes)
-    if joined.clusters < 6:
+    if joined.clusters < FEWEST_CLUSTERS:
+        least = min(1.0, len(METRICS) * 2 / 2**joined.clusters)
         notes.append(
-            f"Only {joined.clusters} independent groups of samples: no p-value can be below {2 / 2**joined.clusters:.2g}, so nothing can be shown."
+            f"Only {joined.clusters} independent groups of samples: no corrected p-value can be below {least:.2g}, so nothing can be "
+            f"shown. It takes at least {FEWEST_CLUSTERS}, whatever the size of the difference."
         )
     if len(a) == 1 or len(b) == 1:
         notes.append("One seed on a side: this is about these weights, not about the recipes; train both with several seeds for that.")
@@ -181,7 +185,8 @@ def _verdict(
         more = None if many else samples_needed(joined.n, line.test.difference, line.test.error)
         same.append(line.metric + (" (the seeds scatter too much)" if many else ""))
         if more:
-            needed.append(f"about {two_figures(max(more, joined.n + 1)):,} samples for {line.metric}")
+            fewest = -(-joined.n * FEWEST_CLUSTERS // joined.clusters)
+            needed.append(f"about {two_figures(max(more, joined.n + 1, fewest)):,} samples for {line.metric}")
     return verdict_sentence(words, same, needed, names) + (" (Samples taken as independent.)" if joined.independent else "")
 
 
