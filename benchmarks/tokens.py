@@ -60,7 +60,7 @@ def main(scenes: int = 10, windows: int = 200, seed: int = 0) -> None:
             return np.stack([np.load(path)["arr_0"] for path in frames(name, window)])
 
         def codes_only(name: str, window: Array) -> Array:
-            return TokenCache(cache.folder)(name, window)
+            return cache(name, window)
 
         def rebuilt(name: str, window: Array) -> Array:
             return quantiser.latent_of(torch.from_numpy(codes_only(name, window))).numpy()

@@ -51,18 +51,21 @@ def pack(codes: Int[Array, "T n"], bits: int) -> UInt8[Array, "T m"]:
 def unpack(packed: UInt8[Array, "T m"], bits: int, count: int) -> Int32[Array, "T n"]:
     """The inverse of `pack`, for up to `MAX_BITS` bits.
 
-    Eight indices fill `bits` bytes, so every eighth index starts a byte, and each lies within the three bytes that start where it does.
+    An index starts in some byte and ends at most `reach` bytes on: words of so many bytes are made for every byte, and picked.
     """
-    groups = -(-count // 8)
-    stream = np.zeros((len(packed), groups * bits + 2), np.uint8)
-    stream[:, : packed.shape[1]] = packed
-    three = stream[:, :-2].astype(np.int32) << 16
-    three |= np.left_shift(stream[:, 1:-1], 8, dtype=np.int32)
-    three |= stream[:, 2:]
-    start = np.arange(8) * bits
-    shift = (24 - bits - start % 8).astype(np.int32)
-    codes = three.reshape(len(packed), groups, bits)[:, :, start // 8] >> shift & np.int32((1 << bits) - 1)
-    return codes.reshape(len(packed), -1)[:, :count]
+    reach, dtype = (2, np.uint16) if bits <= 9 else (3, np.uint32)
+    size = packed.shape[1]
+    stream = np.zeros((len(packed), size + reach - 1), np.uint8)
+    stream[:, :size] = packed
+    words = stream[:, :size].astype(dtype)
+    for i in range(1, reach):
+        words <<= 8
+        words |= stream[:, i : size + i]
+    first = np.arange(0, count * bits, bits)
+    codes = words.take(first >> 3, axis=1)
+    codes >>= (8 * reach - bits - (first & 7)).astype(dtype)
+    codes &= dtype((1 << bits) - 1)
+    return codes.astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,13 @@ class Rows:
 
     def digests(self, scene: str, manifest: dict[str, Any]) -> UInt8[Array, "T 32"]:
         """Checksum of every row, of the scene's name and of the manifest it was written under."""
-        about = json.dumps([scene, manifest], sort_keys=True).encode()
-        rows = zip(self.tokens, self.global_T_ego, self.packed, strict=True)
-        found = [hashlib.sha256(b"".join((about, t.encode(), pose.tobytes(), codes.tobytes()))).digest() for t, pose, codes in rows]
+        about = hashlib.sha256(json.dumps([scene, manifest], sort_keys=True).encode())
+        found = []
+        for token, pose, codes in zip(self.tokens, self.global_T_ego, self.packed, strict=True):
+            row = about.copy()
+            for part in (token.encode(), np.ascontiguousarray(pose), np.ascontiguousarray(codes)):
+                row.update(part)
+            found.append(row.digest())
         return np.frombuffer(b"".join(found), np.uint8).reshape(-1, DIGEST_BYTES)
 
 
@@ -137,9 +144,11 @@ class TokenCache:
 
     def __call__(self, scene: str, indices: Int[Array, "n"]) -> Int32[Array, "n m"]:
         """Codes of some keyframes of a scene. Raises what `read` raises."""
-        first = int(indices.min())
-        rows = self.read(scene, first, int(indices.max()) + 1)
-        return unpack(rows.packed[indices - first], self.manifest.bits, self.manifest.codes_per_frame)
+        first, stop = int(indices.min()), int(indices.max()) + 1
+        packed = self.read(scene, first, stop).packed
+        if not np.array_equal(indices, np.arange(first, stop)):
+            packed = packed[indices - first]
+        return unpack(packed, self.manifest.bits, self.manifest.codes_per_frame)
 
     def read(self, scene: str, first: int = 0, stop: int | None = None) -> Rows:
         """Keyframes `first` to `stop` (excluded; None: to the end) of a scene, each checked against its checksum.
@@ -161,9 +170,9 @@ class TokenCache:
                     )
                 parts = [file.get_slice(key)[here] for key in ("global_T_ego", "codes", "sha256")]
             rows = Rows(tuple(tokens[here]), *parts[:2])
-            layout = [(str(part.dtype), part.shape[1:]) for part in parts]
-            if layout != [("float64", (4, 4)), ("uint8", (self.manifest.code_bytes,)), ("uint8", (DIGEST_BYTES,))]:
-                raise ValueError(f"its arrays are {layout}")
+            layout = [(part.dtype, part.shape[1:]) for part in parts]
+            if layout != [(np.float64, (4, 4)), (np.uint8, (self.manifest.code_bytes,)), (np.uint8, (DIGEST_BYTES,))]:
+                raise ValueError(f"its arrays are {[(str(dtype), shape) for dtype, shape in layout]}")
             wrong = (rows.digests(about["scene"], about["manifest"]) != parts[2]).any(1)
             if wrong.any():
                 raise ValueError(f"keyframe {rows.tokens[int(np.argmax(wrong))]} does not match its checksum")
