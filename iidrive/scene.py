@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -37,6 +38,12 @@ STEP_S = 0.5
 
 FUTURE_STEPS = 6
 """A plan is six positions, 0.5 s to 3.0 s ahead."""
+
+
+def _fixed(value: Array) -> Array:
+    """The array, which nobody may write to from now on: it is kept and handed out again."""
+    value.setflags(write=False)
+    return value
 
 
 def _finite(name: str, value: Array) -> None:
@@ -81,10 +88,10 @@ class Pose:
         """A planar pose at z = 0."""
         return Pose(geometry.yaw_quaternion(yaw_rad), np.array([x_m, y_m, 0.0]))
 
-    @property
+    @cached_property
     def matrix(self) -> Float[Array, "4 4"]:
-        """The 4x4 transform, float64."""
-        return geometry.rigid(geometry.quaternion_to_matrix(self.rotation), self.translation_m)
+        """The 4x4 transform, float64, read-only."""
+        return _fixed(geometry.rigid(geometry.quaternion_to_matrix(self.rotation), self.translation_m))
 
 
 @dataclass(frozen=True)
@@ -277,10 +284,10 @@ class Keyframe:
         if self.boxes.frame != "global":
             raise DataError(f"keyframe {self.token}: boxes must be in the global frame; found '{self.boxes.frame}'.")
 
-    @property
+    @cached_property
     def global_T_lidar(self) -> Float[Array, "4 4"]:
-        """LIDAR_TOP → global, 4x4."""
-        return self.global_T_ego.matrix @ self.ego_T_lidar.matrix
+        """LIDAR_TOP → global, 4x4, read-only."""
+        return _fixed(self.global_T_ego.matrix @ self.ego_T_lidar.matrix)
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ class Rows:
         found = []
         for token, pose, codes in zip(self.tokens, self.global_T_ego, self.packed, strict=True):
             row = about.copy()
-            for part in (token.encode(), np.ascontiguousarray(pose), np.ascontiguousarray(codes)):
+            for part in (token.encode(), pose.tobytes(), codes.tobytes()):
                 row.update(part)
             found.append(row.digest())
         return np.frombuffer(b"".join(found), np.uint8).reshape(-1, DIGEST_BYTES)
