@@ -1,10 +1,13 @@
-"""What the full-size models cost, in units of one convolution on the same machine in the same run.
+"""What the full-size models cost: against the same models in plain torch, and in units of one convolution, in the same run.
 
-The unit is a 3x3 convolution, 128 → 128 channels, on a 1x128x100x100 float32 map (median of many). Every case runs in a process of its own, so
-that its peak memory is its own. `published` is what the published II-World code takes in the same unit on the same kind of machine (two threads).
+`plain` is the model without its shortcuts (`plain.py`), with the same weights and results: what a straightforward implementation, such as the
+published one, takes on this machine. The unit is a 3x3 convolution, 128 → 128 channels, on a 1x128x100x100 float32 map (median of many).
+`published` is what the published II-World code took in that unit on one machine (two threads), `aim` what was aimed for there. Every
+measurement runs in a process of its own, so that its peak memory is its own.
 
-    python benchmarks/model.py                 # all cases, prints the table of benchmarks/README.md
-    python benchmarks/model.py --case rollout  # one case, prints one line of JSON
+    python benchmarks/model.py                         # all cases, prints the table of benchmarks/README.md
+    python benchmarks/model.py --case rollout          # one case, prints one line of JSON
+    python benchmarks/model.py --case rollout --plain  # the same without shortcuts
 """
 
 from __future__ import annotations
@@ -16,9 +19,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
+from plain import plainly
 from torch import nn
 
 from iidrive import recipes
@@ -31,11 +36,12 @@ from iidrive.scene import Ahead, Batch, Seen
 
 @dataclass(frozen=True)
 class Case:
-    """What is timed: `make` builds it and returns the call; units and GB of the published code, where known."""
+    """What is timed: `make` builds it and returns the call, which gives numbers; units and GB of the published code, and the aim, where known."""
 
     title: str
-    make: Callable[[], Callable[[], object]]
+    make: Callable[[], Callable[[], torch.Tensor]]
     published: float
+    aim: float | None = None
     published_gb: float | None = None
 
 
@@ -77,13 +83,13 @@ def tokenizer() -> Tokenizer:
     return Tokenizer(recipes.full().tokenizer)
 
 
-def tokenizer_frame() -> Callable[[], object]:
+def tokenizer_frame() -> Callable[[], torch.Tensor]:
     """Encode, quantise against a given history, decode and argmax one frame."""
     model, frame = tokenizer().eval(), street()
     clip, eye = torch.randn(1, 5, 128, 50, 50), torch.eye(4).expand(1, 5, 4, 4)
 
     @torch.no_grad()
-    def call() -> object:
+    def call() -> torch.Tensor:
         quantised = model.quantiser(model.encode(frame[:, 0]), *model.align(clip, eye))
         return model.labels(quantised.latent)
 
@@ -97,11 +103,11 @@ def tokenizer_loss() -> tuple[Tokenizer, Callable[[], torch.Tensor]]:
     return model, lambda: model.frame_loss(frame[:, 0], past, saw)[0]
 
 
-def forward_backward(made: tuple[nn.Module, Callable[[], torch.Tensor]]) -> Callable[[], object]:
+def forward_backward(made: tuple[nn.Module, Callable[[], torch.Tensor]]) -> Callable[[], torch.Tensor]:
     """A training step without its optimiser."""
     model, loss_of = made
 
-    def call() -> object:
+    def call() -> torch.Tensor:
         model.zero_grad()
         loss = loss_of()
         loss.backward()
@@ -126,7 +132,7 @@ def forecaster() -> tuple[Forecaster, Batch]:
     return model, Batch(seen, Ahead(ahead, valid, torch.zeros(1, 6, 2), torch.full((1, 6), 0.5), None, codes[:, 6:]), 0.5)
 
 
-def rollout(steps: int) -> Callable[[], object]:
+def rollout(steps: int) -> Callable[[], torch.Tensor]:
     """Imagine some steps from remembered latents."""
     model, batch = forecaster()
     model.eval()
@@ -134,8 +140,8 @@ def rollout(steps: int) -> Callable[[], object]:
         memory = model.remember(batch.observation)
 
     @torch.no_grad()
-    def call() -> object:
-        return model.world.imagine(memory, batch.observation.command, steps)
+    def call() -> torch.Tensor:
+        return model.world.imagine(memory, batch.observation.command, steps).latents
 
     return call
 
@@ -147,37 +153,60 @@ def world_loss() -> tuple[Forecaster, Callable[[], torch.Tensor]]:
 
 
 CASES = {
-    "frame": Case("tokenizer, one frame", tokenizer_frame, 95.0),
-    "tokenizer-step": Case("tokenizer, training step", lambda: forward_backward(tokenizer_loss()), 378.0, 3.0),
+    "frame": Case("tokenizer, one frame", tokenizer_frame, 95.0, 75.0),
+    "tokenizer-step": Case("tokenizer, training step", lambda: forward_backward(tokenizer_loss()), 378.0, 190.0, 3.0),
     "step": Case("world model, one step", lambda: rollout(1), 6.3),
-    "rollout": Case("world model, six steps", lambda: rollout(6), 41.0),
-    "world-step": Case("world model, training step", lambda: forward_backward(world_loss()), 124.0, 1.5),
+    "rollout": Case("world model, six steps", lambda: rollout(6), 41.0, 14.0),
+    "world-step": Case("world model, training step", lambda: forward_backward(world_loss()), 124.0, 60.0, 1.5),
 }
 
 
+def measure(name: str, repeats: int, plain: bool) -> dict[str, float]:
+    """Seconds, units, peak GB and the length of the result of one case, in this process."""
+    call = CASES[name].make()
+    unit = conv_unit()
+    with plainly() if plain else nullcontext():
+        seconds = median(call, repeats)
+        peak_gb, length = peak_memory_gb(), float(call().double().norm())
+    unit = (unit + conv_unit()) / 2
+    return {"seconds": seconds, "units": seconds / unit, "unit_s": unit, "peak_gb": peak_gb, "length": length}
+
+
+def elsewhere(name: str, options: argparse.Namespace, *more: str) -> dict[str, float]:
+    """The same in a process of its own."""
+    command = [sys.executable, __file__, "--case", name, "--repeats", str(options.repeats), "--threads", str(options.threads), *more]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
 def main() -> None:
-    """Run one case, or all of them in processes of their own."""
+    """Run one case, or all of them in processes of their own, with and without shortcuts in turn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=sorted(CASES))
+    parser.add_argument("--plain", action="store_true", help="without shortcuts; with --case")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.case:
-        call = CASES[options.case].make()
-        unit = conv_unit()
-        seconds = median(call, options.repeats)
-        unit = (unit + conv_unit()) / 2
-        print(json.dumps({"case": options.case, "units": seconds / unit, "unit_s": unit, "peak_gb": peak_memory_gb()}))
+        print(json.dumps({"case": options.case, "plain": options.plain, **measure(options.case, options.repeats, options.plain)}))
         return
-    print("| case | units | published | ratio | peak GB | published GB |\n|---|---|---|---|---|---|")
+    print("| case | now / plain | aim / published | units now | plain | published | peak GB now | plain | published |")
+    print("|" + "---|" * 9)
     for name, case in CASES.items():
-        command = [sys.executable, __file__, "--case", name, "--repeats", str(options.repeats), "--threads", str(options.threads)]
-        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        pairs = [(elsewhere(name, options), elsewhere(name, options, "--plain")) for _ in range(options.rounds)]
+        for now, plain in pairs:
+            if abs(now["length"] / plain["length"] - 1) > 1e-4:
+                sys.exit(f"{case.title}: results differ: {now['length']} with shortcuts, {plain['length']} without")
+        ratio = statistics.median(now["seconds"] / plain["seconds"] for now, plain in pairs)
+        units, peaks = (
+            [statistics.median(found[key] for found in side) for side in zip(*pairs, strict=True)] for key in ("units", "peak_gb")
+        )
+        aim = f"{case.aim / case.published:.2f}" if case.aim else ""
         memory = f"{case.published_gb:.1f}" if case.published_gb else ""
         print(
-            f"| {case.title} | {found['units']:.1f} | {case.published:.1f} | {found['units'] / case.published:.2f} "
-            f"| {found['peak_gb']:.2f} | {memory} |",
+            f"| {case.title} | {ratio:.2f} | {aim} | {units[0]:.0f} | {units[1]:.0f} | {case.published:.0f} "
+            f"| {peaks[0]:.2f} | {peaks[1]:.2f} | {memory} |",
             flush=True,
         )
 

@@ -13,7 +13,7 @@ from iidrive.models.convolve import EnlargedConv, convolve_columns, distinct_col
 from iidrive.models.layers import CellAttention
 from iidrive.models.norm import Norm
 from iidrive.models.quantise import QuantiserConfig, ResidualQuantiser
-from iidrive.models.world import InterLayer, WorldConfig, attend
+from iidrive.models.world import InterDecoder, InterLayer, WorldConfig, attend
 
 
 @pytest.fixture(autouse=True)
@@ -105,12 +105,27 @@ def test_attention_of_one_query() -> None:
 
 def test_linear_maps_that_meet() -> None:
     layer = InterLayer(WorldConfig(width=16, heads=4, history=2, feed_forward=32)).double()
-    x, before, now, time = given(2, 12, 16), given(2, 12, 16), given(2, 12, 16), given(2, 16)
+    x, memory = given(2, 12, 16), given(2, 12, 32)
     agree(
-        lambda: layer._mix(x, before, now, time),
-        lambda: layer.mix(layer.join(torch.cat([x, torch.cat([before, now], -1) + time.flatten()], -1))),
-        [x, before, now, time, *layer.join.parameters(), *layer.mix.parameters()],
+        lambda: layer._mix(x, F.linear(memory, layer.of_memory())),
+        lambda: layer.mix(layer.join(torch.cat([x, memory], -1))),
+        [x, memory, *layer.join.parameters(), *layer.mix.parameters()],
     )
+
+
+def test_layers_that_read_one_memory() -> None:
+    config = WorldConfig(width=16, heads=4, history=2, feed_forward=32)
+    decoder = InterDecoder(InterLayer(config) for _ in range(2)).double()
+    x, before, now, time = given(2, 12, 16), given(2, 12, 16), given(2, 12, 16), given(2, 16)
+
+    def plain() -> Tensor:
+        out, memory = x, torch.cat([before, now], -1) + time.flatten()
+        for layer in decoder:
+            assert isinstance(layer, InterLayer)
+            out = layer(out, F.linear(memory, layer.of_memory()), (3, 4))
+        return out
+
+    agree(lambda: decoder(x, before, now, time, (3, 4)), plain, [x, before, now, time, *decoder.parameters()])
 
 
 def test_latents_from_tables_of_codes() -> None:

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from iidrive.models.products import linear
+
 
 def convolve_columns(labels: UInt8[Tensor, "B X Y Z"], classes: Float[Tensor, "K E"], conv: nn.Conv2d) -> Float[Tensor, "B D X Y"]:
     """`conv` (3x3, padding 1) of the maps whose channels are the embedded labels of columns, (z e).
@@ -19,7 +21,7 @@ def convolve_columns(labels: UInt8[Tensor, "B X Y Z"], classes: Float[Tensor, "K
     assert conv.bias is not None
     batch, x, y, _ = labels.shape
     columns, index = distinct_columns(labels)
-    table = F.embedding(columns.long(), classes).flatten(1) @ conv.weight.permute(1, 2, 3, 0).flatten(1)
+    table = linear(F.embedding(columns.long(), classes).flatten(1), conv.weight.permute(2, 3, 0, 1).flatten(0, 2))
     table = F.pad(table.view(len(columns), 9, -1), (0, 0, 0, 0, 0, 1))  # a last row of zeros for what lies outside
     index = F.pad(index.view(batch, x, y), (1, 1, 1, 1), value=len(columns)) * 9
     taps = torch.stack([index[:, i : i + x, j : j + y] + (3 * i + j) for i in range(3) for j in range(3)], -1)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from iidrive.models.norm import Norm
+from iidrive.models.products import Linear, crossed, linear
 from iidrive.models.sampling import bordered, corners, table_of, weighted_rows
 
 
@@ -83,21 +84,25 @@ class CellAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C X Y"]) -> Float[Tensor, "B C X Y"]:
         tokens = rearrange(self.norm(x), "b c x y -> b (x y) c").contiguous()
-        q, k = (F.linear(tokens, f.weight.flatten(1), f.bias) for f in (self.q, self.k))
+        q, k = (linear(tokens, f.weight.flatten(1), f.bias) for f in (self.q, self.k))
         # shares of attention sum to one, so `out` of the mixed values is the mix of `out` of the values
         assert self.v.bias is not None
         out = self.out.weight.flatten(1)
-        v = F.linear(tokens, out @ self.v.weight.flatten(1), F.linear(self.v.bias, out, self.out.bias))
+        v = linear(tokens, out @ self.v.weight.flatten(1), F.linear(self.v.bias, out, self.out.bias))
         return x + rearrange(_mixed(q, k, v), "b (x y) c -> b c x y", x=x.shape[2])
 
 
 def _mixed(q: Float[Tensor, "B N C"], k: Float[Tensor, "B N C"], v: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
-    """Attention, in tiles, without a matrix of all cells by all cells; on the CPU with it where gradients are wanted, which is faster backwards."""
-    if q.device.type == "cpu" and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
-        made = _Attention.apply(q, k, v)
-        assert isinstance(made, Tensor)
-        return made
+    """Attention: by torch, in tiles, on a GPU and in mixed precision; else with a matrix of all cells by all cells, which is faster on a CPU."""
+    if q.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+        return torch.stack([_attention(*parts) for parts in zip(q, k, v, strict=True)])
     return F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+
+
+def _attention(q: Float[Tensor, "N C"], k: Float[Tensor, "N C"], v: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
+    made = _Attention.apply(q, k, v)
+    assert isinstance(made, Tensor)
+    return made
 
 
 class _Attention(torch.autograd.Function):
@@ -105,11 +110,11 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        shares = q * q.shape[-1] ** -0.5 @ k.transpose(1, 2)
-        for part in shares.split(_ROWS, 1):
+        shares = linear(q * q.shape[-1] ** -0.5, k)
+        for part in shares.split(_ROWS):
             part.copy_(part.softmax(-1))
         ctx.save_for_backward(q, k, v, shares)
-        return shares @ v
+        return linear(shares, v.T)
 
     @staticmethod
     @once_differentiable
@@ -117,10 +122,10 @@ class _Attention(torch.autograd.Function):
         (grad,) = grad_outputs
         q, k, v, shares = ctx.saved_tensors
         scale = q.shape[-1] ** -0.5
-        slopes = grad @ v.transpose(1, 2)
-        for slope, share in zip(slopes.split(_ROWS, 1), shares.split(_ROWS, 1), strict=True):
+        slopes = linear(grad, v)
+        for slope, share in zip(slopes.split(_ROWS), shares.split(_ROWS), strict=True):
             slope.sub_((slope * share).sum(-1, keepdim=True)).mul_(share)
-        return slopes @ (k * scale), slopes.transpose(1, 2) @ (q * scale), shares.transpose(1, 2) @ grad
+        return linear(slopes, k.T * scale), crossed(slopes, q * scale), crossed(shares, grad)
 
 
 _ROWS = 128
@@ -137,10 +142,10 @@ class DeformableAttention(nn.Module):
     def __init__(self, width: int, heads: int, points: int = 4) -> None:
         super().__init__()
         self.heads, self.points = heads, points
-        self.value = nn.Linear(width, width)
-        self.offsets = nn.Linear(width, heads * points * 2)
-        self.weights = nn.Linear(width, heads * points)
-        self.out = nn.Linear(width, width)
+        self.value = Linear(width, width)
+        self.offsets = Linear(width, heads * points * 2)
+        self.weights = Linear(width, heads * points)
+        self.out = Linear(width, width)
         self.reset()
 
     def reset(self) -> None:
@@ -156,14 +161,17 @@ class DeformableAttention(nn.Module):
             self.offsets.bias.copy_(bias.reshape(-1))
 
     def forward(self, tokens: Float[Tensor, "B N C"], size: tuple[int, int]) -> Float[Tensor, "B N C"]:
-        batch, count, _ = tokens.shape
+        batch, count, width = tokens.shape
         x, y = size
-        value = rearrange(self.value(tokens), "b (x y) (h d) -> (b h) d x y", x=x, h=self.heads)
-        # the points lie before the cells in memory, so that what follows runs along cells and not along four or two numbers
-        scale = tokens.new_tensor([2 / y, 2 / x]).repeat(self.heads * self.points)
-        offsets = F.linear(tokens, self.offsets.weight * scale[:, None], self.offsets.bias * scale)
+        points = self.heads * self.points
+        # one product gives all three; points lie before cells in memory, so that what follows runs along cells, not along four or two numbers
+        scale = tokens.new_tensor([2 / y, 2 / x]).repeat(points)
+        weight = torch.cat([self.value.weight, self.offsets.weight * scale[:, None], self.weights.weight])
+        bias = torch.cat([self.value.bias, self.offsets.bias * scale, self.weights.bias])
+        value, offsets, weights = linear(tokens, weight, bias).split([width, 2 * points, points], -1)
+        value = rearrange(value, "b (x y) (h d) -> (b h) d x y", x=x, h=self.heads)
         offsets = rearrange(offsets, "b n (h p two) -> (b h) p n two", h=self.heads, two=2)
-        weights = rearrange(self.weights(tokens), "b n (h p) -> (b h) 1 p n", h=self.heads).softmax(2)
+        weights = rearrange(weights, "b n (h p) -> (b h) 1 p n", h=self.heads).softmax(2)
         j = (torch.arange(y, device=tokens.device, dtype=tokens.dtype) + 0.5) * 2 / y - 1
         i = (torch.arange(x, device=tokens.device, dtype=tokens.dtype) + 0.5) * 2 / x - 1
         cell = torch.stack([j[None].expand(x, y), i[:, None].expand(x, y)], -1).reshape(count, 2)
@@ -189,7 +197,7 @@ class _MixedPoints(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (grad,) = grad_outputs
         maps, places, weights = ctx.saved_tensors
-        grad = grad[:, :, None]
+        grad = grad.contiguous()[:, :, None]  # else all that follows has its channels innermost
         to_weights = F.grid_sample(maps, places, align_corners=False).mul_(grad).sum(1, keepdim=True)
         bilinear, zeros = 0, 0
         to_maps, to_places = torch.ops.aten.grid_sampler_2d_backward(grad * weights, maps, places, bilinear, zeros, False, [True, True])
@@ -198,7 +206,7 @@ class _MixedPoints(torch.autograd.Function):
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     """Linear, ReLU, Linear."""
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+    return nn.Sequential(Linear(inputs, hidden), nn.ReLU(), Linear(hidden, outputs))
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ def roll_out(
         next_position = position + F.pad(translation.double(), (0, 1))
         next_T_now = _relative(next_rotation, next_position, rotation, position)
         told = drive.next_T_now[:, k] if "true-motion" in quirks else next_T_now
-        latent = world.decode(fused, memory, told.to(now.dtype))
+        latent = world.decode(fused, memory[:, :-1], memory[:, -1], told.to(now.dtype))
         reached = heading_rad(next_rotation.detach(), "roll-for-yaw" in quirks)
         moved = next_position.detach() - last
         speed = moved[:2].norm() / STEP_S if "batch-speed" in quirks else moved[:, :2].norm(dim=-1) / STEP_S

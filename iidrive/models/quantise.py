@@ -17,6 +17,8 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from iidrive.models.products import linear
+
 
 @dataclass(frozen=True)
 class QuantiserConfig:
@@ -73,7 +75,7 @@ class ResidualQuantiser(nn.Module):
         """Index of the nearest code (squared Euclidean distance; the first wins a tie)."""
         flat = rearrange(v, "b c x y -> (b x y) c")
         # |v|^2 is the same for every code, so it is left out
-        distance = torch.addmm(self.codebook.square().sum(1), flat, self.codebook.T, alpha=-2)
+        distance = linear(flat, self.codebook * -2, self.codebook.square().sum(1))
         return distance.argmin(1).view(v.shape[0], *v.shape[2:])
 
     def look_up(self, index: Int[Tensor, "B x y"]) -> Float[Tensor, "B C x y"]:

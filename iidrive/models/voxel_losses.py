@@ -85,8 +85,8 @@ class _Lovasz(torch.autograd.Function):
         for k in present:
             truth = target == k
             error = torch.where(truth, 1 - shares[k], shares[k])
-            slope = (histogram_weights(error, truth, bins) if bins else sorted_weights(error, truth)) * weights[k]
-            total += (error * slope).sum()
+            slope = (histogram_weights(error, truth, bins) if bins else sorted_weights(error, truth)).mul_(weights[k])
+            total += error.dot(slope)
             slopes[k] = torch.where(truth, -slope, slope)
             inner.addcmul_(slopes[k], shares[k])
         # the gradient of a softmax, in the place of its values
@@ -107,12 +107,18 @@ class _Lovasz(torch.autograd.Function):
 
 
 def sorted_weights(error: Float[Tensor, "N"], truth: Bool[Tensor, "N"]) -> Float[Tensor, "N"]:
-    """Gradient of the Lovász extension at each element of a class, by sorting errors in descending order."""
+    """Gradient of the Lovász extension at each element of a class, by sorting errors in descending order.
+
+    It is what calling one more element wrong adds to the Jaccard loss: 1 / union for a true one, and for a false one, which makes the union
+    larger by itself, intersection / (union before and after).
+    """
     values, order = _descending(error, truth)
     hits = values.cumsum(0, dtype=torch.int32)
-    seen = torch.arange(1, len(error) + 1, device=error.device, dtype=torch.int32)
-    jaccard = _jaccard(hits.double(), seen, hits[-1])
-    return torch.empty_like(error).scatter_(0, order, torch.diff(jaccard, prepend=jaccard.new_zeros(1)).to(error.dtype))
+    total = hits[-1]
+    union = torch.arange(1, len(error) + 1, device=error.device, dtype=torch.int32).sub_(hits).add_(total)
+    before = union - (1 - values)
+    steps = torch.where(values > 0, 1, total - hits).to(error.dtype).div_(union).div_(torch.where(values > 0, 1, before))
+    return torch.empty_like(error).scatter_(0, order, steps)
 
 
 def _descending(error: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,6 +29,8 @@ from torch.utils.checkpoint import checkpoint
 from iidrive.errors import ConfigError
 from iidrive.models.layers import BatchNorm, CellGrid, DeformableAttention, mlp, planar_transform, transform_inverse
 from iidrive.models.motion import MOTION, MotionPrior, constant_turn, motion_between, past_motions
+from iidrive.models.norm import Norm
+from iidrive.models.products import Linear, linear
 from iidrive.models.quirks import Quirk
 from iidrive.scene import FUTURE_STEPS, MANOEUVRES, Seen
 
@@ -85,12 +87,14 @@ class WorldConfig:
 class Memory:
     """What the model carries from step to step: latents and motions of the last frames, oldest first, in the present ego frame.
 
-    `latents` (B,T,C,x,y), the last is the present; `now_T_frame` (B,T,4,4) their ego frames; `motions` (B,H,M). `anchor` is the last
-    latent that was observed and not imagined, in its own frame `now_T_anchor`: warping it once keeps what warping step by step would
-    blur. Gradients flow through the present latent alone. `expected` (B,S,M) are the motions of the coming steps that the plan head corrects.
+    `now` (B,C,x,y) is the present latent, `before` (B,T-1,C,x,y) are the earlier ones; `now_T_frame` (B,T,4,4) the ego frames of all;
+    `motions` (B,H,M). `anchor` is the last latent that was observed and not imagined, in its own frame `now_T_anchor`: warping it once keeps
+    what warping step by step would blur. Gradients flow through `now` alone. `expected` (B,S,M) are the motions of the coming steps that
+    the plan head corrects.
     """
 
-    latents: Float[Tensor, "B T C x y"]
+    before: Float[Tensor, "B T1 C x y"]
+    now: Float[Tensor, "B C x y"]
     now_T_frame: Float[Tensor, "B T 4 4"]
     motions: Float[Tensor, "B H M"]
     anchor: Float[Tensor, "B C x y"]
@@ -100,11 +104,11 @@ class Memory:
     def observed(self, latent: Float[Tensor, "B C x y"], where: Bool[Tensor, "B"]) -> Memory:
         """The same memory with an observed latent as the present one (and as the anchor) of some samples."""
         here = where[:, None, None, None]
-        latents = _in_a_row(self.latents[:, :-1], torch.where(here, latent, self.latents[:, -1])[:, None])
+        now = torch.where(here, latent, self.now)
         eye = torch.eye(4).to(self.now_T_anchor).expand_as(self.now_T_anchor)
         anchor = torch.where(here, latent, self.anchor)
         now_T_anchor = torch.where(where[:, None, None], eye, self.now_T_anchor)
-        return Memory(latents, self.now_T_frame, self.motions, anchor, now_T_anchor, self.expected)
+        return Memory(self.before, now, self.now_T_frame, self.motions, anchor, now_T_anchor, self.expected)
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ class IntraLayer(nn.Module):
         self.plan_mlp = mlp(width, width, width)
         self.conv1 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm1, self.norm2 = (BatchNorm(width) if config.norm == "batch" else nn.GroupNorm(8, width) for _ in range(2))
+        self.norm1, self.norm2 = (BatchNorm(width) if config.norm == "batch" else Norm(8, width) for _ in range(2))
         self.skip = nn.Conv2d(width, width, 1, stride=stride, bias=False) if stride > 1 else nn.Identity()
 
     def forward(self, tokens: Float[Tensor, "B N C"], plan: Float[Tensor, "B 1 C"], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -139,8 +143,8 @@ class IntraLayer(nn.Module):
         plan = plan + self.plan_mlp(attend(self.plan_attention, plan, tokens))
         tokens, plan = self.norms[1](tokens), self.plan_norms[1](plan)
         maps = rearrange(tokens, "b (x y) c -> b c x y", x=size[0])
-        h = F.relu(self.norm1(self.conv1(maps).contiguous()))
-        return F.relu(self.norm2(self.conv2(h).contiguous()) + self.skip(maps)), plan
+        h = F.relu(self.norm1(self.conv1(maps)))
+        return F.relu(self.norm2(self.conv2(h)) + self.skip(maps)), plan
 
 
 def attend(attention: nn.MultiheadAttention, query: Float[Tensor, "B 1 C"], tokens: Float[Tensor, "B N C"]) -> Float[Tensor, "B 1 C"]:
@@ -160,8 +164,6 @@ def attend(attention: nn.MultiheadAttention, query: Float[Tensor, "B 1 C"], toke
 class InterLayer(nn.Module):
     """Deformable attention, memory joined in by two small perceptrons, feed-forward; normalised after each."""
 
-    heavy = True
-
     def __init__(self, config: WorldConfig) -> None:
         super().__init__()
         width = config.width
@@ -171,16 +173,9 @@ class InterLayer(nn.Module):
         self.feed_forward = mlp(width, config.feed_forward, width)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
 
-    def forward(
-        self,
-        x: Float[Tensor, "B N C"],
-        before: Float[Tensor, "B N D"],
-        now: Float[Tensor, "B N C"],
-        time: Float[Tensor, "T C"],
-        size: tuple[int, int],
-    ) -> Float[Tensor, "B N C"]:
+    def forward(self, x: Float[Tensor, "B N C"], remembered: Float[Tensor, "B N C"], size: tuple[int, int]) -> Float[Tensor, "B N C"]:
         x = self.norms[0](x + self.attention(x, size))
-        x = self.norms[1](x + self._mix(x, before, now, time))
+        x = self.norms[1](x + self._mix(x, remembered))
         # its wide middle is made again backwards: four times the tokens' memory for a fiftieth of a step's time
         change = (
             checkpoint(self.feed_forward, x, use_reentrant=False, preserve_rng_state=False)
@@ -190,21 +185,44 @@ class InterLayer(nn.Module):
         assert isinstance(change, Tensor)
         return self.norms[2](x + change)
 
-    def _mix(self, x: Tensor, before: Tensor, now: Tensor, time: Tensor) -> Tensor:
-        """`mix` of `join` of the cells beside their memory (earlier latents side by side, then the present one), to which `time` is added.
+    def of_memory(self) -> Float[Tensor, "C D"]:
+        """The part of `join`'s first weights that the memory meets."""
+        first = self.join[0]
+        assert isinstance(first, nn.Linear)
+        return first.weight[:, first.out_features :]
 
-        Nothing is put side by side, the same numbers that `time` adds everywhere become a bias, and the two linear maps that meet are one.
-        """
-        first, act, last = self.join
+    def _mix(self, x: Tensor, remembered: Tensor) -> Tensor:
+        """`mix` of `join` of the cells beside their memory, whose product with `of_memory` is given: the two linear maps that meet are one."""
+        first, _, last = self.join
         into, _, out = self.mix
         assert isinstance(first, nn.Linear)
         assert isinstance(last, nn.Linear)
         assert isinstance(into, nn.Linear)
-        width = x.shape[-1]
-        to_cell, to_before, to_now = first.weight.split([width, before.shape[-1], width], 1)
-        both = torch.addmm(F.linear(time.flatten(), first.weight[:, width:], first.bias), x.flatten(0, 1), to_cell.t())
-        both = act(both.addmm(now.flatten(0, 1), to_now.t()).addmm(before.flatten(0, 1), to_before.t()))
-        return out(act(F.linear(both, into.weight @ last.weight, into(last.bias)))).view_as(x)
+        both = F.relu(linear(x, first.weight[:, : x.shape[-1]], first.bias) + remembered)
+        return out(F.relu(linear(both, into.weight @ last.weight, into(last.bias))))
+
+
+class InterDecoder(nn.ModuleList):
+    """Inter layers in turn. What each reads of the memory is the same for all cells' tokens, so one product gives it to all layers."""
+
+    heavy = True
+
+    def forward(
+        self,
+        x: Float[Tensor, "B N C"],
+        before: Float[Tensor, "B N D"],
+        now: Float[Tensor, "B N C"],
+        time: Float[Tensor, "T C"],
+        size: tuple[int, int],
+    ) -> Float[Tensor, "B N C"]:
+        """`before` are earlier latents side by side, `now` is the present one; `time` is added to them, the same numbers in every cell: a bias."""
+        layers = [layer for layer in self if isinstance(layer, InterLayer)]
+        weight = torch.cat([layer.of_memory() for layer in layers])
+        to_before, to_now = weight.split([before.shape[-1], now.shape[-1]], 1)
+        remembered = linear(now, to_now, F.linear(time.flatten(), weight)) + linear(before, to_before)
+        for layer, part in zip(layers, remembered.split(x.shape[-1], -1), strict=True):
+            x = layer(x, part, size)
+        return x
 
 
 class WorldModel(nn.Module):
@@ -229,8 +247,8 @@ class WorldModel(nn.Module):
             nn.Linear(width, config.plan_width), nn.Softplus(), nn.Linear(config.plan_width, len(MANOEUVRES) * 6)
         )
         self.condition = mlp(12, width, width)
-        self.inter = nn.ModuleList(InterLayer(config) for _ in range(config.decoder_layers))
-        self.change = nn.Linear(width, width) if config.residual == "warped" else nn.Identity()
+        self.inter = InterDecoder(InterLayer(config) for _ in range(config.decoder_layers))
+        self.change = Linear(width, width) if config.residual == "warped" else nn.Identity()
         self._reset()
 
     def _reset(self) -> None:
@@ -255,9 +273,8 @@ class WorldModel(nn.Module):
         ahead = self.prior(seen) if self.prior is not None else constant_turn(seen)
         start = torch.eye(4, device=ahead.device, dtype=ahead.dtype).expand(len(ahead), 1, 4, 4)
         expected = motion_between(transform_inverse(torch.cat([start, ahead[:, :-1]], 1)) @ ahead)
-        return Memory(
-            _in_a_row(latents[:, -keep:]), now_T_frame[:, -keep:], motions[:, -keep:], latents[:, -1], now_T_frame[:, -1], expected
-        )
+        before, now = _in_a_row(latents[:, -keep:-1]), latents[:, -1]
+        return Memory(before, now, now_T_frame[:, -keep:], motions[:, -keep:], now, now_T_frame[:, -1], expected)
 
     def step(
         self,
@@ -270,15 +287,15 @@ class WorldModel(nn.Module):
 
         `true_motion` may be given by the loss alone: where `teach` is true the decoder is conditioned on it instead of on the prediction.
         """
-        now = memory.latents[:, -1]
-        maps, plan = self.encode(now, memory.motions)
+        maps, plan = self.encode(memory.now, memory.motions)
         predicted = self._move(plan, command, memory.expected[:, 0] if self.config.motion == "prior" else memory.motions[:, -1])
         used = predicted if true_motion is None or teach is None else torch.where(teach[:, None, None], true_motion, predicted)
         latent = self._imagine(maps, memory, used)
         next_T_now = transform_inverse(used.detach())
         frames = torch.cat([next_T_now[:, None] @ memory.now_T_frame, torch.eye(4).to(used).expand(len(used), 1, 4, 4)], 1)
         after = Memory(
-            _in_a_row(memory.latents[:, 1:].detach(), latent[:, None]),
+            _in_a_row(memory.before, memory.now.detach()[:, None])[:, 1:],
+            latent,
             frames[:, 1:],
             torch.cat([memory.motions, motion_between(used.detach())[:, None]], 1)[:, 1:],
             memory.anchor,
@@ -310,7 +327,10 @@ class WorldModel(nn.Module):
             size = (maps.shape[2], maps.shape[3])
             tokens = rearrange(maps, "b c x y -> b (x y) c")
             # enlarging keeps sums of channels, so they are formed on the small map
-            fused = fused + F.interpolate(conv(maps), self.cells.size, mode="bilinear", align_corners=False)
+            made = conv(maps)
+            fused = fused + (
+                made if size == self.cells.size else F.interpolate(made, self.cells.size, mode="bilinear", align_corners=False)
+            )
         return fused, plan[:, 0]
 
     def head(self, plan: Float[Tensor, "B C"], command: Int[Tensor, "B"]) -> Float[Tensor, "B 6"]:
@@ -319,19 +339,18 @@ class WorldModel(nn.Module):
         return heads[torch.arange(len(plan), device=plan.device), command]
 
     def decode(
-        self, here: Float[Tensor, "B C x y"], past: Float[Tensor, "B T C x y"], next_T_now: Float[Tensor, "B 4 4"]
+        self,
+        here: Float[Tensor, "B C x y"],
+        before: Float[Tensor, "B T1 C x y"],
+        now: Float[Tensor, "B C x y"],
+        next_T_now: Float[Tensor, "B 4 4"],
     ) -> Float[Tensor, "B C x y"]:
-        """Inter decoder: fused maps, the memory of latents (oldest first) and the motion become the next latent, or its change.
-
-        Of the memory only the present latent passes gradients on.
-        """
+        """Inter decoder: fused maps, earlier latents (oldest first), the present one and the motion become the next latent, or its change."""
         x, y = self.cells.size
         vector = torch.cat([next_T_now[:, :3, :3].flatten(1), next_T_now[:, :3, 3]], -1)
         tokens = rearrange(here, "b c x y -> b (x y) c") + self.condition(vector)[:, None]
-        before = rearrange(past[:, :-1].detach(), "b t c x y -> b (x y) (t c)")
-        now = rearrange(past[:, -1], "b c x y -> b (x y) c")
-        for layer in self.inter:
-            tokens = layer(tokens, before, now, self.time[:-1], (x, y))
+        memory = rearrange(before, "b t c x y -> b (x y) (t c)"), rearrange(now, "b c x y -> b (x y) c")
+        tokens = self.inter(tokens, *memory, self.time[:-1], (x, y))
         return rearrange(self.change(tokens), "b (x y) c -> b c x y", x=x)
 
     def _move(self, plan: Tensor, command: Tensor, base: Tensor) -> Tensor:
@@ -345,23 +364,24 @@ class WorldModel(nn.Module):
 
     def _imagine(self, fused: Tensor, memory: Memory, now_T_next: Tensor) -> Tensor:
         """The next latent, in its own ego frame."""
-        here, past = (fused, memory.latents) if self.outside is None else self._aligned(fused, memory, now_T_next.detach(), self.outside)
-        out = self.decode(here, past, transform_inverse(now_T_next))
+        here, before, now = fused, memory.before, memory.now
+        if self.outside is not None:
+            here, before, now = self._aligned(fused, memory, now_T_next.detach(), self.outside)
+        out = self.decode(here, before, now, transform_inverse(now_T_next))
         if self.config.residual == "none":
             return out
         points_m = self.cells.seen_from(transform_inverse(memory.now_T_anchor) @ now_T_next.detach())
-        return out + self.cells.read(memory.anchor, points_m) + torch.where(self.cells.inside(points_m) == 0, past[:, -1], 0.0)
+        return out + self.cells.read(memory.anchor, points_m) + torch.where(self.cells.inside(points_m) == 0, now, 0.0)
 
-    def _aligned(self, fused: Tensor, memory: Memory, now_T_next: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
-        """Fused maps and the memory's latents in the next ego frame."""
-        batch, frames = memory.latents.shape[:2]
+    def _aligned(self, fused: Tensor, memory: Memory, now_T_next: Tensor, outside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Fused maps, the memory's earlier latents and its present one in the next ego frame."""
+        batch, frames = memory.before.shape[:2]
         frame_T_next = transform_inverse(memory.now_T_frame) @ now_T_next[:, None]
         # apart: earlier latents need no gradient, and reading a map backwards costs six times as much as reading it
-        before, now = memory.latents[:, :-1].detach().flatten(0, 1), memory.latents[:, -1]
-        before = self.cells.warp(before, frame_T_next[:, :-1].flatten(0, 1)).unflatten(0, (batch, frames - 1))
-        past = _in_a_row(before, self.cells.warp(now, frame_T_next[:, -1])[:, None])
+        before = self.cells.warp(memory.before.flatten(0, 1), frame_T_next[:, :-1].flatten(0, 1)).unflatten(0, (batch, frames))
+        now = self.cells.warp(memory.now, frame_T_next[:, -1])
         points_m = self.cells.seen_from(now_T_next)
-        return self.cells.read(fused, points_m) + outside[:, None, None] * (1 - self.cells.inside(points_m)), past
+        return self.cells.read(fused, points_m) + outside[:, None, None] * (1 - self.cells.inside(points_m)), before, now
 
 
 def _in_a_row(*maps: Float[Tensor, "B _ C x y"]) -> Float[Tensor, "B T C x y"]:
