@@ -111,25 +111,25 @@ class ResidualQuantiser(nn.Module):
         """Rebuild the latent from the indices of all levels.
 
         Everything after the codebook is linear, so each level has a table of what its codes add to the latent, and cells sum up entries.
+        The numbers of a cell lie together in memory.
         """
         levels = codes.split(self.level_cells, dim=1)
-        tables, bias = self._tables()
+        tables = self._tables()
         whole = [i for i, size in enumerate(self._level_sizes) if size == self.size]
         index = torch.stack([levels[i].long() + i * self.config.codes for i in whole], -1)
         latent = F.embedding_bag(index.flatten(0, 1), tables.flatten(0, 1), mode="sum")
-        latent = rearrange(latent + bias, "(b x y) c -> b c x y", x=self.size[0], y=self.size[1])
         for level, table, size in zip(levels, tables, self._level_sizes, strict=True):
             if size != self.size:
                 added = rearrange(F.embedding(level.long(), table), "b (x y) c -> b c x y", x=size[0])
-                latent = latent + F.interpolate(added, self.size, mode="bilinear", align_corners=False)
-        return latent.contiguous()
+                latent += rearrange(F.interpolate(added, self.size, mode="bilinear", align_corners=False), "b c x y -> (b x y) c")
+        return rearrange(latent, "(b x y) c -> b c x y", x=self.size[0], y=self.size[1])
 
     @property
     def _level_sizes(self) -> list[tuple[int, int]]:
         return self.scales + [self.size] * self.config.history
 
-    def _tables(self) -> tuple[Float[Tensor, "L K C"], Float[Tensor, "C"]]:
-        """What every code of every level adds to the latent, and the constant that is left."""
+    def _tables(self) -> Float[Tensor, "L K C"]:
+        """What every code of every level adds to the latent. What is added anyway goes with the last level."""
         tables, constant = [], torch.zeros_like(self.codebook[0])
         for conv in [*self.scale_convs, *self.time_convs]:
             assert isinstance(conv, nn.Conv2d)
@@ -137,7 +137,8 @@ class ResidualQuantiser(nn.Module):
             tables.append(F.linear(self.codebook, conv.weight.flatten(1)))
             constant = constant + conv.bias
         after = self.after.weight.flatten(1)
-        return F.linear(torch.stack(tables), after), F.linear(constant, after, self.after.bias)
+        made = F.linear(torch.stack(tables), after)
+        return torch.cat([made[:-1], made[-1:] + F.linear(constant, after, self.after.bias)])
 
     def _level(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         index = self.nearest(v.detach())

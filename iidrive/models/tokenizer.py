@@ -193,7 +193,7 @@ class Decoder(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "B C x y"]) -> Float[Tensor, "B D X Y"]:
-        x = self.middle(self.conv_in(x))
+        x = self.middle(self.conv_in(x.contiguous()))
         for level in self.levels:
             x = level(x)
         return self.out(x)
