@@ -5,10 +5,13 @@ Shapes: B batch, X, Y cells, Z voxels of a column, K classes, E numbers of a cla
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from iidrive.models.products import linear
 
@@ -59,13 +62,31 @@ class EnlargedConv(nn.Sequential):
         _, _, x, y = input.shape
         around = F.pad(input.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).permute(0, 3, 1, 2)
         weights = [_halves(half, 3) for half in _halves(conv.weight, 2)]
-        made = [
-            F.conv2d(around[:, :, i : i + x + 1, j : j + y + 1], weights[i][j], conv.bias).permute(0, 2, 3, 1)
-            for i in range(2)
-            for j in range(2)
-        ]
-        cells = torch.stack(made, 3).unflatten(3, (2, 2)).transpose(2, 3)
-        return cells.flatten(1, 2).flatten(2, 3).permute(0, 3, 1, 2)
+        made = [F.conv2d(around[:, :, i : i + x + 1, j : j + y + 1], weights[i][j], conv.bias) for i in range(2) for j in range(2)]
+        cells = _Interleaved.apply(*made)
+        assert isinstance(cells, Tensor)
+        return cells
+
+
+class _Interleaved(torch.autograd.Function):
+    """Four maps (B D X Y) as one (B D 2X 2Y), whose 2x2 cells each have one of all, row by row; written once."""
+
+    @staticmethod
+    def forward(ctx: Any, *maps: Tensor) -> Tensor:
+        batch, width, x, y = maps[0].shape
+        cells = maps[0].new_empty(batch, 2 * x, 2 * y, width).permute(0, 3, 1, 2)
+        for part, made in zip(_parts(cells), maps, strict=True):
+            part.copy_(made)
+        return cells
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return tuple(part.contiguous(memory_format=torch.channels_last) for part in _parts(grad_outputs[0]))
+
+
+def _parts(cells: Float[Tensor, "B D X2 Y2"]) -> list[Tensor]:
+    return [cells[:, :, i::2, j::2] for i in range(2) for j in range(2)]
 
 
 def _halves(weight: Float[Tensor, "..."], axis: int) -> tuple[Tensor, Tensor]:

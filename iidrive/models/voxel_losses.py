@@ -80,6 +80,7 @@ class _Lovasz(torch.autograd.Function):
         for piece, out in zip(logits.split(_AT_ONCE), shares.split(_AT_ONCE, 1), strict=True):
             out.copy_(piece.softmax(1).T)
         present = torch.bincount(target, minlength=len(shares)).nonzero()[:, 0].tolist()
+        target = target.to(torch.uint8)
         weights = weights or (1 / len(present),) * len(shares)
         total, inner, slopes = logits.new_zeros(()), torch.zeros_like(shares[0]), torch.zeros_like(shares)
         for k in present:
@@ -115,9 +116,9 @@ def sorted_weights(error: Float[Tensor, "N"], truth: Bool[Tensor, "N"]) -> Float
     values, order = _descending(error, truth)
     hits = values.cumsum(0, dtype=torch.int32)
     total = hits[-1]
-    union = torch.arange(1, len(error) + 1, device=error.device, dtype=torch.int32).sub_(hits).add_(total)
-    before = union - (1 - values)
-    steps = torch.where(values > 0, 1, total - hits).to(error.dtype).div_(union).div_(torch.where(values > 0, 1, before))
+    union = torch.arange(len(error), device=error.device, dtype=torch.int32).add_(total + 1).sub_(hits)
+    # of a true element the union before it may be 0; it is not asked for
+    steps = torch.where(values.bool(), 1, (total - hits).to(error.dtype).div_(union - 1)).div_(union)
     return torch.empty_like(error).scatter_(0, order, steps)
 
 
@@ -130,9 +131,8 @@ def _descending(error: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     if error.dtype != torch.float32:
         order = error.argsort(descending=True)
         return truth[order].int(), order
-    largest = 0x3F800000  # 1.0
-    values, order = ((largest - error.view(torch.int32)) * 2 + truth).sort()
-    return values & 1, order
+    values, order = torch.add(truth, error.view(torch.int32), alpha=-2).sort()
+    return values.bitwise_and_(1), order
 
 
 def histogram_weights(error: Float[Tensor, "N"], truth: Bool[Tensor, "N"], bins: int) -> Float[Tensor, "N"]:
