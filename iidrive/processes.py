@@ -120,6 +120,8 @@ def join(devices: int = 0) -> Team:
     Raises:
         ConfigError: if `devices` (0: as many as there are) is not the number of processes that were started on this machine.
     """
+    if devices < 0:
+        raise ConfigError(f"--devices is a number of processes; found {devices}.")
     local, nodes = started()
     if devices not in (0, local):
         raise ConfigError(

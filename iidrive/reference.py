@@ -11,7 +11,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +36,7 @@ class Setting:
     """Where and how: the folder that all five share, devices, options that say which data and which recipe, published files if there are any.
 
     Without `stage1` and `stage2`, a tokenizer and a world model that are trained here from another seed stand in for the published ones.
+    `shares` says in how many parts a step of each stage's training can be shared out.
     """
 
     out: Path
@@ -43,17 +45,23 @@ class Setting:
     recipe: tuple[str, ...] = ()
     stage1: str = ""
     stage2: str = ""
+    shares: Mapping[str, int] = field(default_factory=dict)
+
+    def devices_of(self, stage: str) -> int:
+        """As many of the devices as can share a stage's step evenly."""
+        parts = self.shares.get(stage, self.devices)
+        return max((n for n in range(1, self.devices + 1) if parts % n == 0), default=0)
 
 
 def steps(name: Name, setting: Setting) -> list[Step]:
     """The commands of one run, in order. What earlier commands have finished is not done again."""
     out = setting.out
     if name == "r1":
-        return [*_own(setting, "own", 0), _evaluate(setting, "own", "r1", "off")]
+        return [*_own(setting, "own"), _evaluate(setting, "own", "r1", "off")]
     if name == "r2":
         return [*steps("r1", setting), _evaluate(setting, "own", "r2", "on"), _compare(out, "r1", "r2")]
     if name == "r3":
-        again = [*_own(setting, "r3-trained", setting.devices), _evaluate(setting, "r3-trained", "r3", "on", setting.devices)]
+        again = [*_own(setting, "r3-trained", many=True), _evaluate(setting, "r3-trained", "r3", "on", setting.devices)]
         return [*steps("r2", setting), *again, _compare(out, "r2", "r3")]
     if name == "r4":
         mixed = ("--world", str(out / "published/world"), "--tokenizer", str(out / "own/tokenizer"))
@@ -70,27 +78,27 @@ def steps(name: Name, setting: Setting) -> list[Step]:
     init = ("--init", str(out / "published/world"), "--resume", "auto")
     return [
         *_published(setting),
-        Step(("train", "world", str(out / "published/tokenizer"), "--run", str(tuned / "world"), *init, *_how(setting, setting.devices))),
-        Step(
-            ("train", "planner", str(tuned / "world"), "--run", str(tuned / "planner"), "--resume", "auto", *_how(setting, setting.devices))
-        ),
+        Step(("train", "world", str(out / "published/tokenizer"), "--run", str(tuned / "world"), *init, *_how(setting, "world"))),
+        Step(("train", "planner", str(tuned / "world"), "--run", str(tuned / "planner"), "--resume", "auto", *_how(setting, "planner"))),
         _evaluate(setting, "r5-trained", "r5", "on", setting.devices),
         Step(("audit", str(tuned / "planner"), *setting.data)),
     ]
 
 
-def _how(setting: Setting, devices: int) -> tuple[str, ...]:
+def _how(setting: Setting, stage: str, many: bool = True) -> tuple[str, ...]:
+    devices = setting.devices_of(stage) if many else 0
     return (*setting.data, *setting.recipe, *(("--devices", str(devices)) if devices else ()))
 
 
-def _own(setting: Setting, folder: str, devices: int) -> list[Step]:
-    """All three stages, ii on while training."""
-    run, how = setting.out / folder, ("--resume", "auto", *_how(setting, devices))
-    return [
-        Step(("train", "tokenizer", "--run", str(run / "tokenizer"), *how)),
-        Step(("train", "world", str(run / "tokenizer"), "--run", str(run / "world"), *how)),
-        Step(("train", "planner", str(run / "world"), "--train-ii", "on", "--run", str(run / "planner"), *how)),
-    ]
+def _own(setting: Setting, folder: str, many: bool = False) -> list[Step]:
+    """All three stages, ii on while training; on one device, or `many`."""
+    run = setting.out / folder
+    stages = {
+        "tokenizer": ("train", "tokenizer", "--run", str(run / "tokenizer")),
+        "world": ("train", "world", str(run / "tokenizer"), "--run", str(run / "world")),
+        "planner": ("train", "planner", str(run / "world"), "--train-ii", "on", "--run", str(run / "planner")),
+    }
+    return [Step((*step, "--resume", "auto", *_how(setting, stage, many))) for stage, step in stages.items()]
 
 
 def _published(setting: Setting) -> list[Step]:
@@ -98,11 +106,10 @@ def _published(setting: Setting) -> list[Step]:
     run = setting.out / "published"
     if setting.stage1 or setting.stage2:
         return [Step(("import", "ii-world", "--stage1", setting.stage1, "--stage2", setting.stage2, "--out", str(run)))]
-    how = ("--resume", "auto", *_how(setting, setting.devices))
     seeds = ("--recipe.train_tokenizer.seed", "1", "--recipe.train_world.seed", "1")
     return [
-        Step(("train", "tokenizer", "--run", str(run / "tokenizer"), *how, *seeds)),
-        Step(("train", "world", str(run / "tokenizer"), "--run", str(run / "world"), *how, *seeds)),
+        Step(("train", "tokenizer", "--run", str(run / "tokenizer"), "--resume", "auto", *_how(setting, "tokenizer"), *seeds)),
+        Step(("train", "world", str(run / "tokenizer"), "--run", str(run / "world"), "--resume", "auto", *_how(setting, "world"), *seeds)),
     ]
 
 

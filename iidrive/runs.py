@@ -24,7 +24,7 @@ import torch
 
 import iidrive
 from iidrive import files
-from iidrive.errors import ConfigError
+from iidrive.errors import ConfigError, DataError
 from iidrive.processes import Team
 
 
@@ -52,7 +52,8 @@ class Run:
                     f"{run.folder} already holds checkpoints. Go on from them with `--resume on`, or name another run folder."
                 )
         run.folder.mkdir(parents=True, exist_ok=True)
-        name = f"run-{len(list(run.folder.glob('run*.json'))) + 1}.json" if resume else "run.json"
+        before = len(list(run.folder.glob("run*.json"))) if resume else 0
+        name = f"run-{before + 1}.json" if before else "run.json"
         about = {**about, "processes": run.team.size, "environment": environment()}
         run.write_json(name, {"command": shlex.join(sys.argv), "started": now(), **about})
         return run
@@ -71,11 +72,17 @@ class Run:
         return self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
     def log(self, values: Mapping[str, float | int]) -> None:
-        """Append one line to metrics.jsonl."""
+        """Append one line to metrics.jsonl. Raises DataError if it cannot be written, as on a full disk."""
         if not self.team.leader:
             return
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dict(values)) + "\n")
+        path = self.folder / "metrics.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(dict(values)) + "\n")
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be written ({error.strerror}). Checkpoints written so far are whole; make room and go on with `--resume on`."
+            ) from None
 
     def forget_after(self, samples: int) -> None:
         """Drop lines of metrics.jsonl that tell of more samples than were kept, and one that was cut short: they will be written again."""

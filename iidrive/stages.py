@@ -172,7 +172,7 @@ def train_world(
     tracks = tracks_of(source, split)
     zero, found = selfcheck.check(tokenizer, parent, cache, source, tracks, allow)
     if forecaster.world.prior is not None:
-        if session.init:
+        if session.init or (session.resume != "off" and _tuned(run)):  # its prior comes with its other weights
             forecaster.world.prior.requires_grad_(False)
         else:
             _train_prior(recipe, forecaster.world.prior, source, split, tracks, run.below("motion"), session)
@@ -185,6 +185,13 @@ def train_world(
     validate = partial(_validate_world, forecaster, source, _held_out(source, training), session.team)
     job = Job(forecaster, forecaster.world, forecaster.loss, forecaster.counts, manifest, config, validate=validate)
     return fit(job, windows, training, run, session)
+
+
+def _tuned(run: Run) -> bool:
+    """Whether a run's training started from other weights."""
+    return any(
+        (path / "manifest.json").is_file() and checkpoint.read_manifest(path).origins for path in checkpoint.newest_first(run.folder)
+    )
 
 
 def _train_prior(recipe: Recipe, prior: MotionPrior, source: Source, split: str, tracks: list[Track], run: Run, session: Session) -> None:

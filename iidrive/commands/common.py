@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -59,13 +61,19 @@ def read_plans(path: str | Path, tokens: str = "") -> tuple[Predictions, tuple[s
     return found.predictions, trace.lineage_of_predictions(found.predictions).marks
 
 
-def enter(devices: int) -> Team:
+def enter(devices: int, fits: Callable[[int], object] = lambda devices: None) -> Team:
     """The processes that share this command. With `devices` > 1 and nothing started yet, start them: this process then only watches.
 
-    Only the leader speaks.
+    Only the leader speaks. `fits` raises ConfigError for a number of processes that will not do, before any work and once for all.
     """
+    local, nodes = processes.started()
+    if devices > 1 and (local, nodes) == (1, 1):
+        fits(devices)
     processes.start_if_needed(devices, sys.argv[1:])
     team = processes.join(devices)
+    with team.alike():
+        if team.leader:
+            fits(team.size)
     if not team.leader:
         console.quiet = True
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
@@ -81,7 +89,7 @@ def session_of(team: Team, spread: Spread, resume: Resume, init: str, tensorboar
 def start(run: str, about: dict[str, Any], session: Session) -> Run:
     """Start a training run, which keeps its own recipe."""
     started = Run.start(run, about | {"init": session.init, "spread": to_plain(session.spread)}, session.resume != "off", session.team)
-    if not (started.folder / "recipe.json").exists():
+    if not checkpoint.newest_first(started.folder) or not (started.folder / "recipe.json").exists():
         started.write_json("recipe.json", about["recipe"])
     return started
 
@@ -111,20 +119,41 @@ def finish(path: Path, data: Data, recipe: Recipe, run: str) -> None:
     """Say what was trained and what comes next."""
     manifest = checkpoint.read_manifest(path)
     print(f"{mark_lines(manifest.marks)}{manifest.kind} {manifest.fingerprint} after {manifest.samples_seen} samples: {path}")
+    for sentence in _course(path, manifest):
+        print(sentence)
     if "tokens_mIoU" in manifest.metrics:
         found, recorded = 100 * manifest.metrics["tokens_mIoU"], 100 * manifest.metrics["stage1_mIoU"]
         print(f"0 s check: its tokens decode at {found:.1f} % mIoU; stage 1 recorded {recorded:.1f} %")
     follow = {
         "tokenizer": ["train", "world", run],
         "world": ["train", "planner", run],
-        "planner": ["evaluate", run, "--test-ii", "on"],
+        "planner": ["evaluate", run, "--test-ii", "on" if manifest.about.get("train_ii") else "off"],
     }
     options = [f"--{k}={v}" for k, v in to_plain(replace(data, name="town")).items() if v != getattr(Data(), k)]
     if data.name != "town":
         options.insert(0, f"--data={data.name}")
     if recipe != recipes.small():
         options.append(f"--recipe={Path(run) / 'recipe.json'}")
+    if manifest.kind != "planner":
+        print(f"evaluate: {shlex.join(['iidrive', 'evaluate', run, *options])}")
     print(f"next: {shlex.join(['iidrive', *follow[manifest.kind], *options])}")
+
+
+def _course(path: Path, manifest: checkpoint.Manifest) -> list[str]:
+    """How a training went: its last losses, speed and memory, and its best validation."""
+    run, told = path.parent.parent, []
+    lines = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").is_file() else []
+    steps = [values for line in lines if "loss" in (values := json.loads(line))]
+    if steps:
+        last = steps[-1]
+        parts = " ".join(f"{k} {v:.4g}" for k, v in last.items() if k not in ("samples", "learning_rate", "samples_per_s", "memory_gb"))
+        told.append(
+            f"last losses: {parts}; {last['samples_per_s']:.1f} samples/s, {last['memory_gb']:.1f} GB; all in {run / 'metrics.jsonl'}"
+        )
+    if best := manifest.metrics.get("best"):
+        where = path.with_name(checkpoint.name(best["samples"]))
+        told.append(f"best validation: {best['name']} {best['value']:.4g} after {best['samples']} samples: {where}")
+    return told
 
 
 def write_json(path: str, value: object) -> None:

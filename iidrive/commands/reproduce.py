@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
+
+from jsonargparse import ArgumentError, ArgumentParser
 
 from iidrive.commands.common import Occupancy, Switch, console
 from iidrive.configs import to_plain
 from iidrive.data import Data, DataName
 from iidrive.errors import ConfigError
-from iidrive.recipes import named
+from iidrive.recipes import Recipe, named
 from iidrive.reference import Name, Setting, Step, steps
+from iidrive.train.session import StopRequested
 
 
 def reproduce(
@@ -48,13 +53,54 @@ def reproduce(
         version: version folder of nuScenes, where there are several.
         show: print the commands and do nothing.
     """
-    if not recipe.endswith((".yaml", ".yml", ".json")):
-        named(recipe)
+    for path, other in ((stage1, stage2), (stage2, stage1)):
+        if other and not Path(path).is_file():
+            raise ConfigError(f"published weights come in two files, --stage1 and --stage2; '{path}' is no file.")
     choice = Data(data, root, version, occupancy, gts, predicted)
     plain = Data()
     options = tuple(part for k, v in to_plain(choice).items() if v != getattr(plain, k) for part in (_option(k), v))
-    for step in steps(name, Setting(Path(out), devices, options, ("--recipe", recipe), stage1, stage2)):
+    setting = Setting(Path(out), devices, options, ("--recipe", recipe), stage1, stage2, _shares(_recipe(recipe)))
+    for stage, parts in setting.shares.items():
+        if setting.devices_of(stage) < devices:
+            console.print(
+                f"note: the {stage} takes {setting.devices_of(stage)} of {devices} devices: a step of this recipe has {parts} parts."
+            )
+    for step in steps(name, setting):
         _do(step, show == "on")
+
+
+def _run(arguments: tuple[str, ...]) -> int:
+    """Status of one command. Signals that ask to stop go to it, and it is waited for: it saves what was trained."""
+    child = subprocess.Popen([sys.executable, "-m", "iidrive", *arguments])
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        if number != signal.SIGINT:  # the terminal sends that to both
+            child.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    try:
+        status = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return status if status >= 0 else 128 - status
+
+
+def _shares(recipe: Recipe) -> dict[str, int]:
+    """In how many parts a step of each stage's training can be shared out."""
+    trained = {"tokenizer": recipe.train_tokenizer, "world": recipe.train_world, "planner": recipe.train_planner}
+    return {stage: config.batch // (config.group or 1) for stage, config in trained.items()}
+
+
+def _recipe(text: str) -> Recipe:
+    if not text.endswith((".yaml", ".yml", ".json")):
+        return named(text)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--recipe", type=Recipe)
+    try:
+        return parser.instantiate_classes(parser.parse_args(["--recipe", text]))["recipe"]
+    except (ArgumentError, OSError) as error:
+        raise ConfigError(f"--recipe {text}: " + " ".join(str(error).split())) from None
 
 
 def _option(field: str) -> str:
@@ -69,8 +115,10 @@ def _do(step: Step, show: bool) -> None:
     if step.result and Path(step.result).is_file():
         print(f"(done already: {step.result})")
         return
-    status = subprocess.run([sys.executable, "-m", "iidrive", *step.arguments], check=False).returncode
+    status = _run(step.arguments)
     if step.refused and status == 2:
         console.print("(refused, as it should be)")
+    elif status > 128:
+        raise StopRequested(f"`{line}` was stopped. The same `iidrive reproduce` goes on from there.", status)
     elif status or step.refused:
         raise ConfigError(f"`{line}` ended with status {status}; the commands after it were not run.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from iidrive import recipes, stages
@@ -47,7 +48,7 @@ def train_tokenizer(
         spread: samples computed at once on a device, accumulation, workers, and what saves memory or time.
         tensorboard: keep curves in RUN/tensorboard.
     """
-    session = session_of(enter(devices), spread, resume, init, tensorboard)
+    session = session_of(enter(devices, partial(spread.divide, recipe.train_tokenizer)), spread, resume, init, tensorboard)
     choice = Data(data, root, version, occupancy, gts, predicted)
     source, split = open_data(choice, recipe, split)
     started = start(run, stages.describe("train tokenizer", recipe, source, split), session)
@@ -94,7 +95,7 @@ def train_world(
         tensorboard: keep curves in RUN/tensorboard.
         allow_mismatch: use stages that do not belong together all the same; everything made with them is marked.
     """
-    session = session_of(enter(devices), spread, resume, init, tensorboard)
+    session = session_of(enter(devices, partial(spread.divide, recipe.train_world)), spread, resume, init, tensorboard)
     choice = Data(data, root, version, occupancy, gts, predicted)
     source, split = open_data(choice, recipe, split)
     started = start(run, stages.describe("train world", recipe, source, split) | {"allow_mismatch": allow_mismatch}, session)
@@ -145,7 +146,7 @@ def train_planner(
         tensorboard: keep curves in RUN/tensorboard.
         allow_mismatch: use stages that do not belong together all the same; everything made with them is marked.
     """
-    session = session_of(enter(devices), spread, resume, init, tensorboard)
+    session = session_of(enter(devices, partial(spread.divide, recipe.train_planner)), spread, resume, init, tensorboard)
     choice = Data(data, root, version, occupancy, gts, predicted)
     source, split = open_data(choice, recipe, split)
     manifest = checkpoint.read_manifest(world)

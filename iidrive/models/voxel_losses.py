@@ -137,7 +137,8 @@ def _descending(error: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
 def histogram_weights(error: Float[Tensor, "N"], truth: Bool[Tensor, "N"], bins: int) -> Float[Tensor, "N"]:
     """The same from a histogram: elements in one of `bins` equal intervals share one weight for true and one for false elements."""
-    place = (error * -bins).add_(bins - 1e-3).clamp_(0, bins - 1).long()
+    # an error that is no number gets some place: the sum of errors is none either, and the training says so
+    place = (error * -bins).add_(bins - 1e-3).nan_to_num_(0).clamp_(0, bins - 1).long()
     count = torch.bincount(place, minlength=bins).double()
     hits = torch.bincount(place[truth], minlength=bins).double()
     total = hits.sum()

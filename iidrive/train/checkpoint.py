@@ -98,6 +98,7 @@ def save(folder: Path, manifest: Manifest, weights: Mapping[str, Tensor], traini
         temporary.mkdir(parents=True)
         for file, values in tensors.items():
             save_file({k: v.detach().cpu().contiguous() for k, v in values.items()}, temporary / file)
+            (temporary / file).chmod(temporary.stat().st_mode & 0o666)  # it is made for its owner's eyes alone
             files[file] = _digest(temporary / file)
         (temporary / "manifest.json").write_text(json.dumps(to_plain(replace(manifest, files=files)), indent=2) + "\n")
         if folder.exists():

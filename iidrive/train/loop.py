@@ -47,7 +47,13 @@ def fit(job: Job, windows: Windows, config: TrainConfig, run: Run, session: Sess
     if session.resume == "on" or (session.resume == "auto" and checkpoint.newest_first(run.folder)):
         with team.alike():
             state.resume(run)
+    else:
+        run.forget_after(0)
     team.wait()
+    if team.leader:  # what is newer than the newest whole one is damaged, and would be taken for the newest again
+        for path in checkpoint.newest_first(run.folder):
+            if path.name > checkpoint.name(state.seen):
+                checkpoint.remove(path)
     steps = Steps(windows, Order(config.seed, config.batch, config.samples), parts)
     if state.seen == 0 and job.prepare is not None:
         first = Steps(windows, steps.order, [range(min(config.batch, 8))])[0]
@@ -76,7 +82,7 @@ def fit(job: Job, windows: Windows, config: TrainConfig, run: Run, session: Sess
             progress.step(state.seen, logs)
             if job.validate is not None and _due(state.seen, config.validate_every, config, end):
                 logs |= _validate(state, run, team)
-            if _due(state.seen, config.save_every, config, end):
+            if state.seen >= end or _due(state.seen, config.save_every, config, end):
                 path = _save(state, run, logs, team)
     job.owner.eval()
     state.scaled.leave()
@@ -143,8 +149,9 @@ def _step(state: State, parts: Sequence[Batch], steps: Steps, team: Team) -> dic
     if not math.isfinite(found["loss"]):
         tokens = ", ".join(steps.tokens(state.seen // config.batch)[:4])
         raise SharedError(
-            f"the loss became {found['loss']} after {state.seen} samples (batch of {tokens} …; parts {found}). Lower the learning rate or "
-            "resume from the last checkpoint, which is whole."
+            f"the loss became {found['loss']} after {state.seen} samples (batch of {tokens} …; parts {found}). Lower the learning rate, or "
+            "go on from the last checkpoint with `--resume on`. If that ends alike, its weights were on the way already: delete it, and the one "
+            "before is used."
         )
     scaler = state.scaled.scaler
     if scaler is not None:
@@ -157,7 +164,7 @@ def _step(state: State, parts: Sequence[Batch], steps: Steps, team: Team) -> dic
         state.optimiser.step()
     else:
         raise SharedError(
-            f"the gradient became {norm} after {state.seen} samples. Lower the learning rate or resume from the last checkpoint."
+            f"the gradient became {norm} after {state.seen} samples. Lower the learning rate, or go on from the last checkpoint with `--resume on`."
         )
     _settle(job.module, len(parts), team)
     return found
@@ -193,6 +200,8 @@ def _settle(module: nn.Module, groups: int, team: Team) -> None:
 
 
 def _save(state: State, run: Run, logs: Mapping[str, float], team: Team) -> Path:
+    if not all(bool(value.isfinite().all()) for value in state.weights.values()):
+        raise SharedError(f"weights are no numbers any more after {state.seen} samples; they are not saved. Lower the learning rate.")
     with team.alike():
         if team.leader:
             state.save(run, logs)
@@ -200,14 +209,16 @@ def _save(state: State, run: Run, logs: Mapping[str, float], team: Team) -> Path
 
 
 def _validate(state: State, run: Run, team: Team) -> dict[str, float]:
-    """Score the moving average; the raw weights are then put back bit by bit."""
+    """Score the moving average, in float32 as it will be used; the raw weights are then put back bit by bit."""
     job = state.job
     assert job.validate is not None
     raw = {k: v.clone() for k, v in job.module.state_dict().items()}
+    job.owner.to(torch.float32)
     job.module.load_state_dict(dict(state.weights))
     job.owner.eval()
     with torch.no_grad():
         numbers, text = job.validate()
+    job.owner.to(state.scaled.dtype)
     job.module.load_state_dict(raw)
     job.owner.train()
     name, value = next(iter(numbers.items()))

@@ -23,8 +23,8 @@ class TrainConfig:
 
     `schedule`: `cosine` to a hundredth, or `step`, a tenth after `step_at` of the samples. `average` is the decay of the moving average per
     optimiser step (0: none), reached over `average_warmup` steps, of which `average_ahead` count as done before the first (published: 10560,
-    so that the average moves slowly from the start). Every `validate_every` samples (0: never) the moving average is scored on
-    `validate_scenes` scenes that are not trained on.
+    so that the average moves slowly from the start). A checkpoint is written every `save_every` samples, and at the end. Every
+    `validate_every` samples (0: never) the moving average is scored on `validate_scenes` scenes that are not trained on.
     """
 
     samples: int = 128_000
@@ -49,6 +49,21 @@ class TrainConfig:
     validate_scenes: int = 4
 
     def __post_init__(self) -> None:
+        least = {
+            "samples": 1,
+            "batch": 1,
+            "log_every": 1,
+            "validate_scenes": 1,
+            "micro_batch": 0,
+            "group": 0,
+            "save_every": 0,
+            "validate_every": 0,
+        }
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise ConfigError(f"{name} must be at least {low}; found {getattr(self, name)}.")
+        if not self.learning_rate > 0:
+            raise ConfigError(f"learning_rate must be above 0; found {self.learning_rate}.")
         if self.samples % self.batch:
             near = round(self.samples / self.batch) * self.batch or self.batch
             raise ConfigError(f"samples must be a multiple of the batch; found {self.samples} and {self.batch}. The nearest is {near}.")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
 import torch
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
 
 from iidrive.errors import ConfigError
 from iidrive.runs import Run, peak_memory_gb
@@ -28,7 +29,7 @@ class Progress:
         self.title, self.config, self.run, self.leader = title, config, run, session.team.leader
         self.begun, self.started, self.spoke = seen, time.perf_counter(), time.perf_counter()
         columns = (TextColumn("{task.description}"), BarColumn(20), TaskProgressColumn(), TimeRemainingColumn(compact=True))
-        self.bar = Bar(*columns, TextColumn("{task.fields[status]}"), console=Console(stderr=True), disable=not self.leader)
+        self.bar = _Bar(*columns, TextColumn("{task.fields[status]}"), console=Console(stderr=True), disable=not self.leader)
         self.task = self.bar.add_task(title, total=config.samples, completed=seen, status="")
         self.board: Any = _board(run) if session.tensorboard and self.leader else None
 
@@ -55,12 +56,23 @@ class Progress:
             for key, value in values.items():
                 self.board.add_scalar(f"{self.title}/{key}", value, seen)
         parts = " ".join(f"{k} {v:.4g}" for k, v in logs.items())
-        status = f"{rate:.1f} samples/s  {parts}  {memory_gb():.1f} GB"
+        status = f"{rate:.1f} samples/s  {memory_gb():.1f} GB"
+        self.bar.parts = parts
         self.bar.update(self.task, completed=seen, status=status)
         if not self.bar.console.is_terminal and now - self.spoke > QUIET_S:
             self.spoke = now
             left = f"{left_s / 60:.0f} min left" if left_s > 90 else f"{left_s:.0f} s left"
-            self.bar.console.print(f"{self.title} {seen}/{self.config.samples}, {left}  {status}", highlight=False, soft_wrap=True)
+            self.bar.console.print(f"{self.title} {seen}/{self.config.samples}, {left}  {status}  {parts}", highlight=False, soft_wrap=True)
+
+
+class _Bar(Bar):
+    """The bar, and below it the parts of the loss, so that both fit on a narrow terminal."""
+
+    parts = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield Text(f"  {self.parts}", no_wrap=True, overflow="ellipsis")
 
 
 def memory_gb() -> float:

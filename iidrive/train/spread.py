@@ -28,6 +28,11 @@ class Spread:
     recompute: bool = False
     compile: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("per_device", "accumulate", "workers"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--spread.{name} cannot be below 0; found {getattr(self, name)}.")
+
     def parts(self, config: TrainConfig, team: Team) -> list[range]:
         """The places of the global batch that are this process's, in the parts that are computed at once.
 

@@ -152,7 +152,7 @@ class State:
         return path
 
     def resume(self, run: Run) -> None:
-        """Go on from the run's newest whole checkpoint; damaged ones that are newer are named and removed.
+        """Go on from the run's newest whole checkpoint; damaged ones that are newer are named.
 
         Raises:
             CheckpointError: if there is none, or it was trained with another config.
