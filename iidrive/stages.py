@@ -7,6 +7,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from iidrive.configs import from_plain, to_plain
 from iidrive.data.loader import Cut, Frames, OccupancyFrames, Track, Windows
 from iidrive.data.source import Source, scenes
 from iidrive.data.tokens import TokenCache, build
-from iidrive.errors import ConfigError, unknown
+from iidrive.errors import CheckpointError, ConfigError, unknown
 from iidrive.eval import metrics
 from iidrive.eval.cases import Predictions, align
 from iidrive.eval.score import format_scores, score
@@ -188,10 +189,11 @@ def train_world(
 
 
 def _tuned(run: Run) -> bool:
-    """Whether a run's training started from other weights."""
-    return any(
-        (path / "manifest.json").is_file() and checkpoint.read_manifest(path).origins for path in checkpoint.newest_first(run.folder)
-    )
+    """Whether the training of a run that is to be resumed started from other weights."""
+    for path in checkpoint.newest_first(run.folder):
+        with suppress(CheckpointError):  # a damaged one is named when it is read to go on
+            return bool(checkpoint.read_manifest(path).origins)
+    return False
 
 
 def _train_prior(recipe: Recipe, prior: MotionPrior, source: Source, split: str, tracks: list[Track], run: Run, session: Session) -> None:

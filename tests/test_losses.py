@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -135,6 +136,14 @@ def test_absent_classes_do_not_poison_gradients() -> None:
     lovasz(logits, torch.zeros(20, dtype=torch.uint8), bins=32).backward()
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("bins", [0, 64])
+def test_logits_that_are_no_numbers_give_a_loss_that_is_none(bins: int) -> None:
+    logits = torch.full((4, 4, 4, 18), torch.nan, requires_grad=True)
+    loss = lovasz(logits, torch.zeros(4, 4, 4, dtype=torch.uint8), bins)
+    loss.backward()
+    assert loss.isnan()
 
 
 def test_focal_by_hand() -> None:

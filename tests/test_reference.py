@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from iidrive.cli import main
-from iidrive.reference import Setting, steps
+from iidrive.commands.reproduce import _do
+from iidrive.reference import Setting, Step, steps
+from iidrive.train.session import StopRequested
 
 SMALL = ("--recipe", "tiny", "--recipe.town.train_scenes", "2", "--recipe.town.test_scenes", "2", "--recipe.town.keyframes", "14")
 
@@ -30,6 +37,35 @@ def test_the_runs_are_what_the_notes_say() -> None:
     assert any("--init o/published/world" in line for line in lines("r5", setting))
     assert lines("r5", setting)[-1].startswith("audit o/r5-trained/planner")
     assert "--recipe.train_world.seed 1" in lines("r4", Setting(Path("o")))[7], "without files, another seed stands in"
+
+
+def test_a_stage_takes_as_many_devices_as_its_step_can_be_shared_by() -> None:
+    setting = Setting(Path("o"), 8, shares={"tokenizer": 2, "world": 12, "planner": 16})
+    assert [setting.devices_of(stage) for stage in ("tokenizer", "world", "planner", "evaluate")] == [2, 6, 8, 8]
+    r3 = lines("r3", setting)
+    assert r3[6].endswith("--devices 2")
+    assert r3[7].endswith("--devices 6")
+    assert Setting(Path("o")).devices_of("world") == 0
+
+
+def test_a_signal_goes_to_the_command_which_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "python"
+    script.write_text(
+        f"#!/bin/sh\ntrap 'sleep 0.3; touch {tmp_path}/saved; exit 143' TERM\ntouch {tmp_path}/begun\nwhile :; do sleep 0.1; done\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+
+    def stop() -> None:
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    with pytest.raises(StopRequested, match="was stopped") as stopped:
+        _do(Step(("train", "tokenizer")), show=False)
+    assert stopped.value.status == 143
+    assert (tmp_path / "saved").exists()
 
 
 @pytest.mark.slow

@@ -155,6 +155,15 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(tmp_pat
     assert all(torch.equal(whole[k], mended[k]) for k in whole)
 
 
+def test_a_damaged_checkpoint_does_not_stay_the_newest(tmp_path: Path) -> None:
+    newest = trained(tmp_path, 6)
+    (newest / "training.safetensors").unlink()
+    with pytest.warns(UserWarning, match="damaged or missing"):
+        path = trained(tmp_path, 4, "on")
+    assert path.name == checkpoint.name(4)
+    assert not newest.exists()
+
+
 def test_no_whole_checkpoint_is_said(tmp_path: Path) -> None:
     path = trained(tmp_path, 2)
     save_file({"x": torch.zeros(1)}, path / "weights.safetensors")

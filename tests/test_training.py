@@ -126,6 +126,49 @@ def test_batches_that_do_not_divide_name_the_nearest() -> None:
         TrainConfig(samples=950, batch=64)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("batch", 0), ("samples", 0), ("log_every", 0), ("save_every", -1), ("validate_scenes", 0), ("learning_rate", -1.0)],
+)
+def test_values_that_cannot_be_are_named(field: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"{field} must be"):
+        replace(TrainConfig(), **{field: value})
+
+
+def test_a_spread_below_nothing_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"--spread.accumulate cannot be below 0; found -1"):
+        Spread(accumulate=-1)
+
+
+def test_without_save_every_the_end_is_saved(tmp_path: Path, town: Town) -> None:
+    recipe = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, samples=4, save_every=0))
+    assert stages.train_tokenizer(recipe, town, "train", Run.start(tmp_path, {})).name == checkpoint.name(4)
+
+
+def test_a_learning_rate_out_of_all_bounds_ends_in_a_message(tmp_path: Path, town: Town) -> None:
+    recipe = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, learning_rate=1e30))
+    with pytest.raises(IIDriveError, match=r"became (nan|inf)|no numbers any more"):
+        stages.train_tokenizer(recipe, town, "train", Run.start(tmp_path, {}))
+
+
+def test_what_was_logged_before_the_first_checkpoint_is_not_logged_twice(tmp_path: Path, town: Town) -> None:
+    run = Run.start(tmp_path, {})
+    for samples in (2, 4):
+        run.log({"samples": samples})
+    recipe = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, samples=4))
+    stages.train_tokenizer(recipe, town, "train", run, Session(resume="auto"))
+    assert [json.loads(line)["samples"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [2, 4]
+
+
+def test_double_precision_is_validated_too(tmp_path: Path, town: Town) -> None:
+    path = stages.train_tokenizer(SHORT, town, "train", Run.start(tmp_path / "tokenizer", {}))
+    cache = stages.write_tokens(path, town, town.scene_names("train"), tmp_path / "tokens")
+    precise = replace(SHORT.train_world, precision="64", samples=8, validate_every=8)
+    world = stages.train_world(replace(SHORT, train_world=precise), path, cache, town, "train", Run.start(tmp_path / "world", {}))
+    assert checkpoint.read_manifest(world).metrics["best"]["samples"] == 8
+    assert checkpoint.load_tensors(world)["row"].dtype == torch.float64
+
+
 def test_an_average_that_starts_ahead_moves_slowly_from_the_start() -> None:
     module, moved = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(module.weight)

@@ -47,13 +47,12 @@ def fit(job: Job, windows: Windows, config: TrainConfig, run: Run, session: Sess
     if session.resume == "on" or (session.resume == "auto" and checkpoint.newest_first(run.folder)):
         with team.alike():
             state.resume(run)
+        for path in checkpoint.newest_first(run.folder) if team.leader else ():
+            if path.name > checkpoint.name(state.seen):  # damaged, and it would be taken for the newest again
+                checkpoint.remove(path)
     else:
         run.forget_after(0)
     team.wait()
-    if team.leader:  # what is newer than the newest whole one is damaged, and would be taken for the newest again
-        for path in checkpoint.newest_first(run.folder):
-            if path.name > checkpoint.name(state.seen):
-                checkpoint.remove(path)
     steps = Steps(windows, Order(config.seed, config.batch, config.samples), parts)
     if state.seen == 0 and job.prepare is not None:
         first = Steps(windows, steps.order, [range(min(config.batch, 8))])[0]
