@@ -71,7 +71,7 @@ def plan_and_score(
         write_predictions(predictions, tokens, paths, made)
     scores = scoring.score(cases, align(cases, Predictions(paths, tokens, {}, name)))
     if run.team.leader:
-        scoring.write_per_sample(rows_beside(predictions), scores, scene=cases.scene, of=predictions)
+        scoring.write_per_sample(rows_beside(predictions), scores, scene=cases.scene, of=predictions, marks=lineage.marks)
     run.write_text(f"table-{name}.txt", f"{mark_lines(lineage.marks)}{heading}\n{scoring.format_scores(scores)}\n")
     return scores, dict(zip(tokens, paths, strict=True))
 

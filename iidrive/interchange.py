@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -41,24 +42,33 @@ def read_published(path: str | Path) -> State:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: not there. Give the .pth file of II-World's stage 1 or stage 2.")
+        raise CheckpointError(f"{path}: not there, or not a file. Give the .pth file of II-World's stage 1 or stage 2.")
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0]
-        raise CheckpointError(
-            f"{path}: holds more than tensors and plain values, so it was not loaded ({reason}). Where you trust it, load it in its own code "
-            "base and save its `state_dict` alone."
-        ) from None
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
+    except Exception as error:  # a damaged pickle can end in any error at all
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if refused:
+            raise CheckpointError(
+                f"{path}: holds more than tensors and plain values ({refused[1]}), so it was not loaded. Where you trust it, load it in its own "
+                "code base and save its `state_dict` alone."
+            ) from None
+        if isinstance(error, pickle.UnpicklingError):
+            error = "its pickle cannot be read"
         raise CheckpointError(
             f"{path}: not a file of weights, or damaged ({' '.join(str(error).split()) or type(error).__name__}). Download it again."
         ) from None
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise CheckpointError(f"{path}: expected a dict of tensors, bare or under `state_dict`; found {type(loaded).__name__}.")
-    state = {str(k): v for k, v in loaded.items()}
+        keys = f" of {', '.join(map(str, list(loaded)[:4]))} …" if isinstance(loaded, Mapping) and loaded else ""
+        raise CheckpointError(f"{path}: expected a dict of tensors, bare or under `state_dict`; found a {type(loaded).__name__}{keys}.")
+    odd = [str(k) for k, v in loaded.items() if v.layout != torch.strided or v.is_meta or v.is_complex()]
+    if odd:
+        raise CheckpointError(
+            f"{path}: expected plain tensors of real numbers; {', '.join(odd[:4])} are sparse, complex or without values."
+        )
+    # each a tensor of its own: names that share memory cannot be stored
+    state = {str(k): v.detach().clone() for k, v in loaded.items()}
     while all(name.startswith(PREFIX) for name in state):
         state = {name[len(PREFIX) :]: v for name, v in state.items()}
     return state
@@ -103,25 +113,30 @@ def import_ii_world(stage1: str, stage2: str, out: str | Path) -> list[Path]:
 def export_ii_world(folder: str | Path, stage1: str, stage2: str) -> None:
     """Published files from FOLDER/tokenizer and FOLDER/world: what `import_ii_world` wrote, or what was trained on from it.
 
-    A world model that came with a nested tokenizer is given one again.
+    A world model that came with a nested tokenizer is given one again: the one that it was trained on.
 
     Raises:
-        ConfigError: without any file to write. CheckpointError: if a model has parts that the published one does not have.
+        ConfigError: without any file to write. CheckpointError: if a model has parts that the published one does not have. LineageError: if the
+            tokenizer is not the world model's, or weights are not those of their manifest. Nothing is written then.
     """
     if not stage1 and not stage2:
         raise ConfigError("nothing to export: name the files with --stage1 A.pth, --stage2 B.pth or both.")
-    tokenizer: State = {}
-    if stage1 or (Path(folder) / "tokenizer").is_dir():
-        path = checkpoint.find(Path(folder) / "tokenizer")
-        tokenizer = upstream.tokenizer_to_published(checkpoint.load_tensors(path))
+    if stage1 and stage2 and Path(stage1).resolve() == Path(stage2).resolve():
+        raise ConfigError(f"both stages would be written to {stage1}: name two files.")
+    tokenizer, world = Path(folder) / "tokenizer", Path(folder) / "world"
+    manifest = checkpoint.read_manifest(world) if stage2 else None
+    nested = manifest is not None and bool(manifest.about.get("nested"))
+    made: State = {}
+    if stage1 or nested:
+        found = checkpoint.read_manifest(tokenizer)
+        made = upstream.tokenizer_to_published(checkpoint.load(tokenizer, found))
+        if manifest is not None and any(parent.kind == "tokenizer" for parent in manifest.parents):
+            checkpoint.require_parent(manifest, "tokenizer", found.lineage(tokenizer), world)
+    if manifest is not None:
+        whole = upstream.world_to_published(checkpoint.load(world, manifest))
+        _save(stage2, whole | ({NESTED + name: value for name, value in made.items()} if nested else {}))
     if stage1:
-        _save(stage1, tokenizer)
-    if stage2:
-        path = checkpoint.find(Path(folder) / "world")
-        world = upstream.world_to_published(checkpoint.load_tensors(path))
-        if checkpoint.read_manifest(path).about.get("nested"):
-            world |= {NESTED + name: value for name, value in tokenizer.items()}
-        _save(stage2, world)
+        _save(stage1, made)
 
 
 def _write(
@@ -148,8 +163,13 @@ def _write(
 
 def _different(one: State, other: State) -> str:
     """The first names in which two states differ, "" if they are equal."""
-    names = [k for k in sorted({*one, *other}) if k not in one or k not in other or not torch.equal(one[k], other[k])]
+    names = [k for k in sorted({*one, *other}) if k not in one or k not in other or not _same(one[k], other[k])]
     return ", ".join(names[:4]) + (" …" if len(names) > 4 else "")
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal, where no number equals no number."""
+    return one.shape == other.shape and one.dtype == other.dtype and bool(torch.isclose(one, other, rtol=0, atol=0, equal_nan=True).all())
 
 
 def _save(path: str, state: State) -> None:

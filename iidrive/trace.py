@@ -62,13 +62,15 @@ def _now(parent: Parent, child: Lineage) -> str:
 
 
 def _of_file(path: Path) -> list[Lineage]:
+    if (path.parent / "weights.safetensors").is_file() and path.name in ("manifest.json", "weights.safetensors", "training.safetensors"):
+        return [checkpoint.read_manifest(path.parent).lineage(path.parent)]
     if path.suffix == ".npz":
         return [lineage_of_predictions(read_predictions(path))]
     try:
         about = json.loads(path.read_text()).get("about", {})
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: neither a predictions file (.npz) nor scores (.json): {error}.") from None
-    return [_placed(about["lineage"], str(path))] if "lineage" in about else []
+    return [_placed(about["lineage"], str(path))] if isinstance(about, dict) and "lineage" in about else []
 
 
 def lineage_of_predictions(predictions: Predictions) -> Lineage:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from iidrive import recipes, stages
@@ -119,11 +121,52 @@ def test_a_file_with_code_in_it_is_refused(tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "trap-was-sprung").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"no pickle at all", b"PK\x03\x04 cut short"])
+@pytest.mark.parametrize("content", [b"", b"x", b"hello\n", b"no pickle at all", b"PK\x03\x04 cut short"])
 def test_damaged_files_are_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "1.pth").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"1\.pth"):
         read_published(tmp_path / "1.pth")
+
+
+def test_what_cannot_be_weights_is_named(states: tuple[State, State], tmp_path: Path) -> None:
+    name, weight = "class_embeds.weight", states[0]["class_embeds.weight"]
+    for value in (weight.to_sparse(), weight.to(torch.complex64), weight.to("meta")):
+        with pytest.raises(CheckpointError, match=name):
+            import_ii_world(saved(tmp_path / "1.pth", states[0] | {name: value}), "", tmp_path / "a")
+    with pytest.raises(CheckpointError, match=rf"of another kind \(1\): {name} torch.int64"):
+        import_ii_world(saved(tmp_path / "1.pth", states[0] | {name: weight.long()}), "", tmp_path / "a")
+    with pytest.raises(CheckpointError, match="found a dict of model"):
+        read_published(saved(tmp_path / "1.pth", {"model": states[0]}))
+
+
+def test_names_that_share_their_numbers_come_in(states: tuple[State, State], tmp_path: Path) -> None:
+    first, second = "encoder.mid.block_1.norm1.weight", "encoder.mid.block_1.norm1.bias"
+    tied = states[0] | {second: states[0][first]}
+    import_ii_world(saved(tmp_path / "1.pth", tied), "", tmp_path / "a")
+    export_ii_world(tmp_path / "a", str(tmp_path / "out.pth"), "")
+    assert same(read_published(tmp_path / "out.pth"), tied)
+
+
+def test_only_what_belongs_together_goes_out(states: tuple[State, State], tmp_path: Path) -> None:
+    tokenizer, world = states
+    import_ii_world("", saved(tmp_path / "2.pth", nested(world, tokenizer)), tmp_path / "a")
+    other = tokenizer | {"class_embeds.weight": tokenizer["class_embeds.weight"] + 1}
+    import_ii_world(saved(tmp_path / "1.pth", other), "", tmp_path / "b")
+    out = tmp_path / "out.pth"
+    with pytest.raises(ConfigError, match="both stages would be written"):
+        export_ii_world(tmp_path / "a", str(out), str(out))
+    shutil.rmtree(tmp_path / "a" / "tokenizer")
+    with pytest.raises(CheckpointError, match="no checkpoint here"):
+        export_ii_world(tmp_path / "a", "", str(out))
+    shutil.copytree(tmp_path / "b" / "tokenizer", tmp_path / "a" / "tokenizer")
+    with pytest.raises(LineageError, match="was trained on tokenizer"):
+        export_ii_world(tmp_path / "a", "", str(out))
+    weights = checkpoint.find(tmp_path / "b" / "tokenizer") / "weights.safetensors"
+    changed = load_file(weights)
+    save_file(changed | {"classes": changed["classes"] + 1}, weights)
+    with pytest.raises(LineageError, match="a file was changed"):
+        export_ii_world(tmp_path / "b", str(out), "")
+    assert not out.exists()
 
 
 def test_nothing_to_do_and_nowhere_to_write(states: tuple[State, State], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 
@@ -131,6 +132,18 @@ def test_an_allowed_mismatch_marks_all_that_descends_from_it(
     main(["score", str(tmp_path / "cases.npz"), "--predictions", str(predictions), "--json", str(tmp_path / "s.json")])
     assert f"{MARKED}: {wrong}" in capsys.readouterr().out
     assert json.loads((tmp_path / "s.json").read_text())["sparsedrive"]["marks"][0] == wrong
+    rows = str(tmp_path / "e" / "rows-planner.npz")
+    main(["compare", rows, rows])
+    assert capsys.readouterr().out.count(f"{MARKED}: {wrong}") == 1
+    with suppress(SystemExit):  # whether it looks plausible does not matter
+        main(["audit", str(predictions), "--cases", str(tmp_path / "cases.npz"), "--json", str(tmp_path / "a.json")])
+    assert json.loads((tmp_path / "a.json").read_text())["marks"][0] == wrong
+    with suppress(SystemExit):
+        main(["audit", str(planner), "--samples", "1", "--json", str(tmp_path / "b.json")])
+    assert f"{MARKED}: {wrong}" in capsys.readouterr().out
+    assert json.loads((tmp_path / "b.json").read_text())["marks"][0] == wrong
+    for file in ("manifest.json", "weights.safetensors"):
+        assert trace.trace(checkpoint.find(planner) / file)[0].fingerprint == mark(planner)
 
 
 @pytest.mark.slow

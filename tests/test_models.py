@@ -44,6 +44,13 @@ def batch() -> Batch:
     return Batch(seen, Ahead(**{**vars(made.target), "codes": codes[:, 6:], "draw": draw}), progress=0.5)
 
 
+def test_the_present_alone_will_do_for_a_memory(batch: Batch) -> None:
+    tokenizer = Tokenizer(RECIPE.tokenizer)
+    forecaster = Forecaster(tokenizer, WorldModel(replace(RECIPE.world, history=1), tokenizer.cells))
+    forecaster.loss(batch)[0].backward()
+    assert forecaster.eval().imagine(batch.observation, 2).latents.isfinite().all()
+
+
 @pytest.fixture
 def driver() -> Driver:
     torch.manual_seed(1)

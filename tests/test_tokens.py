@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -171,6 +172,56 @@ def test_damaged_scenes_are_named_and_written_anew(tmp_path: Path, damage: str) 
     assert everything(tmp_path) == whole
 
 
+def reheaded(content: bytes, change) -> bytes:
+    """A scene's file with another header."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    told = change(header)
+    new = (told if isinstance(told, str) else json.dumps(header)).encode()
+    return len(new).to_bytes(8, "little") + new + content[8 + size :]
+
+
+def tokens_said(header, tokens: object) -> None:
+    about = json.loads(header["__metadata__"]["about"])
+    header["__metadata__"]["about"] = json.dumps({**about, "tokens": tokens})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda h: h["codes"].update(data_offsets=[-1000, 0]),
+        lambda h: h["codes"].update(data_offsets=[2**62, 2**62 + 1]),
+        lambda h: h["sha256"].update(data_offsets=[2**70, 2**70 + 9 * 32]),
+        lambda h: h["codes"].update(data_offsets=["0", "9"]),
+        lambda h: h["codes"].update(dtype="F64"),
+        lambda h: h["codes"].update(shape=[9]),
+        lambda h: h.update(codes=None),
+        lambda h: tokens_said(h, [1] * 9),
+        lambda h: tokens_said(h, None),
+        lambda h: "[" * 100_000,
+        lambda h: "{}",
+    ],
+)
+def test_a_header_that_cannot_be_is_named(tmp_path: Path, change) -> None:
+    cache, _ = write(tmp_path, NAMES[:1])
+    whole, path = everything(tmp_path), cache.path(NAMES[0])
+    path.write_bytes(reheaded(path.read_bytes(), change))
+    with pytest.raises(DataError, match=f"{NAMES[0]}.safetensors: damaged"):
+        cache.read(NAMES[0])
+    _, warned = write(tmp_path, NAMES[:1])
+    assert len(warned) == 1
+    assert everything(tmp_path) == whole
+
+
+def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+    cache, _ = write(tmp_path, NAMES[:1])
+    path = cache.path(NAMES[0])
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DataError, match=rf"{NAMES[0]}.safetensors: cannot be read \(Is a directory\)"):
+        cache.read(NAMES[0])
+
+
 def test_tokens_of_other_keyframes_are_written_anew(tmp_path: Path) -> None:
     """A scene whose sample tokens changed under the same identity of the data."""
 
@@ -190,7 +241,14 @@ def test_a_damaged_manifest_is_named_and_written_anew(tmp_path: Path) -> None:
     write(tmp_path)
     whole = everything(tmp_path)
     manifest = tmp_path / "manifest.json"
-    for content in (b"{", b"\xff\xfe", b"[1]", whole["manifest.json"].replace(b'"format": 2', b'"format": 1')):
+    for content in (
+        b"{",
+        b"\xff\xfe",
+        b"[1]",
+        b"[" * 100_000,
+        whole["manifest.json"].replace(b'"bits": 9', b'"bits": "9"'),
+        whole["manifest.json"].replace(b'"format": 2', b'"format": 1'),
+    ):
         manifest.write_bytes(content)
         with pytest.raises(DataError, match=r"manifest.json: (not a token cache's manifest|format 1)"):
             TokenCache(tmp_path)

@@ -17,7 +17,7 @@ from iidrive.eval import audit as findings
 from iidrive.eval import plausible as plausibility
 from iidrive.eval.cases import align, read_cases
 from iidrive.eval.sampled import holds_arrays
-from iidrive.lineage import mark_lines
+from iidrive.lineage import mark_lines, mark_numbers
 from iidrive.models.baselines import KINEMATIC
 from iidrive.recipes import Recipe
 from iidrive.runs import Run
@@ -201,19 +201,21 @@ def audit(
         paths, marks = read_plans(model, tokens)
         judged = plausibility.plausible(truth, align(truth, paths))
         print(mark_lines(marks), end="")
-        text, good, found = plausibility.format_plausibility(judged), not judged.reasons, plausibility.to_json(judged)
+        text, good, found = plausibility.format_plausibility(judged), not judged.reasons, mark_numbers(plausibility.to_json(judged), marks)
     else:
         if cases:
             raise ConfigError("--cases is the truth for a predictions file; a model is audited on --data.")
         make = auditing.of_checkpoint(model, test_ii == "on", tokens)
+        marks = ()
         if model not in KINEMATIC and Path(model).exists():
-            recipe = replace(recipe, town=assess.town_of(checkpoint.read_manifest(model), recipe.town))
+            manifest = checkpoint.read_manifest(model)
+            recipe, marks = replace(recipe, town=assess.town_of(manifest, recipe.town)), manifest.marks
         source, split = open_data(Data(data, root, version, occupancy, gts, predicted), recipe, split, "test")
         some = auditing.choose(source, split, samples)
         with assess.counting("audit", auditing.rounds(some)) as tick:
             report = auditing.audit(make, source, some, tick)
-        text, good, found = findings.format_audit(report), report.believable, findings.to_json(report)
-        text = f"{assess.about_line(source, split, {'model': model})}\n{text}"
+        text, good, found = findings.format_audit(report), report.believable, mark_numbers(findings.to_json(report), marks)
+        text = f"{mark_lines(marks)}{assess.about_line(source, split, {'model': model})}\n{text}"
     print(text)
     if json:
         write_json(json, found)

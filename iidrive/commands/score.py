@@ -23,7 +23,7 @@ from iidrive.eval.readers import read_paths
 from iidrive.eval.repair import diagnose_predictions
 from iidrive.eval.sampled import holds_arrays, predictions_in, read_runs
 from iidrive.evaluate import truth as true_cases
-from iidrive.lineage import mark_lines, mark_numbers
+from iidrive.lineage import joined, mark_lines, mark_numbers
 from iidrive.recipes import Recipe
 
 
@@ -105,7 +105,7 @@ def score(
     if json:
         write_json(json, mark_numbers(scoring.to_json(*scores), marks))
     if per_sample:
-        scoring.write_per_sample(per_sample, *scores, scene=truth.scene)
+        scoring.write_per_sample(per_sample, *scores, scene=truth.scene, marks=marks)
 
 
 def _truth(cases: str, data: Literal["", "town", "nuscenes"], root: str, split: str, version: str) -> Cases:
@@ -206,6 +206,7 @@ def compare(files: list[str], cases: str = "", tables: bool = False, grid: bool 
         return found
 
     sides = [read_runs(file, truth, read) for file in files]
+    print(mark_lines(joined(*(run.marks for side in sides for run in side))), end="")
     if tokens and not unnamed:
         raise ConfigError(
             "--tokens names the rows of predictions without sample tokens, but all of these files carry their own: leave it out."

@@ -119,9 +119,14 @@ class TokenCache:
         path = self.folder / "manifest.json"
         try:
             self.manifest = TokensManifest(**json.loads(path.read_text()))
+            numbers = (self.manifest.codes_per_frame, self.manifest.bits, self.manifest.format)
+            if not all(type(number) is int for number in numbers):
+                raise TypeError(f"found {numbers} for the codes of a frame, bits and format")
         except FileNotFoundError:
             raise DataError(f"{path}: no token cache here. Write one with `iidrive tokens`.") from None
-        except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
+        except (json.JSONDecodeError, TypeError, UnicodeDecodeError, RecursionError) as error:
             raise DataError(f"{path}: not a token cache's manifest ({error}). `iidrive tokens` writes it anew.") from None
         if self.manifest.format != FORMAT:
             raise DataError(
@@ -189,7 +194,9 @@ class TokenCache:
                 raise ValueError(f"keyframe {rows.tokens[int(np.argmax(wrong))]} does not match its checksum")
         except FileNotFoundError:
             raise DataError(f"{path}: no tokens of scene {scene}. Write them with `iidrive tokens`, or wait if it is at work.") from None
-        except (KeyError, TypeError, ValueError) as error:
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise DataError(f"{path}: damaged ({error}). `iidrive tokens` writes it anew.") from None
         if about["scene"] != scene:
             raise DataError(f"{path}: holds the tokens of scene {about['scene']}. `iidrive tokens` writes it anew.")
@@ -284,14 +291,18 @@ def _header(file: FileIO) -> tuple[dict[str, Any], dict[str, Any], int]:
     if size > os.fstat(file.fileno()).st_size:
         raise ValueError("its header is cut off")
     header = json.loads(file.read(size))
-    return json.loads(header["__metadata__"]["about"]), header, 8 + size
+    about = json.loads(header["__metadata__"]["about"])
+    if not all(isinstance(token, str) for token in about["tokens"]):
+        raise ValueError("its sample tokens are no names")
+    return about, header, 8 + size
 
 
 def _rows(file: FileIO, begin: int, stored: dict[str, Any], count: int, shape: list[int], kind: str, here: slice) -> Array:
     """Some rows of one array of a scene's file. Raises ValueError unless it holds `count` rows of this shape and kind."""
     dtype = np.dtype({"F64": "<f8", "U8": "u1"}[kind])
     row, (first, end) = math.prod(shape) * dtype.itemsize, stored["data_offsets"]
-    if (stored["dtype"], stored["shape"], end - first) != (kind, [count, *shape], count * row):
+    fits = (stored["dtype"], stored["shape"], end - first) == (kind, [count, *shape], count * row)
+    if not fits or not 0 <= first <= end <= os.fstat(file.fileno()).st_size - begin:
         raise ValueError(f"an array is {stored}, expected {count} rows of {kind} {shape}")
     rows = np.empty((here.stop - here.start, *shape), dtype)
     file.seek(begin + first + here.start * row)

@@ -21,14 +21,14 @@ from iidrive.scene import FUTURE_STEPS
 Array = np.ndarray
 
 _PER_SAMPLE = ("token", "evaluated_full_future", "sparsedrive_L2", "sparsedrive_obj_box_col", "sparsedrive_gt_col")
-_MORE = ("scene", "predictions_sha256")
+_MORE = ("scene", "predictions_sha256", "marks")
 
 
 @dataclass(frozen=True)
 class Sampled:
     """One run's values for each scored sample: `L2` metres, `hit` (obj_box_col) and `gt_col` per step.
 
-    `scene` names each sample's scene where known. `about` is what the predictions file says of itself.
+    `scene` names each sample's scene where known. `about` is what the predictions file says of itself; `marks` what a per-sample file carries.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Sampled:
     scene: tuple[str, ...] | None = None
     about: Mapping[str, object] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
 
 
 def read_runs(
@@ -101,7 +102,7 @@ def _scored_before(path: Path, rows: Path, predictions: Predictions) -> Sampled:
     found, _ = npz.read_npz(rows, (*_PER_SAMPLE, *_MORE))
     if str(found.get("predictions_sha256")) != hashlib.sha256(path.read_bytes()).hexdigest():
         raise ConfigError(f"{rows} holds the scores of other predictions than {path}; add --cases CASES.npz, so that they are scored anew.")
-    return replace(_per_sample(rows, found, None), name=str(path), about=predictions.meta)
+    return replace(_per_sample(rows, found, None), name=str(path), about=predictions.meta, marks=())  # the predictions' own
 
 
 def _per_sample(path: Path, found: Mapping[str, Array], cases: Cases | None) -> Sampled:
@@ -141,6 +142,7 @@ def _per_sample(path: Path, found: Mapping[str, Array], cases: Cases | None) -> 
         npz.flags(found["sparsedrive_gt_col"], shape, "sparsedrive_gt_col", where)[keep],
         tuple(scene_of[t] for t in kept) if scene_of else None,
         notes=notes,
+        marks=npz.names(found["marks"], "marks", where) if "marks" in found else (),
     )
 
 

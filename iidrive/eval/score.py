@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,8 +163,10 @@ def per_sample(*scores: Scores) -> dict[str, Array]:
     return arrays | {"evaluated_full_future": scores[0].steps.full, "token": np.array(scores[0].token, dtype=np.str_)}
 
 
-def write_per_sample(path: str | Path, *scores: Scores, scene: Sequence[str] | None = None, of: str | Path = "") -> None:
-    """Write `per_sample` as npz, whole or not at all, with the samples' scenes and the digest of the predictions file, where they are given.
+def write_per_sample(
+    path: str | Path, *scores: Scores, scene: Sequence[str] | None = None, of: str | Path = "", marks: Iterable[str] = ()
+) -> None:
+    """Write `per_sample` as npz, whole or not at all, with the samples' scenes, the digest of the predictions file and marks, where there are any.
 
     Raises:
         DataError: where it cannot be written.
@@ -174,6 +176,8 @@ def write_per_sample(path: str | Path, *scores: Scores, scene: Sequence[str] | N
         arrays["scene"] = np.array(tuple(scene), dtype=np.str_)
     if of:
         arrays["predictions_sha256"] = np.array(hashlib.sha256(Path(of).read_bytes()).hexdigest())
+    if marks := tuple(marks):
+        arrays["marks"] = np.array(marks, dtype=np.str_)
     npz.write_npz(path, arrays)
 
 

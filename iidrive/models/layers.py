@@ -95,7 +95,7 @@ class CellAttention(nn.Module):
 def _mixed(q: Float[Tensor, "B N C"], k: Float[Tensor, "B N C"], v: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
     """Attention: by torch, in tiles, on a GPU and in mixed precision; else with a matrix of all cells by all cells, which is faster on a CPU."""
     if q.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
-        return torch.stack([_attention(*parts) for parts in zip(q, k, v, strict=True)])
+        return torch.stack([_attention(*parts) for parts in zip(q, k, v, strict=True)]) if len(q) else v
     return F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
 
 
@@ -234,7 +234,7 @@ class CellGrid:
         first = torch.arange(len(maps), device=cells.device, dtype=cells.dtype) * math.prod(bordered(self.size))
         rows = cells + first[:, None, None]
         read = weighted_rows(table_of(maps.permute(0, 2, 3, 1)), rows.flatten(1), weights.flatten(1))
-        return read.view(*points_m.shape[:-1], -1).permute(0, 3, 1, 2)
+        return read.view(*points_m.shape[:-1], maps.shape[1]).permute(0, 3, 1, 2)
 
     def inside(self, points_m: Float[Tensor, "B P Q 2"]) -> Float[Tensor, "B 1 P Q"]:
         """What `read` gives for a map of ones: 1 inside, falling to 0 within a cell's width outside."""

@@ -122,12 +122,17 @@ def nested(state: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def require_same_names(found: State, wanted: State, where: str) -> None:
-    """Raise CheckpointError with the missing, unexpected and misshapen names, unless two states have the same names and shapes."""
+    """Raise CheckpointError with the missing, unexpected and misshapen names, and those of integers for real numbers, unless two states fit."""
     lists = {
         "missing": [k for k in wanted if k not in found],
         "unexpected": [k for k in found if k not in wanted],
         "misshapen": [
             f"{k} {tuple(found[k].shape)} for {tuple(v.shape)}" for k, v in wanted.items() if k in found and found[k].shape != v.shape
+        ],
+        "of another kind": [
+            f"{k} {found[k].dtype} for {v.dtype}"
+            for k, v in wanted.items()
+            if k in found and found[k].is_floating_point() != v.is_floating_point()
         ],
     }
     _refuse(where, lists)

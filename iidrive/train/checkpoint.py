@@ -164,7 +164,9 @@ def read_manifest(path: str | Path) -> Manifest:
     file = find(path) / "manifest.json"
     try:
         manifest = from_plain(Manifest, json.loads(file.read_text()), str(file))
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ConfigError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror}). Use the checkpoint before it, or train again.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ConfigError, RecursionError) as error:
         raise CheckpointError(f"{file}: damaged manifest ({error}). Use the checkpoint before it, or train again.") from None
     if manifest.format != FORMAT:
         raise CheckpointError(f"{file}: format {manifest.format}, this iidrive reads format {FORMAT}. Use the version that wrote it.")
