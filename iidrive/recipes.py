@@ -124,6 +124,7 @@ def tiny() -> Recipe:
         train_world=brief,
         train_planner=brief,
         train_ego_mlp=brief,
+        town=replace(r.town, train_scenes=16, test_scenes=4),
         clip_frames=3,
     )
 
