@@ -1,7 +1,7 @@
 """Matrix products by the convolution library (oneDNN) where that is faster: large ones in float32 on a CPU.
 
 torch gives products of matrices to MKL, which uses half the width of an AMD processor's vector units; a 1x1 convolution is the same product and
-goes to oneDNN, which uses all of it and is twice as fast there, and as fast on others.
+goes to oneDNN, which uses all of it: twice as fast there (benchmarks/README.md; not measured on other makes).
 
 Shapes: M rows, K numbers that are summed up, N columns.
 """
