@@ -143,7 +143,7 @@ def _course(path: Path, manifest: checkpoint.Manifest) -> list[str]:
     """How a training went: its last losses, speed and memory, and its best validation."""
     run, told = path.parent.parent, []
     lines = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").is_file() else []
-    steps = [values for line in lines if "loss" in (values := json.loads(line))]
+    steps = [json.loads(line) for line in lines if '"loss"' in line and line.endswith("}")]
     if steps:
         last = steps[-1]
         parts = " ".join(f"{k} {v:.4g}" for k, v in last.items() if k not in ("samples", "learning_rate", "samples_per_s", "memory_gb"))
