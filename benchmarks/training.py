@@ -242,7 +242,8 @@ def memory(root: str, only: str, passes: tuple[int, ...] = (1, 3, 10)) -> None:
 
 def start(root: str, only: str, repeats: int = 2) -> None:
     """From the command to the first step, in units of importing torch."""
-    choices = {"`train tokenizer --recipe tiny`, 220 scenes": (), "the same, 8 scenes": ("--recipe.town.train_scenes", "8")}
+    scenes = "--recipe.town.train_scenes"
+    choices = {"`train tokenizer --recipe tiny`, 220 towns": (scenes, "220"), "the same, 16 towns": (scenes, "16")}
     times: dict[str, list[float]] = {"torch": [], "help": []} | {name: [] for name in choices}
     for _ in range(repeats):
         times["torch"].append(seconds(lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True)))
