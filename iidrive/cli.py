@@ -108,9 +108,9 @@ def _spell(arguments: Sequence[str]) -> list[str]:
             argument = "--" + name[2:].replace("-", "_") + equals + value
         if arguments[0] == "reproduce":
             pass
-        elif name == "--recipe" and value and not value.endswith((".yaml", ".yml", ".json")):
+        elif name == "--recipe" and value and not recipes.is_file(value):
             argument = f"--recipe={json.dumps(to_plain(recipes.named(value)))}"
-        elif out and out[-1] == "--recipe" and not argument.endswith((".yaml", ".yml", ".json")):
+        elif out and out[-1] == "--recipe" and not recipes.is_file(argument):
             argument = json.dumps(to_plain(recipes.named(argument)))
         out.append(argument)
     return out

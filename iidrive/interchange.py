@@ -45,18 +45,15 @@ def read_published(path: str | Path) -> State:
         raise CheckpointError(f"{path}: not there, or not a file. Give the .pth file of II-World's stage 1 or stage 2.")
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can end in any error at all
-        refused = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if refused:
+    except pickle.UnpicklingError as error:
+        if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise CheckpointError(
                 f"{path}: holds more than tensors and plain values ({refused[1]}), so it was not loaded. Where you trust it, load it in its own "
                 "code base and save its `state_dict` alone."
             ) from None
-        if isinstance(error, pickle.UnpicklingError):
-            error = "its pickle cannot be read"
-        raise CheckpointError(
-            f"{path}: not a file of weights, or damaged ({' '.join(str(error).split()) or type(error).__name__}). Download it again."
-        ) from None
+        raise _damaged(path, "its pickle cannot be read") from None
+    except Exception as error:  # a damaged pickle can end in any error at all
+        raise _damaged(path, " ".join(str(error).split()) or type(error).__name__) from None
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
@@ -72,6 +69,10 @@ def read_published(path: str | Path) -> State:
     while all(name.startswith(PREFIX) for name in state):
         state = {name[len(PREFIX) :]: v for name, v in state.items()}
     return state
+
+
+def _damaged(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{path}: not a file of weights, or damaged ({reason}). Download it again.")
 
 
 def import_ii_world(stage1: str, stage2: str, out: str | Path) -> list[Path]:

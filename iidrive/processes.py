@@ -156,10 +156,9 @@ def started() -> tuple[int, int]:
     return 1, 1
 
 
-def start_if_needed(devices: int, arguments: Sequence[str]) -> None:
-    """With `devices` > 1 and nothing started yet: run `iidrive ARGUMENTS` in that many processes and exit as they do."""
-    if devices > 1 and started() == (1, 1):
-        start(devices, arguments)
+def to_be_started(devices: int) -> bool:
+    """Whether `devices` processes are asked for and nobody has started them yet."""
+    return devices > 1 and started() == (1, 1)
 
 
 def start(devices: int, arguments: Sequence[str]) -> NoReturn:

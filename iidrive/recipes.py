@@ -170,6 +170,11 @@ RECIPES: dict[str, Callable[[], Recipe]] = {"tiny": tiny, "demo": demo, "small":
 """Recipes by the name that the command line takes."""
 
 
+def is_file(text: str) -> bool:
+    """Whether what was given for a recipe names a file, not one of `RECIPES`."""
+    return text.endswith((".yaml", ".yml", ".json"))
+
+
 def named(name: str) -> Recipe:
     """A recipe by name. Raises ConfigError with the nearest known one."""
     if name not in RECIPES:

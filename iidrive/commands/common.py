@@ -66,10 +66,9 @@ def enter(devices: int, fits: Callable[[int], object] = lambda devices: None) ->
 
     Only the leader speaks. `fits` raises ConfigError for a number of processes that will not do, before any work and once for all.
     """
-    local, nodes = processes.started()
-    if devices > 1 and (local, nodes) == (1, 1):
+    if processes.to_be_started(devices):
         fits(devices)
-    processes.start_if_needed(devices, sys.argv[1:])
+        processes.start(devices, sys.argv[1:])
     team = processes.join(devices)
     with team.alike():
         if team.leader:
@@ -142,14 +141,13 @@ def finish(path: Path, data: Data, recipe: Recipe, run: str) -> None:
 def _course(path: Path, manifest: checkpoint.Manifest) -> list[str]:
     """How a training went: its last losses, speed and memory, and its best validation."""
     run, told = path.parent.parent, []
-    lines = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").is_file() else []
-    steps = [json.loads(line) for line in lines if '"loss"' in line and line.endswith("}")]
-    if steps:
-        last = steps[-1]
+    log = run / "metrics.jsonl"
+    lines = log.read_text().splitlines() if log.is_file() else []
+    line = next((line for line in reversed(lines) if '"loss"' in line and line.endswith("}")), "")
+    if line:
+        last = json.loads(line)
         parts = " ".join(f"{k} {v:.4g}" for k, v in last.items() if k not in ("samples", "learning_rate", "samples_per_s", "memory_gb"))
-        told.append(
-            f"last losses: {parts}; {last['samples_per_s']:.1f} samples/s, {last['memory_gb']:.1f} GB; all in {run / 'metrics.jsonl'}"
-        )
+        told.append(f"last losses: {parts}; {last['samples_per_s']:.1f} samples/s, {last['memory_gb']:.1f} GB; all in {log}")
     if best := manifest.metrics.get("best"):
         where = path.with_name(checkpoint.name(best["samples"]))
         told.append(f"best validation: {best['name']} {best['value']:.4g} after {best['samples']} samples: {where}")

@@ -15,7 +15,7 @@ from iidrive.commands.common import Occupancy, Switch, console
 from iidrive.configs import to_plain
 from iidrive.data import Data, DataName
 from iidrive.errors import ConfigError
-from iidrive.recipes import Recipe, named
+from iidrive.recipes import Recipe, is_file, named
 from iidrive.reference import Name, Setting, Step, steps
 from iidrive.train.session import StopRequested
 
@@ -93,7 +93,7 @@ def _shares(recipe: Recipe) -> dict[str, int]:
 
 
 def _recipe(text: str) -> Recipe:
-    if not text.endswith((".yaml", ".yml", ".json")):
+    if not is_file(text):
         return named(text)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--recipe", type=Recipe)

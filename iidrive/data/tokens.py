@@ -172,7 +172,8 @@ class TokenCache:
         path = self.path(scene)
         try:
             with path.open("rb", buffering=0) as file:
-                about, header, begin = _header(file)
+                size = os.fstat(file.fileno()).st_size
+                about, header, begin = _header(file, size)
                 tokens = about["tokens"]
                 here = slice(first, len(tokens) if stop is None else stop)
                 if not 0 <= first <= here.stop <= len(tokens):
@@ -181,7 +182,7 @@ class TokenCache:
                         "These tokens are of other data: run `iidrive tokens` with the data in use."
                     )
                 poses, packed, digests = (
-                    _rows(file, begin, header[key], len(tokens), shape, kind, here)
+                    _rows(file, begin, size, header[key], len(tokens), shape, kind, here)
                     for key, shape, kind in (
                         ("global_T_ego", [4, 4], "F64"),
                         ("codes", [self.manifest.code_bytes], "U8"),
@@ -285,10 +286,10 @@ def _kept(cache: TokenCache, name: str, tokens: tuple[str, ...], poses: Array, w
     return True
 
 
-def _header(file: FileIO) -> tuple[dict[str, Any], dict[str, Any], int]:
-    """What a scene's file says of itself, of its arrays, and where the arrays begin: a safetensors file read by hand, in a third of the time."""
+def _header(file: FileIO, whole: int) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """What a scene's file of `whole` bytes says of itself and its arrays, and where they begin: safetensors read by hand, in half of the time."""
     size = int.from_bytes(file.read(8), "little")
-    if size > os.fstat(file.fileno()).st_size:
+    if size > whole:
         raise ValueError("its header is cut off")
     header = json.loads(file.read(size))
     about = json.loads(header["__metadata__"]["about"])
@@ -297,12 +298,12 @@ def _header(file: FileIO) -> tuple[dict[str, Any], dict[str, Any], int]:
     return about, header, 8 + size
 
 
-def _rows(file: FileIO, begin: int, stored: dict[str, Any], count: int, shape: list[int], kind: str, here: slice) -> Array:
+def _rows(file: FileIO, begin: int, whole: int, stored: dict[str, Any], count: int, shape: list[int], kind: str, here: slice) -> Array:
     """Some rows of one array of a scene's file. Raises ValueError unless it holds `count` rows of this shape and kind."""
     dtype = np.dtype({"F64": "<f8", "U8": "u1"}[kind])
     row, (first, end) = math.prod(shape) * dtype.itemsize, stored["data_offsets"]
     fits = (stored["dtype"], stored["shape"], end - first) == (kind, [count, *shape], count * row)
-    if not fits or not 0 <= first <= end <= os.fstat(file.fileno()).st_size - begin:
+    if not fits or not 0 <= first <= end <= whole - begin:
         raise ValueError(f"an array is {stored}, expected {count} rows of {kind} {shape}")
     rows = np.empty((here.stop - here.start, *shape), dtype)
     file.seek(begin + first + here.start * row)

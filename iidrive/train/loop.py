@@ -47,12 +47,13 @@ def fit(job: Job, windows: Windows, config: TrainConfig, run: Run, session: Sess
     if session.resume == "on" or (session.resume == "auto" and checkpoint.newest_first(run.folder)):
         with team.alike():
             state.resume(run)
-        for path in checkpoint.newest_first(run.folder) if team.leader else ():
-            if path.name > checkpoint.name(state.seen):  # damaged, and it would be taken for the newest again
-                checkpoint.remove(path)
+        with team.alike():
+            for path in checkpoint.newest_first(run.folder) if team.leader else ():
+                if path.name > checkpoint.name(state.seen):  # damaged, and it would be taken for the newest again
+                    checkpoint.remove(path)
     else:
-        run.forget_after(0)
-    team.wait()
+        with team.alike():
+            run.forget_after(0)
     steps = Steps(windows, Order(config.seed, config.batch, config.samples), parts)
     if state.seen == 0 and job.prepare is not None:
         first = Steps(windows, steps.order, [range(min(config.batch, 8))])[0]
