@@ -27,12 +27,12 @@ import torch
 from plain import plainly
 from torch import nn
 
-from iidrive import recipes
+from iidrive.core.scene import Ahead, Batch, Seen
 from iidrive.models.forecast import Forecaster
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
-from iidrive.runs import peak_memory_gb
-from iidrive.scene import Ahead, Batch, Seen
+from iidrive.pipeline import recipes
+from iidrive.runtime.run_folder import peak_memory_gb
 
 
 @dataclass(frozen=True)

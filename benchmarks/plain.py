@@ -16,10 +16,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from iidrive.models import losses, tokenizer, world
-from iidrive.models.convolve import EnlargedConv
+from iidrive.models.cpu.convolve import EnlargedConv
+from iidrive.models.cpu.products import Linear
 from iidrive.models.layers import CellAttention, CellGrid, DeformableAttention
 from iidrive.models.norm import Norm
-from iidrive.models.products import Linear
 from iidrive.models.quantise import ResidualQuantiser
 from iidrive.models.world import InterDecoder, InterLayer
 

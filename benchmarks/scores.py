@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from iidrive.eval import metrics
-from iidrive.eval.cases import DETECTION_NAMES, Cases
-from iidrive.eval.planning.setting import prepare
-from iidrive.eval.protocols import PROTOCOLS
-from iidrive.eval.score import score_all
+from iidrive.scoring import metrics
+from iidrive.scoring.cases import DETECTION_NAMES, Cases
+from iidrive.scoring.planning.setting import prepare
+from iidrive.scoring.protocols import PROTOCOLS
+from iidrive.scoring.score import score_all
 
 SAMPLES, BOXES = 5119, 35
 PUBLIC_S = {"sparsedrive": 44.0, "uniad": 5.7, "stp3": 13.5}

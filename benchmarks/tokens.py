@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from jsonargparse import auto_cli
 
+from iidrive.core.scene import Scene
 from iidrive.data.tokens import TokenCache, build
-from iidrive.data.town import Town, TownConfig
+from iidrive.data.town.source import Town, TownConfig
 from iidrive.models.quantise import QuantiserConfig, ResidualQuantiser
-from iidrive.scene import Scene
 
 Array = np.ndarray
 SIZE = (50, 50)

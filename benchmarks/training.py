@@ -32,19 +32,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from iidrive import processes, recipes
-from iidrive.data.feed import Order, Steps, feed
-from iidrive.data.loader import Cut, OccupancyFrames, Track, Windows
-from iidrive.data.nuscenes import NuScenes, NuScenesConfig
-from iidrive.data.nuscenes_labels import read
+from iidrive.core.scene import GridSpec, OccGrid, Scene
+from iidrive.data.clips import Cut, OccupancyFrames, Track, Windows
+from iidrive.data.nuscenes.labels import read
+from iidrive.data.nuscenes.source import NuScenes, NuScenesConfig
 from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache, build
-from iidrive.data.town import Town, TownConfig
-from iidrive.runs import peak_memory_gb
-from iidrive.scene import GridSpec, OccGrid, Scene
-from iidrive.train.optim import Average, TrainConfig
-from iidrive.train.spread import heavy_parts, save_memory
-from iidrive.train.state import Scaled
+from iidrive.data.town.source import Town, TownConfig
+from iidrive.pipeline import recipes
+from iidrive.runtime import distributed
+from iidrive.runtime.run_folder import peak_memory_gb
+from iidrive.training.optim import Average, TrainConfig
+from iidrive.training.parallel import heavy_parts, save_memory
+from iidrive.training.prefetch import Order, Steps, feed
+from iidrive.training.state import Scaled
 
 Array = np.ndarray
 KEYFRAMES, KEPT_GB = 28_130, 1.5
@@ -358,7 +359,7 @@ def together(root: str, only: str) -> None:
 def member(name: str, rounds: int = 1) -> None:
     """One of the two: a step, then the sum, in turn, each on a thread of its own."""
     torch.set_num_threads(1)
-    team = processes.join()
+    team = distributed.join()
     model, loss_of = LOSSES[name]()
     moving = [p for p in model.parameters() if p.requires_grad]
     loss_of().backward()
@@ -378,7 +379,7 @@ def member(name: str, rounds: int = 1) -> None:
             sums.append(seconds(add))
     numbers = sum(p.numel() for p in moving)
     print(json.dumps({"step": statistics.median(steps), "sum": statistics.median(sums), "slowest": max(sums), "numbers": numbers}))
-    processes.leave()
+    distributed.leave()
 
 
 CASES: dict[str, Callable[[str, str], None]] = {

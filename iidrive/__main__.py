@@ -1,5 +1,5 @@
 """`python -m iidrive`."""
 
-from iidrive.cli import main
+from iidrive.cli.main import main
 
 main()

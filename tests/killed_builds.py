@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from small_scene import straight_scene
 
+from iidrive.core.errors import DataError
 from iidrive.data.tokens import TokenCache, build
-from iidrive.errors import DataError
 
 CODES = 13269
 NAMES = [f"scene-{i}" for i in range(5)]

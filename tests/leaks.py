@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from iidrive import recipes
-from iidrive.audit import Make, Pipeline, forecast, tokenizing
-from iidrive.data.counterfactual import Wrapped
+from iidrive.analysis.leakage.audit import Make, Pipeline, forecast, tokenizing
+from iidrive.analysis.leakage.counterfactual import Wrapped
+from iidrive.core.scene import Batch, Command, Pose, Scene
 from iidrive.data.source import Source, true_path
-from iidrive.data.town import Town
+from iidrive.data.town.source import Town
 from iidrive.models.baselines import KINEMATIC, EgoMLP, EgoMLPConfig, constant_velocity, copy_warped, ctrv
 from iidrive.models.forecast import Forecaster
 from iidrive.models.planner import Driver, Planner
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
-from iidrive.scene import Batch, Command, Pose, Scene
+from iidrive.pipeline import recipes
 
 RECIPE = replace(recipes.tiny(), town=replace(recipes.tiny().town, train_scenes=2, test_scenes=2, keyframes=12))
 TOWN = Town(RECIPE.town)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from iidrive.eval.cases import Cases
+from iidrive.scoring.cases import Cases
 
 
 def along(direction: tuple[float, float], step_m: float = 2.5) -> np.ndarray:

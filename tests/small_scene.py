@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from iidrive import geometry
-from iidrive.scene import Boxes, Command, Keyframe, Pose, Scene, VectorMap
+from iidrive.core import geometry
+from iidrive.core.scene import Boxes, Command, Keyframe, Pose, Scene, VectorMap
 
 EGO_T_LIDAR = Pose(geometry.yaw_quaternion(-np.pi / 2), np.array([0.94, 0.0, 1.84]))
 

@@ -11,10 +11,10 @@ import pytest
 import torch.multiprocessing as multiprocessing
 from make_cases import along, make_cases, random_cases
 
-from iidrive.errors import ConfigError, DataError
-from iidrive.eval.accumulate import PlanningScore, batch_cases
-from iidrive.eval.cases import Cases
-from iidrive.eval.score import score, to_json
+from iidrive.core.errors import ConfigError, DataError
+from iidrive.scoring.accumulate import PlanningScore, batch_cases
+from iidrive.scoring.cases import Cases
+from iidrive.scoring.score import score, to_json
 
 NAMES = ("sparsedrive", "uniad", "vad", "occworld")
 

@@ -13,19 +13,19 @@ from leaks import CLEAN, MLP, PLANTED, TOWN
 from three_runs import TOWN as CHAIN_TOWN
 from three_runs import train_chain
 
-from iidrive import evaluate, stages
-from iidrive.audit import Pipeline, audit, choose, tokenizing
-from iidrive.cli import main
-from iidrive.data.counterfactual import INPUTS, Change, Counterfactual, Wrapped
-from iidrive.data.loader import Cut, Track, Windows
+from iidrive.analysis.leakage.audit import Pipeline, audit, choose, tokenizing
+from iidrive.analysis.leakage.counterfactual import INPUTS, Change, Counterfactual, Wrapped
+from iidrive.analysis.leakage.findings import changed, format_audit, to_json
+from iidrive.analysis.leakage.plausible import format_plausibility, plausible
+from iidrive.cli.main import main
+from iidrive.core.errors import ConfigError
+from iidrive.core.scene import Batch, CommandSource
+from iidrive.data.clips import Cut, Track, Windows
 from iidrive.data.source import true_path
 from iidrive.data.tokens import TokenCache, build
-from iidrive.errors import ConfigError
-from iidrive.eval.audit import changed, format_audit, to_json
-from iidrive.eval.cases import write_cases, write_predictions
-from iidrive.eval.plausible import format_plausibility, plausible
 from iidrive.models.baselines import KINEMATIC
-from iidrive.scene import Batch, CommandSource
+from iidrive.pipeline import infer, stages
+from iidrive.scoring.cases import write_cases, write_predictions
 
 SAMPLES = choose(TOWN, "test", 4)
 
@@ -105,12 +105,12 @@ def test_bits_are_compared_not_values() -> None:
 
 
 def test_scores_no_past_can_give_are_flagged_without_the_model() -> None:
-    cases = evaluate.truth(TOWN, "test")
+    cases = infer.truth(TOWN, "test")
     windows = stages.scored_windows(stages.tracks_of(TOWN, "test"))
     rows = {token: i for i, token in enumerate(cases.token)}
     path = cases.true_path()
     for name in ("still", "constant-velocity", "ctrv"):
-        tokens, plans = evaluate.plans(KINEMATIC[name], windows)
+        tokens, plans = infer.plans(KINEMATIC[name], windows)
         plan = path.copy()
         plan[[rows[t] for t in tokens]] = plans
         assert not plausible(cases, plan).reasons, name
@@ -120,7 +120,7 @@ def test_scores_no_past_can_give_are_flagged_without_the_model() -> None:
 
 
 def test_few_samples_are_not_judged_by_luck() -> None:
-    cases = evaluate.truth(TOWN, "test")
+    cases = infer.truth(TOWN, "test")
     near = cases.true_path() + 0.002 * np.random.default_rng(0).normal(size=(len(cases), 6, 2)).astype(np.float32)
     rows = np.flatnonzero(cases.full)[:7]
     masks = np.zeros_like(cases.gt_ego_fut_masks)
@@ -190,7 +190,7 @@ def test_the_command_says_clean_with_status_0_and_implausible_with_1(tmp_path: P
     main(["audit", "ctrv", "--samples", "2", "--recipe", "tiny", "--json", str(tmp_path / "audit.json")])
     assert "clean" in capsys.readouterr().out
     assert json.loads((tmp_path / "audit.json").read_text())["clean"] is True
-    cases = evaluate.truth(TOWN, "test")
+    cases = infer.truth(TOWN, "test")
     write_cases(tmp_path / "cases.npz", cases)
     write_predictions(tmp_path / "mine.npz", cases.token, cases.true_path(), {})
     with pytest.raises(SystemExit) as stop:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from small_scene import circle_scene, straight_scene
 
-from iidrive.data.loader import Cut, Track, Windows
+from iidrive.core.scene import GridSpec, Scene, Seen
+from iidrive.data.clips import Cut, Track, Windows
 from iidrive.models.baselines import KINEMATIC, EgoMLP, EgoMLPConfig, copy_last, copy_warped, ctrv
-from iidrive.models.motion import constant_turn
-from iidrive.scene import GridSpec, Scene, Seen
+from iidrive.models.ego_motion import constant_turn
 
 
 def windows(scene: Scene) -> Windows:

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from make_cases import along, make_cases
 
-from iidrive import geometry
-from iidrive.classes import CATEGORIES
+from iidrive.core import geometry
+from iidrive.core.classes import CATEGORIES
+from iidrive.core.errors import DataError
+from iidrive.core.scene import Boxes, Command, Keyframe, Pose, Prediction, Scene, Trajectory, VectorMap
 from iidrive.data.source import Source, window
-from iidrive.errors import DataError
-from iidrive.eval.cases import (
+from iidrive.scoring.cases import (
     Cases,
     Predictions,
     align,
@@ -26,7 +27,6 @@ from iidrive.eval.cases import (
     write_cases,
     write_predictions,
 )
-from iidrive.scene import Boxes, Command, Keyframe, Pose, Prediction, Scene, Trajectory, VectorMap
 
 CAR = (0.0, 5.0, 0.0, 4.0, 2.0, 1.5, 0.1)
 

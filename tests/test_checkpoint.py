@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from iidrive.configs import from_plain, to_plain
-from iidrive.errors import CheckpointError, ConfigError, LineageError
-from iidrive.lineage import Lineage
-from iidrive.recipes import RECIPES, Recipe, named
-from iidrive.train import checkpoint
-from iidrive.train.checkpoint import Manifest, Parent
+from iidrive.core.config_io import from_plain, to_plain
+from iidrive.core.errors import CheckpointError, ConfigError, LineageError
+from iidrive.core.lineage import Lineage
+from iidrive.pipeline.recipes import RECIPES, Recipe, named
+from iidrive.training import checkpoint
+from iidrive.training.checkpoint import Manifest, Parent
 
 MANIFEST = Manifest("world", "bb", {"width": 4}, 8, "code", {"name": "town"}, parents=(Parent("tokenizer", "/there", "aa"),))
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tiny_nuscenes
 
-from iidrive.cli import main
-from iidrive.eval.cases import read_cases, read_predictions, write_predictions
+from iidrive.cli.main import main
+from iidrive.scoring.cases import read_cases, read_predictions, write_predictions
 
 TOWN = ["--recipe", "tiny", "--recipe.town.train_scenes", "2", "--recipe.town.test_scenes", "1", "--recipe.town.keyframes", "12"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iidrive.cli import main
-from iidrive.train import checkpoint
+from iidrive.cli.main import main
+from iidrive.training import checkpoint
 
 TINY = ["--recipe", "tiny", "--recipe.town.train_scenes", "2", "--recipe.town.test_scenes", "2", "--recipe.town.keyframes", "16"]
 

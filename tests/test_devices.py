@@ -11,17 +11,18 @@ import pytest
 import torch
 from together import run_together
 
-from iidrive import assess, recipes, stages
+from iidrive.core.errors import ConfigError
 from iidrive.data.tokens import TokenCache
-from iidrive.data.town import Town
-from iidrive.errors import ConfigError
-from iidrive.processes import Team
-from iidrive.recipes import Recipe
-from iidrive.runs import Run
-from iidrive.train import checkpoint
-from iidrive.train.optim import TrainConfig
-from iidrive.train.session import Session
-from iidrive.train.spread import Spread
+from iidrive.data.town.source import Town
+from iidrive.pipeline import evaluate as evaluation
+from iidrive.pipeline import recipes, stages
+from iidrive.pipeline.recipes import Recipe
+from iidrive.runtime.distributed import Team
+from iidrive.runtime.run_folder import Run
+from iidrive.training import checkpoint
+from iidrive.training.optim import TrainConfig
+from iidrive.training.options import Session
+from iidrive.training.parallel import Spread
 
 TINY = replace(recipes.tiny(), town=replace(recipes.tiny().town, train_scenes=2, test_scenes=2, keyframes=14))
 SIZES = (1, 2, 4, 8)
@@ -102,7 +103,7 @@ def test_every_stage_gives_the_same_on_any_number_of_processes(
 def assess_planner(team: Team, folder: Path, given: Path) -> None:
     """Evaluate the planner with ii."""
     run = Run.start(folder, {}, team=team)
-    assess.assess(str(given / "planner"), Town(TINY.town), "test", "train", TINY, run, True)
+    evaluation.assess(str(given / "planner"), Town(TINY.town), "test", "train", TINY, run, True)
 
 
 @pytest.mark.slow

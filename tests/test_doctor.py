@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from make_cases import make_cases
 from make_tables import PLAIN_L2, print_table
 
-from iidrive.cli import main
-from iidrive.eval.cases import Cases, Predictions, read_cases, write_cases, write_predictions
-from iidrive.eval.doctor import Diagnosis, Report, diagnose, format_report, read_report_tables
-from iidrive.eval.printed import parse_tables
-from iidrive.eval.repair import diagnose_predictions
-from iidrive.eval.score import format_scores, score
-from iidrive.eval.symptoms import DRIVEN_M, MIRRORED_M, gpus_named
+from iidrive.analysis.doctor.doctor import Diagnosis, Report, diagnose, format_report, read_report_tables
+from iidrive.analysis.doctor.printed import parse_tables
+from iidrive.analysis.doctor.repair import diagnose_predictions
+from iidrive.analysis.doctor.symptoms import DRIVEN_M, MIRRORED_M, gpus_named
+from iidrive.cli.main import main
+from iidrive.scoring.cases import Cases, Predictions, read_cases, write_cases, write_predictions
+from iidrive.scoring.score import format_scores, score
 
 
 def one(text: str, n: int | None = None) -> Diagnosis:

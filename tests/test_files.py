@@ -6,28 +6,28 @@ from pathlib import Path
 
 import pytest
 
-from iidrive import files
+from iidrive.runtime import atomic
 
 
 def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    files.write(path, "old")
+    atomic.write(path, "old")
 
     def fail_half_way() -> None:
-        with files.whole(path) as temporary:
+        with atomic.whole(path) as temporary:
             temporary.write_text("ne")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         fail_half_way()
     assert path.read_text() == "old"
-    assert files.write(path, "Süd".encode()) == path
+    assert atomic.write(path, "Süd".encode()) == path
     assert path.read_bytes() == "Süd".encode()
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_a_temporary_file_that_another_process_removed_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    replace, calls = files.os.replace, []
+    replace, calls = atomic.os.replace, []
 
     def remove_once(source: Path, target: Path) -> None:
         calls.append(source)
@@ -35,12 +35,12 @@ def test_a_temporary_file_that_another_process_removed_is_written_again(tmp_path
             source.unlink()
         replace(source, target)
 
-    monkeypatch.setattr(files.os, "replace", remove_once)
-    files.write(tmp_path / "a", b"whole")
+    monkeypatch.setattr(atomic.os, "replace", remove_once)
+    atomic.write(tmp_path / "a", b"whole")
     assert (tmp_path / "a").read_bytes() == b"whole"
     assert len(calls) == 2
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        files.write(tmp_path / "no" / "a", b"")
+        atomic.write(tmp_path / "no" / "a", b"")

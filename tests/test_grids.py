@@ -10,11 +10,11 @@ import pytest
 import tiny_nuscenes
 from test_cli import fails
 
-from iidrive.cli import main
-from iidrive.data.nuscenes import NuScenes, NuScenesConfig
-from iidrive.eval.occupancy import OccupancyScore
-from iidrive.eval.rays import RayCounts, count_rays
-from iidrive.grids import lidar_origins, score_folders
+from iidrive.cli.main import main
+from iidrive.data.nuscenes.source import NuScenes, NuScenesConfig
+from iidrive.scoring.occupancy import OccupancyScore
+from iidrive.scoring.occupancy_folders import lidar_origins, score_folders
+from iidrive.scoring.rays import RayCounts, count_rays
 
 SCENES, KEYFRAMES = ("scene-0103", "scene-0916"), 8
 SHAPE = (200, 200, 16)

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import torch
 
-from iidrive import recipes
-from iidrive.data.loader import Cut, OccupancyFrames, Track, Windows, draws
+from iidrive.data.clips import Cut, OccupancyFrames, Track, Windows, draws
 from iidrive.data.source import scenes
-from iidrive.data.town import Town, TownConfig
+from iidrive.data.town.source import Town, TownConfig
 from iidrive.models.history import mirrored, warp_once, warp_stream
 from iidrive.models.layers import CellGrid, planar_transform
 from iidrive.models.tokenizer import Tokenizer
+from iidrive.pipeline import recipes
 
 CELLS = CellGrid((10, 10), (-4.5, -4.5), 1.0)
 

@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from iidrive import recipes, stages
-from iidrive.cli import main
-from iidrive.errors import CheckpointError, ConfigError, LineageError
-from iidrive.interchange import export_ii_world, import_ii_world, read_published
-from iidrive.models import upstream
+from iidrive.cli.main import main
+from iidrive.core.errors import CheckpointError, ConfigError, LineageError
+from iidrive.models.iiworld import keys as iiworld_keys
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
-from iidrive.train import checkpoint
+from iidrive.pipeline import recipes, stages
+from iidrive.pipeline.convert_iiworld import export_ii_world, import_ii_world, read_published
+from iidrive.training import checkpoint
 
 State = dict[str, Tensor]
 
@@ -28,8 +28,8 @@ def states() -> tuple[State, State]:
     """Random weights of the published architecture under published names: tokenizer, world model."""
     torch.manual_seed(0)
     recipe = recipes.published()
-    tokenizer = upstream.tokenizer_to_published(Tokenizer(recipe.tokenizer).state_dict())
-    world = upstream.world_to_published(WorldModel(recipe.world, recipe.tokenizer.cells()).state_dict())
+    tokenizer = iiworld_keys.tokenizer_to_published(Tokenizer(recipe.tokenizer).state_dict())
+    world = iiworld_keys.world_to_published(WorldModel(recipe.world, recipe.tokenizer.cells()).state_dict())
     return {k: v.clone() for k, v in tokenizer.items()}, {k: v.clone() for k, v in world.items()}
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from iidrive.errors import ConfigError
-from iidrive.processes import join, started
-from iidrive.train import checkpoint
+from iidrive.core.errors import ConfigError
+from iidrive.runtime.distributed import join, started
+from iidrive.training import checkpoint
 
 PYTHON = [sys.executable, "-m"]
 TRAIN = ["iidrive", "train", "tokenizer", "--recipe", "tiny", "--recipe.town.train_scenes", "2", "--recipe.town.keyframes", "14"]

@@ -14,16 +14,18 @@ import torch
 from safetensors.torch import save_file
 from three_runs import RECIPE, TOWN, Chain, train_chain
 
-from iidrive import assess, selfcheck, stages, trace
-from iidrive.cli import main
+from iidrive.analysis import lineage_of
+from iidrive.cli.main import main
+from iidrive.core.errors import ConfigError, DataError, LineageError
+from iidrive.core.lineage import MARKED, Lineage, Parent, joined, mark_numbers, matched
 from iidrive.data.tokens import TokenCache
-from iidrive.errors import ConfigError, DataError, LineageError
-from iidrive.eval.cases import read_predictions, write_cases
-from iidrive.evaluate import truth
-from iidrive.lineage import MARKED, Lineage, Parent, joined, mark_numbers, matched
-from iidrive.runs import Run
-from iidrive.train import checkpoint
-from iidrive.train.session import Session
+from iidrive.pipeline import evaluate as evaluation
+from iidrive.pipeline import stages, token_check
+from iidrive.pipeline.infer import truth
+from iidrive.runtime.run_folder import Run
+from iidrive.scoring.cases import read_predictions, write_cases
+from iidrive.training import checkpoint
+from iidrive.training.options import Session
 
 TINY = ["--recipe", "tiny", "--recipe.town.train_scenes", "2", "--recipe.town.test_scenes", "1", "--recipe.town.keyframes", "12"]
 
@@ -143,7 +145,7 @@ def test_an_allowed_mismatch_marks_all_that_descends_from_it(
     assert f"{MARKED}: {wrong}" in capsys.readouterr().out
     assert json.loads((tmp_path / "b.json").read_text())["marks"][0] == wrong
     for file in ("manifest.json", "weights.safetensors"):
-        assert trace.trace(checkpoint.find(planner) / file)[0].fingerprint == mark(planner)
+        assert lineage_of.trace(checkpoint.find(planner) / file)[0].fingerprint == mark(planner)
 
 
 @pytest.mark.slow
@@ -157,11 +159,11 @@ def test_evaluating_with_other_stages_needs_the_override(chains: list[Chain], tm
     assert "iidrive train world" in message
     main(["evaluate", str(a.planner), "--run", str(tmp_path / "yes"), "--allow-mismatch", "on", *other])
     assert f"world {mark(a.world)}, trained on tokenizer {mark(a.tokenizer)}, used with" in capsys.readouterr().out
-    (found,) = [x for x in trace.trace(tmp_path / "yes") if x.kind == "predictions"]
+    (found,) = [x for x in lineage_of.trace(tmp_path / "yes") if x.kind == "predictions"]
     assert [p.fingerprint for p in found.ancestors] == [mark(a.planner), mark(a.world), mark(b.tokenizer)]
     assert len(found.marks) == 2
     with pytest.raises(ConfigError, match="--world is for planners"):
-        assess.assess(str(a.world), TOWN, "test", "train", RECIPE, Run.start(tmp_path / "x", {}), False, world=str(b.world))
+        evaluation.assess(str(a.world), TOWN, "test", "train", RECIPE, Run.start(tmp_path / "x", {}), False, world=str(b.world))
 
 
 @pytest.mark.slow
@@ -183,15 +185,15 @@ def test_chains_are_printed_for_anything(chains: list[Chain], tmp_path: Path, ca
     assert "may be used together" in printed
     main(["lineage", str(a.world), str(b.tokens)])
     assert "2 different tokenizers, which must not be mixed" in capsys.readouterr().out
-    assert {x.kind for x in trace.trace(a.world.parent)} == {"tokenizer", "tokens", "world", "planner"}
+    assert {x.kind for x in lineage_of.trace(a.world.parent)} == {"tokenizer", "tokens", "world", "planner"}
     main(["evaluate", "ctrv", "--run", str(tmp_path / "ctrv"), *TINY])
     capsys.readouterr()
     main(["lineage", str(tmp_path / "ctrv")])
     assert "predictions ← ctrv" in capsys.readouterr().out
     with pytest.raises(DataError, match="nothing here has a lineage"):
-        trace.trace(tmp_path / "ctrv" / "run.json")
+        lineage_of.trace(tmp_path / "ctrv" / "run.json")
     np.savez(tmp_path / "p.npz", pred=np.zeros((3, 6, 2), np.float32))
-    assert "unknown origin" in str(trace.trace(tmp_path / "p.npz")[0])
+    assert "unknown origin" in str(lineage_of.trace(tmp_path / "p.npz")[0])
 
 
 @pytest.mark.slow
@@ -204,7 +206,7 @@ def test_a_stage_trained_again_in_place_is_noticed(chains: list[Chain], tmp_path
     file.write_text(json.dumps(plain))
     shutil.rmtree(tmp_path / "copy" / "tokenizer")
     shutil.copytree(chains[1].tokenizer, tmp_path / "copy" / "tokenizer")
-    assert "another one lies there now" in trace.describe(trace.trace(world)[0])
+    assert "another one lies there now" in lineage_of.describe(lineage_of.trace(world)[0])
     with pytest.raises(LineageError, match="was trained on tokenizer"):
         stages.load_forecaster(world)
 
@@ -229,38 +231,38 @@ def test_the_zero_second_check(chains: list[Chain], tmp_path: Path, monkeypatch:
     chain = chains[0]
     tokenizer, manifest = stages.load_tokenizer(chain.tokenizer)
     tracks, cache = stages.tracks_of(TOWN, "train"), TokenCache(chain.tokens)
-    assert sum(len(rows) for _, rows in selfcheck.chosen(tracks)) == 24  # all of two scenes of 12
-    assert [r.tolist() for _, r in selfcheck.chosen(tracks, 5)] == [[5, 6], [5, 6]]
-    zero, marks = selfcheck.check(tokenizer, manifest, cache, TOWN, tracks)
+    assert sum(len(rows) for _, rows in token_check.chosen(tracks)) == 24  # all of two scenes of 12
+    assert [r.tolist() for _, r in token_check.chosen(tracks, 5)] == [[5, 6], [5, 6]]
+    zero, marks = token_check.check(tokenizer, manifest, cache, TOWN, tracks)
     assert marks == ()
     assert zero.found == pytest.approx(zero.recorded, abs=1e-6)
     assert checkpoint.read_manifest(chain.world).metrics["tokens_mIoU"] == pytest.approx(zero.found)
 
-    assert not selfcheck.Check(0.03, 0.012).far_below  # too weak a tokenizer to tell
-    assert not selfcheck.Check(0.8, 0.7).far_below
-    assert selfcheck.Check(0.8, 0.05).far_below
+    assert not token_check.Check(0.03, 0.012).far_below  # too weak a tokenizer to tell
+    assert not token_check.Check(0.8, 0.7).far_below
+    assert token_check.Check(0.8, 0.05).far_below
 
-    checkpoint.amend(chain.tokenizer, {selfcheck.RECORD: 0.8})
+    checkpoint.amend(chain.tokenizer, {token_check.RECORD: 0.8})
     try:
         manifest = checkpoint.read_manifest(chain.tokenizer)
         with pytest.raises(LineageError, match=r"stage 1 recorded 80\.0 %"):  # fresh tokens are as poor: the tokenizer is to blame
-            selfcheck.check(tokenizer, manifest, cache, TOWN, tracks)
+            token_check.check(tokenizer, manifest, cache, TOWN, tracks)
         with pytest.raises(LineageError, match="stage 1 recorded"):
             stages.train_world(RECIPE, chain.tokenizer, cache, TOWN, "train", Run.start(tmp_path / "w", {}))
-        monkeypatch.setattr(selfcheck, "measure", lambda t, s, k, cache=None: 0.05 if cache is not None else 0.79)
+        monkeypatch.setattr(token_check, "measure", lambda t, s, k, cache=None: 0.05 if cache is not None else 0.79)
         with pytest.raises(LineageError, match="these tokens are not its own"):
-            selfcheck.check(tokenizer, manifest, cache, TOWN, tracks)
-        assert selfcheck.check(tokenizer, manifest, cache, TOWN, tracks, allow=True)[1] == (
+            token_check.check(tokenizer, manifest, cache, TOWN, tracks)
+        assert token_check.check(tokenizer, manifest, cache, TOWN, tracks, allow=True)[1] == (
             "tokens decode at 5.0 % mIoU where stage 1 recorded 80.0 %",
         )
     finally:
-        checkpoint.amend(chain.tokenizer, {selfcheck.RECORD: zero.recorded})
+        checkpoint.amend(chain.tokenizer, {token_check.RECORD: zero.recorded})
 
 
 def test_a_tokenizer_without_a_record_is_measured_on_the_spot(chains: list[Chain]) -> None:
     tokenizer, manifest = stages.load_tokenizer(chains[0].tokenizer)
     bare = checkpoint.Manifest(**{**vars(manifest), "metrics": {}})
     tracks = stages.tracks_of(TOWN, "train")
-    zero, _ = selfcheck.check(tokenizer, bare, TokenCache(chains[0].tokens), TOWN, tracks)
-    assert zero.recorded == pytest.approx(manifest.metrics[selfcheck.RECORD])
+    zero, _ = token_check.check(tokenizer, bare, TokenCache(chains[0].tokens), TOWN, tracks)
+    assert zero.recorded == pytest.approx(manifest.metrics[token_check.RECORD])
     assert torch.is_grad_enabled()

@@ -7,8 +7,8 @@ import pytest
 import torch
 from small_scene import circle_scene, straight_scene
 
-from iidrive.data.loader import Cut, Track, Windows, draws, in_order, order
-from iidrive.errors import DataError
+from iidrive.core.errors import DataError
+from iidrive.data.clips import Cut, Track, Windows, draws, in_order, order
 
 
 def test_windows_hold_past_and_future() -> None:

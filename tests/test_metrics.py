@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iidrive.errors import ConfigError, DataError
-from iidrive.eval.metrics import class_iou, confusion, iou_occupied, miou, occupied
+from iidrive.core.errors import ConfigError, DataError
+from iidrive.scoring.metrics import class_iou, confusion, iou_occupied, miou, occupied
 
 
 def grid(*classes: int) -> np.ndarray:

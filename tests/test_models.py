@@ -8,19 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from iidrive import recipes
-from iidrive.data.loader import Cut, OccupancyFrames, Track, Windows, draws
+from iidrive.core.errors import ConfigError
+from iidrive.core.scene import Ahead, Batch, Seen
+from iidrive.data.clips import Cut, OccupancyFrames, Track, Windows, draws
 from iidrive.data.source import scenes
-from iidrive.data.town import Town, TownConfig
-from iidrive.errors import ConfigError
+from iidrive.data.town.source import Town, TownConfig
+from iidrive.models.ego_motion import motion_between, past_motions
 from iidrive.models.forecast import Forecaster
 from iidrive.models.layers import CellGrid, Norm
-from iidrive.models.motion import motion_between, past_motions
 from iidrive.models.planner import Driver, Planner, drivable
 from iidrive.models.quantise import QuantiserConfig, ResidualQuantiser
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
-from iidrive.scene import Ahead, Batch, Seen
+from iidrive.pipeline import recipes
 
 RECIPE = recipes.tiny()
 TOWN = Town(TownConfig(train_scenes=1, keyframes=14))

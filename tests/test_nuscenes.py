@@ -13,15 +13,15 @@ import shapely
 import tiny_nuscenes
 from scipy.spatial.transform import Rotation
 
-from iidrive import geometry
-from iidrive.classes import CATEGORIES, FREE, OCC
-from iidrive.data.nuscenes import NuScenes, NuScenesConfig
-from iidrive.data.nuscenes_map import LocationMap
-from iidrive.data.nuscenes_splits import SPLITS
+from iidrive.core import geometry
+from iidrive.core.classes import CATEGORIES, FREE, OCC
+from iidrive.core.errors import ConfigError, DataError
+from iidrive.core.scene import OCC3D_GRID, GridSpec
+from iidrive.data.nuscenes.map import LocationMap
+from iidrive.data.nuscenes.source import NuScenes, NuScenesConfig
+from iidrive.data.nuscenes.splits import SPLITS
 from iidrive.data.source import Source, scenes, true_path, window
 from iidrive.data.voxelise import voxelise
-from iidrive.errors import ConfigError, DataError
-from iidrive.scene import OCC3D_GRID, GridSpec
 
 COARSE = GridSpec((80, 80, 8), (-32.0, -32.0, -1.0), 0.8)
 LABELLED = "29796060110c4163b07f06eff4af0753"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tiny_nuscenes
 
-from iidrive.data.nuscenes import NuScenes, NuScenesConfig
-from iidrive.errors import DataError
+from iidrive.core.errors import DataError
+from iidrive.data.nuscenes.source import NuScenes, NuScenesConfig
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_a_table_that_is_no_table_is_named(tiny, content):
 
 def test_tables_longer_than_a_chunk_are_read_whole(tiny, monkeypatch):
     expected = opened(tiny).scene("scene-0916").keyframes[5]
-    monkeypatch.setattr("iidrive.data.nuscenes_tables._CHUNK", 37)
+    monkeypatch.setattr("iidrive.data.nuscenes.tables._CHUNK", 37)
     got = NuScenes(NuScenesConfig(str(tiny), cache=str(tiny.parent / "other"))).scene("scene-0916").keyframes[5]
     assert got.token == expected.token
     np.testing.assert_array_equal(got.boxes.centre_m, expected.boxes.centre_m)
@@ -140,7 +140,7 @@ def cache_file(root: Path) -> Path:
 
 def test_the_cache_spares_reading_the_tables(tiny, monkeypatch):
     first = opened(tiny)
-    monkeypatch.setattr("iidrive.data.nuscenes_index.build", lambda folder: pytest.fail("the tables were read again"))
+    monkeypatch.setattr("iidrive.data.nuscenes.index.build", lambda folder: pytest.fail("the tables were read again"))
     second = opened(tiny)
     for name in first.scene_names("all"):
         for a, b in zip(first.scene(name).keyframes, second.scene(name).keyframes, strict=True):

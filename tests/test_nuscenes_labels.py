@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import tiny_nuscenes
 
-from iidrive.classes import FREE, IGNORE, OCC
-from iidrive.data import nuscenes_labels
-from iidrive.data.nuscenes import NuScenes, NuScenesConfig
-from iidrive.errors import ConfigError, DataError
-from iidrive.scene import OCC3D_GRID, GridSpec, OccGrid
+from iidrive.core.classes import FREE, IGNORE, OCC
+from iidrive.core.errors import ConfigError, DataError
+from iidrive.core.scene import OCC3D_GRID, GridSpec, OccGrid
+from iidrive.data.nuscenes.source import NuScenes, NuScenesConfig, labels
 
 
 @pytest.fixture
@@ -130,7 +129,7 @@ def test_block_rule_against_a_plain_loop():
         spec = GridSpec((8, 8, 8), (0.0, 0.0, 0.0), 0.4)
         fine = OccGrid(rng.choice(np.array(values, np.uint8), spec.shape), spec, "labels")
         n = 8 // m
-        got = nuscenes_labels.regrid(fine, GridSpec((n, n, n), (0.0, 0.0, 0.0), 0.4 * m)).semantics
+        got = labels.regrid(fine, GridSpec((n, n, n), (0.0, 0.0, 0.0), 0.4 * m)).semantics
         for i, j, k in np.ndindex(n, n, n):
             block = fine.semantics[i * m : i * m + m, j * m : j * m + m, k * m : k * m + m].ravel()
             votes = [int(v) for v in block if v < FREE]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from public import aggregates, outputs, protocols
 
-from iidrive.errors import DataError
-from iidrive.eval.occupancy import OccupancyScore, iiworld, iiworld_occupied, iiworld_table, occ3d, occworld, occworld_totals
+from iidrive.core.errors import DataError
+from iidrive.scoring.occupancy import OccupancyScore, iiworld, iiworld_occupied, iiworld_table, occ3d, occworld, occworld_totals
 
 
 @pytest.fixture(scope="module")

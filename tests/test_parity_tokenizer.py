@@ -11,13 +11,13 @@ import torch
 from ii_model import Fixture, Inside, gradient_norms, off, worst_ratio
 from torch import Tensor
 
-from iidrive import recipes
-from iidrive.errors import CheckpointError, ConfigError
-from iidrive.models import upstream
+from iidrive.core.errors import CheckpointError, ConfigError
 from iidrive.models.history import Stream, advance
+from iidrive.models.iiworld import keys as iiworld_keys
 from iidrive.models.losses import distance_weight, focal, lovasz
 from iidrive.models.quantise import Quantised, ResidualQuantiser
 from iidrive.models.tokenizer import Tokenizer
+from iidrive.pipeline import recipes
 
 CONFIG = recipes.published().tokenizer
 LEVELS = ("s0", "s1", "s2", "t0", "t1", "t2", "t3")
@@ -37,7 +37,7 @@ def published(fixture: Fixture) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def tokenizer(published: dict[str, Tensor]) -> Tokenizer:
     made = Tokenizer(CONFIG)
-    made.load_state_dict(upstream.tokenizer_from_published(published))
+    made.load_state_dict(iiworld_keys.tokenizer_from_published(published))
     return made.eval()
 
 
@@ -71,23 +71,23 @@ def run(fixture: Fixture, tokenizer: Tokenizer) -> Run:
 def test_every_published_name_is_ours_and_back(fixture: Fixture, published: dict[str, Tensor]) -> None:
     entries = fixture.json("tokenizer_state.json")["entries"]
     own = Tokenizer(CONFIG).state_dict()
-    ours = upstream.tokenizer_from_published(published)
+    ours = iiworld_keys.tokenizer_from_published(published)
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in own.items()}
-    back = upstream.tokenizer_to_published(ours)
+    back = iiworld_keys.tokenizer_to_published(ours)
     assert set(back) == {name for name, _, _ in entries}
     assert all(back[k].data_ptr() == published[k].data_ptr() for k in published)
 
 
 def test_names_that_do_not_fit_are_listed(published: dict[str, Tensor]) -> None:
     with pytest.raises(CheckpointError, match=r"unexpected \(1\): encoder.left"):
-        upstream.tokenizer_from_published({**published, "encoder.left": torch.zeros(1)})
+        iiworld_keys.tokenizer_from_published({**published, "encoder.left": torch.zeros(1)})
     broken = {**published, "encoder.conv_in.bias": torch.zeros(3)}
     del broken["vq.quant_conv.bias"]
-    wanted = upstream.tokenizer_to_published(upstream.tokenizer_from_published(published))
+    wanted = iiworld_keys.tokenizer_to_published(iiworld_keys.tokenizer_from_published(published))
     with pytest.raises(
         CheckpointError, match=r"missing \(1\): vq.quant_conv.bias; misshapen \(1\): encoder.conv_in.bias \(3,\) for \(64,\)"
     ):
-        upstream.require_same_names(broken, wanted, "file.pth")
+        iiworld_keys.require_same_names(broken, wanted, "file.pth")
 
 
 def test_encoder_maps(fixture: Fixture, run: Run) -> None:
@@ -194,7 +194,7 @@ def test_train_losses(fixture: Fixture, run: Run, tokenizer: Tokenizer) -> None:
 def test_gradient_norms(fixture: Fixture, run: Run, tokenizer: Tokenizer) -> None:
     tokenizer.train().zero_grad()
     tokenizer.frame_loss(run.occupancy[1:2], run.pasts[1], torch.ones(1, 4, 1, 50, 50))[0].backward()
-    found = gradient_norms(tokenizer, upstream.tokenizer_to_published)
+    found = gradient_norms(tokenizer, iiworld_keys.tokenizer_to_published)
     tokenizer.eval().zero_grad()
     wanted = fixture.json("tokenizer_grad_norms.json")["frame1_f64"]
     assert set(found) == set(wanted)

@@ -11,13 +11,13 @@ import torch
 from ii_model import Fixture, Inside, gradient_norms, off, worst_ratio
 from torch import Tensor
 
-from iidrive import recipes
-from iidrive.errors import CheckpointError
-from iidrive.models import upstream
+from iidrive.core.errors import CheckpointError
+from iidrive.models.iiworld import keys as iiworld_keys
+from iidrive.models.iiworld.rollout import Carry, Drive, RollOut, losses, pose_matrix, roll_out
 from iidrive.models.layers import BatchNorm
-from iidrive.models.published import Carry, Drive, RollOut, losses, pose_matrix, roll_out
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldConfig, WorldModel
+from iidrive.pipeline import recipes
 
 RECIPE = recipes.published()
 MODES: dict[str, WorldConfig] = {
@@ -50,7 +50,7 @@ def latents(fixture: Fixture) -> Tensor:
 
 def model(published: dict[str, Tensor], config: WorldConfig) -> WorldModel:
     made = WorldModel(config, RECIPE.tokenizer.cells())
-    made.load_state_dict(upstream.world_from_published(published))
+    made.load_state_dict(iiworld_keys.world_from_published(published))
     return made
 
 
@@ -92,14 +92,14 @@ def test_every_published_name_is_ours_and_back(fixture: Fixture, published: dict
     for mode in ("test_mode_False", "test_mode_True"):
         entries = fixture.json("world_state.json")[mode]["entries"]
         state = {name: torch.zeros(shape) for name, shape, _ in entries}
-        own, tokenizer = upstream.nested(state)
-        ours = upstream.world_from_published(own)
+        own, tokenizer = iiworld_keys.nested(state)
+        ours = iiworld_keys.world_from_published(own)
         assert {k: v.shape for k, v in ours.items()} == {
             k: v.shape for k, v in WorldModel(RECIPE.world, RECIPE.tokenizer.cells()).state_dict().items()
         }
         assert {f"vqvae.{k}" for k in tokenizer} == {name for name, _, _ in entries if name.startswith("vqvae.")}
-    ours = upstream.world_from_published(published)
-    back = upstream.world_to_published(ours)
+    ours = iiworld_keys.world_from_published(published)
+    back = iiworld_keys.world_to_published(ours)
     assert set(back) == set(published)
     assert all(torch.equal(back[k], v) and back[k].dtype == v.dtype for k, v in published.items())
     assert "intra.2.norm2.num_batches_tracked" in ours
@@ -108,7 +108,7 @@ def test_every_published_name_is_ours_and_back(fixture: Fixture, published: dict
 def test_parts_that_the_published_model_lacks_are_named() -> None:
     own = recipes.tiny()
     with pytest.raises(CheckpointError, match=r"unexpected \(\d+\): outside, .*prior"):
-        upstream.world_to_published(WorldModel(own.world, own.tokenizer.cells()).state_dict())
+        iiworld_keys.world_to_published(WorldModel(own.world, own.tokenizer.cells()).state_dict())
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -248,7 +248,7 @@ def test_training(fixture: Fixture, published: dict[str, Tensor], latents: Tenso
     assert off(torch.stack([norm.running_mean, norm.running_var]), stored[f"train_{case}_bn"]) < 1e-4
     assert int(norm.num_batches_tracked) == stored[f"train_{case}_bn_count"]
     torch.stack(list(parts.values())).sum().backward()
-    found, wanted = gradient_norms(world, upstream.world_to_published), fixture.json("world_grad_norms.json")[case]
+    found, wanted = gradient_norms(world, iiworld_keys.world_to_published), fixture.json("world_grad_norms.json")[case]
     assert set(found) == set(wanted)
     ratio, name = worst_ratio(found, wanted)
     assert ratio < (2e-2 if "free" in case else 2e-3), name
@@ -260,7 +260,7 @@ def test_decoded_forecast(fixture: Fixture, streamed: Streamed, latents: Tensor)
     stored = fixture.arrays("world_f32.npz")
     tokenizer = Tokenizer(RECIPE.tokenizer)
     entries = fixture.json("tokenizer_state.json")["entries"]
-    tokenizer.load_state_dict(upstream.tokenizer_from_published(fixture.state(entries)))
+    tokenizer.load_state_dict(iiworld_keys.tokenizer_from_published(fixture.state(entries)))
     made = streamed["gen"][0][1].latents[0]
     with torch.no_grad():
         for latent, wanted in zip(

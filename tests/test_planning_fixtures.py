@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from public import aggregates, outputs, protocols
 
-from iidrive.eval import raster
-from iidrive.eval.cases import Cases, read_cases
-from iidrive.eval.planning import bevplanner, stp3, uniad
-from iidrive.eval.planning.setting import VEHICLES, of_classes, prepare
-from iidrive.eval.protocols import PROTOCOLS
-from iidrive.eval.score import Scores, format_table, format_together, per_sample, score_all
+from iidrive.scoring import raster
+from iidrive.scoring.cases import Cases, read_cases
+from iidrive.scoring.planning import bevplanner, stp3, uniad
+from iidrive.scoring.planning.setting import VEHICLES, of_classes, prepare
+from iidrive.scoring.protocols import PROTOCOLS
+from iidrive.scoring.score import Scores, format_table, format_together, per_sample, score_all
 
 PREFIXES = {name: row.prefix or name for name, row in PROTOCOLS.items()}
 

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_cases import along, make_cases, random_cases, reordered
 
-from iidrive import geometry
-from iidrive.errors import ConfigError, DataError
-from iidrive.eval.cases import Cases
-from iidrive.eval.planning.setting import PlanningSteps, prepare
-from iidrive.eval.planning.sparsedrive import sparsedrive, sparsedrive_hits, sparsedrive_yaw
-from iidrive.eval.protocols import PROTOCOLS, protocol_named, protocols_named
+from iidrive.core import geometry
+from iidrive.core.errors import ConfigError, DataError
+from iidrive.scoring.cases import Cases
+from iidrive.scoring.planning.setting import PlanningSteps, prepare
+from iidrive.scoring.planning.sparsedrive import sparsedrive, sparsedrive_hits, sparsedrive_yaw
+from iidrive.scoring.protocols import PROTOCOLS, protocol_named, protocols_named
 
 RIGHT, FORWARD = (1.0, 0.0), (0.0, 1.0)
 FRONT_M = 0.5 + float(np.float32(4.084)) / 2

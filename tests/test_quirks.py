@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from iidrive import recipes
-from iidrive.errors import ConfigError
-from iidrive.models.published import Carry, Drive, RollOut, begin, heading_rad, losses, quaternion_product, roll_out
-from iidrive.models.quirks import QUIRKS, Quirk
+from iidrive.core.errors import ConfigError
+from iidrive.models.iiworld.quirks import QUIRKS, Quirk
+from iidrive.models.iiworld.rollout import Carry, Drive, RollOut, begin, heading_rad, losses, quaternion_product, roll_out
 from iidrive.models.world import WorldModel
+from iidrive.pipeline import recipes
 
 TINY = recipes.tiny()
 CONFIG = replace(TINY.world, motion="map", align="none", residual="none", norm="batch", start="xavier", voxel_weight=0.0)

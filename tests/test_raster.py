@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iidrive.eval.raster import cells_hit, fill, rectangles_hit, row_intervals
+from iidrive.scoring.raster import cells_hit, fill, rectangles_hit, row_intervals
 
 SIZE = 24
 PLACES = st.integers(-6, SIZE + 6)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iidrive.errors import DataError
-from iidrive.eval.rays import RayCounts, count_rays, directions, render
+from iidrive.core.errors import DataError
+from iidrive.scoring.rays import RayCounts, count_rays, directions, render
 
 CAR, WALL, FREE = 4, 15, 17
 

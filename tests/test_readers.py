@@ -19,13 +19,13 @@ import torch.multiprocessing as multiprocessing
 from make_cases import random_cases, reordered
 from test_accumulate import part
 
-from iidrive.cli import main
-from iidrive.commands.score import score
-from iidrive.errors import ConfigError, DataError
-from iidrive.eval.accumulate import PlanningScore
-from iidrive.eval.cases import Cases, align, read_cases, write_cases, write_predictions
-from iidrive.eval.readers import read_paths, read_tokens
-from iidrive.eval.score import to_json, write_per_sample
+from iidrive.cli.main import main
+from iidrive.cli.score import score
+from iidrive.core.errors import ConfigError, DataError
+from iidrive.scoring.accumulate import PlanningScore
+from iidrive.scoring.cases import Cases, align, read_cases, write_cases, write_predictions
+from iidrive.scoring.readers import read_paths, read_tokens
+from iidrive.scoring.score import to_json, write_per_sample
 
 N = 11
 PROTOCOLS = ("sparsedrive", "uniad", "vad")

@@ -9,17 +9,17 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from iidrive import recipes
-from iidrive.data.loader import Cut, Track, Windows
+from iidrive.core.errors import ConfigError
+from iidrive.core.scene import Ahead, Batch, Seen
+from iidrive.data.clips import Cut, Track, Windows
 from iidrive.data.source import scenes
-from iidrive.data.town import Town, TownConfig
-from iidrive.errors import ConfigError
+from iidrive.data.town.source import Town, TownConfig
 from iidrive.models.forecast import Forecaster
-from iidrive.models.quirks import Quirk
-from iidrive.models.recorded import continuous, quaternion_of, recorded
+from iidrive.models.iiworld.quirks import Quirk
+from iidrive.models.iiworld.windows import continuous, quaternion_of, recorded
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
-from iidrive.scene import Ahead, Batch, Seen
+from iidrive.pipeline import recipes
 
 TINY = recipes.tiny()
 CONFIG = replace(

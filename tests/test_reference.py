@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from iidrive.cli import main
-from iidrive.commands.reproduce import _do
-from iidrive.reference import Setting, Step, steps
-from iidrive.train.session import StopRequested
+from iidrive.cli.main import main
+from iidrive.cli.reference_runs import Setting, Step, steps
+from iidrive.cli.reproduce import _do
+from iidrive.training.options import StopRequested
 
 SMALL = ("--recipe", "tiny", "--recipe.town.train_scenes", "2", "--recipe.town.test_scenes", "2", "--recipe.town.keyframes", "14")
 

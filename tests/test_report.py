@@ -9,8 +9,8 @@ from urllib.parse import unquote
 
 import pytest
 
-from iidrive.errors import DataError
-from iidrive.report import Page, Table, render, write_index
+from iidrive.core.errors import DataError
+from iidrive.report.page import Page, Table, render, write_index
 
 EVIL = '<script>alert("1")</script> & <b>bold</b>'
 PAGE = Page(

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from iidrive.errors import DataError
-from iidrive.scene import (
+from iidrive.core.errors import DataError
+from iidrive.core.scene import (
     OCC3D_GRID,
     Boxes,
     Command,

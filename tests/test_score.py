@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_cases import along, make_cases, random_cases, reordered
 
-from iidrive.cli import main
-from iidrive.errors import ConfigError, DataError
-from iidrive.eval.cases import Predictions, align, read_cases, write_cases
-from iidrive.eval.score import (
+from iidrive.cli.main import main
+from iidrive.core.errors import ConfigError, DataError
+from iidrive.scoring.cases import Predictions, align, read_cases, write_cases
+from iidrive.scoring.score import (
     NUSCENES_VAL_OBJ_COL,
     NUSCENES_VAL_SAMPLES,
     Scores,

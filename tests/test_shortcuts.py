@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iidrive.models.convolve import EnlargedConv, convolve_columns, distinct_columns
+from iidrive.models.cpu.convolve import EnlargedConv, convolve_columns, distinct_columns
 from iidrive.models.layers import CellAttention
 from iidrive.models.norm import Norm
 from iidrive.models.quantise import QuantiserConfig, ResidualQuantiser

@@ -15,14 +15,14 @@ import torch
 from safetensors.torch import save_file
 from together import run_together, start
 
-from iidrive import recipes, stages
-from iidrive.data.loader import OccupancyFrames
-from iidrive.data.town import Town
-from iidrive.errors import CheckpointError, ConfigError, DataError, IIDriveError
-from iidrive.processes import Team
-from iidrive.runs import Run
-from iidrive.train import checkpoint
-from iidrive.train.session import Session, StopRequested
+from iidrive.core.errors import CheckpointError, ConfigError, DataError, IIDriveError
+from iidrive.data.clips import OccupancyFrames
+from iidrive.data.town.source import Town
+from iidrive.pipeline import recipes, stages
+from iidrive.runtime.distributed import Team
+from iidrive.runtime.run_folder import Run
+from iidrive.training import checkpoint
+from iidrive.training.options import Session, StopRequested
 
 TINY = replace(recipes.tiny(), town=replace(recipes.tiny().town, train_scenes=2, test_scenes=1, keyframes=14))
 OFTEN = {

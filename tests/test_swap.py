@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 from three_runs import RECIPE, TOWN, Chain, train_chain
 
-from iidrive import swap
-from iidrive.cli import main
-from iidrive.errors import ConfigError, DataError
-from iidrive.eval import diagnosis
-from iidrive.eval.agreement import agreement, mutual_information
-from iidrive.lineage import MARKED
-from iidrive.runs import Run
-from iidrive.train import checkpoint
+from iidrive.analysis.swap import diagnosis, swap
+from iidrive.analysis.swap.agreement import agreement, mutual_information
+from iidrive.cli.main import main
+from iidrive.core.errors import ConfigError, DataError
+from iidrive.core.lineage import MARKED
+from iidrive.runtime.run_folder import Run
+from iidrive.training import checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_scene import circle_scene
 
-from iidrive import recipes
-from iidrive.cli import main
+from iidrive.cli.main import main
+from iidrive.core.errors import ConfigError, DataError, LineageError
+from iidrive.core.lineage import Lineage
 from iidrive.data.tokens import TokenCache, build, pack, unpack
-from iidrive.data.town import Town, TownConfig
-from iidrive.errors import ConfigError, DataError, LineageError
-from iidrive.lineage import Lineage
+from iidrive.data.town.source import Town, TownConfig
 from iidrive.models.tokenizer import Tokenizer
+from iidrive.pipeline import recipes
 
 TOWN = Town(TownConfig(train_scenes=2, keyframes=9))
 NAMES = TOWN.scene_names("train")

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import shapely
 
-from iidrive import geometry
-from iidrive.classes import CATEGORIES, CATEGORY_INDEX, FREE, OCC
+from iidrive.core import geometry
+from iidrive.core.classes import CATEGORIES, CATEGORY_INDEX, FREE, OCC
+from iidrive.core.errors import ConfigError, DataError
+from iidrive.core.scene import OCC3D_GRID, Boxes, GridSpec, Scene
 from iidrive.data.source import true_path, window
-from iidrive.data.town import SPLITS, Town, TownConfig, scene_seed
-from iidrive.data.town_record import ego_headings, paint_boxes
-from iidrive.data.town_route import COMMAND_M
-from iidrive.data.town_static import column_table, fill
-from iidrive.errors import ConfigError, DataError
-from iidrive.scene import OCC3D_GRID, Boxes, GridSpec, Scene
+from iidrive.data.town.record import ego_headings, paint_boxes
+from iidrive.data.town.route import COMMAND_M
+from iidrive.data.town.source import SPLITS, Town, TownConfig, scene_seed
+from iidrive.data.town.static import column_table, fill
 
 COARSE = GridSpec((80, 80, 8), (-32.0, -32.0, -1.0), 0.8)
 CONFIG = TownConfig(train_scenes=8, val_scenes=2, test_scenes=2, cached_scenes=12)

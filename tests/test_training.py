@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-from iidrive import recipes, stages
-from iidrive.configs import from_plain
-from iidrive.data.town import Town
-from iidrive.errors import CheckpointError, ConfigError, IIDriveError, LineageError
+from iidrive.core.config_io import from_plain
+from iidrive.core.errors import CheckpointError, ConfigError, IIDriveError, LineageError
+from iidrive.core.scene import Batch
+from iidrive.data.town.source import Town
 from iidrive.models.losses import Counts
 from iidrive.models.tokenizer import Tokenizer, TokenizerConfig
-from iidrive.runs import Run
-from iidrive.scene import Batch
-from iidrive.train import checkpoint
-from iidrive.train.optim import Average, TrainConfig, learning_rate
-from iidrive.train.session import Session
-from iidrive.train.spread import Spread
+from iidrive.pipeline import recipes, stages
+from iidrive.runtime.run_folder import Run
+from iidrive.training import checkpoint
+from iidrive.training.optim import Average, TrainConfig, learning_rate
+from iidrive.training.options import Session
+from iidrive.training.parallel import Spread
 
 RECIPE = replace(recipes.tiny(), town=replace(recipes.tiny().town, train_scenes=2, test_scenes=1, keyframes=14))
 SHORT = replace(RECIPE, train_tokenizer=replace(RECIPE.train_tokenizer, samples=8, save_every=2, log_every=2))

@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.patches import Patch
 
-from iidrive import view
-from iidrive.classes import CATEGORY_INDEX, FREE, IGNORE, OCC, OCC_COLOURS
+from iidrive.core.classes import CATEGORY_INDEX, FREE, IGNORE, OCC, OCC_COLOURS
+from iidrive.core.errors import DataError
+from iidrive.core.scene import Boxes, Command, GridSpec, Keyframe, OccGrid, Pose, Scene, VectorMap
 from iidrive.data.source import window
-from iidrive.errors import DataError
-from iidrive.scene import Boxes, Command, GridSpec, Keyframe, OccGrid, Pose, Scene, VectorMap
+from iidrive.report import figures
 
 SPEC = GridSpec((40, 30, 4), (-20.0, -15.0, -1.0), 1.0)
 YAW = 0.7
@@ -60,12 +60,12 @@ def _scene(keyframes: int = 12) -> Scene:
     return Scene("street", tuple(made), VectorMap(layers))
 
 
-def _panel(index: int = 4) -> view.ScenePanel:
+def _panel(index: int = 4) -> figures.ScenePanel:
     scene = _scene()
     observation, target = window(_NoOccupancy(), scene, index)  # pyright: ignore[reportArgumentType]
     steps = np.arange(1, 7)[:, None]
     plans = {"planner, ii on": steps * [0.0, 3.0], "constant-velocity": steps * [0.5, 2.0]}
-    return view.ScenePanel("A street", observation, target, scene.map, plans, spec=SPEC)
+    return figures.ScenePanel("A street", observation, target, scene.map, plans, spec=SPEC)
 
 
 def _grid() -> np.ndarray:
@@ -74,12 +74,12 @@ def _grid() -> np.ndarray:
     return grid
 
 
-def _drawn(panel: view.ScenePanel) -> tuple[np.ndarray, Figure]:
+def _drawn(panel: figures.ScenePanel) -> tuple[np.ndarray, Figure]:
     """The large view alone, as RGBA pixels, with its figure."""
     figure = Figure(figsize=(5.5, 7.6), dpi=100)
-    canvas = view.FigureCanvasAgg(figure)
+    canvas = figures.FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
-    view.draw_view(axes, panel)
+    figures.draw_view(axes, panel)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba()), figure
 
@@ -98,32 +98,32 @@ def test_top_down_takes_the_highest_known_voxel() -> None:
     grid[1, 0, 2] = IGNORE
     grid[1, 1, 0], grid[1, 1, 3] = OCC["terrain"], OCC["vegetation"]
     grid[1, 2, 0] = OCC["others"]
-    colours = view.top_down(grid)
+    colours = figures.top_down(grid)
     assert colours.shape == (2, 3, 3)
     assert colours.dtype == np.uint8
     for (x, y), name in {(0, 0): "car", (0, 1): "sidewalk", (0, 2): "free", (1, 1): "vegetation", (1, 2): "others"}.items():
         assert tuple(colours[x, y]) == tuple(OCC_COLOURS[OCC[name]]), name
     assert tuple(colours[0, 2]) == (255, 255, 255)
-    assert tuple(colours[1, 0]) == view.UNKNOWN_COLOUR
+    assert tuple(colours[1, 0]) == figures.UNKNOWN_COLOUR
 
 
 def test_top_down_leaves_the_colour_table_alone() -> None:
     before = OCC_COLOURS.copy()
-    view.top_down(np.full((2, 2, 2), IGNORE, np.uint8))
+    figures.top_down(np.full((2, 2, 2), IGNORE, np.uint8))
     assert (before == OCC_COLOURS).all()
 
 
 @pytest.mark.parametrize("grid", [np.full((2, 2, 2), 18, np.uint8), np.zeros((2, 2), np.uint8), np.zeros((2, 2, 0), np.uint8)])
 def test_top_down_refuses_what_is_no_occupancy(grid: np.ndarray) -> None:
     with pytest.raises(DataError):
-        view.top_down(grid)
+        figures.top_down(grid)
 
 
 def test_upright_puts_ahead_left_into_the_upper_left() -> None:
     grid = np.full(SPEC.shape, FREE, np.uint8)
     ahead, left = 35, 25  # of 40 cells in x (forward) and 30 in y (left)
     grid[ahead, left, 1] = OCC["car"]
-    rows, columns = np.nonzero((view.upright(view.top_down(grid)) != 255).any(-1))
+    rows, columns = np.nonzero((figures.upright(figures.top_down(grid)) != 255).any(-1))
     assert rows.tolist() == [4]
     assert columns.tolist() == [4]
 
@@ -133,20 +133,20 @@ def test_a_box_ahead_left_ends_in_the_upper_left() -> None:
     now = panel.observation.now
     car = now.boxes.moved(np.linalg.inv(now.global_T_ego.matrix), "ego").centre_m[0]
     np.testing.assert_allclose(car[:2], (20, 5), atol=1e-9)
-    np.testing.assert_allclose(view.to_picture(car), (-5, 20), atol=1e-9)
+    np.testing.assert_allclose(figures.to_picture(car), (-5, 20), atol=1e-9)
     assert panel.target.boxes[0] is not None
-    np.testing.assert_allclose(view.lidar_to_picture(panel.target.boxes[0].centre_m[:1, :2], LIDAR.matrix), [(-5, 20)], atol=1e-9)
+    np.testing.assert_allclose(figures.lidar_to_picture(panel.target.boxes[0].centre_m[:1, :2], LIDAR.matrix), [(-5, 20)], atol=1e-9)
 
 
 def test_the_true_path_runs_up_from_the_lidar() -> None:
-    path = view.lidar_to_picture(_panel().target.trajectory.points_m, LIDAR.matrix)
+    path = figures.lidar_to_picture(_panel().target.trajectory.points_m, LIDAR.matrix)
     np.testing.assert_allclose(path, np.stack([np.zeros(6), 0.94 + 3.0 * np.arange(1, 7)], -1), atol=1e-5)
 
 
 def test_the_view_shows_boxes_map_and_holes_where_they_are() -> None:
     picture, figure = _drawn(_panel())
     car = OCC_COLOURS[OCC["car"]] / 255
-    road = np.array(to_rgba(view.MAP_STYLES["drivable_area"].colour)[:3])
+    road = np.array(to_rgba(figures.MAP_STYLES["drivable_area"].colour)[:3])
     assert np.abs(_pixel(picture, figure, -4.4, 21.5) - car).max() < 0.15, "the car is ahead on the left"
     assert np.abs(_pixel(picture, figure, 4.4, 21.5) - road).max() < 0.02, "nothing stands ahead on the right"
     assert np.abs(_pixel(picture, figure, -8.0, 5.0) - road).max() < 0.02, "the road reaches 9 m to the left"
@@ -174,7 +174,7 @@ def test_the_view_grows_with_the_paths() -> None:
 
 def test_the_legend_tells_l2_at_three_seconds() -> None:
     panel = _panel()
-    paths, rest, classes = view.draw_view(Figure().add_subplot(), panel)
+    paths, rest, classes = figures.draw_view(Figure().add_subplot(), panel)
     assert [p.get_label() for p in paths] == ["true path", "planner, ii on: 0.00 m", f"constant-velocity: {np.hypot(3, 6):.2f} m"]
     assert len({(p.get_linestyle(), p.get_marker()) for p in paths}) == 3  # pyright: ignore[reportAttributeAccessIssue]
     assert {"ego", "drivable area", "lane divider", "building", "the same boxes at 3 s"} == {p.get_label() for p in rest}
@@ -185,8 +185,8 @@ def test_the_legend_tells_l2_at_three_seconds() -> None:
 def test_where_the_scene_ends_there_is_no_l2() -> None:
     panel = _panel(index=8)
     assert not panel.target.trajectory.complete()
-    assert view.final_error_m(np.zeros((6, 2)), panel.target.trajectory) is None
-    paths, rest, _ = view.draw_view(Figure().add_subplot(), panel)
+    assert figures.final_error_m(np.zeros((6, 2)), panel.target.trajectory) is None
+    paths, rest, _ = figures.draw_view(Figure().add_subplot(), panel)
     assert [p.get_label() for p in paths] == ["true path", "planner, ii on", "constant-velocity"]
     assert len(paths[0].get_xdata()) == 4, "now and the three keyframes that are left"  # pyright: ignore[reportAttributeAccessIssue]
     assert "the same boxes at 3 s" not in {p.get_label() for p in rest}
@@ -200,7 +200,7 @@ def test_a_figure_with_everything(tmp_path: Path) -> None:
     imagined = _grid()
     imagined[20:, 15:, 2] = OCC["vegetation"]
     panel = replace(_panel(), true_occupancy=(_grid(),) * 4, imagined=(imagined,) * 4)
-    path = view.scene_figure(panel, tmp_path / "figures" / "scene.png")
+    path = figures.scene_figure(panel, tmp_path / "figures" / "scene.png")
     assert path == tmp_path / "figures" / "scene.png"
     assert imread(path).shape[:2] == (900, 1600)
     assert [p.name for p in path.parent.iterdir()] == ["scene.png"], "no temporary file stays"
@@ -215,12 +215,12 @@ def test_a_figure_with_everything(tmp_path: Path) -> None:
 def test_figures_of_what_is_there(tmp_path: Path) -> None:
     panel = _panel(index=8)
     bare = replace(panel, title="costs $5 and $6", map=VectorMap(), plans={})
-    narrow = imread(view.scene_figure(bare, tmp_path / "bare.png"))
+    narrow = imread(figures.scene_figure(bare, tmp_path / "bare.png"))
     assert narrow.shape[0] == 900
     assert narrow.shape[1] < 1200, "without occupancies the right part is left out"
     assert narrow[..., :3].std() > 0.02
     for name, part in {"truth": {"true_occupancy": (_grid(),) * 2}, "imagined": {"imagined": (_grid(),) * 4}}.items():
-        path = view.scene_figure(replace(panel, **part), tmp_path / f"{name}.png")
+        path = figures.scene_figure(replace(panel, **part), tmp_path / f"{name}.png")
         assert imread(path).shape[:2] == (900, 1600)
     # Two of four moments exist: the other two pictures stay empty.
     surface = OCC_COLOURS[OCC["driveable_surface"]]
@@ -232,13 +232,13 @@ def test_a_scene_without_boxes_or_past(tmp_path: Path) -> None:
     scene = _scene(1)
     lone = replace(scene.keyframes[0], boxes=Boxes.empty("global"))
     observation, target = window(_NoOccupancy(), replace(scene, keyframes=(lone,)), 0)  # pyright: ignore[reportArgumentType]
-    path = view.scene_figure(view.ScenePanel("Alone", observation, target), tmp_path / "alone.png")
+    path = figures.scene_figure(figures.ScenePanel("Alone", observation, target), tmp_path / "alone.png")
     assert path.stat().st_size > 5_000
 
 
 def test_the_same_panel_gives_the_same_file(tmp_path: Path) -> None:
     panel = _panel()
-    first, second = (view.scene_figure(panel, tmp_path / name).read_bytes() for name in ("a.png", "b.png"))
+    first, second = (figures.scene_figure(panel, tmp_path / name).read_bytes() for name in ("a.png", "b.png"))
     assert first == second
 
 

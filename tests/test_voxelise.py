@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import shapely
 
-from iidrive import geometry
-from iidrive.classes import CATEGORY_INDEX, FREE, OCC, OCC_OF_CATEGORY
+from iidrive.core import geometry
+from iidrive.core.classes import CATEGORY_INDEX, FREE, OCC, OCC_OF_CATEGORY
+from iidrive.core.errors import DataError
+from iidrive.core.scene import OCC3D_GRID, Boxes, GridSpec, Pose, VectorMap
 from iidrive.data.voxelise import polygon_mask, voxelise
-from iidrive.errors import DataError
-from iidrive.scene import OCC3D_GRID, Boxes, GridSpec, Pose, VectorMap
 
 COARSE = GridSpec((80, 80, 8), (-32.0, -32.0, -1.0), 0.8)
 

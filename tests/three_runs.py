@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from iidrive import recipes, stages
-from iidrive.data.town import Town
-from iidrive.runs import Run
+from iidrive.data.town.source import Town
+from iidrive.pipeline import recipes, stages
+from iidrive.runtime.run_folder import Run
 
 RECIPE = replace(recipes.tiny(), town=replace(recipes.tiny().town, train_scenes=2, test_scenes=1, keyframes=12))
 TOWN = Town(RECIPE.town)

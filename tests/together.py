@@ -10,10 +10,10 @@ from multiprocessing.context import ForkServerProcess
 
 import torch
 
-from iidrive import processes
+from iidrive.runtime import distributed
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["iidrive.stages", "iidrive.demo", "lightning_fabric", "torch.distributed"])
+CONTEXT.set_forkserver_preload(["iidrive.pipeline.stages", "iidrive.pipeline.demo", "lightning_fabric", "torch.distributed"])
 
 
 def start(function: Callable[..., object], *arguments: object) -> ForkServerProcess:
@@ -49,7 +49,7 @@ def _member(rank: int, size: int, port: int, function: Callable[..., object], *a
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "GROUP_RANK": 0, "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in numbers.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test"}
-    team = processes.join()
+    team = distributed.join()
     assert (team.rank, team.size) == (rank, size)
     function(team, *arguments)
-    processes.leave()
+    distributed.leave()

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from iidrive.data.nuscenes import NuScenes, NuScenesConfig
+from iidrive.core.errors import ConfigError, unknown
+from iidrive.data.nuscenes.source import NuScenes, NuScenesConfig
 from iidrive.data.source import Source
-from iidrive.data.town import Town, TownConfig
-from iidrive.errors import ConfigError, unknown
+from iidrive.data.town.source import Town, TownConfig
 
 DataName = Literal["town", "nuscenes"]
 

@@ -8,8 +8,8 @@ from typing import Literal, Protocol
 import numpy as np
 from jaxtyping import Float
 
-from iidrive import geometry
-from iidrive.scene import (
+from iidrive.core import geometry
+from iidrive.core.scene import (
     FUTURE_STEPS,
     Boxes,
     CommandSource,

@@ -32,11 +32,11 @@ import numpy as np
 from jaxtyping import Float64, Int, UInt8
 from safetensors.numpy import save
 
-from iidrive import files
+from iidrive.core.errors import ConfigError, DataError, LineageError
+from iidrive.core.lineage import Lineage, matched
+from iidrive.core.scene import Scene
 from iidrive.data.source import Source
-from iidrive.errors import ConfigError, DataError, LineageError
-from iidrive.lineage import Lineage, matched
-from iidrive.scene import Scene
+from iidrive.runtime import atomic
 
 Array = np.ndarray
 FORMAT = 2
@@ -250,7 +250,7 @@ def build(
                     f"scene {name}: {len(scene)} keyframes need ({len(scene)}, {codes_per_frame}) code indices below {codebook}; "
                     f"found {codes.shape}, {low}..{high}."
                 )
-            files.write(cache.path(name), _file(name, Rows(tokens, poses, pack(codes, bits)), vars(cache.manifest)))
+            atomic.write(cache.path(name), _file(name, Rows(tokens, poses, pack(codes, bits)), vars(cache.manifest)))
         progress(name)
     return cache
 
@@ -263,7 +263,7 @@ def _opened(folder: Path, wanted: TokensManifest, warn: Callable[[str], None]) -
     except DataError as error:
         if path.exists():
             warn(str(error))
-        files.write(path, json.dumps(vars(wanted), indent=2).encode())
+        atomic.write(path, json.dumps(vars(wanted), indent=2).encode())
         cache = TokenCache(folder)
     cache.require(Lineage("tokenizer", wanted.tokenizer))
     if cache.manifest != wanted:

@@ -25,9 +25,9 @@ import numpy as np
 import shapely
 from jaxtyping import Bool, Float, Int, UInt8
 
-from iidrive.classes import FREE, OCC, OCC_OF_CATEGORY
-from iidrive.errors import DataError
-from iidrive.scene import Boxes, GridSpec, OccGrid, Pose, VectorMap
+from iidrive.core.classes import FREE, OCC, OCC_OF_CATEGORY
+from iidrive.core.errors import DataError
+from iidrive.core.scene import Boxes, GridSpec, OccGrid, Pose, VectorMap
 
 Array = np.ndarray
 

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from iidrive.classes import FREE
+from iidrive.core.classes import FREE
+from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES, Batch, GridSpec, Seen
+from iidrive.models.ego_motion import MOTION, constant_turn, ego_status, horizons_s, last_interval_s, lidar_path
 from iidrive.models.losses import Counts, share
-from iidrive.models.motion import MOTION, constant_turn, ego_status, horizons_s, last_interval_s, lidar_path
-from iidrive.scene import FUTURE_STEPS, MANOEUVRES, Batch, GridSpec, Seen
 
 
 def still(seen: Seen) -> Float[Tensor, "B 6 2"]:

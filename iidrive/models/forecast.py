@@ -14,13 +14,13 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from iidrive.classes import IGNORE
-from iidrive.models import recorded
+from iidrive.core.classes import IGNORE
+from iidrive.core.scene import Batch, Seen
+from iidrive.models.iiworld import windows as recorded_windows
 from iidrive.models.layers import transform_inverse
 from iidrive.models.losses import Counts, share, voxel_counts
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import Imagined, Memory, WorldModel
-from iidrive.scene import Batch, Seen
 
 
 class Forecaster(nn.Module):
@@ -49,7 +49,7 @@ class Forecaster(nn.Module):
     def imagine(self, seen: Seen, steps: int) -> Imagined:
         """Imagined latents and ego poses of the next steps, from what was seen alone."""
         if self.world.config.motion == "map":
-            return recorded.imagine(self.world, seen, self._seen_latents(seen), steps)
+            return recorded_windows.imagine(self.world, seen, self._seen_latents(seen), steps)
         return self.world.imagine(self.remember(seen), seen.command, steps)
 
     @torch.no_grad()
@@ -76,7 +76,7 @@ class Forecaster(nn.Module):
         truth = self.latents(ahead.codes)
         rate = math.exp(-config.teacher_decay * batch.progress)
         if config.motion == "map":
-            return recorded.loss(self.world, seen, self._seen_latents(seen), ahead, truth, ahead.draw < rate)
+            return recorded_windows.loss(self.world, seen, self._seen_latents(seen), ahead, truth, ahead.draw < rate)
         frames = torch.cat([torch.eye(4).to(truth).expand(len(truth), 1, 4, 4), ahead.now_T_frame], 1)
         motions = transform_inverse(frames[:, :-1]) @ frames[:, 1:]
         memory = self.remember(seen)

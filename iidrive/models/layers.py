@@ -17,9 +17,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from iidrive.models.cpu.products import Linear, crossed, linear
+from iidrive.models.cpu.sampling import bordered, corners, table_of, weighted_rows
 from iidrive.models.norm import Norm
-from iidrive.models.products import Linear, crossed, linear
-from iidrive.models.sampling import bordered, corners, table_of, weighted_rows
 
 
 class BatchNorm(nn.BatchNorm2d):

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from iidrive.classes import IGNORE
-from iidrive.models.voxel_losses import focal_sum, lovasz_of_classes
+from iidrive.core.classes import IGNORE
+from iidrive.models.cpu.voxel_losses import focal_sum, lovasz_of_classes
 
 Array = np.ndarray
 Counts = Mapping[str, Tensor]

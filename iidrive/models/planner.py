@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from iidrive.errors import ConfigError
+from iidrive.core.errors import ConfigError
+from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES, Batch, Seen
 from iidrive.models.baselines import ctrv
+from iidrive.models.ego_motion import MOTION, ego_status, lidar_path
 from iidrive.models.forecast import Forecaster
 from iidrive.models.layers import CellGrid, ResBlock, mlp, transform_inverse
 from iidrive.models.losses import Counts, share
-from iidrive.models.motion import MOTION, ego_status, lidar_path
 from iidrive.models.world import Imagined
-from iidrive.scene import FUTURE_STEPS, MANOEUVRES, Batch, Seen
 
 
 @dataclass(frozen=True)

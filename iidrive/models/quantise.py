@@ -17,7 +17,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from iidrive.models.products import linear
+from iidrive.models.cpu.products import linear
 
 
 @dataclass(frozen=True)

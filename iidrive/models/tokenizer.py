@@ -25,15 +25,15 @@ from jaxtyping import Float, Float64, Int, UInt8
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from iidrive.classes import FREE, IGNORE, OCC_CLASSES
-from iidrive.errors import ConfigError
-from iidrive.models.convolve import EnlargedConv, convolve_columns
+from iidrive.core.classes import FREE, IGNORE, OCC_CLASSES
+from iidrive.core.errors import ConfigError
+from iidrive.core.scene import Batch, GridSpec
+from iidrive.models.cpu.convolve import EnlargedConv, convolve_columns
 from iidrive.models.history import mirrored, warp_once, warp_stream
 from iidrive.models.layers import CellAttention, CellGrid, ResBlock
 from iidrive.models.losses import Counts, balanced_cross_entropy, distance_weight, focal, lovasz_by_frame, share, voxel_counts
 from iidrive.models.norm import Norm
 from iidrive.models.quantise import Quantised, QuantiserConfig, ResidualQuantiser
-from iidrive.scene import Batch, GridSpec
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from iidrive.errors import ConfigError
+from iidrive.core.errors import ConfigError
+from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES, Seen
+from iidrive.models.cpu.products import Linear, linear
+from iidrive.models.ego_motion import MOTION, MotionPrior, constant_turn, motion_between, past_motions
+from iidrive.models.iiworld.quirks import Quirk
 from iidrive.models.layers import BatchNorm, CellGrid, DeformableAttention, mlp, planar_transform, transform_inverse
-from iidrive.models.motion import MOTION, MotionPrior, constant_turn, motion_between, past_motions
 from iidrive.models.norm import Norm
-from iidrive.models.products import Linear, linear
-from iidrive.models.quirks import Quirk
-from iidrive.scene import FUTURE_STEPS, MANOEUVRES, Seen
 
 
 @dataclass(frozen=True)

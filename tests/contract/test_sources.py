@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from tiny_nuscenes import make
 
-from iidrive.classes import FREE, IGNORE
+from iidrive.core.classes import FREE, IGNORE
+from iidrive.core.errors import ConfigError
+from iidrive.core.scene import FUTURE_STEPS, GridSpec
 from iidrive.data import SOURCES, Data, DataName
 from iidrive.data.source import Source, window
-from iidrive.data.town import TownConfig
-from iidrive.errors import ConfigError
-from iidrive.eval.cases import cases_from_windows
-from iidrive.scene import FUTURE_STEPS, GridSpec
+from iidrive.data.town.source import TownConfig
+from iidrive.scoring.cases import cases_from_windows
 
 SPEC = GridSpec((32, 32, 4), (-25.6, -25.6, -1.6), 1.6)
 TOWN = TownConfig(train_scenes=2, test_scenes=1, keyframes=10)

@@ -1,0 +1,307 @@
+"""Do two runs differ? Paired by sample token, clustered by scene, corrected for several metrics, ending in one careful sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from scipy import stats
+
+from iidrive.analysis.compare.stats import ALPHA, Test, holm, paired, samples_needed
+from iidrive.analysis.doctor.printed import RATES, WEIGHTS
+from iidrive.core.errors import ConfigError, DataError
+from iidrive.core.scene import FUTURE_STEPS, STEP_S
+from iidrive.scoring import npz
+from iidrive.scoring.sampled import Sampled
+
+Array = np.ndarray
+
+METRICS = ("L2", "obj_box_col")
+"""Lower is better in both. Their averages are judged together; the horizons explain them."""
+HORIZONS = (2, 4, 6)
+FEWEST_CLUSTERS = 7
+"""The least p-value of k clusters is 2 / 2^k, and it is doubled for being one of two: with fewer than seven nothing can be shown."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One compared quantity: means of A and B, the paired test of A - B, its p-value after correction, who collides alone (rates only)."""
+
+    metric: str
+    column: str
+    a: float
+    b: float
+    test: Test
+    corrected: float
+    only_a: int = 0
+    only_b: int = 0
+
+    @property
+    def differs(self) -> bool:
+        """Both the corrected p-value and the interval must say so."""
+        return self.corrected <= ALPHA and not self.test.low <= 0 <= self.test.high
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is printed about A and B. `lines` holds the two averages first. `verdict` is one sentence."""
+
+    a: str
+    b: str
+    n: int
+    clusters: int
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...]
+    verdict: str
+    seeds: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = field(default_factory=dict)
+    independent: bool = False
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """Seeds of both sides on their common samples: (seeds, n, 6) each, and each sample's cluster."""
+
+    value: Mapping[str, tuple[Array, Array]]
+    cluster: Array
+    n: int
+    clusters: int
+    independent: bool
+    notes: tuple[str, ...]
+
+
+def _join(a: Sequence[Sampled], b: Sequence[Sampled]) -> _Joined:
+    runs = [*a, *b]
+    common = set(runs[0].token).intersection(*(r.token for r in runs[1:]))
+    if not common:
+        raise DataError(f"{runs[0].name} and {runs[-1].name} have no sample in common; were they made on different splits?")
+    token = [t for t in runs[0].token if t in common]
+    notes = list(dict.fromkeys(note for r in runs for note in r.notes))
+    for run in runs:
+        alone = [t for t in run.token if t not in common]
+        if alone:
+            notes.append(f"{run.name}: {npz.few(alone)} not in every other file; left out.")
+    rows = []
+    for run in runs:
+        row_of = {t: i for i, t in enumerate(run.token)}
+        rows.append(np.array([row_of[t] for t in token], np.int64))
+    truth = runs[0].gt_col[rows[0]]
+    for run, row in zip(runs, rows, strict=True):
+        if not np.array_equal(run.gt_col[row], truth):
+            differing = int((run.gt_col[row] != truth).any(axis=1).sum())
+            raise DataError(
+                f"{runs[0].name} and {run.name} were scored against different truth: the true path's own collisions differ in {differing} "
+                "samples of the same token; score both against one cases file."
+            )
+    known = next((r for r in runs if r.scene is not None), None)
+    if known is not None and known.scene is not None:
+        scene_of = dict(zip(known.token, known.scene, strict=True))
+        cluster = np.unique([scene_of[t] for t in token], return_inverse=True)[1].reshape(-1)
+    else:
+        cluster = np.arange(len(token))
+        notes.append(
+            "The scenes are unknown, so samples are treated as independent: neighbours are not, so the intervals are too narrow and the "
+            "p-values too small. Give a cases file with `scene` by --cases."
+        )
+    stack = {m: tuple(np.stack([_values(r, m)[i] for r, i in part]) for part in _halves(runs, rows, len(a))) for m in METRICS}
+    return _Joined({m: (v[0], v[1]) for m, v in stack.items()}, cluster, len(token), len(np.unique(cluster)), known is None, tuple(notes))
+
+
+def _halves(runs: Sequence[Sampled], rows: Sequence[Array], k: int) -> tuple[list[tuple[Sampled, Array]], list[tuple[Sampled, Array]]]:
+    both = list(zip(runs, rows, strict=True))
+    return both[:k], both[k:]
+
+
+def _values(run: Sampled, metric: str) -> Array:
+    return run.L2 if metric == "L2" else run.hit.astype(np.float64)
+
+
+def compare(a: Sequence[Sampled], b: Sequence[Sampled], names: tuple[str, str] = ("A", "B"), resamples: int = 9999) -> Comparison:
+    """Compare two sides of one or more seeds each on the samples that all have.
+
+    The averages of L2 and obj_box_col (of the 1, 2 and 3 s columns) are judged, Holm-corrected for being two; the horizons are corrected
+    among themselves. With two seeds or more on each side, seeds must tell the sides apart too (Welch's test).
+
+    Raises:
+        DataError: without common samples, or for runs scored against different truth.
+    """
+    joined = _join(a, b)
+    averages = [_line(joined, metric, "avg", WEIGHTS / 36, resamples) for metric in METRICS]
+    horizons = []
+    for metric in METRICS:
+        for k in HORIZONS:
+            weight = (np.arange(FUTURE_STEPS) < k) / k
+            horizons.append(_line(joined, metric, f"{k * STEP_S:.0f}s", weight, resamples))
+    seeds = {m: tuple(tuple((v @ (WEIGHTS / 36)).mean(axis=1).tolist()) for v in joined.value[m]) for m in METRICS}
+    spread = {m: (v[0], v[1]) for m, v in seeds.items()}
+    lines = (*_corrected(averages), *_corrected(horizons))
+    notes = list(joined.notes)
+    if joined.clusters < FEWEST_CLUSTERS:
+        least = min(1.0, len(METRICS) * 2 / 2**joined.clusters)
+        notes.append(
+            f"Only {joined.clusters} independent groups of samples: no corrected p-value can be below {least:.2g}, so nothing can be "
+            f"shown. It takes at least {FEWEST_CLUSTERS}, whatever the size of the difference."
+        )
+    if len(a) == 1 or len(b) == 1:
+        notes.append("One seed on a side: this is about these weights, not about the recipes; train both with several seeds for that.")
+    verdict = _verdict(lines[: len(METRICS)], names, joined, spread)
+    return Comparison(*names, joined.n, joined.clusters, lines, tuple(notes), verdict, spread, joined.independent)
+
+
+def _line(joined: _Joined, metric: str, column: str, weight: Array, resamples: int) -> Line:
+    a, b = (v.mean(axis=0) @ weight for v in joined.value[metric])
+    test = paired(a, b, joined.cluster, resamples)
+    only_a = only_b = 0
+    if metric in RATES:
+        hit_a, hit_b = (v.mean(axis=0)[:, weight > 0] for v in joined.value[metric])
+        only_a, only_b = int((hit_a > hit_b).sum()), int((hit_b > hit_a).sum())
+    return Line(metric, column, float(a.mean()), float(b.mean()), test, test.p, only_a, only_b)
+
+
+def _corrected(lines: Sequence[Line]) -> list[Line]:
+    return [replace(line, corrected=p) for line, p in zip(lines, holm([line.test.p for line in lines]), strict=True)]
+
+
+def _seeds_agree(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    """Whether seeds tell the sides apart; true where there are too few to ask."""
+    if len(a) < 2 or len(b) < 2:
+        return True
+    if np.ptp(a) == 0 and np.ptp(b) == 0:
+        return a[0] != b[0]
+    return bool(np.asarray(stats.ttest_ind(a, b, equal_var=False)[1]) <= ALPHA)
+
+
+def _verdict(
+    lines: Sequence[Line], names: tuple[str, str], joined: _Joined, seeds: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]
+) -> str:
+    if all(np.array_equal(*joined.value[m]) for m in METRICS):
+        return f"{names[0]} and {names[1]} are the same: equal L2 and equal collisions at every step of all {joined.n} samples."
+    words, needed, same = {"better": [], "worse": []}, [], []
+    for line in lines:
+        if line.differs and _seeds_agree(*seeds[line.metric]):
+            words["better" if line.test.difference < 0 else "worse"].append(f"{line.metric} ({amount(line.metric, line.test)})")
+            continue
+        many = line.differs
+        more = None if many else samples_needed(joined.n, line.test.difference, line.test.error)
+        same.append(line.metric + (" (the seeds scatter too much)" if many else ""))
+        if more:
+            fewest = -(-joined.n * FEWEST_CLUSTERS // joined.clusters)
+            needed.append(f"about {two_figures(max(more, joined.n + 1, fewest)):,} samples for {line.metric}")
+    return verdict_sentence(words, same, needed, names) + (" (Samples taken as independent.)" if joined.independent else "")
+
+
+def verdict_sentence(words: Mapping[str, Sequence[str]], same: Sequence[str], needed: Sequence[str], names: tuple[str, str]) -> str:
+    """`A is better than B in …; no difference in … that these data can show (…)`."""
+    parts = [f"{kind} than {names[1]} in {' and '.join(words[kind])}" for kind in ("better", "worse") if words.get(kind)]
+    sentence = f"{names[0]} is {' but '.join(parts)}" if parts else ""
+    if same:
+        enough = f"; to show one of the size seen would take {' and '.join(needed)}" if needed else ""
+        if parts:
+            sentence += f"; in {' and '.join(same)} there is no difference that these data can show{enough}"
+        else:
+            sentence = f"{names[0]} and {names[1]}: no difference that these data can show in {' or '.join(same)}{enough}"
+    return sentence + "."
+
+
+def amount(metric: str, test: Test) -> str:
+    """The difference with its interval, in metres or percentage points."""
+    if metric in RATES:
+        return f"{100 * test.difference:+.3f} points, 95 % {100 * test.low:+.3f} to {100 * test.high:+.3f}"
+    return f"{test.difference:+.4f} m, 95 % {test.low:+.4f} to {test.high:+.4f}"
+
+
+def two_figures(value: int) -> int:
+    """Two figures: more would pretend to know."""
+    scale = 10 ** max(0, len(str(value)) - 2)
+    return -(-value // scale) * scale
+
+
+def format_comparison(result: Comparison) -> str:
+    """The table of lines, events, seeds, notes and the verdict."""
+    unit = "taken as independent" if result.independent else f"of {result.clusters} scenes"
+    out = [f"{result.a} against {result.b}: {result.n} samples in common, {unit}; differences are {result.a} - {result.b}"]
+    out.append(f"{'':18}{result.a:>12}{result.b:>12}{'difference':>12}{'95 % interval':>24}{'p':>9}{'corrected':>11}")
+    for line in result.lines:
+        rate = line.metric in RATES
+        show = (lambda v, sign="": f"{100 * v:{sign}.3f}%") if rate else (lambda v, sign="": f"{v:{sign}.4f}")
+        interval = f"{show(line.test.low, '+')} … {show(line.test.high, '+')}"
+        out.append(
+            f"{line.metric + ' ' + line.column:18}{show(line.a):>12}{show(line.b):>12}{show(line.test.difference, '+'):>12}"
+            f"{interval:>24}{line.test.p:>9.4f}{line.corrected:>11.4f}"
+        )
+    hits = next((line for line in result.lines if line.metric in RATES and line.column == "3s"), None)
+    if hits:
+        out.append(f"obj_box_col events (sample and step): only {result.a} {hits.only_a}, only {result.b} {hits.only_b}")
+    for metric, sides in result.seeds.items():
+        for name, values in zip((result.a, result.b), sides, strict=True):
+            if len(values) > 1:
+                scale, suffix = (100, " %") if metric in RATES else (1, " m")
+                spread = float(np.std(values, ddof=1))
+                out.append(f"{metric} avg over {len(values)} seeds of {name}: {scale * np.mean(values):.4f} ± {scale * spread:.4f}{suffix}")
+    out += [f"note: {note}" for note in result.notes]
+    out.append(
+        "p: cluster permutation test; interval: cluster bootstrap; corrected: Holm, over the two averages and over the six horizons."
+    )
+    return "\n".join([*out, f"verdict: {result.verdict}"])
+
+
+def grid(cells: Sequence[Sampled], resamples: int = 9999) -> str:
+    """The 2×2 of train-ii × test-ii, from files that say which cell they are, and the comparison of each row and column.
+
+    Raises:
+        ConfigError: if a file does not say its cell, or a cell stands twice.
+    """
+    found: dict[tuple[str, str], list[Sampled]] = {}
+    for cell in cells:
+        key = (str(cell.about.get("train_ii", "")), str(cell.about.get("test_ii", "")))
+        if key[0] not in ("on", "off") or key[1] not in ("on", "off"):
+            raise ConfigError(
+                f"{cell.name} does not say train_ii and test_ii (on or off) in its meta; write predictions with `iidrive evaluate`, or pass "
+                "{'train_ii': 'on', 'test_ii': 'off'} to write_predictions."
+            )
+        found.setdefault(key, []).append(cell)
+    if len(found) < 2:
+        raise ConfigError("a grid needs at least two different cells of train-ii × test-ii.")
+    out = [f"{'':16}{'test-ii off':>28}{'test-ii on':>28}"]
+    for train in ("off", "on"):
+        shown = [_cell(found.get((train, test), [])) for test in ("off", "on")]
+        out.append(f"{'train-ii ' + train:16}{shown[0]:>28}{shown[1]:>28}")
+    out.append("(L2 avg in metres, obj_box_col avg)")
+    pairs = [((train, "on"), (train, "off")) for train in ("off", "on")] + [(("on", test), ("off", test)) for test in ("off", "on")]
+    results: list[Comparison] = []
+    notes: dict[str, None] = {}
+    for one, two in pairs:
+        if one in found and two in found:
+            label = tuple(f"train-ii {c[0]}/test-ii {c[1]}" for c in (one, two))
+            results.append(compare(found[one], found[two], (label[0], label[1]), resamples))
+            notes |= dict.fromkeys(results[-1].notes)
+    out += _grid_verdicts(results)
+    if ("off", "on") in found:
+        notes["Trained with ii off, the ii branch was never trained: testing with it on should equal off."] = None
+    return "\n".join([*out, *(f"note: {note}" for note in notes)])
+
+
+def _grid_verdicts(results: Sequence[Comparison]) -> list[str]:
+    """One sentence a pair, corrected for all pairs and both metrics together."""
+    flat = [line for r in results for line in r.lines[: len(METRICS)]]
+    corrected = holm([line.test.p for line in flat])
+    out = []
+    for i, result in enumerate(results):
+        lines = [replace(line, corrected=corrected[len(METRICS) * i + j]) for j, line in enumerate(result.lines[: len(METRICS)])]
+        words: dict[str, list[str]] = {"better": [], "worse": []}
+        same = []
+        for line in lines:
+            if line.differs and _seeds_agree(*result.seeds[line.metric]):
+                words["better" if line.test.difference < 0 else "worse"].append(f"{line.metric} ({amount(line.metric, line.test)})")
+            else:
+                same.append(line.metric)
+        out.append(verdict_sentence(words, same, [], (result.a, result.b)))
+    return out
+
+
+def _cell(seeds: Sequence[Sampled]) -> str:
+    if not seeds:
+        return "–"
+    l2 = float(np.mean([(s.L2 @ (WEIGHTS / 36)).mean() for s in seeds]))
+    col = float(np.mean([(s.hit @ (WEIGHTS / 36)).mean() for s in seeds]))
+    return f"{l2:.4f}  {100 * col:.3f}%"

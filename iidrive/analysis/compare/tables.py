@@ -1,0 +1,117 @@
+"""Whether two printed tables differ, when tables are all there is: collisions by their counts, L2 by the widest spread it may have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import stats
+
+from iidrive.analysis.compare.compare import two_figures, verdict_sentence
+from iidrive.analysis.compare.stats import ALPHA, POWER_Z, counts_differ, holm
+from iidrive.analysis.doctor.printed import RATES, WEIGHTS, Decoded, PrintedTable, decode, read_tables
+from iidrive.core.errors import ConfigError, DataError
+from iidrive.scoring.score import NUSCENES_VAL_SAMPLES
+
+VAL_SCENES = 150
+
+
+@dataclass(frozen=True)
+class TableComparison:
+    """Two printed tables: corrected p-values by metric (where they can be judged at all), and the verdict."""
+
+    p: Mapping[str, float]
+    lines: tuple[str, ...]
+    verdict: str
+    differs: Mapping[str, bool] = field(default_factory=dict)
+
+
+def compare_tables(a: PrintedTable, b: PrintedTable, names: tuple[str, str] = ("A", "B"), n: int | None = None) -> TableComparison:
+    """What two printed tables alone can show: collisions by their counts, L2 by the widest spread it may have.
+
+    Collisions: `stats.counts_differ`. L2: a table has no spread, so each run's scene means are taken to scatter as much as its average
+    itself, and nothing to be gained by pairing; only differences beyond that count (in 40 embedded towns the paired scene means
+    of two baselines scattered 15 times less).
+
+    Raises:
+        DataError: if the tables are of different sets or counts cannot be decoded.
+    """
+    first, second = _decoded(a, n), _decoded(b, n)
+    if first.n != second.n or first.events.get("obj_col") != second.events.get("obj_col"):
+        raise DataError(
+            f"the tables are of different evaluation sets: obj_col has {_counts(first, 'obj_col')} events in {names[0]} and "
+            f"{_counts(second, 'obj_col')} in {names[1]}; that row cannot depend on the model, so nothing can be compared."
+        )
+    size, p, gap, error, out = first.n, {}, {}, {}, []
+    scenes = VAL_SCENES if size == NUSCENES_VAL_SAMPLES else max(2, size * VAL_SCENES // NUSCENES_VAL_SAMPLES)
+    l2 = a.average("L2"), b.average("L2")
+    if l2[0] is not None and l2[1] is not None:
+        gap["L2"] = l2[0] - l2[1]
+        error["L2"] = (l2[0] + l2[1]) / np.sqrt(scenes)
+        p["L2"] = float(2 * stats.norm.sf(abs(gap["L2"]) / error["L2"])) if error["L2"] else 1.0
+        out.append(
+            f"L2 avg: {l2[0]:.4f} against {l2[1]:.4f} m, difference {gap['L2']:+.4f} m; chance may move it by up to ±{1.96 * error['L2']:.2f} m"
+        )
+    if "obj_box_col" in first.events and "obj_box_col" in second.events:
+        events = first.events["obj_box_col"], second.events["obj_box_col"]
+        gap["obj_box_col"] = (first.weighted("obj_box_col") - second.weighted("obj_box_col")) / (36 * size)
+        p["obj_box_col"], spread = counts_differ(*events, WEIGHTS.tolist())
+        error["obj_box_col"] = spread / (36 * size)
+        shown = [f"{_counts(d, 'obj_box_col')} ({sum(e)})" for d, e in zip((first, second), events, strict=True)]
+        out.append(
+            f"obj_box_col: {shown[0]} against {shown[1]} events of {size} samples, difference {100 * gap['obj_box_col']:+.3f} points; "
+            f"chance may move it by ±{196 * error['obj_box_col']:.3f} points"
+        )
+    names_of = list(p)
+    corrected = dict(zip(names_of, holm([p[m] for m in names_of]), strict=True))
+    words: dict[str, list[str]] = {"better": [], "worse": []}
+    same, needed = [], []
+    for metric in names_of:
+        if corrected[metric] <= ALPHA:
+            size_of = f"{100 * gap[metric]:+.3f} points" if metric in RATES else f"{gap[metric]:+.4f} m"
+            words["better" if gap[metric] < 0 else "worse"].append(f"{metric} ({size_of})")
+        else:
+            same.append(metric)
+            # The table's bound on the scatter of L2 is far too wide to ask for numbers of samples.
+            if gap[metric] and metric in RATES:
+                many = two_figures(int(np.ceil(size * (POWER_Z * error[metric] / abs(gap[metric])) ** 2)))
+                needed.append(f"about {many:,} samples for {metric}")
+    verdict = verdict_sentence(words, same, needed, names)
+    return TableComparison(corrected, tuple(out), verdict, {m: corrected[m] <= ALPHA for m in names_of})
+
+
+def _decoded(table: PrintedTable, n: int | None) -> Decoded:
+    found = decode(table, n)
+    if found is None:
+        raise DataError(
+            f"{table.where}, line {table.line}: the percentages are no counts of {n or table.n or 'any plausible number of'} samples; "
+            "say how many samples were scored with --samples."
+        )
+    return found
+
+
+def _counts(decoded: Decoded, row: str) -> str:
+    return " ".join(str(k) for k in decoded.events.get(row, ()))
+
+
+def format_tables(result: TableComparison) -> str:
+    """Lines and verdict."""
+    note = "from the tables alone, whose samples cannot be paired; with predictions or per-sample files the same question is answered more sharply."
+    p = ", ".join(f"{metric} {value:.3g}" for metric, value in result.p.items())
+    return "\n".join([*result.lines, f"corrected p: {p} ({note})", f"verdict: {result.verdict}"])
+
+
+def compare_files(files: Sequence[str], n: int | None = None) -> str:
+    """Compare the two tables that the files hold: two files of one table, one file of two, or `FILE#K`.
+
+    Raises:
+        ConfigError: unless there are exactly two tables. DataError: as `compare_tables`.
+    """
+    found = [table for file in files for table in read_tables(file)]
+    if len(found) != 2:
+        raise ConfigError(
+            f"comparing takes two tables; found {len(found)} in {', '.join(files)}. Choose with FILE#1 FILE#2, or look at all with `iidrive doctor`."
+        )
+    legend = [f"{side}: {t.where}, line {t.line}{' – ' + t.heading if t.heading else ''}" for side, t in zip("AB", found, strict=True)]
+    return "\n".join([*legend, format_tables(compare_tables(found[0], found[1], n=n))])

@@ -1,0 +1,1 @@
+"""What printed tables and predictions say about how they were made."""

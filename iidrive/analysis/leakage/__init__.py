@@ -1,0 +1,1 @@
+"""Whether a model sees what it must not see."""

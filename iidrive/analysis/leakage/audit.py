@@ -1,0 +1,362 @@
+"""Audit a model: does anything that it must not know change its answers?
+
+At some keyframes, everything after them is replaced, in the source, in the tokens made of it and in the batch's targets; then each input
+alone. Besides: what other samples do to a sample through the batch or through what the model remembers of earlier calls, and what names do.
+Every measurement starts from a fresh copy of the model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from iidrive.analysis.leakage.counterfactual import INPUTS, Change, Counterfactual, OtherCommands, Renamed, Value, blank, real_name
+from iidrive.analysis.leakage.findings import Answers, Audit, Leak, changed, l2, worth
+from iidrive.analysis.leakage.plausible import Plausibility, plausible
+from iidrive.core.errors import ConfigError
+from iidrive.core.scene import FUTURE_STEPS, Batch, GridSpec
+from iidrive.data.clips import Cut, Frames, OccupancyFrames, Track, Windows
+from iidrive.data.source import Source, true_path, window
+from iidrive.data.tokens import TokenCache
+from iidrive.models.baselines import KINEMATIC
+from iidrive.models.forecast import Forecaster
+from iidrive.models.tokenizer import Tokenizer
+from iidrive.pipeline import stages
+from iidrive.pipeline.infer import HORIZON_STEPS
+from iidrive.runtime.run_folder import device
+from iidrive.scoring.cases import cases_from_windows
+from iidrive.training import checkpoint
+
+Array = np.ndarray
+BATCH = 4
+NEAR = 1e-3
+"""Metres. Sums over batches of another size or order round differently; that is no leak."""
+
+Hook = Callable[[Batch], Batch]
+Sample = tuple[str, int]
+"""Scene name and index of the keyframe."""
+
+
+def _same(batch: Batch) -> Batch:
+    return batch
+
+
+@dataclass(frozen=True)
+class View:
+    """What a model is shown: a source, the source that its tokens are made of, and what is done to a batch before the model gets it.
+
+    `stored` says whether tokens may come from a cache (they may not where the tokens' source has another future); `codes` keeps those made.
+    """
+
+    source: Source
+    tokens: Source
+    hook: Hook = _same
+    stored: bool = True
+    codes: dict[str, Array] = field(default_factory=dict, compare=False)
+
+
+Subject = Callable[[View, Sequence[Sample]], Answers]
+"""A whole pipeline, from a source to what it answers at some keyframes, which it gets as one batch."""
+Make = Callable[[], Subject]
+"""Makes the pipeline anew, remembering nothing."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A subject of what any model here is: windows of a source → batch → answers. `dressed` may put a source on top of the one shown."""
+
+    answer: Callable[[Batch], Mapping[str, torch.Tensor]]
+    encode: Callable[[Source, str], Array] | None = None
+    cache: Frames | None = None
+    occupancy: GridSpec | None = None
+    dressed: Callable[[Source], Source] = lambda source: source
+
+    def __call__(self, view: View, samples: Sequence[Sample]) -> Answers:
+        """Answers at `samples`, in one batch."""
+        source = self.dressed(view.source)
+        tracks = [Track.of(source.scene(name)) for name in dict.fromkeys(name for name, _ in samples)]
+        place = {real_name(track.name): i for i, track in enumerate(tracks)}
+        frames = OccupancyFrames(source, self.occupancy, stages.keyframes(tracks)) if self.occupancy else None
+        codes = self._codes(view) if self.encode or self.cache else None
+        windows = Windows(tracks, Cut(past=stages.PAST, full_future=False), frames, codes, future=True)
+        rows = {sample: row for row, sample in enumerate(windows.samples)}
+        batch = view.hook(windows.batch([rows[place[real_name(name)], index] for name, index in samples]))
+        answers = self.answer(batch.to(device()))
+        return {k: v.numpy(force=True).copy() for k, v in answers.items()}
+
+    def _codes(self, view: View) -> Frames:
+        def codes(name: str, indices: Array) -> Array:
+            name = real_name(name)
+            if self.cache is not None and view.stored:
+                return self.cache(name, indices)
+            assert self.encode is not None
+            if name not in view.codes:
+                view.codes[name] = self.encode(self.dressed(view.tokens), name)
+            return view.codes[name][indices]
+
+        return codes
+
+
+def tokenizing(tokenizer: Tokenizer) -> Callable[[Source, str], Array]:
+    """(source, scene name) → codes of all its keyframes, as `iidrive tokens` makes them."""
+    return lambda source, name: stages.scene_codes(tokenizer, source, source.scene(name))
+
+
+def of_checkpoint(path: str, test_ii: bool = False, tokens: str = "") -> Make:
+    """A baseline by name, or the planner, world model or ego-status MLP of a checkpoint. `tokens` names a cache to audit with it.
+
+    Raises:
+        ConfigError: for a tokenizer, which foresees nothing, and for a name that is neither.
+    """
+    if path in KINEMATIC:
+        plan = KINEMATIC[path]
+        return lambda: Pipeline(lambda batch: {"plan": plan(batch.observation)})
+    if not Path(path).exists():
+        raise ConfigError(
+            f"{path}: neither a checkpoint nor one of {', '.join(KINEMATIC)}. Give the run folder of a planner or world model."
+        )
+    kind = checkpoint.read_manifest(path).kind
+    if kind == "ego-mlp":
+        mlp = stages.load_ego_mlp(path)
+
+        def fresh_mlp() -> Pipeline:
+            own = copy.deepcopy(mlp)
+            return Pipeline(lambda batch: {"plan": own.plan(batch.observation)})
+
+        return fresh_mlp
+    if kind not in ("planner", "world"):
+        raise ConfigError(f"{path} is a {kind}, which neither plans nor forecasts. Audit a planner or a world model.")
+    driver = stages.load_driver(path)[0] if kind == "planner" else None
+    forecaster = driver.forecaster if driver is not None else stages.load_forecaster(path)[0]
+    encode = tokenizing(forecaster.tokenizer)
+    cache = TokenCache(tokens) if tokens else None
+
+    def make() -> Pipeline:
+        if driver is None:
+            own = copy.deepcopy(forecaster)
+            return Pipeline(lambda batch: forecast(own, batch), encode, cache)
+        fresh = copy.deepcopy(driver)
+        return Pipeline(lambda batch: {"plan": fresh.plan(batch.observation, test_ii), **forecast(fresh.forecaster, batch)}, encode, cache)
+
+    return make
+
+
+def forecast(forecaster: Forecaster, batch: Batch) -> dict[str, torch.Tensor]:
+    """Labels 0 to 3 s ahead and the imagined latents and motion."""
+    labels, imagined = forecaster.forecast(batch.observation, HORIZON_STEPS)
+    return {"forecast": labels, "latents": imagined.latents, "motion": imagined.now_T_frame}
+
+
+def choose(source: Source, split: str, count: int) -> list[Sample]:
+    """About `count` samples with a full future, spread over scenes and time; the first keyframe of a scene always among them."""
+    names = source.scene_names(split)
+    some = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, min(len(names), max(1, count // 2))).round().astype(int))]
+    lengths = {name: len(source.scene(name)) - FUTURE_STEPS for name in some}
+    share = max(2, -(-count // len(some)))
+    out = [(n, int(i)) for n in some if lengths[n] > 0 for i in np.unique(np.linspace(0, lengths[n] - 1, share).round())]
+    if not out:
+        raise ConfigError(f"{source.name} {split}: no sample has {FUTURE_STEPS} future keyframes, so there is nothing to audit on.")
+    return out
+
+
+def rounds(samples: Sequence[Sample]) -> int:
+    """In how many batches these samples are audited."""
+    return len(_rounds(samples))
+
+
+def audit(make: Make, source: Source, samples: Sequence[Sample], tick: Callable[[str], None] = lambda name: None) -> Audit:
+    """Audit a pipeline at some samples.
+
+    Raises:
+        ConfigError: if two fresh copies answer the same question differently: nothing can be compared then.
+    """
+    found: dict[str, list[Leak]] = {}
+    plans: dict[Sample, Array] = {}
+    for rows in _rounds(samples):
+        for leak in _round(make, source, rows, plans):
+            found.setdefault(leak.input, []).append(leak)
+        tick(rows[0][0])
+    leaks = tuple(_joined(parts, len(samples)) for parts in found.values())
+    return Audit(leaks, len(samples), *_score(source, plans))
+
+
+def _score(source: Source, plans: Mapping[Sample, Array]) -> tuple[float, Plausibility | None]:
+    """L2 of the plans as they are (NaN without any), and whether they can be this good beside the kinematic planners'."""
+    cases = cases_from_windows(window(source, source.scene(name), index, past=0) for name, index in plans)
+    if not cases.full.any():
+        return float("nan"), None
+    plan = np.stack(list(plans.values()))
+    metres = float(l2(plan, cases.true_path())[cases.full].mean())
+    if not np.isfinite(plan).all():
+        return metres, None
+    view, baselines = View(source, source), {}
+    for name, drive in KINEMATIC.items():
+        baseline = Pipeline(lambda batch, drive=drive: {"plan": drive(batch.observation)})
+        answers = {row: one for rows in _rounds(list(plans)) for row, one in zip(rows, baseline(view, rows)["plan"], strict=True)}
+        baselines[name] = np.stack([answers[row] for row in plans])
+    return metres, plausible(cases, plan, baselines)
+
+
+@dataclass(frozen=True)
+class _Round:
+    make: Make
+    source: Source
+    rows: Sequence[Sample]
+    compared: Array
+    real: View
+    before: Answers
+    path: Array
+    full: Array
+
+    def ask(self, view: View, rows: Sequence[Sample] | None = None) -> Answers:
+        return self.make()(view, self.rows if rows is None else rows)
+
+    def leak(self, name: str, after: Answers, tolerance: float = 0.0, which: Array | None = None) -> Leak | None:
+        which = self.compared if which is None else self.compared & which
+        if not which.any():
+            return None
+        before, after = ({k: v[which] for k, v in answers.items()} for answers in (self.before, after))
+        count = int(changed(before, after, tolerance).sum())
+        metres, voxels = worth(before, after, self.path[which], self.full[which])
+        return Leak(name, count, int(which.sum()), metres, voxels) if count else None
+
+    def view(self, change: Change, hook: Hook = _same, source: bool = True, tokens: bool = True) -> View:
+        now = {name: index for (name, index), counts in zip(self.rows, self.compared, strict=True) if counts}
+        other = Counterfactual(self.source, now, change)
+        shown = other if source else self.source
+        return View(shown, other, hook, stored=False) if tokens else replace(self.real, source=shown, hook=hook)
+
+
+def _round(make: Make, source: Source, rows: Sequence[Sample], plans: dict[Sample, Array]) -> list[Leak]:
+    """The leaks of a batch; the plans as they are go into `plans`."""
+    compared = np.ones(len(rows), bool)
+    if len(rows) == 1:
+        rows, compared = [*rows, (rows[0][0], max(0, rows[0][1] - 3))], np.array([True, False])  # company, so that a batch is a batch
+    view = View(source, source)
+    before = make()(view, rows)
+    if changed(before, make()(view, rows)).any():
+        raise ConfigError(
+            "two fresh copies of this model answer the same samples differently. Seed it or switch its noise off, then audit."
+        )
+    paths = [true_path(source.scene(name), index) for name, index in rows]
+    now = _Round(
+        make, source, rows, compared, view, before, np.stack([p.points_m for p in paths]), np.array([p.valid.all() for p in paths])
+    )
+    if "plan" in before:
+        plans |= {row: plan for row, plan, counts in zip(rows, before["plan"], compared, strict=True) if counts}
+    leaks = [*_future(now), *_others(now), *_names(now)]
+    if source.command_source == "oracle":
+        leak = now.leak("oracle command (declared)", now.ask(replace(view, source=OtherCommands(source))))
+        if leak:
+            leaks.append(
+                replace(leak, declared=True, note="commands of this data are made from the true future; L2 is with other commands.")
+            )
+    return leaks
+
+
+def _future(now: _Round) -> list[Leak]:
+    """What later keyframes do: all at once, and if that changes anything, one input at a time."""
+    values: tuple[Value, ...] = ("other", "noise")
+    at_once = [now.leak("later keyframes (several inputs together)", now.ask(now.view(Change(value=v), blank))) for v in values]
+    ended = now.leak("end of the scene", now.ask(now.view(Change(end=True), tokens=False)), NEAR)
+    if not any(at_once):
+        return [ended] if ended else []
+    leaks = []
+    for name in INPUTS:
+        leaks.append(_least([now.leak(f"later {name}", now.ask(now.view(Change(frozenset({name}), v), tokens=False))) for v in values]))
+    leaks.append(_least([now.leak("tokens that saw later keyframes", now.ask(now.view(Change(value=v), source=False))) for v in values]))
+    leaks.append(now.leak("targets of the batch", now.ask(replace(now.real, hook=blank))))
+    named = [leak for leak in leaks if leak]
+    return named or [leak for leak in [_least(at_once)] if leak]
+
+
+def _others(now: _Round) -> list[Leak]:
+    """What other samples do: through the batch, through its size and order, and through what earlier calls left behind."""
+    leaks: list[Leak | None] = []
+    view, n = now.real, len(now.rows)
+    for parity in (0, 1):
+        keep = np.arange(n) % 2 == parity
+        swapped = [row if kept else _other(now, row) for row, kept in zip(now.rows, keep, strict=True)]
+        leaks.append(now.leak("other samples of the batch", now.ask(view, swapped), which=keep))
+    flipped = {k: v[::-1] for k, v in now.ask(view, now.rows[::-1]).items()}
+    leaks.append(now.leak("place in the batch", flipped, NEAR))
+    if not any(leaks):
+        alone = [now.ask(view, [row]) for row in now.rows]
+        leaks.append(now.leak("size of the batch", {k: np.concatenate([one[k] for one in alone]) for k in now.before}, NEAR))
+    model = now.make()
+    for step in (2, 1):
+        model(view, [(name, min(index + step, len(now.source.scene(name)) - 1)) for name, index in now.rows])
+    state = now.leak("state carried between calls", model(view, now.rows))
+    if state:  # here the fresh copy is the one without the leak
+        leaks.append(replace(state, worth_m=-state.worth_m))
+    return [_joined(parts, 0) for parts in _by_name([leak for leak in leaks if leak]).values()]
+
+
+def _names(now: _Round) -> list[Leak]:
+    """What sample tokens and scene names do: a plan that hangs on them was looked up."""
+    name = "sample tokens and scene names"
+    try:
+        leak = now.leak(name, now.ask(replace(now.real, source=Renamed(now.source))))
+    except (KeyError, IndexError) as error:
+        note = f"the model cannot answer for samples that it does not know by name ({type(error).__name__}: {error})."
+        return [Leak(name, int(now.compared.sum()), int(now.compared.sum()), note=note)]
+    return [leak] if leak else []
+
+
+def _other(now: _Round, row: Sample) -> Sample:
+    """Another sample of the same scene."""
+    name, index = row
+    last = len(now.source.scene(name)) - 1
+    return name, (index + 5) % (last + 1)
+
+
+def _rounds(samples: Sequence[Sample]) -> list[list[Sample]]:
+    """Batches that hold every scene at most once, so that each scene has one moment that counts as now."""
+    rounds: list[list[Sample]] = []
+    for sample in samples:
+        fits = (r for r in rounds if len(r) < BATCH and all(name != sample[0] for name, _ in r))
+        found = next(fits, None)
+        if found is None:
+            rounds.append([sample])
+        else:
+            found.append(sample)
+    return rounds
+
+
+def _by_name(leaks: Sequence[Leak]) -> dict[str, list[Leak]]:
+    out: dict[str, list[Leak]] = {}
+    for leak in leaks:
+        out.setdefault(leak.input, []).append(leak)
+    return out
+
+
+def _least(leaks: Sequence[Leak | None]) -> Leak | None:
+    """The leak that changed most answers, at the smallest worth of those that were measured."""
+    some = [leak for leak in leaks if leak]
+    if not some:
+        return None
+    metres = [leak.worth_m for leak in some if np.isfinite(leak.worth_m)]
+    most = max(some, key=lambda leak: leak.samples)
+    return replace(most, worth_m=min(metres, key=abs)) if metres else most
+
+
+def _joined(parts: Sequence[Leak], of: int) -> Leak:
+    """One leak of several batches: worth weighted by the samples compared; batches in which nothing changed count with 0 (`of` samples in all)."""
+    total = max(of, sum(leak.of for leak in parts))
+
+    def mean(values: Sequence[float]) -> float:
+        known = [(v, leak.of) for v, leak in zip(values, parts, strict=True) if np.isfinite(v)]
+        return sum(v * n for v, n in known) / total if known else float("nan")
+
+    return replace(
+        parts[0],
+        samples=sum(leak.samples for leak in parts),
+        of=total,
+        worth_m=mean([leak.worth_m for leak in parts]),
+        voxels=mean([leak.voxels for leak in parts]),
+    )

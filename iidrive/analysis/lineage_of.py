@@ -1,0 +1,98 @@
+"""What any path descends from: a checkpoint, a token cache, a predictions file, scores, or a run folder that holds some of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from iidrive.core.errors import CheckpointError, DataError, LineageError
+from iidrive.core.lineage import MARKED, Lineage, Parent
+from iidrive.data.tokens import TokenCache
+from iidrive.scoring.cases import Predictions, read_predictions
+from iidrive.training import checkpoint
+
+
+def trace(path: str | Path) -> list[Lineage]:
+    """The chains of everything at a path, a folder's own and that of what lies up to two folders below.
+
+    Raises:
+        DataError: if nothing there has a chain.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path}: not there. Give a checkpoint, a token cache, a predictions file, a scores file or a run folder.")
+    found = _of_file(path) if path.is_file() else _of_folder(path, depth=2)
+    if not found:
+        raise DataError(f"{path}: nothing here has a lineage. Expected a checkpoint, a token cache, a predictions file or scores.")
+    return found
+
+
+def describe(lineage: Lineage) -> str:
+    """The chain, every link with where it lay and whether it still lies there, and the marks."""
+    lines = [f"{lineage.path}: {lineage}"]
+    lines += [f"  {a.kind} {a.fingerprint}: {_now(a, lineage)}" for a in lineage.ancestors if a.path]
+    lines += [f"  {MARKED}: {mark}" for mark in lineage.marks]
+    return "\n".join(lines)
+
+
+def fit_together(lineages: Sequence[Lineage]) -> str:
+    """One sentence: whether several chains share their tokenizer (and world model); "" where there is nothing to compare."""
+    for kind in ("tokenizer", "world"):
+        of = {mark: [item.path for item in lineages if item.of(kind) == mark] for mark in dict.fromkeys(i.of(kind) for i in lineages)}
+        of.pop("", None)
+        if len(of) > 1:
+            groups = "; ".join(f"{kind} {mark}: {', '.join(paths)}" for mark, paths in of.items())
+            return f"{len(of)} different {kind}s, which must not be mixed: {groups}."
+        if kind == "tokenizer" and not (of and len(next(iter(of.values()))) > 1):
+            return ""
+    return "All of these descend from one tokenizer and at most one world model: they may be used together."
+
+
+def _now(parent: Parent, child: Lineage) -> str:
+    """Whether a parent still lies where it lay."""
+    try:
+        found = checkpoint.read_manifest(checkpoint.moved(parent.path, child.path)).fingerprint
+    except CheckpointError:
+        return f"{parent.path} (no longer there)"
+    if found == parent.fingerprint:
+        return str(parent.path)
+    return f"{parent.path} (another one lies there now: {found}; it was trained again in place)"
+
+
+def _of_file(path: Path) -> list[Lineage]:
+    if (path.parent / "weights.safetensors").is_file() and path.name in ("manifest.json", "weights.safetensors", "training.safetensors"):
+        return [checkpoint.read_manifest(path.parent).lineage(path.parent)]
+    if path.suffix == ".npz":
+        return [lineage_of_predictions(read_predictions(path))]
+    try:
+        about = json.loads(path.read_text()).get("about", {})
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path}: neither a predictions file (.npz) nor scores (.json): {error}.") from None
+    return [_placed(about["lineage"], str(path))] if isinstance(about, dict) and "lineage" in about else []
+
+
+def lineage_of_predictions(predictions: Predictions) -> Lineage:
+    """The chain that planned paths carry; without one, their origin is unknown."""
+    plain = predictions.meta.get("lineage")
+    return _placed(plain, predictions.where) if plain else Lineage("predictions of unknown origin", path=predictions.where)
+
+
+def _placed(plain: object, where: str) -> Lineage:
+    if not isinstance(plain, dict):
+        raise LineageError(f"{where}: its lineage is damaged ({plain!r}). Write the file anew with `iidrive evaluate`.")
+    return replace(Lineage.from_plain(plain, where), path=where)
+
+
+def _of_folder(folder: Path, depth: int) -> list[Lineage]:
+    if (folder / "weights.safetensors").is_file() or any((folder / "checkpoints").glob("samples-*")):
+        return [checkpoint.read_manifest(folder).lineage(folder)]
+    if (folder / "manifest.json").is_file():
+        return [TokenCache(folder).lineage]
+    found = [item for file in sorted(folder.glob("predictions*.npz")) for item in _of_file(file)]
+    if (folder / "scores.json").is_file():
+        found += _of_file(folder / "scores.json")
+    if depth:
+        found += [item for below in sorted(p for p in folder.iterdir() if p.is_dir()) for item in _of_folder(below, depth - 1)]
+    return found

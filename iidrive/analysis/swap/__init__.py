@@ -1,0 +1,1 @@
+"""Stages of several runs, recombined and scored."""

@@ -1,0 +1,1 @@
+"""The command line: argv to typed functions, one file a theme."""

@@ -1,0 +1,238 @@
+"""Commands that run trained models: the demo, evaluation, the swap grid, the audit; and the one that prints what descends from what."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from iidrive.analysis import lineage_of
+from iidrive.analysis.leakage import audit as auditing
+from iidrive.analysis.leakage import findings
+from iidrive.analysis.leakage import plausible as plausibility
+from iidrive.analysis.swap import swap as swap_
+from iidrive.cli.options import Occupancy, Switch, enter, open_data, read_plans, write_json
+from iidrive.core.errors import ConfigError, unknown
+from iidrive.core.lineage import mark_lines, mark_numbers
+from iidrive.data import Data, DataName
+from iidrive.models.baselines import KINEMATIC
+from iidrive.pipeline import demo as demo_
+from iidrive.pipeline import evaluate as evaluation
+from iidrive.pipeline import recipes, stages
+from iidrive.pipeline.recipes import Recipe
+from iidrive.runtime.run_folder import Run
+from iidrive.scoring.cases import align, read_cases
+from iidrive.scoring.sampled import holds_arrays
+from iidrive.training import checkpoint
+
+
+def demo(
+    data: DataName = "town",
+    root: str = "",
+    recipe: Recipe = recipes.demo(),  # noqa: B008
+    out: str = "runs/demo",
+    occupancy: Occupancy = "auto",
+    gts: str = "",
+    predicted: str = "",
+    version: str = "",
+) -> None:
+    """Train all three models, evaluate them beside the baselines, print the tables and draw the pictures.
+
+    Args:
+        data: embedded towns, or nuScenes (train on mini_train or train, test on mini_val or val).
+        root: folder of nuScenes that holds v1.0-…/ and maps/.
+        recipe: tiny, demo, small, full or a YAML file; any field can follow, as in --recipe.train_world.samples 1600.
+        out: run folder.
+        occupancy: which occupancy of nuScenes to use.
+        gts: folder of Occ3D labels (default: ROOT/gts).
+        predicted: folder of predicted labels in the Occ3D layout.
+        version: version folder of nuScenes, where there are several.
+    """
+    demo_.run(recipe, Data(data, root, version, occupancy, gts, predicted), Path(out))
+
+
+def evaluate(
+    planner: str,
+    data: DataName = "town",
+    root: str = "",
+    split: str = "",
+    test_ii: Switch = "off",
+    json: str = "",
+    run: str = "",
+    recipe: Recipe = recipes.small(),  # noqa: B008
+    occupancy: Occupancy = "auto",
+    gts: str = "",
+    predicted: str = "",
+    version: str = "",
+    world: str = "",
+    tokenizer: str = "",
+    allow_mismatch: Switch = "off",
+    devices: int = 0,
+) -> None:
+    """Plan every sample of a split, print the reference table, write predictions keyed by sample token.
+
+    Args:
+        planner: still, constant-velocity, ctrv, ego-mlp; or a run folder or checkpoint (of a world model: forecasting alone).
+        data: embedded towns or nuScenes.
+        root: folder of nuScenes.
+        split: scenes to test on; default: the usual test split.
+        test_ii: whether the planner uses the imagined future now.
+        json: where to write the scores.
+        run: run folder to write; default: runs/evaluate-PLANNER-SPLIT.
+        recipe: names the towns and the ego-status MLP's training (a checkpoint's own towns are used when it was trained on towns).
+        occupancy: which occupancy of nuScenes to use.
+        gts: folder of Occ3D labels (default: ROOT/gts).
+        predicted: folder of predicted labels in the Occ3D layout.
+        version: version folder of nuScenes, where there are several.
+        world: run folder or checkpoint of stage 2 in place of the one that the planner names; it must be the same model.
+        tokenizer: run folder or checkpoint of stage 1 in place of the one that the world model names; it must be the same model.
+        allow_mismatch: use stages that do not belong together all the same; everything made with them is marked.
+        devices: processes on this machine that share the work; results do not depend on it.
+    """
+    team = enter(devices)
+    choice = Data(data, root, version, occupancy, gts, predicted)
+    if planner not in stages.BASELINES and not Path(planner).exists():
+        raise ConfigError(f"{unknown('planner', planner, stages.BASELINES)} Or give a run folder or checkpoint that exists.")
+    if planner in stages.BASELINES and (world or tokenizer):
+        raise ConfigError(f"{planner} has no world model and no tokenizer: leave out --world and --tokenizer.")
+    if planner in stages.BASELINES and test_ii == "on":
+        raise ConfigError(
+            f"{planner} has no world model, so --test-ii on means nothing for it. Leave it out, or evaluate a planner's run folder."
+        )
+    if planner not in stages.BASELINES:
+        recipe = replace(recipe, town=evaluation.town_of(checkpoint.read_manifest(planner), recipe.town))
+    source, split = open_data(choice, recipe, split, "test")
+    name = Path(planner).name if planner not in stages.BASELINES else planner
+    source.scene_names(split)
+    state = f"-ii-{test_ii}" if planner not in stages.BASELINES else ""
+    about = stages.describe("evaluate", recipe, source, split) | {"test_ii": test_ii}
+    started = Run.start(run or f"runs/evaluate-{name}-{split}{state}", about, team=team)
+    train = source.usual_split("train")
+    result = evaluation.assess(planner, source, split, train, recipe, started, test_ii == "on", world, tokenizer, allow_mismatch == "on")
+    print(result.text)
+    if json and team.leader:
+        write_json(json, result.scores)
+
+
+def swap(
+    paths: list[str],
+    run: str = "runs/swap",
+    scenes: int = 8,
+    test_ii: Switch = "on",
+    json: str = "",
+    data: DataName = "town",
+    root: str = "",
+    split: str = "",
+    recipe: Recipe = recipes.small(),  # noqa: B008
+    occupancy: Occupancy = "auto",
+    gts: str = "",
+    predicted: str = "",
+    version: str = "",
+) -> None:
+    """Evaluate every tokenizer × world model × planner of some runs, and say whether quality or a mismatch makes a result bad.
+
+    Args:
+        paths: two or more run folders or checkpoints, separated by blanks; the stages below each are found by themselves.
+        run: run folder to write (swap.txt, swap.json, tokens).
+        scenes: how many scenes of the split, spread evenly; 0: all.
+        test_ii: whether planners use the imagined future.
+        json: where to write the numbers besides.
+        data: embedded towns or nuScenes.
+        root: folder of nuScenes.
+        split: scenes to test on; default: the usual test split.
+        recipe: names the towns (the first world model's own towns are used when it was trained on towns).
+        occupancy: which occupancy of nuScenes to use.
+        gts: folder of Occ3D labels (default: ROOT/gts).
+        predicted: folder of predicted labels in the Occ3D layout.
+        version: version folder of nuScenes, where there are several.
+    """
+    grid = swap_.grid_of(paths)
+    choice = Data(data, root, version, occupancy, gts, predicted)
+    recipe = replace(recipe, town=evaluation.town_of(grid.worlds[0].manifest, recipe.town))
+    source, split = open_data(choice, recipe, split, "test")
+    started = Run.start(run, stages.describe("swap", recipe, source, split) | {"paths": paths, "scenes": scenes, "test_ii": test_ii})
+    with evaluation.counting("swap", grid.size) as tick:
+        result = swap_.swap(grid, source, split, started, scenes, test_ii == "on", tick)
+    text = swap_.text(result, source, split, test_ii == "on")
+    print(text)
+    started.write_text("swap.txt", text + "\n")
+    for target in (str(started.folder / "swap.json"), json):
+        if target:
+            write_json(target, swap_.to_json(result))
+
+
+def audit(
+    model: str,
+    cases: str = "",
+    samples: int = 16,
+    test_ii: Switch = "on",
+    tokens: str = "",
+    json: str = "",
+    data: DataName = "town",
+    root: str = "",
+    split: str = "",
+    recipe: Recipe = recipes.small(),  # noqa: B008
+    occupancy: Occupancy = "auto",
+    gts: str = "",
+    predicted: str = "",
+    version: str = "",
+) -> None:
+    """Does anything that a model must not know change its answers? Exit status 1 if so. For predictions alone: can they be this good?
+
+    Args:
+        model: run folder or checkpoint of a planner or world model, a baseline's name, or a file of planned paths (npz, pickle, JSON)
+            with --cases.
+        cases: truth to judge predictions with.
+        samples: about how many samples to audit at, spread over the split.
+        test_ii: whether the planner uses the imagined future.
+        tokens: token cache to audit with the model; default: tokens are made anew. For planned paths without sample tokens: their list.
+        json: where to write the findings.
+        data: embedded towns or nuScenes.
+        root: folder of nuScenes.
+        split: scenes to audit on; default: the usual test split.
+        recipe: names the towns (a checkpoint's own towns are used when it was trained on towns).
+        occupancy: which occupancy of nuScenes to use.
+        gts: folder of Occ3D labels (default: ROOT/gts).
+        predicted: folder of predicted labels in the Occ3D layout.
+        version: version folder of nuScenes, where there are several.
+    """
+    if not Path(model).is_dir() and holds_arrays(model):
+        if not cases:
+            raise ConfigError(f"{model} is taken for planned paths, which can only be judged with the truth: add --cases CASES.npz.")
+        truth = read_cases(cases)
+        paths, marks = read_plans(model, tokens)
+        judged = plausibility.plausible(truth, align(truth, paths))
+        print(mark_lines(marks), end="")
+        text, good, found = plausibility.format_plausibility(judged), not judged.reasons, mark_numbers(plausibility.to_json(judged), marks)
+    else:
+        if cases:
+            raise ConfigError("--cases is the truth for a predictions file; a model is audited on --data.")
+        make = auditing.of_checkpoint(model, test_ii == "on", tokens)
+        marks = ()
+        if model not in KINEMATIC and Path(model).exists():
+            manifest = checkpoint.read_manifest(model)
+            recipe, marks = replace(recipe, town=evaluation.town_of(manifest, recipe.town)), manifest.marks
+        source, split = open_data(Data(data, root, version, occupancy, gts, predicted), recipe, split, "test")
+        some = auditing.choose(source, split, samples)
+        with evaluation.counting("audit", auditing.rounds(some)) as tick:
+            report = auditing.audit(make, source, some, tick)
+        text, good, found = findings.format_audit(report), report.believable, mark_numbers(findings.to_json(report), marks)
+        text = f"{mark_lines(marks)}{evaluation.about_line(source, split, {'model': model})}\n{text}"
+    print(text)
+    if json:
+        write_json(json, found)
+    if not good:
+        sys.exit(1)
+
+
+def lineage(paths: list[str]) -> None:
+    """Print what checkpoints, token caches, predictions files, scores or run folders descend from, and whether they fit together.
+
+    Args:
+        paths: one or more paths, separated by blanks.
+    """
+    found = [item for path in paths for item in lineage_of.trace(path)]
+    print("\n".join(lineage_of.describe(item) for item in found))
+    together = lineage_of.fit_together(found)
+    if together:
+        print(together)

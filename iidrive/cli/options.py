@@ -1,0 +1,172 @@
+"""What several commands share: opening data, starting and ending a run, tokens on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from iidrive.analysis import lineage_of
+from iidrive.core.config_io import to_plain
+from iidrive.core.errors import ConfigError
+from iidrive.core.lineage import mark_lines
+from iidrive.data import Data
+from iidrive.data.source import Source
+from iidrive.data.tokens import TokenCache
+from iidrive.pipeline import evaluate as evaluation
+from iidrive.pipeline import recipes, stages
+from iidrive.pipeline.recipes import Recipe
+from iidrive.runtime import distributed
+from iidrive.runtime.distributed import Team
+from iidrive.runtime.run_folder import Run
+from iidrive.scoring.cases import Predictions
+from iidrive.scoring.readers import read_paths
+from iidrive.training import checkpoint
+from iidrive.training.options import Resume, Session
+from iidrive.training.parallel import Spread
+
+Switch = Literal["on", "off"]
+Occupancy = Literal["auto", "labels", "derived", "predicted"]
+console = Console(stderr=True)
+
+
+def open_data(data: Data, recipe: Recipe, split: str, part: Literal["train", "test"] = "train") -> tuple[Source, str]:
+    """The source, and the split that was named or is usual; what the data lack is said on stderr."""
+    source = data.open(recipe.town)
+    for sentence in source.missing():
+        note(sentence)
+    return source, split or source.usual_split(part)
+
+
+def note(sentence: str) -> None:
+    """Say something on stderr that a reader of the output must know."""
+    console.print(f"note: {sentence}", markup=False, highlight=False, soft_wrap=True)
+
+
+def read_plans(path: str | Path, tokens: str = "") -> tuple[Predictions, tuple[str, ...]]:
+    """Planned paths of any kind that can be read, and the marks they carry; what was taken on trust is said.
+
+    `tokens` names the rows of a file that carries no tokens.
+    """
+    found = read_paths(path, tokens)
+    if found.assumed:
+        note(found.assumed)
+    if found.trusted:
+        print(f"warning: {found.trusted}")
+    return found.predictions, lineage_of.lineage_of_predictions(found.predictions).marks
+
+
+def enter(devices: int, fits: Callable[[int], object] = lambda devices: None) -> Team:
+    """The processes that share this command. With `devices` > 1 and nothing started yet, start them: this process then only watches.
+
+    Only the leader speaks. `fits` raises ConfigError for a number of processes that will not do, before any work and once for all.
+    """
+    if distributed.to_be_started(devices):
+        fits(devices)
+        distributed.start(devices, sys.argv[1:])
+    team = distributed.join(devices)
+    with team.alike():
+        if team.leader:
+            fits(team.size)
+    if not team.leader:
+        console.quiet = True
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+        warnings.simplefilter("ignore")
+    return team
+
+
+def session_of(team: Team, spread: Spread, resume: Resume, init: str, tensorboard: Switch) -> Session:
+    """One sitting of a training, as the command line tells it."""
+    return Session(team, spread, resume, init, None, tensorboard == "on")
+
+
+def start(run: str, about: dict[str, Any], session: Session) -> Run:
+    """Start a training run, which keeps its own recipe."""
+    started = Run.start(run, about | {"init": session.init, "spread": to_plain(session.spread)}, session.resume != "off", session.team)
+    if not checkpoint.newest_first(started.folder) or not (started.folder / "recipe.json").exists():
+        started.write_json("recipe.json", about["recipe"])
+    return started
+
+
+def tokens_of(
+    folder: str,
+    tokenizer: str,
+    source: Source,
+    split: str,
+    run: Path,
+    allow: bool = False,
+    shard: slice = slice(None),
+    team: Team | None = None,
+) -> TokenCache:
+    """The token cache of a split, completed where scenes are missing. `allow`: another tokenizer's cache will do as it is."""
+    if allow and folder and (Path(folder) / "manifest.json").is_file():
+        there = TokenCache(folder)
+        if there.manifest.tokenizer != checkpoint.read_manifest(tokenizer).fingerprint:
+            return there  # another tokenizer's: read as it is, never added to
+    names = source.scene_names(split)[shard]
+    folder = folder or str(stages.tokens_folder(run, tokenizer, source))
+    with evaluation.counting("tokens", len(names), team) as tick:
+        return stages.write_tokens(tokenizer, source, names, folder, tick, note, team)
+
+
+def finish(path: Path, data: Data, recipe: Recipe, run: str) -> None:
+    """Say what was trained and what comes next."""
+    manifest = checkpoint.read_manifest(path)
+    print(f"{mark_lines(manifest.marks)}{manifest.kind} {manifest.fingerprint} after {manifest.samples_seen} samples: {path}")
+    for sentence in _course(path, manifest):
+        print(sentence)
+    if "tokens_mIoU" in manifest.metrics:
+        found, recorded = 100 * manifest.metrics["tokens_mIoU"], 100 * manifest.metrics["stage1_mIoU"]
+        print(f"0 s check: its tokens decode at {found:.1f} % mIoU; stage 1 recorded {recorded:.1f} %")
+    follow = {
+        "tokenizer": ["train", "world", run],
+        "world": ["train", "planner", run],
+        "planner": ["evaluate", run, "--test-ii", "on" if manifest.about.get("train_ii") else "off"],
+    }
+    options = [f"--{k}={v}" for k, v in to_plain(replace(data, name="town")).items() if v != getattr(Data(), k)]
+    if data.name != "town":
+        options.insert(0, f"--data={data.name}")
+    if recipe != recipes.small():
+        options.append(f"--recipe={Path(run) / 'recipe.json'}")
+    if manifest.kind != "planner":
+        print(f"evaluate: {shlex.join(['iidrive', 'evaluate', run, *options])}")
+    print(f"next: {shlex.join(['iidrive', *follow[manifest.kind], *options])}")
+
+
+def _course(path: Path, manifest: checkpoint.Manifest) -> list[str]:
+    """How a training went: its last losses, speed and memory, and its best validation."""
+    run, told = path.parent.parent, []
+    log = run / "metrics.jsonl"
+    lines = log.read_text().splitlines() if log.is_file() else []
+    line = next((line for line in reversed(lines) if '"loss"' in line and line.endswith("}")), "")
+    if line:
+        last = json.loads(line)
+        parts = " ".join(f"{k} {v:.4g}" for k, v in last.items() if k not in ("samples", "learning_rate", "samples_per_s", "memory_gb"))
+        told.append(f"last losses: {parts}; {last['samples_per_s']:.1f} samples/s, {last['memory_gb']:.1f} GB; all in {log}")
+    if best := manifest.metrics.get("best"):
+        where = path.with_name(checkpoint.name(best["samples"]))
+        told.append(f"best validation: {best['name']} {best['value']:.4g} after {best['samples']} samples: {where}")
+    return told
+
+
+def write_json(path: str, value: object) -> None:
+    """Write plain values as JSON, making the folder."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    Run(target.parent).write_json(target.name, value)
+
+
+def places_of_shard(text: str) -> slice:
+    """The places of a shard's scenes: `1/4` is 1, 5, 9, …"""
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise ConfigError(f"--shard {text}: expected K/N with 0 <= K < N, as in `--shard 0/4` to `--shard 3/4` for four processes.")
+    return slice(int(number), None, int(count))

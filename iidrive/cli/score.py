@@ -1,0 +1,252 @@
+"""Commands about predictions and tables, wherever they come from."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from iidrive.analysis.compare import compare as comparing
+from iidrive.analysis.compare.tables import compare_files as compare_table_files
+from iidrive.analysis.doctor import doctor as doctoring
+from iidrive.analysis.doctor.repair import diagnose_predictions
+from iidrive.cli.options import Switch, open_data, read_plans, write_json
+from iidrive.core.errors import ConfigError
+from iidrive.core.lineage import joined, mark_lines, mark_numbers
+from iidrive.data import Data, DataName
+from iidrive.data.nuscenes.source import NuScenes, NuScenesConfig
+from iidrive.pipeline import evaluate as evaluation
+from iidrive.pipeline import recipes
+from iidrive.pipeline.infer import truth as true_cases
+from iidrive.pipeline.recipes import Recipe
+from iidrive.scoring import occupancy_folders
+from iidrive.scoring import score as scoring
+from iidrive.scoring.cases import Cases, Predictions, align, read_cases, write_cases
+from iidrive.scoring.protocols import protocols_named
+from iidrive.scoring.readers import read_paths
+from iidrive.scoring.sampled import holds_arrays, predictions_in, read_runs
+
+
+def cases(
+    out: str = "cases.npz",
+    data: DataName = "town",
+    root: str = "",
+    split: str = "",
+    recipe: Recipe = recipes.small(),  # noqa: B008
+    version: str = "",
+) -> None:
+    """Write the truth of a split once, for `iidrive score`, `compare` and `doctor`: every keyframe, its true path, the boxes around it.
+
+    Args:
+        out: cases file to write (npz).
+        data: embedded towns or nuScenes.
+        root: folder of nuScenes.
+        split: scenes to write; default: the usual test split.
+        recipe: names the towns (seed, number of scenes).
+        version: version folder of nuScenes, where there are several.
+    """
+    source, split = open_data(Data(data, root, version), recipe, split, "test")
+    found = true_cases(source, split)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    write_cases(out, found)
+    print(f"{_counted(found, f'{source.name} {split}')}: {out}")
+
+
+def score(
+    cases: str = "",
+    protocol: str = "sparsedrive",
+    predictions: str = "",
+    json: str = "",
+    per_sample: str = "",
+    tokens: str = "",
+    data: Literal["", "town", "nuscenes"] = "",
+    root: str = "",
+    split: str = "",
+    version: str = "",
+) -> None:
+    """Score planned paths by public protocols, in one pass.
+
+    Args:
+        cases: truth: an npz cases file (`--cases` itself may be left out), or else --data.
+        protocol: some of sparsedrive,uniad,stp3,vad,occworld,admlp,bevplanner, or all (those that the files can serve).
+        predictions: planned paths by sample token (npz, pickle, JSON), or SparseDrive's results.pkl with --tokens; default: `pred` of
+            the cases file, or the true path as a checksum.
+        json: where to write the scores.
+        per_sample: where to write the per-sample decisions (npz).
+        tokens: sample tokens of predictions that carry none, in their order: one a line, or a JSON list.
+        data: truth from a dataset in place of a cases file.
+        root: folder of nuScenes that holds v1.0-…/ and maps/.
+        split: scenes to score; default: the usual test split.
+        version: version folder of nuScenes, where there are several.
+    """
+    names = protocols_named(protocol)
+    if tokens and not predictions:
+        raise ConfigError("--tokens names the rows of a predictions file: add --predictions FILE.")
+    truth = _truth(cases, data, root, split, version)
+    marks: tuple[str, ...] = ()
+    if predictions:
+        found, marks = read_plans(predictions, tokens)
+        paths = align(truth, found)
+    elif truth.pred is not None:
+        paths = truth.pred
+    else:
+        print("no predictions given: scoring the true path itself, whose obj_col row is a checksum of the set.")
+        paths = np.cumsum(truth.gt_ego_fut_offsets, axis=1, dtype=np.float32)
+    if protocol.strip() == "all":
+        scores, lacking = scoring.score_possible(truth, paths, names)
+    else:
+        scores, lacking = scoring.score_all(truth, paths, names), []
+    tables = "\n\n".join(
+        scoring.format_scores(one) if len(names) == 1 else f"{one.protocol}\n{scoring.format_scores(one)}" for one in scores
+    )
+    print(f"{mark_lines(marks)}{tables}")
+    if len(names) > 1:
+        print("\n" + "\n".join([scoring.format_together(scores), *lacking]))
+    if json:
+        write_json(json, mark_numbers(scoring.to_json(*scores), marks))
+    if per_sample:
+        scoring.write_per_sample(per_sample, *scores, scene=truth.scene, marks=marks)
+
+
+def _truth(cases: str, data: Literal["", "town", "nuscenes"], root: str, split: str, version: str) -> Cases:
+    """The truth from a cases file or straight from a dataset."""
+    if not data and (root or split or version):
+        raise ConfigError("--root, --split and --version describe a dataset: add --data nuscenes.")
+    if cases and data:
+        raise ConfigError(f"the truth was given twice, by {cases} and by --data {data}: leave one out.")
+    if data == "town":
+        raise ConfigError("which towns, a recipe says: write their truth with `iidrive cases --recipe …`, then score that file.")
+    if data:
+        source, split = open_data(Data(data, root, version), recipes.small(), split, "test")
+        found = true_cases(source, split)
+        print(_counted(found, f"{source.name} {split}"))
+        return found
+    if not cases:
+        raise ConfigError("score needs the truth: `iidrive score CASES.npz …`, or --data nuscenes --root PATH.")
+    if Path(cases).is_dir():
+        raise ConfigError(f"{cases} is a folder, not a cases file. For the truth of a nuScenes folder: --data nuscenes --root {cases}.")
+    return read_cases(cases)
+
+
+def _counted(cases: Cases, of: str) -> str:
+    return f"{len(cases)} samples of {of}, {int(cases.full.sum())} with a full future, {len(cases.box)} boxes"
+
+
+def score_occupancy(
+    predictions: str,
+    truth: str = "",
+    root: str = "",
+    split: str = "",
+    rays: Switch = "on",
+    json: str = "",
+    version: str = "",
+) -> None:
+    """Score predicted occupancy by the rules of II-World, OccWorld, Occ3D and RayIoU, joined to the truth by sample token.
+
+    Args:
+        predictions: folder of <scene>/<sample token>/labels.npz with `semantics`: the present grid, or seven (now and 0.5 to 3.0 s ahead).
+        truth: folder of Occ3D labels in the same layout, with mask_camera for Occ3D's rule; default: ROOT/gts.
+        root: folder of nuScenes, which gives the lidar's origins for RayIoU and the order of keyframes for forecasts.
+        split: scenes to score; default: the usual test split of ROOT; without ROOT, all that the truth folder has.
+        rays: whether to trace rays, which takes most of the time.
+        json: where to write the scores.
+        version: version folder of nuScenes, where there are several.
+    """
+    if not truth and not root:
+        raise ConfigError(
+            "score-occupancy needs the truth: --truth FOLDER of Occ3D labels, --root PATH of nuScenes with gts/ in it, or both."
+        )
+    if version and not root:
+        raise ConfigError("--version names a folder of nuScenes: add --root.")
+    if root and not truth and not (Path(root).expanduser() / "gts").is_dir():
+        raise ConfigError(f"{root} has no folder gts/ with Occ3D labels: say where they are with --truth.")
+    tables = NuScenes(NuScenesConfig(root, version)) if root else None
+    split = split or (tables.usual_split("test") if tables else "")
+    with ExitStack() as open_:
+        result = occupancy_folders.score_folders(
+            predictions,
+            truth or Path(root).expanduser() / "gts",
+            tables,
+            split,
+            rays == "on",
+            lambda total: open_.enter_context(evaluation.counting("occupancy", total)),
+        )
+    print(occupancy_folders.format_result(result))
+    if json:
+        write_json(json, occupancy_folders.to_json(result))
+
+
+def compare(files: list[str], cases: str = "", tables: bool = False, grid: bool = False, samples: int = 0, tokens: str = "") -> None:
+    """Say whether two runs differ: A is better, worse, or there is no difference that these data can show.
+
+    Args:
+        files: A B: predictions (npz, pickle, JSON), per-sample files or run folders; several seeds of a side joined by commas; or two
+            texts with tables.
+        cases: truth of the samples, needed for predictions; names the scenes of per-sample files.
+        tables: A and B are printed tables (FILE#2 is the second table of a file); texts are recognised without it.
+        grid: any number of files that say their train_ii and test_ii: print the 2×2 and compare its rows and columns.
+        samples: how many samples the tables were scored on, where their digits do not say it.
+        tokens: sample tokens of predictions that carry none, in their order: one a line, or a JSON list.
+    """
+    if tables or not any(holds_arrays(part) for file in files for part in file.split(",")):
+        if tokens:
+            raise ConfigError("--tokens names the rows of predictions, and tables have none: leave it out.")
+        print(compare_table_files(files, samples or None))
+        return
+    if not grid and len(files) != 2:
+        raise ConfigError(f"compare takes two sides, A and B; found {len(files)}. Join the seeds of one side by commas.")
+    truth = read_cases(cases) if cases else None
+    unnamed: list[Path] = []
+
+    def read(path: Path) -> Predictions:
+        if tokens and read_paths(path).predictions.token is None:
+            unnamed.append(path)
+        found, marks = read_plans(path, tokens if path in unnamed else "")
+        print(mark_lines(marks), end="")
+        return found
+
+    sides = [read_runs(file, truth, read) for file in files]
+    print(mark_lines(joined(*(run.marks for side in sides for run in side))), end="")
+    if tokens and not unnamed:
+        raise ConfigError(
+            "--tokens names the rows of predictions without sample tokens, but all of these files carry their own: leave it out."
+        )
+    if grid:
+        print(comparing.grid([run for side in sides for run in side]))
+        return
+    print(f"A: {files[0]}\nB: {files[1]}")
+    print(comparing.format_comparison(comparing.compare(sides[0], sides[1])))
+
+
+def doctor(files: list[str], cases: str = "", samples: int = 0, json: str = "", tokens: str = "") -> None:
+    """Examine printed tables, runs or predictions: which set, how many events, what is noise, what looks wrong and what would decide it.
+
+    Args:
+        files: logs or notes with printed tables (FILE#2: the second table alone), run folders, or one predictions file (npz, pickle, JSON)
+            with --cases.
+        cases: truth to examine a predictions file with, or the one in a run folder.
+        samples: how many samples were scored, where the digits do not say it.
+        json: where to write the findings.
+        tokens: sample tokens of predictions that carry none, in their order: one a line, or a JSON list.
+    """
+    paths = [file for file in files if not Path(file).is_dir() and holds_arrays(file)]
+    if cases and len(files) == 1 and Path(files[0]).is_dir():
+        paths = [str(predictions_in(Path(files[0])))]
+    if paths:
+        if len(files) > 1:
+            raise ConfigError(f"doctor examines one predictions file at a time; found {', '.join(files)}. Two are for `iidrive compare`.")
+        if not cases:
+            raise ConfigError(f"{paths[0]} is taken for planned paths, which can only be examined with the truth: add --cases CASES.npz.")
+        truth = read_cases(cases)
+        found, marks = read_plans(paths[0], tokens)
+        print(mark_lines(marks), end="")
+        report = diagnose_predictions(truth, found)
+    else:
+        if cases or tokens:
+            raise ConfigError("--cases and --tokens are for one predictions file or run folder; tables are examined without them.")
+        report = doctoring.diagnose(doctoring.read_report_tables(files), samples or None)
+    print(doctoring.format_report(report))
+    if json:
+        write_json(json, doctoring.to_json(report))

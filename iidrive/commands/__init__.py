@@ -1,1 +1,0 @@
-"""What the command line calls: one typed function per command, by theme."""

@@ -1,0 +1,1 @@
+"""Scene types, classes, geometry, lineage, configs and errors: what every room shares."""

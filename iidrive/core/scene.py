@@ -1,0 +1,470 @@
+"""The data types that every room of iidrive hands to the next, validated when made.
+
+Frames, right-handed, metres: `global` is the map's; `ego` has its origin at the rear axle on the ground, x forward, y left, z up;
+`lidar` has its origin at LIDAR_TOP, **x right, y forward**. A keyframe is one moment of a scene (2 Hz), named by its sample token.
+`Observation` holds what exists at or before the current keyframe and `Target` what comes after: causality is a type.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Literal, TypeVar
+
+import numpy as np
+import shapely
+import torch
+from jaxtyping import Bool, Float, Float64, Int, UInt8
+from torch import Tensor
+
+from iidrive.core import geometry
+from iidrive.core.classes import CATEGORIES, FREE, IGNORE, OCC_CLASSES
+from iidrive.core.errors import DataError
+
+Array = np.ndarray
+Frame = Literal["global", "ego", "lidar"]
+Reference = Literal["lidar_top", "rear_axle"]
+OccSource = Literal["labels", "derived", "predicted"]
+CommandSource = Literal["route", "oracle"]
+Manoeuvre = Literal["right", "left", "straight"]
+
+MANOEUVRES: tuple[Manoeuvre, ...] = ("right", "left", "straight")
+"""Order of the one-hot command in SparseDrive's and VAD's files."""
+
+STEP_S = 0.5
+"""Nominal time between keyframes, seconds (real nuScenes spacing is 0.40-0.60)."""
+
+FUTURE_STEPS = 6
+"""A plan is six positions, 0.5 s to 3.0 s ahead."""
+
+
+def _fixed(value: Array) -> Array:
+    """The array, which nobody may write to from now on: it is kept and handed out again."""
+    value.setflags(write=False)
+    return value
+
+
+def _finite(name: str, value: Array) -> None:
+    if not np.isfinite(value).all():
+        raise DataError(f"{name} holds NaN or infinity; every value must be a finite number.")
+
+
+@dataclass(frozen=True)
+class Pose:
+    """A rigid transform `dst_T_src`: rotation as a unit quaternion (w, x, y, z), translation in metres.
+
+    Raises:
+        DataError: for NaN, wrong shapes, or a quaternion whose norm is more than 1e-3 from 1.
+    """
+
+    rotation: Float[Array, "4"]
+    translation_m: Float[Array, "3"]
+
+    def __post_init__(self) -> None:
+        rotation = np.asarray(self.rotation, dtype=np.float64)
+        translation = np.asarray(self.translation_m, dtype=np.float64)
+        if rotation.shape != (4,) or translation.shape != (3,):
+            raise DataError(
+                "a pose needs a quaternion (w, x, y, z) and a translation (x, y, z); "
+                f"found shapes {rotation.shape} and {translation.shape}."
+            )
+        _finite("a pose", rotation)
+        _finite("a pose", translation)
+        norm = float(np.linalg.norm(rotation))
+        if abs(norm - 1) > 1e-3:
+            raise DataError(f"a pose's quaternion must have norm 1; found {norm:.6f} in {rotation.tolist()}.")
+        object.__setattr__(self, "rotation", rotation / norm)
+        object.__setattr__(self, "translation_m", translation)
+
+    @staticmethod
+    def from_matrix(transform: Float[Array, "4 4"]) -> Pose:
+        """The pose of a 4x4 rigid transform."""
+        return Pose(geometry.matrix_to_quaternion(transform[:3, :3]), transform[:3, 3])
+
+    @staticmethod
+    def from_xy_yaw(x_m: float, y_m: float, yaw_rad: float) -> Pose:
+        """A planar pose at z = 0."""
+        return Pose(geometry.yaw_quaternion(yaw_rad), np.array([x_m, y_m, 0.0]))
+
+    @cached_property
+    def matrix(self) -> Float[Array, "4 4"]:
+        """The 4x4 transform, float64, read-only."""
+        return _fixed(geometry.rigid(geometry.quaternion_to_matrix(self.rotation), self.translation_m))
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """N tracked boxes at one moment in one frame.
+
+    `centre_m` (N,3); `size_m` (N,3) length (along the heading), width, height; `yaw_rad` (N,) of the heading;
+    `label` (N,) index into `classes.CATEGORIES`; `track` (N,) instance tokens; `lidar_points` (N,), -1 where unknown.
+
+    Raises:
+        DataError: for NaN, a negative size, an unknown label or arrays of different lengths.
+    """
+
+    frame: Frame
+    centre_m: Float[Array, "n 3"]
+    size_m: Float[Array, "n 3"]
+    yaw_rad: Float[Array, "n"]
+    label: Int[Array, "n"]
+    track: tuple[str, ...]
+    lidar_points: Int[Array, "n"]
+
+    def __post_init__(self) -> None:
+        n = len(self.track)
+        expected = {"centre_m": (n, 3), "size_m": (n, 3), "yaw_rad": (n,), "label": (n,), "lidar_points": (n,)}
+        for name, shape in expected.items():
+            if np.shape(getattr(self, name)) != shape:
+                raise DataError(f"boxes with {n} tracks need {name} of shape {shape}; found {np.shape(getattr(self, name))}.")
+        for name in ("centre_m", "size_m", "yaw_rad"):
+            bad = ~np.isfinite(getattr(self, name)).reshape(n, 3 if name != "yaw_rad" else 1).all(axis=1)
+            if bad.any():
+                raise DataError(f"box of track {self.track[int(np.argmax(bad))]}: {name} holds NaN or infinity.")
+        negative = (self.size_m < 0).any(axis=1)
+        if negative.any():
+            i = int(np.argmax(negative))
+            raise DataError(f"box of track {self.track[i]} has a negative size {self.size_m[i].tolist()} (length, width, height, metres).")
+        unknown_label = (self.label < 0) | (self.label >= len(CATEGORIES))
+        if unknown_label.any():
+            i = int(np.argmax(unknown_label))
+            raise DataError(f"box of track {self.track[i]} has label {int(self.label[i])}; labels are 0..{len(CATEGORIES) - 1}.")
+
+    def __len__(self) -> int:
+        return len(self.track)
+
+    @staticmethod
+    def empty(frame: Frame) -> Boxes:
+        """No boxes."""
+        zero = np.zeros((0, 3))
+        return Boxes(frame, zero, zero, np.zeros(0), np.zeros(0, np.int64), (), np.zeros(0, np.int64))
+
+    def moved(self, dst_T_src: Float[Array, "4 4"], frame: Frame) -> Boxes:
+        """The same boxes in another frame: centres by the 4x4, yaw by its upper-left 2x2 block and atan2."""
+        direction = np.stack([np.cos(self.yaw_rad), np.sin(self.yaw_rad)], -1) @ dst_T_src[:2, :2].T
+        yaw = np.arctan2(direction[:, 1], direction[:, 0])
+        return Boxes(frame, geometry.apply(dst_T_src, self.centre_m), self.size_m, yaw, self.label, self.track, self.lidar_points)
+
+    def select(self, keep: Bool[Array, "n"]) -> Boxes:
+        """The boxes where `keep` is true."""
+        track = tuple(t for t, k in zip(self.track, keep, strict=True) if k)
+        return Boxes(
+            self.frame, self.centre_m[keep], self.size_m[keep], self.yaw_rad[keep], self.label[keep], track, self.lidar_points[keep]
+        )
+
+
+@dataclass(frozen=True)
+class GridSpec:
+    """A box of cubic voxels in the ego frame: `shape` (x, y, z), lower corner `lower_m`, edge `voxel_m`."""
+
+    shape: tuple[int, int, int] = (200, 200, 16)
+    lower_m: tuple[float, float, float] = (-40.0, -40.0, -1.0)
+    voxel_m: float = 0.4
+
+    def __post_init__(self) -> None:
+        if min(self.shape) < 1 or self.voxel_m <= 0:
+            raise DataError(f"a grid needs at least one voxel a side and a positive edge; found {self.shape} and {self.voxel_m} m.")
+
+    @property
+    def upper_m(self) -> tuple[float, float, float]:
+        """Upper corner, metres."""
+        x, y, z = (low + n * self.voxel_m for low, n in zip(self.lower_m, self.shape, strict=True))
+        return (x, y, z)
+
+    def centres(self, axis: int) -> Float[Array, "n"]:
+        """Voxel centres along one axis, metres in the ego frame."""
+        return self.lower_m[axis] + (np.arange(self.shape[axis]) + 0.5) * self.voxel_m
+
+
+OCC3D_GRID = GridSpec()
+"""200x200x16 voxels of 0.4 m; x, y in [-40, 40], z in [-1, 5.4] m of the ego frame."""
+
+
+@dataclass(frozen=True)
+class OccGrid:
+    """Semantic occupancy around the ego at one keyframe: `semantics` uint8 (x, y, z), 0..16 classes, 17 free, 255 unknown.
+
+    `source` says where it came from: dataset `labels`, `derived` from boxes and map, or `predicted` by another model.
+
+    Raises:
+        DataError: if shape, dtype or a class index does not fit.
+    """
+
+    semantics: UInt8[Array, "x y z"]
+    spec: GridSpec
+    source: OccSource
+    camera_mask: Bool[Array, "x y z"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.semantics.shape != self.spec.shape:
+            raise DataError(f"occupancy of shape {self.semantics.shape} does not fit its grid {self.spec.shape}.")
+        if self.semantics.dtype != np.uint8:
+            raise DataError(f"occupancy must be uint8; found {self.semantics.dtype}.")
+        if self.camera_mask is not None and self.camera_mask.shape != self.spec.shape:
+            raise DataError(f"camera mask of shape {self.camera_mask.shape} does not fit its grid {self.spec.shape}.")
+        counts = np.bincount(self.semantics.ravel(), minlength=256)
+        counts[IGNORE] = 0
+        if counts[len(OCC_CLASSES) :].any():
+            bad = len(OCC_CLASSES) + int(np.argmax(counts[len(OCC_CLASSES) :] > 0))
+            raise DataError(f"occupancy holds class {bad}; classes are 0..{FREE} ({FREE} free) and {IGNORE} unknown.")
+
+
+@dataclass(frozen=True)
+class VectorMap:
+    """Map layers in the global frame: name → shapely geometry (polygons for surfaces, lines for dividers and centrelines).
+
+    Layer names: `drivable_area`, `walkway`, `ped_crossing`, `lane_divider`, `road_divider`, `centreline`, `building`, `vegetation`.
+    A layer that a source does not have is absent, not empty.
+    """
+
+    layers: Mapping[str, shapely.Geometry] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Positions over the next six steps of 0.5 s.
+
+    `points_m` (6,2) in `frame` of the current keyframe, of the vehicle's `reference` point; `valid` (6,) false where the scene ends.
+
+    Raises:
+        DataError: for another number of steps, NaN, or an unknown frame.
+    """
+
+    points_m: Float[Array, "6 2"]
+    frame: Literal["lidar", "ego"]
+    reference: Reference
+    valid: Bool[Array, "6"]
+
+    def __post_init__(self) -> None:
+        points = np.asarray(self.points_m)
+        if points.shape != (FUTURE_STEPS, 2):
+            raise DataError(f"a trajectory has {FUTURE_STEPS} steps of (x, y), 0.5 s apart; found shape {points.shape}.")
+        if np.shape(self.valid) != (FUTURE_STEPS,):
+            raise DataError(f"a trajectory needs {FUTURE_STEPS} validity flags; found shape {np.shape(self.valid)}.")
+        if self.frame not in ("lidar", "ego"):
+            raise DataError(f"a trajectory's frame is 'lidar' or 'ego'; found '{self.frame}'.")
+        _finite("a trajectory", points)
+
+    def complete(self) -> bool:
+        """Whether all six steps exist."""
+        return bool(self.valid.all())
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the driver was told to do. `route`: known at the time. `oracle`: derived from the true future."""
+
+    manoeuvre: Manoeuvre
+    source: CommandSource
+
+    def __post_init__(self) -> None:
+        if self.manoeuvre not in MANOEUVRES or self.source not in ("route", "oracle"):
+            raise DataError(f"a command is one of {MANOEUVRES} from 'route' or 'oracle'; found '{self.manoeuvre}' from '{self.source}'.")
+
+    @property
+    def index(self) -> int:
+        """Index into the one-hot (right, left, straight)."""
+        return MANOEUVRES.index(self.manoeuvre)
+
+
+@dataclass(frozen=True)
+class Keyframe:
+    """One moment of a scene: token, time, where the ego and its LIDAR_TOP are, the boxes in the global frame."""
+
+    token: str
+    timestamp_us: int
+    global_T_ego: Pose
+    ego_T_lidar: Pose
+    boxes: Boxes
+    command: Command
+
+    def __post_init__(self) -> None:
+        if self.boxes.frame != "global":
+            raise DataError(f"keyframe {self.token}: boxes must be in the global frame; found '{self.boxes.frame}'.")
+
+    @cached_property
+    def global_T_lidar(self) -> Float[Array, "4 4"]:
+        """LIDAR_TOP → global, 4x4, read-only."""
+        return _fixed(self.global_T_ego.matrix @ self.ego_T_lidar.matrix)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Consecutive keyframes (about 40 at 2 Hz) and the map around them.
+
+    Raises:
+        DataError: if times do not increase or a token stands twice.
+    """
+
+    name: str
+    keyframes: tuple[Keyframe, ...]
+    map: VectorMap
+
+    def __post_init__(self) -> None:
+        times = [k.timestamp_us for k in self.keyframes]
+        if any(b <= a for a, b in itertools.pairwise(times)):
+            raise DataError(f"scene {self.name}: keyframe times must increase; found {times}.")
+        tokens = [k.token for k in self.keyframes]
+        if len(set(tokens)) != len(tokens):
+            raise DataError(f"scene {self.name}: a sample token stands twice.")
+
+    def __len__(self) -> int:
+        return len(self.keyframes)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """All that exists at or before the current keyframe, oldest first; the last entry is now.
+
+    `past` holds as many earlier keyframes as exist, at most the window's history; `occupancy` is aligned with `keyframes` (empty when
+    the window was cut without it). Boxes of the keyframes are what was tracked then.
+    """
+
+    scene: str
+    keyframes: tuple[Keyframe, ...]
+    occupancy: tuple[OccGrid, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.keyframes:
+            raise DataError(f"scene {self.scene}: an observation needs at least the current keyframe.")
+        if self.occupancy and len(self.occupancy) != len(self.keyframes):
+            raise DataError(f"scene {self.scene}: {len(self.occupancy)} occupancy grids for {len(self.keyframes)} keyframes.")
+
+    @property
+    def now(self) -> Keyframe:
+        """The current keyframe."""
+        return self.keyframes[-1]
+
+    @property
+    def token(self) -> str:
+        """Sample token of the current keyframe."""
+        return self.now.token
+
+
+@dataclass(frozen=True)
+class Target:
+    """What came after the current keyframe; nothing of it may reach a model at test time.
+
+    `keyframes` are the next ones that exist (at most six), `occupancy` is aligned with them (or empty), `trajectory` is the path of
+    the LIDAR_TOP origin in the current lidar frame, `boxes[t]` the boxes at step t = 0..6 in the current lidar frame (None where the
+    scene ended).
+    """
+
+    token: str
+    keyframes: tuple[Keyframe, ...]
+    occupancy: tuple[OccGrid, ...]
+    trajectory: Trajectory
+    boxes: tuple[Boxes | None, ...]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Observations of B samples as tensors: T frames, oldest first, the last is now. What a model gets, and all that it gets.
+
+    `now_T_frame` (B,T,4,4) carries points of each frame's ego frame into the current one; `known` (B,T) is false where the scene had
+    not begun (there, the earliest frame stands in); `age_s` (B,T) seconds before now; `command` (B,) index into MANOEUVRES;
+    `ego_T_lidar` (B,4,4); `occupancy` (B,T,X,Y,Z) labels or `codes` (B,T,n) token indices, as the stage needs. `global_T_now` (B,4,4) is
+    where the ego is in the map: only the published world model's roll-out, which thinks in map axes, reads it.
+    """
+
+    tokens: tuple[str, ...]
+    now_T_frame: Float[Tensor, "B T 4 4"]
+    known: Bool[Tensor, "B T"]
+    age_s: Float[Tensor, "B T"]
+    command: Int[Tensor, "B"]
+    ego_T_lidar: Float[Tensor, "B 4 4"]
+    occupancy: UInt8[Tensor, "B T X Y Z"] | None = None
+    codes: Int[Tensor, "B T n"] | None = None
+    global_T_now: Float64[Tensor, "B 4 4"] | None = None
+
+    def to(self, device: torch.device) -> Seen:
+        """The same on another device."""
+        return _moved(self, device)
+
+    def select(self, rows: Int[Tensor, "b"]) -> Seen:
+        """Some of the samples."""
+        part = {k: v[rows] for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, tokens=tuple(self.tokens[int(row)] for row in rows), **part)
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """Targets of B samples as tensors, S future steps; `valid` (B,S) false where the scene had ended (the last frame stands in).
+
+    `path` (B,S,2) is the LIDAR_TOP origin's in the current lidar frame. `draw` (B,S) are uniform numbers that follow from the seed and the
+    sample's place in the training order, for scheduled sampling and the like: they do not depend on how a batch is shared out.
+    """
+
+    now_T_frame: Float[Tensor, "B S 4 4"]
+    valid: Bool[Tensor, "B S"]
+    path: Float[Tensor, "B S 2"]
+    draw: Float[Tensor, "B S"]
+    occupancy: UInt8[Tensor, "B S X Y Z"] | None = None
+    codes: Int[Tensor, "B S n"] | None = None
+
+    def to(self, device: torch.device) -> Ahead:
+        """The same on another device."""
+        return _moved(self, device)
+
+
+Part = TypeVar("Part", "Seen", "Ahead")
+
+
+def _moved(part: Part, device: torch.device) -> Part:
+    return _each(part, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def _each(part: Part, change: Callable[[Tensor], Tensor]) -> Part:
+    return replace(part, **{k: change(v) for k, v in vars(part).items() if isinstance(v, Tensor)})
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B training samples. Models read `observation` to predict and `target` only inside their loss.
+
+    `progress` is the share of the training already done, 0..1, for schedules. `place` (B) is every sample's place in the global batch, where
+    this is a part of one.
+    """
+
+    observation: Seen
+    target: Ahead
+    progress: float = 1.0
+    place: Int[Tensor, "B"] | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return replace(self, observation=self.observation.to(device), target=self.target.to(device))
+
+    def as_type(self, dtype: torch.dtype) -> Batch:
+        """The same with single-precision numbers in another precision."""
+
+        def change(tensor: Tensor) -> Tensor:
+            return tensor.to(dtype) if tensor.dtype == torch.float32 else tensor
+
+        return replace(self, observation=_each(self.observation, change), target=_each(self.target, change))
+
+    def pin_memory(self) -> Batch:
+        """The same in page-locked memory, from where a GPU copies while the processor goes on."""
+        return replace(self, observation=_each(self.observation, Tensor.pin_memory), target=_each(self.target, Tensor.pin_memory))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A plan for one sample: the path of the LIDAR_TOP origin in the current lidar frame.
+
+    Raises:
+        DataError: if the path is in another frame or for another reference point than the protocols take.
+    """
+
+    token: str
+    trajectory: Trajectory
+
+    def __post_init__(self) -> None:
+        t = self.trajectory
+        if t.frame != "lidar" or t.reference != "lidar_top":
+            raise DataError(
+                f"sample {self.token}: a prediction must be the LIDAR_TOP path in the current lidar frame (x right, y forward); "
+                f"found frame '{t.frame}' of '{t.reference}'. Convert it with `source.to_lidar_path`."
+            )

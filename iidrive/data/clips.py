@@ -1,0 +1,189 @@
+"""Windows of many scenes as training batches, in an order that follows from the seed alone.
+
+A sample is a keyframe with its past and future. Occupancy comes from the source, codes from a token cache; both are fetched when a batch needs them.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from iidrive.core import geometry
+from iidrive.core.errors import DataError
+from iidrive.core.scene import FUTURE_STEPS, Ahead, Batch, GridSpec, Scene, Seen
+from iidrive.data.source import Source, true_path
+
+Array = np.ndarray
+Frames = Callable[[str, Array], Array]
+"""(scene name, keyframe indices) → stacked arrays: occupancy (n,X,Y,Z) uint8 or codes (n,m)."""
+
+
+@dataclass(frozen=True)
+class Track:
+    """What a scene's windows need, without its voxels: tokens, ego poses, times, commands, true paths."""
+
+    name: str
+    tokens: tuple[str, ...]
+    global_T_ego: Array
+    ego_T_lidar: Array
+    time_s: Array
+    command: Array
+    path: Array
+    path_valid: Array
+
+    @staticmethod
+    def of(scene: Scene) -> Track:
+        """Read a scene once."""
+        paths = [true_path(scene, i) for i in range(len(scene))]
+        frames = scene.keyframes
+        return Track(
+            scene.name,
+            tuple(k.token for k in frames),
+            np.stack([k.global_T_ego.matrix for k in frames]),
+            np.stack([k.ego_T_lidar.matrix for k in frames]),
+            np.array([k.timestamp_us for k in frames]) / 1e6,
+            np.array([k.command.index for k in frames]),
+            np.stack([p.points_m for p in paths]),
+            np.stack([p.valid for p in paths]),
+        )
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How windows are cut: `past` and `future` keyframes around now, and which samples count.
+
+    `full_future` keeps only samples with all six future keyframes.
+    """
+
+    past: int = 5
+    future: int = FUTURE_STEPS
+    full_future: bool = True
+    first: int = 0
+
+
+class Windows:
+    """All samples of some scenes; `batch(rows)` makes tensors of some of them."""
+
+    def __init__(
+        self,
+        tracks: Sequence[Track],
+        cut: Cut,
+        occupancy: Frames | None = None,
+        codes: Frames | None = None,
+        future: bool = False,
+    ) -> None:
+        self.tracks, self.cut, self.occupancy, self.codes, self.future = tuple(tracks), cut, occupancy, codes, future
+        places = [
+            [i for i in range(cut.first, len(track.tokens)) if track.path_valid[i].all() or not cut.full_future] for track in self.tracks
+        ]
+        self.samples = [(t, i) for t, at in enumerate(places) for i in at]
+        if not self.samples:
+            raise DataError("no sample fits: the scenes are shorter than the window, or the split is empty.")
+        parts = [_cut(track, np.array(at, np.int64), cut) for track, at in zip(self.tracks, places, strict=True) if at]
+        self.seen, self.ahead = ({k: np.concatenate([p[side][k] for p in parts]) for k in parts[0][side]} for side in (0, 1))
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def token(self, row: int) -> str:
+        """Sample token of a row."""
+        track, index = self.samples[row]
+        return self.tracks[track].tokens[index]
+
+    def batch(self, rows: Sequence[int], draws: Array | None = None, progress: float = 1.0, place: torch.Tensor | None = None) -> Batch:
+        """Tensors of some samples. `draws` (len(rows), future) are the uniform numbers of `Ahead.draw` (zeros if absent)."""
+        rows = list(rows)
+        seen = {k: v[rows] for k, v in self.seen.items()}
+        ahead = {k: v[rows] for k, v in self.ahead.items()}
+        for key, frames in (("occupancy", self.occupancy), ("codes", self.codes)):
+            if frames is not None:
+                found = np.stack([self._frames(frames, row) for row in rows])
+                found = found.astype(np.int64) if key == "codes" else found
+                seen[key], later = np.split(found, [self.cut.past + 1], axis=1)
+                if self.future:
+                    ahead[key] = later
+        draw = np.zeros((len(rows), self.cut.future)) if draws is None else draws
+        tokens = tuple(self.token(r) for r in rows)
+        observation = Seen(tokens, **{k: torch.from_numpy(v) for k, v in seen.items()})
+        target = Ahead(draw=torch.from_numpy(draw.astype(np.float32)), **{k: torch.from_numpy(v) for k, v in ahead.items()})
+        return Batch(observation, target, progress, place)
+
+    def _frames(self, frames: Frames, row: int) -> Array:
+        """What `frames` holds of one sample's keyframes; the scene's first and last stand in for those that do not exist."""
+        number, now = self.samples[row]
+        track = self.tracks[number]
+        last = now + self.cut.future if self.future else now
+        return frames(track.name, np.arange(now - self.cut.past, last + 1).clip(0, len(track.tokens) - 1))
+
+
+def _cut(track: Track, now: Array, cut: Cut) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The numbers of all samples of a scene, at keyframes `now` (n,): (what is seen, what lies ahead), named as in Seen and Ahead."""
+    past = now[:, None] + np.arange(-cut.past, 1)
+    future = now[:, None] + np.arange(1, cut.future + 1)
+    kept, next_ = past.clip(0), future.clip(max=len(track.tokens) - 1)
+    now_T_global = geometry.invert(track.global_T_ego[now])[:, None]
+    seen = {
+        "now_T_frame": (now_T_global @ track.global_T_ego[kept]).astype(np.float32),
+        "known": past >= 0,
+        "age_s": (track.time_s[now, None] - track.time_s[kept]).astype(np.float32),
+        "command": track.command[now],
+        "ego_T_lidar": track.ego_T_lidar[now].astype(np.float32),
+        "global_T_now": track.global_T_ego[now].astype(np.float64),
+    }
+    ahead = {
+        "now_T_frame": (now_T_global @ track.global_T_ego[next_]).astype(np.float32),
+        "valid": future < len(track.tokens),
+        "path": track.path[now, : cut.future].astype(np.float32),
+    }
+    return seen, ahead
+
+
+def order(samples: int, seed: int, start: int, count: int) -> Array:
+    """Rows of the training order from place `start` on: each pass over the samples is a permutation that follows from (seed, pass)."""
+    places = np.arange(start, start + count)
+    out = np.empty(count, np.int64)
+    for epoch in np.unique(places // samples):
+        here = places // samples == epoch
+        out[here] = np.random.default_rng([seed, int(epoch)]).permutation(samples)[places[here] % samples]
+    return out
+
+
+def draws(seed: int, start: int, count: int, width: int) -> Array:
+    """Uniform numbers of the samples at places start..start+count of the training order; each place has its own, whoever computes it."""
+    return np.stack([np.random.default_rng([seed, 7, place]).random(width) for place in range(start, start + count)])
+
+
+def in_order(windows: Windows, size: int) -> Iterator[Batch]:
+    """Every sample once, in order, for evaluation."""
+    for start in range(0, len(windows), size):
+        yield windows.batch(range(start, min(start + size, len(windows))))
+
+
+class OccupancyFrames:
+    """Occupancy of a source's scenes on one grid, keeping the scenes used last in memory (at most `memory_gb`).
+
+    When `keyframes`, the number there are in all, fit into memory, a scene is read whole the first time: each scene is opened once.
+    """
+
+    def __init__(self, source: Source, spec: GridSpec, keyframes: int, memory_gb: float = 1.5) -> None:
+        self.source, self.spec = source, spec
+        self.limit = int(memory_gb * 2**30)
+        self.kept: OrderedDict[str, dict[int, Array]] = OrderedDict()
+        self.frame_bytes = int(np.prod(spec.shape))
+        self.whole = keyframes * self.frame_bytes <= self.limit
+
+    def __call__(self, name: str, indices: Array) -> Array:
+        frames = self.kept.setdefault(name, {})
+        self.kept.move_to_end(name)
+        missing = [int(i) for i in np.unique(indices) if int(i) not in frames]
+        if missing:
+            scene = self.source.scene(name)
+            for i in range(len(scene)) if self.whole else missing:
+                frames[i] = self.source.occupancy(scene, i, self.spec).semantics
+            while len(self.kept) > 1 and sum(len(f) for f in self.kept.values()) * self.frame_bytes > self.limit:
+                self.kept.popitem(last=False)
+        return np.stack([frames[int(i)] for i in indices])

@@ -1,0 +1,294 @@
+"""The index of a nuScenes version: everything a Scene needs, as flat arrays, built once from the tables and cached in one file."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from iidrive.core import geometry
+from iidrive.core.classes import category_index
+from iidrive.core.errors import DataError
+from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES
+from iidrive.data.nuscenes.tables import TABLES, by_token, field, follow, numbers, quaternions, records, table_file, text
+from iidrive.runtime import atomic
+
+Array = np.ndarray
+
+FORMAT = 1
+"""Raise when the arrays below change, so that older cache files are rebuilt."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """S scenes (ascending names), K keyframes in scene order, N boxes in keyframe order, I instances. Metres, radians, global frame.
+
+    Keyframes of scene s are `keyframe_start[s]:keyframe_start[s+1]`, boxes of keyframe k `box_start[k]:box_start[k+1]`.
+    Rotations are unit quaternions (w, x, y, z); sizes are length, width, height; `lidar_points` is -1 where the table holds null;
+    `command` indexes `scene.MANOEUVRES`.
+    """
+
+    scene_name: Array
+    location: Array
+    keyframe_start: Int[Array, "s+1"]
+    token: Array
+    timestamp_us: Int[Array, "k"]
+    ego_rotation: Float[Array, "k 4"]
+    ego_translation: Float[Array, "k 3"]
+    lidar_rotation: Float[Array, "k 4"]
+    lidar_translation: Float[Array, "k 3"]
+    command: Int[Array, "k"]
+    box_start: Int[Array, "k+1"]
+    box_centre: Float[Array, "n 3"]
+    box_size: Float[Array, "n 3"]
+    box_yaw: Float[Array, "n"]
+    box_label: Int[Array, "n"]
+    box_instance: Int[Array, "n"]
+    box_lidar_points: Int[Array, "n"]
+    instance: Array
+
+
+def load(folder: Path, cache: Path) -> tuple[Index, tuple[str, ...]]:
+    """The index of a version folder, from the cache if that is whole and the tables have not changed since, else from the tables.
+
+    Args:
+        folder: `<root>/v1.0-…`.
+        cache: folder for the cache file; need not exist, may be read-only.
+
+    Returns:
+        The index, and sentences about a cache that was damaged or could not be written.
+
+    Raises:
+        DataError: as `build`.
+    """
+    key = _key(folder)
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    path = cache / f"nuscenes-{folder.name}-{name}.index"
+    notes: list[str] = []
+    found, reason = _read(path, key)
+    if found is not None:
+        return found, ()
+    if reason:
+        notes.append(f"the index cache {path} was damaged ({reason}): rebuilt from the tables")
+    index = build(folder)
+    problem = _write(path, key, index)
+    if problem:
+        notes.append(f"the index cache {path} could not be written ({problem}): the tables will be read again next time")
+    return index, tuple(notes)
+
+
+def build(folder: Path) -> Index:
+    """Read and check the tables of a version folder.
+
+    Raises:
+        DataError: naming the file and the record, for a missing or damaged table, a missing field, a dangling token, a pose or box that
+            is not finite, a negative size, an unknown category, a sample without its LIDAR_TOP keyframe.
+    """
+    paths = {table: table_file(folder, table) for table in TABLES}
+    keyframes, scenes = _samples(paths)
+    order = {token: k for k, (token, _) in enumerate(keyframes)}
+    lidar = _lidar(paths, order)
+    poses = _poses(paths, keyframes, lidar)
+    starts = np.cumsum([0, *(n for _, _, n in scenes)])
+    return Index(
+        scene_name=np.array([name for name, _, _ in scenes]),
+        location=np.array([location for _, location, _ in scenes]),
+        keyframe_start=starts,
+        token=np.array([token for token, _ in keyframes]),
+        timestamp_us=np.array([time for _, time in keyframes], dtype=np.int64),
+        command=_commands(poses, starts),
+        **poses,
+        **_boxes(paths, order),
+    )
+
+
+def _samples(paths: dict[str, Path]) -> tuple[list[tuple[str, int]], list[tuple[str, str, int]]]:
+    """(token, timestamp) of all keyframes in scene order, and (name, location, number of keyframes) of all scenes."""
+    logs = by_token(paths["log"], "location")
+    scenes = by_token(paths["scene"], "name", "log_token", "first_sample_token", "nbr_samples")
+    samples = by_token(paths["sample"], "timestamp", "next", "scene_token")
+    if not scenes:
+        raise DataError(f"{paths['scene']} holds no scenes; unpack the table again.")
+    for token, (_, _, scene_token) in samples.items():
+        follow(paths["sample"], token, "scene_token", scene_token, scenes)
+    keyframes: list[tuple[str, int]] = []
+    out: list[tuple[str, str, int]] = []
+    for token, (name, log_token, first, expected) in sorted(scenes.items(), key=lambda item: str(item[1][0])):
+        if out and out[-1][0] == name:
+            raise DataError(f"{paths['scene']}: the name {name} stands twice. Unpack the table again.")
+        (location,) = follow(paths["scene"], token, "log_token", log_token, logs)
+        text(paths["scene"], {"token": token, "name": name}, "name")
+        text(paths["log"], {"token": log_token, "location": location}, "location")
+        follow(paths["scene"], token, "first_sample_token", first, samples)
+        chain: list[tuple[str, int]] = []
+        here = first
+        while here:
+            time, ahead, owner = samples[here]
+            if owner != token or not isinstance(time, int) or len(chain) >= len(samples):
+                raise DataError(f"{paths['sample']}: record {here} is not a keyframe of {name} with a whole timestamp; unpack it again.")
+            if chain and time <= chain[-1][1]:
+                raise DataError(f"{paths['sample']}: record {here} of {name} is not later than the one before it ({time} us).")
+            chain.append((here, time))
+            if ahead:
+                follow(paths["sample"], here, "next", ahead, samples)
+            here = ahead
+        if len(chain) != expected:
+            raise DataError(f"{paths['scene']}: {name} announces {expected} samples, but sample.json chains {len(chain)} of them.")
+        keyframes += chain
+        out.append((name, location, len(chain)))
+    if len(keyframes) != len(samples):
+        raise DataError(f"{paths['sample']}: {len(samples) - len(keyframes)} samples hang in no scene's chain; unpack the tables again.")
+    return keyframes, out
+
+
+def _lidar(paths: dict[str, Path], order: dict[str, int]) -> dict[str, tuple[str, str, str]]:
+    """Sample token → (sample_data token, ego_pose token, calibrated_sensor token) of its LIDAR_TOP keyframe."""
+    path = paths["sample_data"]
+    channel = {token: name for token, (name,) in by_token(paths["sensor"], "channel").items()}
+    calibrated = by_token(paths["calibrated_sensor"], "sensor_token")
+    is_top = {
+        token: follow(paths["calibrated_sensor"], token, "sensor_token", sensor, channel) == "LIDAR_TOP"
+        for token, (sensor,) in calibrated.items()
+    }
+    out: dict[str, tuple[str, str, str]] = {}
+    for record in records(path):
+        if not field(path, record, "is_key_frame"):
+            continue
+        token, calibration = field(path, record, "token"), field(path, record, "calibrated_sensor_token")
+        if not follow(path, token, "calibrated_sensor_token", calibration, is_top):
+            continue
+        sample = field(path, record, "sample_token")
+        follow(path, token, "sample_token", sample, order)
+        if sample in out:
+            raise DataError(f"{path}: sample {sample} has two LIDAR_TOP keyframes, {out[sample][0]} and {token}; keep one.")
+        out[sample] = (token, text(path, record, "ego_pose_token"), calibration)
+    for sample in order:
+        if sample not in out:
+            raise DataError(f"{path}: sample {sample} has no LIDAR_TOP record with is_key_frame true; its pose is unknown.")
+    return out
+
+
+def _poses(paths: dict[str, Path], keyframes: list[tuple[str, int]], lidar: dict[str, tuple[str, str, str]]) -> dict[str, Any]:
+    """Ego and LIDAR_TOP poses of all keyframes, as fields of Index."""
+    out: dict[str, Any] = {}
+    for prefix, table, which in (("ego", "ego_pose", 1), ("lidar", "calibrated_sensor", 2)):
+        path = paths[table]
+        wanted = {entry[which] for entry in lidar.values()}
+        kept: dict[str, tuple[Any, Any]] = {}
+        for record in records(path):  # ego_pose has one record per sweep of every sensor; only the keyframes' are kept
+            if (token := text(path, record, "token")) in wanted:
+                kept[token] = (field(path, record, "rotation"), field(path, record, "translation"))
+        names = [lidar[token][which] for token, _ in keyframes]
+        for (sample, _), name in zip(keyframes, names, strict=True):
+            follow(paths["sample_data"], lidar[sample][0], f"{table}_token", name, kept)
+        out[f"{prefix}_rotation"] = quaternions(path, names, [kept[name][0] for name in names])
+        out[f"{prefix}_translation"] = numbers(path, names, "translation", [kept[name][1] for name in names], 3)
+    return out
+
+
+def _boxes(paths: dict[str, Path], order: dict[str, int]) -> dict[str, Any]:
+    """All boxes, in keyframe order and within a keyframe in table order, as fields of Index."""
+    path = paths["sample_annotation"]
+    label_of_category = {
+        token: category_index(name, f"{paths['category']}, record {token}")
+        for token, (name,) in by_token(paths["category"], "name").items()
+    }
+    instances = by_token(paths["instance"], "category_token")
+    label_of = {
+        token: follow(paths["instance"], token, "category_token", category, label_of_category) for token, (category,) in instances.items()
+    }
+    number_of = {token: i for i, token in enumerate(instances)}
+    names = ("token", "sample_token", "instance_token", "translation", "size", "rotation", "num_lidar_pts")
+    columns: tuple[list[Any], ...] = tuple([] for _ in names)
+    for record in records(path):
+        for column, name in zip(columns, names, strict=True):
+            column.append(field(path, record, name))
+    tokens, samples, owners, translation, size, rotation, points = columns
+    keyframe = np.array([follow(path, t, "sample_token", s, order) for t, s in zip(tokens, samples, strict=True)], dtype=np.int64)
+    instance = np.array([follow(path, t, "instance_token", o, number_of) for t, o in zip(tokens, owners, strict=True)], dtype=np.int32)
+    for token, count in zip(tokens, points, strict=True):
+        if count is not None and (not isinstance(count, int) or count < 0):
+            raise DataError(f"{path}: record {token} has num_lidar_pts {count}; expected a whole number, or null where it is unknown.")
+    width_length_height = numbers(path, tokens, "size", size, 3)
+    negative = (width_length_height < 0).any(axis=1)
+    if negative.any():
+        i = int(np.argmax(negative))
+        raise DataError(
+            f"{path}: record {tokens[i]} has the negative size {width_length_height[i].tolist()} (width, length, height); "
+            "repair or drop the record."
+        )
+    turn = geometry.quaternion_to_matrix(quaternions(path, tokens, rotation))
+    by_keyframe = np.argsort(keyframe, kind="stable")
+    label = np.array([label_of[owner] for owner in owners], dtype=np.int16)
+    return {
+        "box_start": np.searchsorted(keyframe[by_keyframe], np.arange(len(order) + 1)),
+        "box_centre": numbers(path, tokens, "translation", translation, 3)[by_keyframe],
+        "box_size": width_length_height[by_keyframe][:, [1, 0, 2]],
+        "box_yaw": np.arctan2(turn[:, 1, 0], turn[:, 0, 0])[by_keyframe],
+        "box_label": label[by_keyframe],
+        "box_instance": instance[by_keyframe],
+        "box_lidar_points": np.array([-1 if p is None else p for p in points], dtype=np.int32)[by_keyframe],
+        "instance": np.array(list(instances) or [""]),
+    }
+
+
+def _commands(poses: dict[str, Any], starts: Int[Array, "s+1"]) -> Int[Array, "k"]:
+    """Oracle commands of all keyframes, by the rule of the SparseDrive and VAD converters.
+
+    From x of the sixth future point (the scene's last point when it ends earlier) in the keyframe's lidar frame: >= 2 m right, <= -2 m
+    left, else straight. Same arithmetic as `source.true_path`: offsets in float64, rounded and cumulated in float32.
+    """
+    ego = geometry.rigid(geometry.quaternion_to_matrix(poses["ego_rotation"]), poses["ego_translation"])
+    lidar = geometry.rigid(geometry.quaternion_to_matrix(poses["lidar_rotation"]), poses["lidar_translation"])
+    global_T_lidar = ego @ lidar
+    lidar_T_global = geometry.invert(global_T_lidar)
+    end = np.repeat(starts[1:] - 1, np.diff(starts))
+    ahead = np.minimum(np.arange(len(end))[:, None] + np.arange(FUTURE_STEPS + 1), end[:, None])
+    points = np.einsum("kj,ktj->kt", lidar_T_global[:, 0, :3], global_T_lidar[ahead, :3, 3]) + lidar_T_global[:, None, 0, 3]
+    points[:, 0] = 0.0  # the path starts at the sensor itself
+    at_end = np.arange(len(end)) == end
+    points[at_end] = 0.0
+    x = np.cumsum(np.diff(points, axis=1).astype(np.float32), axis=1, dtype=np.float32)[:, -1]
+    right, left, straight = (MANOEUVRES.index(m) for m in ("right", "left", "straight"))
+    return np.where(x >= 2, right, np.where(x <= -2, left, straight)).astype(np.int8)
+
+
+def _key(folder: Path) -> str:
+    """What a cache file must have been made from: format and every table's size and modification time."""
+    stats = {table: table_file(folder, table).stat() for table in TABLES}
+    return json.dumps({"format": FORMAT, **{t: [s.st_size, s.st_mtime_ns] for t, s in stats.items()}})
+
+
+def _read(path: Path, key: str) -> tuple[Index | None, str]:
+    """The cached index, or None and the reason ('' if there is none yet or the tables have changed)."""
+    try:
+        digest, _, payload = path.read_bytes().partition(b"\n")
+        if hashlib.sha256(payload).hexdigest().encode() != digest:
+            return None, "its checksum does not fit its content"
+        with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
+            if str(arrays["key"]) != key:
+                return None, ""
+            return Index(**{f.name: arrays[f.name] for f in fields(Index)}), ""
+    except (FileNotFoundError, NotADirectoryError):
+        return None, ""
+    except Exception as error:  # whatever a damaged file provokes, the tables are the truth and the index is rebuilt
+        return None, f"{type(error).__name__}: {error}"
+
+
+def _write(path: Path, key: str, index: Index) -> str:
+    """Write the cache file, whole or not at all; '' or what went wrong."""
+    buffer = io.BytesIO()
+    np.savez(buffer, key=np.array(key), **{f.name: getattr(index, f.name) for f in fields(Index)})
+    payload = buffer.getvalue()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write(path, hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
+    except OSError as error:
+        return str(error)
+    return ""

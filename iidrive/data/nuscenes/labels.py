@@ -1,0 +1,161 @@
+"""Occupancy files in Occ3D's layout: `<folder>/<scene>/<sample token>/labels.npz`, read whole, cropped or coarsened to a grid."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from iidrive.core.classes import FREE, IGNORE
+from iidrive.core.errors import ConfigError, DataError
+from iidrive.core.scene import OCC3D_GRID, GridSpec, OccGrid
+
+Array = np.ndarray
+
+SEMANTICS_KEYS = {"labels": ("semantics",), "predicted": ("semantics", "pred", "arr_0")}
+"""Accepted names of the class array; predicted files go by several."""
+
+
+def read(path: Path, spec: GridSpec, source: Literal["labels", "predicted"]) -> OccGrid:
+    """Occupancy of one keyframe from a file with `semantics` (and, for labels, `mask_camera`), uint8 (200,200,16) on OCC3D_GRID.
+
+    Predicted files may call the array `semantics`, `pred` or `arr_0`, and have no camera mask.
+
+    Raises:
+        DataError: naming the file, if it is missing, damaged, lacks an array, or holds another shape, dtype or class.
+        ConfigError: as `regrid`.
+    """
+    wanted = (SEMANTICS_KEYS[source], *((("mask_camera",),) if source == "labels" else ()))
+    found = _arrays(
+        path, wanted, advice="Fetch the file again.", missing="Fetch the file, or choose occupancy='auto' to derive what has no file."
+    )
+    for name, array in found.items():
+        if array.shape != OCC3D_GRID.shape or array.dtype != np.uint8:
+            raise DataError(f"{path}: '{name}' must be uint8 {OCC3D_GRID.shape}; found {array.dtype} {array.shape}. Fetch the file again.")
+    try:
+        grid, *mask = found.values()
+        whole = OccGrid(grid, OCC3D_GRID, source, mask[0].astype(bool) if mask else None)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    return regrid(whole, spec)
+
+
+def _arrays(path: Path, wanted: Sequence[Sequence[str]], optional: int = 0, advice: str = "", missing: str = "") -> dict[str, np.ndarray]:
+    """One array for each group of names in `wanted`, the first that the file has; the last `optional` groups may be absent."""
+    found: dict[str, np.ndarray] = {}
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            for k, names in enumerate(wanted):
+                name = next((n for n in names if n in arrays.files), None)
+                if name is not None:
+                    found[name] = np.asarray(arrays[name])
+                elif k < len(wanted) - optional:
+                    raise DataError(f"{path} has no array '{names[0]}'; found {', '.join(arrays.files) or 'none'}. {advice}")
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing. {missing or advice}") from error
+    except Exception as error:  # zipfile, zlib and numpy each have their own ways to say that a file is broken
+        raise DataError(f"{path} is not a readable .npz file ({type(error).__name__}: {error}). {advice}") from error
+    return found
+
+
+def listed(folder: Path, scenes: Collection[str] | None = None) -> dict[str, Path]:
+    """Sample token → its file, of some scenes or all, in the order of scene and token.
+
+    Raises:
+        DataError: if the folder is missing, holds no such file, or holds one sample twice.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; expected one that holds <scene>/<sample token>/labels.npz.")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.glob("*/*/labels.npz")):
+        token, scene = path.parent.name, path.parents[1].name
+        if scenes is not None and scene not in scenes:
+            continue
+        if token in found:
+            raise DataError(f"{folder}: sample {token} stands twice, in {found[token].parents[1].name} and in {scene}; remove the copy.")
+        found[token] = path
+    if not found:
+        inside = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
+        of = "" if scenes is None else f" of the split's {len(scenes)} scenes (--split names another)"
+        raise DataError(f"{folder}: no <scene>/<sample token>/labels.npz{of} in it; found {inside}.")
+    return found
+
+
+def read_times(path: Path, source: Literal["labels", "predicted"]) -> tuple[UInt8[Array, "t 200 200 16"], Bool[Array, "200 200 16"] | None]:
+    """Class grids of one sample, now first, and the camera mask of the present one if the file has it (`mask_camera`).
+
+    A file holds one grid or several along a first axis, of any integer type.
+
+    Raises:
+        DataError: naming the file, if it is missing, damaged, or holds other things.
+    """
+    found = _arrays(path, ((SEMANTICS_KEYS[source]), ("mask_camera",)), optional=1, advice="Write the file again.")
+    for name, array in found.items():
+        if array.shape[-3:] != OCC3D_GRID.shape or array.ndim not in (3, 4) or array.dtype.kind not in "iub":
+            raise DataError(
+                f"{path}: '{name}' must hold integers in shape {OCC3D_GRID.shape}, or (times, {', '.join(map(str, OCC3D_GRID.shape))}); "
+                f"found {array.dtype} {array.shape}. Write the file again."
+            )
+    mask = found.pop("mask_camera", None)
+    ((name, grids),) = found.items()
+    if grids.min(initial=0) < 0 or grids.max(initial=0) > IGNORE:
+        raise DataError(f"{path}: '{name}' must hold classes 0..{FREE}, and {IGNORE} where the truth is unknown. Write the file again.")
+    grids = grids.astype(np.uint8).reshape(-1, *OCC3D_GRID.shape)
+    return grids, None if mask is None else (mask if mask.ndim == 3 else mask[0]).astype(bool)
+
+
+def regrid(grid: OccGrid, spec: GridSpec) -> OccGrid:
+    """The same occupancy on a grid whose voxels are blocks of m x m x m of the original's, inside its bounds.
+
+    A block is free if all its voxels are; else it takes its most frequent class other than free (the lower index wins a tie); unknown
+    voxels have no vote, and the block is unknown only if all of them are. A block is visible to the cameras if one of its voxels is.
+
+    Raises:
+        ConfigError: if the grids do not line up or `spec` reaches out of the original.
+    """
+    if spec == grid.spec:
+        return grid
+    fine = grid.spec
+    ratio = spec.voxel_m / fine.voxel_m
+    m = max(round(ratio), 1)
+    offset = (np.array(spec.lower_m) - np.array(fine.lower_m)) / fine.voxel_m
+    first = np.rint(offset).astype(np.int64)
+    last = first + np.array(spec.shape) * m
+    aligned = abs(ratio - m) < 1e-6 and bool((np.abs(offset - first) < 1e-4).all())
+    if not aligned or (first < 0).any() or (last > np.array(fine.shape)).any():
+        raise ConfigError(
+            f"occupancy files hold {fine.shape} voxels of {fine.voxel_m} m from {fine.lower_m} m; a grid "
+            f"{spec.shape} of {spec.voxel_m} m from {spec.lower_m} m must lie inside and be made of whole voxels. "
+            "Change the grid, or choose occupancy='derived'."
+        )
+    window = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
+    semantics = np.ascontiguousarray(grid.semantics[window])
+    mask = None if grid.camera_mask is None else grid.camera_mask[window]
+    if m > 1:
+        semantics = _majority(semantics, m)
+        mask = None if mask is None else np.any(_blocks(mask, m), axis=-1)
+    return OccGrid(semantics, spec, grid.source, mask)
+
+
+def _blocks(values: Array, m: int) -> Array:
+    """(x, y, z) → (x/m, y/m, z/m, m³)."""
+    x, y, z = (n // m for n in values.shape)
+    return values.reshape(x, m, y, m, z, m).transpose(0, 2, 4, 1, 3, 5).reshape(x, y, z, m**3)
+
+
+def _majority(semantics: UInt8[Array, "x y z"], m: int) -> UInt8[Array, "a b c"]:
+    """The block rule of `regrid`; counts are made only for blocks that hold something."""
+    blocks = _blocks(semantics, m)
+    out = np.where((blocks == IGNORE).all(axis=-1), IGNORE, FREE).astype(np.uint8)
+    solid = (blocks < FREE).any(axis=-1)
+    votes = blocks[solid]
+    block, voxel = np.nonzero(votes < FREE)
+    counts = np.bincount(block * FREE + votes[block, voxel], minlength=len(votes) * FREE).reshape(-1, FREE)
+    out[solid] = counts.argmax(axis=1)
+    return out

@@ -1,0 +1,277 @@
+"""nuScenes as a source of scenes, read from the official tables; the devkit is not needed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from iidrive.core import geometry
+from iidrive.core.errors import ConfigError, DataError, unknown
+from iidrive.core.scene import MANOEUVRES, Boxes, Command, CommandSource, GridSpec, Keyframe, OccGrid, OccSource, Pose, Scene, VectorMap
+from iidrive.data.nuscenes.map import LAYERS, LocationMap
+from iidrive.data.nuscenes import index, labels
+from iidrive.data.nuscenes.splits import SPLITS
+from iidrive.data.nuscenes.tables import TABLES, table_file
+from iidrive.data.voxelise import voxelise
+
+MAP_RADIUS_M = 120.0
+"""A scene's map reaches this far beyond the bounding rectangle of its path."""
+
+OccupancyChoice = Literal["auto", "labels", "derived", "predicted"]
+
+
+@dataclass(frozen=True)
+class NuScenesConfig:
+    """Where nuScenes lies and which occupancy to use.
+
+    root: the folder that holds `v1.0-…/` and `maps/`.
+    version: name of the version folder; empty takes the only one there is.
+    occupancy: `labels`, `predicted` or `derived` insist on one kind; `auto` takes per keyframe the first that exists of these three.
+    gts: folder of Occ3D labels, `<scene>/<sample token>/labels.npz`; empty takes `<root>/gts` if that exists.
+    predicted: folder in the same layout with another model's occupancy (STCOcc writes such files).
+    cache: folder for the index of the tables; empty takes `iidrive` in XDG_CACHE_HOME or ~/.cache.
+    """
+
+    root: str
+    version: str = ""
+    occupancy: OccupancyChoice = "auto"
+    gts: str = ""
+    predicted: str = ""
+    cache: str = ""
+
+
+class NuScenes:
+    """A `Source` over one version of nuScenes. Commands are oracles; occupancy is labels, predicted or derived, as configured.
+
+    Raises:
+        ConfigError: for an unknown occupancy choice, or one whose folder was not given.
+        DataError: naming the file or folder, if the root is not nuScenes or a table is damaged.
+    """
+
+    name = "nuscenes"
+
+    def __init__(self, config: NuScenesConfig) -> None:
+        if config.occupancy not in get_args(OccupancyChoice):
+            raise ConfigError(unknown("occupancy", config.occupancy, get_args(OccupancyChoice)))
+        if not config.root:
+            raise ConfigError("nuScenes needs --root (`root`), the folder that holds v1.0-…/ and maps/.")
+        self.config = config
+        self.root = Path(config.root).expanduser()
+        self.folder = _version_folder(self.root, config.version)
+        self._gts = _label_folder("gts", config.gts or (str(self.root / "gts") if (self.root / "gts").is_dir() else ""))
+        self._predicted = _label_folder("predicted", config.predicted)
+        for choice, folder in (("labels", self._gts), ("predicted", self._predicted)):
+            if config.occupancy == choice and folder is None:
+                option = "gts" if choice == "labels" else choice
+                raise ConfigError(f"occupancy='{choice}' needs a folder of {choice}: give `{option}`, or choose occupancy='auto'.")
+        cache = Path(config.cache).expanduser() if config.cache else _default_cache()
+        self._index, self._cache_notes = index.load(self.folder, cache)
+        self._scene_number = {str(name): s for s, name in enumerate(self._index.scene_name)}
+        self._maps: dict[str, LocationMap | None] = {}
+        self._listed: dict[tuple[Path, str], frozenset[str]] = {}
+
+    @property
+    def command_source(self) -> CommandSource:
+        """Always `oracle`: nuScenes has no routes, so commands are taken from the true future."""
+        return "oracle"
+
+    @property
+    def occupancy_source(self) -> OccSource:
+        """The weakest occupancy in use over all keyframes, in the order labels, derived, predicted."""
+        used = self._occupancy_counts()
+        weakest_first: tuple[OccSource, ...] = ("predicted", "derived", "labels")
+        for source in weakest_first:
+            if used[source]:
+                return source
+        return "derived"
+
+    def identity(self) -> dict[str, object]:
+        """Version, size of every table, SHA-256 of scene.json, and which occupancy was used how often."""
+        return {
+            "name": self.name,
+            "version": self.folder.name,
+            "scenes": len(self._index.scene_name),
+            "keyframes": len(self._index.token),
+            "boxes": len(self._index.box_label),
+            "table_bytes": {table: table_file(self.folder, table).stat().st_size for table in TABLES},
+            "scene_sha256": hashlib.sha256(table_file(self.folder, "scene").read_bytes()).hexdigest(),
+            "occupancy": self.config.occupancy,
+            "occupancy_keyframes": dict(self._occupancy_counts()),
+        }
+
+    def usual_split(self, part: Literal["train", "test"]) -> str:
+        """train and val, or mini_train and mini_val of the mini version."""
+        split = {"train": "train", "test": "val"}[part]
+        return f"mini_{split}" if "mini" in self.folder.name else split
+
+    def scene_names(self, split: str) -> tuple[str, ...]:
+        """Scene names of an official split (train, val, test, mini_train, mini_val) or of `all`, ascending.
+
+        Raises:
+            ConfigError: for an unknown split, or one of which this version has no scene.
+            DataError: if this version has some of the split's scenes but not all, since scores over a part would pass for the whole.
+        """
+        have = self._scene_number
+        if split == "all":
+            return tuple(have)
+        if split not in SPLITS:
+            raise ConfigError(unknown("split", split, (*SPLITS, "all")))
+        absent = [name for name in SPLITS[split] if name not in have]
+        if not absent:
+            return SPLITS[split]
+        whole = ", ".join([*(s for s, names in SPLITS.items() if all(n in have for n in names)), "all"])
+        if len(absent) == len(SPLITS[split]):
+            raise ConfigError(f"{self.folder} has no scene of split '{split}'; splits that it has: {whole}.")
+        listed = ", ".join(absent[:8]) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
+        raise DataError(
+            f"{self.folder}: split '{split}' has {len(SPLITS[split])} scenes, but scene.json lacks {len(absent)} of them ({listed}). "
+            f"Complete the tables, or use a split that is whole: {whole}."
+        )
+
+    def scene(self, name: str) -> Scene:
+        """One scene with its keyframes, boxes in the global frame, and the map around its path.
+
+        Raises:
+            DataError: naming the file, for a scene that this version does not have, or a damaged map.
+        """
+        if name not in self._scene_number:
+            raise DataError(f"{self.folder}: {unknown('scene', name, self._scene_number)}")
+        number, index = self._scene_number[name], self._index
+        first, last = index.keyframe_start[number : number + 2]
+        surroundings = self._location(str(index.location[number]))
+        path = index.ego_translation[first:last, :2]
+        vector_map = surroundings.around(path, MAP_RADIUS_M) if surroundings else VectorMap()
+        return Scene(name, tuple(self._keyframe(k) for k in range(first, last)), vector_map)
+
+    def occupancy(self, scene: Scene, index: int, spec: GridSpec) -> OccGrid:
+        """Occupancy of one keyframe on a grid in its ego frame; `OccGrid.source` says which kind it is.
+
+        Raises:
+            DataError: naming the file, if it is missing although configured, or damaged.
+            ConfigError: if labels or predictions cannot be brought onto `spec` exactly.
+        """
+        keyframe = scene.keyframes[index]
+        source = self._source_of(scene.name, keyframe.token)
+        if source == "derived":
+            boxes = keyframe.boxes.moved(geometry.invert(keyframe.global_T_ego.matrix), "ego")
+            return voxelise(boxes, scene.map, keyframe.global_T_ego, spec)
+        folder = self._gts if source == "labels" else self._predicted
+        assert folder is not None  # _source_of names only folders that were given
+        return labels.read(folder / scene.name / keyframe.token / "labels.npz", spec, source)
+
+    def missing(self) -> tuple[str, ...]:
+        """Sentences about what this copy of nuScenes lacks and what is done instead. Parses the maps of all locations."""
+        index, out = self._index, list(self._cache_notes)
+        unknown_points = int((index.box_lidar_points < 0).sum())
+        if unknown_points:
+            out.append(f"num_lidar_pts is unknown for {unknown_points} of {len(index.box_label)} boxes: they are kept")
+        for location, scenes in sorted(Counter(index.location.tolist()).items()):
+            surroundings = self._location(location)
+            if surroundings is None:
+                out.append(f"maps/expansion lacks {location}.json: {scenes} of the scenes have no map")
+            elif lacking := [layer for layer in LAYERS if layer not in surroundings.features]:
+                out.append(f"maps/expansion/{location}.json has no {', '.join(lacking)}: absent from the map of {scenes} of the scenes")
+        used, total = self._occupancy_counts(), len(index.token)
+        if used["labels"] < total and self.config.occupancy in ("auto", "labels"):
+            others = " and ".join(s for s in ("predicted", "derived") if used[s]) or "missing"
+            out.append(f"occupancy labels exist for {self._count(self._gts)} of {total} keyframes; the others are {others}")
+        if self._predicted is not None and self._count(self._predicted) < total:
+            out.append(f"predicted occupancy exists for {self._count(self._predicted)} of {total} keyframes")
+        return tuple(out)
+
+    def _keyframe(self, k: int) -> Keyframe:
+        index = self._index
+        box = slice(*index.box_start[k : k + 2])  # copies below: a Scene that is written to must not change the index
+        boxes = Boxes(
+            frame="global",
+            centre_m=index.box_centre[box].copy(),
+            size_m=index.box_size[box].copy(),
+            yaw_rad=index.box_yaw[box].copy(),
+            label=index.box_label[box].astype(np.int64),
+            track=tuple(index.instance[index.box_instance[box]].tolist()),
+            lidar_points=index.box_lidar_points[box].astype(np.int64),
+        )
+        return Keyframe(
+            token=str(index.token[k]),
+            timestamp_us=int(index.timestamp_us[k]),
+            global_T_ego=Pose(index.ego_rotation[k], index.ego_translation[k].copy()),
+            ego_T_lidar=Pose(index.lidar_rotation[k], index.lidar_translation[k].copy()),
+            boxes=boxes,
+            command=Command(MANOEUVRES[index.command[k]], "oracle"),
+        )
+
+    def _location(self, location: str) -> LocationMap | None:
+        """The map of a location, parsed once; None if there is no file."""
+        if location not in self._maps:
+            path = self.root / "maps" / "expansion" / f"{location}.json"
+            self._maps[location] = LocationMap(path) if path.is_file() else None
+        return self._maps[location]
+
+    def _source_of(self, scene: str, token: str) -> OccSource:
+        """Which occupancy a keyframe gets. Insisting on a kind names it even where its file is missing; reading then says so."""
+        if self.config.occupancy != "auto":
+            return self.config.occupancy
+        if token in self._tokens(self._gts, scene):
+            return "labels"
+        return "predicted" if token in self._tokens(self._predicted, scene) else "derived"
+
+    def _tokens(self, folder: Path | None, scene: str) -> frozenset[str]:
+        """Sample tokens with a folder of occupancy for a scene, listed once."""
+        if folder is None:
+            return frozenset()
+        if (folder, scene) not in self._listed:
+            path = folder / scene
+            self._listed[folder, scene] = frozenset(os.listdir(path)) if path.is_dir() else frozenset()
+        return self._listed[folder, scene]
+
+    def _count(self, folder: Path | None) -> int:
+        """Number of keyframes for which a folder has occupancy."""
+        return sum(token in self._tokens(folder, scene) for scene, token in self._keyframes())
+
+    def _occupancy_counts(self) -> Counter[OccSource]:
+        return Counter(self._source_of(scene, token) for scene, token in self._keyframes())
+
+    def _keyframes(self) -> list[tuple[str, str]]:
+        """(scene name, sample token) of every keyframe."""
+        names = np.repeat(self._index.scene_name, np.diff(self._index.keyframe_start))
+        return list(zip(names.tolist(), self._index.token.tolist(), strict=True))
+
+
+def _version_folder(root: Path, version: str) -> Path:
+    """The folder of tables: the one named, or the only `v1.0-*` of the root."""
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder; `root` must be the nuScenes folder that holds v1.0-…/ and maps/.")
+    if (root / "scene.json").is_file():
+        raise DataError(f"{root} is itself a version folder; `root` must be its parent, {root.resolve().parent}.")
+    found = sorted(p.name for p in root.glob("v1.0-*") if p.is_dir())
+    if version:
+        if version not in found:
+            raise DataError(f"{root}: {unknown('version', version, found)}")
+        return root / version
+    if not found:
+        inside = ", ".join(sorted(p.name for p in root.iterdir())[:6]) or "nothing"
+        raise DataError(
+            f"{root} holds no v1.0-* folder (found {inside}); `root` must be the nuScenes folder with v1.0-mini/, v1.0-trainval/ or such."
+        )
+    if len(found) > 1:
+        raise ConfigError(f"{root} holds several versions: {', '.join(found)}. Say which one with `version`.")
+    return root / found[0]
+
+
+def _label_folder(option: str, path: str) -> Path | None:
+    """A folder of occupancy, or None if none was given."""
+    folder = Path(path).expanduser() if path else None
+    if folder is not None and not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; `{option}` must hold <scene>/<sample token>/labels.npz.")
+    return folder
+
+
+def _default_cache() -> Path:
+    """`iidrive` in the user's cache folder (XDG base directory specification)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iidrive"

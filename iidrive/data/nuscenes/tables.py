@@ -1,0 +1,176 @@
+"""Reading nuScenes tables: one JSON array of records per file, streamed, with errors that name the file and the record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from iidrive.core.errors import DataError
+
+Array = np.ndarray
+Record = Mapping[str, Any]
+
+TABLES = (
+    "scene",
+    "sample",
+    "sample_data",
+    "ego_pose",
+    "calibrated_sensor",
+    "sensor",
+    "sample_annotation",
+    "instance",
+    "category",
+    "log",
+)
+"""The tables that are read; the official folder holds three more (attribute, visibility, map)."""
+
+_CHUNK = 1 << 22
+_LONGEST_RECORD = 1 << 20
+_BETWEEN = " \t\r\n,"
+
+
+def table_file(folder: Path, table: str) -> Path:
+    """Path of a table in a version folder.
+
+    Raises:
+        DataError: if there is no such file.
+    """
+    path = folder / f"{table}.json"
+    if not path.is_file():
+        raise DataError(f"{path} is missing; a nuScenes version folder holds {', '.join(t + '.json' for t in TABLES)}. Unpack it again.")
+    return path
+
+
+def records(path: Path) -> Iterator[Record]:
+    """The records of a table, one by one, in file order.
+
+    Streamed in chunks, because sample_data.json of v1.0-trainval is larger than 1 GB and few of its records are wanted.
+
+    Raises:
+        DataError: naming the file, if it is not a complete JSON array of objects.
+    """
+    decode = json.JSONDecoder().raw_decode
+    count = 0
+    try:
+        with path.open(encoding="utf-8") as file:
+            buffer = file.read(_CHUNK).lstrip("\ufeff" + _BETWEEN)
+            if not buffer.startswith("["):
+                raise DataError(f"{path}: expected a JSON array of records; found {buffer[:20]!r}. Unpack the table again.")
+            at = 1
+            while True:
+                while at < len(buffer) and buffer[at] in _BETWEEN:
+                    at += 1
+                if buffer.startswith("]", at):
+                    return
+                try:
+                    record, at = decode(buffer, at)
+                except json.JSONDecodeError as error:
+                    more = "" if len(buffer) - at > _LONGEST_RECORD else file.read(_CHUNK)
+                    if not more:
+                        raise DataError(
+                            f"{path}: not valid JSON after {count} records ({error.msg}); the file is truncated or damaged. "
+                            "Unpack the table again."
+                        ) from error
+                    buffer, at = buffer[at:] + more, 0
+                    continue
+                if not isinstance(record, dict):
+                    raise DataError(f"{path}: record {count} is {type(record).__name__}, expected an object. Unpack the table again.")
+                count += 1
+                yield record
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read ({error}). Unpack the table again.") from error
+
+
+def field(path: Path, record: Record, name: str) -> Any:
+    """One field of a record.
+
+    Raises:
+        DataError: naming the file and the record's token, if it is not there.
+    """
+    if name not in record:
+        raise DataError(f"{path}: record {record.get('token', '?')} has no field '{name}'; it has {', '.join(record)}.")
+    return record[name]
+
+
+def text(path: Path, record: Record, name: str) -> str:
+    """One field of a record that must be a string.
+
+    Raises:
+        DataError: naming the file and the record's token, if it is not there or not a string.
+    """
+    value = field(path, record, name)
+    if not isinstance(value, str):
+        raise DataError(f"{path}: record {record.get('token', '?')} has {name} {value!r}; expected a string. Unpack the table again.")
+    return value
+
+
+def by_token(path: Path, *names: str) -> dict[str, tuple[Any, ...]]:
+    """Token → named fields.
+
+    Raises:
+        DataError: if a token stands twice.
+    """
+    out: dict[str, tuple[Any, ...]] = {}
+    for record in records(path):
+        token = text(path, record, "token")
+        if token in out:
+            raise DataError(f"{path}: token {token} stands twice. Unpack the table again.")
+        out[token] = tuple(field(path, record, name) for name in names)
+    return out
+
+
+def follow(path: Path, token: str, name: str, target: str, known: Mapping[str, Any]) -> Any:
+    """`known[target]`, where record `token` of `path` points to it by its field `name`.
+
+    Raises:
+        DataError: for a dangling token.
+    """
+    if not isinstance(target, str) or target not in known:
+        where = name.removesuffix("_token")
+        raise DataError(
+            f"{path}: record {token} points to {name} '{target}', which is not in {where}.json. "
+            "The tables do not belong together; unpack them again from one archive."
+        )
+    return known[target]
+
+
+def numbers(path: Path, tokens: Sequence[str], name: str, values: Sequence[Any], width: int) -> Float[Array, "n width"]:
+    """Vectors of one field of many records as float64.
+
+    Raises:
+        DataError: naming the first record whose value is not `width` finite numbers.
+    """
+    try:
+        out = np.array(values, dtype=np.float64).reshape(-1, width) if len(values) else np.zeros((0, width))
+        good = len(out) == len(values) and bool(np.isfinite(out).all())
+    except (TypeError, ValueError):
+        out, good = np.zeros((0, width)), False
+    if good:
+        return out
+    for token, value in zip(tokens, values, strict=True):
+        is_list = isinstance(value, list) and len(value) == width
+        if not is_list or not all(isinstance(v, int | float) and np.isfinite(v) for v in value):
+            raise DataError(f"{path}: record {token} has {name} {value}; expected {width} finite numbers. Repair or drop the record.")
+    raise DataError(f"{path}: {name} is not {width} finite numbers in every record.")
+
+
+def quaternions(path: Path, tokens: Sequence[str], values: Sequence[Any]) -> Float[Array, "n 4"]:
+    """Rotations (w, x, y, z) of many records, normalised.
+
+    Raises:
+        DataError: naming the first record whose value is not a unit quaternion.
+    """
+    out = numbers(path, tokens, "rotation", values, 4)
+    norm = np.linalg.norm(out, axis=1)
+    bad = np.abs(norm - 1) > 1e-3
+    if bad.any():
+        i = int(np.argmax(bad))
+        raise DataError(
+            f"{path}: record {tokens[i]} has rotation {out[i].tolist()} of norm {norm[i]:.4f}; expected a unit quaternion (w, x, y, z)."
+        )
+    return out / norm[:, None]

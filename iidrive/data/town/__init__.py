@@ -1,0 +1,1 @@
+"""Synthetic towns: scenes made from a seed, embedded in the package."""

@@ -1,0 +1,190 @@
+"""From a finished simulation to a Scene: boxes and keyframes, the check that nobody touched anybody, and boxes painted into a grid."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+from jaxtyping import Bool, Float, Int, UInt8
+
+from iidrive.core import geometry
+from iidrive.core.classes import CATEGORY_INDEX, OCC_OF_CATEGORY
+from iidrive.core.scene import Boxes, GridSpec, Keyframe, Pose, Scene, VectorMap
+from iidrive.data.town.agents import EGO_AXLE_M, EGO_SIZE_M, Mover, Still, Walker
+from iidrive.data.town.route import Route
+from iidrive.data.town.traffic import Tracks
+
+Array = np.ndarray
+
+EGO_T_LIDAR = Pose(geometry.yaw_quaternion(-np.pi / 2), np.array([0.94, 0.0, 1.84]))
+LISTED_M = 80.0
+SEEN_M = 55.0
+CLEARANCE_M = 0.2
+"""The ego's body, grown by this much on every side, must stay free at every keyframe."""
+
+GROUND_SKIN_M = 0.05
+"""Boxes stand on the ground; voxels whose centre is lower than this stay ground."""
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Everyone but the ego, over the whole scene: centres (t,n,2), headings (t,n), sizes (n,3), categories, and who is what.
+
+    `kind` is 0 for vehicles and cyclists in traffic, 1 for people on their way, 2 for what never moves; `crosses` marks people who
+    use a crossing, whom vehicles stop for.
+    """
+
+    centre: Float[Array, "t n 2"]
+    yaw: Float[Array, "t n"]
+    size: Float[Array, "n 3"]
+    label: Int[Array, "n"]
+    kind: Int[Array, "n"]
+    crosses: Bool[Array, "n"]
+
+    def select(self, keep: Bool[Array, "n"]) -> Cast:
+        """Only those where `keep` is true."""
+        return Cast(self.centre[:, keep], self.yaw[:, keep], self.size[keep], self.label[keep], self.kind[keep], self.crosses[keep])
+
+
+def token(*parts: object) -> str:
+    """A name of 32 hexadecimal digits, the same on every machine."""
+    return hashlib.sha256("/".join(str(p) for p in parts).encode()).hexdigest()[:32]
+
+
+def assemble(rng: np.random.Generator, movers: list[Mover], walkers: list[Walker], still: list[Still], tracks: Tracks) -> Cast:
+    """Put movers (without the ego), walkers and still boxes into one cast."""
+    frames = len(tracks.axle)
+    axle = np.array([m.axle_m for m in movers[1:]])
+    ahead = np.stack([np.cos(tracks.heading[:, 1:]), np.sin(tracks.heading[:, 1:])], -1)
+    rest = np.array([s.xy for s in still]).reshape(-1, 2)
+    rest_yaw = np.array([s.yaw_rad for s in still])
+    tall = rng.uniform(1.55, 1.9, len(walkers))
+    people = np.stack([np.full(len(walkers), 0.6), np.full(len(walkers), 0.6), tall], -1)
+    names = [m.category for m in movers[1:]] + ["human.pedestrian.adult"] * len(walkers) + [s.category for s in still]
+    sizes = [np.array([m.size_m for m in movers[1:]]).reshape(-1, 3), people, np.array([s.size_m for s in still]).reshape(-1, 3)]
+    crosses = [False] * (len(movers) - 1) + [w.crossing >= 0 for w in walkers] + [False] * len(still)
+    return Cast(
+        np.concatenate([tracks.axle[:, 1:] + axle[:, None] * ahead, tracks.walker, np.broadcast_to(rest, (frames, *rest.shape))], 1),
+        np.concatenate([tracks.heading[:, 1:], tracks.walker_heading, np.broadcast_to(rest_yaw, (frames, len(still)))], 1),
+        np.concatenate(sizes),
+        np.array([CATEGORY_INDEX[n] for n in names], dtype=np.int64),
+        np.repeat([0, 1, 2], [len(movers) - 1, len(walkers), len(still)]),
+        np.array(crosses, dtype=bool),
+    )  # fmt: skip
+
+
+def settle(cast: Cast, tracks: Tracks) -> Cast | None:
+    """The cast without strollers who brushed against somebody, or None if a vehicle, someone on a crossing or the ego did."""
+    touching = _touching(cast)
+    vehicle = cast.kind == 0
+    # Vehicles do not look at people on the pavement, so those may be left out; whoever traffic reacted to must stay.
+    lesser = (cast.kind == 1) & ~cast.crosses
+    drop = np.zeros(len(cast.kind), bool)
+    for i, j in sorted(touching):
+        if drop[i] or drop[j]:
+            continue
+        if lesser[i] or lesser[j]:
+            drop[j if lesser[j] else i] = True
+        elif (cast.kind[i] == 2) != (cast.kind[j] == 2) and not vehicle[i] and not vehicle[j]:
+            drop[j if cast.kind[j] == 2 else i] = True
+        else:
+            return None
+    cast = cast.select(~drop)
+    return None if _ego_touches(cast, tracks) else cast
+
+
+def _polygons(centre: Array, size: Array, yaw: Array) -> Array:
+    return np.asarray(shapely.polygons(geometry.box_corners_bev(centre, size[..., 0], size[..., 1], yaw)))
+
+
+def _touching(cast: Cast) -> set[tuple[int, int]]:
+    """Pairs (i < j) that overlap at some keyframe; what never moves is not held against its own kind."""
+    radius = np.hypot(cast.size[:, 0], cast.size[:, 1]) / 2
+    found: set[tuple[int, int]] = set()
+    moves = np.flatnonzero(cast.kind < 2)
+    gap = cast.centre[:, moves, None] - cast.centre[:, None]
+    close = (gap**2).sum(-1) < (radius[moves][:, None] + radius[None]) ** 2
+    t, a, j = np.nonzero(close)
+    i = moves[a]
+    once = i < j
+    t, i, j = t[once], i[once], j[once]
+    first = _polygons(cast.centre[t, i], cast.size[i], cast.yaw[t, i])
+    second = _polygons(cast.centre[t, j], cast.size[j], cast.yaw[t, j])
+    for k in np.flatnonzero(shapely.intersects(first, second)):
+        found.add((int(i[k]), int(j[k])))
+    return found
+
+
+def ego_headings(path: Float[Array, "t 2"], yaw: Float[Array, "t"]) -> Float[Array, "4 t"]:
+    """Headings that a protocol may give the ego: its own, and those of its motion by central, backward and forward difference."""
+    steps = np.diff(path, axis=0)
+    forward, backward = np.concatenate([steps, steps[-1:]]), np.concatenate([steps[:1], steps])
+    out = [yaw]
+    for d in (forward + backward, backward, forward):
+        moved = np.hypot(d[:, 0], d[:, 1]) > 1e-3
+        out.append(np.where(moved, np.arctan2(d[:, 1], d[:, 0]), yaw))
+    return np.stack(out)
+
+
+def _ego_touches(cast: Cast, tracks: Tracks) -> bool:
+    yaw = tracks.heading[:, 0]
+    lidar = tracks.axle[:, 0] + 0.94 * np.stack([np.cos(yaw), np.sin(yaw)], -1)
+    headings = ego_headings(lidar, yaw)
+    centre = lidar + (EGO_AXLE_M - 0.94) * np.stack([np.cos(headings), np.sin(headings)], -1)
+    grown = np.array(EGO_SIZE_M) + 2 * CLEARANCE_M
+    bodies = _polygons(centre, np.broadcast_to(grown, (*centre.shape[:2], 3)), headings)
+    near = ((cast.centre - lidar[:, None]) ** 2).sum(-1) < (5.0 + np.hypot(cast.size[:, 0], cast.size[:, 1]) / 2) ** 2
+    t, i = np.nonzero(near)
+    others = _polygons(cast.centre[t, i], cast.size[i], cast.yaw[t, i])
+    return bool(shapely.intersects(bodies[:, t], others[None]).any())
+
+
+def record(name: str, cast: Cast, tracks: Tracks, route: Route, layers: VectorMap) -> Scene:
+    """The scene: keyframes 500 ms apart, boxes within 80 m of the ego, commands read from the route."""
+    names = tuple(token(name, "track", k) for k in range(len(cast.kind)))
+    share = np.array([0.6 + int(n[:4], 16) / 65536 * 0.8 for n in names])
+    start_us = 1_500_000_000_000_000 + int(token(name)[:9], 16)
+    keyframes = []
+    for t, (axle, yaw) in enumerate(zip(tracks.axle[:, 0], tracks.heading[:, 0], strict=True)):
+        distance = np.hypot(*(cast.centre[t] - axle).T)
+        keep = distance < LISTED_M
+        area = (cast.size[:, 0] + cast.size[:, 1]) / 2 * cast.size[:, 2]
+        # A spinning LIDAR with 32 beams puts some 300 points on a car 10 m away, and fewer with the distance squared.
+        points = np.maximum(np.minimum(6000 * share * area / np.maximum(distance, 3.0) ** 2, 3000), 1).astype(np.int64)
+        points[distance > SEEN_M] = 0
+        centre = np.concatenate([cast.centre[t][keep], cast.size[keep, 2:] / 2], -1)
+        tracks_here = tuple(name for name, k in zip(names, keep, strict=True) if k)
+        boxes = Boxes("global", centre, cast.size[keep], cast.yaw[t][keep], cast.label[keep], tracks_here, points[keep])
+        pose = Pose.from_xy_yaw(float(axle[0]), float(axle[1]), float(yaw))
+        keyframes.append(Keyframe(token(name, t), start_us + 500_000 * t, pose, EGO_T_LIDAR, boxes, route.command(axle)))
+    return Scene(name, tuple(keyframes), layers)
+
+
+def paint_boxes(semantics: UInt8[Array, "x y z"], boxes: Boxes, spec: GridSpec) -> None:
+    """Paint boxes of the ego frame into a grid, in place: voxels whose centre is inside, and at least those nearest the box's centre.
+
+    Large boxes first, so that whoever stands close to a vehicle stays visible.
+    """
+    lower, size, v = np.array(spec.lower_m), boxes.size_m, spec.voxel_m
+    reach = np.hypot(size[:, 0], size[:, 1]) / 2
+    inside = ((boxes.centre_m[:, :2] + reach[:, None] > lower[:2]) & (boxes.centre_m[:, :2] - reach[:, None] < spec.upper_m[:2])).all(1)
+    order = np.flatnonzero(inside)
+    order = order[np.argsort(-size[order].prod(1), kind="stable")]
+    cx, cy, cz = (spec.centres(k) for k in range(3))
+    for k in order:
+        (x, y, z), (length, width, height) = boxes.centre_m[k], size[k]
+        i0, i1 = (int(np.clip((x + s * reach[k] - lower[0]) / v + s, 0, spec.shape[0])) for s in (-1, 1))
+        j0, j1 = (int(np.clip((y + s * reach[k] - lower[1]) / v + s, 0, spec.shape[1])) for s in (-1, 1))
+        layers = np.flatnonzero((cz >= max(z - height / 2, GROUND_SKIN_M)) & (cz <= z + height / 2))
+        if len(layers) == 0:
+            layers = np.array([int(np.clip((z - lower[2]) / v, 0, spec.shape[2] - 1))])
+        dx, dy = (cx[i0:i1] - x)[:, None], (cy[j0:j1] - y)[None]
+        cos, sin = np.cos(boxes.yaw_rad[k]), np.sin(boxes.yaw_rad[k])
+        mask = (np.abs(dx * cos + dy * sin) <= length / 2) & (np.abs(dy * cos - dx * sin) <= width / 2)
+        i, j = int(np.floor((x - lower[0]) / v)), int(np.floor((y - lower[1]) / v))
+        if i0 <= i < i1 and j0 <= j < j1:
+            mask[i - i0, j - j0] = True
+        occupied = OCC_OF_CATEGORY[boxes.label[k]]
+        semantics[i0:i1, j0:j1, layers[0] : layers[-1] + 1][mask] = occupied

@@ -1,0 +1,342 @@
+"""Traffic of the town, simulated at 10 Hz: everyone drives, yields and walks by what the others do at that moment.
+
+Vehicles follow their leader by the intelligent driver model (Treiber, Hennecke and Helbing 2000), steer by pure pursuit with a bicycle
+model, take a junction only when it is theirs (first come, first served, conflicting ways excluded, stop signs obeyed) and stop for
+people at crossings. Pedestrians wait at the kerb until those who cannot stop have passed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from iidrive.core.geometry import wrap_angle
+from iidrive.data.town.agents import Mover, Walker
+from iidrive.data.town.roads import Roads
+from iidrive.data.town.route import STEP_M
+
+Array = np.ndarray
+
+DT_S = 0.1
+LOOK_STEPS, LOOK_STRIDE = 22, 4
+"""A driver looks 22 samples of 2 m ahead."""
+
+BRAKE = 2.0
+HARD_BRAKE = -7.0
+STANDSTILL_M = 2.0
+
+PATIENCE_S = 5.0
+"""A driver who has stopped for somebody who does not step off the kerb drives on after this long."""
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """States at the keyframes: rear axles (t,m,2), headings (t,m), speeds (t,m) of movers; positions (t,w,2), headings (t,w) of walkers."""
+
+    axle: Float[Array, "t m 2"]
+    heading: Float[Array, "t m"]
+    speed: Float[Array, "t m"]
+    walker: Float[Array, "t w 2"]
+    walker_heading: Float[Array, "t w"]
+
+
+class Traffic:
+    """The state of one simulation. Make it, then call `run` once."""
+
+    def __init__(self, roads: Roads, movers: list[Mover], walkers: list[Walker]) -> None:
+        self.roads, self.movers, self.walkers = roads, movers, walkers
+        m = len(movers)
+        count = max(len(v.route.points) for v in movers)
+        self.path = np.zeros((m, count, 2))
+        self.path_heading = np.zeros((m, count))
+        self.profile = np.zeros((m, count))
+        for i, v in enumerate(movers):
+            n = len(v.route.points)
+            along = np.arange(n) * STEP_M
+            shift = v.right_m + 0.1 * np.sin(along / 9.0 + v.wander_phase) + 0.06 * np.sin(along / 4.3 + 2 * v.wander_phase)
+            normal = np.stack([np.sin(v.route.heading), -np.cos(v.route.heading)], -1)
+            self.path[i, :n] = v.route.points + shift[:, None] * normal
+            self.path[i, n:] = self.path[i, n - 1]
+            self.path_heading[i, :n], self.path_heading[i, n:] = v.route.heading, v.route.heading[-1]
+            self.profile[i, :n] = v.route.speed_mps
+        self.path_cos, self.path_sin = np.cos(self.path_heading).astype(np.float32), np.sin(self.path_heading).astype(np.float32)
+        self.s = np.array([v.start_s for v in movers])
+        self.v = np.array([v.start_mps for v in movers])
+        at = (self.s / STEP_M).astype(int)
+        self.xy = self.path[np.arange(m), at]
+        self.psi = self.path_heading[np.arange(m), at]
+        self.steer = np.zeros(m)
+        self.length = np.array([v.size_m[0] for v in movers])
+        self.half_width = np.array([v.size_m[1] / 2 for v in movers])
+        self.axle = np.array([v.axle_m for v in movers])
+        self.front = self.axle + self.length / 2
+        self.back = self.length / 2 - self.axle
+        self.wheelbase = np.array([v.wheelbase_m for v in movers])
+        self.acceleration = np.array([v.acceleration for v in movers])
+        self.headway = np.array([v.headway_s for v in movers])
+        self._discs()
+        self.gate = np.zeros(m, int)
+        self.zebra = np.zeros(m, int)
+        self.stopped_at = np.full(m, -1)
+        self.waiting: dict[int, list[int]] = {}
+        self.holding: dict[int, dict[int, int]] = {}
+        self._walker_state()
+
+    def _discs(self) -> None:
+        """Bodies as rows of discs: owner and place along the body, for the gap to a leader."""
+        owner, place = [], []
+        for i, length in enumerate(self.length):
+            radius = self.half_width[i]
+            count = 3 if length < 6 else 5
+            spots = self.axle[i] + np.linspace(-1, 1, count) * max(length / 2 - radius, 0.0)
+            owner += [i] * count
+            place += spots.tolist()
+        self.disc_owner, self.disc_place = np.array(owner), np.array(place)
+
+    def _walker_state(self) -> None:
+        w = len(self.walkers)
+        count = max((len(p.points) for p in self.walkers), default=2)
+        self.way = np.zeros((w, count, 2))
+        for k, p in enumerate(self.walkers):
+            self.way[k, : len(p.points)] = p.points
+            self.way[k, len(p.points) :] = p.points[-1]
+        self.way_end = np.array([(len(p.points) - 2) * STEP_M for p in self.walkers])
+        self.ws = np.zeros(w)
+        self.aside = np.zeros(w)
+        self.pace = np.array([p.pace_mps for p in self.walkers])
+        self.begin = np.array([p.begin_s for p in self.walkers])
+        self.end = np.array([p.end_s for p in self.walkers])
+        self.crossing = np.array([p.crossing for p in self.walkers], int)
+        self.from_left = np.array([p.from_left for p in self.walkers], bool)
+        self.gone = np.zeros(w, bool)
+        self.waited = np.full(w, DT_S)
+        self._place_walkers()
+
+    def run(self, warm_s: float, keyframes: int, every: int = 5) -> Tracks:
+        """Simulate and return the states at the keyframes, the first after `warm_s` seconds."""
+        out: list[tuple[Array, ...]] = []
+        warm = round(warm_s / DT_S)
+        for step in range(warm + (keyframes - 1) * every + 1):
+            if step >= warm and (step - warm) % every == 0:
+                out.append((self.xy.copy(), self.psi.copy(), self.v.copy(), self.wxy.copy(), self.wpsi.copy()))
+            self._step()
+        xy, psi, v, wxy, wpsi = (np.stack(column) for column in zip(*out, strict=True))
+        return Tracks(xy, psi, v, wxy, wpsi)
+
+    def _step(self) -> None:
+        stop = self._rules()
+        gap, lead = self._leaders()
+        acceleration = self._drive(gap, lead, stop)
+        self._walk()
+        self._move(acceleration)
+
+    def _leaders(self) -> tuple[Array, Array]:
+        """Free distance to whatever is first in the own corridor, and its speed along it."""
+        m = len(self.movers)
+        direction = np.stack([np.cos(self.psi), np.sin(self.psi)], -1)
+        disc = self.xy[self.disc_owner] + self.disc_place[:, None] * direction[self.disc_owner]
+        radius, owner = self.half_width[self.disc_owner], self.disc_owner
+        speed = self.v[:, None] * direction
+        on_road = self.gone & (self.ws < self.end + 0.5)
+        if on_road.any():
+            disc = np.concatenate([disc, self.wxy[on_road]])
+            radius = np.concatenate([radius, np.full(int(on_road.sum()), 0.4)])
+            owner = np.concatenate([owner, np.full(int(on_road.sum()), m)])
+        speed = np.concatenate([speed, np.zeros((1, 2))])
+        at = np.minimum((self.s / STEP_M).astype(int)[:, None] + np.arange(LOOK_STEPS) * LOOK_STRIDE, self.path.shape[1] - 1)
+        # Relative to the ego and in single precision: global coordinates would lose centimetres.
+        anchor = self.xy[0]
+        rows = np.arange(m)[:, None]
+        seen = (self.path[rows, at] - anchor).astype(np.float32)
+        cos, sin = self.path_cos[rows, at], self.path_sin[rows, at]
+        body = (disc - anchor).astype(np.float32)
+        dx, dy = body[:, 0] - seen[..., :1], body[:, 1] - seen[..., 1:]
+        across = dy * cos[..., None] - dx * sin[..., None]
+        reach = (self.half_width[:, None] + radius[None] + 0.3).astype(np.float32)
+        reach[owner[None] == np.arange(m)[:, None]] = -1.0
+        i, k, j = np.nonzero(np.abs(across) < reach[:, None])
+        along = dx[i, k, j] * cos[i, k] + dy[i, k, j] * sin[i, k]
+        distance = at[i, k] * STEP_M - self.s[i] + along
+        good = (np.abs(along) <= 1.15) & (distance > self.axle[i])
+        i, k, j = i[good], k[good], j[good]
+        free = distance[good] - radius[j] - self.front[i]
+        gap, lead = np.full(m, np.inf), np.zeros(m)
+        order = np.argsort(-free, kind="stable")
+        gap[i[order]] = free[order]
+        who = owner[j[order]]
+        lead[i[order]] = speed[who, 0] * cos[i, k][order] + speed[who, 1] * sin[i, k][order]
+        return gap, np.maximum(lead, 0.0)
+
+    def _drive(self, gap: Array, lead: Array, stop: Array) -> Array:
+        m = np.arange(len(self.movers))
+        target = np.maximum(self.profile[m, np.minimum((self.s / STEP_M).astype(int) + 1, self.profile.shape[1] - 1)], 0.1)
+        a, v = self.acceleration, self.v
+        free = np.where(v <= target, a * (1 - (v / target) ** 4), np.maximum(-1.6 * (v - target), -3.0))
+
+        def follow(distance: Array, other: Array, rest: float, headway: Array) -> Array:
+            wish = rest + np.maximum(v * headway + v * (v - other) / (2 * np.sqrt(a * BRAKE)), 0)
+            return free - a * (wish / np.maximum(distance, 0.1)) ** 2
+
+        out = np.minimum(free, np.where(np.isfinite(gap), follow(gap, lead, STANDSTILL_M, self.headway), np.inf))
+        out = np.minimum(out, np.where(np.isfinite(stop), follow(stop, np.zeros_like(v), 0.3, np.full_like(v, 0.5)), np.inf))
+        return np.clip(out, HARD_BRAKE, None)
+
+    def _move(self, acceleration: Array) -> None:
+        m = np.arange(len(self.movers))
+        last = self.path.shape[1] - 1
+        v = np.maximum(self.v + acceleration * DT_S, 0.0)
+        v[v < 0.03] = 0.0
+        step = (self.v + v) / 2 * DT_S
+        ahead = np.clip(0.45 * self.v + 1.1 * self.wheelbase, 1.5, 9.0)
+        target = self.path[m, np.minimum(((self.s + ahead) / STEP_M + 0.5).astype(int), last)] - self.xy
+        angle = wrap_angle(np.arctan2(target[:, 1], target[:, 0]) - self.psi)
+        wanted = np.arctan(2 * self.wheelbase * np.sin(angle) / np.maximum(np.hypot(target[:, 0], target[:, 1]), 0.5))
+        self.steer = np.clip(self.steer + np.clip(wanted - self.steer, -0.09, 0.09) * (v > 0), -0.65, 0.65)
+        turn = step * np.tan(self.steer) / self.wheelbase
+        middle = self.psi + turn / 2
+        self.xy = self.xy + step[:, None] * np.stack([np.cos(middle), np.sin(middle)], -1)
+        self.psi = wrap_angle(self.psi + turn)
+        at = np.minimum(((self.s + step) / STEP_M + 0.5).astype(int), last)
+        off = self.xy - self.path[m, at]
+        heading = self.path_heading[m, at]
+        self.s = np.maximum(self.s, at * STEP_M + off[:, 0] * np.cos(heading) + off[:, 1] * np.sin(heading))
+        self.v = v
+
+    def _rules(self) -> Array:
+        """Distance from each front to the nearest place where it must stop; infinite where the way is free."""
+        stop = np.full(len(self.movers), np.inf)
+        active = self._people_at_crossings()
+        for i, mover in enumerate(self.movers):
+            v, front = float(self.v[i]), float(self.s[i] + self.front[i])
+            stop[i] = len(mover.route.points) * STEP_M - 4.0 - front
+            zebras = mover.route.zebras
+            while self.zebra[i] < len(zebras) and self.s[i] - self.back[i] > zebras[self.zebra[i]].end_s:
+                self.zebra[i] += 1
+            for zebra in zebras[self.zebra[i] : self.zebra[i] + 2]:
+                d = zebra.begin_s - 1.2 - front
+                if d > -1.1 and zebra.crossing in active and self._must_yield(active[zebra.crossing], zebra.across_m, d, v):
+                    stop[i] = min(stop[i], d)
+                    break
+            stop[i] = min(stop[i], self._junction(i, front, v))
+        return stop
+
+    def _people_at_crossings(self) -> dict[int, list[tuple[float, float, float]]]:
+        """Crossing → (distance from its left kerb, walking direction, seconds of waiting, 0 once walking).
+
+        Of everyone who is on it or about to step on it.
+        """
+        active: dict[int, list[tuple[float, float, float]]] = {}
+        for k in np.flatnonzero((self.crossing >= 0) & (self.ws > self.begin - 1.5) & (self.ws < self.end)):
+            width = self.end[k] - self.begin[k]
+            done = self.ws[k] - self.begin[k]
+            u = done if self.from_left[k] else width - done
+            active.setdefault(int(self.crossing[k]), []).append((float(u), 1.0 if self.from_left[k] else -1.0, float(self.waited[k])))
+        return active
+
+    @staticmethod
+    def _must_yield(people: list[tuple[float, float, float]], across_m: float, d: float, v: float) -> bool:
+        for u, sign, waits in people:
+            if waits > PATIENCE_S:
+                continue
+            if waits:
+                if d > 0.3 and v * v / (2 * d) < 2.4:
+                    return True
+            elif (abs(u - across_m) < 2.6 or sign * (across_m - u) > 0) and v * v < 2 * 6.0 * max(d, 0.3):
+                return True
+        return False
+
+    def _junction(self, i: int, front: float, v: float) -> float:
+        """Ask for the next junction when near, hold it while inside, and give it back; the distance to its stop line while it is not held."""
+        gates = self.movers[i].route.gates
+        for k in range(max(self.gate[i] - 3, 0), self.gate[i]):
+            held = self.holding.get(gates[k].node, {})
+            if held.get(i) == gates[k].link and self.s[i] - self.back[i] > gates[k].exit_s + 0.8:
+                del held[i]
+        if self.gate[i] >= len(gates):
+            return np.inf
+        gate = gates[self.gate[i]]
+        d = gate.stop_s - front
+        if d > max(12.0, v * v / 3.0 + 8.0):
+            return np.inf
+        held = self.holding.setdefault(gate.node, {})
+        if d < 1.5 and v < 0.25:
+            self.stopped_at[i] = self.gate[i]
+        queue = self.waiting.setdefault(gate.node, [])
+        if i not in queue and (not gate.stop_sign or self.stopped_at[i] == self.gate[i]):
+            queue.append(i)
+        if d < -2.5 or (i in queue and self._free(i, queue, held, gate.link)):
+            held[i] = gate.link
+            if i in queue:
+                queue.remove(i)
+            self.gate[i] += 1
+            return np.inf
+        return d
+
+    def _free(self, i: int, queue: list[int], held: dict[int, int], link: int) -> bool:
+        roads = self.roads
+        for j, other in held.items():
+            if j == i or not (after := roads.clear_after(other, link)):
+                continue
+            inside = next((g.enter_s for g in self.movers[j].route.gates[: self.gate[j]][::-1] if g.link == other), 0.0)
+            if self.s[j] - self.back[j] < inside + after:
+                return False
+        lane = roads.links[link].lane_in
+        for j in queue[: queue.index(i)]:
+            other = self.movers[j].route.gates[self.gate[j]].link
+            if roads.links[other].lane_in == lane or (roads.clear_after(link, other) and self._has_room(j, other)):
+                return False
+        return self._has_room(i, link)
+
+    def _has_room(self, i: int, link: int) -> bool:
+        """Whether nobody stands where the junction's exit leads, so that the way through can be left again."""
+        gate = self.movers[i].route.gates[self.gate[i]]
+        k = min(int((gate.exit_s + 4.0) / STEP_M), self.path.shape[1] - 1)
+        gaps = np.hypot(*(self.xy + self.axle[:, None] * np.stack([np.cos(self.psi), np.sin(self.psi)], -1) - self.path[i, k]).T)
+        blocked = (gaps < 3.0 + self.length / 2) & (self.v < 1.5) & (np.cos(self.psi - self.path_heading[i, k]) > 0.7)
+        blocked[i] = False
+        return not blocked.any()
+
+    def _walk(self) -> None:
+        if not len(self.walkers):
+            return
+        go = np.ones(len(self.walkers), bool)
+        for k in np.flatnonzero((self.crossing >= 0) & ~self.gone & (self.ws + 0.2 >= self.begin)):
+            self.gone[k] = self._safe_to_cross(int(self.crossing[k]))
+            go[k] = self.gone[k]
+            self.waited[k] = 0.0 if self.gone[k] else self.waited[k] + DT_S
+        # Whoever comes up behind another slows down; those who meet step to their right.
+        ahead = np.stack([np.cos(self.wpsi), np.sin(self.wpsi)], -1)
+        d = self.wxy[None] - self.wxy[:, None]
+        along = d[..., 0] * ahead[:, None, 0] + d[..., 1] * ahead[:, None, 1]
+        across = d[..., 1] * ahead[:, None, 0] - d[..., 0] * ahead[:, None, 1]
+        facing = np.cos(self.wpsi[None] - self.wpsi[:, None])
+        meet = ((along > 0) & (along < 4.0) & (np.abs(across) < 0.9) & (facing < -0.3)).any(1)
+        first = np.arange(len(d))[None] < np.arange(len(d))[:, None]
+        behind = ((along > 0.05) & (along < 1.2) & (np.abs(across) < 0.7) & (facing >= -0.3) & ((facing > 0.5) | first)).any(1)
+        self.aside = np.clip(self.aside + np.where(meet, 0.06, -0.03), 0.0, 0.42)
+        step = self.pace * DT_S * (go & ~behind)
+        self.ws = np.minimum(self.ws + step, np.maximum(self.way_end, 0.0))
+        self._place_walkers()
+
+    def _place_walkers(self) -> None:
+        w = np.arange(len(self.walkers))
+        k = np.minimum((self.ws / STEP_M).astype(int), self.way.shape[1] - 2)
+        a, b = self.way[w, k], self.way[w, k + 1]
+        d = b - a
+        far = self.way[w, np.minimum(k + 3, self.way.shape[1] - 1)] - self.way[w, np.maximum(k - 1, 0)]
+        self.wpsi = np.arctan2(far[:, 1], far[:, 0])
+        right = np.stack([np.sin(self.wpsi), -np.cos(self.wpsi)], -1)
+        self.wxy = a + (self.ws / STEP_M - k)[:, None] * d + self.aside[:, None] * right
+
+    def _safe_to_cross(self, crossing: int) -> bool:
+        """Whether every vehicle that comes this way has room to stop, and none stands on the crossing."""
+        for i, mover in enumerate(self.movers):
+            for zebra in mover.route.zebras[self.zebra[i] : self.zebra[i] + 2]:
+                if zebra.crossing != crossing:
+                    continue
+                d, v = zebra.begin_s - float(self.s[i] + self.front[i]), float(self.v[i])
+                if d < 0.1 or (v > 0.6 and d < v * v / 5.0 + 2.2):
+                    return False
+        return True

@@ -1,0 +1,1 @@
+"""The published II-World implementation's arithmetic and parameter names."""

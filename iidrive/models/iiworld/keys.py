@@ -1,0 +1,172 @@
+"""Names of the published weights (github lzzzzzm/II-World) and ours, both ways and without touching a number.
+
+A table line pairs the beginning of a published name with the beginning of ours; the rest of the name (`.weight`, `.0.bias`) is kept. `#` is a
+number that both share, `~` one that the other side counts from the end (the published decoder stores its levels finest first and runs
+them coarsest first). The first line that fits wins.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from iidrive.core.errors import CheckpointError
+
+State = Mapping[str, Tensor]
+Table = tuple[tuple[str, str], ...]
+
+STARTED = "quantiser.started"
+_MOTION_TIME = "motion_time"
+
+TOKENIZER: Table = (
+    ("class_embeds.weight", "classes"),
+    ("vq.embedding.weight", "quantiser.codebook"),
+    ("vq.quant_conv", "quantiser.before"),
+    ("vq.post_quant_conv", "quantiser.after"),
+    ("vq.recover_scale_conv.#", "quantiser.scale_convs.#"),
+    ("vq.recover_time_conv.#", "quantiser.time_convs.#"),
+    ("encoder.down.#.block.#.nin_shortcut", "encoder.levels.#.blocks.#.shortcut"),
+    ("encoder.down.#.block.#", "encoder.levels.#.blocks.#"),
+    ("encoder.down.#.attn.#.proj_out", "encoder.levels.#.attentions.#.out"),
+    ("encoder.down.#.attn.#", "encoder.levels.#.attentions.#"),
+    ("encoder.down.#.downsample.conv", "encoder.levels.#.resample"),
+    ("decoder.up.~.block.#.nin_shortcut", "decoder.levels.~.blocks.#.shortcut"),
+    ("decoder.up.~.block.#", "decoder.levels.~.blocks.#"),
+    ("decoder.up.~.attn.#.proj_out", "decoder.levels.~.attentions.#.out"),
+    ("decoder.up.~.attn.#", "decoder.levels.~.attentions.#"),
+    ("decoder.up.~.upsample.conv", "decoder.levels.~.resample.1"),
+    *(
+        (f"{half}.{theirs}", f"{half}.{ours}")
+        for half in ("encoder", "decoder")
+        for theirs, ours in (
+            ("conv_in", "conv_in"),
+            ("mid.block_1", "middle.0"),
+            ("mid.attn_1.proj_out", "middle.1.out"),
+            ("mid.attn_1", "middle.1"),
+            ("mid.block_2", "middle.2"),
+            ("norm_out", "out.0"),
+            ("conv_out", "out.2"),
+        )
+    ),
+)
+"""Stage 1."""
+
+WORLD: Table = (
+    ("pose_encoder.pose_time_embedding", _MOTION_TIME),
+    ("pose_encoder.plan_input", "motion_embed"),
+    ("pose_encoder.plan_encoder", "plan_query"),
+    *(
+        (f"transformer.{theirs}.layers.#.attentions.0.{a}", f"{ours}.#.attention.{b}")
+        for theirs, ours in (("intra_encoder", "intra"), ("inter_decoder", "inter"))
+        for a, b in (("sampling_offsets", "offsets"), ("attention_weights", "weights"), ("value_proj", "value"), ("output_proj", "out"))
+    ),
+    ("transformer.intra_encoder.layers.#.attentions.1.plan_attn", "intra.#.plan_attention"),
+    ("transformer.intra_encoder.layers.#.attentions.1.plan_out", "intra.#.plan_mlp"),
+    ("transformer.intra_encoder.layers.#.convs.0.conv1", "intra.#.conv1"),
+    ("transformer.intra_encoder.layers.#.convs.0.conv2", "intra.#.conv2"),
+    ("transformer.intra_encoder.layers.#.convs.0.bn1", "intra.#.norm1"),
+    ("transformer.intra_encoder.layers.#.convs.0.bn2", "intra.#.norm2"),
+    ("transformer.intra_encoder.layers.#.convs.0.downsample", "intra.#.skip"),
+    ("transformer.intra_encoder.layers.#.norms", "intra.#.norms"),
+    ("transformer.intra_encoder.layers.#.plan_norms", "intra.#.plan_norms"),
+    ("transformer.inter_decoder.layers.#.attentions.1.history_fusion", "inter.#.join"),
+    ("transformer.inter_decoder.layers.#.attentions.1.output_proj", "inter.#.mix"),
+    ("transformer.inter_decoder.layers.#.ffns.0.layers.0.0", "inter.#.feed_forward.0"),
+    ("transformer.inter_decoder.layers.#.ffns.0.layers.1", "inter.#.feed_forward.2"),
+    ("transformer.inter_decoder.layers.#.norms", "inter.#.norms"),
+    ("transformer.positional_encoding.row_embed.weight", "row"),
+    ("transformer.positional_encoding.col_embed.weight", "column"),
+    ("transformer.temporal_embedding.weight", "time"),
+    ("transformer.u_net.recover_convs", "fuse"),
+    ("transformer.plan_embed", "condition"),
+    ("transformer.plan_translation_output", "plan_head"),
+)
+"""Stage 2, without the tokenizer that the published model nests under `vqvae.`."""
+
+
+def tokenizer_from_published(state: State) -> dict[str, Tensor]:
+    """Our tokenizer's state from the published one. Raises CheckpointError with the names that it does not know."""
+    renamed = _renamed(state, TOKENIZER)
+    renamed[STARTED] = torch.tensor(True)
+    return renamed
+
+
+def tokenizer_to_published(state: State) -> dict[str, Tensor]:
+    """The published names of our tokenizer's state. Raises CheckpointError for a codebook that has not been started."""
+    if STARTED in state and not bool(state[STARTED]):
+        raise CheckpointError("this tokenizer's codebook has not been drawn yet: train it, at least for a step, before giving it away.")
+    return _renamed({k: v for k, v in state.items() if k != STARTED}, _turned(TOKENIZER))
+
+
+def world_from_published(state: State) -> dict[str, Tensor]:
+    """Our world model's state from the published one (without a nested tokenizer: see `nested`). Raises CheckpointError like the above."""
+    renamed = _renamed(state, WORLD)
+    if _MOTION_TIME in renamed:
+        renamed[_MOTION_TIME] = renamed[_MOTION_TIME].flatten(0, 1)
+    return renamed
+
+
+def world_to_published(state: State) -> dict[str, Tensor]:
+    """The published names of the state of our world model. Raises CheckpointError for parts that the published model does not have."""
+    return _renamed({k: v[None] if k == _MOTION_TIME else v for k, v in state.items()}, _turned(WORLD))
+
+
+def nested(state: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A published world model's own state and that of the tokenizer nested in it (empty if there is none), both under published names."""
+    prefix = "vqvae."
+    own = {k: v for k, v in state.items() if not k.startswith(prefix)}
+    return own, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def require_same_names(found: State, wanted: State, where: str) -> None:
+    """Raise CheckpointError with the missing, unexpected and misshapen names, and those of integers for real numbers, unless two states fit."""
+    lists = {
+        "missing": [k for k in wanted if k not in found],
+        "unexpected": [k for k in found if k not in wanted],
+        "misshapen": [
+            f"{k} {tuple(found[k].shape)} for {tuple(v.shape)}" for k, v in wanted.items() if k in found and found[k].shape != v.shape
+        ],
+        "of another kind": [
+            f"{k} {found[k].dtype} for {v.dtype}"
+            for k, v in wanted.items()
+            if k in found and found[k].is_floating_point() != v.is_floating_point()
+        ],
+    }
+    _refuse(where, lists)
+
+
+def _refuse(where: str, lists: Mapping[str, list[str]]) -> None:
+    problems = [f"{what} ({len(names)}): {', '.join(names[:8])}{', …' if len(names) > 8 else ''}" for what, names in lists.items() if names]
+    if problems:
+        raise CheckpointError(f"{where}: these weights do not fit the architecture. " + "; ".join(problems) + ".")
+
+
+def _turned(table: Table) -> Table:
+    return tuple((ours, theirs) for theirs, ours in table)
+
+
+def _renamed(state: State, table: Table) -> dict[str, Tensor]:
+    rules = [(re.compile(a.replace(".", r"\.").replace("#", r"(\d+)").replace("~", r"(\d+)") + r"(?=\.|$)"), a, b) for a, b in table]
+    last: dict[str, int] = {}
+    fits: dict[str, tuple[re.Match[str], str, str]] = {}
+    for name in state:
+        for pattern, before, after in rules:
+            if match := pattern.match(name):
+                fits[name] = match, before, after
+                if "~" in before:
+                    stem = before[: before.index("~")]
+                    last[stem] = max(last.get(stem, 0), int(match[1]))
+                break
+    _refuse("names of the published model", {"unexpected": [name for name in state if name not in fits]})
+    renamed: dict[str, Tensor] = {}
+    for name, (match, before, after) in fits.items():
+        numbers = list(match.groups())
+        if "~" in before:
+            numbers[0] = str(last[before[: before.index("~")]] - int(numbers[0]))
+        parts = re.split("[#~]", after)
+        made = parts[0] + "".join(n + part for n, part in zip(numbers, parts[1:], strict=True))
+        renamed[made + name[match.end() :]] = state[name]
+    return renamed

@@ -1,0 +1,182 @@
+"""Complete named configs: the only file that says which parts, how wide and how long.
+
+`tiny` is for tests, `demo` fits six minutes on two cores, `small` about an hour, `full` is the published size and `published` the same with the
+published code's own arithmetic. Any field can be overridden on the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import get_args
+
+from iidrive.core.errors import ConfigError, unknown
+from iidrive.core.scene import GridSpec
+from iidrive.data.town.source import TownConfig
+from iidrive.models.baselines import EgoMLPConfig
+from iidrive.models.iiworld.quirks import Quirk
+from iidrive.models.planner import PlannerConfig
+from iidrive.models.quantise import QuantiserConfig
+from iidrive.models.tokenizer import TokenizerConfig
+from iidrive.models.world import WorldConfig
+from iidrive.training.optim import TrainConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a run needs besides the data: three models, an ego-status MLP, how each is trained, and the embedded towns."""
+
+    name: str = "small"
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    world: WorldConfig = field(default_factory=WorldConfig)
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    ego_mlp: EgoMLPConfig = field(default_factory=EgoMLPConfig)
+    train_tokenizer: TrainConfig = field(default_factory=TrainConfig)
+    train_motion: TrainConfig = field(default_factory=TrainConfig)
+    train_world: TrainConfig = field(default_factory=TrainConfig)
+    train_planner: TrainConfig = field(default_factory=TrainConfig)
+    train_ego_mlp: TrainConfig = field(default_factory=TrainConfig)
+    town: TownConfig = field(default_factory=TownConfig)
+    clip_frames: int = 5
+
+    def __post_init__(self) -> None:
+        width = self.tokenizer.latent_width
+        if not self.world.width == self.planner.latent_width == width:
+            raise ConfigError(
+                f"the world model's width and the planner's latent_width must be the tokenizer's latent width {width}; "
+                f"found {self.world.width} and {self.planner.latent_width}."
+            )
+
+
+COARSE_GRID = GridSpec((80, 80, 8), (-32.0, -32.0, -1.0), 0.8)
+"""64 x 64 x 6.4 m around the ego in voxels of 0.8 m: Occ3D's, two by two by two, cropped."""
+
+
+def small() -> Recipe:
+    """A small model that two cores train in about an hour."""
+    quantiser = QuantiserConfig(codes=512, width=32)
+    tokenizer = TokenizerConfig(
+        grid=COARSE_GRID,
+        class_width=8,
+        base_width=16,
+        multipliers=(1, 2),
+        blocks=(1, 1),
+        attention=(False, False),
+        middle_attention=False,
+        groups=8,
+        quantiser=quantiser,
+        voxel_loss="balanced",
+        voxel_weight=1.0,
+        lovasz_bins=256,
+    )
+    world = WorldConfig(
+        width=32, strides=(1, 2, 2), decoder_layers=2, feed_forward=64, voxel_weight=0.3, trajectory_weight=0.3, rotation_weight=10.0
+    )
+    planner = PlannerConfig(latent_width=32, width=48, ii_share=0.25)
+    base = TrainConfig(weight_decay=1e-2, clip=1.0, average=0.995, average_warmup=100.0)
+    return Recipe(
+        "small",
+        tokenizer,
+        world,
+        planner,
+        EgoMLPConfig(),
+        replace(base, samples=9000, batch=2, learning_rate=4e-3, warmup=100, log_every=200, save_every=4000),
+        replace(base, samples=102400, batch=64, learning_rate=1e-3, warmup=1280, log_every=6400, save_every=51200, average=0.99),
+        replace(base, samples=5600, batch=2, learning_rate=1e-3, warmup=100, log_every=80, save_every=1600),
+        replace(base, samples=16000, batch=16, learning_rate=1e-3, warmup=640, log_every=320, save_every=8000),
+        replace(base, samples=102400, batch=64, learning_rate=1e-3, warmup=1280, log_every=6400, save_every=51200, average=0.99),
+        TownConfig(train_scenes=220, test_scenes=24),
+    )
+
+
+def demo() -> Recipe:
+    """The small models, trained for a few minutes."""
+    r = small()
+    return replace(
+        r,
+        name="demo",
+        train_tokenizer=replace(r.train_tokenizer, samples=1000),
+        train_motion=replace(r.train_motion, samples=64000),
+        train_world=replace(r.train_world, samples=160, log_every=20),
+        train_planner=replace(r.train_planner, samples=1280, log_every=160),
+        train_ego_mlp=replace(r.train_ego_mlp, samples=64000),
+        town=replace(r.town, train_scenes=32, test_scenes=5),
+    )
+
+
+def tiny() -> Recipe:
+    """Seconds, not quality: for tests."""
+    r = small()
+    quantiser = replace(r.tokenizer.quantiser, codes=32, width=16)
+    tokenizer = replace(
+        r.tokenizer, grid=GridSpec((32, 32, 4), (-25.6, -25.6, -1.6), 1.6), class_width=4, base_width=8, quantiser=quantiser
+    )
+    brief = TrainConfig(samples=16, batch=4, warmup=4, learning_rate=1e-3, average=0.9, average_warmup=2.0, log_every=4, save_every=8)
+    return replace(
+        r,
+        name="tiny",
+        tokenizer=tokenizer,
+        world=replace(r.world, width=16, heads=4, decoder_layers=1, feed_forward=32, plan_width=16, prior_width=16),
+        planner=replace(r.planner, latent_width=16, width=16, proposals=3),
+        ego_mlp=EgoMLPConfig(hidden=16),
+        train_tokenizer=replace(brief, batch=2),
+        train_motion=brief,
+        train_world=brief,
+        train_planner=brief,
+        train_ego_mlp=brief,
+        town=replace(r.town, train_scenes=16, test_scenes=4),
+        clip_frames=3,
+    )
+
+
+def full() -> Recipe:
+    """The published size and schedule: 200x200x16 voxels, 512 codes of 128 numbers, 50x50 cells."""
+    stage1 = TrainConfig(
+        samples=24 * 1999 * 64,
+        batch=64,
+        learning_rate=5e-4,
+        warmup=200 * 64,
+        schedule="step",
+        step_at=20 / 24,
+        log_every=3200,
+        save_every=127_936,
+        micro_batch=2,
+    )
+    return Recipe(
+        "full",
+        TokenizerConfig(mirror="clip"),
+        train_tokenizer=stage1,
+        train_motion=replace(stage1, samples=256_000, learning_rate=1e-3, save_every=128_000, micro_batch=0),
+        train_world=replace(stage1, samples=48 * 1999 * 64, learning_rate=1e-3, step_at=36 / 48, micro_batch=8),
+        train_planner=replace(stage1, samples=12 * 1999 * 64, learning_rate=5e-4, micro_batch=16),
+        train_ego_mlp=replace(stage1, samples=128_000, learning_rate=1e-3, save_every=64_000, micro_batch=0),
+    )
+
+
+def published() -> Recipe:
+    """`full` with the arithmetic of the published code, quirks included: to use its weights, or to measure against it.
+
+    Left out: it trains on clips of five frames in random order, where the published code streams scenes frame by frame.
+    """
+    r = full()
+    quantiser = replace(r.tokenizer.quantiser, inter="past", project_past=False, inter_loss=False, codebook_start="uniform")
+    tokenizer = replace(r.tokenizer, quantiser=quantiser, warp="stream", cell_points="corner", mirror="frame", stale_mirror=True)
+    world = replace(r.world, norm="batch", align="none", residual="none", motion="map", quirks=get_args(Quirk), start="xavier")
+    train_tokenizer, train_world = (replace(t, average_ahead=10_560, group=8) for t in (r.train_tokenizer, r.train_world))
+    return replace(r, name="published", tokenizer=tokenizer, world=world, train_tokenizer=train_tokenizer, train_world=train_world)
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {"tiny": tiny, "demo": demo, "small": small, "full": full, "published": published}
+"""Recipes by the name that the command line takes."""
+
+
+def is_file(text: str) -> bool:
+    """Whether what was given for a recipe names a file, not one of `RECIPES`."""
+    return text.endswith((".yaml", ".yml", ".json"))
+
+
+def named(name: str) -> Recipe:
+    """A recipe by name. Raises ConfigError with the nearest known one."""
+    if name not in RECIPES:
+        raise ConfigError(unknown("recipe", name, RECIPES))
+    return RECIPES[name]()

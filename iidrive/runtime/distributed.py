@@ -1,0 +1,200 @@
+"""The processes that share one job: who starts them, which device each has, and how they agree.
+
+    iidrive train world RUN --devices 2                            starts two processes on this machine
+    torchrun --nproc-per-node 2 -m iidrive train world RUN         the same (name the run folder by --out: torchrun wants --run for itself)
+    srun --ntasks-per-node 8 iidrive train world RUN               one process a task of a SLURM job, on any number of nodes
+
+Lightning Fabric finds out which of these it is, gives every process its device and connects them (NCCL between GPUs, gloo between CPUs).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import torch
+from torch import Tensor
+
+from iidrive.core.errors import ConfigError, IIDriveError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+T = TypeVar("T")
+PATIENCE_S = 1800
+"""How long a process waits for the others: the longest that one may be alone at work, as when it writes a checkpoint or validates."""
+GRACE_S = 300
+"""How long a stopped job may take to finish its step and write a checkpoint before it is killed."""
+
+
+class SharedError(IIDriveError):
+    """What went wrong in one process, raised in all: the first one says it."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of one job, as the one with this `rank` sees them. Alone, everything here is done at once."""
+
+    rank: int = 0
+    size: int = 1
+    fabric: Fabric | None = None
+
+    @property
+    def leader(self) -> bool:
+        """Whether this process writes the files and says what there is to say."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes, the same bits in each."""
+        if self.fabric is None:
+            return values
+        with _connected(self):
+            total = self.fabric.all_reduce(values.to(self.fabric.device), reduce_op="sum")
+            assert isinstance(total, Tensor)
+            return total.to(values.device)
+
+    def gather(self, value: T) -> list[T]:
+        """One value of every process, by rank."""
+        if self.fabric is None:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with _connected(self):
+            torch.distributed.all_gather_object(values, value)
+        return values
+
+    def wait(self) -> None:
+        """Until everyone is here."""
+        if self.fabric is not None:
+            with _connected(self):
+                self.fabric.barrier()
+
+    def some(self, items: Sequence[T]) -> Sequence[T]:
+        """This process's part of what is to be done."""
+        return items[self.rank :: self.size]
+
+    @contextmanager
+    def alike(self) -> Iterator[None]:
+        """A block that may fail in one process only: an IIDriveError or OSError of any process ends all of them."""
+        own: Exception | None = None
+        try:
+            yield
+        except (IIDriveError, OSError) as error:
+            own = error
+        problems = [p for p in self.gather(str(own or "")) if p]
+        if own is not None:
+            raise own
+        if problems:
+            raise SharedError(problems[0])
+
+
+@contextmanager
+def _connected(team: Team) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        why = re.sub(r"^\[.*?\] |\. This is typically.*", "", str(error).splitlines()[0])
+        raise IIDriveError(
+            f"process {team.rank} of {team.size} lost the others: one of them ended or could not be reached ({why}). "
+            "Checkpoints written so far are whole; `--resume on` goes on from the newest."
+        ) from None
+
+
+def leave() -> None:
+    """Close the connection to the others, if there is one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def join(devices: int = 0) -> Team:
+    """The team that this process belongs to; a process that was not started as one of several is alone.
+
+    Raises:
+        ConfigError: if `devices` (0: as many as there are) is not the number of processes that were started on this machine.
+    """
+    if devices < 0:
+        raise ConfigError(f"--devices is a number of processes; found {devices}.")
+    local, nodes = started()
+    if devices not in (0, local):
+        raise ConfigError(
+            f"--devices {devices}, but {local} processes a machine were started (by torchrun or SLURM). Leave --devices out, or start {devices}."
+        )
+    if local * nodes == 1:
+        return Team()
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
+
+    for name in ("lightning_fabric", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    on_gpu = torch.cuda.is_available()
+    strategy = DDPStrategy(process_group_backend="nccl" if on_gpu else "gloo", timeout=timedelta(seconds=PATIENCE_S))
+    try:
+        fabric = Fabric(accelerator="cuda" if on_gpu else "cpu", devices=local, num_nodes=nodes, strategy=strategy)
+        fabric.launch()
+    except (RuntimeError, ValueError) as error:  # Fabric's word for a job that was started in a way that it cannot use
+        raise ConfigError(f"{local * nodes} processes were started, but cannot be connected: {error}") from None
+    return Team(fabric.global_rank, fabric.world_size, fabric)
+
+
+def started() -> tuple[int, int]:
+    """Processes a machine, and machines, that torchrun or SLURM started for this job: (1, 1) if neither did."""
+    environment = os.environ
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        local = int(environment.get("LOCAL_WORLD_SIZE", environment["WORLD_SIZE"]))
+        return local, int(environment["WORLD_SIZE"]) // local
+    if "SLURM_PROCID" in environment and environment.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        tasks, nodes = int(environment.get("SLURM_NTASKS", "1")), int(environment.get("SLURM_NNODES", "1"))
+        return tasks // nodes, nodes
+    return 1, 1
+
+
+def to_be_started(devices: int) -> bool:
+    """Whether `devices` processes are asked for and nobody has started them yet."""
+    return devices > 1 and started() == (1, 1)
+
+
+def start(devices: int, arguments: Sequence[str]) -> NoReturn:
+    """Run `iidrive ARGUMENTS` in `devices` processes on this machine, and exit with their status. One that dies ends all."""
+    if torch.cuda.is_available() and devices > torch.cuda.device_count():
+        raise ConfigError(f"--devices {devices}, but this machine has {torch.cuda.device_count()} GPUs.")
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=devices,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        max_restarts=0,
+        shutdown_timeout=GRACE_S,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "iidrive", *arguments)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            name = signal.Signals(-failure.exitcode).name
+            hint = " (out of memory?)" if name == "SIGKILL" else ""
+            print(
+                f"iidrive: process {rank} of {devices} was killed by {name}{hint}; the others were stopped. "
+                "Checkpoints written so far are whole; `--resume on` goes on from the newest.",
+                file=sys.stderr,
+            )
+        sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
+    sys.exit(0)

@@ -1,0 +1,1 @@
+"""Arrays in, numbers out: cases, readers, protocols, occupancy scores."""

@@ -1,0 +1,434 @@
+"""Cases and predictions: what a score is computed from, as two small npz files joined by sample token.
+
+A **cases file** holds the truth of N samples: the true path, its boxes at steps t = 0..6, and nothing of a model unless `pred` is given.
+A **predictions file** holds N planned paths with their sample tokens. Frame of both: LIDAR_TOP of each sample's own keyframe, x right,
+y forward, metres, radians counter-clockwise from +x (forward is +pi/2); step t = 1..6 is 0.5..3.0 s ahead.
+
+Shape letters: n samples, m boxes of all samples and steps together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int
+
+from iidrive.core import geometry
+from iidrive.core.classes import CATEGORIES
+from iidrive.core.errors import DataError, unknown
+from iidrive.core.scene import FUTURE_STEPS, Observation, Prediction, Target
+from iidrive.scoring import npz
+
+Array = np.ndarray
+
+DETECTION_NAMES: tuple[str, ...] = (
+    "car",
+    "truck",
+    "construction_vehicle",
+    "bus",
+    "trailer",
+    "barrier",
+    "motorcycle",
+    "bicycle",
+    "pedestrian",
+    "traffic_cone",
+)
+"""nuScenes detection classes; a cases file may name its boxes by these or by the 23 categories."""
+
+_ARRAYS = ("gt_ego_fut_offsets", "gt_ego_fut_masks", "box_case", "box_t", "box_agent", "box_label", "box_valid", "box")
+_REQUIRED = (*_ARRAYS, "class_names")
+_OPTIONAL_ARRAYS = ("pred", "lidar_pose", "ego_pose")
+_KEYS = (*_REQUIRED, *_OPTIONAL_ARRAYS, "token", "scene", "kind", "frame", "unknown_points")
+
+
+@dataclass(frozen=True)
+class Cases:
+    """The truth of n samples, laid out as in the cases file (field names are the file's keys).
+
+    `gt_ego_fut_offsets` (n,6,2) per-step offsets of the true LIDAR_TOP path; `gt_ego_fut_masks` (n,6) true where the future keyframe
+    exists; one row per box and step in `box_*` (m,): sample index, step 0..6, agent number within the sample, index into
+    `class_names`, and whether the box has lidar points; `box` (m,7) x, y, z, **length, width, height**, yaw. Poses (n,7,3) are x, y,
+    heading at steps 0..6: of LIDAR_TOP (heading of its +y axis) in the current lidar frame, of the ego (heading of +x) in the current
+    ego frame. `own_tokens` is false where tokens were made up from row numbers; `unknown_points` counts
+    valid boxes whose number of lidar points nobody knows. `where` names the file in messages.
+
+    Raises:
+        DataError: one sentence for the first of: wrong shape or type, NaN or infinity where a value is used, a negative box size, an
+            unknown class name, an index out of range, a token that stands twice.
+    """
+
+    gt_ego_fut_offsets: Float32[Array, "n 6 2"]
+    gt_ego_fut_masks: Bool[Array, "n 6"]
+    class_names: tuple[str, ...]
+    box_case: Int[Array, "m"]
+    box_t: Int[Array, "m"]
+    box_agent: Int[Array, "m"]
+    box_label: Int[Array, "m"]
+    box_valid: Bool[Array, "m"]
+    box: Float[Array, "m 7"]
+    token: tuple[str, ...]
+    scene: tuple[str, ...] | None = None
+    pred: Float32[Array, "n 6 2"] | None = None
+    lidar_pose: Float[Array, "n 7 3"] | None = None
+    ego_pose: Float[Array, "n 7 3"] | None = None
+    own_tokens: bool = True
+    unknown_points: int = 0
+    ignored_keys: tuple[str, ...] = ()
+    where: str = "cases"
+
+    def __post_init__(self) -> None:
+        where, n, m = self.where, len(self.token), len(self.box_case)
+        put = object.__setattr__
+        put(self, "gt_ego_fut_offsets", npz.numbers(self.gt_ego_fut_offsets, np.float32, (n, FUTURE_STEPS, 2), "gt_ego_fut_offsets", where))
+        put(self, "gt_ego_fut_masks", npz.flags(self.gt_ego_fut_masks, (n, FUTURE_STEPS), "gt_ego_fut_masks", where))
+        for key in ("box_case", "box_t", "box_agent", "box_label"):
+            put(self, key, npz.integers(getattr(self, key), (m,), key, where))
+        put(self, "box_valid", npz.flags(self.box_valid, (m,), "box_valid", where))
+        put(self, "box", npz.numbers(self.box, np.float64, (m, 7), "box", where))
+        if self.pred is not None:
+            put(self, "pred", npz.numbers(self.pred, np.float32, (n, FUTURE_STEPS, 2), "pred", where))
+        for key in ("lidar_pose", "ego_pose"):
+            if getattr(self, key) is not None:
+                put(self, key, npz.numbers(getattr(self, key), np.float64, (n, FUTURE_STEPS + 1, 3), key, where))
+        if self.scene is not None and len(self.scene) != n:
+            raise DataError(f"{where}: {len(self.scene)} scene names for {n} samples; give one a sample.")
+        again = npz.repeated(self.token)
+        if again:
+            raise DataError(f"{where}: a sample may stand only once; repeated: {npz.few(again)}; remove the copies.")
+        self._check_paths()
+        self._check_boxes()
+
+    def _check_paths(self) -> None:
+        bad = ~np.isfinite(self.gt_ego_fut_offsets).all(axis=2) & self.gt_ego_fut_masks
+        if bad.any():
+            i, t = np.argwhere(bad)[0]
+            raise DataError(
+                f"{self.where}: the true path of sample {self.token[i]} holds NaN or infinity at step {t + 1}, which its mask calls valid "
+                f"({int(bad.any(axis=1).sum())} samples are like this); repair gt_ego_fut_offsets or set the mask to 0."
+            )
+        if self.pred is not None:
+            require_finite(self.pred, self.full, self.token, self.where)
+
+    def _check_boxes(self) -> None:
+        where = self.where
+        if len(set(self.class_names)) != len(self.class_names):
+            raise DataError(f"{where}: a class name stands twice in class_names: {list(self.class_names)}.")
+        for name in self.class_names:
+            if name not in CATEGORIES and name not in DETECTION_NAMES:
+                raise DataError(f"{where}: class_names: {unknown('class', name, (*CATEGORIES, *DETECTION_NAMES))}")
+        for key, end in (("box_case", len(self.token)), ("box_t", FUTURE_STEPS + 1), ("box_label", len(self.class_names))):
+            value = getattr(self, key)
+            bad = (value < 0) | (value >= end)
+            if bad.any():
+                row = int(np.argmax(bad))
+                raise DataError(f"{where}: {key} must be 0..{end - 1}; found {int(value[row])} in row {row} ({int(bad.sum())} such rows).")
+        finite = np.isfinite(self.box)
+        if not finite.all():
+            row = int(np.argmax(~finite.all(axis=1)))
+            raise DataError(
+                f"{where}: a box holds NaN or infinity: row {row}, sample {self.token[self.box_case[row]]}, step {int(self.box_t[row])}, "
+                f"values {self.box[row].tolist()}; repair or remove it."
+            )
+        negative = self.box[:, 3:6] < 0
+        if negative.any():
+            row = int(np.argmax(negative.any(axis=1)))
+            raise DataError(
+                f"{where}: a box has a negative size: row {row}, sample {self.token[self.box_case[row]]}, length, width, height "
+                f"{self.box[row, 3:6].tolist()} m; sizes must be 0 or more."
+            )
+
+    def __len__(self) -> int:
+        return len(self.token)
+
+    @property
+    def full(self) -> Bool[Array, "n"]:
+        """True where all six future keyframes exist."""
+        return np.all(self.gt_ego_fut_masks, axis=1).reshape(len(self))
+
+    @property
+    def note(self) -> str:
+        """What a reader of a score must know about these cases; empty when there is nothing to say."""
+        notes = []
+        if not self.own_tokens:
+            notes.append("The cases file carries no sample tokens: predictions are joined by row, so nothing can tell a shuffled file.")
+        if self.unknown_points:
+            notes.append(f"{self.unknown_points} boxes without a known number of lidar points were kept as obstacles.")
+        if self.ignored_keys:
+            notes.append(f"Keys of the cases file that nobody reads: {', '.join(self.ignored_keys)}.")
+        return " ".join(notes)
+
+    def true_path(self) -> Float32[Array, "n 6 2"]:
+        """Positions of the true path, metres.
+
+        Accumulated in float64 and rounded to float32 at each step: that is what PyTorch's float32 `cumsum` does on a CPU, and the
+        originals use it. Rows of incomplete futures are only meaningful where the mask is true.
+        """
+        return np.cumsum(self.gt_ego_fut_offsets, axis=1, dtype=np.float64).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """N planned LIDAR_TOP paths in their samples' lidar frames; `token` is None for a bare `pred` array, which knows only row numbers.
+
+    Raises:
+        DataError: for another shape than (n,6,2), NaN or infinity, a token that stands twice, or another number of tokens than paths.
+    """
+
+    trajectory: Float32[Array, "n 6 2"]
+    token: tuple[str, ...] | None
+    meta: Mapping[str, object] = field(default_factory=dict)
+    where: str = "predictions"
+
+    def __post_init__(self) -> None:
+        n = len(self.token) if self.token is not None else len(np.atleast_1d(self.trajectory))
+        path = npz.numbers(self.trajectory, np.float32, (n, FUTURE_STEPS, 2), "trajectory", self.where)
+        object.__setattr__(self, "trajectory", path)
+        tokens = self.token if self.token is not None else row_tokens(n)
+        again = npz.repeated(tokens)
+        if again:
+            raise DataError(f"{self.where}: a sample may be predicted only once; repeated: {npz.few(again)}; was the output merged twice?")
+        require_finite(path, np.ones(n, bool), tokens, self.where)
+
+    def __len__(self) -> int:
+        return len(self.trajectory)
+
+
+def read_cases(path: str | Path) -> Cases:
+    """Read a cases file; see `Cases` for what is checked.
+
+    Raises:
+        DataError: naming the file, if it is missing, damaged, pickled, lacks a key or fails a check.
+    """
+    where = str(path)
+    found, ignored = npz.read_npz(path, _KEYS)
+    missing = [key for key in _REQUIRED if key not in found]
+    if missing:
+        raise DataError(f"{where}: not a cases file, missing {', '.join(missing)}; found {sorted(found) or 'none of its keys'}.")
+    if str(found.get("frame", "lidar")) != "lidar":
+        raise DataError(f"{where}: the frame of a cases file is 'lidar' (x right, y forward); found '{found['frame']}'; convert it.")
+    n = len(np.atleast_1d(found["gt_ego_fut_offsets"]))
+    if "token" in found:
+        token, own = npz.names(found["token"], "token", where), True
+        if len(token) != n:
+            raise DataError(f"{where}: {len(token)} tokens for {n} samples; give one a sample.")
+    else:
+        token, own = row_tokens(n), False
+    return Cases(
+        **{key: found[key] for key in _ARRAYS},
+        class_names=npz.names(found["class_names"], "class_names", where),
+        token=token,
+        scene=npz.names(found["scene"], "scene", where) if "scene" in found else None,
+        pred=found.get("pred"),
+        lidar_pose=found.get("lidar_pose"),
+        ego_pose=found.get("ego_pose"),
+        own_tokens=own,
+        unknown_points=int(npz.integers(found.get("unknown_points", 0), (), "unknown_points", where)),
+        ignored_keys=ignored,
+        where=where,
+    )
+
+
+def write_cases(path: str | Path, cases: Cases) -> None:
+    """Write a cases file whole or not at all. Made-up tokens are not written, so that they cannot pass for real ones later."""
+    arrays: dict[str, Array] = {key: getattr(cases, key) for key in _ARRAYS}
+    arrays["class_names"] = np.array(cases.class_names, dtype=np.str_)
+    arrays["gt_ego_fut_masks"] = cases.gt_ego_fut_masks.astype(np.float32)
+    if cases.own_tokens:
+        arrays["token"] = np.array(cases.token, dtype=np.str_)
+    if cases.unknown_points:
+        arrays["unknown_points"] = np.array(cases.unknown_points)
+    if cases.scene is not None:
+        arrays["scene"] = np.array(cases.scene, dtype=np.str_)
+    arrays |= {key: getattr(cases, key) for key in _OPTIONAL_ARRAYS if getattr(cases, key) is not None}
+    npz.write_npz(path, arrays)
+
+
+def cases_from_windows(windows: Iterable[tuple[Observation, Target]]) -> Cases:
+    """The truth of the given samples, in their order.
+
+    Boxes of all categories are kept; those without lidar points are marked not valid (an unknown count, -1, counts as valid). Offsets are
+    chosen so that their cumulative sum gives the trajectory's float32 positions back.
+
+    Raises:
+        DataError: if a sample's trajectory or boxes are not in the current lidar frame, or a token stands twice.
+    """
+    token, scene, offsets, masks, lidar_pose, ego_pose, rows = [], [], [], [], [], [], []
+    for i, (observation, target) in enumerate(windows):
+        path = target.trajectory
+        if path.frame != "lidar" or path.reference != "lidar_top":
+            raise DataError(
+                f"sample {target.token}: the true path must be that of lidar_top in the lidar frame; "
+                f"found {path.reference} in the {path.frame} frame."
+            )
+        token.append(target.token)
+        scene.append(observation.scene)
+        valid = np.asarray(path.valid, bool)
+        offsets.append(_offsets(np.asarray(path.points_m, np.float32), valid))
+        masks.append(valid)
+        poses = _poses(observation, target)
+        lidar_pose.append(poses[0])
+        ego_pose.append(poses[1])
+        rows.extend(_box_rows(i, target))
+    n = len(token)
+    columns = list(zip(*rows, strict=True)) or [[np.zeros(0, np.int64)]] * 5 + [[np.zeros((0, 7))]]
+    case, step, agent, label, lidar_points, box = (np.concatenate(column) for column in columns)
+    return Cases(
+        gt_ego_fut_offsets=np.array(offsets, np.float32).reshape(n, FUTURE_STEPS, 2),
+        gt_ego_fut_masks=np.array(masks, bool).reshape(n, FUTURE_STEPS),
+        class_names=CATEGORIES,
+        box_case=case.astype(np.int32),
+        box_t=step.astype(np.int8),
+        box_agent=agent.astype(np.int32),
+        box_label=label.astype(np.int8),
+        box_valid=lidar_points != 0,
+        box=box,
+        token=tuple(token),
+        scene=tuple(scene),
+        lidar_pose=np.array(lidar_pose).reshape(n, FUTURE_STEPS + 1, 3),
+        ego_pose=np.array(ego_pose).reshape(n, FUTURE_STEPS + 1, 3),
+        unknown_points=int((lidar_points < 0).sum()),
+    )
+
+
+def _offsets(points: Float32[Array, "6 2"], valid: Bool[Array, "6"]) -> Float32[Array, "6 2"]:
+    """Per-step float32 offsets whose running sum rounds to `points`; 0 where not valid."""
+    out = np.zeros((FUTURE_STEPS, 2), np.float32)
+    total = np.zeros(2)
+    for t in np.flatnonzero(valid):
+        out[t] = points[t] - total
+        total += out[t]
+    return out
+
+
+def _poses(observation: Observation, target: Target) -> tuple[Float[Array, "7 3"], Float[Array, "7 3"]]:
+    """x, y, heading of LIDAR_TOP (its +y) and of the ego (its +x) at steps 0..6; past the end of the scene the last one stands in."""
+    frames = (observation.now, *target.keyframes[:FUTURE_STEPS])
+    lidar = np.stack([k.global_T_lidar for k in frames])
+    ego = np.stack([k.global_T_ego.matrix for k in frames])
+    lidar, ego = geometry.invert(lidar[0]) @ lidar, geometry.invert(ego[0]) @ ego
+    heading = (np.arctan2(lidar[:, 1, 1], lidar[:, 0, 1]), geometry.heading(ego))
+    moved = [np.column_stack([T[:, :2, 3], h]) for T, h in zip((lidar, ego), heading, strict=True)]
+    last = np.minimum(np.arange(FUTURE_STEPS + 1), len(frames) - 1)
+    return moved[0][last], moved[1][last]
+
+
+def _box_rows(i: int, target: Target) -> Iterable[tuple[Array, ...]]:
+    """Sample, step, agent, label, lidar points and boxes of one sample, a tuple of arrays for each step that exists."""
+    agents: dict[str, int] = {}
+    for t, boxes in enumerate(target.boxes):
+        if boxes is None:
+            continue
+        if boxes.frame != "lidar":
+            raise DataError(f"sample {target.token}: boxes at step {t} must be in the current lidar frame; found '{boxes.frame}'.")
+        k = len(boxes)
+        agent = np.array([agents.setdefault(track, len(agents)) for track in boxes.track], np.int64)
+        box = np.column_stack([boxes.centre_m, boxes.size_m, boxes.yaw_rad])
+        yield np.full(k, i), np.full(k, t), agent, boxes.label, boxes.lidar_points, box.reshape(k, 7)
+
+
+def read_predictions(path: str | Path) -> Predictions:
+    """Read planned paths: `token` (n,), `trajectory` (n,6,2), `frame` 'lidar', `reference` 'lidar_top', optional `meta` as JSON.
+
+    A cases-like file with `pred` (n,6,2) is taken too; without tokens it can only be joined to cases without tokens, row by row.
+
+    Raises:
+        DataError: naming the file, if it is missing, damaged, pickled, in another frame, or fails a check of `Predictions`.
+    """
+    where = str(path)
+    found, _ = npz.read_npz(path, ("trajectory", "pred", "token", "frame", "reference", "meta"))
+    bare = "trajectory" not in found
+    needed = ("pred",) if bare and "pred" in found else ("trajectory", "token", "frame", "reference")
+    missing = [key for key in needed if key not in found]
+    if missing:
+        raise DataError(f"{where}: not a predictions file: {', '.join(missing)} missing; found {sorted(found)}. Expected {list(needed)}.")
+    for key, expected in (("frame", "lidar"), ("reference", "lidar_top")):
+        if key in found and str(found[key]) != expected:
+            raise DataError(
+                f"{where}: {key} is '{found[key]}', but paths must be those of the lidar_top origin in the current lidar frame "
+                "(x right, y forward); convert them with `iidrive.data.source.to_lidar_path` and write them again."
+            )
+    try:
+        meta = json.loads(str(found["meta"])) if "meta" in found else {}
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: meta is not JSON ({error}); write it with `write_predictions`.") from error
+    token = npz.names(found["token"], "token", where) if "token" in found else None
+    return Predictions(found["pred" if bare else "trajectory"], token, meta, where)
+
+
+def write_predictions(
+    path: str | Path, tokens: Sequence[str], trajectories: Float[Array, "n 6 2"], meta: Mapping[str, object] | None = None
+) -> None:
+    """Write planned LIDAR_TOP paths in the lidar frame, whole or not at all. Raises DataError as `Predictions` does."""
+    predictions = Predictions(trajectories, tuple(tokens), meta or {}, str(path))
+    npz.write_npz(
+        path,
+        {
+            "token": np.array(tuple(tokens), dtype=np.str_),
+            "trajectory": predictions.trajectory,
+            "frame": np.array("lidar"),
+            "reference": np.array("lidar_top"),
+            "meta": np.array(json.dumps(dict(predictions.meta), sort_keys=True)),
+        },
+    )
+
+
+def predictions_of(plans: Iterable[Prediction]) -> Predictions:
+    """The table of a model's plans."""
+    rows = list(plans)
+    paths = np.array([p.trajectory.points_m for p in rows], np.float32).reshape(len(rows), FUTURE_STEPS, 2)
+    return Predictions(paths, tuple(p.token for p in rows))
+
+
+def align(cases: Cases, predictions: Predictions) -> Float32[Array, "n 6 2"]:
+    """Planned paths in the order of the cases, joined by sample token; NaN for samples without a full future that nobody predicted.
+
+    Raises:
+        DataError: counting and naming the first few, for predicted tokens that the cases do not have, or samples with a full future
+            that nobody predicted; for predictions without tokens where the cases have them, or another number of rows.
+    """
+    if predictions.token is None:
+        if cases.own_tokens:
+            raise DataError(
+                f"{predictions.where}: no sample tokens, but {cases.where} has them; add a `token` array to join by, or a list with --tokens."
+            )
+        if len(predictions) != len(cases):
+            raise DataError(
+                f"{predictions.where}: {len(predictions)} paths for {len(cases)} samples of {cases.where}, and no tokens to join by."
+            )
+        return predictions.trajectory
+    row_of = {token: row for row, token in enumerate(cases.token)}
+    extra = [token for token in predictions.token if token not in row_of]
+    rows = np.array([row_of[token] for token in predictions.token if token in row_of], np.int64)
+    have = np.zeros(len(cases), bool)
+    have[rows] = True
+    lacking = [cases.token[i] for i in np.flatnonzero(cases.full & ~have)]
+    if extra:
+        without = f", and no prediction for {npz.few(lacking)} of it" if lacking else ""
+        raise DataError(
+            f"{predictions.where}: {npz.few(extra)} not in {cases.where}{without}; were other samples, or another split, predicted?"
+        )
+    if lacking:
+        raise DataError(
+            f"{predictions.where}: no prediction for {npz.few(lacking)} of {cases.where}; predict every sample with a full future."
+        )
+    out = np.full((len(cases), FUTURE_STEPS, 2), np.nan, np.float32)
+    out[rows] = predictions.trajectory
+    return out
+
+
+def row_tokens(n: int) -> tuple[str, ...]:
+    """Stand-in tokens for files that carry none: the row number."""
+    return tuple(f"case-{i:05d}" for i in range(n))
+
+
+def require_finite(path: Float32[Array, "n 6 2"], rows: Bool[Array, "n"], tokens: Sequence[str], where: str) -> None:
+    """Raise DataError, counting and naming the first few samples among `rows` whose path holds NaN or infinity."""
+    bad = np.flatnonzero(~np.isfinite(path).all(axis=(1, 2)) & rows)
+    if len(bad):
+        raise DataError(
+            f"{where}: the planned path of {npz.few([tokens[int(i)] for i in bad])} holds NaN or infinity; no score can be given."
+        )

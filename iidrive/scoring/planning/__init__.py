@@ -1,0 +1,1 @@
+"""Planning protocols, one file each."""

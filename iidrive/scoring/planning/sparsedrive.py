@@ -1,0 +1,109 @@
+"""SparseDrive's open-loop planning metric (released evaluator, commit ec0225d4), decision for decision.
+
+Obstacles are the boxes of all classes with lidar points at the same step, as polygons; touching counts. Only samples with six future
+keyframes are evaluated.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import shapely
+import torch
+from jaxtyping import Bool, Float, Float32, Int
+
+from iidrive.core.errors import DataError
+from iidrive.scoring.planning.setting import PlanningSteps, Setting
+
+Array = np.ndarray
+
+# The sizes are held in float32 there, which moves decisions between boxes that touch.
+_EGO_LENGTH_M = float(np.float32(4.084))
+_EGO_WIDTH_M = float(np.float32(1.85))
+_EGO_AHEAD_M = 0.5
+"""The ego box's centre lies this far ahead of the path's point, along the heading."""
+_STILL_M = 0.5
+"""First and last point of a path closer than this: the heading is straight ahead at all steps."""
+_SLACK_M = 1e-3
+"""Added to the reach within which two boxes could touch; far above any rounding, so leaving out the rest changes no decision."""
+
+_CORNER_ALONG = np.array([-0.5, -0.5, 0.5, 0.5])
+_CORNER_LEFT = np.array([-0.5, 0.5, 0.5, -0.5])
+
+
+def sparsedrive_yaw(path: Float32[Array, "n 6 2"]) -> Float32[Array, "n 6"]:
+    """Heading at each step, radians: direction from the previous to the next point (the origin comes before the first); at the last
+    step from the one before; pi/2 at all steps where the first and the last of the six points are less than 0.5 m apart.
+
+    Computed by PyTorch in float32, as the evaluator does: its rounding decides between boxes that barely touch.
+    """
+    points = torch.from_numpy(np.ascontiguousarray(path, np.float32))
+    padded = torch.cat([torch.zeros_like(points[:, :1]), points], dim=1)
+    hop = torch.cat([padded[:, 2:] - padded[:, :-2], padded[:, -1:] - padded[:, -2:-1]], dim=1)
+    yaw = torch.atan2(hop[..., 1], hop[..., 0])
+    still = torch.linalg.norm(points[:, -1] - points[:, 0], dim=-1) < _STILL_M
+    return torch.where(still[:, None], torch.tensor(np.pi / 2, dtype=torch.float32), yaw).numpy()
+
+
+def sparsedrive(setting: Setting) -> PlanningSteps:
+    """Collisions and distances of samples with a full future.
+
+    Raises:
+        DataError: if an obstacle near a path holds NaN or infinity.
+    """
+    cases, full = setting.cases, setting.full
+    # Rows that are not evaluated may hold anything; zeros keep them quiet.
+    path = np.where(full[:, None, None], setting.path, np.float32(0))
+    true = np.where(full[:, None, None], setting.true, np.float32(0))
+    distance = np.where(full[:, None], setting.distance(), np.float32(0))
+    yaw_gt, yaw_pred = sparsedrive_yaw(true), sparsedrive_yaw(path)
+    use = cases.box_valid[setting.row] & full[cases.box_case[setting.row]]
+    row, step = setting.row[use], setting.step[use]
+    gt_col = sparsedrive_hits(true, yaw_gt, cases.box, row, step)
+    raw = sparsedrive_hits(path, yaw_pred, cases.box, row, step)
+    found = raw & ~gt_col
+    counted = full[:, None]
+    yaw = {"yaw_gt": np.where(counted, yaw_gt, np.float32(0)), "yaw_pred": np.where(counted, yaw_pred, np.float32(0))}
+    per_step = {"obj_col": gt_col, "obj_box_col": found, "L2": distance}
+    return PlanningSteps(full, full, per_step, {"gt_col": gt_col, "pred_col_raw": raw, "obj_box_col": found, "L2": distance, **yaw})
+
+
+def sparsedrive_hits(
+    path: Float32[Array, "n 6 2"], yaw: Float32[Array, "n 6"], box: Float[Array, "m 7"], row: Int[Array, "k"], step: Int[Array, "k"]
+) -> Bool[Array, "n 6"]:
+    """Whether the ego box at each step shares a point with an obstacle.
+
+    `box[row[i]]` is an obstacle at flat step `step[i]` (sample times 6, plus step 0..5). Boxes of zero or negative size are obstacles
+    like any other: a polygon without area still has its corners.
+
+    Raises:
+        DataError: if such an obstacle holds NaN or infinity (the evaluator raises there too).
+    """
+    # float32 for the centre and the cosines, float64 from the corners on: the order of the evaluator's arithmetic.
+    angle = torch.from_numpy(np.ascontiguousarray(yaw)).reshape(-1)
+    ahead = torch.stack([angle.cos(), angle.sin()], dim=-1)
+    centre = (torch.from_numpy(np.ascontiguousarray(path)).reshape(-1, 2) + _EGO_AHEAD_M * ahead).numpy()
+    length, width = np.full(len(centre), _EGO_LENGTH_M), np.full(len(centre), _EGO_WIDTH_M)
+    x, y, half = box[row, 0], box[row, 1], 0.5 * np.hypot(box[row, 3], box[row, 4])
+    gap = (x - centre[step, 0]) ** 2 + (y - centre[step, 1]) ** 2
+    if not np.isfinite(gap).all() or not np.isfinite(half).all() or not np.isfinite(box[row, 6]).all():
+        raise DataError("an obstacle's box or an ego position holds NaN or infinity; no collision can be decided.")
+    near = np.flatnonzero(gap <= (half + 0.5 * np.hypot(_EGO_LENGTH_M, _EGO_WIDTH_M) + _SLACK_M) ** 2)
+    obstacle, at = box[row[near]], step[near]
+    turned = yaw.reshape(-1)[at]
+    rotation = np.cos(turned).astype(np.float64), np.sin(turned).astype(np.float64)
+    ego = _polygons(centre[at].astype(np.float64), length[at], width[at], *rotation)
+    other = _polygons(obstacle[:, :2], obstacle[:, 3], obstacle[:, 4], np.cos(obstacle[:, 6]), np.sin(obstacle[:, 6]))
+    out = np.zeros(len(centre), bool)
+    out[at[shapely.intersects(ego, other)]] = True
+    return out.reshape(yaw.shape)
+
+
+def _polygons(
+    centre: Float[Array, "p 2"], length: Float[Array, "p"], width: Float[Array, "p"], cos: Float[Array, "p"], sin: Float[Array, "p"]
+) -> Array:
+    """Shapely polygons of rotated rectangles, corners in float64, clockwise from the rear right."""
+    along = length[:, None] * _CORNER_ALONG
+    left = width[:, None] * _CORNER_LEFT
+    x = along * cos[:, None] - left * sin[:, None] + centre[:, :1]
+    y = along * sin[:, None] + left * cos[:, None] + centre[:, 1:]
+    return np.asarray(shapely.polygons(np.stack([x, y], axis=-1)))

@@ -1,0 +1,167 @@
+"""ST-P3's planning metric (released evaluator, commit 6b11e132) and AD-MLP's copy of it (commit 4b93ba08), decision for decision.
+
+Each future keyframe is drawn in its own ego frame (row = x forward, column = y left; vehicles and humans, whatever their lidar points, if
+they were there now) and looked up from the present frame by nearest cell. The path, of LIDAR_TOP in the lidar frame, is laid on that ego
+image as it stands: the 0.94 m between lidar and rear axle is ignored. The ego is UniAD's block that never turns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Int
+
+from iidrive.core.scene import FUTURE_STEPS
+from iidrive.scoring import raster
+from iidrive.scoring.cases import Cases
+from iidrive.scoring.planning.setting import VEHICLES, PlanningSteps, Setting, needs_poses, of_classes
+from iidrive.scoring.planning.uniad import CELL_M, CELLS, EDGE_M, EGO_CELLS
+
+Array = np.ndarray
+
+_PROBE = np.stack(np.meshgrid(np.arange(EGO_CELLS[0], EGO_CELLS[1] + 1), np.arange(EGO_CELLS[2], EGO_CELLS[3] + 1)), -1).reshape(-1, 2)
+"""Row and column of the ego block's 32 cells when the ego stands at the origin."""
+LEVER_M = 0.943713
+"""nuScenes: LIDAR_TOP stands this far ahead of the rear axle."""
+_STILL_M = 0.1
+"""AD-MLP takes a plan that never leaves this square around the origin for no motion at all."""
+
+
+def stp3(setting: Setting) -> PlanningSteps:
+    """Collisions and distances of samples with a full future.
+
+    Raises:
+        DataError: if the cases have no ego poses.
+    """
+    per_step = _per_step(setting, _looked_up(setting, setting.true)[0], *_looked_up(setting, setting.path), setting.distance())
+    return PlanningSteps(setting.full, setting.full, per_step, _detail(setting, per_step, ("obj_col", "obj_box_col", "L2")))
+
+
+def admlp(setting: Setting) -> PlanningSteps:
+    """ST-P3's numbers, with plans that stay within 0.1 m of the origin scored as standing still; `obj_col` is never counted.
+
+    Whether a plan stands still is asked anew for the steps of each horizon: `per_step` holds `L2_1s` and so on for 1 and 2 s.
+    """
+    true, (planned, _) = _looked_up(setting, setting.true)[0], _looked_up(setting, setting.path)
+    nowhere = replace(setting, path=np.zeros_like(setting.path))
+    still_hit, _ = _looked_up(nowhere, nowhere.path)
+    distance, still_distance = setting.distance(), nowhere.distance()
+    never = np.zeros_like(planned)
+    per_step: dict[str, Array] = {}
+    for h in (1, 2, 3):
+        still = (np.abs(setting.path[:, : 2 * h]).max(axis=(1, 2)) < np.float32(_STILL_M))[:, None]
+        found = _per_step(setting, true, np.where(still, still_hit, planned), never, np.where(still, still_distance, distance))
+        per_step |= {name if h == 3 else f"{name}_{h}s": value for name, value in found.items()}
+    return PlanningSteps(setting.full, setting.full, per_step, _detail(setting, per_step, ("obj_box_col", "L2")))
+
+
+def _looked_up(setting: Setting, path: Float32[Array, "n 6 2"]) -> tuple[Bool[Array, "n 6"], Bool[Array, "n 6"]]:
+    """Whether the ego block, and the point alone, meet an obstacle on this path."""
+    point = _point(path)
+    source = warped(np.concatenate([_probes(path), point[:, :, None]], axis=2), needs_poses(setting.cases)[1])
+    hit = _covered(setting.cases, source.reshape(-1, *source.shape[2:])).reshape(source.shape[:3])
+    inside = ((point >= 0) & (point < CELLS)).all(axis=2)
+    return np.any(hit[:, :, :-1], axis=2).reshape(inside.shape), hit[:, :, -1] & inside
+
+
+def _per_step(setting: Setting, true: Array, planned: Array, point: Array, distance: Array) -> dict[str, Array]:
+    counted = setting.full[:, None] & ~true
+    return {
+        "obj_col": point & counted,
+        "obj_box_col": planned & counted,
+        "L2": np.where(setting.full[:, None], distance, np.float32(0)),
+    }
+
+
+def _detail(setting: Setting, per_step: dict[str, Array], names: tuple[str, ...]) -> dict[str, Array]:
+    return {name: np.where(setting.full[:, None], per_step[name].astype(np.float32), np.float32(np.nan)) for name in names}
+
+
+def _probes(path: Float32[Array, "n 6 2"]) -> Float[Array, "n 6 32 2"]:
+    """(row, column) of the ego block's cells: row from y forward, column from x to the left."""
+    at = path[..., ::-1].astype(np.float64) * (1, -1) / CELL_M
+    return np.clip(np.trunc(at[:, :, None] + _PROBE), 0, CELLS - 1)
+
+
+def _point(path: Float32[Array, "n 6 2"]) -> Float[Array, "n 6 2"]:
+    start = np.float32(EDGE_M + CELL_M / 2)
+    flipped = path[..., ::-1] * np.array((1, -1), np.float32)
+    return np.trunc((flipped - start) / np.float32(CELL_M)).astype(np.float64)
+
+
+def warped(cell: Float[Array, "n 6 c 2"], ego_pose: Float[Array, "n 7 3"]) -> Float[Array, "n 6 c 2"]:
+    """The cell (row, column) of each future keyframe's own image that the evaluator copies to a cell of the present image.
+
+    Its grid sampling in float32: centres of cells in -1..1, turned by the accumulated yaw, moved by the accumulated shift, rounded.
+    """
+    yaw, shift = _accumulated(ego_pose)
+    cos, sin = torch.cos(yaw)[..., None], torch.sin(yaw)[..., None]
+    centre = torch.linspace(-1, 1, CELLS) * (CELLS - 1) / CELLS
+    index = torch.from_numpy(np.clip(cell, 0, CELLS - 1).astype(np.int64))
+    row, column = centre[index[..., 0]], centre[index[..., 1]]
+    reach = -EDGE_M
+    x = column * cos - row * sin + (shift[..., 1] / reach)[..., None]
+    y = column * sin + row * cos + (-(shift[..., 0] / reach))[..., None]
+    where = torch.stack([y, x], dim=-1)
+    return torch.round(((where + 1) * CELLS - 1) / 2).numpy().astype(np.float64)
+
+
+def _accumulated(ego_pose: Float[Array, "n 7 3"]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Yaw (n,6) and shift (n,6,2) of each future keyframe in the present ego frame, multiplied up step by step in float32."""
+    pose = _planar(torch.from_numpy(ego_pose))
+    between = (torch.linalg.inv(pose[:, 1:]) @ pose[:, :-1]).float()
+    yaws, shifts = [], []
+    total = torch.eye(3).expand(len(pose), 3, 3)
+    for t in range(FUTURE_STEPS):
+        step = between[:, t]
+        turned = step[:, :2, :2].transpose(1, 2)
+        back = torch.eye(3).repeat(len(pose), 1, 1)
+        back[:, :2, :2] = turned
+        back[:, :2, 2] = -(turned @ step[:, :2, 2:])[..., 0]
+        total = total @ back
+        yaws.append(torch.atan2(-total[:, 0, 1], total[:, 0, 0]))
+        shifts.append(total[:, :2, 2])
+    return torch.stack(yaws, 1), torch.stack(shifts, 1)
+
+
+def _planar(pose: torch.Tensor) -> torch.Tensor:
+    cos, sin, one = torch.cos(pose[..., 2]), torch.sin(pose[..., 2]), torch.ones_like(pose[..., 2])
+    rows = [[cos, -sin, pose[..., 0]], [sin, cos, pose[..., 1]], [0 * one, 0 * one, one]]
+    return torch.stack([torch.stack(r, -1) for r in rows], -2)
+
+
+def obstacles(cases: Cases) -> Int[Array, "k"]:
+    """Rows of future boxes that are drawn: vehicles and humans whose agent stood in the present keyframe as such."""
+    kind = of_classes(cases, (*VEHICLES, "pedestrian"))
+    kind |= np.array([name.startswith(("vehicle.", "human.")) for name in cases.class_names])
+    drawn = kind[cases.box_label]
+    agents = int(cases.box_agent.max(initial=0)) + 1
+    key = cases.box_case.astype(np.int64) * agents + cases.box_agent
+    known = np.zeros(len(cases) * agents, bool)
+    known[key[drawn & (cases.box_t == 0)]] = True
+    return np.flatnonzero(drawn & (cases.box_t > 0) & known[key])
+
+
+def own_corners(cases: Cases, row: Int[Array, "k"]) -> Float[Array, "k 4 2"]:
+    """Corners as cells (column, row) of the image of each box's own keyframe."""
+    pose = needs_poses(cases)[1][cases.box_case[row], cases.box_t[row]]
+    box = cases.box[row]
+    # Lidar to ego of the present keyframe: a quarter turn and the lever arm; then into the ego frame of the box's keyframe.
+    x, y = box[:, 1] + LEVER_M - pose[:, 0], -box[:, 0] - pose[:, 1]
+    cos, sin = np.cos(pose[:, 2]), np.sin(pose[:, 2])
+    x, y = x * cos + y * sin, y * cos - x * sin
+    yaw = box[:, 6] - np.pi / 2 - pose[:, 2]
+    along = box[:, 3, None] * np.array([-0.5, -0.5, 0.5, 0.5])
+    left = box[:, 4, None] * np.array([-0.5, 0.5, 0.5, -0.5])
+    cos, sin = np.cos(yaw)[:, None], np.sin(yaw)[:, None]
+    forward, side = along * cos - left * sin + x[:, None], along * sin + left * cos + y[:, None]
+    return np.round((np.stack([side, forward], axis=-1) - EDGE_M) / CELL_M)
+
+
+def _covered(cases: Cases, cell: Float[Array, "s c 2"]) -> Bool[Array, "s c"]:
+    """Which of each step's cells (row, column) are covered in that step's image."""
+    row = obstacles(cases)
+    step = cases.box_case[row].astype(np.int64) * FUTURE_STEPS + cases.box_t[row] - 1
+    return raster.cells_hit(own_corners(cases, row), step, cell, CELLS)

@@ -1,0 +1,184 @@
+"""Open-loop planning protocols by name: how each evaluator decides, averages and prints, and what its numbers mean in words.
+
+A protocol is a pure function of a prepared `Setting` (cases and planned paths); it returns per-sample values, and `score` turns them into
+numbers and tables. To add one: a file in `eval/planning`, a row in `PROTOCOLS`, and a test against that evaluator's own outputs. Numbers
+of different protocols are never comparable, so each row says what its numbers mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from iidrive.core.errors import ConfigError, unknown
+from iidrive.core.scene import FUTURE_STEPS, STEP_S
+from iidrive.scoring.planning.bevplanner import bevplanner
+from iidrive.scoring.planning.setting import PlanningSteps, Setting
+from iidrive.scoring.planning.sparsedrive import sparsedrive
+from iidrive.scoring.planning.stp3 import admlp, stp3
+from iidrive.scoring.planning.uniad import uniad
+from iidrive.scoring.planning.vad import occworld, vad
+
+Averaging = Literal["prefix", "value", "prefix_float32", "horizon"]
+"""From steps to columns. `prefix`: mean of the steps up to it, float64. `value`: the step's own. `prefix_float32`: the prefix means at 1, 2
+and 3 s, float32. `horizon`: each sample's own number for 1, 2 and 3 s (its `detail`), averaged over samples in float64."""
+Layout = Literal["sparsedrive", "uniad", "stp3", "vad", "occworld", "bevplanner"]
+
+_STEPS = tuple(f"{STEP_S * (t + 1):.1f}s" for t in range(FUTURE_STEPS))
+_SECONDS = ("1s", "2s", "3s")
+_ROWS = ("obj_col", "obj_box_col", "L2")
+_FULL = "samples with six future keyframes"
+_BLOCK = "a block of 8 x 4 cells of 0.5 m that never turns, -1.5..2.5 m forward"
+_PATH_HEADING = "central difference including the origin, last step backward, straight ahead if the path's ends are within 0.5 m"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One evaluator.
+
+    `rows` are the printed rows in its order, `columns` their labels, `averaged` the columns whose mean is the single number of a row,
+    `prefix` that of its arrays in per-sample files. The rest says in words what its numbers mean.
+    """
+
+    name: str
+    evaluate: Callable[[Setting], PlanningSteps]
+    averaging: Averaging
+    layout: Layout
+    columns: tuple[str, ...]
+    averaged: tuple[int, ...]
+    frame: str
+    obstacles: str
+    ego_box: str
+    heading: str
+    meaning: str
+    samples: str
+    rows: tuple[str, ...] = _ROWS
+    prefix: str = ""
+
+
+_ALL = (
+    Protocol(
+        name="sparsedrive",
+        evaluate=sparsedrive,
+        averaging="prefix",
+        layout="sparsedrive",
+        columns=_STEPS,
+        averaged=(1, 3, 5),
+        frame="lidar, x right, y forward",
+        obstacles="all classes with lidar points, at the same step; obj_col is the true path's own collision rate",
+        ego_box="4.084 x 1.85 m polygon, centre 0.5 m ahead along the heading; touching counts",
+        heading=_PATH_HEADING,
+        meaning="each column is the mean of the steps up to it; avg is the mean of the 1 s, 2 s and 3 s columns",
+        samples=f"{_FULL} (5119 on nuScenes val)",
+    ),
+    Protocol(
+        name="uniad",
+        evaluate=uniad,
+        averaging="value",
+        layout="uniad",
+        columns=_STEPS,
+        averaged=(1, 3, 5),
+        frame="lidar, x right, y forward",
+        obstacles="vehicles and cycles, with or without lidar points, drawn in 0.5 m cells; no pedestrians",
+        ego_box=_BLOCK,
+        heading="none",
+        meaning="each column is the value at that step, over all samples: missing futures add nothing and still divide",
+        samples="all samples (6019 on nuScenes val)",
+    ),
+    Protocol(
+        name="stp3",
+        evaluate=stp3,
+        averaging="prefix_float32",
+        layout="stp3",
+        columns=_SECONDS,
+        averaged=(0, 1, 2),
+        frame="lidar path on an ego-frame image (0.94 m lever arm ignored)",
+        obstacles="vehicles and humans already there now, with or without lidar points, in 0.5 m cells of their own keyframe, warped",
+        ego_box=_BLOCK,
+        heading="none",
+        meaning="each column is the mean of the steps up to it",
+        samples=f"{_FULL} (and, in the original, two past ones: 4819 on nuScenes val)",
+    ),
+    Protocol(
+        name="vad",
+        evaluate=vad,
+        averaging="horizon",
+        layout="vad",
+        columns=_SECONDS,
+        averaged=(0, 1, 2),
+        frame="lidar, x right, y forward; rows reversed",
+        obstacles="vehicles and humans with lidar points now, within 15 x 30 m now, followed by their displacements, in 0.5 m cells",
+        ego_box=f"{_BLOCK}; the reversed rows shift it by up to a cell",
+        heading="none",
+        meaning="each column is the mean of the steps up to it; obj_col looks some 25 m beside the point",
+        samples=f"{_FULL} (5119 on nuScenes val)",
+        rows=("L2", "obj_col", "obj_box_col"),
+    ),
+    Protocol(
+        name="occworld",
+        evaluate=occworld,
+        averaging="horizon",
+        layout="occworld",
+        columns=_SECONDS,
+        averaged=(0, 1, 2),
+        frame="lidar, x right, y forward; rows reversed",
+        obstacles="as vad, without the range filter",
+        ego_box=f"{_BLOCK}; the reversed rows shift it by up to a cell",
+        heading="none",
+        meaning="each column is the mean of the steps up to it; obj_col looks some 25 m beside the point",
+        samples=f"{_FULL} (and, in the original, enough past ones: 4219 on nuScenes val)",
+        rows=("L2", "obj_col", "obj_box_col"),
+        prefix="vad_norange",
+    ),
+    Protocol(
+        name="admlp",
+        evaluate=admlp,
+        averaging="prefix_float32",
+        layout="stp3",
+        columns=_SECONDS,
+        averaged=(0, 1, 2),
+        frame="lidar path on an ego-frame image (0.94 m lever arm ignored)",
+        obstacles="as stp3",
+        ego_box=_BLOCK,
+        heading="none",
+        meaning="as stp3, but plans within 0.1 m of the origin count as standing still; obj_col is always 0",
+        samples=f"{_FULL} (and, in the original, two past ones: 4819 on nuScenes val)",
+    ),
+    Protocol(
+        name="bevplanner",
+        evaluate=bevplanner,
+        averaging="horizon",
+        layout="bevplanner",
+        columns=_SECONDS,
+        averaged=(0, 1, 2),
+        frame="ego, x forward, y left; rear axle",
+        obstacles="vehicles and cycles with lidar points, in 0.1 m cells; no pedestrians",
+        ego_box="4.084 x 1.85 m in cells of 0.1 m, centre 1.49 m ahead of the rear axle, turned cell by cell",
+        heading="per hop; 0 if the hop is under 1 m",
+        meaning="L2: mean of the steps up to it; collisions: share of samples that collide at any step up to it",
+        samples=_FULL,
+        rows=("L2", "obj_col", "obj_box_col"),
+    ),
+)
+
+PROTOCOLS: dict[str, Protocol] = {row.name: row for row in _ALL}
+"""Every protocol by name. A number means nothing without the row that made it."""
+
+
+def protocol_named(name: str) -> Protocol:
+    """A row of `PROTOCOLS`. Raises ConfigError for an unknown name, naming the nearest known one."""
+    if name not in PROTOCOLS:
+        raise ConfigError(unknown("protocol", name, PROTOCOLS))
+    return PROTOCOLS[name]
+
+
+def protocols_named(names: str | Sequence[str]) -> tuple[str, ...]:
+    """Names from `a,b,c`, a sequence of them, or `all`, each once. Raises ConfigError for an unknown one or none."""
+    asked = [part.strip() for part in names.split(",")] if isinstance(names, str) else list(names)
+    asked = [name for name in asked if name]
+    if not asked:
+        raise ConfigError(f"no protocol was named; give some of {', '.join(PROTOCOLS)}, or all.")
+    if asked == ["all"]:
+        return tuple(PROTOCOLS)
+    return tuple(dict.fromkeys(protocol_named(name).name for name in asked))

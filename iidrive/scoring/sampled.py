@@ -1,0 +1,189 @@
+"""A run's values sample by sample, read from predictions (scored against cases), per-sample files or run folders, joined by token."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from iidrive.core.errors import ConfigError, DataError
+from iidrive.core.scene import FUTURE_STEPS
+from iidrive.scoring import npz
+from iidrive.scoring.cases import Cases, Predictions
+from iidrive.scoring.readers import is_paths, read_paths
+from iidrive.scoring.score import score
+
+Array = np.ndarray
+
+_PER_SAMPLE = ("token", "evaluated_full_future", "sparsedrive_L2", "sparsedrive_obj_box_col", "sparsedrive_gt_col")
+_MORE = ("scene", "predictions_sha256", "marks")
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One run's values for each scored sample: `L2` metres, `hit` (obj_box_col) and `gt_col` per step.
+
+    `scene` names each sample's scene where known. `about` is what the predictions file says of itself; `marks` what a per-sample file carries.
+    """
+
+    name: str
+    token: tuple[str, ...]
+    L2: Float[Array, "n 6"]
+    hit: Bool[Array, "n 6"]
+    gt_col: Bool[Array, "n 6"]
+    scene: tuple[str, ...] | None = None
+    about: Mapping[str, object] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
+
+
+def read_runs(
+    choice: str, cases: Cases | None, read: Callable[[Path], Predictions] = lambda path: read_paths(path).predictions
+) -> list[Sampled]:
+    """Seeds of one side: files or run folders, several joined by commas or matched by a pattern (`'runs/a-*'`). `read` reads a predictions file.
+
+    Raises:
+        ConfigError: if nothing matches, or predictions are given without cases.
+        DataError: for files that cannot be read or joined.
+    """
+    found: list[Path] = []
+    for part in choice.split(","):
+        path = Path(part)
+        anchor = Path(path.anchor) if path.is_absolute() else Path()
+        matches = [path] if path.exists() else sorted(anchor.glob(str(path.relative_to(anchor)))) if any(c in part for c in "*?[") else []
+        if not matches:
+            raise ConfigError(f"'{part}' does not exist. Give a predictions file, a per-sample file or a run folder.")
+        found += matches
+    return [_read(predictions_in(path), cases, read) for path in found]
+
+
+def holds_arrays(path: str) -> bool:
+    """Whether a path is a run folder, a file of a kind that holds planned paths, or a pattern, rather than a text with tables."""
+    return Path(path).is_dir() or is_paths(path) or (not Path(path).is_file() and any(c in path for c in "*?["))
+
+
+def predictions_in(path: Path) -> Path:
+    """A predictions file itself, or the only one of a run folder. Raises ConfigError where there is none or more than one."""
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob("predictions*.npz"))
+    if len(found) != 1:
+        names = ", ".join(p.name for p in found) or "none"
+        raise ConfigError(f"{path}: expected one predictions file in this run folder; found {names}. Name the file itself.")
+    return found[0]
+
+
+def rows_beside(predictions: Path) -> Path:
+    """Where `iidrive evaluate` writes the scores of its predictions, sample by sample: `rows-NAME.npz` beside `predictions-NAME.npz`."""
+    return predictions.with_name(f"rows{predictions.name.removeprefix('predictions')}")
+
+
+def _read(path: Path, cases: Cases | None, read: Callable[[Path], Predictions]) -> Sampled:
+    if path.suffix == ".npz" or zipfile.is_zipfile(path):
+        found, _ = npz.read_npz(path, (*_PER_SAMPLE, *_MORE))
+        if "sparsedrive_L2" in found:
+            return _per_sample(path, found, cases)
+    if cases is None and path.name.startswith("predictions") and rows_beside(path).is_file():
+        return _scored_before(path, rows_beside(path), read(path))
+    if cases is None:
+        raise ConfigError(
+            f"{path} is taken for planned paths, which can only be compared with the truth: add --cases CASES.npz "
+            "(`iidrive cases` writes it; docs/score-your-planner.md). Runs of `iidrive evaluate` need none."
+        )
+    return scored(cases, read(path))
+
+
+def _scored_before(path: Path, rows: Path, predictions: Predictions) -> Sampled:
+    found, _ = npz.read_npz(rows, (*_PER_SAMPLE, *_MORE))
+    if str(found.get("predictions_sha256")) != hashlib.sha256(path.read_bytes()).hexdigest():
+        raise ConfigError(f"{rows} holds the scores of other predictions than {path}; add --cases CASES.npz, so that they are scored anew.")
+    return replace(_per_sample(rows, found, None), name=str(path), about=predictions.meta, marks=())  # the predictions' own
+
+
+def _per_sample(path: Path, found: Mapping[str, Array], cases: Cases | None) -> Sampled:
+    missing = [key for key in _PER_SAMPLE if key not in found]
+    if missing:
+        raise DataError(f"{path}: not a per-sample file, missing {', '.join(missing)}; write it with `iidrive score --per-sample`.")
+    where, token = str(path), npz.names(found["token"], "token", str(path))
+    shape = (len(token), FUTURE_STEPS)
+    again = npz.repeated(token)
+    if again:
+        raise DataError(f"{where}: a sample may stand only once; repeated: {npz.few(again)}.")
+    keep = npz.flags(found["evaluated_full_future"], shape[:1], "evaluated_full_future", where)
+    notes: tuple[str, ...] = ()
+    scene_of: dict[str, str] = {}
+    if "scene" in found:
+        scene = npz.names(found["scene"], "scene", where)
+        if len(scene) != len(token):
+            raise DataError(
+                f"{where}: {len(scene)} scene names for {len(token)} samples; write it again with `iidrive score --per-sample`."
+            )
+        scene_of = dict(zip(token, scene, strict=True))
+    if cases is not None and cases.scene is not None:
+        scene_of = dict(zip(cases.token, cases.scene, strict=True))
+        foreign = [t for t, k in zip(token, keep, strict=True) if k and t not in scene_of]
+        if foreign:
+            notes = (f"{where}: {npz.few(foreign)} not in {cases.where}; left out.",)
+            keep = keep & np.array([t in scene_of for t in token], bool)
+    kept = tuple(t for t, k in zip(token, keep, strict=True) if k)
+    l2 = npz.numbers(found["sparsedrive_L2"], np.float64, shape, "sparsedrive_L2", where)
+    if not np.isfinite(l2[keep]).all():
+        raise DataError(f"{where}: sparsedrive_L2 holds NaN or infinity; score the predictions again.")
+    return Sampled(
+        where,
+        kept,
+        l2[keep],
+        npz.flags(found["sparsedrive_obj_box_col"], shape, "sparsedrive_obj_box_col", where)[keep],
+        npz.flags(found["sparsedrive_gt_col"], shape, "sparsedrive_gt_col", where)[keep],
+        tuple(scene_of[t] for t in kept) if scene_of else None,
+        notes=notes,
+        marks=npz.names(found["marks"], "marks", where) if "marks" in found else (),
+    )
+
+
+def scored(cases: Cases, predictions: Predictions) -> Sampled:
+    """Score predictions sample by sample, joined by token. Samples that only one file has are counted in `notes` and left out.
+
+    Raises:
+        DataError: if no predicted sample with a full future is in the cases, or there are no tokens to join by.
+    """
+    notes = [cases.note] if cases.note else []
+    if predictions.token is None:
+        if cases.own_tokens or len(predictions) != len(cases):
+            raise DataError(
+                f"{predictions.where}: no sample tokens to join {len(predictions)} paths to {len(cases)} samples of {cases.where}; add them, or "
+                "give a list with --tokens."
+            )
+        path, have = predictions.trajectory, np.ones(len(cases), bool)
+    else:
+        row_of = {token: row for row, token in enumerate(predictions.token)}
+        have = np.array([token in row_of for token in cases.token], bool)
+        path = np.zeros((len(cases), FUTURE_STEPS, 2), np.float32)
+        rows = [row_of[token] for token, k in zip(cases.token, have, strict=True) if k]
+        path[have] = predictions.trajectory[rows]
+        lacking = [cases.token[int(i)] for i in np.flatnonzero(cases.full & ~have)]
+        known = set(cases.token)
+        foreign = [token for token in predictions.token if token not in known]
+        if lacking:
+            notes.append(f"{predictions.where}: no prediction for {npz.few(lacking)} of {cases.where}; left out.")
+        if foreign:
+            notes.append(f"{predictions.where}: {npz.few(foreign)} not in {cases.where}; left out.")
+    if not (have & cases.full).any():
+        raise DataError(f"{predictions.where}: no predicted sample with a full future is in {cases.where}; is it another split?")
+    scores = score(replace(cases, gt_ego_fut_masks=cases.gt_ego_fut_masks & have[:, None], pred=None), path)
+    keep = np.flatnonzero(scores.steps.evaluated)
+    return Sampled(
+        predictions.where,
+        tuple(cases.token[int(i)] for i in keep),
+        scores.steps.per_step["L2"][keep].astype(np.float64),
+        scores.steps.per_step["obj_box_col"][keep],
+        scores.steps.per_step["obj_col"][keep],
+        tuple(cases.scene[int(i)] for i in keep) if cases.scene is not None else None,
+        predictions.meta,
+        tuple(notes),
+    )

@@ -1,0 +1,226 @@
+"""From per-sample values to numbers, files and printed lines; the only place where steps and samples are averaged."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Float64, Int64
+
+from iidrive.core.errors import DataError
+from iidrive.core.scene import FUTURE_STEPS, STEP_S
+from iidrive.scoring import npz, tables
+from iidrive.scoring.cases import Cases
+from iidrive.scoring.planning.setting import PlanningSteps, prepare
+from iidrive.scoring.protocols import Protocol, protocol_named
+
+Array = np.ndarray
+
+NUSCENES_VAL_SAMPLES = 5119
+NUSCENES_VAL_OBJ_COL = (38, 35, 32, 30, 31, 30)
+"""Collisions of the true path itself per step on nuScenes val: the same for every model, hence a checksum of the evaluation set."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One protocol's numbers. Collision rates are fractions of 1 (not percent), `L2` metres.
+
+    `per_step` the mean over samples at each step, `columns` what is printed below each time, `average` the single number of a row,
+    `events` how many samples collide at each step (collision rows only), `steps` the per-sample values, `token` their samples.
+    """
+
+    protocol: str
+    n_scored: int
+    n_skipped: int
+    per_step: Mapping[str, Float32[Array, "6"]]
+    columns: Mapping[str, Float64[Array, "c"]]
+    average: Mapping[str, float]
+    events: Mapping[str, Int64[Array, "6"]]
+    steps: PlanningSteps
+    token: tuple[str, ...]
+    note: str = ""
+
+
+def prefix_means(per_step: Float32[Array, "6"]) -> Float64[Array, "6"]:
+    """Column k is the mean of steps 1..k, in float64."""
+    value = np.asarray(per_step, np.float64)
+    return np.array([value[: k + 1].mean() for k in range(len(value))])
+
+
+def rate(events: Int64[Array, "6"], n: int) -> Float32[Array, "6"]:
+    """Share of samples that collide at each step, as the evaluator holds it: float32(count / n)."""
+    return (np.asarray(events) / n).astype(np.float32)
+
+
+def averaged(columns: Float64[Array, "6"], which: tuple[int, ...] = (1, 3, 5)) -> float:
+    """Mean of the 1 s, 2 s and 3 s columns, in float64."""
+    return float(np.mean(columns[list(which)]))
+
+
+def score(cases: Cases, trajectories: Float[Array, "n 6 2"], protocol: str = "sparsedrive") -> Scores:
+    """Score planned paths, in the order of the cases (see `cases.align`), by one protocol.
+
+    Sums run in the order of the cases, in float32 for L2 as in the evaluators, so the order of a predictions file cannot matter, and
+    files in the evaluator's order give its digits. (Reordering the cases themselves moves L2 in the seventh digit, collisions never.)
+
+    Raises:
+        ConfigError: for an unknown protocol.
+        DataError: if no sample has a full future, a scored path holds NaN or infinity, or the cases lack what the protocol needs.
+    """
+    return score_all(cases, trajectories, [protocol])[0]
+
+
+def score_all(cases: Cases, trajectories: Float[Array, "n 6 2"], names: Sequence[str]) -> list[Scores]:
+    """Score planned paths by several protocols in one pass. Raises as `score` does."""
+    rows = [protocol_named(name) for name in names]
+    setting = prepare(cases, trajectories)
+    return [aggregate(row, row.evaluate(setting), cases.token, cases.where, cases.note) for row in rows]
+
+
+def score_possible(cases: Cases, trajectories: Float[Array, "n 6 2"], names: Sequence[str]) -> tuple[list[Scores], list[str]]:
+    """As `score_all`, but protocols that these cases or paths cannot serve are left out: their reasons come second.
+
+    Raises:
+        DataError: if no protocol can be served, or a path that every protocol scores holds NaN or infinity.
+    """
+    setting = prepare(cases, trajectories)
+    found, lacking = [], []
+    for row in map(protocol_named, names):
+        try:
+            found.append(aggregate(row, row.evaluate(setting), cases.token, cases.where, cases.note))
+        except DataError as error:
+            lacking.append(f"{row.name} is left out: {error}")
+    if not found:
+        raise DataError(lacking[0].split(": ", 1)[1])
+    return found, lacking
+
+
+def aggregate(protocol: Protocol, steps: PlanningSteps, token: tuple[str, ...], where: str = "cases", note: str = "") -> Scores:
+    """Average a protocol's per-sample values. Raises DataError if no sample is evaluated."""
+    n = int(steps.evaluated.sum())
+    if n == 0:
+        raise DataError(f"{where}: none of the {len(token)} samples has {FUTURE_STEPS} future keyframes, so there is nothing to score.")
+    per_step: dict[str, Array] = {}
+    events: dict[str, Array] = {}
+    for name in protocol.rows:
+        value = steps.per_step[name][steps.evaluated]
+        per_step[name] = _mean(value)
+        if value.dtype == bool:
+            events[name] = value.sum(axis=0, dtype=np.int64)
+    columns = {name: _columns(protocol, steps, name, value) for name, value in per_step.items()}
+    average = {name: averaged(value, protocol.averaged) for name, value in columns.items()}
+    return Scores(protocol.name, n, len(token) - n, per_step, columns, average, events, steps, token, note)
+
+
+def _mean(value: Array) -> Float32[Array, "6"]:
+    if value.dtype == bool:
+        return rate(value.sum(axis=0, dtype=np.int64), len(value))
+    # A running float32 sum, not NumPy's pairwise one: the evaluators add sample after sample.
+    return np.cumsum(value, axis=0, dtype=np.float32)[-1] / np.float32(len(value))
+
+
+def _columns(protocol: Protocol, steps: PlanningSteps, name: str, per_step: Float32[Array, "6"]) -> Float64[Array, "c"]:
+    if protocol.averaging == "prefix":
+        return prefix_means(per_step)
+    if protocol.averaging == "value":
+        return per_step.astype(np.float64)
+    if protocol.averaging == "prefix_float32":
+        own_steps = [_mean(steps.per_step.get(f"{name}_{h}s", steps.per_step[name])[steps.evaluated]) for h in (1, 2, 3)]
+        return np.array([torch.from_numpy(value[: 2 * h]).mean().item() for h, value in zip((1, 2, 3), own_steps, strict=True)])
+    # Sample after sample in float64, as Python adds floats.
+    own = [steps.detail[f"{name}_{h}s"][steps.evaluated].astype(np.float64) for h in (1, 2, 3)]
+    return np.array([np.cumsum(value)[-1] / len(value) for value in own])
+
+
+def to_json(*scores: Scores) -> dict[str, object]:
+    """The aggregates as plain values, one object under each protocol's name, ready for `json.dump`."""
+    return {
+        one.protocol: {
+            "n_scored": one.n_scored,
+            "n_skipped": one.n_skipped,
+            "per_step": {name: value.tolist() for name, value in one.per_step.items()},
+            "columns": {name: value.tolist() for name, value in one.columns.items()},
+            "average": dict(one.average),
+            "events": {name: value.tolist() for name, value in one.events.items()},
+        }
+        for one in scores
+    }
+
+
+def per_sample(*scores: Scores) -> dict[str, Array]:
+    """Per-sample arrays of all given scores, rows in the order of the cases, named `<protocol>_<array>`; `evaluated_full_future`, `token`.
+
+    `occworld`'s arrays carry the prefix `vad_norange`, which is what they are.
+    """
+    arrays: dict[str, Array] = {}
+    for one in scores:
+        prefix = protocol_named(one.protocol).prefix or one.protocol
+        arrays |= {f"{prefix}_{name}": value for name, value in one.steps.detail.items()}
+    return arrays | {"evaluated_full_future": scores[0].steps.full, "token": np.array(scores[0].token, dtype=np.str_)}
+
+
+def write_per_sample(
+    path: str | Path, *scores: Scores, scene: Sequence[str] | None = None, of: str | Path = "", marks: Iterable[str] = ()
+) -> None:
+    """Write `per_sample` as npz, whole or not at all, with the samples' scenes, the digest of the predictions file and marks, where there are any.
+
+    Raises:
+        DataError: where it cannot be written.
+    """
+    arrays = per_sample(*scores)
+    if scene is not None:
+        arrays["scene"] = np.array(tuple(scene), dtype=np.str_)
+    if of:
+        arrays["predictions_sha256"] = np.array(hashlib.sha256(Path(of).read_bytes()).hexdigest())
+    if marks := tuple(marks):
+        arrays["marks"] = np.array(marks, dtype=np.str_)
+    npz.write_npz(path, arrays)
+
+
+def format_table(scores: Scores) -> str:
+    """The grid of names and columns alone, as the protocols with a grid print it."""
+    return tables.grid(scores, protocol_named(scores.protocol))
+
+
+def format_together(scores: Sequence[Scores]) -> str:
+    """Several protocols side by side, with what each one's numbers mean."""
+    return tables.together(scores, [protocol_named(one.protocol) for one in scores])
+
+
+def format_scores(scores: Scores) -> str:
+    """All that is printed for one run: the evaluator's own lines, events, who was skipped, checksum."""
+    lines = [tables.own_shape(scores, protocol_named(scores.protocol))]
+    for name, count in scores.events.items():
+        lines.append(f"{name} events per step, of {scores.n_scored} samples: {' '.join(str(k) for k in count.tolist())}")
+    lines.append(samples_sentence(scores))
+    if scores.protocol == "sparsedrive":
+        lines.append(checksum_sentence(scores))
+    return "\n".join([*lines, scores.note] if scores.note else lines)
+
+
+def samples_sentence(scores: Scores) -> str:
+    """How many samples were scored and skipped, and why."""
+    if scores.n_skipped == 0:
+        return f"scored {scores.n_scored} samples; skipped none."
+    return f"scored {scores.n_scored} samples; skipped {scores.n_skipped}: the scene ends before {STEP_S * FUTURE_STEPS:.1f} s."
+
+
+def checksum_sentence(scores: Scores) -> str:
+    """Whether SparseDrive's obj_col row, which no model can change, is the one of nuScenes val."""
+    found = tuple(scores.events["obj_col"].tolist())
+    known = f"{', '.join(str(k) for k in NUSCENES_VAL_OBJ_COL)} of {NUSCENES_VAL_SAMPLES}"
+    if scores.n_scored != NUSCENES_VAL_SAMPLES:
+        return (
+            f"checksum: {scores.n_scored} samples were scored and nuScenes val has {NUSCENES_VAL_SAMPLES}: this is another set, "
+            "so its obj_col row cannot be checked."
+        )
+    if found == NUSCENES_VAL_OBJ_COL:
+        return f"checksum: the obj_col row is that of nuScenes val ({known}): the truth is complete and unchanged."
+    return (
+        f"checksum: {NUSCENES_VAL_SAMPLES} samples as in nuScenes val, but obj_col has {', '.join(str(k) for k in found)} events "
+        f"where nuScenes val has {known}: paths and boxes are mis-paired or the data was changed; do not compare this table with others."
+    )

@@ -1,0 +1,90 @@
+"""Scores as text: each evaluator's own lines, and all protocols side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from iidrive.scoring.protocols import Protocol
+
+if TYPE_CHECKING:
+    from iidrive.scoring.score import Scores
+
+_HORIZONS = ("1s", "2s", "3s")
+
+
+def own_shape(scores: Scores, protocol: Protocol) -> str:
+    """What the evaluator prints, line for line."""
+    columns = {name: value.tolist() for name, value in scores.columns.items()}
+    each = [(name, h, columns[name][i]) for name in protocol.rows for i, h in enumerate(_HORIZONS)] if len(protocol.columns) == 3 else []
+    if protocol.layout == "sparsedrive":
+        summary = [f"{name}: {_cell(scores, name, value)}" for name, value in scores.average.items() if name != "obj_col"]
+        return "\n".join([grid(scores, protocol), *summary, repr(dict(scores.average))])
+    if protocol.layout == "uniad":
+        return grid(scores, protocol, title="uniad's definition planning metrics")
+    if protocol.layout == "stp3":
+        return "\n".join(f"plan_{name}_{h} : {columns[name][i]}" for i, h in enumerate(_HORIZONS) for name in protocol.rows)
+    if protocol.layout == "vad":
+        lines = [f"plan_{name}_{h}:{value}" for name, h, value in each]
+        return "\n".join(["-------------- Planning --------------", *lines, "fut_valid_flag:1.0"])
+    if protocol.layout == "occworld":
+        means = [f"avg_{name.lower()} is {scores.average[name]}" for name in protocol.rows]
+        return "\n".join([*(f"plan_{name}_{h} is {value}" for name, h, value in each), *means])
+    lines = [f"0:plan_{name}_{h}:{value}" for name, h, value in each]
+    return "\n".join([*lines, f"avg_l2 {scores.average['L2']}, avg_col {scores.average['obj_box_col']}"])
+
+
+def grid(scores: Scores, protocol: Protocol, title: str = "") -> str:
+    """Names and columns in a ruled grid. SparseDrive's has percent and a column of averages; UniAD's has neither."""
+    own = protocol.layout == "sparsedrive"
+    lines = [["metrics", *protocol.columns, *(["avg"] if own else [])]]
+    for name, columns in scores.columns.items():
+        values = [*columns.tolist(), *([scores.average[name]] if own else [])]
+        lines.append([name, *(_cell(scores, name, value) if own else f"{value:.4f}" for value in values)])
+    ruled = _ruled(lines)
+    if not title:
+        return ruled
+    inner = ruled.index("\n") - 2
+    return "\n".join(["+" + "-" * inner + "+", "|" + _centred(f" {title} ", inner) + "|", ruled])
+
+
+def together(scores: Sequence[Scores], protocols: Sequence[Protocol]) -> str:
+    """One line a protocol: samples, L2 and obj_box_col at 1, 2, 3 s and their mean; then what each line's numbers mean."""
+    head = ["protocol", "N", *(f"L2 {h} (m)" for h in (*_HORIZONS, "avg")), *(f"col {h} (%)" for h in (*_HORIZONS, "avg"))]
+    lines = [head]
+    for one, protocol in zip(scores, protocols, strict=True):
+        cells = [one.protocol, str(one.n_scored)]
+        for name, scale, digits in (("L2", 1, 4), ("obj_box_col", 100, 3)):
+            values = [*(one.columns[name][i] for i in protocol.averaged), one.average[name]]
+            cells += [f"{scale * float(value):.{digits}f}" for value in values]
+        lines.append(cells)
+    text = ["col is obj_box_col: the planned box hits and the true one does not. Never compare two lines: they measure different things."]
+    for protocol in protocols:
+        words = (
+            ("frame", protocol.frame),
+            ("obstacles", protocol.obstacles),
+            ("box", protocol.ego_box),
+            ("heading", protocol.heading),
+            ("averaging", protocol.meaning),
+            ("N", protocol.samples),
+        )
+        text += [protocol.name, *(f"  {what:<10}{sentence}" for what, sentence in words)]
+    return "\n".join([_ruled(lines), *text])
+
+
+def _ruled(lines: list[list[str]]) -> str:
+    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
+    rule = "+" + "+".join("-" * (width + 2) for width in widths) + "+"
+    body = ["|" + "|".join(f" {_centred(text, width)} " for text, width in zip(line, widths, strict=True)) + "|" for line in lines]
+    return "\n".join([rule, body[0], rule, *body[1:], rule])
+
+
+def _cell(scores: Scores, name: str, value: float) -> str:
+    return f"{value * 100:.3f}%" if name in scores.events else f"{value:.4f}"
+
+
+def _centred(text: str, width: int) -> str:
+    """Centred as the evaluators' table printer does it: the odd blank goes right of texts of odd length, left of even ones."""
+    spare = width - len(text)
+    left = spare // 2 + (spare % 2) * (len(text) % 2 == 0)
+    return " " * left + text + " " * (spare - left)

@@ -1,0 +1,253 @@
+"""Checkpoints: weights as safetensors beside a manifest that says what they are and what they descend from.
+
+    RUN/checkpoints/samples-000012800/weights.safetensors     for use (the moving average, where there is one)
+                                      training.safetensors    raw weights, optimiser state: to go on training
+                                      manifest.json
+
+A checkpoint is written under a temporary name and renamed when whole. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from iidrive.core.config_io import from_plain, to_plain
+from iidrive.core.errors import CheckpointError, ConfigError, LineageError
+from iidrive.core.lineage import INITIAL, Lineage, Parent, matched
+from iidrive.runtime.run_folder import Run
+
+FORMAT = 1
+Kind = Literal["tokenizer", "motion", "world", "planner", "ego-mlp"]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about a checkpoint that is not a tensor. `architecture` and `training` are the configs as plain values.
+
+    `parents` are oldest first; `marks` say which mismatches were allowed on the way (see lineage.py). `files` are the SHA-256 of the tensors' files.
+    """
+
+    kind: Kind
+    fingerprint: str
+    architecture: dict[str, Any]
+    samples_seen: int
+    code: str
+    data: dict[str, Any]
+    training: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+    parents: tuple[Parent, ...] = ()
+    marks: tuple[str, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def lineage(self, path: str | Path = "") -> Lineage:
+        """The chain of this checkpoint, which lies at `path`."""
+        return Lineage(self.kind, self.fingerprint, str(path), self.parents[::-1], self.marks)
+
+    @property
+    def origins(self) -> tuple[Parent, ...]:
+        """The checkpoint whose weights the training started from, if it did not start from nothing."""
+        return tuple(parent for parent in self.parents if parent.kind.startswith(INITIAL))
+
+    def parent(self, kind: str) -> Parent:
+        """The parent of a kind. Raises CheckpointError if there is none."""
+        for parent in self.parents:
+            if parent.kind == kind:
+                return parent
+        raise CheckpointError(f"this {self.kind} names no {kind} that it was trained on.")
+
+
+def fingerprint(architecture: Any, weights: Mapping[str, Tensor], parents: tuple[Parent, ...] = ()) -> str:
+    """16 hex digits that follow from the architecture, every weight's bytes and the parents."""
+    digest = hashlib.sha256(json.dumps(to_plain(architecture), sort_keys=True).encode())
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    for parent in parents:
+        digest.update(parent.fingerprint.encode())
+    return digest.hexdigest()[:16]
+
+
+def save(folder: Path, manifest: Manifest, weights: Mapping[str, Tensor], training: Mapping[str, Tensor] | None = None) -> Path:
+    """Write a checkpoint folder; it appears whole or not at all. An older one of the same name is replaced; what killed processes left is removed.
+
+    Raises:
+        CheckpointError: if it cannot be written, as on a full disk. Nothing of it stays.
+    """
+    for left in (*folder.parent.glob(".*.tmp"), *folder.parent.glob(".*.gone")):
+        shutil.rmtree(left, ignore_errors=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    tensors = {"weights.safetensors": weights, **({} if training is None else {"training.safetensors": training})}
+    files = {}
+    try:
+        temporary.mkdir(parents=True)
+        for file, values in tensors.items():
+            save_file({k: v.detach().cpu().contiguous() for k, v in values.items()}, temporary / file)
+            (temporary / file).chmod(temporary.stat().st_mode & 0o666)  # it is made for its owner's eyes alone
+            files[file] = _digest(temporary / file)
+        (temporary / "manifest.json").write_text(json.dumps(to_plain(replace(manifest, files=files)), indent=2) + "\n")
+        if folder.exists():
+            remove(folder)
+        os.replace(temporary, folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"{folder}: cannot be written ({error}). The checkpoints before it are whole; make room and go on with `--resume on`."
+        ) from None
+    return folder
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def name(samples_seen: int) -> str:
+    """A checkpoint's folder name."""
+    return f"samples-{samples_seen:09d}"
+
+
+def newest_first(run: str | Path) -> list[Path]:
+    """The checkpoints of a run folder."""
+    return sorted((Path(run) / "checkpoints").glob("samples-*"), reverse=True)
+
+
+def require_whole(path: Path) -> None:
+    """Raise CheckpointError if a file of a checkpoint is missing or is not as it was written."""
+    for file, digest in read_manifest(path).files.items():
+        if not (path / file).is_file() or _digest(path / file) != digest:
+            raise CheckpointError(f"{path / file}: damaged or missing.")
+
+
+def remove(folder: Path) -> None:
+    """Delete a checkpoint; it leaves the view of readers at once."""
+    gone = folder.with_name(f".{folder.name}.{os.getpid()}.gone")
+    os.replace(folder, gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def find(path: str | Path) -> Path:
+    """The checkpoint folder that a path means: itself, or the newest under a run folder.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    path = Path(path)
+    if (path / "manifest.json").is_file() and (path / "weights.safetensors").is_file():
+        return path
+    newest = newest_first(path)
+    if not newest:
+        raise CheckpointError(f"{path}: no checkpoint here. Give a run folder of `iidrive train`, or a folder with manifest.json.")
+    return newest[0]
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """The manifest of a checkpoint (or of the newest of a run)."""
+    file = find(path) / "manifest.json"
+    try:
+        manifest = from_plain(Manifest, json.loads(file.read_text()), str(file))
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror}). Use the checkpoint before it, or train again.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ConfigError, RecursionError) as error:
+        raise CheckpointError(f"{file}: damaged manifest ({error}). Use the checkpoint before it, or train again.") from None
+    if manifest.format != FORMAT:
+        raise CheckpointError(f"{file}: format {manifest.format}, this iidrive reads format {FORMAT}. Use the version that wrote it.")
+    return manifest
+
+
+def load_tensors(path: str | Path, name: str = "weights.safetensors") -> dict[str, Tensor]:
+    """The tensors of a checkpoint's file."""
+    file = find(path) / name
+    try:
+        return load_file(file)
+    except FileNotFoundError:
+        raise CheckpointError(f"{file}: missing.") from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{file}: damaged ({error}). Use the checkpoint before it, or train again.") from None
+
+
+def load(path: str | Path, manifest: Manifest) -> dict[str, Tensor]:
+    """The weights for use, whose fingerprint must be the one in the manifest.
+
+    Raises:
+        LineageError: if the weights are not those that the manifest describes.
+    """
+    weights = load_tensors(path)
+    found = fingerprint(manifest.architecture, weights, manifest.parents)
+    if found != manifest.fingerprint:
+        raise LineageError(
+            f"{find(path)}: the manifest says {manifest.kind} {manifest.fingerprint}, but architecture, weights and parents give {found}: a "
+            "file was changed or comes from another checkpoint. Copy checkpoint folders whole, or train again."
+        )
+    return weights
+
+
+def amend(path: str | Path, metrics: Mapping[str, float]) -> None:
+    """Add metrics that were measured after training to a checkpoint's manifest. The fingerprint does not depend on them."""
+    folder, manifest = find(path), read_manifest(path)
+    Run(folder).write_json("manifest.json", to_plain(replace(manifest, metrics={**manifest.metrics, **metrics})))
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+    """Put weights into a module, strictly: missing, unexpected and misshapen names are listed."""
+    own = module.state_dict()
+    missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    misshapen = [
+        f"{k} {tuple(weights[k].shape)} for {tuple(v.shape)}" for k, v in own.items() if k in weights and weights[k].shape != v.shape
+    ]
+    if missing or extra or misshapen:
+        problems = [f"{w}: {', '.join(n[:8])}{' …' if len(n) > 8 else ''}" for w, n in _named(missing, extra, misshapen) if n]
+        raise CheckpointError(f"{where}: these weights do not fit the architecture. " + "; ".join(problems) + ".")
+    module.load_state_dict(dict(weights))
+
+
+def _named(missing: list[str], extra: list[str], misshapen: list[str]) -> list[tuple[str, list[str]]]:
+    return [("missing", missing), ("unexpected", extra), ("misshapen", misshapen)]
+
+
+def moved(recorded: str | Path, child: str | Path) -> Path:
+    """Where a parent lies now: at its recorded place, or at the same place relative to a run folder that was moved as a whole with `child`."""
+    recorded = Path(recorded)
+    if recorded.exists():
+        return recorded
+    try:
+        there = find(child).resolve().parents[2].joinpath(*recorded.parts[-3:])
+    except CheckpointError:
+        return recorded
+    return there if there.exists() else recorded
+
+
+def require_kind(manifest: Manifest, kind: Kind, path: str | Path) -> None:
+    """Raise CheckpointError unless the checkpoint is of a kind."""
+    if manifest.kind != kind:
+        raise CheckpointError(f"{path}: expected a {kind}, found a {manifest.kind} (kinds: {', '.join(get_args(Kind))}).")
+
+
+def require_parent(manifest: Manifest, kind: str, given: Lineage, path: str | Path, allow: bool = False) -> tuple[str, ...]:
+    """Refuse another parent than the one that the checkpoint was trained on, or with `allow` return the mark (see lineage.matched)."""
+    recorded = manifest.parent(kind)
+    follow = {"tokenizer": "world", "world": "planner"}[kind]
+    advice = (
+        f"give the {kind} it was trained on (it lay at {recorded.path}; `iidrive lineage {shlex.quote(recorded.path)}` says what lies there "
+        f"now), or train anew on this one: `iidrive train {follow} {shlex.quote(given.path or recorded.path)} --run NEW_RUN`"
+        f"{' and then the planner' if follow != manifest.kind else ''}."
+    )
+    return matched(manifest.lineage(path), kind, given, advice, allow)

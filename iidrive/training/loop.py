@@ -1,0 +1,230 @@
+"""The one training loop. It knows a loss, the module whose weights it moves, and windows to draw from; it counts in samples seen.
+
+A step is the same whoever computes it: its samples follow from the seed and its number, its loss is divided by counts over the whole global batch,
+and the gradients of all parts and processes are summed before anything is decided.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from iidrive.core.errors import IIDriveError
+from iidrive.core.scene import Batch
+from iidrive.data.clips import Windows
+from iidrive.models.layers import BatchNorm
+from iidrive.runtime.distributed import SharedError, Team
+from iidrive.runtime.run_folder import Run, device
+from iidrive.training import checkpoint
+from iidrive.training.optim import TrainConfig, learning_rate
+from iidrive.training.options import Request, Session, StopRequested, stop_requests
+from iidrive.training.parallel import heavy_parts, save_memory
+from iidrive.training.prefetch import Order, Step, Steps, feed
+from iidrive.training.progress import Progress
+from iidrive.training.state import Job, State
+
+
+def fit(job: Job, windows: Windows, config: TrainConfig, run: Run, session: Session | None = None) -> Path:
+    """Train until `config.samples` samples were seen; returns the last checkpoint, whose weights the module then has.
+
+    Raises:
+        IIDriveError: if the loss is not finite or a sample cannot be read, naming the step and its samples; checkpoints stay whole.
+        StopRequested: if a signal asked to stop; a checkpoint was written.
+    """
+    session = session or Session()
+    team, place = session.team, device()
+    parts = session.spread.parts(config, team)
+    state = State.start(job, config, place)
+    if session.spread.recompute:
+        save_memory(job.owner)
+    if session.spread.compile:
+        for part in heavy_parts(job.owner):
+            part.compile(dynamic=False)
+    if session.resume == "on" or (session.resume == "auto" and checkpoint.newest_first(run.folder)):
+        with team.alike():
+            state.resume(run)
+        with team.alike():
+            for path in checkpoint.newest_first(run.folder) if team.leader else ():
+                if path.name > checkpoint.name(state.seen):  # damaged, and it would be taken for the newest again
+                    checkpoint.remove(path)
+    else:
+        with team.alike():
+            run.forget_after(0)
+    steps = Steps(windows, Order(config.seed, config.batch, config.samples), parts)
+    if state.seen == 0 and job.prepare is not None:
+        first = Steps(windows, steps.order, [range(min(config.batch, 8))])[0]
+        if isinstance(first, IIDriveError):
+            raise first
+        job.prepare(_ready(first[0], state, place))
+    end = config.samples if session.stop_at is None else min(session.stop_at, config.samples)
+    logs: dict[str, float] = {}
+    path: Path | None = None
+    job.owner.train()
+    with stop_requests() as request, Progress(job.manifest.kind, config, run, session, state.seen) as progress:
+        fed = iter(feed(steps, steps.order.steps(state.seen, end), session.spread.workers))
+        while state.seen < end:
+            made, problem = _next(fed)
+            stop = _agree(team, request, problem)
+            if stop or problem is not None:
+                if path is None or path.name != checkpoint.name(state.seen):
+                    _save(state, run, logs, team)
+                _end(team, stop, problem, state.seen, steps)
+            for group in state.optimiser.param_groups:
+                group["lr"] = learning_rate(config, state.seen)
+            logs = _step(state, [_ready(part, state, place) for part in made or []], steps, team)
+            state.seen += config.batch
+            if state.average is not None:
+                state.average.update(job.module, state.seen // config.batch)
+            progress.step(state.seen, logs)
+            if job.validate is not None and _due(state.seen, config.validate_every, config, end):
+                logs |= _validate(state, run, team)
+            if state.seen >= end or _due(state.seen, config.save_every, config, end):
+                path = _save(state, run, logs, team)
+    job.owner.eval()
+    state.scaled.leave()
+    job.module.load_state_dict(dict(state.weights))
+    return path or checkpoint.find(run.folder)
+
+
+def _due(seen: int, every: int, config: TrainConfig, end: int) -> bool:
+    """Whether what happens `every` so many samples (0: never) happens now; it also does at the end."""
+    return bool(every) and (seen % every < config.batch or seen >= end)
+
+
+def _ready(part: Batch, state: State, place: torch.device) -> Batch:
+    return part.to(place) if state.scaled.dtype == torch.float32 else part.to(place).as_type(state.scaled.dtype)
+
+
+def _next(fed: object) -> tuple[Step | None, IIDriveError | None]:
+    try:
+        return next(fed), None  # pyright: ignore[reportArgumentType, reportCallIssue]
+    except IIDriveError as error:
+        return None, error
+    except RuntimeError as error:  # torch's word for a worker process that is gone
+        return None, IIDriveError(f"a process that makes batches ended ({str(error).splitlines()[0]}); give more memory or fewer workers.")
+
+
+def _agree(team: Team, request: Request, problem: IIDriveError | None) -> int:
+    """Tell the others of a signal or a problem; returns the signal that all stop for, 0 for none, -1 for a problem elsewhere."""
+    if team.size == 1:
+        return request.number
+    told = team.sum(torch.tensor([float(request.number > 0), float(problem is not None)]))
+    if not bool(told.any()):
+        return 0
+    return max(team.gather(request.number)) or -1
+
+
+def _end(team: Team, stop: int, problem: IIDriveError | None, seen: int, steps: Steps) -> None:
+    """Leave the training, saved, for a reason that is the same in every process."""
+    if stop > 0:
+        request = Request(stop)
+        raise StopRequested(f"stopped by {request.name} after {seen} samples, and saved. `--resume on` goes on from there.", 128 + stop)
+    told = next(text for text in team.gather(str(problem) if problem else "") if text)
+    step = seen // steps.order.batch
+    message = (
+        f"the batch after {seen} samples (step {step}) cannot be read: {told} What was trained so far is saved; mend the data and go on "
+        "with `--resume on`."
+    )
+    raise (SharedError if team.size > 1 else type(problem or SharedError("")))(message)
+
+
+def _step(state: State, parts: Sequence[Batch], steps: Steps, team: Team) -> dict[str, float]:
+    """One optimiser step; returns the loss and its parts over the global batch."""
+    job, config = state.job, state.config
+    counts = None if config.group else _counts(job, parts, team)
+    share = config.group / config.batch if config.group else 1.0
+    totals: dict[str, Tensor] = {}
+    state.optimiser.zero_grad(set_to_none=True)
+    for part in parts:
+        loss, logs = job.loss(part, counts)
+        state.scaled.backward(loss * share)
+        for key, value in {"loss": loss, **logs}.items():
+            totals[key] = totals.get(key, torch.zeros_like(value)) + value.detach() * share
+    parameters = [p for p in job.module.parameters() if p.requires_grad]
+    found = _summed(parameters, totals, team)
+    if not math.isfinite(found["loss"]):
+        tokens = ", ".join(steps.tokens(state.seen // config.batch)[:4])
+        raise SharedError(
+            f"the loss became {found['loss']} after {state.seen} samples (batch of {tokens} …; parts {found}). Lower the learning rate, or "
+            "go on from the last checkpoint with `--resume on`. If that ends alike, its weights were on the way already: delete it, and the one "
+            "before is used."
+        )
+    scaler = state.scaled.scaler
+    if scaler is not None:
+        scaler.unscale_(state.optimiser)
+    norm = float(nn.utils.clip_grad_norm_(parameters, config.clip))
+    if scaler is not None:
+        scaler.step(state.optimiser)  # skips the step and lowers the scale where a gradient left float16's range
+        scaler.update()
+    elif math.isfinite(norm):
+        state.optimiser.step()
+    else:
+        raise SharedError(
+            f"the gradient became {norm} after {state.seen} samples. Lower the learning rate, or go on from the last checkpoint with `--resume on`."
+        )
+    _settle(job.module, len(parts), team)
+    return found
+
+
+def _counts(job: Job, parts: Sequence[Batch], team: Team) -> dict[str, Tensor]:
+    """Valid elements of the global batch."""
+    each = [job.counts(part) for part in parts]
+    names = sorted(each[0])
+    total = team.sum(torch.stack([torch.stack([one[name] for one in each]).sum() for name in names]).double())
+    return dict(zip(names, total, strict=True))
+
+
+@torch.no_grad()
+def _summed(parameters: Sequence[nn.Parameter], totals: Mapping[str, Tensor], team: Team) -> dict[str, float]:
+    """Sum gradients and losses over processes, as one vector: every process then has the same bits. A weight without any gradient stays so."""
+    names = sorted(totals)
+    values = torch.stack([totals[name].to(parameters[0].dtype) for name in names])
+    if team.size > 1:
+        has = torch.stack([values.new_tensor(float(p.grad is not None)) for p in parameters])
+        grads = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
+        sizes = [len(values), len(has), *map(len, grads)]
+        values, has, *grads = team.sum(torch.cat([values, has, *grads])).split(sizes)
+        for parameter, grad, some in zip(parameters, grads, has.tolist(), strict=True):
+            parameter.grad = grad.view_as(parameter) if some else None
+    return dict(zip(names, values.tolist(), strict=True))
+
+
+def _settle(module: nn.Module, groups: int, team: Team) -> None:
+    for norm in module.modules():
+        if isinstance(norm, BatchNorm) and norm.kept:
+            norm.settle(groups, lambda kept: team.sum(kept) / team.size)
+
+
+def _save(state: State, run: Run, logs: Mapping[str, float], team: Team) -> Path:
+    if not all(bool(value.isfinite().all()) for value in state.weights.values()):
+        raise SharedError(f"weights are no numbers any more after {state.seen} samples; they are not saved. Lower the learning rate.")
+    with team.alike():
+        if team.leader:
+            state.save(run, logs)
+    return run.folder / "checkpoints" / checkpoint.name(state.seen)
+
+
+def _validate(state: State, run: Run, team: Team) -> dict[str, float]:
+    """Score the moving average, in float32 as it will be used; the raw weights are then put back bit by bit."""
+    job = state.job
+    assert job.validate is not None
+    raw = {k: v.clone() for k, v in job.module.state_dict().items()}
+    job.owner.to(torch.float32)
+    job.module.load_state_dict(dict(state.weights))
+    job.owner.eval()
+    with torch.no_grad():
+        numbers, text = job.validate()
+    job.owner.to(state.scaled.dtype)
+    job.module.load_state_dict(raw)
+    job.owner.train()
+    name, value = next(iter(numbers.items()))
+    if not state.best or value > state.best["value"]:
+        state.best = {"name": name, "value": value, "samples": state.seen}
+    if team.leader:
+        run.log({"samples": state.seen, **{f"validation_{k}": v for k, v in numbers.items()}})
+        run.write_text(f"validation-{state.seen:09d}.txt", text + "\n")
+    return {f"validation_{k}": v for k, v in numbers.items()}

@@ -1,0 +1,99 @@
+"""What decides a training's result: how long, how fast, in which numbers; learning rate over samples seen, moving average of weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from iidrive.core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long and how to train. Everything counts samples, so that the number of devices or the accumulation cannot move it.
+
+    `batch` is the global batch; `micro_batch` the most samples that a device computes at once (0: its whole share; results do not depend
+    on it). `group` > 0 makes that many samples a batch of their own, with their own loss and BatchNorm statistics, and the step takes the
+    groups' mean: what the published code does with the 8 samples of a GPU; 0: the loss is the global batch's. `precision`: float32, float64,
+    or mixed with bfloat16 or float16. `freeze` names parts of the model (prefixes of parameter names) that keep their weights.
+
+    `schedule`: `cosine` to a hundredth, or `step`, a tenth after `step_at` of the samples. `average` is the decay of the moving average per
+    optimiser step (0: none), reached over `average_warmup` steps, of which `average_ahead` count as done before the first (published: 10560,
+    so that the average moves slowly from the start). A checkpoint is written every `save_every` samples, and at the end. Every
+    `validate_every` samples (0: never) the moving average is scored on `validate_scenes` scenes that are not trained on.
+    """
+
+    samples: int = 128_000
+    batch: int = 64
+    micro_batch: int = 0
+    group: int = 0
+    precision: Literal["32", "64", "bf16", "16"] = "32"
+    freeze: tuple[str, ...] = ()
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    clip: float = 5.0
+    warmup: int = 3200
+    schedule: Literal["cosine", "step"] = "cosine"
+    step_at: float = 0.8333
+    average: float = 0.999
+    average_warmup: float = 2000.0
+    average_ahead: int = 0
+    seed: int = 0
+    log_every: int = 640
+    save_every: int = 32_000
+    validate_every: int = 0
+    validate_scenes: int = 4
+
+    def __post_init__(self) -> None:
+        least = {
+            "samples": 1,
+            "batch": 1,
+            "log_every": 1,
+            "validate_scenes": 1,
+            "micro_batch": 0,
+            "group": 0,
+            "save_every": 0,
+            "validate_every": 0,
+        }
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise ConfigError(f"{name} must be at least {low}; found {getattr(self, name)}.")
+        if not self.learning_rate > 0:
+            raise ConfigError(f"learning_rate must be above 0; found {self.learning_rate}.")
+        if self.samples % self.batch:
+            near = round(self.samples / self.batch) * self.batch or self.batch
+            raise ConfigError(f"samples must be a multiple of the batch; found {self.samples} and {self.batch}. The nearest is {near}.")
+        if self.group and self.batch % self.group:
+            raise ConfigError(f"groups of {self.group} samples do not make a batch of {self.batch}.")
+
+
+def learning_rate(config: TrainConfig, seen: int) -> float:
+    """The rate of the step that starts after `seen` samples: linear warm-up, then the schedule."""
+    if seen < config.warmup:
+        return config.learning_rate * (seen + config.batch) / (config.warmup + config.batch)
+    share = seen / config.samples
+    if config.schedule == "step":
+        return config.learning_rate * (0.1 if share >= config.step_at else 1.0)
+    return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
+
+
+class Average:
+    """Exponential moving average of a module's state: decay d = average * (1 - exp(-(ahead + steps) / warmup))."""
+
+    def __init__(self, module: nn.Module, config: TrainConfig) -> None:
+        self.config, self.state = config, {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, steps: int) -> None:
+        """Move towards the module's present state, after optimiser step number `steps` (from 1)."""
+        decay = self.config.average * (1 - math.exp(-(self.config.average_ahead + steps) / self.config.average_warmup))
+        for key, value in module.state_dict().items():
+            kept: Tensor = self.state[key]
+            if value.dtype.is_floating_point:
+                kept.lerp_(value, 1 - decay)
+            else:
+                kept.copy_(value)

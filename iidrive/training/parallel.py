@@ -1,0 +1,94 @@
+"""How a training is spread over devices and time. Speed and memory follow from it; results do not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log, prod
+
+from torch import nn
+
+from iidrive.core.errors import ConfigError
+from iidrive.models.layers import BatchNorm
+from iidrive.runtime.distributed import Team
+from iidrive.training.optim import TrainConfig
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How many samples a device computes at once, and how.
+
+    Devices x `per_device` x `accumulate` must be the global batch; 0 leaves a number open (`per_device` is then at most the recipe's
+    `micro_batch`). `workers` processes a device make batches ahead of time (0: each is made when it is needed). `recompute` computes
+    activations again in the backward pass instead of keeping them: less memory, more time. `compile` runs the models through torch.compile.
+    """
+
+    per_device: int = 0
+    accumulate: int = 0
+    workers: int = 0
+    recompute: bool = False
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("per_device", "accumulate", "workers"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--spread.{name} cannot be below 0; found {getattr(self, name)}.")
+
+    def parts(self, config: TrainConfig, team: Team) -> list[range]:
+        """The places of the global batch that are this process's, in the parts that are computed at once.
+
+        Raises:
+            ConfigError: if devices, samples a device and accumulation do not make the global batch; it names the nearest that do.
+        """
+        at_once, steps = self.divide(config, team.size)
+        first = team.rank * at_once * steps
+        size = config.group or at_once
+        return [range(start, start + size) for start in range(first, first + at_once * steps, size)]
+
+    def divide(self, config: TrainConfig, devices: int) -> tuple[int, int]:
+        """Samples a device computes at once, and how often it does so a step."""
+        unit, share = config.group or 1, config.batch // devices
+        at_once, steps = self.per_device, self.accumulate
+        if at_once == 0 and steps == 0 and config.batch % (devices * unit) == 0:
+            most = max(config.micro_batch or share, unit)
+            at_once = max(n for n in range(unit, share + 1, unit) if share % n == 0 and n <= most)
+        at_once = at_once or share // (steps or 1)
+        steps = steps or max(1, share // max(1, at_once))
+        if devices * at_once * steps == config.batch and at_once % unit == 0:
+            return at_once, steps
+        near = _nearest(config.batch, unit, (devices, max(1, at_once), steps))
+        groups = f" (and a device's samples groups of {unit})" if unit > 1 else ""
+        raise ConfigError(
+            f"{devices} devices x {at_once} samples at once x {steps} parts a step make {devices * at_once * steps} samples, "
+            f"but the global batch is {config.batch}{groups}. Nearest that fit: {' x '.join(map(str, near))} "
+            "(--devices, --spread.per_device, --spread.accumulate)."
+        )
+
+
+def save_memory(owner: nn.Module) -> None:
+    """Let the parts that can do so compute their activations again in the backward pass."""
+    if any(isinstance(module, BatchNorm) for module in owner.modules()):
+        raise ConfigError("recompute would count BatchNorm's statistics twice: leave it off for a world model with norm=batch.")
+    for module in owner.modules():
+        if hasattr(module, "recompute"):
+            module.recompute = True  # pyright: ignore[reportArgumentType]
+
+
+def heavy_parts(owner: nn.Module) -> list[nn.Module]:
+    """Where a model's time goes: convolutions and attention, which torch.compile and mixed precision speed up.
+
+    Quantisation, geometry and losses are not among them: in 8 or 11 bits they would be wrong.
+    """
+    return [module for module in owner.modules() if getattr(module, "heavy", False)]
+
+
+def _nearest(batch: int, unit: int, wanted: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Devices, samples at once and parts that make the batch, each as near as can be to what was asked for; devices weigh most."""
+    divisors = [n for n in range(1, batch + 1) if batch % n == 0]
+    fits = [(d, batch // d // s, s) for d in divisors for s in divisors if batch % (d * s) == 0 and (batch // d // s) % unit == 0]
+    weights = (4.0, 1.0, 1.0)
+
+    def distance(found: tuple[int, int, int]) -> float:
+        return sum(w * abs(log(f / max(1, a))) for w, f, a in zip(weights, found, wanted, strict=True))
+
+    assert all(prod(fit) == batch for fit in fits)
+    return min(fits, key=distance)

@@ -1,0 +1,71 @@
+"""What one process is fed in training: its share of every step, in parts, made ahead of time by workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from iidrive.core.errors import IIDriveError
+from iidrive.core.scene import Batch
+from iidrive.data.clips import Windows, draws, order
+
+Step = list[Batch]
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which samples make which step. It follows from the seed and the step alone: `samples` in all, `batch` a step."""
+
+    seed: int
+    batch: int
+    samples: int
+
+    def steps(self, first: int, stop: int) -> range:
+        """The steps between two numbers of samples seen."""
+        return range(first // self.batch, -(-stop // self.batch))
+
+
+class Steps(Dataset[Step | IIDriveError]):
+    """The parts (places of the global batch) of every step that are this process's; a sample that cannot be read is an error in its step's place."""
+
+    def __init__(self, windows: Windows, order_: Order, parts: Sequence[range]) -> None:
+        self.windows, self.order, self.parts = windows, order_, parts
+
+    def __getitem__(self, step: int) -> Step | IIDriveError:
+        try:
+            return [self._part(step, part) for part in self.parts]
+        except IIDriveError as error:
+            return error
+
+    def tokens(self, step: int) -> list[str]:
+        """Sample tokens of a step's global batch."""
+        rows = order(len(self.windows), self.order.seed, step * self.order.batch, self.order.batch)
+        return [self.windows.token(int(row)) for row in rows]
+
+    def _part(self, step: int, part: range) -> Batch:
+        start = step * self.order.batch + part.start
+        rows = order(len(self.windows), self.order.seed, start, len(part)).tolist()
+        numbers = draws(self.order.seed, start, len(part), self.windows.cut.future)
+        return self.windows.batch(rows, numbers, step * self.order.batch / self.order.samples, torch.tensor(part))
+
+
+def feed(steps: Steps, which: range, workers: int = 0, ahead: int = 2) -> Iterator[Step]:
+    """The steps in order. With workers, each makes whole steps, `ahead` of them before they are needed; on a GPU machine in page-locked memory.
+
+    Raises:
+        IIDriveError: in the place of a step with a sample that cannot be read.
+    """
+    more = {"prefetch_factor": ahead} if workers else {}
+    pin = torch.cuda.is_available()
+    loader = DataLoader(steps, batch_size=None, sampler=which, num_workers=workers, collate_fn=_as_it_is, pin_memory=pin, **more)  # pyright: ignore[reportArgumentType]
+    for made in loader:
+        if isinstance(made, IIDriveError):
+            raise made
+        yield made
+
+
+def _as_it_is(step: Step) -> Step:
+    return step

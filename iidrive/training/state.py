@@ -1,0 +1,213 @@
+"""Everything that a training goes on from, and how it is kept: raw weights, optimiser, moving average, loss scale, samples seen, best validation.
+
+Schedules, scheduled sampling, augmentation and the order of samples follow from the seed and the samples seen: nothing of them is stored, and no
+step draws from a global random state.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from iidrive.core.errors import CheckpointError, ConfigError, LineageError
+from iidrive.core.scene import Batch
+from iidrive.models.losses import Counts
+from iidrive.runtime.run_folder import Run, code_version
+from iidrive.training import checkpoint
+from iidrive.training.checkpoint import Manifest
+from iidrive.training.optim import Average, TrainConfig
+from iidrive.training.parallel import heavy_parts
+
+Loss = Callable[[Batch, Counts | None], tuple[Tensor, dict[str, Tensor]]]
+KEPT = 2
+"""Checkpoints that stay: the newest, and the one before in case the newest is damaged. The best one stays too."""
+
+SPEED_ALONE = ("micro_batch", "log_every", "save_every")
+"""What a training may be resumed with another value of: it does not change the result."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained: `owner` computes the loss and is put into training mode, `module` is the part whose weights move and are saved.
+
+    `counts` are the valid elements of a batch that its loss is divided by. `manifest` is the checkpoint's, complete but for what training
+    adds (fingerprint, samples seen, metrics). `prepare` sees the first samples before the first step, the same on every process. `validate`
+    scores the owner as it is: (numbers, text), the first number is the one that says which checkpoint is best, larger is better.
+    """
+
+    owner: nn.Module
+    module: nn.Module
+    loss: Loss
+    counts: Callable[[Batch], dict[str, Tensor]]
+    manifest: Manifest
+    architecture: Any
+    prepare: Callable[[Batch], None] | None = None
+    validate: Callable[[], tuple[dict[str, float], str]] | None = None
+
+
+class Scaled:
+    """The numbers that a training computes in: its own type, autocast in the heavy parts, and the loss scale of float16."""
+
+    def __init__(self, precision: str, owner: nn.Module, device: torch.device) -> None:
+        self.dtype = torch.float64 if precision == "64" else torch.float32
+        self.mixed: Any = None
+        self.parts = heavy_parts(owner)
+        if precision in ("bf16", "16"):
+            from lightning_fabric.plugins.precision import MixedPrecision
+
+            self.mixed = MixedPrecision(f"{precision}-mixed", device.type)  # pyright: ignore[reportArgumentType]
+            for part in self.parts:
+                part.forward = partial(self._mixed, part.forward)
+
+    def leave(self) -> None:
+        """Let the heavy parts compute in their own type again."""
+        if self.mixed is not None:
+            for part in self.parts:
+                del part.forward
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """The loss scale of float16."""
+        return None if self.mixed is None else self.mixed.scaler
+
+    def _mixed(self, forward: Callable[..., Any], *inputs: Any) -> Any:
+        with self.mixed.forward_context():
+            return self.mixed.convert_output(forward(*inputs))
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of a loss."""
+        if self.mixed is None:
+            loss.backward()
+        else:
+            self.mixed.backward(loss, None)
+
+
+@dataclass
+class State:
+    """See the module's docstring."""
+
+    job: Job
+    config: TrainConfig
+    optimiser: torch.optim.AdamW
+    average: Average | None
+    scaled: Scaled
+    seen: int = 0
+    best: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def start(job: Job, config: TrainConfig, device: torch.device) -> State:
+        """Before the first step, or before `resume`. Freezes what the config says.
+
+        Raises:
+            ConfigError: if `freeze` names nothing in the model, or everything.
+        """
+        scaled = Scaled(config.precision, job.owner, device)
+        job.owner.to(device, scaled.dtype)
+        for prefix in config.freeze:
+            named = [p for name, p in job.module.named_parameters() if name == prefix or name.startswith(prefix + ".")]
+            if not named:
+                parts = ", ".join(sorted({name.split(".")[0] for name, _ in job.module.named_parameters()}))
+                raise ConfigError(f"freeze: this {job.manifest.kind} has no part '{prefix}'. Its parts: {parts}.")
+            for parameter in named:
+                parameter.requires_grad_(False)
+        moving = [p for p in job.module.parameters() if p.requires_grad]
+        if not moving:
+            raise ConfigError(f"freeze: nothing of this {job.manifest.kind} would be left to train.")
+        optimiser = torch.optim.AdamW(moving, lr=config.learning_rate, weight_decay=config.weight_decay)
+        return State(job, config, optimiser, Average(job.module, config) if config.average else None, scaled)
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """The weights for use: the moving average, where there is one."""
+        return self.job.module.state_dict() if self.average is None else self.average.state
+
+    def save(self, run: Run, logs: Mapping[str, float]) -> Path:
+        """Write a checkpoint, then remove all but the newest ones and the best."""
+        raw = self.job.module.state_dict()
+        training = {f"module.{k}": v for k, v in raw.items()}
+        names = {id(p): n for n, p in self.job.module.named_parameters()}
+        for parameter, state in self.optimiser.state.items():
+            for key, value in state.items():
+                training[f"optimiser.{names[id(parameter)]}.{key}"] = torch.as_tensor(value)
+        if self.scaled.scaler is not None:
+            kept = self.scaled.scaler.state_dict()
+            training["scaler"] = torch.tensor([kept["scale"], kept["_growth_tracker"]], dtype=torch.float64)
+        job = self.job
+        metrics = {**job.manifest.metrics, **logs, **({"best": self.best} if self.best else {})}
+        mark = checkpoint.fingerprint(job.architecture, self.weights, job.manifest.parents)
+        manifest = replace(job.manifest, fingerprint=mark, samples_seen=self.seen, metrics=metrics, code=code_version())
+        folder = run.folder / "checkpoints"
+        path = checkpoint.save(folder / checkpoint.name(self.seen), manifest, self.weights, training)
+        stay = {*(p.name for p in checkpoint.newest_first(run.folder)[:KEPT]), checkpoint.name(self.best.get("samples", 0))}
+        for old in checkpoint.newest_first(run.folder):
+            if old.name not in stay:
+                checkpoint.remove(old)
+        return path
+
+    def resume(self, run: Run) -> None:
+        """Go on from the run's newest whole checkpoint; damaged ones that are newer are named.
+
+        Raises:
+            CheckpointError: if there is none, or it was trained with another config.
+            LineageError: if it was trained on other parents.
+        """
+        path, training = _newest_whole(run)
+        manifest = checkpoint.read_manifest(path)
+        job = self.job
+        for name in ("architecture", "training", "data", "about", "marks"):
+            before, now = _decisive(name, manifest), _decisive(name, job.manifest)
+            if before != now:
+                raise CheckpointError(
+                    f"{path}: it was trained with another config ({name} differs{_difference(before, now)}). Resume with the same one, "
+                    "or start a new run."
+                )
+        if not job.manifest.origins:  # what it started from need not be said again
+            job = self.job = replace(job, manifest=replace(job.manifest, parents=(*job.manifest.parents, *manifest.origins)))
+        if [(p.kind, p.fingerprint) for p in manifest.parents] != [(p.kind, p.fingerprint) for p in job.manifest.parents]:
+            raise LineageError(
+                f"{path}: it was trained on other parents.\n  so far: {manifest.lineage()}\n  given:  {job.manifest.lineage()}\n"
+                "Resume with the same ones, or start a new run with `--run NEW_RUN`."
+            )
+        checkpoint.load_weights(job.module, {k[7:]: v for k, v in training.items() if k.startswith("module.")}, str(path))
+        for name, parameter in job.module.named_parameters():
+            prefix = f"optimiser.{name}."
+            state = {k[len(prefix) :]: v for k, v in training.items() if k.startswith(prefix)}
+            if state:
+                self.optimiser.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
+        if self.average is not None:
+            self.average.state = {k: v.to(self.average.state[k].device) for k, v in checkpoint.load_tensors(path).items()}
+        if self.scaled.scaler is not None and "scaler" in training:
+            scale, tracker = training["scaler"].tolist()
+            self.scaled.scaler.load_state_dict({**self.scaled.scaler.state_dict(), "scale": scale, "_growth_tracker": int(tracker)})
+        self.seen, self.best = manifest.samples_seen, manifest.metrics.get("best", {})
+        run.forget_after(self.seen)
+
+
+def _newest_whole(run: Run) -> tuple[Path, dict[str, Tensor]]:
+    for path in checkpoint.newest_first(run.folder):
+        try:
+            checkpoint.require_whole(path)
+            return path, checkpoint.load_tensors(path, "training.safetensors")
+        except CheckpointError as error:
+            warnings.warn(f"{error} Going on from the checkpoint before it.", stacklevel=2)
+    raise CheckpointError(f"{run.folder}: no whole checkpoint to go on from. Start the run anew (delete the folder, or name another).")
+
+
+def _decisive(name: str, manifest: Manifest) -> Any:
+    """A part of a manifest without what does not change the result."""
+    value = getattr(manifest, name)
+    return {k: v for k, v in value.items() if k not in SPEED_ALONE} if name == "training" else value
+
+
+def _difference(before: Any, now: Any) -> str:
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return ""
+    keys = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
+    return ": " + ", ".join(f"{k} was {before.get(k)!r}, is {now.get(k)!r}" for k in keys[:3])
