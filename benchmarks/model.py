@@ -27,7 +27,7 @@ import torch
 from plain import plainly
 from torch import nn
 
-from iidrive.core.scene import Ahead, Batch, Seen
+from iidrive.core.scene import Batch, Inputs, Targets
 from iidrive.models.forecast import Forecaster
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
@@ -130,12 +130,12 @@ def forecaster() -> tuple[Forecaster, Batch]:
     codes = torch.randint(0, 512, (1, 12, sum(small.quantiser.level_cells)))
     eye = torch.eye(4).expand(1, 6, 4, 4).clone()
     eye[:, :, 0, 3] = torch.arange(-5, 1) * 2.0
-    ahead = torch.eye(4).expand(1, 6, 4, 4).clone()
-    ahead[:, :, 0, 3] = torch.arange(1, 7) * 2.0
+    targets = torch.eye(4).expand(1, 6, 4, 4).clone()
+    targets[:, :, 0, 3] = torch.arange(1, 7) * 2.0
     known, valid = torch.ones(1, 6, dtype=torch.bool), torch.ones(1, 6, dtype=torch.bool)
     age = torch.arange(5, -1, -1)[None] * 0.5
-    seen = Seen(("a",), eye, known, age, torch.zeros(1, dtype=torch.long), torch.eye(4)[None], None, codes[:, :6])
-    return model, Batch(seen, Ahead(ahead, valid, torch.zeros(1, 6, 2), torch.full((1, 6), 0.5), None, codes[:, 6:]), 0.5)
+    inputs = Inputs(("a",), eye, known, age, torch.zeros(1, dtype=torch.long), torch.eye(4)[None], None, codes[:, :6])
+    return model, Batch(inputs, Targets(targets, valid, torch.zeros(1, 6, 2), torch.full((1, 6), 0.5), None, codes[:, 6:]), 0.5)
 
 
 def rollout(steps: int) -> Callable[[], torch.Tensor]:
@@ -143,11 +143,11 @@ def rollout(steps: int) -> Callable[[], torch.Tensor]:
     model, batch = forecaster()
     model.eval()
     with torch.no_grad():
-        memory = model.remember(batch.observation)
+        memory = model.initial_state(batch.inputs)
 
     @torch.no_grad()
     def call() -> torch.Tensor:
-        return model.world.imagine(memory, batch.observation.command, steps).latents
+        return model.world.imagine(memory, batch.inputs.command, steps).latents
 
     return call
 

@@ -33,7 +33,7 @@ import torch
 from torch import nn
 
 from iidrive.core.scene import GridSpec, OccGrid, Scene
-from iidrive.data.clips import Cut, OccupancyFrames, Track, Windows
+from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, OccupancyFrames
 from iidrive.data.nuscenes.labels import read
 from iidrive.data.nuscenes.source import NuScenes, NuScenesConfig
 from iidrive.data.source import Source
@@ -42,7 +42,7 @@ from iidrive.data.town.source import Town, TownConfig
 from iidrive.pipeline import recipes
 from iidrive.runtime import distributed
 from iidrive.runtime.run_folder import peak_memory_gb
-from iidrive.training.optim import Average, TrainConfig
+from iidrive.training.optim import EMA, TrainConfig
 from iidrive.training.parallel import heavy_parts, save_memory
 from iidrive.training.prefetch import Order, Steps, feed
 from iidrive.training.state import Scaled
@@ -100,7 +100,7 @@ def write_labels(folder: Path, scenes: list[Scene], different: int = 24) -> floa
 
 
 @contextmanager
-def data(root: str, scenes: int) -> Iterator[tuple[Windows, Windows]]:
+def data(root: str, scenes: int) -> Iterator[tuple[ClipDataset, ClipDataset]]:
     """The tokenizer's clips and the world model's windows at full size, from files in a temporary folder."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -113,19 +113,19 @@ def data(root: str, scenes: int) -> Iterator[tuple[Windows, Windows]]:
             names = source.scene_names("all")[:scenes]
         read_once = [source.scene(n) for n in names]
         kilobytes = write_labels(labels, read_once)
-        tracks = [Track.of(scene) for scene in read_once]
+        tracks = [EgoTrack.of(scene) for scene in read_once]
         keyframes = sum(len(scene) for scene in read_once)
         note(f"{len(names)} scenes, {keyframes} keyframes, {kilobytes:.0f} kB a file of labels, from {source.name}")
         recipe = recipes.full()
         past = recipe.clip_frames - 1
         occupancy = OccupancyFrames(source, recipe.tokenizer.grid, KEYFRAMES, KEPT_GB * keyframes / KEYFRAMES)
-        clips = Windows(tracks, Cut(past=past, future=1, full_future=False, first=past), occupancy)
+        clips = ClipDataset(tracks, ClipSpec(past=past, future=1, full_future=False, first=past), occupancy)
         rng, codes = np.random.default_rng(0), recipe.tokenizer.quantiser.codes
         cells = sum(models.tokenizer().quantiser.level_cells)
         cache = build(
             Stub(source, names), names, lambda s: rng.integers(0, codes, (len(s), cells)), folder / "tokens", "none", codes, cells
         )
-        yield clips, Windows(tracks, Cut(), None, TokenCache(cache.folder), future=True)
+        yield clips, ClipDataset(tracks, ClipSpec(), None, TokenCache(cache.folder), future=True)
 
 
 class Stub:
@@ -142,10 +142,10 @@ class Stub:
         return {"name": self.source.name, "scenes": list(self.names)}
 
 
-def fed(windows: Windows, steps: int, workers: int, batch: int = 1) -> Iterator[object]:
+def fed(clips: ClipDataset, steps: int, workers: int, batch: int = 1) -> Iterator[object]:
     """Steps as a training gets them."""
     order = Order(0, batch, batch * steps)
-    return iter(feed(Steps(windows, order, [range(batch)]), order.steps(0, order.samples), workers))
+    return iter(feed(Steps(clips, order, [range(batch)]), order.steps(0, order.samples), workers))
 
 
 def note(sentence: str) -> None:
@@ -172,7 +172,7 @@ def loader(root: str, only: str, steps: int = 1, samples: int = 40) -> None:
     print("| | sample / step | a device may be faster by | waits, 0 workers | 1 | 2 | samples a second, 1 worker / none | 2 / none |")
     print("|---|---|---|---|---|---|---|---|")
     with data(root, 10) as both:
-        for name, windows in zip(LOSSES, both, strict=True):
+        for name, clips in zip(LOSSES, both, strict=True):
             if only not in ("", name):
                 continue
             model, loss_of = LOSSES[name]()
@@ -184,7 +184,7 @@ def loader(root: str, only: str, steps: int = 1, samples: int = 40) -> None:
                 optimiser.step()
 
             step()
-            source = fed(windows, 10_000, 0)
+            source = fed(clips, 10_000, 0)
             next(source)
             step_s, sample_s = [], []
             for _ in range(steps):
@@ -194,7 +194,7 @@ def loader(root: str, only: str, steps: int = 1, samples: int = 40) -> None:
             share = statistics.mean(sample_s) / statistics.median(step_s)
             waits = []
             for workers in (0, 1, 2):
-                ready, waited = fed(windows, steps + 1, workers), 0.0
+                ready, waited = fed(clips, steps + 1, workers), 0.0
                 next(ready)  # workers start here
                 began = time.perf_counter()
                 for _ in range(steps):
@@ -204,7 +204,7 @@ def loader(root: str, only: str, steps: int = 1, samples: int = 40) -> None:
                 waits.append(waited / (time.perf_counter() - began))
             rates = {}
             for workers in (0, 1, 2):
-                ready = fed(windows, 101, workers)
+                ready = fed(clips, 101, workers)
                 next(ready)
                 rates[workers] = 100 / seconds(lambda ready=ready: [None for _ in ready])
             told = " | ".join(f"{100 * w:.2f} %" for w in waits)
@@ -226,12 +226,12 @@ def memory(root: str, only: str, passes: tuple[int, ...] = (1, 3, 10)) -> None:
     """Passes over a small set, without computing."""
     print("| | workers | " + " | ".join(f"after {n} passes" for n in passes) + " |\n|---|---|" + "---|" * len(passes))
     with data(root, 2) as both:
-        for name, windows in zip(LOSSES, both, strict=True):
+        for name, clips in zip(LOSSES, both, strict=True):
             if only not in ("", name):
                 continue
             for workers in (0, 2):
-                size = len(windows)
-                ready, found = fed(windows, passes[-1] * size + 8, workers), []
+                size = len(clips)
+                ready, found = fed(clips, passes[-1] * size + 8, workers), []
                 for before, now in pairwise((0, *passes)):
                     for _ in range((now - before) * size):
                         next(ready)
@@ -326,7 +326,7 @@ def option(name: str, choice: str, out: str, repeats: int = 1) -> None:
     times = [cpu_seconds(step) for _ in range(repeats)]
     peak = peak_memory_gb()
     optimiser = torch.optim.AdamW(moving)
-    average = Average(model.world if name == "world" else model, TrainConfig())
+    average = EMA(model.world if name == "world" else model, TrainConfig())
     optimiser.step()
     average.update(model.world if name == "world" else model, 1)
     times.append(cpu_seconds(step))
@@ -359,23 +359,23 @@ def together(root: str, only: str) -> None:
 def member(name: str, rounds: int = 1) -> None:
     """One of the two: a step, then the sum, in turn, each on a thread of its own."""
     torch.set_num_threads(1)
-    team = distributed.join()
+    process_group = distributed.join()
     model, loss_of = LOSSES[name]()
     moving = [p for p in model.parameters() if p.requires_grad]
     loss_of().backward()
-    team.sum(torch.zeros(8))
+    process_group.sum(torch.zeros(8))
     steps, sums = [], []
 
     def add() -> None:
         grads = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in moving]
-        team.sum(torch.cat(grads)).split([p.numel() for p in moving])
+        process_group.sum(torch.cat(grads)).split([p.numel() for p in moving])
 
     add()
     for _ in range(rounds):
         model.zero_grad()
         steps.append(seconds(lambda: loss_of().backward()))
         for _ in range(5):
-            team.wait()
+            process_group.barrier()
             sums.append(seconds(add))
     numbers = sum(p.numel() for p in moving)
     print(json.dumps({"step": statistics.median(steps), "sum": statistics.median(sums), "slowest": max(sums), "numbers": numbers}))

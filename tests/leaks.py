@@ -17,7 +17,7 @@ from iidrive.data.source import Source, true_path
 from iidrive.data.town.source import Town
 from iidrive.models.baselines import KINEMATIC, EgoMLP, EgoMLPConfig, constant_velocity, copy_warped, ctrv
 from iidrive.models.forecast import Forecaster
-from iidrive.models.planner import Driver, Planner
+from iidrive.models.planner import Agent, Planner
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
 from iidrive.pipeline import recipes
@@ -27,14 +27,14 @@ TOWN = Town(RECIPE.town)
 GRID = RECIPE.tokenizer.grid
 
 
-def _driver() -> Driver:
+def _driver() -> Agent:
     torch.manual_seed(0)
     tokenizer = Tokenizer(RECIPE.tokenizer).eval()
     forecaster = Forecaster(tokenizer, WorldModel(RECIPE.world, tokenizer.cells))
-    driver = Driver(forecaster, Planner(RECIPE.planner, tokenizer.cells), True)
-    for weight in driver.planner.parameters():  # corrections start at zero; here everything must reach the plan
+    agent = Agent(forecaster, Planner(RECIPE.planner, tokenizer.cells), True)
+    for weight in agent.planner.parameters():  # corrections start at zero; here everything must reach the plan
         weight.data += 0.05 * torch.randn_like(weight)
-    return driver.eval()
+    return agent.eval()
 
 
 DRIVER = _driver()
@@ -97,49 +97,49 @@ def _middle_time(scene: Scene, i: int) -> int:
 
 def _commanded(batch: Batch) -> dict[str, Tensor]:
     """Constant velocity, shifted by the command."""
-    return {"plan": constant_velocity(batch.observation) + batch.observation.command[:, None, None]}
+    return {"plan": constant_velocity(batch.inputs) + batch.inputs.command[:, None, None]}
 
 
 def _planned(batch: Batch) -> dict[str, Tensor]:
-    return {"plan": DRIVER.plan(batch.observation, True)}
+    return {"plan": DRIVER.plan(batch.inputs, True)}
 
 
 def _from_target(batch: Batch) -> dict[str, Tensor]:
-    return {"plan": 0.5 * ctrv(batch.observation) + 0.5 * batch.target.path}
+    return {"plan": 0.5 * ctrv(batch.inputs) + 0.5 * batch.targets.path}
 
 
 def _first_frame(batch: Batch) -> dict[str, Tensor]:
     """Where nothing came before, the velocity is that of the next pose (II-World's converter)."""
-    seen = batch.observation
+    inputs = batch.inputs
     steps = torch.arange(1, 7)[None, :, None]
-    return {"plan": torch.where(seen.known[:, -2, None, None], ctrv(seen), batch.target.path[:, :1] * steps)}
+    return {"plan": torch.where(inputs.known[:, -2, None, None], ctrv(inputs), batch.targets.path[:, :1] * steps)}
 
 
 def _true_motion(batch: Batch) -> dict[str, Tensor]:
     """The decoder is given the true future motion (II-World's default mode)."""
-    seen = batch.observation
-    assert seen.occupancy is not None
-    return {"forecast": copy_warped(seen.occupancy[:, -1], batch.target.now_T_frame, GRID)}
+    inputs = batch.inputs
+    assert inputs.occupancy is not None
+    return {"forecast": copy_warped(inputs.occupancy[:, -1], batch.targets.now_T_frame, GRID)}
 
 
 def _future_codes(batch: Batch) -> dict[str, Tensor]:
-    assert batch.target.codes is not None
-    return {"plan": ctrv(batch.observation) + batch.target.codes[:, :, :5].float().mean((1, 2))[:, None, None]}
+    assert batch.targets.codes is not None
+    return {"plan": ctrv(batch.inputs) + batch.targets.codes[:, :, :5].float().mean((1, 2))[:, None, None]}
 
 
 def _batch_mean(batch: Batch) -> dict[str, Tensor]:
     """Batch normalisation left in training mode."""
-    plan = ctrv(batch.observation)
+    plan = ctrv(batch.inputs)
     return {"plan": plan - 0.1 * plan.mean(0)}
 
 
 def _sorted(batch: Batch) -> dict[str, Tensor]:
-    plan = constant_velocity(batch.observation)
+    plan = constant_velocity(batch.inputs)
     return {"plan": plan[plan[:, -1, 1].argsort()]}
 
 
 def _by_place(batch: Batch) -> dict[str, Tensor]:
-    return {"plan": ctrv(batch.observation) + 0.1 * torch.arange(len(batch.observation.tokens))[:, None, None]}
+    return {"plan": ctrv(batch.inputs) + 0.1 * torch.arange(len(batch.inputs.tokens))[:, None, None]}
 
 
 class _Remembers:
@@ -149,7 +149,7 @@ class _Remembers:
         self.last: Tensor | None = None
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        plan = ctrv(batch.observation)
+        plan = ctrv(batch.inputs)
         out = plan if self.last is None or len(self.last) != len(plan) else 0.9 * plan + 0.1 * self.last
         self.last = plan
         return {"plan": out}
@@ -160,7 +160,7 @@ def _memorised() -> Callable[[Batch], dict[str, Tensor]]:
     for name in TOWN.scene_names("test"):
         scene = TOWN.scene(name)
         known |= {k.token: torch.from_numpy(true_path(scene, i).points_m) for i, k in enumerate(scene.keyframes)}
-    return lambda batch: {"plan": torch.stack([known[token] for token in batch.observation.tokens])}
+    return lambda batch: {"plan": torch.stack([known[token] for token in batch.inputs.tokens])}
 
 
 def _early(source: Source, name: str) -> np.ndarray:
@@ -196,16 +196,16 @@ PLANTED: dict[str, Planted] = {
     "plan reads the true path": Planted(lambda: Pipeline(_from_target), "later poses"),
     "velocity of the next pose at a scene's start": Planted(lambda: Pipeline(_first_frame), "later poses"),
     "poses smoothed with the next one": Planted(
-        lambda: Pipeline(lambda b: {"plan": constant_velocity(b.observation)}, dressed=changed(global_T_ego=_smoothed)), "later poses"
+        lambda: Pipeline(lambda b: {"plan": constant_velocity(b.inputs)}, dressed=changed(global_T_ego=_smoothed)), "later poses"
     ),
     "command made from the true path": Planted(lambda: Pipeline(_commanded, dressed=changed(command=_turns)), "later poses"),
     "command of the next keyframe": Planted(lambda: Pipeline(_commanded, dressed=changed(command=_next_command)), "later commands"),
     "time of the next keyframe": Planted(
-        lambda: Pipeline(lambda b: {"plan": constant_velocity(b.observation)}, dressed=changed(timestamp_us=_middle_time)), "later times"
+        lambda: Pipeline(lambda b: {"plan": constant_velocity(b.inputs)}, dressed=changed(timestamp_us=_middle_time)), "later times"
     ),
     "occupancy of the next keyframe": Planted(
         lambda: Pipeline(
-            lambda b: {"plan": ctrv(b.observation) + b.observation.occupancy[:, -1].float().mean((1, 2, 3))[:, None, None]},  # pyright: ignore
+            lambda b: {"plan": ctrv(b.inputs) + b.inputs.occupancy[:, -1].float().mean((1, 2, 3))[:, None, None]},  # pyright: ignore
             occupancy=GRID,
             dressed=_NextOccupancy,
         ),
@@ -213,7 +213,7 @@ PLANTED: dict[str, Planted] = {
     ),
     "boxes of the next keyframe": Planted(
         lambda: Pipeline(
-            lambda b: {"plan": ctrv(b.observation) + b.observation.occupancy[:, -1].float().mean((1, 2, 3))[:, None, None]},  # pyright: ignore
+            lambda b: {"plan": ctrv(b.inputs) + b.inputs.occupancy[:, -1].float().mean((1, 2, 3))[:, None, None]},  # pyright: ignore
             occupancy=GRID,
             dressed=_NextBoxes,
         ),
@@ -239,13 +239,13 @@ def _mlp() -> nn.Module:
 MLP = _mlp()
 
 CLEAN: dict[str, Make] = {
-    "still": lambda: Pipeline(lambda b: {"plan": KINEMATIC["still"](b.observation)}),
-    "constant velocity": lambda: Pipeline(lambda b: {"plan": constant_velocity(b.observation)}),
-    "constant turn rate and velocity": lambda: Pipeline(lambda b: {"plan": ctrv(b.observation)}),
-    "ego-status MLP": lambda: Pipeline(lambda b: {"plan": MLP.plan(b.observation)}),  # pyright: ignore
-    "planner": lambda: Pipeline(lambda b: {"plan": DRIVER.plan(b.observation, False)}, ENCODE),
+    "still": lambda: Pipeline(lambda b: {"plan": KINEMATIC["still"](b.inputs)}),
+    "constant velocity": lambda: Pipeline(lambda b: {"plan": constant_velocity(b.inputs)}),
+    "constant turn rate and velocity": lambda: Pipeline(lambda b: {"plan": ctrv(b.inputs)}),
+    "ego-status MLP": lambda: Pipeline(lambda b: {"plan": MLP.plan(b.inputs)}),  # pyright: ignore
+    "planner": lambda: Pipeline(lambda b: {"plan": DRIVER.plan(b.inputs, False)}, ENCODE),
     "planner with ii": lambda: Pipeline(_planned, ENCODE),
     "world model": lambda: Pipeline(lambda b: forecast(DRIVER.forecaster, b), ENCODE),
     "planner with its stored tokens": lambda: Pipeline(_planned, ENCODE, lambda name, at: _codes(name)[at]),
-    "copied occupancy": lambda: Pipeline(lambda b: {"forecast": b.observation.occupancy[:, -1:]}, occupancy=GRID),  # pyright: ignore
+    "copied occupancy": lambda: Pipeline(lambda b: {"forecast": b.inputs.occupancy[:, -1:]}, occupancy=GRID),  # pyright: ignore
 }

@@ -20,7 +20,7 @@ from iidrive.analysis.leakage.plausible import format_plausibility, plausible
 from iidrive.cli.main import main
 from iidrive.core.errors import ConfigError
 from iidrive.core.scene import Batch, CommandSource
-from iidrive.data.clips import Cut, Track, Windows
+from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack
 from iidrive.data.source import true_path
 from iidrive.data.tokens import TokenCache, build
 from iidrive.models.baselines import KINEMATIC
@@ -73,7 +73,7 @@ def test_an_oracle_command_is_declared_and_measured() -> None:
         def command_source(self) -> CommandSource:
             return "oracle"
 
-    found = audit(lambda: Pipeline(lambda b: {"plan": MLP.plan(b.observation)}), Oracle(TOWN), SAMPLES)  # pyright: ignore
+    found = audit(lambda: Pipeline(lambda b: {"plan": MLP.plan(b.inputs)}), Oracle(TOWN), SAMPLES)  # pyright: ignore
     assert found.clean
     assert [leak.input for leak in found.leaks] == ["oracle command (declared)"]
     assert np.isfinite(found.leaks[0].worth_m)
@@ -81,7 +81,7 @@ def test_an_oracle_command_is_declared_and_measured() -> None:
 
 def test_a_model_that_is_not_repeatable_is_not_audited() -> None:
     with pytest.raises(ConfigError, match="answer the same samples differently"):
-        audit(lambda: Pipeline(lambda b: {"plan": torch.rand(len(b.observation.tokens), 6, 2)}), TOWN, SAMPLES)
+        audit(lambda: Pipeline(lambda b: {"plan": torch.rand(len(b.inputs.tokens), 6, 2)}), TOWN, SAMPLES)
 
 
 @pytest.mark.parametrize("value", ["other", "noise"])
@@ -106,11 +106,11 @@ def test_bits_are_compared_not_values() -> None:
 
 def test_scores_no_past_can_give_are_flagged_without_the_model() -> None:
     cases = infer.truth(TOWN, "test")
-    windows = stages.scored_windows(stages.tracks_of(TOWN, "test"))
+    clips = stages.scored_clips(stages.tracks_of(TOWN, "test"))
     rows = {token: i for i, token in enumerate(cases.token)}
     path = cases.true_path()
     for name in ("still", "constant-velocity", "ctrv"):
-        tokens, plans = infer.plans(KINEMATIC[name], windows)
+        tokens, plans = infer.plans(KINEMATIC[name], clips)
         plan = path.copy()
         plan[[rows[t] for t in tokens]] = plans
         assert not plausible(cases, plan).reasons, name
@@ -137,13 +137,13 @@ def test_a_score_without_a_leak_is_judged_all_the_same() -> None:
     samples = choose(TOWN, "test", 8)
     seen = {}
     for name in TOWN.scene_names("test"):
-        windows = Windows([Track.of(TOWN.scene(name))], Cut(past=stages.PAST, full_future=False), None, None, future=True)
-        for row, (_, index) in enumerate(windows.samples):
-            look = windows.batch([row]).observation.now_T_frame.numpy().tobytes()
+        clips = ClipDataset([EgoTrack.of(TOWN.scene(name))], ClipSpec(past=stages.PAST, full_future=False), None, None, future=True)
+        for row, (_, index) in enumerate(clips.samples):
+            look = clips.batch([row]).inputs.now_T_frame.numpy().tobytes()
             seen[look] = true_path(TOWN.scene(name), index).points_m + np.float32(0.003)
 
     def recall(batch: Batch) -> dict[str, torch.Tensor]:
-        looks = [frame.numpy().tobytes() for frame in batch.observation.now_T_frame]
+        looks = [frame.numpy().tobytes() for frame in batch.inputs.now_T_frame]
         return {"plan": torch.from_numpy(np.stack([seen.get(look, np.zeros((6, 2), np.float32)) for look in looks]))}
 
     found = audit(lambda: Pipeline(recall), TOWN, samples)
@@ -156,7 +156,7 @@ def test_a_score_without_a_leak_is_judged_all_the_same() -> None:
     assert "IMPLAUSIBLE" in printed
     assert "no leak found, but the score cannot be believed" in printed
     json.dumps(to_json(found), allow_nan=False)
-    steady = audit(lambda: Pipeline(lambda batch: {"plan": KINEMATIC["ctrv"](batch.observation)}), TOWN, samples)
+    steady = audit(lambda: Pipeline(lambda batch: {"plan": KINEMATIC["ctrv"](batch.inputs)}), TOWN, samples)
     assert steady.believable
     assert steady.score is not None
     np.testing.assert_array_equal(steady.score.l2, steady.score.baselines["ctrv"])

@@ -17,12 +17,12 @@ from iidrive.data.town.source import Town
 from iidrive.pipeline import evaluate as evaluation
 from iidrive.pipeline import recipes, stages
 from iidrive.pipeline.recipes import Recipe
-from iidrive.runtime.distributed import Team
+from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.run_folder import Run
 from iidrive.training import checkpoint
 from iidrive.training.optim import TrainConfig
-from iidrive.training.options import Session
-from iidrive.training.parallel import Spread
+from iidrive.training.options import RunOptions
+from iidrive.training.parallel import ParallelConfig
 
 TINY = replace(recipes.tiny(), town=replace(recipes.tiny().town, train_scenes=2, test_scenes=2, keyframes=14))
 SIZES = (1, 2, 4, 8)
@@ -36,19 +36,19 @@ def recipe_in(precision: str) -> Recipe:
     return replace(TINY, **brief)
 
 
-def train_all(team: Team, folder: Path, precision: str, given: Path) -> None:
+def train_all(process_group: ProcessGroup, folder: Path, precision: str, given: Path) -> None:
     """Every trainable stage, stage 2 and the planner on the tokenizer and world model in `given`; accumulation where it fits."""
     recipe, town = recipe_in(precision), Town(TINY.town)
-    spread = Spread(per_device=1 if team.size == 4 else 0, workers=1 if team.size == 2 else 0)
-    session = Session(team, spread)
+    parallel = ParallelConfig(micro_batch_size=1 if process_group.size == 4 else 0, workers=1 if process_group.size == 2 else 0)
+    options = RunOptions(process_group, parallel)
 
     def begin(name: str) -> Run:
-        return Run.start(folder / name, {}, team=team)
+        return Run.start(folder / name, {}, process_group=process_group)
 
-    stages.train_tokenizer(recipe, town, "train", begin("tokenizer"), session)
-    cache = stages.write_tokens(given / "tokenizer", town, town.scene_names("train"), folder / "tokens", team=team)
-    stages.train_world(recipe, given / "tokenizer", cache, town, "train", begin("world"), session)
-    stages.train_planner(recipe, given / "world", cache, town, "train", begin("planner"), True, session)
+    stages.train_tokenizer(recipe, town, "train", begin("tokenizer"), options)
+    cache = stages.write_tokens(given / "tokenizer", town, town.scene_names("train"), folder / "tokens", process_group=process_group)
+    stages.train_world(recipe, given / "tokenizer", cache, town, "train", begin("world"), options)
+    stages.train_planner(recipe, given / "world", cache, town, "train", begin("planner"), True, options)
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +100,9 @@ def test_every_stage_gives_the_same_on_any_number_of_processes(
             assert other.read_bytes() == file.read_bytes(), "tokens have the same bytes"
 
 
-def assess_planner(team: Team, folder: Path, given: Path) -> None:
+def assess_planner(process_group: ProcessGroup, folder: Path, given: Path) -> None:
     """Evaluate the planner with ii."""
-    run = Run.start(folder, {}, team=team)
+    run = Run.start(folder, {}, process_group=process_group)
     evaluation.assess(str(given / "planner"), Town(TINY.town), "test", "train", TINY, run, True)
 
 
@@ -119,24 +119,24 @@ def test_evaluation_gives_the_same_bytes(given: Path, tmp_path: Path) -> None:
 def test_devices_that_do_not_make_the_batch_are_told_which_do() -> None:
     config = TrainConfig(samples=64, batch=64)
     with pytest.raises(ConfigError, match=r"3 devices x 21 samples at once x 1 parts a step make 63 samples.* is 64.* 4 x 16 x 1"):
-        Spread().divide(config, 3)
+        ParallelConfig().divide(config, 3)
     with pytest.raises(ConfigError, match=r"4 devices x 3 samples at once x 5 parts a step make 60 samples.* 4 x 4 x 4"):
-        Spread(per_device=3).divide(config, 4)
+        ParallelConfig(micro_batch_size=3).divide(config, 4)
     with pytest.raises(ConfigError, match=r"make 128 samples.*Nearest that fit: 8 x 8 x 1|Nearest that fit: 8 x 4 x 2"):
-        Spread(per_device=4, accumulate=4).divide(config, 8)
-    assert Spread().divide(config, 8) == (8, 1)
-    assert Spread().divide(replace(config, micro_batch=3), 8) == (2, 4)
-    assert Spread(accumulate=4).divide(config, 2) == (8, 4)
+        ParallelConfig(micro_batch_size=4, grad_accum_steps=4).divide(config, 8)
+    assert ParallelConfig().divide(config, 8) == (8, 1)
+    assert ParallelConfig().divide(replace(config, micro_batch=3), 8) == (2, 4)
+    assert ParallelConfig(grad_accum_steps=4).divide(config, 2) == (8, 4)
 
 
 def test_parts_cover_the_batch_once() -> None:
     for config in (TrainConfig(samples=48, batch=24), TrainConfig(samples=48, batch=24, group=2)):
         for size in (1, 2, 3, 4, 6, 12):
-            spread = Spread(accumulate=2 if config.group == 0 and size < 12 else 0)
-            places = [place for rank in range(size) for part in spread.parts(config, Team(rank, size)) for place in part]
+            parallel = ParallelConfig(grad_accum_steps=2 if config.group == 0 and size < 12 else 0)
+            places = [place for rank in range(size) for part in parallel.parts(config, ProcessGroup(rank, size)) for place in part]
             assert places == list(range(24))
     with pytest.raises(ConfigError, match="groups of 8"):
-        Spread().divide(TrainConfig(samples=64, batch=64, group=8), 16)
+        ParallelConfig().divide(TrainConfig(samples=64, batch=64, group=8), 16)
 
 
 def test_tokens_of_other_processes_are_all_there(given: Path) -> None:

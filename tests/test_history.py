@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from iidrive.data.clips import Cut, OccupancyFrames, Track, Windows, draws
+from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, OccupancyFrames, draws
 from iidrive.data.source import scenes
 from iidrive.data.town.source import Town, TownConfig
 from iidrive.models.history import mirrored, warp_once, warp_stream
@@ -75,16 +75,16 @@ def test_a_streaming_tokenizer_trains_and_reads_windows_like_scenes() -> None:
     options = {"warp": "stream", "cell_points": "corner", "mirror": "frame", "stale_mirror": True, "voxel_loss": "focal"}
     tokenizer = Tokenizer(replace(tiny, quantiser=levels, **options))  # pyright: ignore[reportArgumentType]
     town = Town(TownConfig(train_scenes=1, keyframes=14))
-    tracks, frames = [Track.of(scene) for scene in scenes(town, "train")], OccupancyFrames(town, tiny.grid, 14)
-    windows = Windows(tracks, Cut(past=4, future=1, full_future=False), frames)
-    total, parts = tokenizer.loss(windows.batch([3, 7], draws(0, 0, 2, 1)))
+    tracks, frames = [EgoTrack.of(scene) for scene in scenes(town, "train")], OccupancyFrames(town, tiny.grid, 14)
+    clips = ClipDataset(tracks, ClipSpec(past=4, future=1, full_future=False), frames)
+    total, parts = tokenizer.loss(clips.batch([3, 7], draws(0, 0, 2, 1)))
     total.backward()
     assert total.isfinite()
     assert set(parts) == {"focal", "lovasz", "embed"}
     tokenizer.eval()
     occupancy = torch.from_numpy(frames(tracks[0].name, torch.arange(14).numpy()))
     at_once = tokenizer.tokenize_scene(occupancy, torch.from_numpy(tracks[0].global_T_ego))
-    part = windows.batch([0, 2, 7]).observation
+    part = clips.batch([0, 2, 7]).inputs
     assert part.occupancy is not None
     with torch.no_grad():
         alone = tokenizer.tokenize(part.occupancy, part.now_T_frame).codes

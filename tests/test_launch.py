@@ -87,17 +87,17 @@ def test_every_way_to_start_two_processes_gives_the_same_weights(tmp_path: Path)
 def test_a_stopped_job_saves_and_a_killed_process_is_named(tmp_path: Path) -> None:
     long = [*PYTHON, *TRAIN, "--recipe.train_tokenizer.samples", "4000", "--devices", "2", "--out"]
     for name, status, said in (("stopped", 143, "stopped by SIGTERM after"), ("killed", 137, "was killed by SIGKILL")):
-        job = subprocess.Popen([*long, str(tmp_path / name)], stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        task = subprocess.Popen([*long, str(tmp_path / name)], stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         limit = time.monotonic() + 120
         while not checkpoint.newest_first(tmp_path / name) and time.monotonic() < limit:
             time.sleep(0.05)
         if name == "stopped":
-            job.send_signal(signal.SIGTERM)
+            task.send_signal(signal.SIGTERM)
         else:
-            ranks = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True, check=True).stdout.split()
+            ranks = subprocess.run(["pgrep", "-P", str(task.pid)], capture_output=True, text=True, check=True).stdout.split()
             os.kill(int(ranks[-1]), signal.SIGKILL)
-        _, errors = job.communicate(timeout=120)
-        assert job.returncode == status, errors
+        _, errors = task.communicate(timeout=120)
+        assert task.returncode == status, errors
         assert errors.count(said) == 1, errors
         checkpoint.require_whole(checkpoint.find(tmp_path / name))
 

@@ -25,7 +25,7 @@ from iidrive.pipeline.infer import truth
 from iidrive.runtime.run_folder import Run
 from iidrive.scoring.cases import read_predictions, write_cases
 from iidrive.training import checkpoint
-from iidrive.training.options import Session
+from iidrive.training.options import RunOptions
 
 TINY = ["--recipe", "tiny", "--recipe.town.train_scenes", "2", "--recipe.town.test_scenes", "1", "--recipe.town.keyframes", "12"]
 
@@ -76,14 +76,14 @@ def test_of_27_combinations_the_three_matched_ones_are_accepted(chains: list[Cha
     for t, w, p in product(range(3), repeat=3):
         planner, world, tokenizer = chains[p].planner, chains[w].world, chains[t].tokenizer
         if t == w == p:
-            assert stages.load_driver(planner, world, tokenizer)[1].marks == ()
+            assert stages.load_agent(planner, world, tokenizer)[1].marks == ()
             accepted += 1
             continue
         with pytest.raises(LineageError) as stop:
-            stages.load_driver(planner, world, tokenizer)
+            stages.load_agent(planner, world, tokenizer)
         for path in (tokenizer, chains[w].tokenizer) if t != w else (world, chains[p].world):
             assert mark(path) in str(stop.value)
-        _, manifest = stages.load_driver(planner, world, tokenizer, allow=True)
+        _, manifest = stages.load_agent(planner, world, tokenizer, allow=True)
         assert manifest.marks
         assert [link.fingerprint for link in manifest.lineage().links] == [mark(planner), mark(world), mark(tokenizer)]
     assert accepted == 3
@@ -170,9 +170,9 @@ def test_evaluating_with_other_stages_needs_the_override(chains: list[Chain], tm
 def test_marked_runs_cannot_be_resumed_as_if_they_were_not(chains: list[Chain], tmp_path: Path) -> None:
     a, b = chains[0], chains[1]
     run = Run.start(tmp_path, {})
-    stages.train_world(RECIPE, a.tokenizer, TokenCache(b.tokens), TOWN, "train", run, Session(stop_at=4), allow=True)
+    stages.train_world(RECIPE, a.tokenizer, TokenCache(b.tokens), TOWN, "train", run, RunOptions(stop_at=4), allow=True)
     with pytest.raises(Exception, match="marks differs"):
-        stages.train_world(RECIPE, a.tokenizer, TokenCache(a.tokens), TOWN, "train", run, Session(resume="on"))
+        stages.train_world(RECIPE, a.tokenizer, TokenCache(a.tokens), TOWN, "train", run, RunOptions(resume="on"))
 
 
 @pytest.mark.slow

@@ -8,12 +8,12 @@ import torch
 from small_scene import circle_scene, straight_scene
 
 from iidrive.core.errors import DataError
-from iidrive.data.clips import Cut, Track, Windows, draws, in_order, order
+from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, draws, in_order, order
 
 
 def test_windows_hold_past_and_future() -> None:
-    batch = Windows([Track.of(straight_scene(12))], Cut(past=3)).batch([0, 5])
-    seen, ahead = batch.observation, batch.target
+    batch = ClipDataset([EgoTrack.of(straight_scene(12))], ClipSpec(past=3)).batch([0, 5])
+    seen, ahead = batch.inputs, batch.targets
     assert seen.tokens == ("straight-0", "straight-5")
     assert seen.known.tolist() == [[False, False, False, True], [True] * 4]
     assert seen.now_T_frame[1, :, 0, 3].tolist() == [-6.0, -4.0, -2.0, 0.0]
@@ -23,12 +23,12 @@ def test_windows_hold_past_and_future() -> None:
 
 
 def test_missing_frames_stand_in_and_say_so() -> None:
-    windows = Windows([Track.of(straight_scene(4))], Cut(past=1, full_future=False))
-    batch = windows.batch([3])
-    assert not batch.target.valid.any()
-    assert torch.equal(batch.target.now_T_frame[0], torch.eye(4).repeat(6, 1, 1))
+    clips = ClipDataset([EgoTrack.of(straight_scene(4))], ClipSpec(past=1, full_future=False))
+    batch = clips.batch([3])
+    assert not batch.targets.valid.any()
+    assert torch.equal(batch.targets.now_T_frame[0], torch.eye(4).repeat(6, 1, 1))
     with pytest.raises(DataError, match="shorter than the window"):
-        Windows([Track.of(straight_scene(4))], Cut(past=1))
+        ClipDataset([EgoTrack.of(straight_scene(4))], ClipSpec(past=1))
 
 
 def test_order_is_a_permutation_each_pass_and_needs_no_state() -> None:
@@ -47,6 +47,6 @@ def test_draws_belong_to_places() -> None:
 
 
 def test_evaluation_meets_every_sample_once() -> None:
-    windows = Windows([Track.of(straight_scene(12)), Track.of(circle_scene(10))], Cut(past=2))
-    tokens = [t for batch in in_order(windows, 4) for t in batch.observation.tokens]
+    clips = ClipDataset([EgoTrack.of(straight_scene(12)), EgoTrack.of(circle_scene(10))], ClipSpec(past=2))
+    tokens = [t for batch in in_order(clips, 4) for t in batch.inputs.tokens]
     assert tokens == [f"straight-{i}" for i in range(6)] + [f"circle-{i}" for i in range(4)]

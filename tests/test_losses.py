@@ -53,9 +53,9 @@ def test_histogram_lovasz_is_near_and_its_gradient_too() -> None:
 def plain_focal(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     truth = F.one_hot(labels.long(), logits.shape[-1]).to(logits.dtype)
     p = logits.sigmoid()
-    alike, alpha = truth * p + (1 - truth) * (1 - p), truth * 0.25 + (1 - truth) * 0.75
+    raise_on_all_ranks, alpha = truth * p + (1 - truth) * (1 - p), truth * 0.25 + (1 - truth) * 0.75
     entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    return ((alpha * (1 - alike).square() * entropy).sum(-1) * weight).mean()
+    return ((alpha * (1 - raise_on_all_ranks).square() * entropy).sum(-1) * weight).mean()
 
 
 def plain_lovasz(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

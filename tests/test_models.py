@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from iidrive.core.errors import ConfigError
-from iidrive.core.scene import Ahead, Batch, Seen
-from iidrive.data.clips import Cut, OccupancyFrames, Track, Windows, draws
+from iidrive.core.scene import Batch, Inputs, Targets
+from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, OccupancyFrames, draws
 from iidrive.data.source import scenes
 from iidrive.data.town.source import Town, TownConfig
 from iidrive.models.ego_motion import motion_between, past_motions
 from iidrive.models.forecast import Forecaster
 from iidrive.models.layers import CellGrid, Norm
-from iidrive.models.planner import Driver, Planner, drivable
+from iidrive.models.planner import Agent, Planner, drivable
 from iidrive.models.quantise import QuantiserConfig, ResidualQuantiser
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
@@ -34,29 +34,29 @@ def parameters(module: nn.Module) -> int:
 def batch() -> Batch:
     """Two samples of a town with occupancy and made-up codes."""
     torch.manual_seed(0)
-    tracks = [Track.of(scene) for scene in scenes(TOWN, "train")]
-    windows = Windows(tracks, Cut(past=5), OccupancyFrames(TOWN, RECIPE.tokenizer.grid, 14), future=True)
-    made = windows.batch([0, 6])
+    tracks = [EgoTrack.of(scene) for scene in scenes(TOWN, "train")]
+    clips = ClipDataset(tracks, ClipSpec(past=5), OccupancyFrames(TOWN, RECIPE.tokenizer.grid, 14), future=True)
+    made = clips.batch([0, 6])
     cells = sum(Tokenizer(RECIPE.tokenizer).quantiser.level_cells)
     codes = torch.randint(0, RECIPE.tokenizer.quantiser.codes, (2, 12, cells))
     draw = torch.rand(2, 6)
-    seen = Seen(**{**vars(made.observation), "codes": codes[:, :6]})
-    return Batch(seen, Ahead(**{**vars(made.target), "codes": codes[:, 6:], "draw": draw}), progress=0.5)
+    inputs = Inputs(**{**vars(made.inputs), "codes": codes[:, :6]})
+    return Batch(inputs, Targets(**{**vars(made.targets), "codes": codes[:, 6:], "draw": draw}), progress=0.5)
 
 
 def test_the_present_alone_will_do_for_a_memory(batch: Batch) -> None:
     tokenizer = Tokenizer(RECIPE.tokenizer)
     forecaster = Forecaster(tokenizer, WorldModel(replace(RECIPE.world, history=1), tokenizer.cells))
     forecaster.loss(batch)[0].backward()
-    assert forecaster.eval().imagine(batch.observation, 2).latents.isfinite().all()
+    assert forecaster.eval().imagine(batch.inputs, 2).latents.isfinite().all()
 
 
 @pytest.fixture
-def driver() -> Driver:
+def agent() -> Agent:
     torch.manual_seed(1)
     tokenizer = Tokenizer(RECIPE.tokenizer)
     forecaster = Forecaster(tokenizer, WorldModel(RECIPE.world, tokenizer.cells))
-    made = Driver(forecaster, Planner(RECIPE.planner, tokenizer.cells), train_ii=True)
+    made = Agent(forecaster, Planner(RECIPE.planner, tokenizer.cells), train_ii=True)
     with torch.no_grad():
         for name, p in [*made.planner.named_parameters(), *forecaster.world.named_parameters()]:
             if p.abs().max() == 0:
@@ -80,9 +80,9 @@ def test_published_size() -> None:
 
 def test_codes_alone_rebuild_the_latent(batch: Batch) -> None:
     tokenizer = Tokenizer(RECIPE.tokenizer).eval()
-    seen = batch.observation
-    assert seen.occupancy is not None
-    quantised = tokenizer.tokenize(seen.occupancy, seen.now_T_frame)
+    inputs = batch.inputs
+    assert inputs.occupancy is not None
+    quantised = tokenizer.tokenize(inputs.occupancy, inputs.now_T_frame)
     torch.testing.assert_close(tokenizer.latent_of(quantised.codes), quantised.latent, atol=1e-5, rtol=1e-5)
     assert quantised.codes.shape[1] == sum(tokenizer.quantiser.level_cells)
 
@@ -90,12 +90,12 @@ def test_codes_alone_rebuild_the_latent(batch: Batch) -> None:
 def test_a_scene_tokenized_at_once_equals_its_windows() -> None:
     tokenizer = Tokenizer(RECIPE.tokenizer).eval()
     scene = TOWN.scene(TOWN.scene_names("train")[0])
-    track = Track.of(scene)
+    track = EgoTrack.of(scene)
     frames = OccupancyFrames(TOWN, RECIPE.tokenizer.grid, 14)
     occupancy = torch.from_numpy(frames(scene.name, torch.arange(14).numpy()))
     at_once = tokenizer.tokenize_scene(occupancy, torch.from_numpy(track.global_T_ego))
-    windows = Windows([track], Cut(past=4), frames)
-    part = windows.batch([0, 2, 7]).observation
+    clips = ClipDataset([track], ClipSpec(past=4), frames)
+    part = clips.batch([0, 2, 7]).inputs
     assert part.occupancy is not None
     alone = tokenizer.tokenize(part.occupancy, part.now_T_frame).codes
     assert (alone == at_once[[0, 2, 7]]).float().mean() > 0.999
@@ -106,7 +106,7 @@ def test_nothing_later_changes_the_codes_of_a_frame() -> None:
     scene = TOWN.scene(TOWN.scene_names("train")[0])
     frames = OccupancyFrames(TOWN, RECIPE.tokenizer.grid, 14)
     occupancy = torch.from_numpy(frames(scene.name, torch.arange(14).numpy())).clone()
-    poses = torch.from_numpy(Track.of(scene).global_T_ego)
+    poses = torch.from_numpy(EgoTrack.of(scene).global_T_ego)
     before = tokenizer.tokenize_scene(occupancy, poses)[:8]
     occupancy[8:] = 4
     poses[8:, 0, 3] += 50
@@ -168,48 +168,47 @@ def test_motion_rests_at_identity() -> None:
 def test_an_untrained_world_model_carries_the_present_along(batch: Batch) -> None:
     tokenizer = Tokenizer(RECIPE.tokenizer)
     forecaster = Forecaster(tokenizer, WorldModel(replace(RECIPE.world, motion="last"), tokenizer.cells)).eval()
-    seen = batch.observation
-    imagined = forecaster.imagine(seen, 2)
-    last = forecaster.remember(seen).motions[:, -1]
+    inputs = batch.inputs
+    imagined = forecaster.imagine(inputs, 2)
+    last = forecaster.initial_state(inputs).motions[:, -1]
     torch.testing.assert_close(motion_between(imagined.now_T_frame[:, 0])[1, :3], last[1, :3], atol=1e-3, rtol=1e-2)
-    assert seen.codes is not None
-    present = forecaster.latents(seen.codes[:, -1])
+    assert inputs.codes is not None
+    present = forecaster.latents(inputs.codes[:, -1])
     torch.testing.assert_close(imagined.latents[:, 0], tokenizer.cells.warp(present, imagined.now_T_frame[:, 0]), atol=1e-4, rtol=1e-4)
 
 
-def test_losses_reach_every_weight(batch: Batch, driver: Driver) -> None:
+def test_losses_reach_every_weight(batch: Batch, agent: Agent) -> None:
     tokenizer = Tokenizer(RECIPE.tokenizer).train()
     tokenizer.loss(batch)[0].backward()
     idle = [n for n, p in tokenizer.named_parameters() if p.grad is None]
     assert idle == []
-    driver.forecaster.world.requires_grad_(True)
-    driver.forecaster.loss(batch)[0].backward()
-    idle = [n for n, p in driver.forecaster.world.named_parameters() if p.grad is None]
+    agent.forecaster.world.requires_grad_(True)
+    agent.forecaster.loss(batch)[0].backward()
+    idle = [n for n, p in agent.forecaster.world.named_parameters() if p.grad is None]
     assert idle == []
-    driver.forecaster.world.requires_grad_(False)
-    assert all(p.grad is None for p in driver.forecaster.tokenizer.parameters())
-    driver.loss(batch)[0].backward()
-    assert [n for n, p in driver.planner.named_parameters() if p.grad is None] == []
+    agent.forecaster.world.requires_grad_(False)
+    assert all(p.grad is None for p in agent.forecaster.tokenizer.parameters())
+    agent.loss(batch)[0].backward()
+    assert [n for n, p in agent.planner.named_parameters() if p.grad is None] == []
 
 
-def test_the_losses_of_parts_add_up_to_the_batchs(driver: Driver) -> None:
+def test_the_losses_of_parts_add_up_to_the_batchs(agent: Agent) -> None:
     """For every trainable model: parts of a batch, divided by the whole batch's counts, have its loss and its gradient."""
-    tracks = [Track.of(scene) for scene in scenes(TOWN, "train")]
-    cut = Cut(past=5, full_future=False)
-    cells = sum(driver.forecaster.tokenizer.quantiser.level_cells)
+    tracks = [EgoTrack.of(scene) for scene in scenes(TOWN, "train")]
+    cut = ClipSpec(past=5, full_future=False)
+    cells = sum(agent.forecaster.tokenizer.quantiser.level_cells)
     codes = torch.randint(0, RECIPE.tokenizer.quantiser.codes, (14, cells), generator=torch.Generator().manual_seed(0)).numpy()
-    windows = Windows(tracks, cut, OccupancyFrames(TOWN, RECIPE.tokenizer.grid, 14), lambda _, rows: codes[rows], future=True)
-    driver.forecaster.world.requires_grad_(True)
+    clips = ClipDataset(tracks, cut, OccupancyFrames(TOWN, RECIPE.tokenizer.grid, 14), lambda _, rows: codes[rows], future=True)
+    agent.forecaster.world.requires_grad_(True)
     tokenizer = Tokenizer(RECIPE.tokenizer).double()
     tokenizer.quantiser.started.fill_(True)
-    for owner, module in ((tokenizer, tokenizer), (driver.forecaster.double(), driver.forecaster.world), (driver.double(), driver.planner)):
+    for owner, module in ((tokenizer, tokenizer), (agent.forecaster.double(), agent.forecaster.world), (agent.double(), agent.planner)):
         found = []
         for parts in ([[5, 1, 12, 0]], [[5], [1, 12, 0]], [[5, 1], [12], [0]]):
             module.zero_grad()
             places = torch.arange(4).split([len(p) for p in parts])
             made = [
-                replace(windows.batch(rows, draws(0, int(at[0]), len(at), 6), 0.3), place=at)
-                for rows, at in zip(parts, places, strict=True)
+                replace(clips.batch(rows, draws(0, int(at[0]), len(at), 6), 0.3), place=at) for rows, at in zip(parts, places, strict=True)
             ]
             made = [part.as_type(torch.float64) for part in made]
             counts = {k: sum((owner.counts(p)[k] for p in made), torch.zeros(())) for k in owner.counts(made[0])}
@@ -222,35 +221,35 @@ def test_the_losses_of_parts_add_up_to_the_batchs(driver: Driver) -> None:
             torch.testing.assert_close(grads, found[0][1], rtol=1e-9, atol=1e-12)
 
 
-def test_plans_do_not_depend_on_the_rest_of_the_batch(batch: Batch, driver: Driver) -> None:
-    seen = batch.observation
+def test_plans_do_not_depend_on_the_rest_of_the_batch(batch: Batch, agent: Agent) -> None:
+    inputs = batch.inputs
     for ii in (False, True):
-        both = driver.plan(seen, ii)
-        torch.testing.assert_close(driver.plan(seen.select(torch.tensor([0])), ii), both[:1], atol=1e-5, rtol=1e-5)
+        both = agent.plan(inputs, ii)
+        torch.testing.assert_close(agent.plan(inputs.select(torch.tensor([0])), ii), both[:1], atol=1e-5, rtol=1e-5)
 
 
-def test_without_ii_the_world_model_is_not_touched(batch: Batch, driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
-    off, on = driver.plan(batch.observation, False), driver.plan(batch.observation, True)
+def test_without_ii_the_world_model_is_not_touched(batch: Batch, agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    off, on = agent.plan(batch.inputs, False), agent.plan(batch.inputs, True)
     assert not torch.equal(off, on)
 
     def forbidden(*_: object) -> None:
         raise AssertionError("the world model was asked")
 
-    monkeypatch.setattr(driver.forecaster, "imagine", forbidden)
-    assert torch.equal(driver.plan(batch.observation, False), off)
+    monkeypatch.setattr(agent.forecaster, "imagine", forbidden)
+    assert torch.equal(agent.plan(batch.inputs, False), off)
     with pytest.raises(AssertionError, match="asked"):
-        driver.plan(batch.observation, True)
+        agent.plan(batch.inputs, True)
 
 
 def test_an_untrained_ii_branch_changes_nothing(batch: Batch) -> None:
     tokenizer = Tokenizer(RECIPE.tokenizer)
     forecaster = Forecaster(tokenizer, WorldModel(RECIPE.world, tokenizer.cells))
-    fresh = Driver(forecaster, Planner(RECIPE.planner, tokenizer.cells), train_ii=False).eval()
-    assert torch.equal(fresh.plan(batch.observation, False), fresh.plan(batch.observation, True))
+    fresh = Agent(forecaster, Planner(RECIPE.planner, tokenizer.cells), train_ii=False).eval()
+    assert torch.equal(fresh.plan(batch.inputs, False), fresh.plan(batch.inputs, True))
 
 
-def test_training_without_ii_leaves_its_branch_alone(batch: Batch, driver: Driver) -> None:
-    off = Driver(driver.forecaster, driver.planner, train_ii=False)
+def test_training_without_ii_leaves_its_branch_alone(batch: Batch, agent: Agent) -> None:
+    off = Agent(agent.forecaster, agent.planner, train_ii=False)
     off.loss(batch)[0].backward()
     touched = {n.split(".")[0] for n, p in off.planner.named_parameters() if p.grad is not None}
     assert "ii_reader" not in touched

@@ -7,16 +7,16 @@ from typing import get_args
 
 import pytest
 import torch
+from iidrive.models.iiworld.windows import continuous, quaternion_of, recorded
 from scipy.spatial.transform import Rotation
 
 from iidrive.core.errors import ConfigError
-from iidrive.core.scene import Ahead, Batch, Seen
-from iidrive.data.clips import Cut, Track, Windows
+from iidrive.core.scene import Batch, Inputs, Targets
+from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack
 from iidrive.data.source import scenes
 from iidrive.data.town.source import Town, TownConfig
 from iidrive.models.forecast import Forecaster
 from iidrive.models.iiworld.quirks import Quirk
-from iidrive.models.iiworld.windows import continuous, quaternion_of, recorded
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
 from iidrive.pipeline import recipes
@@ -30,12 +30,12 @@ CONFIG = replace(
 @pytest.fixture(scope="module")
 def batch() -> Batch:
     """Keyframes 0, 5, 6 and 7 of a town scene, with made-up codes."""
-    tracks = [Track.of(scene) for scene in scenes(Town(TownConfig(train_scenes=1, keyframes=14)), "train")]
-    made = Windows(tracks, Cut(past=5), future=True).batch([0, 5, 6, 7])
+    tracks = [EgoTrack.of(scene) for scene in scenes(Town(TownConfig(train_scenes=1, keyframes=14)), "train")]
+    made = ClipDataset(tracks, ClipSpec(past=5), future=True).batch([0, 5, 6, 7])
     cells = sum(Tokenizer(TINY.tokenizer).quantiser.level_cells)
     codes = torch.randint(0, TINY.tokenizer.quantiser.codes, (4, 12, cells), generator=torch.Generator().manual_seed(0))
-    seen = Seen(**{**vars(made.observation), "codes": codes[:, :6]})
-    return Batch(seen, Ahead(**{**vars(made.target), "codes": codes[:, 6:], "draw": torch.rand(4, 6)}), progress=0.5)
+    inputs = Inputs(**{**vars(made.inputs), "codes": codes[:, :6]})
+    return Batch(inputs, Targets(**{**vars(made.targets), "codes": codes[:, 6:], "draw": torch.rand(4, 6)}), progress=0.5)
 
 
 def forecaster() -> Forecaster:
@@ -46,14 +46,14 @@ def forecaster() -> Forecaster:
 
 def test_a_window_holds_what_a_stream_would_have_carried(batch: Batch) -> None:
     latents = torch.zeros(4, 5, CONFIG.width, *TINY.tokenizer.latent_size)
-    drive, carry = recorded(batch.observation, latents, CONFIG.quirks, 5, 6, (batch.target, latents[:, :1].expand(-1, 6, -1, -1, -1)))
+    drive, carry = recorded(batch.inputs, latents, CONFIG.quirks, 5, 6, (batch.targets, latents[:, :1].expand(-1, 6, -1, -1, -1)))
     assert carry.motions[0].tolist() == [[0, 0, 1, 1, 1, 1, 0, 0, 0]] * 5, "nothing lies before a scene"
     for k in (1, 2):
         pushed = torch.cat([carry.motions[k, 1:], drive.motions[k, :1]])
         torch.testing.assert_close(pushed[1:], carry.motions[k + 1, 1:], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(pushed[0, :6], carry.motions[k + 1, 0, :6], atol=1e-4, rtol=1e-4)
     assert drive.starts.tolist() == [True, False, False, False]
-    torch.testing.assert_close(drive.next_T_now[:, 0].float(), torch.linalg.inv(batch.target.now_T_frame[:, 0]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(drive.next_T_now[:, 0].float(), torch.linalg.inv(batch.targets.now_T_frame[:, 0]), atol=1e-4, rtol=1e-4)
 
 
 def test_it_trains_and_imagines(batch: Batch) -> None:
@@ -63,7 +63,7 @@ def test_it_trains_and_imagines(batch: Batch) -> None:
     assert list(parts)[-2:] == ["trajectory", "rotation"]
     assert [n for n, p in made.world.named_parameters() if p.grad is None] == []
     made.eval()
-    imagined = made.imagine(batch.observation, 3)
+    imagined = made.imagine(batch.inputs, 3)
     assert imagined.latents.shape[:2] == imagined.now_T_frame.shape[:2] == (4, 3)
     moved = imagined.now_T_frame[:, 0, :3, :3]
     torch.testing.assert_close(moved @ moved.transpose(1, 2), torch.eye(3).expand(4, 3, 3), atol=1e-5, rtol=1e-5)
@@ -71,14 +71,14 @@ def test_it_trains_and_imagines(batch: Batch) -> None:
 
 def test_imagining_depends_on_where_the_map_s_axes_point(batch: Batch) -> None:
     """The published model is told motions in map axes: turn the map and the same drive gives another plan."""
-    made, seen = forecaster().eval(), batch.observation
-    assert seen.global_T_now is not None
+    made, inputs = forecaster().eval(), batch.inputs
+    assert inputs.global_T_now is not None
     turn = torch.eye(4, dtype=torch.float64)
     turn[:2, :2] = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
-    turned = made.imagine(replace(seen, global_T_now=turn @ seen.global_T_now), 1)
-    assert not torch.allclose(turned.now_T_frame, made.imagine(seen, 1).now_T_frame, atol=1e-3)
+    turned = made.imagine(replace(inputs, global_T_now=turn @ inputs.global_T_now), 1)
+    assert not torch.allclose(turned.now_T_frame, made.imagine(inputs, 1).now_T_frame, atol=1e-3)
     with pytest.raises(ConfigError, match="axes of the map"):
-        made.imagine(replace(seen, global_T_now=None), 1)
+        made.imagine(replace(inputs, global_T_now=None), 1)
 
 
 def test_quaternions_of_matrices() -> None:

@@ -19,10 +19,10 @@ from iidrive.core.errors import CheckpointError, ConfigError, DataError, IIDrive
 from iidrive.data.clips import OccupancyFrames
 from iidrive.data.town.source import Town
 from iidrive.pipeline import recipes, stages
-from iidrive.runtime.distributed import Team
+from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.run_folder import Run
 from iidrive.training import checkpoint
-from iidrive.training.options import Session, StopRequested
+from iidrive.training.options import RunOptions, StopRequested
 
 TINY = replace(recipes.tiny(), town=replace(recipes.tiny().town, train_scenes=2, test_scenes=1, keyframes=14))
 OFTEN = {
@@ -33,7 +33,7 @@ RECIPE = replace(TINY, **OFTEN)
 """A checkpoint after every step: most kills then fall into or next to the writing of one."""
 
 
-def train_all(team: Team, folder: Path, delay_s: float = 0.0) -> None:
+def train_all(process_group: ProcessGroup, folder: Path, delay_s: float = 0.0) -> None:
     """All stages, each going on where it was."""
     real = checkpoint.save_file
 
@@ -42,22 +42,22 @@ def train_all(team: Team, folder: Path, delay_s: float = 0.0) -> None:
         time.sleep(delay_s)  # so that kills fall between the files of a checkpoint too
 
     checkpoint.save_file = slow_save
-    town, session = Town(TINY.town), Session(team, resume="auto")
+    town, options = Town(TINY.town), RunOptions(process_group, resume="auto")
 
     def begin(name: str) -> Run:
-        return Run.start(folder / name, {}, True, team)
+        return Run.start(folder / name, {}, True, process_group)
 
-    tokenizer = stages.train_tokenizer(RECIPE, town, "train", begin("tokenizer"), session)
-    cache = stages.write_tokens(tokenizer, town, town.scene_names("train"), folder / "tokens", team=team)
-    world = stages.train_world(RECIPE, tokenizer, cache, town, "train", begin("world"), session)
-    stages.train_planner(RECIPE, world, cache, town, "train", begin("planner"), True, session)
-    if team.leader:
+    tokenizer = stages.train_tokenizer(RECIPE, town, "train", begin("tokenizer"), options)
+    cache = stages.write_tokens(tokenizer, town, town.scene_names("train"), folder / "tokens", process_group=process_group)
+    world = stages.train_world(RECIPE, tokenizer, cache, town, "train", begin("world"), options)
+    stages.train_planner(RECIPE, world, cache, town, "train", begin("planner"), True, options)
+    if process_group.is_rank_zero:
         (folder / "done").touch()
 
 
 def train_alone(folder: Path, delay_s: float) -> None:
     """The same in one process."""
-    train_all(Team(), folder, delay_s)
+    train_all(ProcessGroup(), folder, delay_s)
 
 
 def everything(folder: Path) -> dict[str, torch.Tensor]:
@@ -110,14 +110,18 @@ def _made(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for pattern in patterns for path in folder.glob(pattern)}
 
 
-def first_half(team: Team, folder: Path) -> None:
+def first_half(process_group: ProcessGroup, folder: Path) -> None:
     """Half of the tokenizer's training."""
-    stages.train_tokenizer(RECIPE, Town(TINY.town), "train", Run.start(folder, {}, True, team), Session(team, resume="auto", stop_at=10))
+    stages.train_tokenizer(
+        RECIPE, Town(TINY.town), "train", Run.start(folder, {}, True, process_group), RunOptions(process_group, resume="auto", stop_at=10)
+    )
 
 
-def second_half(team: Team, folder: Path) -> None:
+def second_half(process_group: ProcessGroup, folder: Path) -> None:
     """The other half."""
-    stages.train_tokenizer(RECIPE, Town(TINY.town), "train", Run.start(folder, {}, True, team), Session(team, resume="on"))
+    stages.train_tokenizer(
+        RECIPE, Town(TINY.town), "train", Run.start(folder, {}, True, process_group), RunOptions(process_group, resume="on")
+    )
 
 
 @pytest.mark.slow
@@ -133,8 +137,8 @@ def test_another_number_of_processes_goes_on(straight: Path, tmp_path: Path) -> 
 
 def trained(folder: Path, stop_at: int, resume: str = "off") -> Path:
     """The tokenizer's first samples, in this process."""
-    session = Session(resume=resume, stop_at=stop_at)  # pyright: ignore[reportArgumentType]
-    return stages.train_tokenizer(RECIPE, Town(TINY.town), "train", Run.start(folder, {}, resume != "off"), session)
+    options = RunOptions(resume=resume, stop_at=stop_at)  # pyright: ignore[reportArgumentType]
+    return stages.train_tokenizer(RECIPE, Town(TINY.town), "train", Run.start(folder, {}, resume != "off"), options)
 
 
 @pytest.mark.slow
@@ -231,21 +235,21 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pyt
     checkpoint.require_whole(checkpoint.find(tmp_path))
 
 
-def one_dies(team: Team, folder: Path) -> None:
+def one_dies(process_group: ProcessGroup, folder: Path) -> None:
     """The second process is killed in its third step; the first must say so and end."""
     real, calls = OccupancyFrames.__call__, []
 
     def deadly(self: OccupancyFrames, name: str, indices: object) -> object:
         calls.append(name)
-        if team.rank == 1 and len(calls) > 5:
+        if process_group.rank == 1 and len(calls) > 5:
             os.kill(os.getpid(), signal.SIGKILL)
         return real(self, name, indices)  # pyright: ignore[reportArgumentType]
 
     OccupancyFrames.__call__ = deadly  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        stages.train_tokenizer(RECIPE, Town(TINY.town), "train", Run.start(folder, {}, True, team), Session(team))
+        stages.train_tokenizer(RECIPE, Town(TINY.town), "train", Run.start(folder, {}, True, process_group), RunOptions(process_group))
     except IIDriveError as error:
-        (folder / f"told-{team.rank}").write_text(str(error))
+        (folder / f"told-{process_group.rank}").write_text(str(error))
     os._exit(0)
 
 
@@ -259,19 +263,19 @@ def test_a_dead_process_is_told_by_the_others(tmp_path: Path) -> None:
     checkpoint.require_whole(checkpoint.find(tmp_path))
 
 
-def one_reads_badly(team: Team, folder: Path) -> None:
+def one_reads_badly(process_group: ProcessGroup, folder: Path) -> None:
     """A sample of the second process's share cannot be read: all say the same and end."""
     real, calls = OccupancyFrames.__call__, []
 
     def torn(self: OccupancyFrames, name: str, indices: object) -> object:
         calls.append(name)
-        if team.rank == 1 and len(calls) > 5:
+        if process_group.rank == 1 and len(calls) > 5:
             raise DataError("labels.npz: cut short.")
         return real(self, name, indices)  # pyright: ignore[reportArgumentType]
 
     OccupancyFrames.__call__ = torn  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(IIDriveError, match=r"cannot be read: labels.npz: cut short"):
-        stages.train_tokenizer(RECIPE, Town(TINY.town), "train", Run.start(folder, {}, True, team), Session(team))
+        stages.train_tokenizer(RECIPE, Town(TINY.town), "train", Run.start(folder, {}, True, process_group), RunOptions(process_group))
     assert checkpoint.find(folder).name == checkpoint.name(checkpoint.read_manifest(folder).samples_seen)
 
 
@@ -282,4 +286,4 @@ def test_a_bad_sample_of_one_process_stops_all_alike(tmp_path: Path) -> None:
 
 def test_init_and_resume_are_told_apart() -> None:
     with pytest.raises(ConfigError, match="--init starts a new training"):
-        Session(init="somewhere", resume="on")
+        RunOptions(init="somewhere", resume="on")

@@ -21,9 +21,9 @@ from iidrive.models.tokenizer import Tokenizer, TokenizerConfig
 from iidrive.pipeline import recipes, stages
 from iidrive.runtime.run_folder import Run
 from iidrive.training import checkpoint
-from iidrive.training.optim import Average, TrainConfig, learning_rate
-from iidrive.training.options import Session
-from iidrive.training.parallel import Spread
+from iidrive.training.optim import EMA, TrainConfig, learning_rate
+from iidrive.training.options import RunOptions
+from iidrive.training.parallel import ParallelConfig
 
 RECIPE = replace(recipes.tiny(), town=replace(recipes.tiny().town, train_scenes=2, test_scenes=1, keyframes=14))
 SHORT = replace(RECIPE, train_tokenizer=replace(RECIPE.train_tokenizer, samples=8, save_every=2, log_every=2))
@@ -40,8 +40,8 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 def test_two_steps_then_two_more_equal_four(tmp_path: Path, town: Town) -> None:
     straight = stages.train_tokenizer(SHORT, town, "train", Run.start(tmp_path / "a", {}))
-    stages.train_tokenizer(SHORT, town, "train", Run.start(tmp_path / "b", {}), Session(stop_at=4))
-    resumed = stages.train_tokenizer(SHORT, town, "train", Run(tmp_path / "b"), Session(resume="on"))
+    stages.train_tokenizer(SHORT, town, "train", Run.start(tmp_path / "b", {}), RunOptions(stop_at=4))
+    resumed = stages.train_tokenizer(SHORT, town, "train", Run(tmp_path / "b"), RunOptions(resume="on"))
     one, two = weights(straight), weights(resumed)
     assert one.keys() == two.keys()
     assert all(torch.equal(one[k], two[k]) for k in one)
@@ -58,10 +58,10 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Pat
 
 
 def test_resuming_with_another_config_is_refused(tmp_path: Path, town: Town) -> None:
-    stages.train_tokenizer(SHORT, town, "train", Run.start(tmp_path, {}), Session(stop_at=2))
+    stages.train_tokenizer(SHORT, town, "train", Run.start(tmp_path, {}), RunOptions(stop_at=2))
     other = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, learning_rate=1e-4))
     with pytest.raises(CheckpointError, match="another config"):
-        stages.train_tokenizer(other, town, "train", Run(tmp_path), Session(resume="on"))
+        stages.train_tokenizer(other, town, "train", Run(tmp_path), RunOptions(resume="on"))
     with pytest.raises(ConfigError, match="already holds checkpoints"):
         Run.start(tmp_path, {})
     Run.start(tmp_path, {"what": "again"}, resume=True)
@@ -105,7 +105,7 @@ def test_stages_refuse_another_tokenizers_tokens(tmp_path: Path, town: Town) -> 
     cache = stages.write_tokens(first, town, town.scene_names("train"), tmp_path / "tokens")
     with pytest.raises(LineageError, match="written by tokenizer"):
         stages.train_world(RECIPE, second, cache, town, "train", Run.start(tmp_path / "w", {}))
-    world = stages.train_world(RECIPE, first, cache, town, "train", Run.start(tmp_path / "w", {}), Session(stop_at=4))
+    world = stages.train_world(RECIPE, first, cache, town, "train", Run.start(tmp_path / "w", {}), RunOptions(stop_at=4))
     with pytest.raises(LineageError, match="was trained on tokenizer"):
         stages.load_forecaster(world, second)
     assert stages.load_forecaster(world)[1].parent("tokenizer").fingerprint == checkpoint.read_manifest(first).fingerprint
@@ -136,8 +136,8 @@ def test_values_that_cannot_be_are_named(field: str, value: float) -> None:
 
 
 def test_a_spread_below_nothing_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"--spread.accumulate cannot be below 0; found -1"):
-        Spread(accumulate=-1)
+    with pytest.raises(ConfigError, match=r"--parallel.grad_accum_steps cannot be below 0; found -1"):
+        ParallelConfig(grad_accum_steps=-1)
 
 
 def test_without_save_every_the_end_is_saved(tmp_path: Path, town: Town) -> None:
@@ -156,7 +156,7 @@ def test_what_was_logged_before_the_first_checkpoint_is_not_logged_twice(tmp_pat
     for samples in (2, 4):
         run.log({"samples": samples})
     recipe = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, samples=4))
-    stages.train_tokenizer(recipe, town, "train", run, Session(resume="auto"))
+    stages.train_tokenizer(recipe, town, "train", run, RunOptions(resume="auto"))
     assert [json.loads(line)["samples"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [2, 4]
 
 
@@ -173,10 +173,10 @@ def test_an_average_that_starts_ahead_moves_slowly_from_the_start() -> None:
     module, moved = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(module.weight)
     torch.nn.init.ones_(moved.weight)
-    config = TrainConfig(average=0.999, average_warmup=2000.0)
+    config = TrainConfig(ema_decay=0.999, ema_warmup_steps=2000.0)
     found = []
     for ahead in (0, 10_560):
-        average = Average(module, replace(config, average_ahead=ahead))
+        average = EMA(module, replace(config, ema_initial_steps=ahead))
         average.update(moved, 1)
         found.append(average.state["weight"].item())
     assert found == pytest.approx([1 - 0.999 * 0.0005, 1 - 0.999 * (1 - 0.0050893)], abs=1e-5)
@@ -185,10 +185,10 @@ def test_an_average_that_starts_ahead_moves_slowly_from_the_start() -> None:
 def test_recomputing_activations_changes_nothing(tmp_path: Path, town: Town) -> None:
     marks = []
     for name in ("kept", "again"):
-        session = Session(spread=Spread(recompute=name == "again"))
-        tokenizer = stages.train_tokenizer(SHORT, town, "train", Run.start(tmp_path / name, {}), session)
+        options = RunOptions(parallel=ParallelConfig(activation_checkpointing=name == "again"))
+        tokenizer = stages.train_tokenizer(SHORT, town, "train", Run.start(tmp_path / name, {}), options)
         cache = stages.write_tokens(tokenizer, town, town.scene_names("train"), tmp_path / f"{name}-tokens")
-        world = stages.train_world(RECIPE, tokenizer, cache, town, "train", Run.start(tmp_path / f"{name}-world", {}), session)
+        world = stages.train_world(RECIPE, tokenizer, cache, town, "train", Run.start(tmp_path / f"{name}-world", {}), options)
         marks.append(checkpoint.read_manifest(world).fingerprint)
     assert marks[0] == marks[1]
 
@@ -201,8 +201,8 @@ def test_mixed_precision_trains_near_single_precision(tmp_path: Path, town: Town
     straight = stages.train_tokenizer(mixed, town, "train", Run.start(tmp_path / "a", {}))
     losses = [checkpoint.read_manifest(path).metrics["loss"] for path in (whole, straight)]
     assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.02)
-    stages.train_tokenizer(mixed, town, "train", Run.start(tmp_path / "b", {}), Session(stop_at=4))
-    resumed = stages.train_tokenizer(mixed, town, "train", Run(tmp_path / "b"), Session(resume="on"))
+    stages.train_tokenizer(mixed, town, "train", Run.start(tmp_path / "b", {}), RunOptions(stop_at=4))
+    resumed = stages.train_tokenizer(mixed, town, "train", Run(tmp_path / "b"), RunOptions(resume="on"))
     one, two = weights(straight), weights(resumed)
     assert all(torch.equal(one[k], two[k]) for k in one)
     assert ("scaler" in one) == (precision == "16")
@@ -231,13 +231,13 @@ def test_fine_tuning_starts_from_the_weights_given_and_says_so(tmp_path: Path, t
     first = stages.train_tokenizer(SHORT, town, "train", Run.start(tmp_path / "first", {}))
     cache = stages.write_tokens(first, town, town.scene_names("train"), tmp_path / "tokens")
     world = stages.train_world(RECIPE, first, cache, town, "train", Run.start(tmp_path / "world", {}))
-    still = replace(RECIPE, train_world=replace(RECIPE.train_world, learning_rate=1e-12, weight_decay=0.0, average=0.0))
-    tuned = stages.train_world(still, first, cache, town, "train", Run.start(tmp_path / "tuned", {}), Session(init=str(world)))
+    still = replace(RECIPE, train_world=replace(RECIPE.train_world, learning_rate=1e-12, weight_decay=0.0, ema_decay=0.0))
+    tuned = stages.train_world(still, first, cache, town, "train", Run.start(tmp_path / "tuned", {}), RunOptions(init=str(world)))
     before, after = checkpoint.load_tensors(world), checkpoint.load_tensors(tuned)
     assert all(torch.allclose(before[k], after[k], atol=1e-8) for k in before), "it started where the other ended"
     mark = checkpoint.read_manifest(world).fingerprint
     assert f"initial world {mark}" in str(checkpoint.read_manifest(tuned).lineage())
-    again = stages.train_world(still, first, cache, town, "train", Run(tmp_path / "tuned"), Session(resume="on"))
+    again = stages.train_world(still, first, cache, town, "train", Run(tmp_path / "tuned"), RunOptions(resume="on"))
     assert checkpoint.read_manifest(again).origins[0].fingerprint == mark, "what it started from need not be said again"
     assert stages.load_forecaster(tuned)[1].origins[0].fingerprint == mark
 
@@ -245,12 +245,12 @@ def test_fine_tuning_starts_from_the_weights_given_and_says_so(tmp_path: Path, t
     other = stages.train_tokenizer(second, town, "train", Run.start(tmp_path / "second", {}))
     others = stages.write_tokens(other, town, town.scene_names("train"), tmp_path / "others")
     with pytest.raises(LineageError, match="was trained on tokenizer"):
-        stages.train_world(RECIPE, other, others, town, "train", Run.start(tmp_path / "mixed", {}), Session(init=str(world)))
+        stages.train_world(RECIPE, other, others, town, "train", Run.start(tmp_path / "mixed", {}), RunOptions(init=str(world)))
     with pytest.raises(CheckpointError, match="expected a world, found a tokenizer"):
-        stages.train_world(RECIPE, first, cache, town, "train", Run.start(tmp_path / "kind", {}), Session(init=str(first)))
+        stages.train_world(RECIPE, first, cache, town, "train", Run.start(tmp_path / "kind", {}), RunOptions(init=str(first)))
     wide = replace(RECIPE, world=replace(RECIPE.world, feed_forward=48))
     with pytest.raises(CheckpointError, match=r"do not fit the architecture.*misshapen"):
-        stages.train_world(wide, first, cache, town, "train", Run.start(tmp_path / "wide", {}), Session(init=str(world)))
+        stages.train_world(wide, first, cache, town, "train", Run.start(tmp_path / "wide", {}), RunOptions(init=str(world)))
 
 
 def test_validation_is_told_and_does_not_touch_the_training(tmp_path: Path, town: Town) -> None:
@@ -281,8 +281,8 @@ def test_validation_is_told_and_does_not_touch_the_training(tmp_path: Path, town
 def test_workers_make_the_same_batches(tmp_path: Path, town: Town) -> None:
     marks = []
     for workers in (0, 2):
-        session = Session(spread=Spread(workers=workers))
-        path = stages.train_tokenizer(SHORT, town, "train", Run.start(tmp_path / str(workers), {}), session)
+        options = RunOptions(parallel=ParallelConfig(workers=workers))
+        path = stages.train_tokenizer(SHORT, town, "train", Run.start(tmp_path / str(workers), {}), options)
         marks.append(checkpoint.read_manifest(path).fingerprint)
     assert marks[0] == marks[1]
 
@@ -306,7 +306,7 @@ def test_no_step_draws_from_a_global_random_state(tmp_path: Path, town: Town, mo
 
 def test_curves_for_tensorboard_are_kept_or_the_package_is_asked_for(tmp_path: Path, town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     def train(folder: Path) -> None:
-        stages.train_ego_mlp(RECIPE, town, "train", Run.start(folder, {}), Session(tensorboard=True))
+        stages.train_ego_mlp(RECIPE, town, "train", Run.start(folder, {}), RunOptions(tensorboard=True))
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ConfigError, match=r"pip install \"iidrive\[track\]\""):

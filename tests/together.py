@@ -49,7 +49,7 @@ def _member(rank: int, size: int, port: int, function: Callable[..., object], *a
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "GROUP_RANK": 0, "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in numbers.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test"}
-    team = distributed.join()
-    assert (team.rank, team.size) == (rank, size)
-    function(team, *arguments)
+    process_group = distributed.join()
+    assert (process_group.rank, process_group.size) == (rank, size)
+    function(process_group, *arguments)
     distributed.leave()

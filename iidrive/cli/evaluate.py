@@ -89,7 +89,7 @@ def evaluate(
         allow_mismatch: use stages that do not belong together all the same; everything made with them is marked.
         devices: processes on this machine that share the work; results do not depend on it.
     """
-    team = enter(devices)
+    process_group = enter(devices)
     choice = Data(data, root, version, occupancy, gts, predicted)
     if planner not in stages.BASELINES and not Path(planner).exists():
         raise ConfigError(f"{unknown('planner', planner, stages.BASELINES)} Or give a run folder or checkpoint that exists.")
@@ -106,11 +106,11 @@ def evaluate(
     source.scene_names(split)
     state = f"-ii-{test_ii}" if planner not in stages.BASELINES else ""
     about = stages.describe("evaluate", recipe, source, split) | {"test_ii": test_ii}
-    started = Run.start(run or f"runs/evaluate-{name}-{split}{state}", about, team=team)
+    started = Run.start(run or f"runs/evaluate-{name}-{split}{state}", about, process_group=process_group)
     train = source.usual_split("train")
     result = evaluation.assess(planner, source, split, train, recipe, started, test_ii == "on", world, tokenizer, allow_mismatch == "on")
     print(result.text)
-    if json and team.leader:
+    if json and process_group.is_rank_zero:
         write_json(json, result.scores)
 
 

@@ -25,13 +25,13 @@ from iidrive.pipeline import evaluate as evaluation
 from iidrive.pipeline import recipes, stages
 from iidrive.pipeline.recipes import Recipe
 from iidrive.runtime import distributed
-from iidrive.runtime.distributed import Team
+from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.run_folder import Run
 from iidrive.scoring.cases import Predictions
 from iidrive.scoring.readers import read_paths
 from iidrive.training import checkpoint
-from iidrive.training.options import Resume, Session
-from iidrive.training.parallel import Spread
+from iidrive.training.options import Resume, RunOptions
+from iidrive.training.parallel import ParallelConfig
 
 Switch = Literal["on", "off"]
 Occupancy = Literal["auto", "labels", "derived", "predicted"]
@@ -64,33 +64,35 @@ def read_plans(path: str | Path, tokens: str = "") -> tuple[Predictions, tuple[s
     return found.predictions, lineage_of.lineage_of_predictions(found.predictions).marks
 
 
-def enter(devices: int, fits: Callable[[int], object] = lambda devices: None) -> Team:
+def enter(devices: int, fits: Callable[[int], object] = lambda devices: None) -> ProcessGroup:
     """The processes that share this command. With `devices` > 1 and nothing started yet, start them: this process then only watches.
 
-    Only the leader speaks. `fits` raises ConfigError for a number of processes that will not do, before any work and once for all.
+    Only rank 0 speaks. `fits` raises ConfigError for a number of processes that will not do, before any work and once for all.
     """
     if distributed.to_be_started(devices):
         fits(devices)
         distributed.start(devices, sys.argv[1:])
-    team = distributed.join(devices)
-    with team.alike():
-        if team.leader:
-            fits(team.size)
-    if not team.leader:
+    process_group = distributed.join(devices)
+    with process_group.raise_on_all_ranks():
+        if process_group.is_rank_zero:
+            fits(process_group.size)
+    if not process_group.is_rank_zero:
         console.quiet = True
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
         warnings.simplefilter("ignore")
-    return team
+    return process_group
 
 
-def session_of(team: Team, spread: Spread, resume: Resume, init: str, tensorboard: Switch) -> Session:
+def run_options(process_group: ProcessGroup, parallel: ParallelConfig, resume: Resume, init: str, tensorboard: Switch) -> RunOptions:
     """One sitting of a training, as the command line tells it."""
-    return Session(team, spread, resume, init, None, tensorboard == "on")
+    return RunOptions(process_group, parallel, resume, init, None, tensorboard == "on")
 
 
-def start(run: str, about: dict[str, Any], session: Session) -> Run:
+def start(run: str, about: dict[str, Any], options: RunOptions) -> Run:
     """Start a training run, which keeps its own recipe."""
-    started = Run.start(run, about | {"init": session.init, "spread": to_plain(session.spread)}, session.resume != "off", session.team)
+    started = Run.start(
+        run, about | {"init": options.init, "spread": to_plain(options.parallel)}, options.resume != "off", options.process_group
+    )
     if not checkpoint.newest_first(started.folder) or not (started.folder / "recipe.json").exists():
         started.write_json("recipe.json", about["recipe"])
     return started
@@ -104,7 +106,7 @@ def tokens_of(
     run: Path,
     allow: bool = False,
     shard: slice = slice(None),
-    team: Team | None = None,
+    process_group: ProcessGroup | None = None,
 ) -> TokenCache:
     """The token cache of a split, completed where scenes are missing. `allow`: another tokenizer's cache will do as it is."""
     if allow and folder and (Path(folder) / "manifest.json").is_file():
@@ -113,8 +115,8 @@ def tokens_of(
             return there  # another tokenizer's: read as it is, never added to
     names = source.scene_names(split)[shard]
     folder = folder or str(stages.tokens_folder(run, tokenizer, source))
-    with evaluation.counting("tokens", len(names), team) as tick:
-        return stages.write_tokens(tokenizer, source, names, folder, tick, note, team)
+    with evaluation.counting("tokens", len(names), process_group) as tick:
+        return stages.write_tokens(tokenizer, source, names, folder, tick, note, process_group)
 
 
 def finish(path: Path, data: Data, recipe: Recipe, run: str) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from iidrive.cli.options import Occupancy, Switch, enter, finish, open_data, places_of_shard, session_of, start, tokens_of
+from iidrive.cli.options import Occupancy, Switch, enter, finish, open_data, places_of_shard, run_options, start, tokens_of
 from iidrive.data import Data, DataName
 from iidrive.pipeline import recipes, stages
 from iidrive.pipeline.recipes import Recipe
 from iidrive.training import checkpoint
 from iidrive.training.options import Resume
-from iidrive.training.parallel import Spread
+from iidrive.training.parallel import ParallelConfig
 
 
 def train_tokenizer(
@@ -27,7 +27,7 @@ def train_tokenizer(
     resume: Resume = "off",
     init: str = "",
     devices: int = 0,
-    spread: Spread = Spread(),  # noqa: B008
+    parallel: ParallelConfig = ParallelConfig(),  # noqa: B008
     tensorboard: Switch = "off",
 ) -> None:
     """Stage 1: train the scene tokenizer.
@@ -48,11 +48,11 @@ def train_tokenizer(
         spread: samples computed at once on a device, accumulation, workers, and what saves memory or time.
         tensorboard: keep curves in RUN/tensorboard.
     """
-    session = session_of(enter(devices, partial(spread.divide, recipe.train_tokenizer)), spread, resume, init, tensorboard)
+    options = run_options(enter(devices, partial(parallel.divide, recipe.train_tokenizer)), parallel, resume, init, tensorboard)
     choice = Data(data, root, version, occupancy, gts, predicted)
     source, split = open_data(choice, recipe, split)
-    started = start(run, stages.describe("train tokenizer", recipe, source, split), session)
-    finish(stages.train_tokenizer(recipe, source, split, started, session), choice, recipe, run)
+    started = start(run, stages.describe("train tokenizer", recipe, source, split), options)
+    finish(stages.train_tokenizer(recipe, source, split, started, options), choice, recipe, run)
 
 
 def train_world(
@@ -70,7 +70,7 @@ def train_world(
     resume: Resume = "off",
     init: str = "",
     devices: int = 0,
-    spread: Spread = Spread(),  # noqa: B008
+    parallel: ParallelConfig = ParallelConfig(),  # noqa: B008
     tensorboard: Switch = "off",
     allow_mismatch: Switch = "off",
 ) -> None:
@@ -95,12 +95,12 @@ def train_world(
         tensorboard: keep curves in RUN/tensorboard.
         allow_mismatch: use stages that do not belong together all the same; everything made with them is marked.
     """
-    session = session_of(enter(devices, partial(spread.divide, recipe.train_world)), spread, resume, init, tensorboard)
+    options = run_options(enter(devices, partial(parallel.divide, recipe.train_world)), parallel, resume, init, tensorboard)
     choice = Data(data, root, version, occupancy, gts, predicted)
     source, split = open_data(choice, recipe, split)
-    started = start(run, stages.describe("train world", recipe, source, split) | {"allow_mismatch": allow_mismatch}, session)
-    cache = tokens_of(tokens, tokenizer, source, split, Path(run), allow_mismatch == "on", team=session.team)
-    path = stages.train_world(recipe, tokenizer, cache, source, split, started, session, allow=allow_mismatch == "on")
+    started = start(run, stages.describe("train world", recipe, source, split) | {"allow_mismatch": allow_mismatch}, options)
+    cache = tokens_of(tokens, tokenizer, source, split, Path(run), allow_mismatch == "on", process_group=options.process_group)
+    path = stages.train_world(recipe, tokenizer, cache, source, split, started, options, allow=allow_mismatch == "on")
     finish(path, choice, recipe, run)
 
 
@@ -120,7 +120,7 @@ def train_planner(
     resume: Resume = "off",
     init: str = "",
     devices: int = 0,
-    spread: Spread = Spread(),  # noqa: B008
+    parallel: ParallelConfig = ParallelConfig(),  # noqa: B008
     tensorboard: Switch = "off",
     allow_mismatch: Switch = "off",
 ) -> None:
@@ -146,18 +146,24 @@ def train_planner(
         tensorboard: keep curves in RUN/tensorboard.
         allow_mismatch: use stages that do not belong together all the same; everything made with them is marked.
     """
-    session = session_of(enter(devices, partial(spread.divide, recipe.train_planner)), spread, resume, init, tensorboard)
+    options = run_options(enter(devices, partial(parallel.divide, recipe.train_planner)), parallel, resume, init, tensorboard)
     choice = Data(data, root, version, occupancy, gts, predicted)
     source, split = open_data(choice, recipe, split)
     manifest = checkpoint.read_manifest(world)
     checkpoint.require_kind(manifest, "world", world)
-    started = start(run, stages.describe("train planner", recipe, source, split) | {"allow_mismatch": allow_mismatch}, session)
+    started = start(run, stages.describe("train planner", recipe, source, split) | {"allow_mismatch": allow_mismatch}, options)
     tokenizer = stages.locate(manifest, "tokenizer", world)
     near = stages.tokens_folder(Path(world), tokenizer, source)
     cache = tokens_of(
-        tokens or (str(near) if near.is_dir() else ""), str(tokenizer), source, split, Path(run), allow_mismatch == "on", team=session.team
+        tokens or (str(near) if near.is_dir() else ""),
+        str(tokenizer),
+        source,
+        split,
+        Path(run),
+        allow_mismatch == "on",
+        process_group=options.process_group,
     )
-    path = stages.train_planner(recipe, world, cache, source, split, started, train_ii == "on", session, allow=allow_mismatch == "on")
+    path = stages.train_planner(recipe, world, cache, source, split, started, train_ii == "on", options, allow=allow_mismatch == "on")
     finish(path, choice, recipe, run)
 
 
@@ -193,9 +199,9 @@ def tokens(
         shard: K/N writes every N-th scene from the K-th on, counted from 0, so that N processes share the work.
         devices: processes on this machine that share the work.
     """
-    team = enter(devices)
+    process_group = enter(devices)
     choice = Data(data, root, version, occupancy, gts, predicted)
     source, split = open_data(choice, recipe, split)
-    cache = tokens_of(out, tokenizer, source, split, Path(out), shard=places_of_shard(shard), team=team)
+    cache = tokens_of(out, tokenizer, source, split, Path(out), shard=places_of_shard(shard), process_group=process_group)
     whose = split if shard == "0/1" else f"shard {shard} of {split}"
     print(f"tokens of {whose} in {cache.folder}: {cache.frame_bytes} bytes a keyframe, tokenizer {cache.manifest.tokenizer}")

@@ -360,7 +360,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Inputs:
     """Observations of B samples as tensors: T frames, oldest first, the last is now. What a model gets, and all that it gets.
 
     `now_T_frame` (B,T,4,4) carries points of each frame's ego frame into the current one; `known` (B,T) is false where the scene had
@@ -379,18 +379,18 @@ class Seen:
     codes: Int[Tensor, "B T n"] | None = None
     global_T_now: Float64[Tensor, "B 4 4"] | None = None
 
-    def to(self, device: torch.device) -> Seen:
+    def to(self, device: torch.device) -> Inputs:
         """The same on another device."""
         return _moved(self, device)
 
-    def select(self, rows: Int[Tensor, "b"]) -> Seen:
+    def select(self, rows: Int[Tensor, "b"]) -> Inputs:
         """Some of the samples."""
         part = {k: v[rows] for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, tokens=tuple(self.tokens[int(row)] for row in rows), **part)
 
 
 @dataclass(frozen=True)
-class Ahead:
+class Targets:
     """Targets of B samples as tensors, S future steps; `valid` (B,S) false where the scene had ended (the last frame stands in).
 
     `path` (B,S,2) is the LIDAR_TOP origin's in the current lidar frame. `draw` (B,S) are uniform numbers that follow from the seed and the
@@ -404,12 +404,12 @@ class Ahead:
     occupancy: UInt8[Tensor, "B S X Y Z"] | None = None
     codes: Int[Tensor, "B S n"] | None = None
 
-    def to(self, device: torch.device) -> Ahead:
+    def to(self, device: torch.device) -> Targets:
         """The same on another device."""
         return _moved(self, device)
 
 
-Part = TypeVar("Part", "Seen", "Ahead")
+Part = TypeVar("Part", "Inputs", "Targets")
 
 
 def _moved(part: Part, device: torch.device) -> Part:
@@ -422,20 +422,20 @@ def _each(part: Part, change: Callable[[Tensor], Tensor]) -> Part:
 
 @dataclass(frozen=True)
 class Batch:
-    """B training samples. Models read `observation` to predict and `target` only inside their loss.
+    """B training samples. Models read `inputs` to predict and `targets` only inside their loss.
 
     `progress` is the share of the training already done, 0..1, for schedules. `place` (B) is every sample's place in the global batch, where
     this is a part of one.
     """
 
-    observation: Seen
-    target: Ahead
+    inputs: Inputs
+    targets: Targets
     progress: float = 1.0
     place: Int[Tensor, "B"] | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        return replace(self, observation=self.observation.to(device), target=self.target.to(device))
+        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
 
     def as_type(self, dtype: torch.dtype) -> Batch:
         """The same with single-precision numbers in another precision."""
@@ -443,11 +443,11 @@ class Batch:
         def change(tensor: Tensor) -> Tensor:
             return tensor.to(dtype) if tensor.dtype == torch.float32 else tensor
 
-        return replace(self, observation=_each(self.observation, change), target=_each(self.target, change))
+        return replace(self, inputs=_each(self.inputs, change), targets=_each(self.targets, change))
 
     def pin_memory(self) -> Batch:
         """The same in page-locked memory, from where a GPU copies while the processor goes on."""
-        return replace(self, observation=_each(self.observation, Tensor.pin_memory), target=_each(self.target, Tensor.pin_memory))
+        return replace(self, inputs=_each(self.inputs, Tensor.pin_memory), targets=_each(self.targets, Tensor.pin_memory))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 
 from iidrive.core import geometry
 from iidrive.core.errors import DataError
-from iidrive.core.scene import FUTURE_STEPS, Ahead, Batch, GridSpec, Scene, Seen
+from iidrive.core.scene import FUTURE_STEPS, Batch, GridSpec, Inputs, Scene, Targets
 from iidrive.data.source import Source, true_path
 
 Array = np.ndarray
@@ -23,7 +23,7 @@ Frames = Callable[[str, Array], Array]
 
 
 @dataclass(frozen=True)
-class Track:
+class EgoTrack:
     """What a scene's windows need, without its voxels: tokens, ego poses, times, commands, true paths."""
 
     name: str
@@ -36,11 +36,11 @@ class Track:
     path_valid: Array
 
     @staticmethod
-    def of(scene: Scene) -> Track:
+    def of(scene: Scene) -> EgoTrack:
         """Read a scene once."""
         paths = [true_path(scene, i) for i in range(len(scene))]
         frames = scene.keyframes
-        return Track(
+        return EgoTrack(
             scene.name,
             tuple(k.token for k in frames),
             np.stack([k.global_T_ego.matrix for k in frames]),
@@ -53,7 +53,7 @@ class Track:
 
 
 @dataclass(frozen=True)
-class Cut:
+class ClipSpec:
     """How windows are cut: `past` and `future` keyframes around now, and which samples count.
 
     `full_future` keeps only samples with all six future keyframes.
@@ -65,13 +65,13 @@ class Cut:
     first: int = 0
 
 
-class Windows:
+class ClipDataset:
     """All samples of some scenes; `batch(rows)` makes tensors of some of them."""
 
     def __init__(
         self,
-        tracks: Sequence[Track],
-        cut: Cut,
+        tracks: Sequence[EgoTrack],
+        cut: ClipSpec,
         occupancy: Frames | None = None,
         codes: Frames | None = None,
         future: bool = False,
@@ -95,7 +95,7 @@ class Windows:
         return self.tracks[track].tokens[index]
 
     def batch(self, rows: Sequence[int], draws: Array | None = None, progress: float = 1.0, place: torch.Tensor | None = None) -> Batch:
-        """Tensors of some samples. `draws` (len(rows), future) are the uniform numbers of `Ahead.draw` (zeros if absent)."""
+        """Tensors of some samples. `draws` (len(rows), future) are the uniform numbers of `Targets.draw` (zeros if absent)."""
         rows = list(rows)
         seen = {k: v[rows] for k, v in self.seen.items()}
         ahead = {k: v[rows] for k, v in self.ahead.items()}
@@ -108,8 +108,8 @@ class Windows:
                     ahead[key] = later
         draw = np.zeros((len(rows), self.cut.future)) if draws is None else draws
         tokens = tuple(self.token(r) for r in rows)
-        observation = Seen(tokens, **{k: torch.from_numpy(v) for k, v in seen.items()})
-        target = Ahead(draw=torch.from_numpy(draw.astype(np.float32)), **{k: torch.from_numpy(v) for k, v in ahead.items()})
+        observation = Inputs(tokens, **{k: torch.from_numpy(v) for k, v in seen.items()})
+        target = Targets(draw=torch.from_numpy(draw.astype(np.float32)), **{k: torch.from_numpy(v) for k, v in ahead.items()})
         return Batch(observation, target, progress, place)
 
     def _frames(self, frames: Frames, row: int) -> Array:
@@ -120,8 +120,8 @@ class Windows:
         return frames(track.name, np.arange(now - self.cut.past, last + 1).clip(0, len(track.tokens) - 1))
 
 
-def _cut(track: Track, now: Array, cut: Cut) -> tuple[dict[str, Array], dict[str, Array]]:
-    """The numbers of all samples of a scene, at keyframes `now` (n,): (what is seen, what lies ahead), named as in Seen and Ahead."""
+def _cut(track: EgoTrack, now: Array, cut: ClipSpec) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The numbers of all samples of a scene, at keyframes `now` (n,): (what is seen, what lies ahead), named as in Inputs and Targets."""
     past = now[:, None] + np.arange(-cut.past, 1)
     future = now[:, None] + np.arange(1, cut.future + 1)
     kept, next_ = past.clip(0), future.clip(max=len(track.tokens) - 1)
@@ -157,7 +157,7 @@ def draws(seed: int, start: int, count: int, width: int) -> Array:
     return np.stack([np.random.default_rng([seed, 7, place]).random(width) for place in range(start, start + count)])
 
 
-def in_order(windows: Windows, size: int) -> Iterator[Batch]:
+def in_order(windows: ClipDataset, size: int) -> Iterator[Batch]:
     """Every sample once, in order, for evaluation."""
     for start in range(0, len(windows), size):
         yield windows.batch(range(start, min(start + size, len(windows))))

@@ -1,4 +1,4 @@
-"""Planners and forecasters that anything learned has to beat. All read a `Seen` batch and nothing else, as the learned ones do.
+"""Planners and forecasters that anything learned has to beat. All read a `Inputs` batch and nothing else, as the learned ones do.
 
 A plan is the path of the LIDAR_TOP origin in the current lidar frame (x right, y forward), six steps of 0.5 s, (B,6,2) metres.
 """
@@ -12,26 +12,26 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from iidrive.core.classes import FREE
-from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES, Batch, GridSpec, Seen
+from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES, Batch, GridSpec, Inputs
 from iidrive.models.ego_motion import MOTION, constant_turn, ego_status, horizons_s, last_interval_s, lidar_path
-from iidrive.models.losses import Counts, share
+from iidrive.models.losses import Counts, masked_mean
 
 
-def still(seen: Seen) -> Float[Tensor, "B 6 2"]:
+def still(inputs: Inputs) -> Float[Tensor, "B 6 2"]:
     """Stay where you are."""
-    return seen.now_T_frame.new_zeros(len(seen.tokens), FUTURE_STEPS, 2)
+    return inputs.now_T_frame.new_zeros(len(inputs.tokens), FUTURE_STEPS, 2)
 
 
-def constant_velocity(seen: Seen) -> Float[Tensor, "B 6 2"]:
+def constant_velocity(inputs: Inputs) -> Float[Tensor, "B 6 2"]:
     """Go on as between the last two keyframes: LIDAR_TOP velocity over the real time between them. Stands still at a scene's first keyframe."""
-    before = lidar_path(seen.now_T_frame[:, -2:-1], seen.ego_T_lidar)[:, 0]
-    velocity = torch.where(seen.known[:, -2, None], -before / last_interval_s(seen)[:, None], 0.0)
-    return velocity[:, None] * horizons_s(seen)[None, :, None]
+    before = lidar_path(inputs.now_T_frame[:, -2:-1], inputs.ego_T_lidar)[:, 0]
+    velocity = torch.where(inputs.known[:, -2, None], -before / last_interval_s(inputs)[:, None], 0.0)
+    return velocity[:, None] * horizons_s(inputs)[None, :, None]
 
 
-def ctrv(seen: Seen) -> Float[Tensor, "B 6 2"]:
+def ctrv(inputs: Inputs) -> Float[Tensor, "B 6 2"]:
     """Constant turn rate and velocity."""
-    return lidar_path(constant_turn(seen), seen.ego_T_lidar)
+    return lidar_path(constant_turn(inputs), inputs.ego_T_lidar)
 
 
 KINEMATIC = {"still": still, "constant-velocity": constant_velocity, "ctrv": ctrv}
@@ -61,19 +61,19 @@ class EgoMLP(nn.Module):
             nn.Linear(config.hidden, FUTURE_STEPS * 2),
         )
 
-    def plan(self, seen: Seen) -> Float[Tensor, "B 6 2"]:
+    def plan(self, inputs: Inputs) -> Float[Tensor, "B 6 2"]:
         """Plans of a batch."""
-        return ctrv(seen) + self.net(ego_status(seen, self.config.history)).view(-1, FUTURE_STEPS, 2)
+        return ctrv(inputs) + self.net(ego_status(inputs, self.config.history)).view(-1, FUTURE_STEPS, 2)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Valid elements of a batch: future steps that exist."""
-        return {"steps": batch.target.valid.sum()}
+        return {"steps": batch.targets.valid.sum()}
 
     def loss(self, batch: Batch, counts: Counts | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean distance to the true path over the steps that exist."""
-        distance = (self.plan(batch.observation) - batch.target.path).norm(dim=-1)
-        valid = batch.target.valid
-        loss = share((distance * valid).sum(), (counts or self.counts(batch))["steps"])
+        distance = (self.plan(batch.inputs) - batch.targets.path).norm(dim=-1)
+        valid = batch.targets.valid
+        loss = masked_mean((distance * valid).sum(), (counts or self.counts(batch))["steps"])
         return loss, {"L2": loss.detach()}
 
 

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES, STEP_S, Batch, Seen
+from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES, STEP_S, Batch, Inputs
 from iidrive.models.layers import planar_transform, transform_inverse
-from iidrive.models.losses import Counts, share
+from iidrive.models.losses import Counts, masked_mean
 
 MOTION = 9
 """Numbers that tell one step of motion: translation (x, y), quaternion (w, x, y, z), velocity (x, y) and yaw rate."""
@@ -44,31 +44,31 @@ def lidar_path(now_T_future: Float[Tensor, "B S 4 4"], ego_T_lidar: Float[Tensor
     return lidar[..., :2, 3]
 
 
-def constant_turn(seen: Seen, steps: int = FUTURE_STEPS) -> Float[Tensor, "B S 4 4"]:
+def constant_turn(inputs: Inputs, steps: int = FUTURE_STEPS) -> Float[Tensor, "B S 4 4"]:
     """Ego poses now_T_future under constant turn rate and velocity (the twist between the last two keyframes, kept)."""
-    moved = transform_inverse(seen.now_T_frame[:, -2])
+    moved = transform_inverse(inputs.now_T_frame[:, -2])
     yaw = torch.atan2(moved[:, 1, 0], moved[:, 0, 0])
-    seconds = last_interval_s(seen)
+    seconds = last_interval_s(inputs)
     # the twist whose exponential is the observed motion: V(yaw) u = xy, V = [[s, -c], [c, s]] with s = sin(yaw)/yaw, c = (1-cos(yaw))/yaw
     s, c = _sinc(yaw), _cosc(yaw)
     x, y = moved[:, 0, 3], moved[:, 1, 3]
     scale = s.square() + c.square()
     u = torch.stack([s * x + c * y, -c * x + s * y], -1) / scale[:, None]
-    known = seen.known[:, -2]
+    known = inputs.known[:, -2]
     rate = torch.where(known, yaw / seconds, 0.0)
     u = torch.where(known[:, None], u / seconds[:, None], 0.0)
-    time = horizons_s(seen)[:steps]
+    time = horizons_s(inputs)[:steps]
     angle = rate[:, None] * time
     s, c = _sinc(angle), _cosc(angle)
     xy = torch.stack([s * u[:, None, 0] - c * u[:, None, 1], c * u[:, None, 0] + s * u[:, None, 1]], -1) * time[:, None]
     return planar_transform(xy, angle.cos(), angle.sin())
 
 
-def ego_status(seen: Seen, history: int) -> Float[Tensor, "B D"]:
+def ego_status(inputs: Inputs, history: int) -> Float[Tensor, "B D"]:
     """Past motions with a flag whether each was observed, and the one-hot command."""
-    motions = past_motions(seen.now_T_frame, seen.known, seen.age_s)[:, -history:]
-    known = seen.known[:, :-1][:, -history:, None].to(motions.dtype)
-    command = nn.functional.one_hot(seen.command, len(MANOEUVRES)).to(motions.dtype)
+    motions = past_motions(inputs.now_T_frame, inputs.known, inputs.age_s)[:, -history:]
+    known = inputs.known[:, :-1][:, -history:, None].to(motions.dtype)
+    command = nn.functional.one_hot(inputs.command, len(MANOEUVRES)).to(motions.dtype)
     return torch.cat([torch.cat([motions, known], -1).flatten(1), command], -1)
 
 
@@ -86,12 +86,12 @@ class MotionPrior(nn.Module):
             nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, FUTURE_STEPS * 3)
         )
 
-    def forward(self, seen: Seen) -> Float[Tensor, "B S 4 4"]:
+    def forward(self, inputs: Inputs) -> Float[Tensor, "B S 4 4"]:
         """Future ego poses in the current ego frame."""
-        base = constant_turn(seen)
+        base = constant_turn(inputs)
         start = torch.eye(4, device=base.device, dtype=base.dtype).expand(len(base), 1, 4, 4)
         steps = transform_inverse(torch.cat([start, base[:, :-1]], 1)) @ base
-        out = self.net(ego_status(seen, self.history)).view(-1, FUTURE_STEPS, 3)
+        out = self.net(ego_status(inputs, self.history)).view(-1, FUTURE_STEPS, 3)
         yaw = torch.atan2(steps[..., 1, 0], steps[..., 0, 0]) + 0.1 * out[..., 2]
         moves = planar_transform(steps[..., :2, 3] + out[..., :2], yaw.cos(), yaw.sin())
         poses = [moves[:, 0]]
@@ -101,27 +101,27 @@ class MotionPrior(nn.Module):
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Valid elements of a batch: future steps that exist."""
-        return {"steps": batch.target.valid.sum()}
+        return {"steps": batch.targets.valid.sum()}
 
     def loss(self, batch: Batch, counts: Counts | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean distance of the poses, metres, plus ten times the angle between them, radians, over the steps that exist."""
-        poses, true, valid = self(batch.observation), batch.target.now_T_frame, batch.target.valid
+        poses, true, valid = self(batch.inputs), batch.targets.now_T_frame, batch.targets.valid
         distance = (poses[..., :2, 3] - true[..., :2, 3]).norm(dim=-1)
         turn = transform_inverse(poses) @ true
         angle = torch.atan2(turn[..., 1, 0], turn[..., 0, 0]).abs()
         count = (counts or self.counts(batch))["steps"]
-        parts = {"distance": share((distance * valid).sum(), count), "angle": 10 * share((angle * valid).sum(), count)}
+        parts = {"distance": masked_mean((distance * valid).sum(), count), "angle": 10 * masked_mean((angle * valid).sum(), count)}
         return parts["distance"] + parts["angle"], parts
 
 
-def last_interval_s(seen: Seen) -> Float[Tensor, "B"]:
+def last_interval_s(inputs: Inputs) -> Float[Tensor, "B"]:
     """Seconds between the last two keyframes; the nominal step where there was none before."""
-    return torch.where(seen.known[:, -2], seen.age_s[:, -2], STEP_S).clamp(min=1e-3)
+    return torch.where(inputs.known[:, -2], inputs.age_s[:, -2], STEP_S).clamp(min=1e-3)
 
 
-def horizons_s(seen: Seen) -> Float[Tensor, "6"]:
+def horizons_s(inputs: Inputs) -> Float[Tensor, "6"]:
     """0.5 .. 3.0 s."""
-    return STEP_S * torch.arange(1, FUTURE_STEPS + 1, device=seen.age_s.device, dtype=seen.now_T_frame.dtype)
+    return STEP_S * torch.arange(1, FUTURE_STEPS + 1, device=inputs.age_s.device, dtype=inputs.now_T_frame.dtype)
 
 
 def _sinc(angle: Tensor) -> Tensor:

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from iidrive.core.classes import IGNORE
-from iidrive.core.scene import Batch, Seen
+from iidrive.core.scene import Batch, Inputs
 from iidrive.models.iiworld import windows as recorded_windows
 from iidrive.models.layers import transform_inverse
-from iidrive.models.losses import Counts, share, voxel_counts
+from iidrive.models.losses import Counts, masked_mean, voxel_counts
 from iidrive.models.tokenizer import Tokenizer
-from iidrive.models.world import Imagined, Memory, WorldModel
+from iidrive.models.world import Imagined, RolloutState, WorldModel
 
 
 class Forecaster(nn.Module):
@@ -41,28 +41,28 @@ class Forecaster(nn.Module):
         """Latents of token codes."""
         return self.tokenizer.latent_of(codes)
 
-    def remember(self, seen: Seen) -> Memory:
+    def initial_state(self, inputs: Inputs) -> RolloutState:
         """The world model's memory at the present keyframe."""
-        return self.world.remember(seen, self._seen_latents(seen))
+        return self.world.initial_state(inputs, self._seen_latents(inputs))
 
     @torch.no_grad()
-    def imagine(self, seen: Seen, steps: int) -> Imagined:
+    def imagine(self, inputs: Inputs, steps: int) -> Imagined:
         """Imagined latents and ego poses of the next steps, from what was seen alone."""
         if self.world.config.motion == "map":
-            return recorded_windows.imagine(self.world, seen, self._seen_latents(seen), steps)
-        return self.world.imagine(self.remember(seen), seen.command, steps)
+            return recorded_windows.imagine(self.world, inputs, self._seen_latents(inputs), steps)
+        return self.world.imagine(self.initial_state(inputs), inputs.command, steps)
 
     @torch.no_grad()
-    def forecast(self, seen: Seen, at: Sequence[int]) -> tuple[UInt8[Tensor, "B H X Y Z"], Imagined]:
+    def forecast(self, inputs: Inputs, at: Sequence[int]) -> tuple[UInt8[Tensor, "B H X Y Z"], Imagined]:
         """Occupancy at some steps, each in its own (predicted) ego frame (0 is the reconstructed present), and the roll-out."""
-        assert seen.codes is not None
-        imagined = self.imagine(seen, max(at))
-        latents = torch.cat([self.latents(seen.codes[:, -1:]), imagined.latents], 1)
+        assert inputs.codes is not None
+        imagined = self.imagine(inputs, max(at))
+        latents = torch.cat([self.latents(inputs.codes[:, -1:]), imagined.latents], 1)
         return torch.stack([self.tokenizer.labels(latents[:, step]) for step in at], 1), imagined
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Valid elements of a batch: future steps that exist; known voxels of the frames that the voxel loss decodes, and those frames."""
-        steps = {"steps": batch.target.valid.sum()}
+        steps = {"steps": batch.targets.valid.sum()}
         return {**steps, **voxel_counts(_decoded(batch)[1])} if self.world.config.voxel_weight else steps
 
     def loss(self, batch: Batch, counts: Counts | None = None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -71,52 +71,52 @@ class Forecaster(nn.Module):
         At progress p (0..1 of the training) a step's truth replaces the prediction with probability exp(-teacher_decay * p), sample by sample.
         The voxel loss decodes one step of every sample, drawn evenly, through the frozen decoder.
         """
-        config, seen, ahead = self.world.config, batch.observation, batch.target
-        assert ahead.codes is not None
-        truth = self.latents(ahead.codes)
+        config, inputs, targets = self.world.config, batch.inputs, batch.targets
+        assert targets.codes is not None
+        truth = self.latents(targets.codes)
         rate = math.exp(-config.teacher_decay * batch.progress)
         if config.motion == "map":
-            return recorded_windows.loss(self.world, seen, self._seen_latents(seen), ahead, truth, ahead.draw < rate)
-        frames = torch.cat([torch.eye(4).to(truth).expand(len(truth), 1, 4, 4), ahead.now_T_frame], 1)
+            return recorded_windows.loss(self.world, inputs, self._seen_latents(inputs), targets, truth, targets.draw < rate)
+        frames = torch.cat([torch.eye(4).to(truth).expand(len(truth), 1, 4, 4), targets.now_T_frame], 1)
         motions = transform_inverse(frames[:, :-1]) @ frames[:, 1:]
-        memory = self.remember(seen)
+        state = self.initial_state(inputs)
         step = partial(checkpoint, self.world.step, use_reentrant=False) if self.recompute else self.world.step
         latents, poses = [], []
         pose = torch.eye(4).to(truth).expand(len(truth), 4, 4)
         for k in range(truth.shape[1]):
-            teach = ahead.draw[:, k] < rate
-            memory, latent, moved = step(memory, seen.command, motions[:, k], teach)
+            teach = targets.draw[:, k] < rate
+            state, latent, moved = step(state, inputs.command, motions[:, k], teach)
             pose = pose @ moved
             latents.append(latent)
             poses.append(pose)
-            memory = memory.observed(truth[:, k], teach)
+            state = state.observed(truth[:, k], teach)
         predicted, chain = torch.stack(latents, 1), torch.stack(poses, 1)
-        weight = ahead.valid * truth.new_tensor(config.latent_weights)[: truth.shape[1]]
+        weight = targets.valid * truth.new_tensor(config.latent_weights)[: truth.shape[1]]
         counts = counts or self.counts(batch)
         sums = {
             "latent": ((predicted - truth).square().mean((2, 3, 4)) * weight).sum(),
-            "trajectory": config.trajectory_weight * (_distance(chain, ahead.now_T_frame) * ahead.valid).sum(),
-            "rotation": config.rotation_weight * ((1 - _half_cosine(chain, ahead.now_T_frame)) * ahead.valid).sum(),
+            "trajectory": config.trajectory_weight * (_distance(chain, targets.now_T_frame) * targets.valid).sum(),
+            "rotation": config.rotation_weight * ((1 - _half_cosine(chain, targets.now_T_frame)) * targets.valid).sum(),
         }
-        parts = {name: share(total, counts["steps"]) for name, total in sums.items()}
+        parts = {name: masked_mean(total, counts["steps"]) for name, total in sums.items()}
         if config.voxel_weight:
             step, labels = _decoded(batch)
             logits = self.tokenizer.decode(predicted[torch.arange(len(truth), device=truth.device), step])
             parts["voxel"] = config.voxel_weight * self.tokenizer.voxel_loss(logits, labels, counts)[0]
         return torch.stack(list(parts.values())).sum(), parts
 
-    def _seen_latents(self, seen: Seen) -> Float[Tensor, "B T C x y"]:
-        assert seen.codes is not None
-        return self.latents(seen.codes[:, -self.world.config.history :])
+    def _seen_latents(self, inputs: Inputs) -> Float[Tensor, "B T C x y"]:
+        assert inputs.codes is not None
+        return self.latents(inputs.codes[:, -self.world.config.history :])
 
 
 def _decoded(batch: Batch) -> tuple[Int[Tensor, "B"], UInt8[Tensor, "B X Y Z"]]:
     """Which future step of every sample the voxel loss decodes, drawn evenly, and its labels: unknown where the scene had ended."""
-    ahead = batch.target
-    assert ahead.occupancy is not None
-    step = (ahead.draw[:, -1] * 1e4 % 1 * ahead.valid.shape[1]).long()
+    targets = batch.targets
+    assert targets.occupancy is not None
+    step = (targets.draw[:, -1] * 1e4 % 1 * targets.valid.shape[1]).long()
     rows = torch.arange(len(step), device=step.device)
-    return step, torch.where(ahead.valid[rows, step][:, None, None, None], ahead.occupancy[rows, step], IGNORE)
+    return step, torch.where(targets.valid[rows, step][:, None, None, None], targets.occupancy[rows, step], IGNORE)
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:

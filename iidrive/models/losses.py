@@ -24,7 +24,7 @@ Counts = Mapping[str, Tensor]
 """Valid elements of a whole batch, by what is counted: what the terms of a loss are divided by."""
 
 
-def share(total: Float[Tensor, ""], count: Float[Tensor, ""]) -> Float[Tensor, ""]:
+def masked_mean(total: Float[Tensor, ""], count: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """A sum over valid elements as a share of the mean over `count` of them; 0 where there is none."""
     return total / count.clamp(min=1).to(total.dtype)
 
@@ -55,7 +55,7 @@ def focal(
     known = labels != IGNORE
     index, shares = torch.where(known, labels, 0).long(), weight.expand_as(known) * known
     total = focal_sum(logits.reshape(-1, logits.shape[-1]), index.reshape(-1), shares.reshape(-1), alpha, gamma)
-    return share(total, known.sum() if count is None else count)
+    return masked_mean(total, known.sum() if count is None else count)
 
 
 def class_weights(counts: Int[Array, "K"]) -> tuple[float, ...]:
@@ -85,7 +85,7 @@ def balanced_cross_entropy(
     target = torch.where(known, labels.int(), -100).reshape(-1).long() if not bool(known.all()) else labels.reshape(-1).long()
     table = torch.tensor(weights or (1.0,) * logits.shape[-1], dtype=logits.dtype, device=logits.device)
     total = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), target, weight=table, ignore_index=-100, reduction="sum")
-    return share(total, known.sum() if count is None else count)
+    return masked_mean(total, known.sum() if count is None else count)
 
 
 def lovasz_by_frame(
@@ -97,7 +97,7 @@ def lovasz_by_frame(
 ) -> Float[Tensor, ""]:
     """Lovász-softmax of every frame by itself, averaged over frames with known voxels: no frame's value depends on who else is in the batch."""
     total = torch.stack([lovasz(one, truth, bins, weights) for one, truth in zip(logits, labels, strict=True)]).sum()
-    return share(total, voxel_counts(labels)["frames"] if count is None else count)
+    return masked_mean(total, voxel_counts(labels)["frames"] if count is None else count)
 
 
 def lovasz(logits: Float[Tensor, "*V K"], labels: UInt8[Tensor, "*V"], bins: int = 0, weights: tuple[float, ...] = ()) -> Float[Tensor, ""]:

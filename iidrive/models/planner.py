@@ -19,18 +19,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from iidrive.core.errors import ConfigError
-from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES, Batch, Seen
+from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES, Batch, Inputs
 from iidrive.models.baselines import ctrv
 from iidrive.models.ego_motion import MOTION, ego_status, lidar_path
 from iidrive.models.forecast import Forecaster
 from iidrive.models.layers import CellGrid, ResBlock, mlp, transform_inverse
-from iidrive.models.losses import Counts, share
+from iidrive.models.losses import Counts, masked_mean
 from iidrive.models.world import Imagined
 
 
 @dataclass(frozen=True)
 class PlannerConfig:
-    """`ii_share` of a batch's samples are also planned with ii while training (when it is on): the roll-out is the costly part."""
+    """`ii_fraction` of a batch's samples are also planned with ii while training (when it is on): the roll-out is the costly part."""
 
     latent_width: int = 128
     width: int = 64
@@ -38,7 +38,7 @@ class PlannerConfig:
     refinements: int = 2
     history: int = 5
     reach_m: float = 2.4
-    ii_share: float = 0.5
+    ii_fraction: float = 0.5
     best_weight: float = 0.2
 
     def __post_init__(self) -> None:
@@ -60,7 +60,7 @@ class Proposals:
         return self.paths[torch.arange(len(self.paths), device=self.paths.device), self.scores.argmax(1)]
 
 
-class Reader(nn.Module):
+class WaypointRefiner(nn.Module):
     """Reads maps at waypoints and four points around each, and turns what it read into corrections."""
 
     def __init__(self, config: PlannerConfig, cells: CellGrid) -> None:
@@ -103,97 +103,97 @@ class Planner(nn.Module):
         self.present = nn.Sequential(nn.Conv2d(config.latent_width, width, 1), ResBlock(width, width, 8))
         self.overview = nn.Sequential(nn.AvgPool2d(4), nn.Conv2d(width, width, 3, padding=1), nn.ReLU())
         self.attend = nn.MultiheadAttention(width, 4, batch_first=True)
-        self.readers = nn.ModuleList(Reader(config, cells) for _ in range(config.refinements))
+        self.refiners = nn.ModuleList(WaypointRefiner(config, cells) for _ in range(config.refinements))
         self.future = nn.Sequential(nn.Conv2d(config.latent_width, width, 1), nn.ReLU())
-        self.ii_reader = Reader(config, cells)
+        self.ii_refiner = WaypointRefiner(config, cells)
 
     def forward(
-        self, seen: Seen, latent: Float[Tensor, "B C x y"], base: Float[Tensor, "B S 2"]
+        self, inputs: Inputs, latent: Float[Tensor, "B C x y"], base: Float[Tensor, "B S 2"]
     ) -> tuple[list[Proposals], Float[Tensor, "B K D"]]:
         """Proposals, as corrections of the path `base`, after every refinement (the last are the plan), and the state that ii goes on from."""
-        status = self.status(ego_status(seen, self.config.history))
+        status = self.status(ego_status(inputs, self.config.history))
         modes = self.modes(status).view(len(latent), len(MANOEUVRES), self.config.proposals, -1)
-        state = modes[torch.arange(len(latent), device=latent.device), seen.command]
+        state = modes[torch.arange(len(latent), device=latent.device), inputs.command]
         maps = self.present(latent)
         overview = self.overview(maps).flatten(2).transpose(1, 2)
         state = state + self.attend(state, overview, overview, need_weights=False)[0]
         out = self.first(F.relu(state))
         stages = [Proposals(base[:, None] + out[..., :-1].unflatten(-1, (FUTURE_STEPS, 2)), out[..., -1])]
-        for reader in self.readers:
-            assert isinstance(reader, Reader)
-            points = _in_ego_frame(stages[-1].paths, seen.ego_T_lidar)
-            read = reader.read(maps, points.flatten(1, 2)).unflatten(1, points.shape[1:3])
-            state, shift, score = reader(read, state)
+        for refiner in self.refiners:
+            assert isinstance(refiner, WaypointRefiner)
+            points = _in_ego_frame(stages[-1].paths, inputs.ego_T_lidar)
+            read = refiner.read(maps, points.flatten(1, 2)).unflatten(1, points.shape[1:3])
+            state, shift, score = refiner(read, state)
             stages.append(Proposals(stages[-1].paths + shift, stages[-1].scores + score))
         return stages, state
 
-    def refine(self, seen: Seen, plan: Proposals, state: Float[Tensor, "B K D"], imagined: Imagined) -> Proposals:
+    def refine(self, inputs: Inputs, plan: Proposals, state: Float[Tensor, "B K D"], imagined: Imagined) -> Proposals:
         """The ii branch: correct proposals by what the world model imagines at each waypoint's moment."""
-        points = _in_ego_frame(plan.paths, seen.ego_T_lidar)
+        points = _in_ego_frame(plan.paths, inputs.ego_T_lidar)
         future_T_now = transform_inverse(imagined.now_T_frame)
         moved = torch.einsum("bsij,bksj->bksi", future_T_now[..., :2, :2], points) + future_T_now[:, None, :, :2, 3]
         maps = self.future(imagined.latents.flatten(0, 1))
         by_step = moved.transpose(1, 2).flatten(0, 1)
-        read = self.ii_reader.read(maps, by_step).unflatten(0, (len(points), FUTURE_STEPS)).transpose(1, 2)
-        _, shift, score = self.ii_reader(read, state)
+        read = self.ii_refiner.read(maps, by_step).unflatten(0, (len(points), FUTURE_STEPS)).transpose(1, 2)
+        _, shift, score = self.ii_refiner(read, state)
         return Proposals(plan.paths + shift, plan.scores + score)
 
 
-class Driver(nn.Module):
+class Agent(nn.Module):
     """A planner with the forecaster that its latents and its imagined future come from (frozen)."""
 
     def __init__(self, forecaster: Forecaster, planner: Planner, train_ii: bool) -> None:
         super().__init__()
         self.forecaster, self.planner, self.train_ii = forecaster.eval().requires_grad_(False), planner, train_ii
 
-    def train(self, mode: bool = True) -> Driver:
+    def train(self, mode: bool = True) -> Agent:
         """Only the planner has a training mode here."""
         super().train(mode)
         self.forecaster.eval()
         return self
 
     @torch.no_grad()
-    def plan(self, seen: Seen, ii: bool) -> Float[Tensor, "B S 2"]:
+    def plan(self, inputs: Inputs, ii: bool) -> Float[Tensor, "B S 2"]:
         """Plans of a batch. Without `ii` the world model is not touched."""
-        assert seen.codes is not None
-        stages, state = self.planner(seen, self.forecaster.latents(seen.codes[:, -1]), self._base(seen))
-        plan = self.planner.refine(seen, stages[-1], state, self.forecaster.imagine(seen, FUTURE_STEPS)) if ii else stages[-1]
+        assert inputs.codes is not None
+        stages, state = self.planner(inputs, self.forecaster.latents(inputs.codes[:, -1]), self._base(inputs))
+        plan = self.planner.refine(inputs, stages[-1], state, self.forecaster.imagine(inputs, FUTURE_STEPS)) if ii else stages[-1]
         return drivable(plan.best())
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Valid elements of a batch: samples with any future step, and those of them that are planned with ii too."""
-        exists = batch.target.valid.any(1)
+        exists = batch.targets.valid.any(1)
         return {"samples": exists.sum(), "samples_ii": exists[self._with_ii(batch)].sum()}
 
     def loss(self, batch: Batch, counts: Counts | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Expected distance of the scored proposals to the true path, plus the nearest proposal's; ii as a second reading of some samples."""
-        seen, ahead = batch.observation, batch.target
-        assert seen.codes is not None
-        stages, state = self.planner(seen, self.forecaster.latents(seen.codes[:, -1]), self._base(seen))
+        inputs, targets = batch.inputs, batch.targets
+        assert inputs.codes is not None
+        stages, state = self.planner(inputs, self.forecaster.latents(inputs.codes[:, -1]), self._base(inputs))
         counts = counts or self.counts(batch)
-        losses = [share(self._distance(stage, ahead.path, ahead.valid), counts["samples"]) for stage in stages]
+        losses = [masked_mean(self._distance(stage, targets.path, targets.valid), counts["samples"]) for stage in stages]
         parts = {"plan": losses[-1], "first": 0.2 * torch.stack(losses[:-1]).mean()}
         some = self._with_ii(batch)
         if self.train_ii:
             parts["plan_ii"] = torch.zeros_like(parts["plan"])
         if self.train_ii and len(some):
-            part = seen.select(some)
+            part = inputs.select(some)
             imagined = self.forecaster.imagine(part, FUTURE_STEPS)
             refined = self.planner.refine(part, Proposals(stages[-1].paths[some], stages[-1].scores[some]), state[some], imagined)
-            parts["plan_ii"] = share(self._distance(refined, ahead.path[some], ahead.valid[some]), counts["samples_ii"])
+            parts["plan_ii"] = masked_mean(self._distance(refined, targets.path[some], targets.valid[some]), counts["samples_ii"])
         return torch.stack(list(parts.values())).sum(), parts
 
     def _with_ii(self, batch: Batch) -> Int[Tensor, "b"]:
-        """Rows of a batch that are planned with ii too: `ii_share` of the global batch, evenly spread over its places, the first one included."""
-        place = torch.arange(len(batch.target.valid)) if batch.place is None else batch.place.cpu()
-        some = ((place + 1) * self.planner.config.ii_share).ceil() > (place * self.planner.config.ii_share).ceil()
-        return some.nonzero()[:, 0].to(batch.target.valid.device)
+        """Rows of a batch that are planned with ii too: `ii_fraction` of the global batch, evenly spread over its places, the first one included."""
+        place = torch.arange(len(batch.targets.valid)) if batch.place is None else batch.place.cpu()
+        some = ((place + 1) * self.planner.config.ii_fraction).ceil() > (place * self.planner.config.ii_fraction).ceil()
+        return some.nonzero()[:, 0].to(batch.targets.valid.device)
 
     @torch.no_grad()
-    def _base(self, seen: Seen) -> Tensor:
+    def _base(self, inputs: Inputs) -> Tensor:
         """The path to correct: the world model's motion prior, or constant turn rate and velocity where it has none."""
         prior = self.forecaster.world.prior
-        return ctrv(seen) if prior is None else lidar_path(prior(seen), seen.ego_T_lidar)
+        return ctrv(inputs) if prior is None else lidar_path(prior(inputs), inputs.ego_T_lidar)
 
     def _distance(self, plan: Proposals, path: Tensor, valid: Tensor) -> Tensor:
         steps = valid.sum(1).clamp(min=1)
@@ -209,19 +209,19 @@ def drivable(paths: Float[Tensor, "B S 2"], per_forward: float = 1.0, least_m: f
     Each hop is judged by the heading before it, which starts straight ahead and follows every hop longer than `least_m` metres; a shorter
     one goes straight ahead. A path that drives is left as it is; centimetres of noise at a standstill, which would turn the car on the spot, go.
     """
-    ahead = torch.tensor([0.0, 1.0], device=paths.device, dtype=paths.dtype).expand(len(paths), 2)
+    heading = torch.tensor([0.0, 1.0], device=paths.device, dtype=paths.dtype).expand(len(paths), 2)
     hops = torch.diff(paths, dim=1, prepend=torch.zeros_like(paths[:, :1]))
     points, here = [], torch.zeros_like(paths[:, 0])
     for hop in hops.unbind(1):
-        left = torch.stack([-ahead[:, 1], ahead[:, 0]], -1)
-        forward = (hop * ahead).sum(-1, keepdim=True).clamp(min=0)
+        left = torch.stack([-heading[:, 1], heading[:, 0]], -1)
+        forward = (hop * heading).sum(-1, keepdim=True).clamp(min=0)
         reach = per_forward * forward * (forward > least_m)
         sideways = (hop * left).sum(-1, keepdim=True)
-        kept = forward * ahead + torch.maximum(torch.minimum(sideways, reach), -reach) * left
+        kept = forward * heading + torch.maximum(torch.minimum(sideways, reach), -reach) * left
         here = here + kept
         points.append(here)
         length = kept.norm(dim=-1, keepdim=True)
-        ahead = torch.where(length > least_m, kept / length.clamp(min=1e-6), ahead)
+        heading = torch.where(length > least_m, kept / length.clamp(min=1e-6), heading)
     return torch.stack(points, 1)
 
 

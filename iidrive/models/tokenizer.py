@@ -31,7 +31,7 @@ from iidrive.core.scene import Batch, GridSpec
 from iidrive.models.cpu.convolve import EnlargedConv, convolve_columns
 from iidrive.models.history import mirrored, warp_once, warp_stream
 from iidrive.models.layers import CellAttention, CellGrid, ResBlock
-from iidrive.models.losses import Counts, balanced_cross_entropy, distance_weight, focal, lovasz_by_frame, share, voxel_counts
+from iidrive.models.losses import Counts, balanced_cross_entropy, distance_weight, focal, lovasz_by_frame, masked_mean, voxel_counts
 from iidrive.models.norm import Norm
 from iidrive.models.quantise import Quantised, QuantiserConfig, ResidualQuantiser
 
@@ -284,24 +284,24 @@ class Tokenizer(nn.Module):
     @torch.no_grad()
     def prepare(self, batch: Batch) -> None:
         """Before the first step: the codebook starts from the maps of some samples (see `QuantiserConfig.codebook_start`)."""
-        assert batch.observation.occupancy is not None
+        assert batch.inputs.occupancy is not None
         if not bool(self.quantiser.started):
-            self.quantiser.start(self.quantiser.before(self.encode(batch.observation.occupancy[:, -1])))
+            self.quantiser.start(self.quantiser.before(self.encode(batch.inputs.occupancy[:, -1])))
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Valid elements of a batch: known voxels, frames with any, clips."""
-        assert batch.observation.occupancy is not None
+        assert batch.inputs.occupancy is not None
         chosen = _chosen(batch)
-        truth = batch.observation.occupancy[torch.arange(len(chosen), device=chosen.device), chosen]
+        truth = batch.inputs.occupancy[torch.arange(len(chosen), device=chosen.device), chosen]
         return {**voxel_counts(truth), "clips": torch.tensor(len(chosen), device=chosen.device)}
 
     def loss(self, batch: Batch, counts: Counts | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Reconstruction and codebook loss of one frame of every clip in `batch.observation`: the last one for half of the clips, any for the others.
+        """Reconstruction and codebook loss of one frame of every clip in `batch.inputs`: the last one for half of the clips, any for the others.
 
         A frame sees as many earlier frames of its clip as there are, so that the start of a scene is practised too. Gradients flow through
         the frame itself, not through its past.
         """
-        seen, draw = batch.observation, batch.target.draw[:, 0]
+        seen, draw = batch.inputs, batch.targets.draw[:, 0]
         assert seen.occupancy is not None
         occupancy, mirrors = mirrored(seen.occupancy, draw, self.config.mirror)
         clips, frames = occupancy.shape[:2]
@@ -333,12 +333,12 @@ class Tokenizer(nn.Module):
         counts = counts or {**voxel_counts(occupancy), "clips": clips}
         quantised = self.quantiser(self.encode(occupancy), past, seen)
         voxels, parts = self.voxel_loss(self.decode(quantised.latent), occupancy, counts)
-        parts["embed"] = self.config.embed_weight * share(quantised.loss * clips, counts["clips"])
+        parts["embed"] = self.config.embed_weight * masked_mean(quantised.loss * clips, counts["clips"])
         return voxels + parts["embed"], parts
 
 
 def _chosen(batch: Batch) -> Int[Tensor, "B"]:
     """Which frame of every clip is reconstructed: the last one for half of the clips, any for the others."""
-    assert batch.observation.occupancy is not None
-    draw, frames = batch.target.draw[:, 0], batch.observation.occupancy.shape[1]
+    assert batch.inputs.occupancy is not None
+    draw, frames = batch.targets.draw[:, 0], batch.inputs.occupancy.shape[1]
     return torch.where(draw < 0.5, frames - 1, ((draw - 0.5) * 2 * frames).long().clamp(max=frames - 1))

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from iidrive.core.errors import ConfigError
-from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES, Seen
+from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES, Inputs
 from iidrive.models.cpu.products import Linear, linear
 from iidrive.models.ego_motion import MOTION, MotionPrior, constant_turn, motion_between, past_motions
 from iidrive.models.iiworld.quirks import Quirk
@@ -84,7 +84,7 @@ class WorldConfig:
 
 
 @dataclass(frozen=True)
-class Memory:
+class RolloutState:
     """What the model carries from step to step: latents and motions of the last frames, oldest first, in the present ego frame.
 
     `now` (B,C,x,y) is the present latent, `before` (B,T-1,C,x,y) are the earlier ones; `now_T_frame` (B,T,4,4) the ego frames of all;
@@ -101,14 +101,14 @@ class Memory:
     now_T_anchor: Float[Tensor, "B 4 4"]
     expected: Float[Tensor, "B S M"]
 
-    def observed(self, latent: Float[Tensor, "B C x y"], where: Bool[Tensor, "B"]) -> Memory:
+    def observed(self, latent: Float[Tensor, "B C x y"], where: Bool[Tensor, "B"]) -> RolloutState:
         """The same memory with an observed latent as the present one (and as the anchor) of some samples."""
         here = where[:, None, None, None]
         now = torch.where(here, latent, self.now)
         eye = torch.eye(4).to(self.now_T_anchor).expand_as(self.now_T_anchor)
         anchor = torch.where(here, latent, self.anchor)
         now_T_anchor = torch.where(where[:, None, None], eye, self.now_T_anchor)
-        return Memory(self.before, now, self.now_T_frame, self.motions, anchor, now_T_anchor, self.expected)
+        return RolloutState(self.before, now, self.now_T_frame, self.motions, anchor, now_T_anchor, self.expected)
 
 
 @dataclass(frozen=True)
@@ -266,50 +266,50 @@ class WorldModel(nn.Module):
             nn.init.zeros_(self.change.weight)
             nn.init.zeros_(self.change.bias)
 
-    def remember(self, seen: Seen, latents: Float[Tensor, "B T C x y"]) -> Memory:
+    def initial_state(self, inputs: Inputs, latents: Float[Tensor, "B T C x y"]) -> RolloutState:
         """The memory at the start of a roll-out, from observed frames and their latents (the last is now)."""
-        keep, now_T_frame = self.config.history, seen.now_T_frame
-        motions = past_motions(now_T_frame, seen.known, seen.age_s)
-        ahead = self.prior(seen) if self.prior is not None else constant_turn(seen)
-        start = torch.eye(4, device=ahead.device, dtype=ahead.dtype).expand(len(ahead), 1, 4, 4)
-        expected = motion_between(transform_inverse(torch.cat([start, ahead[:, :-1]], 1)) @ ahead)
+        keep, now_T_frame = self.config.history, inputs.now_T_frame
+        motions = past_motions(now_T_frame, inputs.known, inputs.age_s)
+        future = self.prior(inputs) if self.prior is not None else constant_turn(inputs)
+        start = torch.eye(4, device=future.device, dtype=future.dtype).expand(len(future), 1, 4, 4)
+        expected = motion_between(transform_inverse(torch.cat([start, future[:, :-1]], 1)) @ future)
         before, now = _in_a_row(latents[:, -keep:-1]), latents[:, -1]
-        return Memory(before, now, now_T_frame[:, -keep:], motions[:, -keep:], now, now_T_frame[:, -1], expected)
+        return RolloutState(before, now, now_T_frame[:, -keep:], motions[:, -keep:], now, now_T_frame[:, -1], expected)
 
     def step(
         self,
-        memory: Memory,
+        state: RolloutState,
         command: Int[Tensor, "B"],
         true_motion: Float[Tensor, "B 4 4"] | None = None,
         teach: Bool[Tensor, "B"] | None = None,
-    ) -> tuple[Memory, Float[Tensor, "B C x y"], Float[Tensor, "B 4 4"]]:
+    ) -> tuple[RolloutState, Float[Tensor, "B C x y"], Float[Tensor, "B 4 4"]]:
         """Imagine one step: (memory after it, next latent, now_T_next as predicted).
 
         `true_motion` may be given by the loss alone: where `teach` is true the decoder is conditioned on it instead of on the prediction.
         """
-        maps, plan = self.encode(memory.now, memory.motions)
-        predicted = self._move(plan, command, memory.expected[:, 0] if self.config.motion == "prior" else memory.motions[:, -1])
+        maps, plan = self.encode(state.now, state.motions)
+        predicted = self._move(plan, command, state.expected[:, 0] if self.config.motion == "prior" else state.motions[:, -1])
         used = predicted if true_motion is None or teach is None else torch.where(teach[:, None, None], true_motion, predicted)
-        latent = self._imagine(maps, memory, used)
+        latent = self._imagine(maps, state, used)
         next_T_now = transform_inverse(used.detach())
-        frames = torch.cat([next_T_now[:, None] @ memory.now_T_frame, torch.eye(4).to(used).expand(len(used), 1, 4, 4)], 1)
-        after = Memory(
-            _in_a_row(memory.before, memory.now.detach()[:, None])[:, 1:],
+        frames = torch.cat([next_T_now[:, None] @ state.now_T_frame, torch.eye(4).to(used).expand(len(used), 1, 4, 4)], 1)
+        after = RolloutState(
+            _in_a_row(state.before, state.now.detach()[:, None])[:, 1:],
             latent,
             frames[:, 1:],
-            torch.cat([memory.motions, motion_between(used.detach())[:, None]], 1)[:, 1:],
-            memory.anchor,
-            next_T_now @ memory.now_T_anchor,
-            torch.cat([memory.expected[:, 1:], memory.expected[:, -1:]], 1),
+            torch.cat([state.motions, motion_between(used.detach())[:, None]], 1)[:, 1:],
+            state.anchor,
+            next_T_now @ state.now_T_anchor,
+            torch.cat([state.expected[:, 1:], state.expected[:, -1:]], 1),
         )
         return after, latent, predicted
 
-    def imagine(self, memory: Memory, command: Int[Tensor, "B"], steps: int = FUTURE_STEPS) -> Imagined:
+    def imagine(self, state: RolloutState, command: Int[Tensor, "B"], steps: int = FUTURE_STEPS) -> Imagined:
         """Roll out freely under one command."""
         latents, frames = [], []
-        now_T_frame = torch.eye(4).to(memory.now_T_frame).expand(len(command), 4, 4)
+        now_T_frame = torch.eye(4).to(state.now_T_frame).expand(len(command), 4, 4)
         for _ in range(steps):
-            memory, latent, moved = self.step(memory, command)
+            state, latent, moved = self.step(state, command)
             now_T_frame = now_T_frame @ moved
             latents.append(latent)
             frames.append(now_T_frame)
@@ -349,8 +349,8 @@ class WorldModel(nn.Module):
         x, y = self.cells.size
         vector = torch.cat([next_T_now[:, :3, :3].flatten(1), next_T_now[:, :3, 3]], -1)
         tokens = rearrange(here, "b c x y -> b (x y) c") + self.condition(vector)[:, None]
-        memory = rearrange(before, "b t c x y -> b (x y) (t c)"), rearrange(now, "b c x y -> b (x y) c")
-        tokens = self.inter(tokens, *memory, self.time[:-1], (x, y))
+        state = rearrange(before, "b t c x y -> b (x y) (t c)"), rearrange(now, "b c x y -> b (x y) c")
+        tokens = self.inter(tokens, *state, self.time[:-1], (x, y))
         return rearrange(self.change(tokens), "b (x y) c -> b c x y", x=x)
 
     def _move(self, plan: Tensor, command: Tensor, base: Tensor) -> Tensor:
@@ -362,24 +362,24 @@ class WorldModel(nn.Module):
         norm = (w.square() + z.square()).clamp(min=1e-6)
         return planar_transform(out[:, :2], (w.square() - z.square()) / norm, 2 * w * z / norm)
 
-    def _imagine(self, fused: Tensor, memory: Memory, now_T_next: Tensor) -> Tensor:
+    def _imagine(self, fused: Tensor, state: RolloutState, now_T_next: Tensor) -> Tensor:
         """The next latent, in its own ego frame."""
-        here, before, now = fused, memory.before, memory.now
+        here, before, now = fused, state.before, state.now
         if self.outside is not None:
-            here, before, now = self._aligned(fused, memory, now_T_next.detach(), self.outside)
+            here, before, now = self._aligned(fused, state, now_T_next.detach(), self.outside)
         out = self.decode(here, before, now, transform_inverse(now_T_next))
         if self.config.residual == "none":
             return out
-        points_m = self.cells.seen_from(transform_inverse(memory.now_T_anchor) @ now_T_next.detach())
-        return out + self.cells.read(memory.anchor, points_m) + torch.where(self.cells.inside(points_m) == 0, now, 0.0)
+        points_m = self.cells.seen_from(transform_inverse(state.now_T_anchor) @ now_T_next.detach())
+        return out + self.cells.read(state.anchor, points_m) + torch.where(self.cells.inside(points_m) == 0, now, 0.0)
 
-    def _aligned(self, fused: Tensor, memory: Memory, now_T_next: Tensor, outside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _aligned(self, fused: Tensor, state: RolloutState, now_T_next: Tensor, outside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Fused maps, the memory's earlier latents and its present one in the next ego frame."""
-        batch, frames = memory.before.shape[:2]
-        frame_T_next = transform_inverse(memory.now_T_frame) @ now_T_next[:, None]
+        batch, frames = state.before.shape[:2]
+        frame_T_next = transform_inverse(state.now_T_frame) @ now_T_next[:, None]
         # apart: earlier latents need no gradient, and reading a map backwards costs six times as much as reading it
-        before = self.cells.warp(memory.before.flatten(0, 1), frame_T_next[:, :-1].flatten(0, 1)).unflatten(0, (batch, frames))
-        now = self.cells.warp(memory.now, frame_T_next[:, -1])
+        before = self.cells.warp(state.before.flatten(0, 1), frame_T_next[:, :-1].flatten(0, 1)).unflatten(0, (batch, frames))
+        now = self.cells.warp(state.now, frame_T_next[:, -1])
         points_m = self.cells.seen_from(now_T_next)
         return self.cells.read(fused, points_m) + outside[:, None, None] * (1 - self.cells.inside(points_m)), before, now
 

@@ -16,10 +16,10 @@ from iidrive.core.config_io import to_plain
 from iidrive.core.lineage import Lineage
 from iidrive.core.scene import FUTURE_STEPS
 from iidrive.data import Data
-from iidrive.data.clips import Track
+from iidrive.data.clips import EgoTrack
 from iidrive.data.source import Source, window
 from iidrive.data.tokens import TokenCache
-from iidrive.models.planner import Driver
+from iidrive.models.planner import Agent
 from iidrive.pipeline import infer, stages
 from iidrive.pipeline.evaluate import about_line, counting, plan_and_score
 from iidrive.pipeline.infer import ForecastScores
@@ -55,12 +55,12 @@ def run(recipe: Recipe, data: Data, out: Path) -> None:
     trained = train_all(recipe, source, train, out)
     tracks = stages.tracks_of(source, test)
     cache = _tokens(trained.tokenizer, source, test, out / "tokens-test")
-    driver, manifest = stages.load_driver(trained.planner)
-    tokenizer = driver.forecaster.tokenizer
+    agent, manifest = stages.load_agent(trained.planner)
+    tokenizer = agent.forecaster.tokenizer
     spec = tokenizer.config.grid
-    forecast = infer.forecasts(driver.forecaster, stages.scored_windows(tracks, cache, source, spec), spec)
+    forecast = infer.forecasts(agent.forecaster, stages.scored_clips(tracks, cache, source, spec), spec)
     reconstruction = stages.reconstruction_miou(tokenizer, cache, source, tracks)
-    scores, plans = score_all(recipe, source, train, test, driver, manifest.lineage(trained.planner), cache, tracks, whole)
+    scores, plans = score_all(recipe, source, train, test, agent, manifest.lineage(trained.planner), cache, tracks, whole)
     about = about_line(source, test, {"recipe": recipe.name})
     summary = summary_table(scores)
     seconds = time.perf_counter() - began
@@ -69,7 +69,7 @@ def run(recipe: Recipe, data: Data, out: Path) -> None:
         print(f"{name}\n{format_scores(scores[name])}\n")
     print(_plain(summary))
     print(f"\n{forecast.table()}\n\ntokenizer: reconstruction mIoU {100 * reconstruction:.2f} %")
-    pictures = draw(source, test, driver, cache, plans, tracks, whole)
+    pictures = draw(source, test, agent, cache, plans, tracks, whole)
     values = {name: to_json(s)["sparsedrive"] for name, s in scores.items()}
     whole.write_json("scores.json", {"planning": values, "forecast": forecast.to_json(), "reconstruction": reconstruction})
     index = write_index(out, _page(recipe, source, test, about, scores, summary, forecast, reconstruction, pictures, seconds))
@@ -94,15 +94,15 @@ def score_all(
     source: Source,
     train: str,
     test: str,
-    driver: Driver,
+    agent: Agent,
     lineage: Lineage,
     cache: TokenCache,
-    tracks: list[Track],
+    tracks: list[EgoTrack],
     run_: Run,
 ) -> tuple[dict[str, Scores], Plans]:
     """Every baseline, and the planner with ii off and on, on the same samples."""
     cases = infer.truth(source, test)
-    bare, coded = stages.scored_windows(tracks), stages.scored_windows(tracks, cache)
+    bare, coded = stages.scored_clips(tracks), stages.scored_clips(tracks, cache)
     scores: dict[str, Scores] = {}
     plans: Plans = {}
     for name in stages.BASELINES:
@@ -114,7 +114,7 @@ def score_all(
         about = {"planner": "planner", "split": test, "train_ii": "on", "test_ii": state}
         name = f"planner, ii {state}"
         heading = about_line(source, test, {"planner": recipe.name, "train_ii": "on", "test_ii": state})
-        plan = partial(driver.plan, ii=ii)
+        plan = partial(agent.plan, ii=ii)
         scores[name], plans[name] = plan_and_score(f"planner-ii-{state}", plan, cases, coded, run_, about, heading, lineage)
     return scores, plans
 
@@ -131,10 +131,10 @@ def summary_table(scores: dict[str, Scores]) -> Table:
 
 
 def draw(
-    source: Source, split: str, driver: Driver, cache: TokenCache, plans: Plans, tracks: list[Track], run_: Run
+    source: Source, split: str, agent: Agent, cache: TokenCache, plans: Plans, tracks: list[EgoTrack], run_: Run
 ) -> list[tuple[str, str]]:
     """One picture a held-out scene (at most twelve), at the keyframe where the ego's speed changes most over the next 3 s."""
-    spec = driver.forecaster.tokenizer.config.grid
+    spec = agent.forecaster.tokenizer.config.grid
     pictures = []
     chosen = tracks[:12]
     with counting("pictures", len(chosen)) as tick:
@@ -142,13 +142,13 @@ def draw(
             scene = source.scene(track.name)
             index = _telling(track)
             observation, target = window(source, scene, index, past=stages.PAST)
-            windows = stages.scored_windows([track], cache, source, spec)
-            row = [i for _, i in windows.samples].index(index)
-            batch = windows.batch([row])
-            assert batch.observation.occupancy is not None
-            assert batch.target.occupancy is not None
-            imagined, _ = driver.forecaster.forecast(batch.observation.to(device()), infer.HORIZON_STEPS)
-            real = torch.cat([batch.observation.occupancy[:, -1:], batch.target.occupancy], 1)[0].numpy()
+            clips = stages.scored_clips([track], cache, source, spec)
+            row = [i for _, i in clips.samples].index(index)
+            batch = clips.batch([row])
+            assert batch.inputs.occupancy is not None
+            assert batch.targets.occupancy is not None
+            imagined, _ = agent.forecaster.forecast(batch.inputs.to(device()), infer.HORIZON_STEPS)
+            real = torch.cat([batch.inputs.occupancy[:, -1:], batch.targets.occupancy], 1)[0].numpy()
             shown = ("ctrv", "ego-mlp", "planner, ii off", "planner, ii on")
             panel = ScenePanel(
                 f"{track.name}, keyframe {index}",
@@ -166,7 +166,7 @@ def draw(
     return pictures
 
 
-def _telling(track: Track) -> int:
+def _telling(track: EgoTrack) -> int:
     """The keyframe whose next 3 s differ most from going straight on."""
     paths = track.path.astype(np.float64)
     speed = np.linalg.norm(np.diff(track.global_T_ego[:, :3, 3], axis=0, prepend=track.global_T_ego[:1, :3, 3]), axis=1)

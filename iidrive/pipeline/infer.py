@@ -11,14 +11,14 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from iidrive.core.classes import FREE, IGNORE
-from iidrive.core.scene import FUTURE_STEPS, STEP_S, GridSpec, Seen
-from iidrive.data.clips import Frames, Windows
+from iidrive.core.scene import FUTURE_STEPS, STEP_S, GridSpec, Inputs
+from iidrive.data.clips import ClipDataset, Frames
 from iidrive.data.source import Source, scenes, window
 from iidrive.models.baselines import copy_last, copy_warped
 from iidrive.models.ego_motion import constant_turn
 from iidrive.models.forecast import Forecaster
 from iidrive.models.tokenizer import Tokenizer
-from iidrive.runtime.distributed import Team
+from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.run_folder import device
 from iidrive.scoring import metrics
 from iidrive.scoring.cases import Cases, cases_from_windows
@@ -35,17 +35,17 @@ def truth(source: Source, split: str, names: Iterable[str] = ()) -> Cases:
 
 
 def plans(
-    planner: Callable[[Seen], Float[Tensor, "B 6 2"]], windows: Windows, team: Team | None = None, batch: int = 64
+    planner: Callable[[Inputs], Float[Tensor, "B 6 2"]], clips: ClipDataset, process_group: ProcessGroup | None = None, batch: int = 64
 ) -> tuple[tuple[str, ...], Float[Array, "n 6 2"]]:
     """Plan every sample: (sample tokens, paths of LIDAR_TOP in the lidar frame, float32).
 
-    The processes of a `team` share whole batches, so that the answer has the same bits for any number of them.
+    The processes of a `process_group` share whole batches, so that the answer has the same bits for any number of them.
     """
-    team, made = team or Team(), {}
-    for start in team.some(range(0, len(windows), batch)):
-        seen = windows.batch(range(start, min(start + batch, len(windows)))).observation
-        made[start] = seen.tokens, planner(seen.to(device())).numpy(force=True).astype(np.float32)
-    found = {start: plan for part in team.gather(made) for start, plan in part.items()}
+    process_group, made = process_group or ProcessGroup(), {}
+    for start in process_group.shard(range(0, len(clips), batch)):
+        inputs = clips.batch(range(start, min(start + batch, len(clips)))).inputs
+        made[start] = inputs.tokens, planner(inputs.to(device())).numpy(force=True).astype(np.float32)
+    found = {start: plan for part in process_group.gather(made) for start, plan in part.items()}
     tokens, paths = zip(*(found[start] for start in sorted(found)), strict=True)
     return tuple(token for some in tokens for token in some), np.concatenate(paths)
 
@@ -85,9 +85,9 @@ class ForecastScores:
 
 def forecasts(
     forecaster: Forecaster,
-    windows: Windows,
+    clips: ClipDataset,
     spec: GridSpec,
-    team: Team | None = None,
+    process_group: ProcessGroup | None = None,
     batch: int = 8,
     steps: tuple[int, ...] = HORIZON_STEPS,
 ) -> ForecastScores:
@@ -98,33 +98,33 @@ def forecasts(
     - `copy warped`: the world stands still and the ego keeps its turn rate and velocity;
     - `copy warped, true motion`: the same with the true future ego motion, which no forecaster may know.
 
-    The processes of a `team` share whole batches.
+    The processes of a `process_group` share whole batches.
     """
-    team = team or Team()
+    process_group = process_group or ProcessGroup()
     names = ["world model", "copy last", "copy warped", "copy warped, true motion (oracle)"]
     histograms = {name: np.zeros((len(steps), 18, 18), np.int64) for name in names}
     count = 0
-    for start in team.some(range(0, len(windows), batch)):
-        part = windows.batch(range(start, min(start + batch, len(windows)))).to(device())
-        seen, ahead = part.observation, part.target
-        assert seen.occupancy is not None
-        assert ahead.occupancy is not None
-        now = seen.occupancy[:, -1]
+    for start in process_group.shard(range(0, len(clips), batch)):
+        part = clips.batch(range(start, min(start + batch, len(clips)))).to(device())
+        inputs, targets = part.inputs, part.targets
+        assert inputs.occupancy is not None
+        assert targets.occupancy is not None
+        now = inputs.occupancy[:, -1]
         at = list(steps)
-        real = torch.cat([now[:, None], ahead.occupancy], 1)[:, at]
+        real = torch.cat([now[:, None], targets.occupancy], 1)[:, at]
         now = torch.where(now == IGNORE, FREE, now)
         found = {
             "copy last": copy_last(now, FUTURE_STEPS),
-            "copy warped": copy_warped(now, constant_turn(seen), spec),
-            "copy warped, true motion (oracle)": copy_warped(now, ahead.now_T_frame, spec),
+            "copy warped": copy_warped(now, constant_turn(inputs), spec),
+            "copy warped, true motion (oracle)": copy_warped(now, targets.now_T_frame, spec),
         }
         found = {k: torch.cat([now[:, None], v], 1)[:, at] for k, v in found.items()}
-        found["world model"] = forecaster.forecast(seen, at)[0]
+        found["world model"] = forecaster.forecast(inputs, at)[0]
         for name, labels in found.items():
             for h in range(len(at)):
                 histograms[name][h] += metrics.confusion(real[:, h].numpy(force=True), labels[:, h].numpy(force=True))
-        count += len(seen.tokens)
-    parts = team.gather((count, histograms))
+        count += len(inputs.tokens)
+    parts = process_group.gather((count, histograms))
     whole = {name: np.sum([made[name] for _, made in parts], axis=0) for name in names}
     return ForecastScores(sum(samples for samples, _ in parts), whole, steps)
 

@@ -72,8 +72,8 @@ def small() -> Recipe:
     world = WorldConfig(
         width=32, strides=(1, 2, 2), decoder_layers=2, feed_forward=64, voxel_weight=0.3, trajectory_weight=0.3, rotation_weight=10.0
     )
-    planner = PlannerConfig(latent_width=32, width=48, ii_share=0.25)
-    base = TrainConfig(weight_decay=1e-2, clip=1.0, average=0.995, average_warmup=100.0)
+    planner = PlannerConfig(latent_width=32, width=48, ii_fraction=0.25)
+    base = TrainConfig(weight_decay=1e-2, max_grad_norm=1.0, ema_decay=0.995, ema_warmup_steps=100.0)
     return Recipe(
         "small",
         tokenizer,
@@ -81,10 +81,10 @@ def small() -> Recipe:
         planner,
         EgoMLPConfig(),
         replace(base, samples=9000, batch=2, learning_rate=4e-3, warmup=100, log_every=200, save_every=4000),
-        replace(base, samples=102400, batch=64, learning_rate=1e-3, warmup=1280, log_every=6400, save_every=51200, average=0.99),
+        replace(base, samples=102400, batch=64, learning_rate=1e-3, warmup=1280, log_every=6400, save_every=51200, ema_decay=0.99),
         replace(base, samples=5600, batch=2, learning_rate=1e-3, warmup=100, log_every=80, save_every=1600),
         replace(base, samples=16000, batch=16, learning_rate=1e-3, warmup=640, log_every=320, save_every=8000),
-        replace(base, samples=102400, batch=64, learning_rate=1e-3, warmup=1280, log_every=6400, save_every=51200, average=0.99),
+        replace(base, samples=102400, batch=64, learning_rate=1e-3, warmup=1280, log_every=6400, save_every=51200, ema_decay=0.99),
         TownConfig(train_scenes=220, test_scenes=24),
     )
 
@@ -111,7 +111,7 @@ def tiny() -> Recipe:
     tokenizer = replace(
         r.tokenizer, grid=GridSpec((32, 32, 4), (-25.6, -25.6, -1.6), 1.6), class_width=4, base_width=8, quantiser=quantiser
     )
-    brief = TrainConfig(samples=16, batch=4, warmup=4, learning_rate=1e-3, average=0.9, average_warmup=2.0, log_every=4, save_every=8)
+    brief = TrainConfig(samples=16, batch=4, warmup=4, learning_rate=1e-3, ema_decay=0.9, ema_warmup_steps=2.0, log_every=4, save_every=8)
     return replace(
         r,
         name="tiny",
@@ -162,7 +162,7 @@ def published() -> Recipe:
     quantiser = replace(r.tokenizer.quantiser, inter="past", project_past=False, inter_loss=False, codebook_start="uniform")
     tokenizer = replace(r.tokenizer, quantiser=quantiser, warp="stream", cell_points="corner", mirror="frame", stale_mirror=True)
     world = replace(r.world, norm="batch", align="none", residual="none", motion="map", quirks=get_args(Quirk), start="xavier")
-    train_tokenizer, train_world = (replace(t, average_ahead=10_560, group=8) for t in (r.train_tokenizer, r.train_world))
+    train_tokenizer, train_world = (replace(t, ema_initial_steps=10_560, group=8) for t in (r.train_tokenizer, r.train_world))
     return replace(r, name="published", tokenizer=tokenizer, world=world, train_tokenizer=train_tokenizer, train_world=train_world)
 
 

@@ -21,20 +21,20 @@ from iidrive.core.classes import OCC_CLASSES
 from iidrive.core.config_io import from_plain, to_plain
 from iidrive.core.errors import CheckpointError, ConfigError, unknown
 from iidrive.core.lineage import INITIAL, Lineage, Parent, joined
-from iidrive.core.scene import GridSpec, Scene, Seen
-from iidrive.data.clips import Cut, Frames, OccupancyFrames, Track, Windows
+from iidrive.core.scene import GridSpec, Inputs, Scene
+from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, Frames, OccupancyFrames
 from iidrive.data.source import Source, scenes
 from iidrive.data.tokens import TokenCache, build
 from iidrive.models.baselines import KINEMATIC, EgoMLP, EgoMLPConfig
 from iidrive.models.ego_motion import MotionPrior
 from iidrive.models.forecast import Forecaster
 from iidrive.models.losses import class_weights, presence_weights
-from iidrive.models.planner import Driver, Planner, PlannerConfig
+from iidrive.models.planner import Agent, Planner, PlannerConfig
 from iidrive.models.tokenizer import Tokenizer, TokenizerConfig
 from iidrive.models.world import WorldConfig, WorldModel
 from iidrive.pipeline import infer, token_check
 from iidrive.pipeline.recipes import Recipe
-from iidrive.runtime.distributed import Team
+from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.run_folder import Run, code_version, device
 from iidrive.scoring import metrics
 from iidrive.scoring.cases import Predictions, align
@@ -43,8 +43,8 @@ from iidrive.training import checkpoint
 from iidrive.training.checkpoint import Manifest
 from iidrive.training.loop import fit
 from iidrive.training.optim import TrainConfig
-from iidrive.training.options import Session
-from iidrive.training.state import Job
+from iidrive.training.options import RunOptions
+from iidrive.training.state import TrainTask
 
 PAST = 5
 """Keyframes before now in the windows of stage 2 and of planners."""
@@ -57,17 +57,17 @@ def describe(what: str, recipe: Recipe, source: Source, split: str) -> dict[str,
     return {"what": what, "data": source.identity(), "missing": source.missing(), "split": split, "recipe": to_plain(recipe)}
 
 
-def tracks_of(source: Source, split: str) -> list[Track]:
+def tracks_of(source: Source, split: str) -> list[EgoTrack]:
     """What windows need of every scene of a split."""
-    return [Track.of(scene) for scene in scenes(source, split)]
+    return [EgoTrack.of(scene) for scene in scenes(source, split)]
 
 
-def keyframes(tracks: Iterable[Track]) -> int:
+def keyframes(tracks: Iterable[EgoTrack]) -> int:
     """How many keyframes scenes have in all."""
     return sum(len(track.tokens) for track in tracks)
 
 
-def class_counts(source: Source, tracks: list[Track], spec: GridSpec, keyframes_: int = 512) -> np.ndarray:
+def class_counts(source: Source, tracks: list[EgoTrack], spec: GridSpec, keyframes_: int = 512) -> np.ndarray:
     """Voxels of every class in each of about `keyframes_` keyframes, spread evenly over scenes and time: (keyframes, classes)."""
     counts = []
     for i in range(min(keyframes_, keyframes(tracks))):
@@ -78,9 +78,9 @@ def class_counts(source: Source, tracks: list[Track], spec: GridSpec, keyframes_
     return np.stack(counts)
 
 
-def train_tokenizer(recipe: Recipe, source: Source, split: str, run: Run, session: Session | None = None) -> Path:
+def train_tokenizer(recipe: Recipe, source: Source, split: str, run: Run, options: RunOptions | None = None) -> Path:
     """Stage 1. Clips of `clip_frames` keyframes, every frame of which is reconstructed."""
-    session = session or Session()
+    options = options or RunOptions()
     config, training = recipe.tokenizer, recipe.train_tokenizer
     past = recipe.clip_frames - 1
     tracks = tracks_of(source, split)
@@ -90,19 +90,19 @@ def train_tokenizer(recipe: Recipe, source: Source, split: str, run: Run, sessio
         config = replace(config, class_weights=class_weights(counts.sum(0)), lovasz_weights=lovasz)
     torch.manual_seed(training.seed)
     tokenizer = Tokenizer(config)
-    cut = Cut(past=past, future=1, full_future=False, first=past)
-    windows = Windows(tracks, cut, OccupancyFrames(source, config.grid, keyframes(tracks)))
-    manifest = start_from(session.init, tokenizer, _manifest("tokenizer", config, training, source, split, recipe))
+    cut = ClipSpec(past=past, future=1, full_future=False, first=past)
+    clips = ClipDataset(tracks, cut, OccupancyFrames(source, config.grid, keyframes(tracks)))
+    manifest = start_from(options.init, tokenizer, _manifest("tokenizer", config, training, source, split, recipe))
     validate = partial(_validate_tokenizer, tokenizer, source, _held_out(source, training))
-    job = Job(tokenizer, tokenizer, tokenizer.loss, tokenizer.counts, manifest, config, tokenizer.prepare, validate)
-    path = fit(job, windows, training, run, session)
-    session.team.wait()
+    task = TrainTask(tokenizer, tokenizer, tokenizer.loss, tokenizer.counts, manifest, config, tokenizer.prepare, validate)
+    path = fit(task, clips, training, run, options)
+    options.process_group.barrier()
     if token_check.RECORD not in checkpoint.read_manifest(path).metrics:
         found = token_check.measure(tokenizer, source, tracks)
-        session.team.wait()
-        if session.team.leader:
+        options.process_group.barrier()
+        if options.process_group.is_rank_zero:
             checkpoint.amend(path, {token_check.RECORD: found})
-        session.team.wait()
+        options.process_group.barrier()
     return path
 
 
@@ -120,19 +120,21 @@ def write_tokens(
     folder: str | Path,
     report: Report = lambda name: None,
     warn: Report = warnings.warn,
-    team: Team | None = None,
+    process_group: ProcessGroup | None = None,
 ) -> TokenCache:
     """Token cache of some scenes: `report` hears of every scene that is done, `warn` of every file that had to be written anew.
 
-    The processes of a `team` share the scenes; the files are the same for any number of them.
+    The processes of a `process_group` share the scenes; the files are the same for any number of them.
     """
-    team = team or Team()
+    process_group = process_group or ProcessGroup()
     tokenizer, manifest = load_tokenizer(tokenizer_path)
     config = tokenizer.config
     cells = sum(tokenizer.quantiser.level_cells)
     encode = partial(scene_codes, tokenizer, source)
-    with team.alike():
-        cache = build(source, team.some(list(names)), encode, folder, manifest.fingerprint, config.quantiser.codes, cells, report, warn)
+    with process_group.raise_on_all_ranks():
+        cache = build(
+            source, process_group.shard(list(names)), encode, folder, manifest.fingerprint, config.quantiser.codes, cells, report, warn
+        )
     return cache
 
 
@@ -151,7 +153,7 @@ def train_world(
     source: Source,
     split: str,
     run: Run,
-    session: Session | None = None,
+    options: RunOptions | None = None,
     allow: bool = False,
 ) -> Path:
     """Stage 2, on the tokens of one tokenizer. `allow`: tokens of another one are used all the same, and the world model is marked.
@@ -159,7 +161,7 @@ def train_world(
     Raises:
         LineageError: for tokens of another tokenizer, or that it does not decode (see selfcheck.py).
     """
-    session = session or Session()
+    options = options or RunOptions()
     tokenizer, parent = load_tokenizer(tokenizer_path)
     marks = cache.require(parent.lineage(tokenizer_path), allow)
     config, training = recipe.world, recipe.train_world
@@ -173,19 +175,19 @@ def train_world(
     tracks = tracks_of(source, split)
     zero, found = token_check.check(tokenizer, parent, cache, source, tracks, allow)
     if forecaster.world.prior is not None:
-        if session.init or (session.resume != "off" and _tuned(run)):  # its prior comes with its other weights
+        if options.init or (options.resume != "off" and _tuned(run)):  # its prior comes with its other weights
             forecaster.world.prior.requires_grad_(False)
         else:
-            _train_prior(recipe, forecaster.world.prior, source, split, tracks, run.below("motion"), session)
+            _train_prior(recipe, forecaster.world.prior, source, split, tracks, run.below("motion"), options)
     occupancy = OccupancyFrames(source, tokenizer.config.grid, keyframes(tracks)) if config.voxel_weight else None
-    windows = Windows(tracks, Cut(past=PAST), occupancy, cache, future=True)
+    clips = ClipDataset(tracks, ClipSpec(past=PAST), occupancy, cache, future=True)
     parents = (_parent("tokenizer", tokenizer_path, parent),)
     manifest = _manifest("world", config, training, source, split, recipe, parents)
     manifest = replace(manifest, metrics=zero.metrics(), marks=joined(parent.marks, marks, found))
-    manifest = start_from(session.init, forecaster.world, manifest, allow)
-    validate = partial(_validate_world, forecaster, source, _held_out(source, training), session.team)
-    job = Job(forecaster, forecaster.world, forecaster.loss, forecaster.counts, manifest, config, validate=validate)
-    return fit(job, windows, training, run, session)
+    manifest = start_from(options.init, forecaster.world, manifest, allow)
+    validate = partial(_validate_world, forecaster, source, _held_out(source, training), options.process_group)
+    task = TrainTask(forecaster, forecaster.world, forecaster.loss, forecaster.counts, manifest, config, validate=validate)
+    return fit(task, clips, training, run, options)
 
 
 def _tuned(run: Run) -> bool:
@@ -196,21 +198,29 @@ def _tuned(run: Run) -> bool:
     return False
 
 
-def _train_prior(recipe: Recipe, prior: MotionPrior, source: Source, split: str, tracks: list[Track], run: Run, session: Session) -> None:
+def _train_prior(
+    recipe: Recipe, prior: MotionPrior, source: Source, split: str, tracks: list[EgoTrack], run: Run, options: RunOptions
+) -> None:
     """Train the world model's motion prior from ego poses alone, or go on with the one of the run that is resumed; it is then left as it is.
 
     One process does it while the others wait: its steps are shorter than what it takes to agree on one.
     """
     config = {"width": recipe.world.prior_width, "history": recipe.world.history}
     manifest = _manifest("motion", config, recipe.train_motion, source, split, recipe)
-    resume = "off" if session.resume == "off" else "auto"
-    Run.start(run.folder, {"what": "train motion prior", "config": manifest.training}, resume != "off", session.team)
-    job = Job(prior, prior, prior.loss, prior.counts, manifest, config)
-    team = session.team
-    with team.alike():
-        if team.leader:
-            fit(job, Windows(tracks, Cut(past=PAST)), recipe.train_motion, run, replace(session, team=Team(), resume=resume, stop_at=None))
-    if not team.leader:
+    resume = "off" if options.resume == "off" else "auto"
+    Run.start(run.folder, {"what": "train motion prior", "config": manifest.training}, resume != "off", options.process_group)
+    task = TrainTask(prior, prior, prior.loss, prior.counts, manifest, config)
+    process_group = options.process_group
+    with process_group.raise_on_all_ranks():
+        if process_group.is_rank_zero:
+            fit(
+                task,
+                ClipDataset(tracks, ClipSpec(past=PAST)),
+                recipe.train_motion,
+                run,
+                replace(options, process_group=ProcessGroup(), resume=resume, stop_at=None),
+            )
+    if not process_group.is_rank_zero:
         weights = checkpoint.load_tensors(run.folder)
         checkpoint.load_weights(prior.to(next(iter(weights.values())).dtype), weights, str(run.folder))
     prior.requires_grad_(False)
@@ -224,7 +234,7 @@ def train_planner(
     split: str,
     run: Run,
     train_ii: bool,
-    session: Session | None = None,
+    options: RunOptions | None = None,
     allow: bool = False,
 ) -> Path:
     """The planner, with or without the imagined future while training. `allow` as for `train_world`; a world model's marks are inherited.
@@ -232,34 +242,34 @@ def train_planner(
     Raises:
         LineageError: for a world model whose tokenizer is no longer there, for tokens of another tokenizer, or that it does not decode.
     """
-    session = session or Session()
+    options = options or RunOptions()
     forecaster, world = load_forecaster(world_path, allow=allow)
     marks = cache.require(world.lineage(world_path), allow)
     config, training = recipe.planner, recipe.train_planner
     _require_width("planner's latent_width", config.latent_width, forecaster.tokenizer)
     torch.manual_seed(training.seed)
-    driver = Driver(forecaster, Planner(config, forecaster.tokenizer.cells), train_ii)
+    agent = Agent(forecaster, Planner(config, forecaster.tokenizer.cells), train_ii)
     tracks = tracks_of(source, split)
     tokenizer = checkpoint.read_manifest(world.parent("tokenizer").path)
     zero, found = token_check.check(forecaster.tokenizer, tokenizer, cache, source, tracks, allow)
-    windows = Windows(tracks, Cut(past=PAST), codes=cache)
+    clips = ClipDataset(tracks, ClipSpec(past=PAST), codes=cache)
     parents = (world.parent("tokenizer"), _parent("world", world_path, world))
     manifest = _manifest("planner", config, training, source, split, recipe, parents, {"train_ii": train_ii})
     manifest = replace(manifest, metrics=zero.metrics(), marks=joined(world.marks, marks, found))
-    manifest = start_from(session.init, driver.planner, manifest, allow)
-    validate = partial(_validate_planner, driver, source, _held_out(source, training), session.team)
-    job = Job(driver, driver.planner, driver.loss, driver.counts, manifest, config, validate=validate)
-    return fit(job, windows, training, run, session)
+    manifest = start_from(options.init, agent.planner, manifest, allow)
+    validate = partial(_validate_planner, agent, source, _held_out(source, training), options.process_group)
+    task = TrainTask(agent, agent.planner, agent.loss, agent.counts, manifest, config, validate=validate)
+    return fit(task, clips, training, run, options)
 
 
-def train_ego_mlp(recipe: Recipe, source: Source, split: str, run: Run, session: Session | None = None) -> Path:
+def train_ego_mlp(recipe: Recipe, source: Source, split: str, run: Run, options: RunOptions | None = None) -> Path:
     """The ego-status baseline."""
     config, training = recipe.ego_mlp, recipe.train_ego_mlp
     torch.manual_seed(training.seed)
     model = EgoMLP(config)
-    windows = Windows(tracks_of(source, split), Cut(past=PAST))
+    clips = ClipDataset(tracks_of(source, split), ClipSpec(past=PAST))
     manifest = _manifest("ego-mlp", config, training, source, split, recipe)
-    return fit(Job(model, model, model.loss, model.counts, manifest, config), windows, training, run, session)
+    return fit(TrainTask(model, model, model.loss, model.counts, manifest, config), clips, training, run, options)
 
 
 def load_tokenizer(path: str | Path) -> tuple[Tokenizer, Manifest]:
@@ -295,9 +305,9 @@ def load_forecaster(path: str | Path, tokenizer_path: str | Path | None = None, 
     return Forecaster(tokenizer, world).to(device()).eval().requires_grad_(False), used
 
 
-def load_driver(
+def load_agent(
     path: str | Path, world_path: str | Path | None = None, tokenizer_path: str | Path | None = None, allow: bool = False
-) -> tuple[Driver, Manifest]:
+) -> tuple[Agent, Manifest]:
     """A planner with its world model and tokenizer (those it names, unless other places are given; a given world model brings its own).
 
     The manifest that comes back is the planner's as it was put together here: its parents are the models in use, where they lie now.
@@ -320,7 +330,7 @@ def load_driver(
         parents=(*world.parents, _parent("world", world_path, world), *manifest.origins),
         marks=joined(manifest.marks, world.marks, *marks),
     )
-    return Driver(forecaster, planner, bool(manifest.about.get("train_ii"))).to(device()).eval(), used
+    return Agent(forecaster, planner, bool(manifest.about.get("train_ii"))).to(device()).eval(), used
 
 
 def load_ego_mlp(path: str | Path) -> EgoMLP:
@@ -332,16 +342,16 @@ def load_ego_mlp(path: str | Path) -> EgoMLP:
     return model.to(device()).eval().requires_grad_(False)
 
 
-def planner_named(name: str, recipe: Recipe, source: Source, train_split: str, run: Run) -> Callable[[Seen], Tensor]:
+def planner_named(name: str, recipe: Recipe, source: Source, train_split: str, run: Run) -> Callable[[Inputs], Tensor]:
     """A baseline planner by name; `ego-mlp` is trained on the spot, on `train_split`, and kept in the run folder."""
     if name in KINEMATIC:
         return KINEMATIC[name]
     if name == "ego-mlp":
-        if run.team.leader:
+        if run.process_group.is_rank_zero:
             shutil.rmtree(run.folder / "ego-mlp", ignore_errors=True)
-        run.team.wait()
-        started = Run.start(run.folder / "ego-mlp", {"for": name}, team=run.team)
-        return load_ego_mlp(train_ego_mlp(recipe, source, train_split, started, Session(run.team))).plan
+        run.process_group.barrier()
+        started = Run.start(run.folder / "ego-mlp", {"for": name}, process_group=run.process_group)
+        return load_ego_mlp(train_ego_mlp(recipe, source, train_split, started, RunOptions(run.process_group))).plan
     raise ConfigError(unknown("planner", name, BASELINES))
 
 
@@ -355,17 +365,19 @@ def lineage_of_baseline(name: str, run: Run) -> Lineage:
     return checkpoint.read_manifest(folder).lineage(folder) if name == "ego-mlp" else Lineage(name)
 
 
-def reconstruction_miou(tokenizer: Tokenizer, cache: TokenCache, source: Source, tracks: list[Track]) -> float:
+def reconstruction_miou(tokenizer: Tokenizer, cache: TokenCache, source: Source, tracks: list[EgoTrack]) -> float:
     """mIoU of keyframes decoded from their tokens, 0..1."""
     occupancy = OccupancyFrames(source, tokenizer.config.grid, keyframes(tracks))
     rows = ((track.name, np.arange(len(track.tokens))) for track in tracks)
     return metrics.miou(infer.reconstruction(tokenizer, cache, occupancy, rows))
 
 
-def scored_windows(tracks: list[Track], cache: Frames | None = None, source: Source | None = None, spec: GridSpec | None = None) -> Windows:
+def scored_clips(
+    tracks: list[EgoTrack], cache: Frames | None = None, source: Source | None = None, spec: GridSpec | None = None
+) -> ClipDataset:
     """Every sample with a full future, the first keyframe of a scene included; with future occupancy when a source and a grid are given."""
     occupancy = OccupancyFrames(source, spec, keyframes(tracks)) if source is not None and spec is not None else None
-    return Windows(tracks, Cut(past=PAST), occupancy, cache, future=occupancy is not None)
+    return ClipDataset(tracks, ClipSpec(past=PAST), occupancy, cache, future=occupancy is not None)
 
 
 def start_from(init: str, module: nn.Module, manifest: Manifest, allow: bool = False) -> Manifest:
@@ -388,38 +400,40 @@ def start_from(init: str, module: nn.Module, manifest: Manifest, allow: bool = F
     return replace(manifest, parents=(*manifest.parents, origin), marks=joined(manifest.marks, found.marks, *marks))
 
 
-def _held_out(source: Source, training: TrainConfig) -> list[Track]:
+def _held_out(source: Source, training: TrainConfig) -> list[EgoTrack]:
     """The first scenes of the usual test split: what a training is validated on, if it is."""
     if not training.validate_every:
         return []
-    return [Track.of(source.scene(name)) for name in source.scene_names(source.usual_split("test"))[: training.validate_scenes]]
+    return [EgoTrack.of(source.scene(name)) for name in source.scene_names(source.usual_split("test"))[: training.validate_scenes]]
 
 
-def _validate_tokenizer(tokenizer: Tokenizer, source: Source, tracks: list[Track]) -> tuple[dict[str, float], str]:
+def _validate_tokenizer(tokenizer: Tokenizer, source: Source, tracks: list[EgoTrack]) -> tuple[dict[str, float], str]:
     """Reconstruction mIoU."""
     found = token_check.measure(tokenizer, source, tracks)
     return {"mIoU": found}, f"reconstruction mIoU {100 * found:.2f} %"
 
 
-def _validate_world(forecaster: Forecaster, source: Source, tracks: list[Track], team: Team) -> tuple[dict[str, float], str]:
+def _validate_world(
+    forecaster: Forecaster, source: Source, tracks: list[EgoTrack], process_group: ProcessGroup
+) -> tuple[dict[str, float], str]:
     """Forecast mIoU, mean over 1, 2, 3 s, of tokens written on the spot."""
     spec = forecaster.tokenizer.config.grid
-    windows = scored_windows(tracks, _codes(forecaster.tokenizer, source, tracks), source, spec)
-    scores = infer.forecasts(forecaster, windows, spec, team)
+    clips = scored_clips(tracks, _codes(forecaster.tokenizer, source, tracks), source, spec)
+    scores = infer.forecasts(forecaster, clips, spec, process_group)
     ahead = scores.miou("world model")[1:]
     return {"mIoU": float(np.mean(ahead)), **{f"mIoU_{s}s": v for s, v in enumerate(ahead, 1)}}, scores.table()
 
 
-def _validate_planner(driver: Driver, source: Source, tracks: list[Track], team: Team) -> tuple[dict[str, float], str]:
+def _validate_planner(agent: Agent, source: Source, tracks: list[EgoTrack], process_group: ProcessGroup) -> tuple[dict[str, float], str]:
     """The reference table; the first number is minus the average L2, so that more is better."""
-    windows = scored_windows(tracks, _codes(driver.forecaster.tokenizer, source, tracks))
-    tokens, paths = infer.plans(partial(driver.plan, ii=driver.train_ii), windows, team)
+    clips = scored_clips(tracks, _codes(agent.forecaster.tokenizer, source, tracks))
+    tokens, paths = infer.plans(partial(agent.plan, ii=agent.train_ii), clips, process_group)
     cases = infer.truth(source, "", [track.name for track in tracks])
     scores = score(cases, align(cases, Predictions(paths, tokens, {}, "validation")))
     return {"minus_L2": -scores.average["L2"], "obj_box_col": scores.average["obj_box_col"]}, format_scores(scores)
 
 
-def _codes(tokenizer: Tokenizer, source: Source, tracks: list[Track]) -> Frames:
+def _codes(tokenizer: Tokenizer, source: Source, tracks: list[EgoTrack]) -> Frames:
     """Codes of whole scenes, written on the spot."""
     held = {track.name: scene_codes(tokenizer, source, source.scene(track.name)) for track in tracks}
     return lambda name, rows: held[name][rows]

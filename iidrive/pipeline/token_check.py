@@ -14,7 +14,7 @@ import torch
 
 from iidrive.core.errors import LineageError
 from iidrive.core.lineage import OVERRIDE
-from iidrive.data.clips import Frames, OccupancyFrames, Track
+from iidrive.data.clips import EgoTrack, Frames, OccupancyFrames
 from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache
 from iidrive.models.tokenizer import Tokenizer
@@ -53,7 +53,7 @@ class Check:
         return {"tokens_mIoU": self.found, "stage1_mIoU": self.recorded}
 
 
-def chosen(tracks: Sequence[Track], count: int = KEYFRAMES, scenes: int = 8) -> list[tuple[str, Array]]:
+def chosen(tracks: Sequence[EgoTrack], count: int = KEYFRAMES, scenes: int = 8) -> list[tuple[str, Array]]:
     """About `count` keyframes: some in a row from the middle of each of `scenes` scenes, spread evenly over a split (names and indices)."""
     scenes = min(scenes, len(tracks))
     out = []
@@ -64,7 +64,7 @@ def chosen(tracks: Sequence[Track], count: int = KEYFRAMES, scenes: int = 8) -> 
     return out
 
 
-def fresh(tokenizer: Tokenizer, occupancy: Frames, tracks: Sequence[Track]) -> Frames:
+def fresh(tokenizer: Tokenizer, occupancy: Frames, tracks: Sequence[EgoTrack]) -> Frames:
     """Codes written on the spot: of keyframes in a row, each with the past that it sees, nothing else."""
     by_name = {track.name: track for track in tracks}
 
@@ -77,7 +77,7 @@ def fresh(tokenizer: Tokenizer, occupancy: Frames, tracks: Sequence[Track]) -> F
     return codes
 
 
-def measure(tokenizer: Tokenizer, source: Source, tracks: Sequence[Track], cache: TokenCache | None = None) -> float:
+def measure(tokenizer: Tokenizer, source: Source, tracks: Sequence[EgoTrack], cache: TokenCache | None = None) -> float:
     """Reconstruction mIoU of the chosen keyframes, from cached tokens or from tokens written on the spot; 0 if nothing was there to see."""
     occupancy = OccupancyFrames(source, tokenizer.config.grid, keyframes=0, memory_gb=0.1)
     codes = cache if cache is not None else fresh(tokenizer, occupancy, tracks)
@@ -85,7 +85,7 @@ def measure(tokenizer: Tokenizer, source: Source, tracks: Sequence[Track], cache
 
 
 def check(
-    tokenizer: Tokenizer, manifest: Manifest, cache: TokenCache, source: Source, tracks: Sequence[Track], allow: bool = False
+    tokenizer: Tokenizer, manifest: Manifest, cache: TokenCache, source: Source, tracks: Sequence[EgoTrack], allow: bool = False
 ) -> tuple[Check, tuple[str, ...]]:
     """The 0 s test before a training on tokens: (numbers, marks).
 

@@ -41,7 +41,7 @@ class SharedError(IIDriveError):
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     """The processes of one job, as the one with this `rank` sees them. Alone, everything here is done at once."""
 
     rank: int = 0
@@ -49,7 +49,7 @@ class Team:
     fabric: Fabric | None = None
 
     @property
-    def leader(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this process writes the files and says what there is to say."""
         return self.rank == 0
 
@@ -71,18 +71,18 @@ class Team:
             torch.distributed.all_gather_object(values, value)
         return values
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until everyone is here."""
         if self.fabric is not None:
             with _connected(self):
                 self.fabric.barrier()
 
-    def some(self, items: Sequence[T]) -> Sequence[T]:
+    def shard(self, items: Sequence[T]) -> Sequence[T]:
         """This process's part of what is to be done."""
         return items[self.rank :: self.size]
 
     @contextmanager
-    def alike(self) -> Iterator[None]:
+    def raise_on_all_ranks(self) -> Iterator[None]:
         """A block that may fail in one process only: an IIDriveError or OSError of any process ends all of them."""
         own: Exception | None = None
         try:
@@ -97,13 +97,13 @@ class Team:
 
 
 @contextmanager
-def _connected(team: Team) -> Iterator[None]:
+def _connected(process_group: ProcessGroup) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
         why = re.sub(r"^\[.*?\] |\. This is typically.*", "", str(error).splitlines()[0])
         raise IIDriveError(
-            f"process {team.rank} of {team.size} lost the others: one of them ended or could not be reached ({why}). "
+            f"process {process_group.rank} of {process_group.size} lost the others: one of them ended or could not be reached ({why}). "
             "Checkpoints written so far are whole; `--resume on` goes on from the newest."
         ) from None
 
@@ -114,8 +114,8 @@ def leave() -> None:
         torch.distributed.destroy_process_group()
 
 
-def join(devices: int = 0) -> Team:
-    """The team that this process belongs to; a process that was not started as one of several is alone.
+def join(devices: int = 0) -> ProcessGroup:
+    """The process group that this process belongs to; a process that was not started as one of several is alone.
 
     Raises:
         ConfigError: if `devices` (0: as many as there are) is not the number of processes that were started on this machine.
@@ -128,7 +128,7 @@ def join(devices: int = 0) -> Team:
             f"--devices {devices}, but {local} processes a machine were started (by torchrun or SLURM). Leave --devices out, or start {devices}."
         )
     if local * nodes == 1:
-        return Team()
+        return ProcessGroup()
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy
 
@@ -141,7 +141,7 @@ def join(devices: int = 0) -> Team:
         fabric.launch()
     except (RuntimeError, ValueError) as error:  # Fabric's word for a job that was started in a way that it cannot use
         raise ConfigError(f"{local * nodes} processes were started, but cannot be connected: {error}") from None
-    return Team(fabric.global_rank, fabric.world_size, fabric)
+    return ProcessGroup(fabric.global_rank, fabric.world_size, fabric)
 
 
 def started() -> tuple[int, int]:

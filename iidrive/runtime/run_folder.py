@@ -25,28 +25,28 @@ import torch
 import iidrive
 from iidrive.core.errors import ConfigError, DataError
 from iidrive.runtime import atomic
-from iidrive.runtime.distributed import Team
+from iidrive.runtime.distributed import ProcessGroup
 
 
 @dataclass(frozen=True)
 class Run:
     """A folder that explains itself. `Run.start` makes it; the methods add to it, each file whole or absent.
 
-    Of several processes the leader writes.
+    Of several processes rank 0 writes.
     """
 
     folder: Path
-    team: Team = field(default_factory=Team)
+    process_group: ProcessGroup = field(default_factory=ProcessGroup)
 
     @staticmethod
-    def start(folder: str | Path, about: Mapping[str, Any], resume: bool = False, team: Team | None = None) -> Run:
+    def start(folder: str | Path, about: Mapping[str, Any], resume: bool = False, process_group: ProcessGroup | None = None) -> Run:
         """Make the folder and write run.json (run-2.json and on when it is resumed): `about`, the command, the time, versions, the machine.
 
         Raises:
             ConfigError: if the folder holds checkpoints and is not to be resumed.
         """
-        run = Run(Path(folder), team or Team())
-        with run.team.alike():
+        run = Run(Path(folder), process_group or ProcessGroup())
+        with run.process_group.raise_on_all_ranks():
             if not resume and any((run.folder / "checkpoints").glob("samples-*")):
                 raise ConfigError(
                     f"{run.folder} already holds checkpoints. Go on from them with `--resume on`, or name another run folder."
@@ -54,18 +54,18 @@ class Run:
         run.folder.mkdir(parents=True, exist_ok=True)
         before = len(list(run.folder.glob("run*.json"))) if resume else 0
         name = f"run-{before + 1}.json" if before else "run.json"
-        about = {**about, "processes": run.team.size, "environment": environment()}
+        about = {**about, "processes": run.process_group.size, "environment": environment()}
         run.write_json(name, {"command": shlex.join(sys.argv), "started": now(), **about})
         return run
 
     def below(self, name: str) -> Run:
         """A run in a folder of its own inside this one."""
-        return Run(self.folder / name, self.team)
+        return Run(self.folder / name, self.process_group)
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a text file of the run atomically."""
         path = self.folder / name
-        return atomic.write(path, text) if self.team.leader else path
+        return atomic.write(path, text) if self.process_group.is_rank_zero else path
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write plain values as JSON."""
@@ -73,7 +73,7 @@ class Run:
 
     def log(self, values: Mapping[str, float | int]) -> None:
         """Append one line to metrics.jsonl. Raises DataError if it cannot be written, as on a full disk."""
-        if not self.team.leader:
+        if not self.process_group.is_rank_zero:
             return
         path = self.folder / "metrics.jsonl"
         try:

@@ -15,78 +15,78 @@ from torch import Tensor, nn
 
 from iidrive.core.errors import IIDriveError
 from iidrive.core.scene import Batch
-from iidrive.data.clips import Windows
+from iidrive.data.clips import ClipDataset
 from iidrive.models.layers import BatchNorm
-from iidrive.runtime.distributed import SharedError, Team
+from iidrive.runtime.distributed import ProcessGroup, SharedError
 from iidrive.runtime.run_folder import Run, device
 from iidrive.training import checkpoint
 from iidrive.training.optim import TrainConfig, learning_rate
-from iidrive.training.options import Request, Session, StopRequested, stop_requests
+from iidrive.training.options import Request, RunOptions, StopRequested, stop_requests
 from iidrive.training.parallel import heavy_parts, save_memory
 from iidrive.training.prefetch import Order, Step, Steps, feed
 from iidrive.training.progress import Progress
-from iidrive.training.state import Job, State
+from iidrive.training.state import State, TrainTask
 
 
-def fit(job: Job, windows: Windows, config: TrainConfig, run: Run, session: Session | None = None) -> Path:
+def fit(task: TrainTask, clips: ClipDataset, config: TrainConfig, run: Run, options: RunOptions | None = None) -> Path:
     """Train until `config.samples` samples were seen; returns the last checkpoint, whose weights the module then has.
 
     Raises:
         IIDriveError: if the loss is not finite or a sample cannot be read, naming the step and its samples; checkpoints stay whole.
         StopRequested: if a signal asked to stop; a checkpoint was written.
     """
-    session = session or Session()
-    team, place = session.team, device()
-    parts = session.spread.parts(config, team)
-    state = State.start(job, config, place)
-    if session.spread.recompute:
-        save_memory(job.owner)
-    if session.spread.compile:
-        for part in heavy_parts(job.owner):
+    options = options or RunOptions()
+    process_group, place = options.process_group, device()
+    parts = options.parallel.parts(config, process_group)
+    state = State.start(task, config, place)
+    if options.parallel.activation_checkpointing:
+        save_memory(task.owner)
+    if options.parallel.compile:
+        for part in heavy_parts(task.owner):
             part.compile(dynamic=False)
-    if session.resume == "on" or (session.resume == "auto" and checkpoint.newest_first(run.folder)):
-        with team.alike():
+    if options.resume == "on" or (options.resume == "auto" and checkpoint.newest_first(run.folder)):
+        with process_group.raise_on_all_ranks():
             state.resume(run)
-        with team.alike():
-            for path in checkpoint.newest_first(run.folder) if team.leader else ():
+        with process_group.raise_on_all_ranks():
+            for path in checkpoint.newest_first(run.folder) if process_group.is_rank_zero else ():
                 if path.name > checkpoint.name(state.seen):  # damaged, and it would be taken for the newest again
                     checkpoint.remove(path)
     else:
-        with team.alike():
+        with process_group.raise_on_all_ranks():
             run.forget_after(0)
-    steps = Steps(windows, Order(config.seed, config.batch, config.samples), parts)
-    if state.seen == 0 and job.prepare is not None:
-        first = Steps(windows, steps.order, [range(min(config.batch, 8))])[0]
+    steps = Steps(clips, Order(config.seed, config.batch, config.samples), parts)
+    if state.seen == 0 and task.prepare is not None:
+        first = Steps(clips, steps.order, [range(min(config.batch, 8))])[0]
         if isinstance(first, IIDriveError):
             raise first
-        job.prepare(_ready(first[0], state, place))
-    end = config.samples if session.stop_at is None else min(session.stop_at, config.samples)
+        task.prepare(_ready(first[0], state, place))
+    end = config.samples if options.stop_at is None else min(options.stop_at, config.samples)
     logs: dict[str, float] = {}
     path: Path | None = None
-    job.owner.train()
-    with stop_requests() as request, Progress(job.manifest.kind, config, run, session, state.seen) as progress:
-        fed = iter(feed(steps, steps.order.steps(state.seen, end), session.spread.workers))
+    task.owner.train()
+    with stop_requests() as request, Progress(task.manifest.kind, config, run, options, state.seen) as progress:
+        fed = iter(feed(steps, steps.order.steps(state.seen, end), options.parallel.workers))
         while state.seen < end:
             made, problem = _next(fed)
-            stop = _agree(team, request, problem)
+            stop = _agree(process_group, request, problem)
             if stop or problem is not None:
                 if path is None or path.name != checkpoint.name(state.seen):
-                    _save(state, run, logs, team)
-                _end(team, stop, problem, state.seen, steps)
+                    _save(state, run, logs, process_group)
+                _end(process_group, stop, problem, state.seen, steps)
             for group in state.optimiser.param_groups:
                 group["lr"] = learning_rate(config, state.seen)
-            logs = _step(state, [_ready(part, state, place) for part in made or []], steps, team)
+            logs = _step(state, [_ready(part, state, place) for part in made or []], steps, process_group)
             state.seen += config.batch
-            if state.average is not None:
-                state.average.update(job.module, state.seen // config.batch)
+            if state.ema is not None:
+                state.ema.update(task.module, state.seen // config.batch)
             progress.step(state.seen, logs)
-            if job.validate is not None and _due(state.seen, config.validate_every, config, end):
-                logs |= _validate(state, run, team)
+            if task.validate is not None and _due(state.seen, config.validate_every, config, end):
+                logs |= _validate(state, run, process_group)
             if state.seen >= end or _due(state.seen, config.save_every, config, end):
-                path = _save(state, run, logs, team)
-    job.owner.eval()
+                path = _save(state, run, logs, process_group)
+    task.owner.eval()
     state.scaled.leave()
-    job.module.load_state_dict(dict(state.weights))
+    task.module.load_state_dict(dict(state.weights))
     return path or checkpoint.find(run.folder)
 
 
@@ -108,44 +108,44 @@ def _next(fed: object) -> tuple[Step | None, IIDriveError | None]:
         return None, IIDriveError(f"a process that makes batches ended ({str(error).splitlines()[0]}); give more memory or fewer workers.")
 
 
-def _agree(team: Team, request: Request, problem: IIDriveError | None) -> int:
+def _agree(process_group: ProcessGroup, request: Request, problem: IIDriveError | None) -> int:
     """Tell the others of a signal or a problem; returns the signal that all stop for, 0 for none, -1 for a problem elsewhere."""
-    if team.size == 1:
+    if process_group.size == 1:
         return request.number
-    told = team.sum(torch.tensor([float(request.number > 0), float(problem is not None)]))
+    told = process_group.sum(torch.tensor([float(request.number > 0), float(problem is not None)]))
     if not bool(told.any()):
         return 0
-    return max(team.gather(request.number)) or -1
+    return max(process_group.gather(request.number)) or -1
 
 
-def _end(team: Team, stop: int, problem: IIDriveError | None, seen: int, steps: Steps) -> None:
+def _end(process_group: ProcessGroup, stop: int, problem: IIDriveError | None, seen: int, steps: Steps) -> None:
     """Leave the training, saved, for a reason that is the same in every process."""
     if stop > 0:
         request = Request(stop)
         raise StopRequested(f"stopped by {request.name} after {seen} samples, and saved. `--resume on` goes on from there.", 128 + stop)
-    told = next(text for text in team.gather(str(problem) if problem else "") if text)
+    told = next(text for text in process_group.gather(str(problem) if problem else "") if text)
     step = seen // steps.order.batch
     message = (
         f"the batch after {seen} samples (step {step}) cannot be read: {told} What was trained so far is saved; mend the data and go on "
         "with `--resume on`."
     )
-    raise (SharedError if team.size > 1 else type(problem or SharedError("")))(message)
+    raise (SharedError if process_group.size > 1 else type(problem or SharedError("")))(message)
 
 
-def _step(state: State, parts: Sequence[Batch], steps: Steps, team: Team) -> dict[str, float]:
+def _step(state: State, parts: Sequence[Batch], steps: Steps, process_group: ProcessGroup) -> dict[str, float]:
     """One optimiser step; returns the loss and its parts over the global batch."""
-    job, config = state.job, state.config
-    counts = None if config.group else _counts(job, parts, team)
+    task, config = state.task, state.config
+    counts = None if config.group else _counts(task, parts, process_group)
     share = config.group / config.batch if config.group else 1.0
     totals: dict[str, Tensor] = {}
     state.optimiser.zero_grad(set_to_none=True)
     for part in parts:
-        loss, logs = job.loss(part, counts)
+        loss, logs = task.loss(part, counts)
         state.scaled.backward(loss * share)
         for key, value in {"loss": loss, **logs}.items():
             totals[key] = totals.get(key, torch.zeros_like(value)) + value.detach() * share
-    parameters = [p for p in job.module.parameters() if p.requires_grad]
-    found = _summed(parameters, totals, team)
+    parameters = [p for p in task.module.parameters() if p.requires_grad]
+    found = _summed(parameters, totals, process_group)
     if not math.isfinite(found["loss"]):
         tokens = ", ".join(steps.tokens(state.seen // config.batch)[:4])
         raise SharedError(
@@ -156,7 +156,7 @@ def _step(state: State, parts: Sequence[Batch], steps: Steps, team: Team) -> dic
     scaler = state.scaled.scaler
     if scaler is not None:
         scaler.unscale_(state.optimiser)
-    norm = float(nn.utils.clip_grad_norm_(parameters, config.clip))
+    norm = float(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
     if scaler is not None:
         scaler.step(state.optimiser)  # skips the step and lowers the scale where a gradient left float16's range
         scaler.update()
@@ -166,65 +166,65 @@ def _step(state: State, parts: Sequence[Batch], steps: Steps, team: Team) -> dic
         raise SharedError(
             f"the gradient became {norm} after {state.seen} samples. Lower the learning rate, or go on from the last checkpoint with `--resume on`."
         )
-    _settle(job.module, len(parts), team)
+    _settle(task.module, len(parts), process_group)
     return found
 
 
-def _counts(job: Job, parts: Sequence[Batch], team: Team) -> dict[str, Tensor]:
+def _counts(task: TrainTask, parts: Sequence[Batch], process_group: ProcessGroup) -> dict[str, Tensor]:
     """Valid elements of the global batch."""
-    each = [job.counts(part) for part in parts]
+    each = [task.counts(part) for part in parts]
     names = sorted(each[0])
-    total = team.sum(torch.stack([torch.stack([one[name] for one in each]).sum() for name in names]).double())
+    total = process_group.sum(torch.stack([torch.stack([one[name] for one in each]).sum() for name in names]).double())
     return dict(zip(names, total, strict=True))
 
 
 @torch.no_grad()
-def _summed(parameters: Sequence[nn.Parameter], totals: Mapping[str, Tensor], team: Team) -> dict[str, float]:
+def _summed(parameters: Sequence[nn.Parameter], totals: Mapping[str, Tensor], process_group: ProcessGroup) -> dict[str, float]:
     """Sum gradients and losses over processes, as one vector: every process then has the same bits. A weight without any gradient stays so."""
     names = sorted(totals)
     values = torch.stack([totals[name].to(parameters[0].dtype) for name in names])
-    if team.size > 1:
+    if process_group.size > 1:
         has = torch.stack([values.new_tensor(float(p.grad is not None)) for p in parameters])
         grads = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
         sizes = [len(values), len(has), *map(len, grads)]
-        values, has, *grads = team.sum(torch.cat([values, has, *grads])).split(sizes)
+        values, has, *grads = process_group.sum(torch.cat([values, has, *grads])).split(sizes)
         for parameter, grad, some in zip(parameters, grads, has.tolist(), strict=True):
             parameter.grad = grad.view_as(parameter) if some else None
     return dict(zip(names, values.tolist(), strict=True))
 
 
-def _settle(module: nn.Module, groups: int, team: Team) -> None:
+def _settle(module: nn.Module, groups: int, process_group: ProcessGroup) -> None:
     for norm in module.modules():
         if isinstance(norm, BatchNorm) and norm.kept:
-            norm.settle(groups, lambda kept: team.sum(kept) / team.size)
+            norm.settle(groups, lambda kept: process_group.sum(kept) / process_group.size)
 
 
-def _save(state: State, run: Run, logs: Mapping[str, float], team: Team) -> Path:
+def _save(state: State, run: Run, logs: Mapping[str, float], process_group: ProcessGroup) -> Path:
     if not all(bool(value.isfinite().all()) for value in state.weights.values()):
         raise SharedError(f"weights are no numbers any more after {state.seen} samples; they are not saved. Lower the learning rate.")
-    with team.alike():
-        if team.leader:
+    with process_group.raise_on_all_ranks():
+        if process_group.is_rank_zero:
             state.save(run, logs)
     return run.folder / "checkpoints" / checkpoint.name(state.seen)
 
 
-def _validate(state: State, run: Run, team: Team) -> dict[str, float]:
+def _validate(state: State, run: Run, process_group: ProcessGroup) -> dict[str, float]:
     """Score the moving average, in float32 as it will be used; the raw weights are then put back bit by bit."""
-    job = state.job
-    assert job.validate is not None
-    raw = {k: v.clone() for k, v in job.module.state_dict().items()}
-    job.owner.to(torch.float32)
-    job.module.load_state_dict(dict(state.weights))
-    job.owner.eval()
+    task = state.task
+    assert task.validate is not None
+    raw = {k: v.clone() for k, v in task.module.state_dict().items()}
+    task.owner.to(torch.float32)
+    task.module.load_state_dict(dict(state.weights))
+    task.owner.eval()
     with torch.no_grad():
-        numbers, text = job.validate()
-    job.owner.to(state.scaled.dtype)
-    job.module.load_state_dict(raw)
-    job.owner.train()
+        numbers, text = task.validate()
+    task.owner.to(state.scaled.dtype)
+    task.module.load_state_dict(raw)
+    task.owner.train()
     name, value = next(iter(numbers.items()))
     if not state.best or value > state.best["value"]:
         state.best = {"name": name, "value": value, "samples": state.seen}
-    if team.leader:
+    if process_group.is_rank_zero:
         run.log({"samples": state.seen, **{f"validation_{k}": v for k, v in numbers.items()}})
         run.write_text(f"validation-{state.seen:09d}.txt", text + "\n")
     return {f"validation_{k}": v for k, v in numbers.items()}

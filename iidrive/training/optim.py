@@ -21,8 +21,8 @@ class TrainConfig:
     groups' mean: what the published code does with the 8 samples of a GPU; 0: the loss is the global batch's. `precision`: float32, float64,
     or mixed with bfloat16 or float16. `freeze` names parts of the model (prefixes of parameter names) that keep their weights.
 
-    `schedule`: `cosine` to a hundredth, or `step`, a tenth after `step_at` of the samples. `average` is the decay of the moving average per
-    optimiser step (0: none), reached over `average_warmup` steps, of which `average_ahead` count as done before the first (published: 10560,
+    `schedule`: `cosine` to a hundredth, or `step`, a tenth after `step_at` of the samples. `ema_decay` is the decay of the moving average per
+    optimiser step (0: none), reached over `ema_warmup_steps` steps, of which `ema_initial_steps` count as done before the first (published: 10560,
     so that the average moves slowly from the start). A checkpoint is written every `save_every` samples, and at the end. Every
     `validate_every` samples (0: never) the moving average is scored on `validate_scenes` scenes that are not trained on.
     """
@@ -35,13 +35,13 @@ class TrainConfig:
     freeze: tuple[str, ...] = ()
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
-    clip: float = 5.0
+    max_grad_norm: float = 5.0
     warmup: int = 3200
     schedule: Literal["cosine", "step"] = "cosine"
     step_at: float = 0.8333
-    average: float = 0.999
-    average_warmup: float = 2000.0
-    average_ahead: int = 0
+    ema_decay: float = 0.999
+    ema_warmup_steps: float = 2000.0
+    ema_initial_steps: int = 0
     seed: int = 0
     log_every: int = 640
     save_every: int = 32_000
@@ -81,8 +81,8 @@ def learning_rate(config: TrainConfig, seen: int) -> float:
     return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
 
 
-class Average:
-    """Exponential moving average of a module's state: decay d = average * (1 - exp(-(ahead + steps) / warmup))."""
+class EMA:
+    """Exponential moving average of a module's state: decay d = ema_decay * (1 - exp(-(ahead + steps) / warmup))."""
 
     def __init__(self, module: nn.Module, config: TrainConfig) -> None:
         self.config, self.state = config, {k: v.detach().clone() for k, v in module.state_dict().items()}
@@ -90,7 +90,7 @@ class Average:
     @torch.no_grad()
     def update(self, module: nn.Module, steps: int) -> None:
         """Move towards the module's present state, after optimiser step number `steps` (from 1)."""
-        decay = self.config.average * (1 - math.exp(-(self.config.average_ahead + steps) / self.config.average_warmup))
+        decay = self.config.ema_decay * (1 - math.exp(-(self.config.ema_initial_steps + steps) / self.config.ema_warmup_steps))
         for key, value in module.state_dict().items():
             kept: Tensor = self.state[key]
             if value.dtype.is_floating_point:

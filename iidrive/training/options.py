@@ -10,14 +10,14 @@ from types import FrameType
 from typing import Literal
 
 from iidrive.core.errors import ConfigError, IIDriveError
-from iidrive.runtime.distributed import Team
-from iidrive.training.parallel import Spread
+from iidrive.runtime.distributed import ProcessGroup
+from iidrive.training.parallel import ParallelConfig
 
 Resume = Literal["on", "off", "auto"]
 
 
 @dataclass(frozen=True)
-class Session:
+class RunOptions:
     """`resume`: go on from the run's newest checkpoint (`on`), only if there is one (`auto`), or start anew (`off`). `init` is a checkpoint whose
     weights a new training starts from. `stop_at` ends early, after that many samples, with a checkpoint. `tensorboard` keeps curves for it.
 
@@ -25,8 +25,8 @@ class Session:
         ConfigError: for `init` with `resume=on`: the first starts a training, the second continues one.
     """
 
-    team: Team = field(default_factory=Team)
-    spread: Spread = field(default_factory=Spread)
+    process_group: ProcessGroup = field(default_factory=ProcessGroup)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     resume: Resume = "off"
     init: str = ""
     stop_at: int | None = None

@@ -9,45 +9,45 @@ from torch import nn
 
 from iidrive.core.errors import ConfigError
 from iidrive.models.layers import BatchNorm
-from iidrive.runtime.distributed import Team
+from iidrive.runtime.distributed import ProcessGroup
 from iidrive.training.optim import TrainConfig
 
 
 @dataclass(frozen=True)
-class Spread:
+class ParallelConfig:
     """How many samples a device computes at once, and how.
 
-    Devices x `per_device` x `accumulate` must be the global batch; 0 leaves a number open (`per_device` is then at most the recipe's
-    `micro_batch`). `workers` processes a device make batches ahead of time (0: each is made when it is needed). `recompute` computes
+    Devices x `micro_batch_size` x `grad_accum_steps` must be the global batch; 0 leaves a number open (`micro_batch_size` is then at most the recipe's
+    `micro_batch`). `workers` processes a device make batches ahead of time (0: each is made when it is needed). `activation_checkpointing` computes
     activations again in the backward pass instead of keeping them: less memory, more time. `compile` runs the models through torch.compile.
     """
 
-    per_device: int = 0
-    accumulate: int = 0
+    micro_batch_size: int = 0
+    grad_accum_steps: int = 0
     workers: int = 0
-    recompute: bool = False
+    activation_checkpointing: bool = False
     compile: bool = False
 
     def __post_init__(self) -> None:
         for name in ("per_device", "accumulate", "workers"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"--spread.{name} cannot be below 0; found {getattr(self, name)}.")
+                raise ConfigError(f"--parallel.{name} cannot be below 0; found {getattr(self, name)}.")
 
-    def parts(self, config: TrainConfig, team: Team) -> list[range]:
+    def parts(self, config: TrainConfig, process_group: ProcessGroup) -> list[range]:
         """The places of the global batch that are this process's, in the parts that are computed at once.
 
         Raises:
             ConfigError: if devices, samples a device and accumulation do not make the global batch; it names the nearest that do.
         """
-        at_once, steps = self.divide(config, team.size)
-        first = team.rank * at_once * steps
+        at_once, steps = self.divide(config, process_group.size)
+        first = process_group.rank * at_once * steps
         size = config.group or at_once
         return [range(start, start + size) for start in range(first, first + at_once * steps, size)]
 
     def divide(self, config: TrainConfig, devices: int) -> tuple[int, int]:
         """Samples a device computes at once, and how often it does so a step."""
         unit, share = config.group or 1, config.batch // devices
-        at_once, steps = self.per_device, self.accumulate
+        at_once, steps = self.micro_batch_size, self.grad_accum_steps
         if at_once == 0 and steps == 0 and config.batch % (devices * unit) == 0:
             most = max(config.micro_batch or share, unit)
             at_once = max(n for n in range(unit, share + 1, unit) if share % n == 0 and n <= most)
@@ -60,7 +60,7 @@ class Spread:
         raise ConfigError(
             f"{devices} devices x {at_once} samples at once x {steps} parts a step make {devices * at_once * steps} samples, "
             f"but the global batch is {config.batch}{groups}. Nearest that fit: {' x '.join(map(str, near))} "
-            "(--devices, --spread.per_device, --spread.accumulate)."
+            "(--devices, --parallel.micro_batch_size, --parallel.grad_accum_steps)."
         )
 
 
@@ -70,7 +70,7 @@ def save_memory(owner: nn.Module) -> None:
         raise ConfigError("recompute would count BatchNorm's statistics twice: leave it off for a world model with norm=batch.")
     for module in owner.modules():
         if hasattr(module, "recompute"):
-            module.recompute = True  # pyright: ignore[reportArgumentType]
+            module.activation_checkpointing = True  # pyright: ignore[reportArgumentType]
 
 
 def heavy_parts(owner: nn.Module) -> list[nn.Module]:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from iidrive.core.errors import IIDriveError
 from iidrive.core.scene import Batch
-from iidrive.data.clips import Windows, draws, order
+from iidrive.data.clips import ClipDataset, draws, order
 
 Step = list[Batch]
 
@@ -31,8 +31,8 @@ class Order:
 class Steps(Dataset[Step | IIDriveError]):
     """The parts (places of the global batch) of every step that are this process's; a sample that cannot be read is an error in its step's place."""
 
-    def __init__(self, windows: Windows, order_: Order, parts: Sequence[range]) -> None:
-        self.windows, self.order, self.parts = windows, order_, parts
+    def __init__(self, clips: ClipDataset, order_: Order, parts: Sequence[range]) -> None:
+        self.clips, self.order, self.parts = clips, order_, parts
 
     def __getitem__(self, step: int) -> Step | IIDriveError:
         try:
@@ -42,14 +42,14 @@ class Steps(Dataset[Step | IIDriveError]):
 
     def tokens(self, step: int) -> list[str]:
         """Sample tokens of a step's global batch."""
-        rows = order(len(self.windows), self.order.seed, step * self.order.batch, self.order.batch)
-        return [self.windows.token(int(row)) for row in rows]
+        rows = order(len(self.clips), self.order.seed, step * self.order.batch, self.order.batch)
+        return [self.clips.token(int(row)) for row in rows]
 
     def _part(self, step: int, part: range) -> Batch:
         start = step * self.order.batch + part.start
-        rows = order(len(self.windows), self.order.seed, start, len(part)).tolist()
-        numbers = draws(self.order.seed, start, len(part), self.windows.cut.future)
-        return self.windows.batch(rows, numbers, step * self.order.batch / self.order.samples, torch.tensor(part))
+        rows = order(len(self.clips), self.order.seed, start, len(part)).tolist()
+        numbers = draws(self.order.seed, start, len(part), self.clips.cut.future)
+        return self.clips.batch(rows, numbers, step * self.order.batch / self.order.samples, torch.tensor(part))
 
 
 def feed(steps: Steps, which: range, workers: int = 0, ahead: int = 2) -> Iterator[Step]:

@@ -16,22 +16,22 @@ from rich.text import Text
 from iidrive.core.errors import ConfigError
 from iidrive.runtime.run_folder import Run, peak_memory_gb
 from iidrive.training.optim import TrainConfig, learning_rate
-from iidrive.training.options import Session
+from iidrive.training.options import RunOptions
 
 QUIET_S = 30
 """Where there is no terminal, a line is printed at most this often."""
 
 
 class Progress:
-    """One process's view; only the leader shows and writes anything."""
+    """One process's view; only rank 0 shows and writes anything."""
 
-    def __init__(self, title: str, config: TrainConfig, run: Run, session: Session, seen: int) -> None:
-        self.title, self.config, self.run, self.leader = title, config, run, session.team.leader
+    def __init__(self, title: str, config: TrainConfig, run: Run, options: RunOptions, seen: int) -> None:
+        self.title, self.config, self.run, self.is_rank_zero = title, config, run, options.process_group.is_rank_zero
         self.begun, self.started, self.spoke = seen, time.perf_counter(), time.perf_counter()
         columns = (TextColumn("{task.description}"), BarColumn(20), TaskProgressColumn(), TimeRemainingColumn(compact=True))
-        self.bar = _Bar(*columns, TextColumn("{task.fields[status]}"), console=Console(stderr=True), disable=not self.leader)
+        self.bar = _Bar(*columns, TextColumn("{task.fields[status]}"), console=Console(stderr=True), disable=not self.is_rank_zero)
         self.task = self.bar.add_task(title, total=config.samples, completed=seen, status="")
-        self.board: Any = _board(run) if session.tensorboard and self.leader else None
+        self.board: Any = _board(run) if options.tensorboard and self.is_rank_zero else None
 
     def __enter__(self) -> Progress:
         if self.bar.console.is_terminal:
@@ -45,7 +45,7 @@ class Progress:
 
     def step(self, seen: int, logs: Mapping[str, float]) -> None:
         """After a step: every `log_every` samples, and at the end, say and write where it stands."""
-        if not self.leader or not (seen % self.config.log_every < self.config.batch or seen >= self.config.samples):
+        if not self.is_rank_zero or not (seen % self.config.log_every < self.config.batch or seen >= self.config.samples):
             return
         now = time.perf_counter()
         rate = (seen - self.begun) / (now - self.started)

@@ -22,7 +22,7 @@ from iidrive.models.losses import Counts
 from iidrive.runtime.run_folder import Run, code_version
 from iidrive.training import checkpoint
 from iidrive.training.checkpoint import Manifest
-from iidrive.training.optim import Average, TrainConfig
+from iidrive.training.optim import EMA, TrainConfig
 from iidrive.training.parallel import heavy_parts
 
 Loss = Callable[[Batch, Counts | None], tuple[Tensor, dict[str, Tensor]]]
@@ -34,7 +34,7 @@ SPEED_ALONE = ("micro_batch", "log_every", "save_every")
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainTask:
     """What is trained: `owner` computes the loss and is put into training mode, `module` is the part whose weights move and are saved.
 
     `counts` are the valid elements of a batch that its loss is divided by. `manifest` is the checkpoint's, complete but for what training
@@ -93,56 +93,56 @@ class Scaled:
 class State:
     """See the module's docstring."""
 
-    job: Job
+    task: TrainTask
     config: TrainConfig
     optimiser: torch.optim.AdamW
-    average: Average | None
+    ema: EMA | None
     scaled: Scaled
     seen: int = 0
     best: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
-    def start(job: Job, config: TrainConfig, device: torch.device) -> State:
+    def start(task: TrainTask, config: TrainConfig, device: torch.device) -> State:
         """Before the first step, or before `resume`. Freezes what the config says.
 
         Raises:
             ConfigError: if `freeze` names nothing in the model, or everything.
         """
-        scaled = Scaled(config.precision, job.owner, device)
-        job.owner.to(device, scaled.dtype)
+        scaled = Scaled(config.precision, task.owner, device)
+        task.owner.to(device, scaled.dtype)
         for prefix in config.freeze:
-            named = [p for name, p in job.module.named_parameters() if name == prefix or name.startswith(prefix + ".")]
+            named = [p for name, p in task.module.named_parameters() if name == prefix or name.startswith(prefix + ".")]
             if not named:
-                parts = ", ".join(sorted({name.split(".")[0] for name, _ in job.module.named_parameters()}))
-                raise ConfigError(f"freeze: this {job.manifest.kind} has no part '{prefix}'. Its parts: {parts}.")
+                parts = ", ".join(sorted({name.split(".")[0] for name, _ in task.module.named_parameters()}))
+                raise ConfigError(f"freeze: this {task.manifest.kind} has no part '{prefix}'. Its parts: {parts}.")
             for parameter in named:
                 parameter.requires_grad_(False)
-        moving = [p for p in job.module.parameters() if p.requires_grad]
+        moving = [p for p in task.module.parameters() if p.requires_grad]
         if not moving:
-            raise ConfigError(f"freeze: nothing of this {job.manifest.kind} would be left to train.")
+            raise ConfigError(f"freeze: nothing of this {task.manifest.kind} would be left to train.")
         optimiser = torch.optim.AdamW(moving, lr=config.learning_rate, weight_decay=config.weight_decay)
-        return State(job, config, optimiser, Average(job.module, config) if config.average else None, scaled)
+        return State(task, config, optimiser, EMA(task.module, config) if config.ema_decay else None, scaled)
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
         """The weights for use: the moving average, where there is one."""
-        return self.job.module.state_dict() if self.average is None else self.average.state
+        return self.task.module.state_dict() if self.ema is None else self.ema.state
 
     def save(self, run: Run, logs: Mapping[str, float]) -> Path:
         """Write a checkpoint, then remove all but the newest ones and the best."""
-        raw = self.job.module.state_dict()
+        raw = self.task.module.state_dict()
         training = {f"module.{k}": v for k, v in raw.items()}
-        names = {id(p): n for n, p in self.job.module.named_parameters()}
+        names = {id(p): n for n, p in self.task.module.named_parameters()}
         for parameter, state in self.optimiser.state.items():
             for key, value in state.items():
                 training[f"optimiser.{names[id(parameter)]}.{key}"] = torch.as_tensor(value)
         if self.scaled.scaler is not None:
             kept = self.scaled.scaler.state_dict()
             training["scaler"] = torch.tensor([kept["scale"], kept["_growth_tracker"]], dtype=torch.float64)
-        job = self.job
-        metrics = {**job.manifest.metrics, **logs, **({"best": self.best} if self.best else {})}
-        mark = checkpoint.fingerprint(job.architecture, self.weights, job.manifest.parents)
-        manifest = replace(job.manifest, fingerprint=mark, samples_seen=self.seen, metrics=metrics, code=code_version())
+        task = self.task
+        metrics = {**task.manifest.metrics, **logs, **({"best": self.best} if self.best else {})}
+        mark = checkpoint.fingerprint(task.architecture, self.weights, task.manifest.parents)
+        manifest = replace(task.manifest, fingerprint=mark, samples_seen=self.seen, metrics=metrics, code=code_version())
         folder = run.folder / "checkpoints"
         path = checkpoint.save(folder / checkpoint.name(self.seen), manifest, self.weights, training)
         stay = {*(p.name for p in checkpoint.newest_first(run.folder)[:KEPT]), checkpoint.name(self.best.get("samples", 0))}
@@ -160,29 +160,29 @@ class State:
         """
         path, training = _newest_whole(run)
         manifest = checkpoint.read_manifest(path)
-        job = self.job
+        task = self.task
         for name in ("architecture", "training", "data", "about", "marks"):
-            before, now = _decisive(name, manifest), _decisive(name, job.manifest)
+            before, now = _decisive(name, manifest), _decisive(name, task.manifest)
             if before != now:
                 raise CheckpointError(
                     f"{path}: it was trained with another config ({name} differs{_difference(before, now)}). Resume with the same one, "
                     "or start a new run."
                 )
-        if not job.manifest.origins:  # what it started from need not be said again
-            job = self.job = replace(job, manifest=replace(job.manifest, parents=(*job.manifest.parents, *manifest.origins)))
-        if [(p.kind, p.fingerprint) for p in manifest.parents] != [(p.kind, p.fingerprint) for p in job.manifest.parents]:
+        if not task.manifest.origins:  # what it started from need not be said again
+            task = self.task = replace(task, manifest=replace(task.manifest, parents=(*task.manifest.parents, *manifest.origins)))
+        if [(p.kind, p.fingerprint) for p in manifest.parents] != [(p.kind, p.fingerprint) for p in task.manifest.parents]:
             raise LineageError(
-                f"{path}: it was trained on other parents.\n  so far: {manifest.lineage()}\n  given:  {job.manifest.lineage()}\n"
+                f"{path}: it was trained on other parents.\n  so far: {manifest.lineage()}\n  given:  {task.manifest.lineage()}\n"
                 "Resume with the same ones, or start a new run with `--run NEW_RUN`."
             )
-        checkpoint.load_weights(job.module, {k[7:]: v for k, v in training.items() if k.startswith("module.")}, str(path))
-        for name, parameter in job.module.named_parameters():
+        checkpoint.load_weights(task.module, {k[7:]: v for k, v in training.items() if k.startswith("module.")}, str(path))
+        for name, parameter in task.module.named_parameters():
             prefix = f"optimiser.{name}."
             state = {k[len(prefix) :]: v for k, v in training.items() if k.startswith(prefix)}
             if state:
                 self.optimiser.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
-        if self.average is not None:
-            self.average.state = {k: v.to(self.average.state[k].device) for k, v in checkpoint.load_tensors(path).items()}
+        if self.ema is not None:
+            self.ema.state = {k: v.to(self.ema.state[k].device) for k, v in checkpoint.load_tensors(path).items()}
         if self.scaled.scaler is not None and "scaler" in training:
             scale, tracker = training["scaler"].tolist()
             self.scaled.scaler.load_state_dict({**self.scaled.scaler.state_dict(), "scale": scale, "_growth_tracker": int(tracker)})

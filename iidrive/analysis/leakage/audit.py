@@ -20,7 +20,7 @@ from iidrive.analysis.leakage.findings import Answers, Audit, Leak, changed, l2,
 from iidrive.analysis.leakage.plausible import Plausibility, plausible
 from iidrive.core.errors import ConfigError
 from iidrive.core.scene import FUTURE_STEPS, Batch, GridSpec
-from iidrive.data.clips import Cut, Frames, OccupancyFrames, Track, Windows
+from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, Frames, OccupancyFrames
 from iidrive.data.source import Source, true_path, window
 from iidrive.data.tokens import TokenCache
 from iidrive.models.baselines import KINEMATIC
@@ -79,13 +79,13 @@ class Pipeline:
     def __call__(self, view: View, samples: Sequence[Sample]) -> Answers:
         """Answers at `samples`, in one batch."""
         source = self.dressed(view.source)
-        tracks = [Track.of(source.scene(name)) for name in dict.fromkeys(name for name, _ in samples)]
+        tracks = [EgoTrack.of(source.scene(name)) for name in dict.fromkeys(name for name, _ in samples)]
         place = {real_name(track.name): i for i, track in enumerate(tracks)}
         frames = OccupancyFrames(source, self.occupancy, stages.keyframes(tracks)) if self.occupancy else None
         codes = self._codes(view) if self.encode or self.cache else None
-        windows = Windows(tracks, Cut(past=stages.PAST, full_future=False), frames, codes, future=True)
-        rows = {sample: row for row, sample in enumerate(windows.samples)}
-        batch = view.hook(windows.batch([rows[place[real_name(name)], index] for name, index in samples]))
+        clips = ClipDataset(tracks, ClipSpec(past=stages.PAST, full_future=False), frames, codes, future=True)
+        rows = {sample: row for row, sample in enumerate(clips.samples)}
+        batch = view.hook(clips.batch([rows[place[real_name(name)], index] for name, index in samples]))
         answers = self.answer(batch.to(device()))
         return {k: v.numpy(force=True).copy() for k, v in answers.items()}
 
@@ -115,7 +115,7 @@ def of_checkpoint(path: str, test_ii: bool = False, tokens: str = "") -> Make:
     """
     if path in KINEMATIC:
         plan = KINEMATIC[path]
-        return lambda: Pipeline(lambda batch: {"plan": plan(batch.observation)})
+        return lambda: Pipeline(lambda batch: {"plan": plan(batch.inputs)})
     if not Path(path).exists():
         raise ConfigError(
             f"{path}: neither a checkpoint nor one of {', '.join(KINEMATIC)}. Give the run folder of a planner or world model."
@@ -126,29 +126,29 @@ def of_checkpoint(path: str, test_ii: bool = False, tokens: str = "") -> Make:
 
         def fresh_mlp() -> Pipeline:
             own = copy.deepcopy(mlp)
-            return Pipeline(lambda batch: {"plan": own.plan(batch.observation)})
+            return Pipeline(lambda batch: {"plan": own.plan(batch.inputs)})
 
         return fresh_mlp
     if kind not in ("planner", "world"):
         raise ConfigError(f"{path} is a {kind}, which neither plans nor forecasts. Audit a planner or a world model.")
-    driver = stages.load_driver(path)[0] if kind == "planner" else None
-    forecaster = driver.forecaster if driver is not None else stages.load_forecaster(path)[0]
+    agent = stages.load_agent(path)[0] if kind == "planner" else None
+    forecaster = agent.forecaster if agent is not None else stages.load_forecaster(path)[0]
     encode = tokenizing(forecaster.tokenizer)
     cache = TokenCache(tokens) if tokens else None
 
     def make() -> Pipeline:
-        if driver is None:
+        if agent is None:
             own = copy.deepcopy(forecaster)
             return Pipeline(lambda batch: forecast(own, batch), encode, cache)
-        fresh = copy.deepcopy(driver)
-        return Pipeline(lambda batch: {"plan": fresh.plan(batch.observation, test_ii), **forecast(fresh.forecaster, batch)}, encode, cache)
+        fresh = copy.deepcopy(agent)
+        return Pipeline(lambda batch: {"plan": fresh.plan(batch.inputs, test_ii), **forecast(fresh.forecaster, batch)}, encode, cache)
 
     return make
 
 
 def forecast(forecaster: Forecaster, batch: Batch) -> dict[str, torch.Tensor]:
     """Labels 0 to 3 s ahead and the imagined latents and motion."""
-    labels, imagined = forecaster.forecast(batch.observation, HORIZON_STEPS)
+    labels, imagined = forecaster.forecast(batch.inputs, HORIZON_STEPS)
     return {"forecast": labels, "latents": imagined.latents, "motion": imagined.now_T_frame}
 
 
@@ -196,7 +196,7 @@ def _score(source: Source, plans: Mapping[Sample, Array]) -> tuple[float, Plausi
         return metres, None
     view, baselines = View(source, source), {}
     for name, drive in KINEMATIC.items():
-        baseline = Pipeline(lambda batch, drive=drive: {"plan": drive(batch.observation)})
+        baseline = Pipeline(lambda batch, drive=drive: {"plan": drive(batch.inputs)})
         answers = {row: one for rows in _rounds(list(plans)) for row, one in zip(rows, baseline(view, rows)["plan"], strict=True)}
         baselines[name] = np.stack([answers[row] for row in plans])
     return metres, plausible(cases, plan, baselines)

@@ -172,7 +172,7 @@ def blank(batch: Batch) -> Batch:
             return value
         return torch.full_like(value, torch.nan if value.is_floating_point() else FREE if key == "occupancy" else 0)
 
-    return replace(batch, target=replace(batch.target, **{k: gone(k, v) for k, v in vars(batch.target).items()}))  # pyright: ignore[reportArgumentType]
+    return replace(batch, targets=replace(batch.targets, **{k: gone(k, v) for k, v in vars(batch.targets).items()}))  # pyright: ignore[reportArgumentType]
 
 
 def _stranger(now: Keyframe) -> Boxes:

@@ -21,7 +21,7 @@ from iidrive.analysis.swap.agreement import Agreement, agreement
 from iidrive.core.errors import CheckpointError, ConfigError
 from iidrive.core.lineage import MARKED
 from iidrive.core.scene import STEP_S
-from iidrive.data.clips import Track, Windows
+from iidrive.data.clips import ClipDataset, EgoTrack
 from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache
 from iidrive.models.tokenizer import Tokenizer
@@ -143,9 +143,9 @@ def swap(grid: Grid, source: Source, split: str, run: Run, scenes: int, test_ii:
     names = source.scene_names(split)
     if 0 < scenes < len(names):
         names = tuple(names[i * len(names) // scenes] for i in range(scenes))
-    tracks = [Track.of(source.scene(name)) for name in names]
+    tracks = [EgoTrack.of(source.scene(name)) for name in names]
     cases = infer.truth(source, split, names)
-    out = Swap(grid, samples=len(stages.scored_windows(tracks)))
+    out = Swap(grid, samples=len(stages.scored_clips(tracks)))
     read: list[tuple[Tokenizer, TokenCache]] = []
     for t, part in enumerate(grid.tokenizers):
         report(f"tokenizer {t + 1}")
@@ -153,40 +153,40 @@ def swap(grid: Grid, source: Source, split: str, run: Run, scenes: int, test_ii:
         cache = stages.write_tokens(part.path, source, names, stages.tokens_folder(run.folder, part.path, source))
         read.append((tokenizer, cache))
         out.reconstruction.append(stages.reconstruction_miou(tokenizer, cache, source, tracks))
-        windows = stages.scored_windows(tracks, cache, source, tokenizer.config.grid)
+        clips = stages.scored_clips(tracks, cache, source, tokenizer.config.grid)
         for w in range(len(grid.worlds)):
             report(f"tokenizer {t + 1}, world {w + 1}")
-            pair = _pair(grid, t, w, windows)
+            pair = _pair(grid, t, w, clips)
             out.pairs.append(pair)
             for p in range(len(grid.planners)) if not pair.problem else ():
                 report(f"tokenizer {t + 1}, world {w + 1}, planner {p + 1}")
-                out.triples.append(_triple(grid, t, w, p, stages.scored_windows(tracks, cache), cases, test_ii))
+                out.triples.append(_triple(grid, t, w, p, stages.scored_clips(tracks, cache), cases, test_ii))
     for i, j in combinations(range(len(read)), 2):
         if read[i][0].quantiser.level_cells == read[j][0].quantiser.level_cells:
             out.agreements[i, j] = _agree(read[i], read[j], tracks)
     return out
 
 
-def _pair(grid: Grid, t: int, w: int, windows: Windows) -> Pair:
+def _pair(grid: Grid, t: int, w: int, clips: ClipDataset) -> Pair:
     try:
         forecaster, manifest = stages.load_forecaster(grid.worlds[w].path, grid.tokenizers[t].path, allow=True)
     except (CheckpointError, ConfigError) as error:
         return Pair(t, w, problem=str(error))
-    scores = infer.forecasts(forecaster, windows, forecaster.tokenizer.config.grid, steps=STEPS)
+    scores = infer.forecasts(forecaster, clips, forecaster.tokenizer.config.grid, steps=STEPS)
     return Pair(t, w, tuple(scores.miou("world model")), manifest.marks)
 
 
-def _triple(grid: Grid, t: int, w: int, p: int, windows: Windows, cases: Cases, test_ii: bool) -> Triple:
+def _triple(grid: Grid, t: int, w: int, p: int, clips: ClipDataset, cases: Cases, test_ii: bool) -> Triple:
     try:
-        driver, manifest = stages.load_driver(grid.planners[p].path, grid.worlds[w].path, grid.tokenizers[t].path, allow=True)
+        agent, manifest = stages.load_agent(grid.planners[p].path, grid.worlds[w].path, grid.tokenizers[t].path, allow=True)
     except (CheckpointError, ConfigError) as error:
         return Triple(t, w, p, problem=str(error))
-    tokens, paths = infer.plans(partial(driver.plan, ii=test_ii), windows)
+    tokens, paths = infer.plans(partial(agent.plan, ii=test_ii), clips)
     found = score.score(cases, align(cases, Predictions(paths, tokens, {}, "swap")))
     return Triple(t, w, p, found.average["L2"], found.average["obj_box_col"], int(found.events["obj_box_col"].sum()), manifest.marks)
 
 
-def _agree(first: tuple[Tokenizer, TokenCache], second: tuple[Tokenizer, TokenCache], tracks: list[Track]) -> tuple[Agreement, ...]:
+def _agree(first: tuple[Tokenizer, TokenCache], second: tuple[Tokenizer, TokenCache], tracks: list[EgoTrack]) -> tuple[Agreement, ...]:
     a, b = (np.concatenate([cache(track.name, np.arange(len(track.tokens))) for track in tracks]) for _, cache in (first, second))
     quantiser = first[0].quantiser
     levels = [f"intra {x}x{y}" for x, y in quantiser.scales] + [f"inter {k + 1} back" for k in range(quantiser.config.history)]

@@ -14,8 +14,8 @@ import numpy as np
 from iidrive.core import geometry
 from iidrive.core.errors import ConfigError, DataError, unknown
 from iidrive.core.scene import MANOEUVRES, Boxes, Command, CommandSource, GridSpec, Keyframe, OccGrid, OccSource, Pose, Scene, VectorMap
-from iidrive.data.nuscenes.map import LAYERS, LocationMap
 from iidrive.data.nuscenes import index, labels
+from iidrive.data.nuscenes.map import LAYERS, LocationMap
 from iidrive.data.nuscenes.splits import SPLITS
 from iidrive.data.nuscenes.tables import TABLES, table_file
 from iidrive.data.voxelise import voxelise

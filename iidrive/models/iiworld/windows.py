@@ -14,48 +14,48 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from iidrive.core.errors import ConfigError
-from iidrive.core.scene import STEP_S, Ahead, Seen
+from iidrive.core.scene import STEP_S, Inputs, Targets
 from iidrive.models.iiworld.rollout import Carry, Drive, Quirks, at_rest, heading_rad, losses, pose_matrix, roll_out, velocities
 from iidrive.models.layers import transform_inverse
 from iidrive.models.world import Imagined, WorldModel
 
 
 def recorded(
-    seen: Seen,
+    inputs: Inputs,
     latents: Float[Tensor, "B T C x y"],
     quirks: Quirks,
     history: int,
     steps: int,
-    ahead: tuple[Ahead, Float[Tensor, "B S C x y"]] | None = None,
+    targets: tuple[Targets, Float[Tensor, "B S C x y"]] | None = None,
 ) -> tuple[Drive, Carry]:
     """What the roll-out reads and carries; without what lies `ahead` (targets and their latents), the ego stands still there."""
-    if seen.global_T_now is None:
+    if inputs.global_T_now is None:
         raise ConfigError("motion=map tells motions in the axes of the map, but this batch does not say where the ego is in it.")
-    now = seen.now_T_frame.shape[1] - 1
-    if ahead is None:
-        future, valid = seen.now_T_frame[:, -1:].expand(-1, steps, -1, -1), seen.known[:, -1:].expand(-1, steps)
+    now = inputs.now_T_frame.shape[1] - 1
+    if targets is None:
+        future, valid = inputs.now_T_frame[:, -1:].expand(-1, steps, -1, -1), inputs.known[:, -1:].expand(-1, steps)
         latents_ahead = latents[:, -1:].expand(-1, steps, -1, -1, -1)
     else:
-        future, valid, latents_ahead = ahead[0].now_T_frame, ahead[0].valid, ahead[1]
-    poses = seen.global_T_now[:, None].double() @ torch.cat([seen.now_T_frame, future], 1).double()
+        future, valid, latents_ahead = targets[0].now_T_frame, targets[0].valid, targets[1]
+    poses = inputs.global_T_now[:, None].double() @ torch.cat([inputs.now_T_frame, future], 1).double()
     rotation, position = continuous(quaternion_of(poses[..., :3, :3])), poses[..., :3, 3]
     heading = heading_rad(rotation, "roll-for-yaw" in quirks)
     speed = (position[:, 1:] - position[:, :-1])[..., :2].norm(dim=-1) / STEP_S
     velocity = velocities(heading[:, 1:] - heading[:, :-1], speed, heading[:, 1:], quirks)
     velocity = torch.cat([velocity[:, :1], velocity], 1)
-    command = seen.command[:, None].expand(-1, steps)
-    starts = ~seen.known[:, -2]
+    command = inputs.command[:, None].expand(-1, steps)
+    starts = ~inputs.known[:, -2]
     whole = Drive(latents[:, -1:], rotation, position, velocity[:, :-1], command, valid, starts)
-    motions = torch.where(seen.known[:, :-1, None], whole.motions[:, :now], at_rest(quirks, position))
+    motions = torch.where(inputs.known[:, :-1, None], whole.motions[:, :now], at_rest(quirks, position))
     both, before = torch.cat([latents[:, -1:], latents_ahead], 1), latents[:, -history:-1]
     drive = Drive(both, rotation[:, now:], position[:, now:], velocity[:, now:-1], command, valid, starts, before)
     return drive, Carry(motions[:, -history:], heading[:, now], position[:, now])
 
 
-def imagine(world: WorldModel, seen: Seen, latents: Float[Tensor, "B T C x y"], steps: int) -> Imagined:
+def imagine(world: WorldModel, inputs: Inputs, latents: Float[Tensor, "B T C x y"], steps: int) -> Imagined:
     """Roll out from what was seen alone: the decoder is told the predicted motion (published task `high-level-control`)."""
     quirks: Quirks = [q for q in world.config.quirks if q != "true-motion"]
-    drive, carry = recorded(seen, latents, quirks, world.config.history, steps)
+    drive, carry = recorded(inputs, latents, quirks, world.config.history, steps)
     made, _ = roll_out(world, drive, carry, quirks=quirks)
     now_T_map = transform_inverse(pose_matrix(drive.rotation[:, 0], drive.position[:, 0]))
     frames = now_T_map[:, None] @ pose_matrix(made.rotation, made.position)
@@ -64,15 +64,15 @@ def imagine(world: WorldModel, seen: Seen, latents: Float[Tensor, "B T C x y"], 
 
 def loss(
     world: WorldModel,
-    seen: Seen,
+    inputs: Inputs,
     latents: Float[Tensor, "B T C x y"],
-    ahead: Ahead,
+    targets: Targets,
     truth: Float[Tensor, "B S C x y"],
     teach: Bool[Tensor, "B S"],
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The published losses of one window; see `published.losses`."""
     quirks = world.config.quirks
-    drive, carry = recorded(seen, latents, quirks, world.config.history, truth.shape[1], (ahead, truth))
+    drive, carry = recorded(inputs, latents, quirks, world.config.history, truth.shape[1], (targets, truth))
     made, _ = roll_out(world, drive, carry, teach)
     parts = losses(world.config, made, drive)
     return torch.stack(list(parts.values())).sum(), parts
