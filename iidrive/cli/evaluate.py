@@ -18,8 +18,11 @@ from iidrive.data import Data, DataName
 from iidrive.models.baselines import KINEMATIC
 from iidrive.pipeline import demo as demo_
 from iidrive.pipeline import evaluate as evaluation
-from iidrive.pipeline import recipes, stages
+from iidrive.pipeline import recipes
+from iidrive.pipeline.baselines import BASELINES
 from iidrive.pipeline.recipes import Recipe
+from iidrive.pipeline.train import describe
+from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run
 from iidrive.scoring.cases import align, read_cases
 from iidrive.scoring.sampled import holds_arrays
@@ -91,24 +94,26 @@ def evaluate(
     """
     process_group = enter(devices)
     choice = Data(data, root, version, occupancy, gts, predicted)
-    if planner not in stages.BASELINES and not Path(planner).exists():
-        raise ConfigError(f"{unknown('planner', planner, stages.BASELINES)} Or give a run folder or checkpoint that exists.")
-    if planner in stages.BASELINES and (world or tokenizer):
+    if planner not in BASELINES and not Path(planner).exists():
+        raise ConfigError(f"{unknown('planner', planner, BASELINES)} Or give a run folder or checkpoint that exists.")
+    if planner in BASELINES and (world or tokenizer):
         raise ConfigError(f"{planner} has no world model and no tokenizer: leave out --world and --tokenizer.")
-    if planner in stages.BASELINES and test_ii == "on":
+    if planner in BASELINES and test_ii == "on":
         raise ConfigError(
             f"{planner} has no world model, so --test-ii on means nothing for it. Leave it out, or evaluate a planner's run folder."
         )
-    if planner not in stages.BASELINES:
-        recipe = replace(recipe, town=evaluation.town_of(checkpoint.read_manifest(planner), recipe.town))
+    subject = planner if planner in BASELINES else checkpoint.read(planner)
+    if not isinstance(subject, str):
+        recipe = replace(recipe, town=evaluation.town_of(subject.manifest, recipe.town))
     source, split = open_data(choice, recipe, split, "test")
-    name = Path(planner).name if planner not in stages.BASELINES else planner
+    name = Path(planner).name if planner not in BASELINES else planner
     source.scene_names(split)
-    state = f"-ii-{test_ii}" if planner not in stages.BASELINES else ""
-    about = stages.describe("evaluate", recipe, source, split) | {"test_ii": test_ii}
+    state = f"-ii-{test_ii}" if planner not in BASELINES else ""
+    about = describe("evaluate", recipe, source, split) | {"test_ii": test_ii}
     started = Run.start(run or f"runs/evaluate-{name}-{split}{state}", about, process_group=process_group)
-    train = source.usual_split("train")
-    result = evaluation.assess(planner, source, split, train, recipe, started, test_ii == "on", world, tokenizer, allow_mismatch == "on")
+    use = evaluation.Use(test_ii == "on", world, tokenizer, allow_mismatch == "on")
+    on = evaluation.TestSet(source, split, started)
+    result = evaluation.evaluate(subject, on, recipe, source.usual_split("train"), use)
     print(result.text)
     if json and process_group.is_rank_zero:
         write_json(json, result.scores)
@@ -150,8 +155,8 @@ def swap(
     choice = Data(data, root, version, occupancy, gts, predicted)
     recipe = replace(recipe, town=evaluation.town_of(grid.worlds[0].manifest, recipe.town))
     source, split = open_data(choice, recipe, split, "test")
-    started = Run.start(run, stages.describe("swap", recipe, source, split) | {"paths": paths, "scenes": scenes, "test_ii": test_ii})
-    with evaluation.counting("swap", grid.size) as tick:
+    started = Run.start(run, describe("swap", recipe, source, split) | {"paths": paths, "scenes": scenes, "test_ii": test_ii})
+    with counting("swap", grid.size) as tick:
         result = swap_.swap(grid, source, split, started, scenes, test_ii == "on", tick)
     text = swap_.text(result, source, split, test_ii == "on")
     print(text)
@@ -214,7 +219,7 @@ def audit(
             recipe, marks = replace(recipe, town=evaluation.town_of(manifest, recipe.town)), manifest.marks
         source, split = open_data(Data(data, root, version, occupancy, gts, predicted), recipe, split, "test")
         some = auditing.choose(source, split, samples)
-        with evaluation.counting("audit", auditing.rounds(some)) as tick:
+        with counting("audit", auditing.rounds(some)) as tick:
             report = auditing.audit(make, source, some, tick)
         text, good, found = findings.format_audit(report), report.believable, mark_numbers(findings.to_json(report), marks)
         text = f"{mark_lines(marks)}{evaluation.about_line(source, split, {'model': model})}\n{text}"

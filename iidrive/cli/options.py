@@ -21,11 +21,13 @@ from iidrive.core.lineage import mark_lines
 from iidrive.data import Data
 from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache
-from iidrive.pipeline import evaluate as evaluation
-from iidrive.pipeline import recipes, stages
+from iidrive.pipeline import recipes
+from iidrive.pipeline.load import LoadedTokenizer, Place, load_tokenizer
 from iidrive.pipeline.recipes import Recipe
+from iidrive.pipeline.tokens import tokens_folder, write_tokens
 from iidrive.runtime import distributed
 from iidrive.runtime.distributed import ProcessGroup
+from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run
 from iidrive.scoring.cases import Predictions
 from iidrive.scoring.readers import read_paths
@@ -91,7 +93,7 @@ def run_options(process_group: ProcessGroup, parallel: ParallelConfig, resume: R
 def start(run: str, about: dict[str, Any], options: RunOptions) -> Run:
     """Start a training run, which keeps its own recipe."""
     started = Run.start(
-        run, about | {"init": options.init, "spread": to_plain(options.parallel)}, options.resume != "off", options.process_group
+        run, about | {"init": options.init, "parallel": to_plain(options.parallel)}, options.resume != "off", options.process_group
     )
     if not checkpoint.newest_first(started.folder) or not (started.folder / "recipe.json").exists():
         started.write_json("recipe.json", about["recipe"])
@@ -100,7 +102,7 @@ def start(run: str, about: dict[str, Any], options: RunOptions) -> Run:
 
 def tokens_of(
     folder: str,
-    tokenizer: str,
+    tokenizer: Place | LoadedTokenizer,
     source: Source,
     split: str,
     run: Path,
@@ -109,14 +111,15 @@ def tokens_of(
     process_group: ProcessGroup | None = None,
 ) -> TokenCache:
     """The token cache of a split, completed where scenes are missing. `allow`: another tokenizer's cache will do as it is."""
+    used = load_tokenizer(tokenizer)
     if allow and folder and (Path(folder) / "manifest.json").is_file():
         there = TokenCache(folder)
-        if there.manifest.tokenizer != checkpoint.read_manifest(tokenizer).fingerprint:
+        if there.manifest.tokenizer != used.checkpoint.manifest.fingerprint:
             return there  # another tokenizer's: read as it is, never added to
     names = source.scene_names(split)[shard]
-    folder = folder or str(stages.tokens_folder(run, tokenizer, source))
-    with evaluation.counting("tokens", len(names), process_group) as tick:
-        return stages.write_tokens(tokenizer, source, names, folder, tick, note, process_group)
+    folder = folder or str(tokens_folder(run, used, source))
+    with counting("tokens", len(names), process_group) as tick:
+        return write_tokens(used, source, names, folder, tick, note, process_group)
 
 
 def finish(path: Path, data: Data, recipe: Recipe, run: str) -> None:

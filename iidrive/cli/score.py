@@ -16,11 +16,12 @@ from iidrive.cli.options import Switch, open_data, read_plans, write_json
 from iidrive.core.errors import ConfigError
 from iidrive.core.lineage import joined, mark_lines, mark_numbers
 from iidrive.data import Data, DataName
+from iidrive.data.clips import read_tracks
 from iidrive.data.nuscenes.source import NuScenes, NuScenesConfig
-from iidrive.pipeline import evaluate as evaluation
 from iidrive.pipeline import recipes
 from iidrive.pipeline.infer import truth as true_cases
 from iidrive.pipeline.recipes import Recipe
+from iidrive.runtime.progress import counting
 from iidrive.scoring import occupancy_folders
 from iidrive.scoring import score as scoring
 from iidrive.scoring.cases import Cases, Predictions, align, read_cases, write_cases
@@ -48,7 +49,7 @@ def cases(
         version: version folder of nuScenes, where there are several.
     """
     source, split = open_data(Data(data, root, version), recipe, split, "test")
-    found = true_cases(source, split)
+    found = true_cases(source, read_tracks(source, split))
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     write_cases(out, found)
     print(f"{_counted(found, f'{source.name} {split}')}: {out}")
@@ -120,7 +121,7 @@ def _truth(cases: str, data: Literal["", "town", "nuscenes"], root: str, split: 
         raise ConfigError("which towns, a recipe says: write their truth with `iidrive cases --recipe …`, then score that file.")
     if data:
         source, split = open_data(Data(data, root, version), recipes.small(), split, "test")
-        found = true_cases(source, split)
+        found = true_cases(source, read_tracks(source, split))
         print(_counted(found, f"{source.name} {split}"))
         return found
     if not cases:
@@ -171,7 +172,7 @@ def score_occupancy(
             tables,
             split,
             rays == "on",
-            lambda total: open_.enter_context(evaluation.counting("occupancy", total)),
+            lambda total: open_.enter_context(counting("occupancy", total)),
         )
     print(occupancy_folders.format_result(result))
     if json:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from iidrive.cli.options import Occupancy, Switch, enter, finish, open_data, places_of_shard, run_options, start, tokens_of
 from iidrive.data import Data, DataName
-from iidrive.pipeline import recipes, stages
+from iidrive.pipeline import recipes, train
+from iidrive.pipeline.load import load_tokenizer
 from iidrive.pipeline.recipes import Recipe
+from iidrive.pipeline.tokens import tokens_folder
 from iidrive.training import checkpoint
 from iidrive.training.options import Resume
 from iidrive.training.parallel import ParallelConfig
@@ -51,8 +53,8 @@ def train_tokenizer(
     options = run_options(enter(devices, partial(parallel.divide, recipe.train_tokenizer)), parallel, resume, init, tensorboard)
     choice = Data(data, root, version, occupancy, gts, predicted)
     source, split = open_data(choice, recipe, split)
-    started = start(run, stages.describe("train tokenizer", recipe, source, split), options)
-    finish(stages.train_tokenizer(recipe, source, split, started, options), choice, recipe, run)
+    started = start(run, train.describe("train tokenizer", recipe, source, split), options)
+    finish(train.train_tokenizer(recipe, source, split, started, options), choice, recipe, run)
 
 
 def train_world(
@@ -98,9 +100,10 @@ def train_world(
     options = run_options(enter(devices, partial(parallel.divide, recipe.train_world)), parallel, resume, init, tensorboard)
     choice = Data(data, root, version, occupancy, gts, predicted)
     source, split = open_data(choice, recipe, split)
-    started = start(run, stages.describe("train world", recipe, source, split) | {"allow_mismatch": allow_mismatch}, options)
-    cache = tokens_of(tokens, tokenizer, source, split, Path(run), allow_mismatch == "on", process_group=options.process_group)
-    path = stages.train_world(recipe, tokenizer, cache, source, split, started, options, allow=allow_mismatch == "on")
+    started = start(run, train.describe("train world", recipe, source, split) | {"allow_mismatch": allow_mismatch}, options)
+    stage1 = load_tokenizer(tokenizer)
+    cache = tokens_of(tokens, stage1, source, split, Path(run), allow_mismatch == "on", process_group=options.process_group)
+    path = train.train_world(recipe, stage1, cache, source, split, started, options, allow=allow_mismatch == "on")
     finish(path, choice, recipe, run)
 
 
@@ -149,21 +152,14 @@ def train_planner(
     options = run_options(enter(devices, partial(parallel.divide, recipe.train_planner)), parallel, resume, init, tensorboard)
     choice = Data(data, root, version, occupancy, gts, predicted)
     source, split = open_data(choice, recipe, split)
-    manifest = checkpoint.read_manifest(world)
-    checkpoint.require_kind(manifest, "world", world)
-    started = start(run, stages.describe("train planner", recipe, source, split) | {"allow_mismatch": allow_mismatch}, options)
-    tokenizer = stages.locate(manifest, "tokenizer", world)
-    near = stages.tokens_folder(Path(world), tokenizer, source)
-    cache = tokens_of(
-        tokens or (str(near) if near.is_dir() else ""),
-        str(tokenizer),
-        source,
-        split,
-        Path(run),
-        allow_mismatch == "on",
-        process_group=options.process_group,
-    )
-    path = stages.train_planner(recipe, world, cache, source, split, started, train_ii == "on", options, allow=allow_mismatch == "on")
+    stage2 = checkpoint.read(world)
+    stage2.require_kind("world")
+    started = start(run, train.describe("train planner", recipe, source, split) | {"allow_mismatch": allow_mismatch}, options)
+    stage1, allow = load_tokenizer(stage2.parent_path("tokenizer")), allow_mismatch == "on"
+    near = tokens_folder(Path(world), stage1, source)
+    folder = tokens or (str(near) if near.is_dir() else "")
+    cache = tokens_of(folder, stage1, source, split, Path(run), allow, process_group=options.process_group)
+    path = train.train_planner(recipe, stage2, cache, source, split, started, train_ii == "on", options, allow, stage1)
     finish(path, choice, recipe, run)
 
 

@@ -65,6 +65,10 @@ class EgoMLP(nn.Module):
         """Plans of a batch."""
         return ctrv(inputs) + self.net(ego_status(inputs, self.config.history)).view(-1, FUTURE_STEPS, 2)
 
+    def compute_modules(self) -> list[nn.Module]:
+        """None: this model is small."""
+        return []
+
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Valid elements of a batch: future steps that exist."""
         return {"steps": batch.targets.valid.sum()}

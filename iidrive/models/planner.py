@@ -152,6 +152,10 @@ class Agent(nn.Module):
         self.forecaster.eval()
         return self
 
+    def compute_modules(self) -> list[nn.Module]:
+        """The parts that take most of the time: the forecaster's."""
+        return self.forecaster.compute_modules()
+
     @torch.no_grad()
     def plan(self, inputs: Inputs, ii: bool) -> Float[Tensor, "B S 2"]:
         """Plans of a batch. Without `ii` the world model is not touched."""

@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from iidrive.core.errors import ConfigError
 from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES, Inputs
+from iidrive.models.compute import ComputeConfig, in_autocast
 from iidrive.models.cpu.products import Linear, linear
 from iidrive.models.ego_motion import MOTION, MotionPrior, constant_turn, motion_between, past_motions
 from iidrive.models.iiworld.quirks import Quirk
@@ -122,10 +123,9 @@ class Imagined:
 class IntraLayer(nn.Module):
     """Deformable attention on the cells, the plan query reads them, then a residual pair of convolutions with a stride."""
 
-    heavy = True
-
-    def __init__(self, config: WorldConfig, stride: int) -> None:
+    def __init__(self, config: WorldConfig, stride: int, compute: ComputeConfig) -> None:
         super().__init__()
+        self.compute = compute
         width = config.width
         self.attention = DeformableAttention(width, config.heads)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
@@ -137,6 +137,7 @@ class IntraLayer(nn.Module):
         self.norm1, self.norm2 = (BatchNorm(width) if config.norm == "batch" else Norm(8, width) for _ in range(2))
         self.skip = nn.Conv2d(width, width, 1, stride=stride, bias=False) if stride > 1 else nn.Identity()
 
+    @in_autocast
     def forward(self, tokens: Float[Tensor, "B N C"], plan: Float[Tensor, "B 1 C"], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         tokens = self.norms[0](tokens + self.attention(tokens, size))
         plan = self.plan_norms[0](plan)
@@ -205,8 +206,11 @@ class InterLayer(nn.Module):
 class InterDecoder(nn.ModuleList):
     """Inter layers in turn. What each reads of the memory is the same for all cells' tokens, so one product gives it to all layers."""
 
-    heavy = True
+    def __init__(self, config: WorldConfig, compute: ComputeConfig) -> None:
+        super().__init__(InterLayer(config) for _ in range(config.decoder_layers))
+        self.compute = compute
 
+    @in_autocast
     def forward(
         self,
         x: Float[Tensor, "B N C"],
@@ -228,9 +232,13 @@ class InterDecoder(nn.ModuleList):
 class WorldModel(nn.Module):
     """One step and the roll-out. Holds weights only."""
 
-    def __init__(self, config: WorldConfig, cells: CellGrid) -> None:
+    def __init__(self, config: WorldConfig, cells: CellGrid, compute: ComputeConfig | None = None) -> None:
         super().__init__()
-        self.config, self.cells = config, cells
+        self.config, self.cells, self.compute = config, cells, compute or ComputeConfig()
+        if self.compute.activation_checkpointing and config.norm == "batch":
+            raise ConfigError(
+                "activation checkpointing would count BatchNorm's statistics twice: leave it off for a world model with norm=batch."
+            )
         width = config.width
         x, y = cells.size
         self.row = nn.Parameter(torch.rand(x, width // 2))
@@ -241,15 +249,19 @@ class WorldModel(nn.Module):
         self.motion_time = nn.Parameter(torch.randn(config.history, config.plan_width) * 0.02)
         self.prior = MotionPrior(config.prior_width, config.history) if config.motion == "prior" else None
         self.plan_query = nn.Linear(config.history * config.plan_width, width)
-        self.intra = nn.ModuleList(IntraLayer(config, stride) for stride in config.strides)
+        self.intra = nn.ModuleList(IntraLayer(config, stride, self.compute) for stride in config.strides)
         self.fuse = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in config.strides)
         self.plan_head = nn.Sequential(
             nn.Linear(width, config.plan_width), nn.Softplus(), nn.Linear(config.plan_width, len(MANOEUVRES) * 6)
         )
         self.condition = mlp(12, width, width)
-        self.inter = InterDecoder(InterLayer(config) for _ in range(config.decoder_layers))
+        self.inter = InterDecoder(config, self.compute)
         self.change = Linear(width, width) if config.residual == "warped" else nn.Identity()
         self._reset()
+
+    def compute_modules(self) -> list[nn.Module]:
+        """The parts that take most of the time: what is compiled and what runs in mixed precision."""
+        return [*self.intra, self.inter]
 
     def _reset(self) -> None:
         """The plan head starts at "go on as before" and the decoder at "nothing changes", where the config has these as its base."""
