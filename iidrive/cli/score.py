@@ -28,6 +28,7 @@ from iidrive.scoring.cases import Cases, Predictions, align, read_cases, write_c
 from iidrive.scoring.protocols import protocols_named
 from iidrive.scoring.readers import read_paths
 from iidrive.scoring.sampled import holds_arrays, predictions_in, read_runs
+from iidrive.scoring.tables import format_scores, format_together
 
 
 def cases(
@@ -99,12 +100,10 @@ def score(
         scores, lacking = scoring.score_possible(truth, paths, names)
     else:
         scores, lacking = scoring.score_all(truth, paths, names), []
-    tables = "\n\n".join(
-        scoring.format_scores(one) if len(names) == 1 else f"{one.protocol}\n{scoring.format_scores(one)}" for one in scores
-    )
+    tables = "\n\n".join(format_scores(one) if len(names) == 1 else f"{one.protocol}\n{format_scores(one)}" for one in scores)
     print(f"{mark_lines(marks)}{tables}")
     if len(names) > 1:
-        print("\n" + "\n".join([scoring.format_together(scores), *lacking]))
+        print("\n" + "\n".join([format_together(scores), *lacking]))
     if json:
         write_json(json, mark_numbers(scoring.to_json(*scores), marks))
     if per_sample:

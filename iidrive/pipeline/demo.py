@@ -31,7 +31,8 @@ from iidrive.report.figures import ScenePanel, scene_figure
 from iidrive.report.page import Page, Table, write_index
 from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run, device, peak_memory_gb
-from iidrive.scoring.score import Scores, format_scores, to_json
+from iidrive.scoring.score import Scores, to_json
+from iidrive.scoring.tables import format_scores
 
 Array = np.ndarray
 Plans = dict[str, dict[str, Float[Array, "6 2"]]]

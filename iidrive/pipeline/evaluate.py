@@ -40,6 +40,7 @@ from iidrive.scoring import score as scoring
 from iidrive.scoring.cases import Cases, Predictions, align, write_predictions
 from iidrive.scoring.sampled import rows_beside
 from iidrive.scoring.score import Scores
+from iidrive.scoring.tables import format_scores
 from iidrive.training import checkpoint
 from iidrive.training.checkpoint import Checkpoint, Manifest
 
@@ -216,7 +217,7 @@ def plan_and_score(
     scores = scoring.score(cases, align(cases, Predictions(paths, tokens, {}, name)))
     if run.process_group.is_rank_zero:
         scoring.write_per_sample(rows_beside(predictions), scores, scene=cases.scene, of=predictions, marks=lineage.marks)
-    run.write_text(f"table-{name}.txt", f"{mark_lines(lineage.marks)}{heading}\n{scoring.format_scores(scores)}\n")
+    run.write_text(f"table-{name}.txt", f"{mark_lines(lineage.marks)}{heading}\n{format_scores(scores)}\n")
     return scores, dict(zip(tokens, paths, strict=True))
 
 
@@ -251,7 +252,7 @@ def _planned(name: str, plan: Plan, clips: ClipDataset, on: TestSet, about: dict
     about = {"planner": about["planner"], **on.about, **about}
     heading = about_line(on.source, on.split, {k: about[k] for k in ("planner", "train_ii", "test_ii", "trained on") if k in about})
     scores, _ = plan_and_score(name, plan, clips, on, about, heading, lineage)
-    text = f"{mark_lines(lineage.marks)}{heading}\n{scoring.format_scores(scores)}"
+    text = f"{mark_lines(lineage.marks)}{heading}\n{format_scores(scores)}"
     text += f"\npredictions: {on.run.folder / f'predictions-{name}.npz'}\nlineage: {lineage}"
     return Result(text, scoring.to_json(scores), about, lineage)
 
