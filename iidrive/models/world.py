@@ -6,7 +6,7 @@
 - the roll-out repeats the step on its own output. Memory is an argument and a return value.
 
 The architecture is the world model of I2-World (Liao et al., ICCV 2025, arXiv 2507.09144). Different on purpose from the published
-code (which recipe `published` and `published.py` reproduce with the same modules): the memory holds real past latents; motion is in the
+code (which recipe `published` and `iiworld/rollout.py` reproduce with the same modules): the memory holds real past latents; motion is in the
 ego frame and rests at identity; no true future motion or command is read outside the loss; every map is warped into the predicted next
 ego frame before the decoder (`align="warp"`), whose output is added to the last observed latent, warped there (`residual="warped"`); the
 plan head corrects what a motion prior expects from the ego's past (`motion="prior"`), or the last observed motion (`"last"`).
@@ -43,7 +43,7 @@ class WorldConfig:
     `align`: maps are warped into the next ego frame before the decoder (`warp`), or decoded where they are (`none`, published). `residual`:
     the decoder's output is added to the last observed latent, or is the prediction (`none`, published). `motion`: what the plan head
     corrects, in the ego frame; `map` (published) tells motions in the axes of the map and chains poses as quaternions, in the roll-out of
-    `published.py`, with the `quirks` that are asked for (`quirks.py` says what each does). `start`: torch's own initial weights, or
+    `iiworld/rollout.py`, with the `quirks` that are asked for (`iiworld/quirks.py` says what each does). `start`: torch's own initial weights, or
     `xavier` for every matrix but the motion embedding's (published).
     """
 

@@ -47,7 +47,7 @@ def _same(batch: Batch) -> Batch:
     return batch
 
 
-@dataclass(frozen=True)
+@dataclass
 class View:
     """What a model is shown: a source, the source that its tokens are made of, and what is done to a batch before the model gets it.
 
