@@ -12,7 +12,8 @@ from iidrive.core.config_io import to_plain
 from iidrive.core.errors import ConfigError
 from iidrive.pipeline.recipes import RECIPES
 
-WIDTH = 140
+WIDTH, COLUMN = 140, 40
+"""Characters of a line, and where meanings begin."""
 
 
 def recipes(names: list[str] = []) -> None:  # noqa: B006 - never written to
@@ -40,13 +41,15 @@ def explained(config: Any) -> str:
 def _fields(config: Any, indent: str) -> list[str]:
     helps, lines = meanings(type(config)), []
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        meaning = helps[field.name]
+        value, under = getattr(config, field.name), []
+        start = f"{indent}{field.name}:"
         if dataclasses.is_dataclass(value):
-            lines += [f"{indent}{field.name}:  # {meaning}", *_fields(value, indent + "  ")]
-            continue
-        start = f"{indent}{field.name}: {json.dumps(to_plain(value))}"
-        first, *more = textwrap.wrap(meaning, max(40, WIDTH - max(len(start), 40) - 4), break_long_words=False)
-        lines.append(f"{start:40}  # {first}")
-        lines += [" " * max(len(start), 40) + f"  # {line}" for line in more]
+            under = _fields(value, indent + "  ")
+        elif len(plain := json.dumps(to_plain(value))) < WIDTH / 2:
+            start = f"{start} {plain}"
+        else:
+            under = [f"{indent}  - {json.dumps(item)}" for item in value]
+        start = f"{start:{COLUMN}}"
+        first, *more = textwrap.wrap(helps[field.name], WIDTH - len(start) - 4)
+        lines += [f"{start}  # {first}", *(f"{'':{len(start)}}  # {line}" for line in more), *under]
     return lines

@@ -120,7 +120,7 @@ def parser_of(function: Callable[..., Any], prog: str, without: Sequence[str] = 
             parser.add_argument(f"--{name}", action="store_true", help=helps[name])
         else:
             parser.add_class_arguments(hints[name], as_group=False, default=default, skip=set(without))
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of these options.")
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of these options (switches quoted, as in 'test_ii: \"on\"').")
     parser.description = summary(function)
     _respell(parser)
     _shorten(parser, helps)
