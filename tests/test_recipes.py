@@ -73,6 +73,7 @@ def leaves(plain: object) -> typing.Iterator[object]:
 
 def test_a_file_is_explained_too_and_others_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.yaml").write_text("name: mine\ntown: {seed: 7}\n")
+    (tmp_path / "wrong.yaml").write_text("town: {sed: 7}\n")
     main(["recipes", str(tmp_path / "mine.yaml")])
     printed = yaml.safe_load(capsys.readouterr().out)
     assert (printed["name"], printed["town"]["seed"]) == ("mine", 7)
@@ -80,7 +81,8 @@ def test_a_file_is_explained_too_and_others_are_refused(tmp_path: Path, capsys: 
     for arguments, message in (
         (["dmo"], "Did you mean 'demo'"),
         (["demo", "tiny"], "one recipe at a time"),
-        (["nowhere.yaml"], "nowhere.yaml"),
+        (["nowhere.yaml"], "nowhere.yaml: there is no such file"),
+        ([str(tmp_path / "wrong.yaml")], "unrecognized arguments: --recipe.town.sed. Did you mean --recipe.town.seed?"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(["recipes", *arguments])
@@ -115,7 +117,7 @@ def parse(*arguments: str, without: tuple[str, ...] = ()) -> Parsed:
             where: data.
             recipe: a recipe.
         """
-        found.update(locals())
+        found.update({name: value for name, value in locals().items() if name != "found"})
 
     call(command, parser_of(command, "iidrive command", without), arguments)
     return found
@@ -161,6 +163,14 @@ def test_data_options_are_flat_and_what_means_nothing_is_refused() -> None:
     for abbreviated in ("--spl", "--recipe.town.see"):
         with pytest.raises(ConfigError, match="unrecognized arguments"):
             parse("a", abbreviated, "3")
+
+
+def test_printed_options_are_a_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("a", "--recipe", "demo", "--recipe.town.seed", "3", "--test-ii", "on", "--split", "val", "--parallel.compile", "on")
+    with pytest.raises(SystemExit):
+        parse(*given, "--print-config")
+    (tmp_path / "options.yaml").write_text(capsys.readouterr().out)
+    assert parse("a", "--config", str(tmp_path / "options.yaml")) == parse(*given)
 
 
 def test_a_config_file_gives_options_and_later_ones_win(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 import docstring_parser
@@ -33,7 +34,7 @@ from jsonargparse._typehints import ActionTypeHint
 from iidrive.cli.options import DataOptions, TrainOptions
 from iidrive.core.config_io import to_plain
 from iidrive.core.errors import ConfigError
-from iidrive.pipeline.recipes import Recipe, is_file, named
+from iidrive.pipeline.recipes import RECIPES, Recipe, is_file, named
 
 FLAT = (DataOptions, TrainOptions)
 """Types of parameters whose fields are options of their own."""
@@ -57,7 +58,20 @@ class Parser(ArgumentParser):
     """The parser of one command."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog=prog, formatter_class=HelpFormatter, allow_abbrev=False)
+        super().__init__(prog=prog, formatter_class=HelpFormatter, allow_abbrev=False, print_config="--print-config")
+
+    def format_help(self, *args: Any, **options: Any) -> str:
+        """The help text, without the fields of a recipe."""
+        hidden = [
+            (action, action.help) for action in self._actions if action.dest in ("parallel", "print_config") or "recipe." in action.dest
+        ]
+        for action, _ in hidden:
+            action.help = argparse.SUPPRESS
+        try:
+            return super().format_help(*args, **options)
+        finally:
+            for action, shown in hidden:
+                action.help = shown
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Wrong usage is one sentence that names the option as it is typed.
@@ -66,9 +80,17 @@ class Parser(ArgumentParser):
             ConfigError: always.
         """
         message = re.sub(r'(?:Parser key|Key) "([\w.]+)"', lambda found: self._typed(found[1]), " ".join(message.split()))
+        message = re.sub(
+            r"Group '(\w+)' does not accept option '([\w.]+)'", lambda found: self._unrecognized(f"--{found[1]}.{found[2]}"), message
+        )
         message = re.sub(r"a typing\.Literal\[([^]]*)\]", r"one of \1", message).replace("a <class 'bool'>", "one of 'on', 'off'")
         message = re.sub(r"a <class '(\w+)'>", r"\1", message)
-        raise ConfigError(f"{message.rstrip('.')}. `{self.prog} --help` lists every option.") from ex
+        raise ConfigError(f"{message}{'' if message.endswith(('.', '?')) else '.'} `{self.prog} --help` lists every option.") from ex
+
+    def _unrecognized(self, option: str) -> str:
+        near = difflib.get_close_matches(option, self._option_string_actions, n=1)
+        hint = f". Did you mean {self._option_string_actions[near[0]].option_strings[0]}?" if near else ""
+        return f"unrecognized arguments: {option}{hint}"
 
     def _typed(self, dest: str) -> str:
         """`test_ii` as `--test-ii`; a field of a recipe keeps its own name."""
@@ -87,10 +109,7 @@ class Parser(ArgumentParser):
                 action.nargs, action.default = nargs, default
         for word in words:
             if re.match("--?[a-z]", word):
-                name = word.partition("=")[0]
-                near = difflib.get_close_matches(name, self._option_string_actions, n=1)
-                hint = f". Did you mean {self._option_string_actions[near[0]].option_strings[0]}?" if near else ""
-                self.error(f"unrecognized arguments: {name}{hint}")
+                self.error(self._unrecognized(word.partition("=")[0]))
         return super()._parse_known_args(words, namespace, *rest, **options)
 
 
@@ -142,17 +161,23 @@ def _respell(parser: Parser) -> None:
 
 
 def _recipe_fields(text: str) -> str:
-    """The fields of a named recipe as JSON, which options that follow can override; a file's name is left to jsonargparse."""
-    return text if is_file(text) else json.dumps(to_plain(named(text)))
+    """The fields of a named recipe as JSON, which options that follow can override; a file is left to jsonargparse.
+
+    Raises:
+        ConfigError: if there is no such recipe or file.
+    """
+    if not is_file(text):
+        return json.dumps(to_plain(named(text)))
+    if not Path(text).is_file():
+        raise ConfigError(f"--recipe {text}: there is no such file. Give a file or one of {', '.join(RECIPES)}.")
+    return text
 
 
 def _shorten(parser: Parser, helps: dict[str, str]) -> None:
-    """One list of options, without the fields of a recipe, and a usage line that does not repeat them."""
+    """Few headings, short names for values, and a usage line that does not repeat the options."""
     parser._action_groups[0].title = "arguments"
     for action in parser._actions:
-        if action.dest.startswith("recipe.") or action.dest in ("parallel", "print_config"):
-            action.help = argparse.SUPPRESS
-        elif isinstance(action, _ActionConfigLoad):
+        if isinstance(action, _ActionConfigLoad) and action.dest == "recipe":
             action.metavar, action.help = "NAME", f"{helps[action.dest].removesuffix('.')}: {RECIPE_HELP}"
         elif isinstance(action, ActionTypeHint) and action._typehint is bool:
             action.metavar = "{on,off}"
@@ -183,4 +208,5 @@ def read_recipe(text: str, prog: str = "iidrive recipes") -> Recipe:
         return named(text)
     parser = Parser(prog)
     parser.add_class_arguments(Recipe, "recipe", default=named("small"))  # pyright: ignore[reportArgumentType]
+    _respell(parser)
     return parser.instantiate(parser.parse_args(["--recipe", text]))["recipe"]
