@@ -157,7 +157,13 @@ class Boxes:
 
 @dataclass(frozen=True)
 class GridSpec:
-    """A box of cubic voxels in the ego frame: `shape` (x, y, z), lower corner `lower_m`, edge `voxel_m`."""
+    """A box of cubic voxels in the ego frame.
+
+    Attributes:
+        shape: voxels along x, y and z.
+        lower_m: lower corner (x, y, z), metres.
+        voxel_m: edge of a voxel, metres.
+    """
 
     shape: tuple[int, int, int] = (200, 200, 16)
     lower_m: tuple[float, float, float] = (-40.0, -40.0, -1.0)

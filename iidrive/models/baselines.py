@@ -40,7 +40,12 @@ KINEMATIC = {"still": still, "constant-velocity": constant_velocity, "ctrv": ctr
 
 @dataclass(frozen=True)
 class EgoMLPConfig:
-    """Two hidden layers over the ego's own past (AD-MLP: Zhai et al. 2023) and the command; corrects constant turn rate and velocity."""
+    """Two hidden layers over the ego's own past (AD-MLP: Zhai et al. 2023) and the command; corrects constant turn rate and velocity.
+
+    Attributes:
+        hidden: width of both layers.
+        history: latest motions of the ego that it knows.
+    """
 
     hidden: int = 256
     history: int = 5

@@ -22,13 +22,18 @@ from iidrive.models.cpu.products import linear
 
 @dataclass(frozen=True)
 class QuantiserConfig:
-    """Codebook of `codes` vectors of `width`; `history` inter levels.
+    """The codebook, and how past frames enter it.
 
-    `inter` says what an inter level adds to the residual before it quantises: `change`, the aligned past map minus the present one
-    (zero where nothing moved or the past saw nothing, so that the level refines), or `past`, the past map itself (published).
-    `project_past`: past maps pass the same 1x1 convolution as the present one, or enter as the encoder gave them (published: False).
-    `inter_loss`: inter levels have a codebook loss as intra levels do, so that they move the codes (published: False).
-    `codebook_start`: `data` draws the first codes from the first training batch, `uniform` from U(-1/codes, 1/codes) (published).
+    Attributes:
+        codes: vectors of the codebook.
+        width: numbers of a vector.
+        history: inter levels, one a past frame.
+        inter: what an inter level adds to the residual before it quantises. change: the aligned past map minus the present one (zero where nothing
+            moved or the past saw nothing, so that the level refines). past: the past map itself (published).
+        project_past: whether past maps pass the same 1x1 convolution as the present one, or enter as the encoder gave them (published: false).
+        inter_loss: whether inter levels have a codebook loss as intra levels do, so that they move the codes (published: false).
+        codebook_start: where the first codes come from. data: the first training batch. uniform: U(-1/codes, 1/codes) (published).
+        commitment: weight of the loss that draws the encoder to its codes, beside the loss that draws codes to the encoder.
     """
 
     codes: int = 512

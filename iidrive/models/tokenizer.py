@@ -39,18 +39,33 @@ from iidrive.models.quantise import Quantised, QuantiserConfig, ResidualQuantise
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Widths and depths per level, finest first; every level but the last ends in a stride-2 convolution.
+    """Widths and depths of the tokenizer, its losses, and how the past is brought into the present frame.
 
-    `voxel_loss`: `focal` (published) or `balanced`, a cross entropy with `class_weights` (one a class; taken from the training split's class
-    frequencies when left empty). `lovasz_bins` > 0 orders errors by histogram instead of by sorting. Lovász is taken frame by frame: the mean over
-    a frame's classes (published), or, where the voxel loss is balanced, weighted by `lovasz_weights` (taken from the training split too).
+    A level is a resolution, finest first; every level but the last ends in a stride-2 convolution.
 
-    How the past is brought into the present frame: `warp` takes each map there `once`, or carries a `stream` that is resampled every frame
-    (published). `cell_points` puts a cell on the `centre` of the voxel that its convolutions are centred on and warps on the ground z = 0,
-    or on the `corner` of its own square and warps on the grid's bottom (published).
-
-    Augmentation: `mirror` flips x and y, each with probability 0.5, for a whole `clip` or for every `frame` by itself (published).
-    `stale_mirror`: a stream keeps the mirror of its first frame, so that its maps are misplaced once a later one differs (published).
+    Attributes:
+        grid: voxels of the occupancy.
+        class_width: numbers that stand for the class of a voxel.
+        base_width: channels of the finest level.
+        multipliers: channels of each level, in multiples of base_width.
+        blocks: residual blocks of each level.
+        attention: whether each level attends over its cells.
+        middle_attention: whether the coarsest maps, between encoder and latent, attend over their cells.
+        groups: groups of group normalisation; every level's channels must be a multiple.
+        quantiser: the codebook.
+        voxel_loss: focal (published), or balanced: a cross entropy with class_weights.
+        voxel_weight: weight of that loss.
+        class_weights: one a class for the balanced loss; empty: taken from the training split's class frequencies.
+        lovasz_weight: weight of the Lovász loss, which is taken frame by frame; 0: none.
+        lovasz_bins: bins of a histogram that orders the errors; 0: they are sorted.
+        lovasz_weights: one a class, where the voxel loss is balanced (otherwise the mean over a frame's classes, as published); empty: taken from
+            the training split.
+        embed_weight: weight of the codebook's loss.
+        warp: how the past is brought into the present frame. once: each map straight there. stream: resampled every frame (published).
+        cell_points: where a cell lies. centre: on the voxel that its convolutions are centred on, warped on the ground z = 0. corner: of its own
+            square, warped on the grid's bottom (published).
+        mirror: augmentation that flips x and y, each with probability 0.5: none, for a whole clip, or for every frame by itself (published).
+        stale_mirror: whether a stream keeps the mirror of its first frame, so that its maps are misplaced once a later one differs (published).
     """
 
     grid: GridSpec = field(default_factory=GridSpec)

@@ -38,13 +38,29 @@ from iidrive.models.norm import Norm
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """`width` of the tokens equals the tokenizer's latent width. `strides` of the intra layers' convolutions.
+    """Widths and depths of the world model, what it predicts as a change of what, and its losses.
 
-    `align`: maps are warped into the next ego frame before the decoder (`warp`), or decoded where they are (`none`, published). `residual`:
-    the decoder's output is added to the last observed latent, or is the prediction (`none`, published). `motion`: what the plan head
-    corrects, in the ego frame; `map` (published) tells motions in the axes of the map and chains poses as quaternions, in the roll-out of
-    `iiworld/rollout.py`, with the `quirks` that are asked for (`iiworld/quirks.py` says what each does). `start`: torch's own initial weights, or
-    `xavier` for every matrix but the motion embedding's (published).
+    Attributes:
+        width: channels of the tokens; must be the tokenizer's latent width.
+        heads: heads of every attention.
+        strides: stride of each intra layer's convolutions.
+        decoder_layers: layers of the inter decoder.
+        feed_forward: width of a decoder layer's perceptron.
+        history: latest keyframes in memory, now included.
+        plan_width: numbers that stand for one past motion, and the width of the plan head.
+        norm: normalisation of the intra layers: group, or batch (published).
+        align: warp: maps are warped into the next ego frame before the decoder. none: they are decoded where they are (published).
+        residual: warped: the decoder's output is added to the last observed latent, warped. none: it is the prediction (published).
+        motion: what the plan head corrects, in the ego frame: prior (what a motion prior expects from the ego's past), last (the last observed
+            motion) or none (its output is the motion itself). map (published): motions in the axes of the map, and poses chained as quaternions.
+        quirks: which of the published roll-out's peculiarities are wanted, with motion=map (models/iiworld/quirks.py says what each does).
+        start: initial weights: torch's own, or xavier for every matrix but the motion embedding's (published).
+        prior_width: width of the motion prior.
+        latent_weights: weight of the latent's loss at each future step.
+        trajectory_weight: weight of the ego's distance from its true positions.
+        rotation_weight: weight of the ego's turn away from its true headings.
+        voxel_weight: weight of the voxel loss of one imagined step, decoded; 0: none.
+        teacher_decay: at progress p (0 to 1) a step's truth replaces the prediction with probability exp(-teacher_decay p).
     """
 
     width: int = 128

@@ -9,7 +9,7 @@ One function a kind; each returns what is printed and the same as plain values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -234,10 +234,12 @@ def trained_on(manifest: Manifest) -> str:
     return f"{data.get('name', data.get('source'))} {data.get('split')}, occupancy {data.get('occupancy')}, command {data.get('command')}"
 
 
-def town_of(manifest: Manifest, default: TownConfig) -> TownConfig:
-    """The towns that a checkpoint was trained among."""
+def town_of(manifest: Manifest, wanted: TownConfig, given: Sequence[str] = ()) -> TownConfig:
+    """The towns to test a checkpoint on: those it was trained among, with the fields named in `given` taken from `wanted`."""
     plain = manifest.about.get("town")
-    return from_plain(TownConfig, plain, "the checkpoint's towns") if plain else default
+    if not plain:
+        return wanted
+    return replace(from_plain(TownConfig, plain, "the checkpoint's towns"), **{name: getattr(wanted, name) for name in given})
 
 
 def _forecast(forecaster: Forecaster, clips: ClipDataset, on: TestSet, lineage: Lineage) -> tuple[str, dict[str, Any]]:

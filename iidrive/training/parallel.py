@@ -14,10 +14,14 @@ from iidrive.training.optim import TrainConfig
 class ParallelConfig:
     """How a training is spread over devices and memory: how many samples a device computes at once, and how.
 
-    Devices x `micro_batch_size` x `grad_accum_steps` must be the global batch. 0 leaves a number open; `micro_batch_size` is then at most the
-    recipe's `micro_batch`. `workers` processes a device make batches ahead of time (0: each batch is made when it is needed).
-    `activation_checkpointing` computes activations again in the backward pass instead of keeping them: less memory, more time. `compile` runs
-    the models through torch.compile.
+    Devices x `micro_batch_size` x `grad_accum_steps` must be the global batch.
+
+    Attributes:
+        micro_batch_size: samples at once on a device; 0: at most the recipe's micro_batch.
+        grad_accum_steps: parts of a step, computed in turn on a device; 0: as needed.
+        workers: processes a device that make batches ahead of time; 0: none.
+        activation_checkpointing: compute activations again backwards: less memory, more time.
+        compile: run the models through torch.compile.
     """
 
     micro_batch_size: int = 0
