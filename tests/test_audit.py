@@ -13,7 +13,7 @@ from leaks import CLEAN, MLP, PLANTED, TOWN
 from three_runs import TOWN as CHAIN_TOWN
 from three_runs import train_chain
 
-from iidrive.analysis.leakage.audit import Pipeline, audit, choose, tokenizing
+from iidrive.analysis.leakage.audit import Pipeline, audit_samples, choose, tokenizing
 from iidrive.analysis.leakage.counterfactual import INPUTS, Change, Counterfactual, Wrapped
 from iidrive.analysis.leakage.findings import changed, format_audit, to_json
 from iidrive.analysis.leakage.plausible import format_plausibility, plausible
@@ -33,7 +33,7 @@ SAMPLES = choose(TOWN, "test", 4)
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_leak_is_found_and_named(name: str) -> None:
-    found = audit(PLANTED[name].make, TOWN, SAMPLES)
+    found = audit_samples(PLANTED[name].make, TOWN, SAMPLES)
     named = {leak.input: leak for leak in found.leaks}
     assert not found.clean, format_audit(found)
     assert PLANTED[name].named in named, format_audit(found)
@@ -45,7 +45,7 @@ def test_a_planted_leak_is_found_and_named(name: str) -> None:
 
 @pytest.mark.parametrize("name", CLEAN)
 def test_a_clean_model_is_not_accused(name: str) -> None:
-    found = audit(CLEAN[name], TOWN, SAMPLES)
+    found = audit_samples(CLEAN[name], TOWN, SAMPLES)
     assert found.clean, format_audit(found)
     assert found.believable, format_audit(found)
     assert not found.leaks
@@ -55,15 +55,15 @@ def test_a_clean_model_is_not_accused(name: str) -> None:
 def test_what_a_leak_is_worth_is_what_the_plan_loses_without_it() -> None:
     """Half the true path halves the error; with another path in its place the plan is worse than without."""
     leaky, honest = (
-        audit(PLANTED["plan reads the true path"].make, TOWN, SAMPLES),
-        audit(CLEAN["constant turn rate and velocity"], TOWN, SAMPLES),
+        audit_samples(PLANTED["plan reads the true path"].make, TOWN, SAMPLES),
+        audit_samples(CLEAN["constant turn rate and velocity"], TOWN, SAMPLES),
     )
     assert leaky.l2_m == pytest.approx(honest.l2_m / 2, rel=1e-5)
     assert max(leak.worth_m for leak in leaky.leaks if leak.input == "later poses") > honest.l2_m - leaky.l2_m
 
 
 def test_a_leak_at_the_first_keyframe_alone_is_found_there_alone() -> None:
-    found = audit(PLANTED["velocity of the next pose at a scene's start"].make, TOWN, SAMPLES)
+    found = audit_samples(PLANTED["velocity of the next pose at a scene's start"].make, TOWN, SAMPLES)
     leak = next(leak for leak in found.leaks if leak.input == "later poses")
     assert leak.samples == sum(index == 0 for _, index in SAMPLES)
 
@@ -74,7 +74,7 @@ def test_an_oracle_command_is_declared_and_measured() -> None:
         def command_source(self) -> CommandSource:
             return "oracle"
 
-    found = audit(lambda: Pipeline(lambda b: {"plan": MLP.plan(b.inputs)}), Oracle(TOWN), SAMPLES)  # pyright: ignore
+    found = audit_samples(lambda: Pipeline(lambda b: {"plan": MLP.plan(b.inputs)}), Oracle(TOWN), SAMPLES)  # pyright: ignore
     assert found.clean
     assert [leak.input for leak in found.leaks] == ["oracle command (declared)"]
     assert np.isfinite(found.leaks[0].worth_m)
@@ -82,7 +82,7 @@ def test_an_oracle_command_is_declared_and_measured() -> None:
 
 def test_a_model_that_is_not_repeatable_is_not_audited() -> None:
     with pytest.raises(ConfigError, match="answer the same samples differently"):
-        audit(lambda: Pipeline(lambda b: {"plan": torch.rand(len(b.inputs.tokens), 6, 2)}), TOWN, SAMPLES)
+        audit_samples(lambda: Pipeline(lambda b: {"plan": torch.rand(len(b.inputs.tokens), 6, 2)}), TOWN, SAMPLES)
 
 
 @pytest.mark.parametrize("value", ["other", "noise"])
@@ -147,7 +147,7 @@ def test_a_score_without_a_leak_is_judged_all_the_same() -> None:
         looks = [frame.numpy().tobytes() for frame in batch.inputs.now_T_frame]
         return {"plan": torch.from_numpy(np.stack([seen.get(look, np.zeros((6, 2), np.float32)) for look in looks]))}
 
-    found = audit(lambda: Pipeline(recall), TOWN, samples)
+    found = audit_samples(lambda: Pipeline(recall), TOWN, samples)
     assert found.clean
     assert not found.leaks
     assert not found.believable
@@ -157,7 +157,7 @@ def test_a_score_without_a_leak_is_judged_all_the_same() -> None:
     assert "IMPLAUSIBLE" in printed
     assert "no leak found, but the score cannot be believed" in printed
     json.dumps(to_json(found), allow_nan=False)
-    steady = audit(lambda: Pipeline(lambda batch: {"plan": KINEMATIC["ctrv"](batch.inputs)}), TOWN, samples)
+    steady = audit_samples(lambda: Pipeline(lambda batch: {"plan": KINEMATIC["ctrv"](batch.inputs)}), TOWN, samples)
     assert steady.believable
     assert steady.score is not None
     np.testing.assert_array_equal(steady.score.l2, steady.score.baselines["ctrv"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -175,9 +176,8 @@ def audit(
             manifest = checkpoint.read_manifest(model)
             recipe, marks = replace(recipe, town=evaluation.town_of(manifest, recipe.town, towns.given)), manifest.marks
         source, split = where.open(recipe, "test")
-        some = auditing.choose(source, split, samples)
-        with counting("audit", auditing.rounds(some)) as tick:
-            report = auditing.audit(make, source, some, tick)
+        with ExitStack() as shown:
+            report = auditing.audit(make, source, split, samples, report=lambda total: shown.enter_context(counting("audit", total)))
         text, good, found = findings.format_audit(report), report.believable, mark_numbers(findings.to_json(report), marks)
         text = f"{mark_lines(marks)}{evaluation.about_line(source, split, {'model': model})}\n{text}"
     print(text)

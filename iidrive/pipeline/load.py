@@ -86,6 +86,22 @@ class LoadedAgent:
         return self.checkpoint.manifest
 
 
+def load(place: Place, allow: bool = False) -> LoadedTokenizer | LoadedForecaster | LoadedAgent | EgoMLP:
+    """Whatever a checkpoint is: a tokenizer, a world model with its tokenizer, a planner with both, or an ego-status MLP.
+
+    Raises:
+        CheckpointError: if there is none there, or it is damaged. LineageError: for stages that do not belong together; with `allow` their
+            manifests are marked instead.
+    """
+    found = checkpoint.read(place)
+    kind = found.manifest.kind
+    if kind == "planner":
+        return load_agent(found, allow=allow)
+    if kind == "world":
+        return load_forecaster(found, allow=allow)
+    return load_ego_mlp(found) if kind == "ego-mlp" else load_tokenizer(found)
+
+
 def load_tokenizer(place: Place | LoadedTokenizer) -> LoadedTokenizer:
     """A tokenizer from its checkpoint; one that is loaded already is returned as it is.
 

@@ -171,7 +171,28 @@ def rounds(samples: Sequence[Sample]) -> int:
     return len(_rounds(samples))
 
 
-def audit(make: Make, source: Source, samples: Sequence[Sample], tick: Callable[[str], None] = lambda name: None) -> Audit:
+def audit(
+    model: str | Path | Make,
+    source: Source,
+    split: str = "",
+    samples: int = 16,
+    test_ii: bool = True,
+    tokens: str = "",
+    report: Callable[[int], Callable[[str], None]] = lambda total: lambda name: None,
+) -> Audit:
+    """Audit a baseline by name, a checkpoint, or a pipeline of one's own, at about `samples` samples spread over a split.
+
+    `tokens` names a token cache to audit with a checkpoint. `report` is told the number of rounds and gives what hears of each.
+
+    Raises:
+        ConfigError: for a name that is neither a baseline nor a checkpoint, and as `audit_samples` does.
+    """
+    make = of_checkpoint(str(model), test_ii, tokens) if isinstance(model, (str, Path)) else model
+    chosen = choose(source, split or source.usual_split("test"), samples)
+    return audit_samples(make, source, chosen, report(rounds(chosen)))
+
+
+def audit_samples(make: Make, source: Source, samples: Sequence[Sample], tick: Callable[[str], None] = lambda name: None) -> Audit:
     """Audit a pipeline at some samples.
 
     Raises:
