@@ -52,13 +52,15 @@ class Zebra:
 class Route:
     """A planned way along lanes, sampled every STEP_M: points (n,2), heading (n,), the speed a careful driver would take (n,).
 
-    `turns` are the junction manoeuvres (begin, end, which), by arc length.
+    It runs along `lanes` of the town's roads; `links[i]` leads from `lanes[i]` to `lanes[i + 1]`. `turns` are the junction manoeuvres
+    (begin, end, which), by arc length.
     """
 
     points: Float[Array, "n 2"]
     heading: Float[Array, "n"]
     speed_mps: Float[Array, "n"]
     lanes: tuple[int, ...]
+    links: tuple[int, ...]
     gates: tuple[Gate, ...]
     zebras: tuple[Zebra, ...]
     turns: tuple[tuple[float, float, Manoeuvre], ...]
@@ -149,5 +151,6 @@ def make_route(roads: Roads, lanes: list[int], links: list[int], agility: float 
     energy = speed**2 + 2 * BRAKE_ACC * at
     speed = np.sqrt(np.minimum.accumulate(energy[::-1])[::-1] - 2 * BRAKE_ACC * at)
     return Route(
-        points, wrap_angle(heading), speed, tuple(lanes), tuple(gates), tuple(sorted(zebras, key=lambda z: z.begin_s)), tuple(turns)
-    )
+        points, wrap_angle(heading), speed, tuple(lanes), tuple(links), tuple(gates), tuple(sorted(zebras, key=lambda z: z.begin_s)),
+        tuple(turns),
+    )  # fmt: skip

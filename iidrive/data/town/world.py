@@ -1,0 +1,97 @@
+"""Making one scene: build a town, let its traffic run, and try again with other traffic until nobody has touched anybody."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from iidrive.core.errors import DataError
+from iidrive.core.scene import STEP_S, Scene
+from iidrive.data.town.agents import Mover, Still, Walker, spawn_ego, spawn_movers, spawn_still, spawn_walkers
+from iidrive.data.town.config import TownConfig, scene_seed
+from iidrive.data.town.record import assemble, record, settle
+from iidrive.data.town.roads import Roads, build_roads
+from iidrive.data.town.route import STEP_M, Route
+from iidrive.data.town.static import Surroundings, build_surroundings, vector_map
+from iidrive.data.town.traffic import Traffic
+
+Array = np.ndarray
+
+WARM_S = 4.0
+TOWNS, TRIES_PER_TOWN = 10, 4
+"""Some streets are too tight for the traffic drawn, so after a few tries the town is drawn anew."""
+
+
+@dataclass(frozen=True)
+class World:
+    """A scene that was made: the ego's rear axle and heading (x, y, yaw) at every keyframe, its route, and what stands around it.
+
+    `draw` (town, attempt) says which try it was, so that its traffic can be set going again.
+    """
+
+    scene: Scene
+    ego: Float[Array, "t 3"]
+    route: Route
+    surroundings: Surroundings
+    draw: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A town before its traffic: the roads, the ego with its route, and what stands around it."""
+
+    roads: Roads
+    ego: Mover
+    around: Surroundings
+
+
+@dataclass(frozen=True)
+class Players:
+    """Everyone in a town before it starts to move; `rng` is what the rest of the scene is drawn from."""
+
+    movers: list[Mover]
+    walkers: list[Walker]
+    still: list[Still]
+    rng: np.random.Generator
+
+
+def make_place(config: TownConfig, seed: tuple[int, int, int], town: int) -> Place:
+    """The town that a scene's seed gives at the `town`-th try."""
+    rng = np.random.default_rng((*seed, 0, town))
+    roads = build_roads(rng)
+    ego = spawn_ego(rng, roads)
+    reach = int((WARM_S + config.keyframes * STEP_S) * 9.0 / STEP_M)
+    return Place(roads, ego, build_surroundings(rng, roads, ego.route.points[:reach:12]))
+
+
+def make_players(config: TownConfig, seed: tuple[int, int, int], place: Place, town: int, attempt: int) -> Players:
+    """Who is in that town at the `attempt`-th try."""
+    rng = np.random.default_rng((*seed, 1, town, attempt))
+    movers = spawn_movers(rng, place.roads, place.ego, config.traffic)
+    walkers = spawn_walkers(rng, place.roads, place.around, place.ego, config.pedestrians)
+    still = spawn_still(rng, place.roads, place.around, config.parked, config.pedestrians)
+    return Players(movers, walkers, still, rng)
+
+
+def make_world(config: TownConfig, name: str) -> World:
+    """One scene, a pure function of the config and the name.
+
+    Raises:
+        DataError: for a name that the splits do not hold, and when no try succeeds (too dense a config).
+    """
+    seed = scene_seed(config, name)
+    for town in range(TOWNS):
+        place = make_place(config, seed, town)
+        for attempt in range(TRIES_PER_TOWN):
+            players = make_players(config, seed, place, town, attempt)
+            tracks = Traffic(place.roads, players.movers, players.walkers).run(WARM_S, config.keyframes)
+            cast = settle(assemble(players.rng, players.movers, players.walkers, players.still, tracks), tracks)
+            if cast is not None:
+                scene = record(name, cast, tracks, place.ego.route, vector_map(place.roads, place.around))
+                ego = np.concatenate([tracks.axle[:, 0], tracks.heading[:, :1]], 1)
+                return World(scene, ego, place.ego.route, place.around, (town, attempt))
+    raise DataError(
+        f"scene {name}: all of {TOWNS * TRIES_PER_TOWN} tries ended in a collision; lower TownConfig.traffic or TownConfig.pedestrians."
+    )
