@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import shapely
 
+from iidrive.cli.cache import cache as show
 from iidrive.core.errors import ConfigError, DataError
 from iidrive.core.scene import GridSpec
 from iidrive.data.source import scenes
@@ -196,6 +197,20 @@ def test_where_and_how_much(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setenv("IIDRIVE_CACHE_BYTES", "2GB")
     with pytest.raises(ConfigError, match="2GB"):
         cache_limit()
+
+
+def test_the_command_shows_and_clears(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("IIDRIVE_CACHE", str(tmp_path))
+    SceneCache().write("key", "town-train-00000", bytes(1_200_000))
+    show()
+    said = capsys.readouterr().out
+    assert str(tmp_path / "towns") in said
+    assert "1 in 1.2 MB" in said
+    assert "removed" not in said
+    show(clear="on")
+    assert "removed 1 in 1.2 MB" in capsys.readouterr().out
+    show()
+    assert "0 in 0.0 MB" in capsys.readouterr().out
 
 
 def test_inside_a_job_of_several_processes_none_is_started(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, auto_cli
 
+from iidrive.cli.cache import cache
 from iidrive.cli.evaluate import audit, demo, evaluate, lineage, swap
 from iidrive.cli.options import console
 from iidrive.cli.reproduce import reproduce
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Any] = {
     "lineage": lineage,
     "reproduce": reproduce,
     "swap": swap,
+    "cache": cache,
 }
 MANY = ("lineage", "swap", "compare", "doctor")
 """Commands that take any number of paths."""
