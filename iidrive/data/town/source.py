@@ -15,10 +15,11 @@ import numpy as np
 
 from iidrive.core import geometry
 from iidrive.core.errors import ConfigError, DataError, unknown
-from iidrive.core.scene import CommandSource, GridSpec, OccGrid, OccSource, Scene
+from iidrive.core.scene import Boxes, CommandSource, GridSpec, OccGrid, OccSource, Pose, Scene
 from iidrive.data.town import workers
 from iidrive.data.town.cache import SceneCache
 from iidrive.data.town.config import SPLITS, VERSION, TownConfig, scene_counts, scene_seed
+from iidrive.data.town.live import LiveScene
 from iidrive.data.town.record import paint_boxes
 from iidrive.data.town.route import Route
 from iidrive.data.town.static import Raster, rasterise, static_columns
@@ -88,14 +89,22 @@ class Town:
         """The route that the ego of a scene plans to take; its commands are read from it."""
         return self._world(name).route
 
+    def live(self, name: str, keyframe: int = 0) -> LiveScene:
+        """A scene set going again from one of its keyframes, for an ego that may drive otherwise than it did."""
+        return LiveScene(self.config, self._world(name), keyframe)
+
     def occupancy(self, scene: Scene, index: int, spec: GridSpec) -> OccGrid:
         """Exact occupancy of keyframe `index` of one of this town's scenes, in that keyframe's ego frame (no camera mask)."""
         keyframe = scene.keyframes[index]
-        global_T_ego = keyframe.global_T_ego.matrix
+        return self.occupancy_at(scene.name, keyframe.global_T_ego, keyframe.boxes, spec)
+
+    def occupancy_at(self, name: str, global_T_ego: Pose, boxes: Boxes, spec: GridSpec) -> OccGrid:
+        """Exact occupancy around an ego anywhere in a scene's surroundings, with these road users (boxes in the global frame)."""
+        pose = global_T_ego.matrix
         x, y = spec.centres(0)[:, None], spec.centres(1)[None]
-        xy = np.stack([global_T_ego[k, 0] * x + global_T_ego[k, 1] * y + global_T_ego[k, 3] for k in (0, 1)], -1)
-        semantics = static_columns(self._raster(scene.name), xy, spec)
-        paint_boxes(semantics, keyframe.boxes.moved(geometry.invert(global_T_ego), "ego"), spec)
+        xy = np.stack([pose[k, 0] * x + pose[k, 1] * y + pose[k, 3] for k in (0, 1)], -1)
+        semantics = static_columns(self._raster(name), xy, spec)
+        paint_boxes(semantics, boxes.moved(geometry.invert(pose), "ego"), spec)
         return OccGrid(semantics, spec, self.occupancy_source)
 
     def prepare(self, names: Sequence[str], processes: int | None = None, report: Callable[[int, int], None] | None = None) -> None:

@@ -81,6 +81,7 @@ def encode(world: World) -> bytes:
         "times_us": np.array([k.timestamp_us for k in frames], np.int64),
         "commands": np.array([k.command.index for k in frames], np.int8),
         "ego": world.ego,
+        "kept": world.kept,
         "counts": np.array([len(k.boxes) for k in frames], np.int64),
         "track": np.array([tracks[t] for k in frames for t in k.boxes.track], np.int32),
         "track_size": np.array([size for size, _ in first], np.float64).reshape(-1, 3),
@@ -193,7 +194,7 @@ def _world(t: Mapping[str, Array], words: Mapping[str, Any]) -> World:
     )
     scene = Scene(words["name"], _keyframes(t, words), vector_map)
     town, attempt = words["draw"]
-    return World(scene, t["ego"], route, around, (town, attempt))
+    return World(scene, t["ego"], route, around, (town, attempt), t["kept"])
 
 
 def _keyframes(t: Mapping[str, Array], words: Mapping[str, Any]) -> tuple[Keyframe, ...]:

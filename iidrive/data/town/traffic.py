@@ -7,6 +7,7 @@ people at crossings. Pedestrians wait at the kerb until those who cannot stop ha
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,8 +43,20 @@ class Tracks:
     walker_heading: Float[Array, "t w"]
 
 
+@dataclass(frozen=True)
+class EgoState:
+    """Where the ego's rear axle is in the global frame, where it heads and how fast it rolls (forwards)."""
+
+    xy_m: Float[Array, "2"]
+    heading_rad: float
+    speed_mps: float
+
+
 class Traffic:
-    """The state of one simulation. Make it, then call `run` once."""
+    """The state of one simulation: `run` makes a whole scene, `step` goes on by 0.1 s, `copy` branches it. The ego is mover 0."""
+
+    STATE = ("s", "v", "xy", "psi", "steer", "gate", "zebra", "stopped_at", "ws", "aside", "gone", "waited", "wxy", "wpsi")
+    """Arrays that change from step to step."""
 
     def __init__(self, roads: Roads, movers: list[Mover], walkers: list[Walker]) -> None:
         self.roads, self.movers, self.walkers = roads, movers, walkers
@@ -82,6 +95,8 @@ class Traffic:
         self.stopped_at = np.full(m, -1)
         self.waiting: dict[int, list[int]] = {}
         self.holding: dict[int, dict[int, int]] = {}
+        self.ego_given = False
+        self.ego_stood_s = 0.0
         self._walker_state()
 
     def _discs(self) -> None:
@@ -121,16 +136,40 @@ class Traffic:
         for step in range(warm + (keyframes - 1) * every + 1):
             if step >= warm and (step - warm) % every == 0:
                 out.append((self.xy.copy(), self.psi.copy(), self.v.copy(), self.wxy.copy(), self.wpsi.copy()))
-            self._step()
+            self.step()
         xy, psi, v, wxy, wpsi = (np.stack(column) for column in zip(*out, strict=True))
         return Tracks(xy, psi, v, wxy, wpsi)
 
-    def _step(self) -> None:
+    def now(self) -> Tracks:
+        """The states of this moment, as tracks of one frame."""
+        return Tracks(self.xy[None], self.psi[None], self.v[None], self.wxy[None], self.wpsi[None])
+
+    @property
+    def ego(self) -> EgoState:
+        """Where the ego is now."""
+        return EgoState(self.xy[0].copy(), float(self.psi[0]), float(self.v[0]))
+
+    def step(self, ego: EgoState | None = None) -> None:
+        """Go on by 0.1 s: everyone reacts to what is now, the ego as it was put last.
+
+        `ego` is where the ego is after this step, whatever drives it; without it the town's own driver moves it on.
+        """
+        self.ego_given = ego is not None
         stop = self._rules()
         gap, lead = self._leaders()
         acceleration = self._drive(gap, lead, stop)
         self._walk()
-        self._move(acceleration)
+        self._move(acceleration, ego)
+        self.ego_stood_s = self.ego_stood_s + DT_S if self.v[0] < 0.25 else 0.0
+
+    def copy(self) -> Traffic:
+        """The same moment once more; neither of the two influences the other from then on."""
+        other = copy.copy(self)
+        for name in self.STATE:
+            setattr(other, name, getattr(self, name).copy())
+        other.waiting = {node: list(queue) for node, queue in self.waiting.items()}
+        other.holding = {node: dict(held) for node, held in self.holding.items()}
+        return other
 
     def _leaders(self) -> tuple[Array, Array]:
         """Free distance to whatever is first in the own corridor, and its speed along it."""
@@ -183,11 +222,13 @@ class Traffic:
         out = np.minimum(out, np.where(np.isfinite(stop), follow(stop, np.zeros_like(v), 0.3, np.full_like(v, 0.5)), np.inf))
         return np.clip(out, HARD_BRAKE, None)
 
-    def _move(self, acceleration: Array) -> None:
+    def _move(self, acceleration: Array, ego: EgoState | None = None) -> None:
         m = np.arange(len(self.movers))
         last = self.path.shape[1] - 1
         v = np.maximum(self.v + acceleration * DT_S, 0.0)
         v[v < 0.03] = 0.0
+        if ego is not None:
+            v[0] = ego.speed_mps
         step = (self.v + v) / 2 * DT_S
         ahead = np.clip(0.45 * self.v + 1.1 * self.wheelbase, 1.5, 9.0)
         target = self.path[m, np.minimum(((self.s + ahead) / STEP_M + 0.5).astype(int), last)] - self.xy
@@ -197,12 +238,25 @@ class Traffic:
         turn = step * np.tan(self.steer) / self.wheelbase
         middle = self.psi + turn / 2
         self.xy = self.xy + step[:, None] * np.stack([np.cos(middle), np.sin(middle)], -1)
+        if ego is not None:
+            turn[0] = wrap_angle(ego.heading_rad - self.psi[0])
+            self.steer[0] = np.arctan(self.wheelbase[0] * turn[0] / step[0]) if step[0] > 0.01 else 0.0
         self.psi = wrap_angle(self.psi + turn)
         at = np.minimum(((self.s + step) / STEP_M + 0.5).astype(int), last)
+        if ego is not None:
+            self.xy[0], self.psi[0] = ego.xy_m, ego.heading_rad
+            at[0] = self._station(ego.xy_m, int(at[0]))
         off = self.xy - self.path[m, at]
         heading = self.path_heading[m, at]
         self.s = np.maximum(self.s, at * STEP_M + off[:, 0] * np.cos(heading) + off[:, 1] * np.sin(heading))
         self.v = v
+
+    def _station(self, xy: Array, guess: int) -> int:
+        """The sample of the ego's path to measure its progress from: as expected, or the nearest one around where it has left the path."""
+        if np.hypot(*(xy - self.path[0, guess])) < 3.0:
+            return guess
+        low, high = max(guess - 20, 0), min(guess + 40, self.path.shape[1])
+        return low + int(np.argmin(((self.path[0, low:high] - xy) ** 2).sum(-1)))
 
     def _rules(self) -> Array:
         """Distance from each front to the nearest place where it must stop; infinite where the way is free."""
@@ -254,6 +308,12 @@ class Traffic:
             held = self.holding.get(gates[k].node, {})
             if held.get(i) == gates[k].link and self.s[i] - self.back[i] > gates[k].exit_s + 0.8:
                 del held[i]
+        waits = i == 0 and self.ego_given and self.ego_stood_s > PATIENCE_S
+        if waits and self.gate[0] and gates[self.gate[0] - 1].stop_s - front > 0:
+            # Whoever drives the ego lets the others go first: they need not wait for it for ever.
+            held = self.holding.get(gates[self.gate[0] - 1].node, {})
+            if held.pop(0, None) is not None:
+                self.gate[0] -= 1
         if self.gate[i] >= len(gates):
             return np.inf
         gate = gates[self.gate[i]]
@@ -264,6 +324,10 @@ class Traffic:
         if d < 1.5 and v < 0.25:
             self.stopped_at[i] = self.gate[i]
         queue = self.waiting.setdefault(gate.node, [])
+        if waits and d > 0:
+            if i in queue:
+                queue.remove(i)
+            return d
         if i not in queue and (not gate.stop_sign or self.stopped_at[i] == self.gate[i]):
             queue.append(i)
         if d < -2.5 or (i in queue and self._free(i, queue, held, gate.link)):

@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from iidrive.core.errors import DataError
 from iidrive.core.scene import STEP_S, Scene
 from iidrive.data.town.agents import Mover, Still, Walker, spawn_ego, spawn_movers, spawn_still, spawn_walkers
 from iidrive.data.town.config import TownConfig, scene_seed
-from iidrive.data.town.record import assemble, record, settle
+from iidrive.data.town.record import Cast, assemble, record, settle
 from iidrive.data.town.roads import Roads, build_roads
 from iidrive.data.town.route import STEP_M, Route
 from iidrive.data.town.static import Surroundings, build_surroundings, vector_map
-from iidrive.data.town.traffic import Traffic
+from iidrive.data.town.traffic import Tracks, Traffic
 
 Array = np.ndarray
 
@@ -28,7 +28,7 @@ TOWNS, TRIES_PER_TOWN = 10, 4
 class World:
     """A scene that was made: the ego's rear axle and heading (x, y, yaw) at every keyframe, its route, and what stands around it.
 
-    `draw` (town, attempt) says which try it was, so that its traffic can be set going again.
+    `draw` (town, attempt) says which try it was and `kept` who of everyone then is in the scene, so that its traffic can be set going again.
     """
 
     scene: Scene
@@ -36,6 +36,7 @@ class World:
     route: Route
     surroundings: Surroundings
     draw: tuple[int, int]
+    kept: Bool[Array, "n"]
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,16 @@ class Place:
 
 @dataclass(frozen=True)
 class Players:
-    """Everyone in a town before it starts to move; `rng` is what the rest of the scene is drawn from."""
+    """Everyone in a town before it starts to move; `heights_m` are the walkers'."""
 
     movers: list[Mover]
     walkers: list[Walker]
     still: list[Still]
-    rng: np.random.Generator
+    heights_m: Float[Array, "w"]
+
+    def cast(self, tracks: Tracks) -> Cast:
+        """Everyone but the ego where the tracks have them."""
+        return assemble(self.movers, self.walkers, self.heights_m, self.still, tracks)
 
 
 def make_place(config: TownConfig, seed: tuple[int, int, int], town: int) -> Place:
@@ -72,7 +77,7 @@ def make_players(config: TownConfig, seed: tuple[int, int, int], place: Place, t
     movers = spawn_movers(rng, place.roads, place.ego, config.traffic)
     walkers = spawn_walkers(rng, place.roads, place.around, place.ego, config.pedestrians)
     still = spawn_still(rng, place.roads, place.around, config.parked, config.pedestrians)
-    return Players(movers, walkers, still, rng)
+    return Players(movers, walkers, still, rng.uniform(1.55, 1.9, len(walkers)))
 
 
 def make_world(config: TownConfig, name: str) -> World:
@@ -87,11 +92,12 @@ def make_world(config: TownConfig, name: str) -> World:
         for attempt in range(TRIES_PER_TOWN):
             players = make_players(config, seed, place, town, attempt)
             tracks = Traffic(place.roads, players.movers, players.walkers).run(WARM_S, config.keyframes)
-            cast = settle(assemble(players.rng, players.movers, players.walkers, players.still, tracks), tracks)
-            if cast is not None:
-                scene = record(name, cast, tracks, place.ego.route, vector_map(place.roads, place.around))
+            cast = players.cast(tracks)
+            kept = settle(cast, tracks)
+            if kept is not None:
+                scene = record(name, cast.select(kept), tracks, place.ego.route, vector_map(place.roads, place.around))
                 ego = np.concatenate([tracks.axle[:, 0], tracks.heading[:, :1]], 1)
-                return World(scene, ego, place.ego.route, place.around, (town, attempt))
+                return World(scene, ego, place.ego.route, place.around, (town, attempt), kept)
     raise DataError(
         f"scene {name}: all of {TOWNS * TRIES_PER_TOWN} tries ended in a collision; lower TownConfig.traffic or TownConfig.pedestrians."
     )
