@@ -58,6 +58,12 @@ class Street:
         """The band between two offsets to the right (negative: left) of the centreline."""
         return shapely.Polygon(np.concatenate([self.offset(from_m), self.offset(to_m)[::-1]]))
 
+    def driven(self) -> Float[Array, "n 2"]:
+        """The centreline between the junctions, where the street has lanes."""
+        along = arclength(self.points)
+        at = np.linspace(self.trim_m[0], along[-1] - self.trim_m[1], max(3, int(along[-1] / 2)))
+        return sample(self.points, along, at)
+
     def part(self, start_m: float, end_m: float) -> Street | None:
         """The same street cut to an interval of its length; None when nothing is left."""
         along = arclength(self.points)
@@ -255,9 +261,7 @@ def build_roads(rng: np.random.Generator) -> Roads:
 def _lanes(streets: list[Street]) -> tuple[Lane, ...]:
     lanes = []
     for number, street in enumerate(streets):
-        along = arclength(street.points)
-        at = np.linspace(street.trim_m[0], along[-1] - street.trim_m[1], max(3, int(along[-1] / 2)))
-        middle = sample(street.points, along, at)
+        middle = street.driven()
         for index in range(street.lanes):
             right = street.median_m / 2 + (index + 0.5) * street.lane_m
             for ahead in (True, False):

@@ -26,6 +26,16 @@ LATERAL_ACC = 2.6
 BRAKE_ACC = 1.8
 
 
+def lane_id(lane: int) -> str:
+    """How the map calls a lane of a street."""
+    return f"lane-{lane}"
+
+
+def link_id(link: int) -> str:
+    """How the map calls a way from one street's lane to another's."""
+    return f"link-{link}"
+
+
 @dataclass(frozen=True)
 class Gate:
     """A junction on a route: where the front must stop when it is not free, where the junction begins and ends, and which way is taken."""
@@ -64,6 +74,14 @@ class Route:
     gates: tuple[Gate, ...]
     zebras: tuple[Zebra, ...]
     turns: tuple[tuple[float, float, Manoeuvre], ...]
+
+    @property
+    def lane_ids(self) -> tuple[str, ...]:
+        """Ids of the map's lanes that it takes, in order: lanes of streets and the ways between them."""
+        ids = [lane_id(self.lanes[0])]
+        for link, lane in zip(self.links, self.lanes[1:], strict=True):
+            ids += [link_id(link), lane_id(lane)]
+        return tuple(ids)
 
     def station(self, xy: Float[Array, "2"]) -> float:
         """Arc length of the route's point nearest to a position."""

@@ -11,10 +11,11 @@ from iidrive.core.errors import DataError
 from iidrive.core.scene import STEP_S, Scene
 from iidrive.data.town.agents import Mover, Still, Walker, spawn_ego, spawn_movers, spawn_still, spawn_walkers
 from iidrive.data.town.config import TownConfig, scene_seed
+from iidrive.data.town.lanes import vector_map
 from iidrive.data.town.record import Cast, assemble, record, settle
 from iidrive.data.town.roads import Roads, build_roads
 from iidrive.data.town.route import STEP_M, Route
-from iidrive.data.town.static import Surroundings, build_surroundings, vector_map
+from iidrive.data.town.static import Surroundings, build_surroundings
 from iidrive.data.town.traffic import Tracks, Traffic
 
 Array = np.ndarray
