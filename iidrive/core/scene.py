@@ -327,8 +327,21 @@ class Keyframe:
 
 
 @dataclass(frozen=True)
+class Conflict:
+    """What makes a scene hard: at `keyframe` the ego, keeping its route and its speed, would touch `track` `within_s` seconds later.
+
+    `kind` names the sort of conflict, such as `jaywalker`.
+    """
+
+    kind: str
+    track: str
+    keyframe: int
+    within_s: float
+
+
+@dataclass(frozen=True)
 class Scene:
-    """Consecutive keyframes (about 40 at 2 Hz) and the map around them.
+    """Consecutive keyframes (about 40 at 2 Hz) and the map around them; `conflict` where the scene is known to be hard, and why.
 
     Raises:
         DataError: if times do not increase or a token stands twice.
@@ -337,6 +350,7 @@ class Scene:
     name: str
     keyframes: tuple[Keyframe, ...]
     map: VectorMap
+    conflict: Conflict | None = None
 
     def __post_init__(self) -> None:
         times = [k.timestamp_us for k in self.keyframes]

@@ -10,8 +10,14 @@ VERSION = 1
 """Raised whenever the same config would give other scenes."""
 
 SPLITS = ("train", "val", "test")
+HARD = "hard"
+"""A further split: every scene is built for one kind of conflict, each kind in turn."""
+ALL_SPLITS = (*SPLITS, HARD)
 
-OUTSIDE = ("train_scenes", "val_scenes", "test_scenes", "raster_m", "cached_scenes", "disk_cache")
+FACTORS = ("cut_ins", "jaywalkers", "double_parking", "cyclists_beside", "stopped_leaders", "left_turns")
+"""Fields that say how often training scenes are hard, in the order of the kinds."""
+
+OUTSIDE = ("train_scenes", "val_scenes", "test_scenes", "hard_scenes", "raster_m", "cached_scenes", "disk_cache")
 """Fields that decide how many scenes there are, how they are kept or how they are painted, but not what is in one of them."""
 
 
@@ -20,6 +26,7 @@ class TownConfig:
     """What the town is like: how many scenes a split has, how long they are, and how busy.
 
     `traffic`, `pedestrians` and `parked` are factors on the usual densities; `raster_m` is the cell of the standing world.
+    Of the train and val scenes the shares `cut_ins` to `left_turns` are built for that kind of conflict, as the scenes of the split `hard` are.
     `cached_scenes` are kept in memory; with `disk_cache` every scene is also kept on disk once it was made (see `town.cache`).
 
     Raises:
@@ -37,6 +44,13 @@ class TownConfig:
     raster_m: float = 0.25
     cached_scenes: int = 256
     disk_cache: bool = True
+    hard_scenes: int = 60
+    cut_ins: float = 0.0
+    jaywalkers: float = 0.0
+    double_parking: float = 0.0
+    cyclists_beside: float = 0.0
+    stopped_leaders: float = 0.0
+    left_turns: float = 0.0
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -44,6 +58,7 @@ class TownConfig:
             ("train_scenes", 0),
             ("val_scenes", 0),
             ("test_scenes", 0),
+            ("hard_scenes", 0),
             ("keyframes", 2),
             ("cached_scenes", 1),
         ):
@@ -54,6 +69,11 @@ class TownConfig:
         for name in ("traffic", "pedestrians", "parked"):
             if not 0 <= getattr(self, name) <= 3:
                 raise ConfigError(f"TownConfig.{name} is a factor from 0 to 3; found {getattr(self, name)}.")
+        for name in FACTORS:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"TownConfig.{name} is a share of the training scenes, from 0 to 1; found {getattr(self, name)}.")
+        if (total := sum(getattr(self, name) for name in FACTORS)) > 1 + 1e-9:
+            raise ConfigError(f"a scene has one kind of conflict at most, so {', '.join(FACTORS)} may add up to 1; found {total:g}.")
         if not 0.05 <= self.raster_m <= 1.0:
             raise ConfigError(f"TownConfig.raster_m must lie between 0.05 and 1 m; found {self.raster_m}.")
 
@@ -76,7 +96,7 @@ FIRST = (
 
 def scene_counts(config: TownConfig) -> dict[str, int]:
     """How many scenes every split has."""
-    return dict(zip(SPLITS, (config.train_scenes, config.val_scenes, config.test_scenes), strict=True))
+    return dict(zip(ALL_SPLITS, (config.train_scenes, config.val_scenes, config.test_scenes, config.hard_scenes), strict=True))
 
 
 def scene_seed(config: TownConfig, name: str) -> tuple[int, int, int]:
@@ -88,9 +108,14 @@ def scene_seed(config: TownConfig, name: str) -> tuple[int, int, int]:
     parts = name.split("-")
     counts = scene_counts(config)
     good = (
-        len(parts) == 3 and parts[0] == "town" and parts[1] in SPLITS and len(parts[2]) == 5 and parts[2].isascii() and parts[2].isdigit()
+        len(parts) == 3
+        and parts[0] == "town"
+        and parts[1] in ALL_SPLITS
+        and len(parts[2]) == 5
+        and parts[2].isascii()
+        and parts[2].isdigit()
     )
     if not good or int(parts[2]) >= counts[parts[1]]:
         held = ", ".join(f"{count} {split}" for split, count in counts.items())
         raise DataError(f"the town has no scene '{name}'; names are like town-train-00000, and this town holds {held} scenes.")
-    return config.seed, SPLITS.index(parts[1]), int(parts[2])
+    return config.seed, ALL_SPLITS.index(parts[1]), int(parts[2])

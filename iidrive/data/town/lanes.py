@@ -36,7 +36,7 @@ def vector_map(roads: Roads, around: Surroundings) -> VectorMap:
         {
             "drivable_area": around.drivable,
             "walkway": around.walkway,
-            "ped_crossing": shapely.MultiPolygon([roads.crossings[c].polygon for k in sorted(near) for c in roads.crossings_of[k]]),
+            "ped_crossing": shapely.MultiPolygon([roads.crossings[c].polygon for k in sorted(near) for c in roads.marked_crossings(k)]),
             "lane_divider": shapely.MultiLineString(dividers),
             "road_divider": shapely.MultiLineString(middle),
             "centreline": shapely.MultiLineString(centre),

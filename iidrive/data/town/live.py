@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 
+from iidrive.core.errors import DataError
 from iidrive.core.scene import STEP_S, Boxes
-from iidrive.data.town.config import TownConfig, scene_seed
+from iidrive.data.town.config import TownConfig
 from iidrive.data.town.record import boxes_at, track_names
-from iidrive.data.town.traffic import DT_S, EgoState, Traffic
+from iidrive.data.town.traffic import DT_S, EgoState
 from iidrive.data.town.world import WARM_S, World, make_place, make_players
 
 
@@ -18,14 +19,19 @@ class LiveScene:
     """
 
     def __init__(self, config: TownConfig, world: World, keyframe: int = 0) -> None:
-        """The scene at one of its keyframes; its traffic is simulated up to there (some 6 ms a step of 0.1 s)."""
+        """The scene at one of its keyframes; its traffic is simulated up to there (some 3 ms a step of 0.1 s).
+
+        Raises:
+            DataError: for a world that this config does not make.
+        """
         name = world.scene.name
-        seed = scene_seed(config, name)
         town, attempt = world.draw
-        place = make_place(config, seed, town)
-        players = make_players(config, seed, place, town, attempt)
+        place = make_place(config, name, town)
+        players = make_players(config, name, place, town, attempt) if place else None
+        if players is None:
+            raise DataError(f"scene {name} was made by another version of the town or with another config; make it again.")
         self.name = name
-        self.traffic = Traffic(place.roads, players.movers, players.walkers)
+        self.traffic = players.traffic()
         self._players = players
         self._kept = world.kept
         self._names = track_names(name, int(world.kept.sum()))

@@ -6,7 +6,7 @@ rotation plus k quarter turns, so that opposite streets meet head-on and streets
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -102,11 +102,12 @@ class Link:
 
 @dataclass(frozen=True)
 class Crossing:
-    """A pedestrian crossing: kerb points left and right of its street, and the centre of the street there."""
+    """A pedestrian crossing: kerb points left and right of its street. Where it is not `marked`, somebody crosses all the same."""
 
     street: int
     left: Float[Array, "2"]
     right: Float[Array, "2"]
+    marked: bool = True
 
     @property
     def polygon(self) -> shapely.Polygon:
@@ -130,6 +131,15 @@ class Roads:
     crossings_of: dict[int, list[int]]
     stop_sign: dict[tuple[int, int], bool]
     _conflict: dict[tuple[int, int], float] = field(default_factory=dict)
+
+    def marked_crossings(self, street: int) -> list[int]:
+        """The painted crossings of a street."""
+        return [k for k in self.crossings_of[street] if self.crossings[k].marked]
+
+    def with_crossing(self, crossing: Crossing) -> Roads:
+        """The same roads with one more crossing, which is the last."""
+        of = {**self.crossings_of, crossing.street: [*self.crossings_of[crossing.street], len(self.crossings)]}
+        return replace(self, crossings=(*self.crossings, crossing), crossings_of=of)
 
     def clear_after(self, first: int, second: int) -> float:
         """How far along link `first` a vehicle's rear must be before link `second` is free of it; 0 when they never meet.

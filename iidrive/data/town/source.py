@@ -18,7 +18,7 @@ from iidrive.core.errors import ConfigError, DataError, unknown
 from iidrive.core.scene import Boxes, CommandSource, GridSpec, OccGrid, OccSource, Pose, Scene
 from iidrive.data.town import workers
 from iidrive.data.town.cache import SceneCache
-from iidrive.data.town.config import SPLITS, VERSION, TownConfig, scene_counts, scene_seed
+from iidrive.data.town.config import ALL_SPLITS, SPLITS, VERSION, TownConfig, scene_counts, scene_seed
 from iidrive.data.town.live import LiveScene
 from iidrive.data.town.record import paint_boxes
 from iidrive.data.town.route import Route
@@ -77,8 +77,8 @@ class Town:
 
     def scene_names(self, split: str) -> tuple[str, ...]:
         """Scene names of a split, `town-train-00000` and on. Raises ConfigError for an unknown split."""
-        if split not in SPLITS:
-            raise ConfigError(f"town: {unknown('split', split, SPLITS)}")
+        if split not in ALL_SPLITS:
+            raise ConfigError(f"town: {unknown('split', split, ALL_SPLITS)}")
         return tuple(f"town-{split}-{k:05d}" for k in range(scene_counts(self.config)[split]))
 
     def scene(self, name: str) -> Scene:

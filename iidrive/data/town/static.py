@@ -144,7 +144,7 @@ def build_surroundings(rng: np.random.Generator, roads: Roads, around: Float[Arr
     shapely.prepare(walkway)
     shapely.prepare(drivable)
     medians = [m.strip(-s.median_m / 2, s.median_m / 2) for s in streets if s.median_m and (m := s.part(*_median_ends(s, roads)))]
-    crossings = shapely.union_all([roads.crossings[c].polygon for k in near for c in roads.crossings_of[k]])
+    crossings = shapely.union_all([roads.crossings[c].polygon for k in near for c in roads.marked_crossings(k)])
     median = shapely.difference(shapely.union_all(medians), crossings.buffer(0.5)) if medians else shapely.MultiPolygon()
 
     buildings: list[tuple[shapely.Polygon, int]] = []
@@ -160,7 +160,7 @@ def build_surroundings(rng: np.random.Generator, roads: Roads, around: Float[Arr
     tree, post = np.array(trees).reshape(-1, 2), np.array(posts).reshape(-1, 2)
     free = ~shapely.intersects_xy(drivable.buffer(0.3, 2), tree) & ~shapely.intersects_xy(solid.buffer(0.4, 2), tree)
     for k in near:
-        for c in roads.crossings_of[k]:
+        for c in roads.marked_crossings(k):
             ends = np.stack([roads.crossings[c].left, roads.crossings[c].right])
             free &= (((tree[:, None] - ends) ** 2).sum(-1) > 3.2**2).all(1)
             post = post[(((post[:, None] - ends) ** 2).sum(-1) > 3.0**2).all(1)]

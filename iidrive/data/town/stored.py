@@ -18,7 +18,7 @@ from safetensors import numpy as safetensors
 
 from iidrive.core import geometry
 from iidrive.core.errors import DataError
-from iidrive.core.scene import MANOEUVRES, Boxes, Command, Junction, Keyframe, Lane, Pose, Scene, VectorMap
+from iidrive.core.scene import MANOEUVRES, Boxes, Command, Conflict, Junction, Keyframe, Lane, Pose, Scene, VectorMap
 from iidrive.data.town.config import VERSION, TownConfig
 from iidrive.data.town.record import EGO_T_LIDAR
 from iidrive.data.town.route import Gate, Route, Zebra
@@ -62,6 +62,7 @@ def encode(world: World) -> bytes:
     words = {
         "name": world.scene.name,
         "draw": world.draw,
+        "conflict": world.scene.conflict and asdict(world.scene.conflict),
         "tokens": [k.token for k in frames],
         "tracks": list(tracks),
         "layers": {name: shapes.add(shape) for name, shape in vector_map.layers.items()},
@@ -192,7 +193,8 @@ def _world(t: Mapping[str, Array], words: Mapping[str, Any]) -> World:
         tuple(Zebra(**z) for z in words["zebras"]),
         tuple((begin, end, manoeuvre) for begin, end, manoeuvre in words["turns"]),
     )
-    scene = Scene(words["name"], _keyframes(t, words), vector_map)
+    conflict = words["conflict"] and Conflict(**words["conflict"])
+    scene = Scene(words["name"], _keyframes(t, words), vector_map, conflict)
     town, attempt = words["draw"]
     return World(scene, t["ego"], route, around, (town, attempt), t["kept"])
 

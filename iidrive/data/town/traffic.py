@@ -8,13 +8,15 @@ people at crossings. Pedestrians wait at the kerb until those who cannot stop ha
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from jaxtyping import Float
 
 from iidrive.core.geometry import wrap_angle
-from iidrive.data.town.agents import Mover, Walker
+from iidrive.data.town import staged
+from iidrive.data.town.agents import Mover, Still, Walker
 from iidrive.data.town.roads import Roads
 from iidrive.data.town.route import STEP_M
 
@@ -42,6 +44,14 @@ class Tracks:
     walker: Float[Array, "t w 2"]
     walker_heading: Float[Array, "t w"]
 
+    def every(self, steps: int) -> Tracks:
+        """One state in so many, the first included."""
+        return Tracks(*(getattr(self, f.name)[::steps] for f in fields(self)))
+
+    def seconds(self, step_s: float) -> float:
+        """How long the tracks are, for states so far apart."""
+        return (len(self.axle) - 1) * step_s
+
 
 @dataclass(frozen=True)
 class EgoState:
@@ -55,10 +65,18 @@ class EgoState:
 class Traffic:
     """The state of one simulation: `run` makes a whole scene, `step` goes on by 0.1 s, `copy` branches it. The ego is mover 0."""
 
-    STATE = ("s", "v", "xy", "psi", "steer", "gate", "zebra", "stopped_at", "ws", "aside", "gone", "waited", "wxy", "wpsi")
+    STATE = (
+        "s", "v", "xy", "psi", "steer", "gate", "zebra", "stopped_at", "since", "passed", "ws", "aside", "gone", "waited", "wxy", "wpsi",
+    )  # fmt: skip
     """Arrays that change from step to step."""
 
-    def __init__(self, roads: Roads, movers: list[Mover], walkers: list[Walker]) -> None:
+    PATHS = ("path", "path_heading", "path_cos", "path_sin")
+    """Arrays that change when a staged vehicle moves over."""
+
+    dt_s = DT_S
+
+    def __init__(self, roads: Roads, movers: list[Mover], walkers: list[Walker], blocks: Sequence[Still] = ()) -> None:
+        """Everyone where they start. `blocks` are standing vehicles that drivers go around."""
         self.roads, self.movers, self.walkers = roads, movers, walkers
         m = len(movers)
         count = max(len(v.route.points) for v in movers)
@@ -77,9 +95,6 @@ class Traffic:
         self.path_cos, self.path_sin = np.cos(self.path_heading).astype(np.float32), np.sin(self.path_heading).astype(np.float32)
         self.s = np.array([v.start_s for v in movers])
         self.v = np.array([v.start_mps for v in movers])
-        at = (self.s / STEP_M).astype(int)
-        self.xy = self.path[np.arange(m), at]
-        self.psi = self.path_heading[np.arange(m), at]
         self.steer = np.zeros(m)
         self.length = np.array([v.size_m[0] for v in movers])
         self.half_width = np.array([v.size_m[1] / 2 for v in movers])
@@ -91,6 +106,14 @@ class Traffic:
         self.headway = np.array([v.headway_s for v in movers])
         self._discs()
         self.gate = np.zeros(m, int)
+        self.scripted = [i for i, v in enumerate(movers) if v.script]
+        self.since = np.full(m, -1.0)
+        self.passed = np.zeros(m, int)
+        self.narrow = staged.go_around(self, blocks) if blocks else {}
+        staged.begin(self)
+        at = (self.s / STEP_M).astype(int)
+        self.xy = self.path[np.arange(m), at]
+        self.psi = self.path_heading[np.arange(m), at]
         self.zebra = np.zeros(m, int)
         self.stopped_at = np.full(m, -1)
         self.waiting: dict[int, list[int]] = {}
@@ -155,6 +178,7 @@ class Traffic:
         `ego` is where the ego is after this step, whatever drives it; without it the town's own driver moves it on.
         """
         self.ego_given = ego is not None
+        staged.follow_scripts(self)
         stop = self._rules()
         gap, lead = self._leaders()
         acceleration = self._drive(gap, lead, stop)
@@ -165,7 +189,7 @@ class Traffic:
     def copy(self) -> Traffic:
         """The same moment once more; neither of the two influences the other from then on."""
         other = copy.copy(self)
-        for name in self.STATE:
+        for name in self.STATE + (self.PATHS if self.scripted else ()):
             setattr(other, name, getattr(self, name).copy())
         other.waiting = {node: list(queue) for node, queue in self.waiting.items()}
         other.holding = {node: dict(held) for node, held in self.holding.items()}
@@ -220,6 +244,7 @@ class Traffic:
 
         out = np.minimum(free, np.where(np.isfinite(gap), follow(gap, lead, STANDSTILL_M, self.headway), np.inf))
         out = np.minimum(out, np.where(np.isfinite(stop), follow(stop, np.zeros_like(v), 0.3, np.full_like(v, 0.5)), np.inf))
+        out[staged.standing(self)] = HARD_BRAKE
         return np.clip(out, HARD_BRAKE, None)
 
     def _move(self, acceleration: Array, ego: EgoState | None = None) -> None:
@@ -274,6 +299,8 @@ class Traffic:
                     stop[i] = min(stop[i], d)
                     break
             stop[i] = min(stop[i], self._junction(i, front, v))
+            if self.narrow:
+                stop[i] = min(stop[i], staged.narrow_stop(self, i))
         return stop
 
     def _people_at_crossings(self) -> dict[int, list[tuple[float, float, float]]]:
@@ -283,6 +310,8 @@ class Traffic:
         """
         active: dict[int, list[tuple[float, float, float]]] = {}
         for k in np.flatnonzero((self.crossing >= 0) & (self.ws > self.begin - 1.5) & (self.ws < self.end)):
+            if self.walkers[k].steps_out_s and not self.gone[k]:
+                continue  # nobody knows yet
             width = self.end[k] - self.begin[k]
             done = self.ws[k] - self.begin[k]
             u = done if self.from_left[k] else width - done
@@ -318,7 +347,9 @@ class Traffic:
             return np.inf
         gate = gates[self.gate[i]]
         d = gate.stop_s - front
-        if d > max(12.0, v * v / 3.0 + 8.0):
+        script = self.movers[i].script
+        first = script is not None and script.comes_first
+        if d > (staged.FIRST_M if first else max(12.0, v * v / 3.0 + 8.0)):
             return np.inf
         held = self.holding.setdefault(gate.node, {})
         if d < 1.5 and v < 0.25:
@@ -367,7 +398,8 @@ class Traffic:
             return
         go = np.ones(len(self.walkers), bool)
         for k in np.flatnonzero((self.crossing >= 0) & ~self.gone & (self.ws + 0.2 >= self.begin)):
-            self.gone[k] = self._safe_to_cross(int(self.crossing[k]))
+            surprises = self.walkers[k].steps_out_s > 0
+            self.gone[k] = staged.steps_out(self, int(k)) if surprises else self._safe_to_cross(int(self.crossing[k]))
             go[k] = self.gone[k]
             self.waited[k] = 0.0 if self.gone[k] else self.waited[k] + DT_S
         # Whoever comes up behind another slows down; those who meet step to their right.
