@@ -17,7 +17,7 @@ ALL_SPLITS = (*SPLITS, HARD)
 FACTORS = ("cut_ins", "jaywalkers", "double_parking", "cyclists_beside", "stopped_leaders", "left_turns")
 """Fields that say how often training scenes are hard, in the order of the kinds."""
 
-OUTSIDE = ("train_scenes", "val_scenes", "test_scenes", "hard_scenes", "raster_m", "cached_scenes", "disk_cache")
+OUTSIDE = ("train_scenes", "val_scenes", "test_scenes", "hard_scenes", "raster_m", "cached_scenes", "disk_cache", "visible_only")
 """Fields that decide how many scenes there are, how they are kept or how they are painted, but not what is in one of them."""
 
 
@@ -27,6 +27,7 @@ class TownConfig:
 
     `traffic`, `pedestrians` and `parked` are factors on the usual densities; `raster_m` is the cell of the standing world.
     Of the train and val scenes the shares `cut_ins` to `left_turns` are built for that kind of conflict, as the scenes of the split `hard` are.
+    With `visible_only` voxels that are hidden from the LIDAR are unknown, in targets as well as in inputs.
     `cached_scenes` are kept in memory; with `disk_cache` every scene is also kept on disk once it was made (see `town.cache`).
 
     Raises:
@@ -51,6 +52,7 @@ class TownConfig:
     cyclists_beside: float = 0.0
     stopped_leaders: float = 0.0
     left_turns: float = 0.0
+    visible_only: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (

@@ -12,8 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Bool
 
 from iidrive.core import geometry
+from iidrive.core.classes import IGNORE
 from iidrive.core.errors import ConfigError, DataError, unknown
 from iidrive.core.scene import Boxes, CommandSource, GridSpec, OccGrid, OccSource, Pose, Scene
 from iidrive.data.town import workers
@@ -24,6 +26,7 @@ from iidrive.data.town.record import paint_boxes
 from iidrive.data.town.route import Route
 from iidrive.data.town.static import Raster, rasterise, static_columns
 from iidrive.data.town.stored import cache_key, decode, encode
+from iidrive.data.town.visibility import visible
 from iidrive.data.town.world import World, make_world
 
 __all__ = ["SPLITS", "VERSION", "Town", "TownConfig", "scene_seed"]
@@ -94,9 +97,21 @@ class Town:
         return LiveScene(self.config, self._world(name), keyframe)
 
     def occupancy(self, scene: Scene, index: int, spec: GridSpec) -> OccGrid:
-        """Exact occupancy of keyframe `index` of one of this town's scenes, in that keyframe's ego frame (no camera mask)."""
+        """Exact occupancy of keyframe `index` of one of this town's scenes, in that keyframe's ego frame (no camera mask).
+
+        With `visible_only` in the config, voxels that are hidden from the LIDAR are unknown (255).
+        """
         keyframe = scene.keyframes[index]
-        return self.occupancy_at(scene.name, keyframe.global_T_ego, keyframe.boxes, spec)
+        grid = self.occupancy_at(scene.name, keyframe.global_T_ego, keyframe.boxes, spec)
+        if self.config.visible_only:
+            grid.semantics[~visible(grid.semantics, spec, keyframe.ego_T_lidar.translation_m)] = IGNORE
+        return grid
+
+    def visible(self, scene: Scene, index: int, spec: GridSpec) -> Bool[Array, "x y z"]:
+        """Voxels of keyframe `index` that nothing hides from the LIDAR, whatever the config says: for inputs that know no more than that."""
+        keyframe = scene.keyframes[index]
+        grid = self.occupancy_at(scene.name, keyframe.global_T_ego, keyframe.boxes, spec)
+        return visible(grid.semantics, spec, keyframe.ego_T_lidar.translation_m)
 
     def occupancy_at(self, name: str, global_T_ego: Pose, boxes: Boxes, spec: GridSpec) -> OccGrid:
         """Exact occupancy around an ego anywhere in a scene's surroundings, with these road users (boxes in the global frame)."""
