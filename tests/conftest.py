@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing that tests make goes into the user's own cache, and nothing in there is read."""
+    before = os.environ.get("IIDRIVE_CACHE")
+    os.environ["IIDRIVE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    os.environ.pop("IIDRIVE_CACHE")
+    if before is not None:
+        os.environ["IIDRIVE_CACHE"] = before
 
 
 @pytest.fixture(scope="session")

@@ -68,6 +68,12 @@ def _explain():
     return explain
 
 
+def _cache():
+    from iidrive.cli import cache
+
+    return cache
+
+
 OCCUPANCY = ("occupancy", "gts", "predicted")
 """Options about occupancy: nothing to choose where none is read."""
 
@@ -92,6 +98,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     "audit": Command("does anything that a model must not know change its answers?", lambda: _evaluate().audit),
     "lineage": Command("what descends from what, and whether it fits together", lambda: _evaluate().lineage),
     "swap": Command("score all combinations of the stages of some runs", lambda: _evaluate().swap),
+    "cache": Command("show, or clear, the synthetic towns kept on disk", lambda: _cache().cache),
     "reproduce": Command("do one of the five reference runs", lambda: _reproduce().reproduce, ("split",)),
     "import": Group(
         "bring in weights of another project",

@@ -218,14 +218,50 @@ class OccGrid:
 
 
 @dataclass(frozen=True)
+class Lane:
+    """One driving lane, or one way through a junction, in the global frame.
+
+    `centreline_m` (n,2) runs in the driving direction, so the direction at any point is that of the nearest piece. `successors` are the ids
+    of the lanes that it leads into, as far as the map reaches. `junction` is the id of the junction that it leads through; it is empty for a
+    lane of a street, and lanes of streets do not overlap.
+
+    Raises:
+        DataError: for a centreline that is not two or more finite points.
+    """
+
+    id: str
+    polygon: shapely.Polygon
+    centreline_m: Float[Array, "n 2"]
+    successors: tuple[str, ...] = ()
+    junction: str = ""
+
+    def __post_init__(self) -> None:
+        points = np.asarray(self.centreline_m)
+        if points.ndim != 2 or len(points) < 2 or points.shape[1] != 2:
+            raise DataError(f"lane {self.id}: a centreline is at least two points (x, y); found shape {points.shape}.")
+        _finite(f"the centreline of lane {self.id}", points)
+
+
+@dataclass(frozen=True)
+class Junction:
+    """Where streets meet: the drivable area between the ends of their lanes, in the global frame."""
+
+    id: str
+    polygon: shapely.Geometry
+
+
+@dataclass(frozen=True)
 class VectorMap:
     """Map layers in the global frame: name → shapely geometry (polygons for surfaces, lines for dividers and centrelines).
 
     Layer names: `drivable_area`, `walkway`, `ped_crossing`, `lane_divider`, `road_divider`, `centreline`, `building`, `vegetation`.
-    A layer that a source does not have is absent, not empty.
+    A layer that a source does not have is absent, not empty. `lanes` and `junctions` say where traffic may drive and which way; both are
+    empty where a source does not know them.
     """
 
     layers: Mapping[str, shapely.Geometry] = field(default_factory=dict)
+    lanes: tuple[Lane, ...] = ()
+    junctions: tuple[Junction, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -297,8 +333,21 @@ class Keyframe:
 
 
 @dataclass(frozen=True)
+class Conflict:
+    """What makes a scene hard: at `keyframe` the ego, keeping its route and its speed, would touch `track` `within_s` seconds later.
+
+    `kind` names the sort of conflict, such as `jaywalker`.
+    """
+
+    kind: str
+    track: str
+    keyframe: int
+    within_s: float
+
+
+@dataclass(frozen=True)
 class Scene:
-    """Consecutive keyframes (about 40 at 2 Hz) and the map around them.
+    """Consecutive keyframes (about 40 at 2 Hz) and the map around them; `conflict` where the scene is known to be hard, and why.
 
     Raises:
         DataError: if times do not increase or a token stands twice.
@@ -307,6 +356,7 @@ class Scene:
     name: str
     keyframes: tuple[Keyframe, ...]
     map: VectorMap
+    conflict: Conflict | None = None
 
     def __post_init__(self) -> None:
         times = [k.timestamp_us for k in self.keyframes]

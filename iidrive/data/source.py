@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol
 
 import numpy as np
@@ -60,6 +60,10 @@ class Source(Protocol):
         """Scene names of a split, in order. Raises ConfigError for an unknown split, naming the known ones."""
         ...
 
+    def prepare(self, names: Sequence[str]) -> None:
+        """Make ready what is slow to make, for scenes that are about to be read in bulk; nothing where scenes are only read."""
+        ...
+
     def scene(self, name: str) -> Scene:
         """One scene. Raises DataError naming the file and what to do."""
         ...
@@ -71,7 +75,9 @@ class Source(Protocol):
 
 def scenes(source: Source, split: str) -> Iterator[Scene]:
     """The scenes of a split, in order."""
-    for name in source.scene_names(split):
+    names = source.scene_names(split)
+    source.prepare(names)
+    for name in names:
         yield source.scene(name)
 
 

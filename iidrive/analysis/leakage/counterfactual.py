@@ -6,7 +6,7 @@ things of their own are put on top of one: they then read the replaced future, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -64,6 +64,10 @@ class Wrapped:
     def scene_names(self, split: str) -> tuple[str, ...]:
         """As the real source's."""
         return self.real.scene_names(split)
+
+    def prepare(self, names: Sequence[str]) -> None:
+        """As the real source does."""
+        self.real.prepare(names)
 
     def scene(self, name: str) -> Scene:
         """As the real source's."""

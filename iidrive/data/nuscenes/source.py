@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -137,6 +138,9 @@ class NuScenes:
             f"{self.folder}: split '{split}' has {len(SPLITS[split])} scenes, but scene.json lacks {len(absent)} of them ({listed}). "
             f"Complete the tables, or use a split that is whole: {whole}."
         )
+
+    def prepare(self, names: Sequence[str]) -> None:
+        """Nothing: scenes are only read."""
 
     def scene(self, name: str) -> Scene:
         """One scene with its keyframes, boxes in the global frame, and the map around its path.

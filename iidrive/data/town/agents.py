@@ -20,6 +20,8 @@ EGO_AXLE_M = 1.44
 
 ROUTE_M = 320.0
 
+Reserved = dict[int, list[tuple[float, float]]]
+
 # category: share, length, width, height, wheelbase as a share of the length, agility
 KINDS: dict[str, tuple[float, float, float, float, float, float]] = {
     "vehicle.car": (0.66, 4.5, 1.85, 1.6, 0.62, 1.0),
@@ -32,6 +34,24 @@ PARKED: dict[str, tuple[float, float, float, float]] = {
     "vehicle.car": (0.88, 4.5, 1.85, 1.6),
     "vehicle.truck": (0.12, 6.4, 2.1, 2.6),
 }
+
+
+@dataclass(frozen=True)
+class Script:
+    """What a staged vehicle does about the ego, whose route it shares unless it `comes_first`.
+
+    It rides `from_m` to the right of its route. Once the ego would reach its rear in less than `near_s` seconds it moves over to `to_m` within
+    `over_m` metres. With `stands_s` it does not move until so many seconds after that moment. `pace` is a factor on the route's speed. Who
+    `comes_first` claims junctions from afar, as on a road with the right of way.
+    """
+
+    from_m: float = 0.0
+    to_m: float = 0.0
+    over_m: float = 10.0
+    near_s: float = 0.0
+    stands_s: float | None = None
+    pace: float = 1.0
+    comes_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,11 +69,15 @@ class Mover:
     acceleration: float
     headway_s: float
     wander_phase: float
+    script: Script | None = None
 
 
 @dataclass(frozen=True)
 class Walker:
-    """A pedestrian: way (n,2) sampled every half metre, pace, and the crossing it uses (begin, end by arc length, index, direction)."""
+    """A pedestrian: way (n,2) sampled every half metre, pace, and the crossing it uses (begin, end by arc length, index, direction).
+
+    With `steps_out_s` it waits for nobody: it steps on the road when the ego is so many seconds away.
+    """
 
     points: Float[Array, "n 2"]
     pace_mps: float
@@ -61,6 +85,7 @@ class Walker:
     begin_s: float
     end_s: float
     from_left: bool
+    steps_out_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -103,11 +128,18 @@ def _mover(rng: np.random.Generator, roads: Roads, lane: int, start_s: float, ca
     )  # fmt: skip
 
 
-def spawn_movers(rng: np.random.Generator, roads: Roads, ego: Mover, density: float) -> list[Mover]:
-    """The ego first, then a vehicle ahead of it more often than not, then traffic on the lanes around its route."""
+def spawn_movers(
+    rng: np.random.Generator, roads: Roads, ego: Mover, density: float, staged: tuple[Mover, ...] = (), reserved: Reserved | None = None
+) -> list[Mover]:
+    """The ego first, then who was `staged`, a vehicle ahead of the ego more often than not, then traffic on the lanes around its route.
+
+    Nobody is put on `reserved` stretches: lane → (from, to) by arc length. Where somebody is staged nobody else is put ahead of the ego.
+    """
     names, shares = list(KINDS), np.array([k[0] for k in KINDS.values()])
     taken: dict[int, list[tuple[float, float]]] = {ego.route.lanes[0]: [(ego.start_s - 4, ego.start_s + 6)]}
-    movers = [ego]
+    for lane, stretches in (reserved or {}).items():
+        taken.setdefault(lane, []).extend(stretches)
+    movers = [ego, *staged]
 
     def put(lane: int, s: float, category: str) -> None:
         length = KINDS[category][1]
@@ -121,7 +153,7 @@ def spawn_movers(rng: np.random.Generator, roads: Roads, ego: Mover, density: fl
         taken.setdefault(lane, []).append((low, high))
         movers.append(_mover(rng, roads, lane, s, category))
 
-    if rng.random() < min(0.8 * density, 0.95):
+    if not reserved and rng.random() < min(0.8 * density, 0.95):
         ahead = ego.start_s + rng.uniform(11, 32)
         lane = 0
         while ahead > roads.lanes[ego.route.lanes[lane]].length_m - 14 and lane < 2:
@@ -137,7 +169,7 @@ def spawn_movers(rng: np.random.Generator, roads: Roads, ego: Mover, density: fl
         while s < roads.lanes[lane].length_m:
             put(int(lane), float(s), str(rng.choice(names, p=shares / shares.sum())))
             s += 9 + rng.exponential(gap)
-    return movers[: 1 + int(18 * max(density, 0.1))]
+    return movers[: 1 + len(staged) + int(18 * max(density, 0.1))]
 
 
 def _rings(drivable: shapely.Geometry, out_m: float) -> list[Array]:
@@ -179,7 +211,7 @@ def spawn_walkers(rng: np.random.Generator, roads: Roads, around: Surroundings, 
     owner = np.repeat(np.arange(len(inner)), [len(r) for r in inner])
     first = np.concatenate([[0], np.cumsum([len(r) for r in inner])])
     on_route = {z.crossing for z in ego.route.zebras if z.begin_s < 160}
-    for k in sorted({c for street in around.streets for c in roads.crossings_of[street]}):
+    for k in sorted({c for street in around.streets for c in roads.marked_crossings(street)}):
         crossing = roads.crossings[k]
         middle = (crossing.left + crossing.right) / 2
         if ((seen - middle) ** 2).sum(-1).min() > 40.0**2:
@@ -220,7 +252,9 @@ def spawn_still(rng: np.random.Generator, roads: Roads, around: Surroundings, de
         street = roads.streets[number]
         along = arclength(street.points)
         direction = tangents(street.points)
-        ends = np.stack([(roads.crossings[c].left + roads.crossings[c].right) / 2 for c in roads.crossings_of[number]] or [np.full(2, 1e9)])
+        ends = np.stack(
+            [(roads.crossings[c].left + roads.crossings[c].right) / 2 for c in roads.marked_crossings(number)] or [np.full(2, 1e9)]
+        )
         spots = along[np.argmin(((street.points[:, None] - ends) ** 2).sum(-1), axis=0)]
 
         def at(s: float, right_m: float, line: Array = street.points, a: Array = along, d: Array = direction) -> tuple[Array, float]:

@@ -53,15 +53,14 @@ def token(*parts: object) -> str:
     return hashlib.sha256("/".join(str(p) for p in parts).encode()).hexdigest()[:32]
 
 
-def assemble(rng: np.random.Generator, movers: list[Mover], walkers: list[Walker], still: list[Still], tracks: Tracks) -> Cast:
-    """Put movers (without the ego), walkers and still boxes into one cast."""
+def assemble(movers: list[Mover], walkers: list[Walker], heights_m: Float[Array, "w"], still: list[Still], tracks: Tracks) -> Cast:
+    """Put movers (without the ego), walkers of these heights and still boxes into one cast."""
     frames = len(tracks.axle)
     axle = np.array([m.axle_m for m in movers[1:]])
     ahead = np.stack([np.cos(tracks.heading[:, 1:]), np.sin(tracks.heading[:, 1:])], -1)
     rest = np.array([s.xy for s in still]).reshape(-1, 2)
     rest_yaw = np.array([s.yaw_rad for s in still])
-    tall = rng.uniform(1.55, 1.9, len(walkers))
-    people = np.stack([np.full(len(walkers), 0.6), np.full(len(walkers), 0.6), tall], -1)
+    people = np.stack([np.full(len(walkers), 0.6), np.full(len(walkers), 0.6), heights_m], -1)
     names = [m.category for m in movers[1:]] + ["human.pedestrian.adult"] * len(walkers) + [s.category for s in still]
     sizes = [np.array([m.size_m for m in movers[1:]]).reshape(-1, 3), people, np.array([s.size_m for s in still]).reshape(-1, 3)]
     crosses = [False] * (len(movers) - 1) + [w.crossing >= 0 for w in walkers] + [False] * len(still)
@@ -75,8 +74,8 @@ def assemble(rng: np.random.Generator, movers: list[Mover], walkers: list[Walker
     )  # fmt: skip
 
 
-def settle(cast: Cast, tracks: Tracks) -> Cast | None:
-    """The cast without strollers who brushed against somebody, or None if a vehicle, someone on a crossing or the ego did."""
+def settle(cast: Cast, tracks: Tracks) -> Bool[Array, "n"] | None:
+    """Who stays in the cast: all but strollers who brushed against somebody; None if a vehicle, someone on a crossing or the ego did."""
     touching = _touching(cast)
     vehicle = cast.kind == 0
     # Vehicles do not look at people on the pavement, so those may be left out; whoever traffic reacted to must stay.
@@ -91,8 +90,7 @@ def settle(cast: Cast, tracks: Tracks) -> Cast | None:
             drop[j if cast.kind[j] == 2 else i] = True
         else:
             return None
-    cast = cast.select(~drop)
-    return None if _ego_touches(cast, tracks) else cast
+    return None if _ego_touches(cast.select(~drop), tracks) else ~drop
 
 
 def _polygons(centre: Array, size: Array, yaw: Array) -> Array:
@@ -141,23 +139,33 @@ def _ego_touches(cast: Cast, tracks: Tracks) -> bool:
     return bool(shapely.intersects(bodies[:, t], others[None]).any())
 
 
+def track_names(name: str, count: int) -> tuple[str, ...]:
+    """Track tokens of the `count` members of a scene's cast."""
+    return tuple(token(name, "track", k) for k in range(count))
+
+
+def boxes_at(cast: Cast, t: int, axle: Float[Array, "2"], names: tuple[str, ...]) -> Boxes:
+    """Boxes of frame `t` of a cast within 80 m of the ego's rear axle, in the global frame."""
+    share = np.array([0.6 + int(n[:4], 16) / 65536 * 0.8 for n in names])
+    distance = np.hypot(*(cast.centre[t] - axle).T)
+    keep = distance < LISTED_M
+    area = (cast.size[:, 0] + cast.size[:, 1]) / 2 * cast.size[:, 2]
+    # A spinning LIDAR with 32 beams puts some 300 points on a car 10 m away, and fewer with the distance squared.
+    points = np.maximum(np.minimum(6000 * share * area / np.maximum(distance, 3.0) ** 2, 3000), 1).astype(np.int64)
+    points[distance > SEEN_M] = 0
+    centre = np.concatenate([cast.centre[t][keep], cast.size[keep, 2:] / 2], -1)
+    tracks_here = tuple(name for name, k in zip(names, keep, strict=True) if k)
+    return Boxes("global", centre, cast.size[keep], cast.yaw[t][keep], cast.label[keep], tracks_here, points[keep])
+
+
 def record(name: str, cast: Cast, tracks: Tracks, route: Route, layers: VectorMap) -> Scene:
     """The scene: keyframes 500 ms apart, boxes within 80 m of the ego, commands read from the route."""
-    names = tuple(token(name, "track", k) for k in range(len(cast.kind)))
-    share = np.array([0.6 + int(n[:4], 16) / 65536 * 0.8 for n in names])
+    names = track_names(name, len(cast.kind))
     start_us = 1_500_000_000_000_000 + int(token(name)[:9], 16)
     keyframes = []
     for t, (axle, yaw) in enumerate(zip(tracks.axle[:, 0], tracks.heading[:, 0], strict=True)):
-        distance = np.hypot(*(cast.centre[t] - axle).T)
-        keep = distance < LISTED_M
-        area = (cast.size[:, 0] + cast.size[:, 1]) / 2 * cast.size[:, 2]
-        # A spinning LIDAR with 32 beams puts some 300 points on a car 10 m away, and fewer with the distance squared.
-        points = np.maximum(np.minimum(6000 * share * area / np.maximum(distance, 3.0) ** 2, 3000), 1).astype(np.int64)
-        points[distance > SEEN_M] = 0
-        centre = np.concatenate([cast.centre[t][keep], cast.size[keep, 2:] / 2], -1)
-        tracks_here = tuple(name for name, k in zip(names, keep, strict=True) if k)
-        boxes = Boxes("global", centre, cast.size[keep], cast.yaw[t][keep], cast.label[keep], tracks_here, points[keep])
         pose = Pose.from_xy_yaw(float(axle[0]), float(axle[1]), float(yaw))
+        boxes = boxes_at(cast, t, axle, names)
         keyframes.append(Keyframe(token(name, t), start_us + 500_000 * t, pose, EGO_T_LIDAR, boxes, route.command(axle)))
     return Scene(name, tuple(keyframes), layers)
 

@@ -6,7 +6,7 @@ rotation plus k quarter turns, so that opposite streets meet head-on and streets
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -58,6 +58,12 @@ class Street:
         """The band between two offsets to the right (negative: left) of the centreline."""
         return shapely.Polygon(np.concatenate([self.offset(from_m), self.offset(to_m)[::-1]]))
 
+    def driven(self) -> Float[Array, "n 2"]:
+        """The centreline between the junctions, where the street has lanes."""
+        along = arclength(self.points)
+        at = np.linspace(self.trim_m[0], along[-1] - self.trim_m[1], max(3, int(along[-1] / 2)))
+        return sample(self.points, along, at)
+
     def part(self, start_m: float, end_m: float) -> Street | None:
         """The same street cut to an interval of its length; None when nothing is left."""
         along = arclength(self.points)
@@ -96,11 +102,12 @@ class Link:
 
 @dataclass(frozen=True)
 class Crossing:
-    """A pedestrian crossing: kerb points left and right of its street, and the centre of the street there."""
+    """A pedestrian crossing: kerb points left and right of its street. Where it is not `marked`, somebody crosses all the same."""
 
     street: int
     left: Float[Array, "2"]
     right: Float[Array, "2"]
+    marked: bool = True
 
     @property
     def polygon(self) -> shapely.Polygon:
@@ -124,6 +131,15 @@ class Roads:
     crossings_of: dict[int, list[int]]
     stop_sign: dict[tuple[int, int], bool]
     _conflict: dict[tuple[int, int], float] = field(default_factory=dict)
+
+    def marked_crossings(self, street: int) -> list[int]:
+        """The painted crossings of a street."""
+        return [k for k in self.crossings_of[street] if self.crossings[k].marked]
+
+    def with_crossing(self, crossing: Crossing) -> Roads:
+        """The same roads with one more crossing, which is the last."""
+        of = {**self.crossings_of, crossing.street: [*self.crossings_of[crossing.street], len(self.crossings)]}
+        return replace(self, crossings=(*self.crossings, crossing), crossings_of=of)
 
     def clear_after(self, first: int, second: int) -> float:
         """How far along link `first` a vehicle's rear must be before link `second` is free of it; 0 when they never meet.
@@ -255,9 +271,7 @@ def build_roads(rng: np.random.Generator) -> Roads:
 def _lanes(streets: list[Street]) -> tuple[Lane, ...]:
     lanes = []
     for number, street in enumerate(streets):
-        along = arclength(street.points)
-        at = np.linspace(street.trim_m[0], along[-1] - street.trim_m[1], max(3, int(along[-1] / 2)))
-        middle = sample(street.points, along, at)
+        middle = street.driven()
         for index in range(street.lanes):
             right = street.median_m / 2 + (index + 0.5) * street.lane_m
             for ahead in (True, False):

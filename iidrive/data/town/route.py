@@ -26,6 +26,16 @@ LATERAL_ACC = 2.6
 BRAKE_ACC = 1.8
 
 
+def lane_id(lane: int) -> str:
+    """How the map calls a lane of a street."""
+    return f"lane-{lane}"
+
+
+def link_id(link: int) -> str:
+    """How the map calls a way from one street's lane to another's."""
+    return f"link-{link}"
+
+
 @dataclass(frozen=True)
 class Gate:
     """A junction on a route: where the front must stop when it is not free, where the junction begins and ends, and which way is taken."""
@@ -52,16 +62,26 @@ class Zebra:
 class Route:
     """A planned way along lanes, sampled every STEP_M: points (n,2), heading (n,), the speed a careful driver would take (n,).
 
-    `turns` are the junction manoeuvres (begin, end, which), by arc length.
+    It runs along `lanes` of the town's roads; `links[i]` leads from `lanes[i]` to `lanes[i + 1]`. `turns` are the junction manoeuvres
+    (begin, end, which), by arc length.
     """
 
     points: Float[Array, "n 2"]
     heading: Float[Array, "n"]
     speed_mps: Float[Array, "n"]
     lanes: tuple[int, ...]
+    links: tuple[int, ...]
     gates: tuple[Gate, ...]
     zebras: tuple[Zebra, ...]
     turns: tuple[tuple[float, float, Manoeuvre], ...]
+
+    @property
+    def lane_ids(self) -> tuple[str, ...]:
+        """Ids of the map's lanes that it takes, in order: lanes of streets and the ways between them."""
+        ids = [lane_id(self.lanes[0])]
+        for link, lane in zip(self.links, self.lanes[1:], strict=True):
+            ids += [link_id(link), lane_id(lane)]
+        return tuple(ids)
 
     def station(self, xy: Float[Array, "2"]) -> float:
         """Arc length of the route's point nearest to a position."""
@@ -149,5 +169,6 @@ def make_route(roads: Roads, lanes: list[int], links: list[int], agility: float 
     energy = speed**2 + 2 * BRAKE_ACC * at
     speed = np.sqrt(np.minimum.accumulate(energy[::-1])[::-1] - 2 * BRAKE_ACC * at)
     return Route(
-        points, wrap_angle(heading), speed, tuple(lanes), tuple(gates), tuple(sorted(zebras, key=lambda z: z.begin_s)), tuple(turns)
-    )
+        points, wrap_angle(heading), speed, tuple(lanes), tuple(links), tuple(gates), tuple(sorted(zebras, key=lambda z: z.begin_s)),
+        tuple(turns),
+    )  # fmt: skip

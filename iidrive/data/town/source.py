@@ -1,111 +1,54 @@
 """The town: a procedural, seeded driving world in the shape of nuScenes scenes, so that everything can be tried without any download.
 
 Every scene is its own town of curved streets, junctions, pavements, buildings, gardens and parks, with traffic that reacts (see
-`town_traffic`). Occupancy is exact by construction: the standing world is a raster of columns fixed in the global frame, and the
+`town.traffic`). Occupancy is exact by construction: the standing world is a raster of columns fixed in the global frame, and the
 boxes of the keyframe are painted into it. Right-hand traffic; flat ground at z = 0.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Bool
 
 from iidrive.core import geometry
+from iidrive.core.classes import IGNORE
 from iidrive.core.errors import ConfigError, DataError, unknown
-from iidrive.core.scene import STEP_S, CommandSource, GridSpec, OccGrid, OccSource, Scene
-from iidrive.data.town.agents import Mover, spawn_ego, spawn_movers, spawn_still, spawn_walkers
-from iidrive.data.town.record import assemble, paint_boxes, record, settle
-from iidrive.data.town.roads import Roads, build_roads
-from iidrive.data.town.route import STEP_M, Route
-from iidrive.data.town.static import Raster, Surroundings, build_surroundings, rasterise, static_columns, vector_map
-from iidrive.data.town.traffic import Traffic
+from iidrive.core.scene import Boxes, CommandSource, GridSpec, OccGrid, OccSource, Pose, Scene
+from iidrive.data.town import workers
+from iidrive.data.town.cache import SceneCache
+from iidrive.data.town.config import ALL_SPLITS, SPLITS, VERSION, TownConfig, scene_counts, scene_seed
+from iidrive.data.town.live import LiveScene
+from iidrive.data.town.record import paint_boxes
+from iidrive.data.town.route import Route
+from iidrive.data.town.static import Raster, rasterise, static_columns
+from iidrive.data.town.stored import cache_key, decode, encode
+from iidrive.data.town.visibility import visible
+from iidrive.data.town.world import World, make_world
+
+__all__ = ["SPLITS", "VERSION", "Town", "TownConfig", "scene_seed"]
 
 Array = np.ndarray
 
-VERSION = 1
-"""Raised whenever the same config would give other scenes."""
-
-SPLITS = ("train", "val", "test")
 SEEN_AROUND_M = 62.0
 """The raster reaches this far beyond the ego's path: the corner of an 80 m grid, and some more."""
 
 KEPT_RASTERS = 4
 """Rasters are quick to make again and large (some 5 MB); scenes are neither (2 MB)."""
 
-WARM_S = 4.0
-TOWNS, TRIES_PER_TOWN = 10, 4
-"""Some streets are too tight for the traffic drawn, so after a few tries the town is drawn anew."""
-
-
-@dataclass(frozen=True)
-class TownConfig:
-    """What the town is like: how many scenes a split has, how long they are, and how busy.
-
-    Attributes:
-        seed: other seeds are other towns.
-        train_scenes: scenes of the training split.
-        val_scenes: scenes of the validation split.
-        test_scenes: scenes of the test split.
-        keyframes: keyframes of a scene, at 2 Hz; at most 45.
-        traffic: factor on the usual number of vehicles that drive.
-        pedestrians: factor on the usual number of pedestrians.
-        parked: factor on the usual number of parked vehicles.
-        raster_m: cell of the standing world's raster, metres.
-        cached_scenes: scenes kept in memory; results do not depend on it.
-
-    Raises:
-        ConfigError: for counts or sizes that cannot work.
-    """
-
-    seed: int = 0
-    train_scenes: int = 300
-    val_scenes: int = 50
-    test_scenes: int = 50
-    keyframes: int = 41
-    traffic: float = 1.0
-    pedestrians: float = 1.0
-    parked: float = 1.0
-    raster_m: float = 0.25
-    cached_scenes: int = 256
-
-    def __post_init__(self) -> None:
-        for name, least in (
-            ("seed", 0),
-            ("train_scenes", 0),
-            ("val_scenes", 0),
-            ("test_scenes", 0),
-            ("keyframes", 2),
-            ("cached_scenes", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ConfigError(f"TownConfig.{name} must be at least {least}; found {getattr(self, name)}.")
-        if self.keyframes > 45:
-            raise ConfigError(f"TownConfig.keyframes must be at most 45 (22 s, as far as routes reach); found {self.keyframes}.")
-        for name in ("traffic", "pedestrians", "parked"):
-            if not 0 <= getattr(self, name) <= 3:
-                raise ConfigError(f"TownConfig.{name} is a factor from 0 to 3; found {getattr(self, name)}.")
-        if not 0.05 <= self.raster_m <= 1.0:
-            raise ConfigError(f"TownConfig.raster_m must lie between 0.05 and 1 m; found {self.raster_m}.")
-
-
-@dataclass(frozen=True)
-class _World:
-    """What is kept of a scene that was made."""
-
-    scene: Scene
-    route: Route
-    surroundings: Surroundings
-
 
 class Town:
     """The source of town scenes; `scene(name)` is a pure function of the config and the name."""
 
-    def __init__(self, config: TownConfig | None = None) -> None:
+    def __init__(self, config: TownConfig | None = None, cache: SceneCache | None = None) -> None:
+        """Towns of a config. Without `disk_cache` nothing is read from or written to a cache; the usual one stands in for `cache`."""
         self.config = config or TownConfig()
-        self._worlds: OrderedDict[str, _World] = OrderedDict()
+        self._cache = (cache or SceneCache()) if self.config.disk_cache else None
+        self._key = cache_key(self.config) if self._cache else ""
+        self._worlds: OrderedDict[str, World] = OrderedDict()
         self._rasters: OrderedDict[str, Raster] = OrderedDict()
 
     @property
@@ -125,8 +68,7 @@ class Town:
 
     def identity(self) -> dict[str, object]:
         """Name, version and every field of the config that the scenes depend on."""
-        fields = {k: v for k, v in asdict(self.config).items() if k != "cached_scenes"}
-        return {"source": self.name, "version": VERSION, **fields}
+        return {"source": self.name, "version": VERSION, **self.config.identity()}
 
     def missing(self) -> tuple[str, ...]:
         """Nothing: towns are made whole."""
@@ -138,9 +80,9 @@ class Town:
 
     def scene_names(self, split: str) -> tuple[str, ...]:
         """Scene names of a split, `town-train-00000` and on. Raises ConfigError for an unknown split."""
-        if split not in SPLITS:
-            raise ConfigError(f"town: {unknown('split', split, SPLITS)}")
-        return tuple(f"town-{split}-{k:05d}" for k in range(_counts(self.config)[split]))
+        if split not in ALL_SPLITS:
+            raise ConfigError(f"town: {unknown('split', split, ALL_SPLITS)}")
+        return tuple(f"town-{split}-{k:05d}" for k in range(scene_counts(self.config)[split]))
 
     def scene(self, name: str) -> Scene:
         """One scene. Raises DataError for a name that the splits do not hold."""
@@ -150,23 +92,93 @@ class Town:
         """The route that the ego of a scene plans to take; its commands are read from it."""
         return self._world(name).route
 
+    def live(self, name: str, keyframe: int = 0) -> LiveScene:
+        """A scene set going again from one of its keyframes, for an ego that may drive otherwise than it did."""
+        return LiveScene(self.config, self._world(name), keyframe)
+
     def occupancy(self, scene: Scene, index: int, spec: GridSpec) -> OccGrid:
-        """Exact occupancy of keyframe `index` of one of this town's scenes, in that keyframe's ego frame (no camera mask)."""
+        """Exact occupancy of keyframe `index` of one of this town's scenes, in that keyframe's ego frame (no camera mask).
+
+        With `visible_only` in the config, voxels that are hidden from the LIDAR are unknown (255).
+        """
         keyframe = scene.keyframes[index]
-        global_T_ego = keyframe.global_T_ego.matrix
+        grid = self.occupancy_at(scene.name, keyframe.global_T_ego, keyframe.boxes, spec)
+        if self.config.visible_only:
+            grid.semantics[~visible(grid.semantics, spec, keyframe.ego_T_lidar.translation_m)] = IGNORE
+        return grid
+
+    def visible(self, scene: Scene, index: int, spec: GridSpec) -> Bool[Array, "x y z"]:
+        """Voxels of keyframe `index` that nothing hides from the LIDAR, whatever the config says: for inputs that know no more than that."""
+        keyframe = scene.keyframes[index]
+        grid = self.occupancy_at(scene.name, keyframe.global_T_ego, keyframe.boxes, spec)
+        return visible(grid.semantics, spec, keyframe.ego_T_lidar.translation_m)
+
+    def occupancy_at(self, name: str, global_T_ego: Pose, boxes: Boxes, spec: GridSpec) -> OccGrid:
+        """Exact occupancy around an ego anywhere in a scene's surroundings, with these road users (boxes in the global frame)."""
+        pose = global_T_ego.matrix
         x, y = spec.centres(0)[:, None], spec.centres(1)[None]
-        xy = np.stack([global_T_ego[k, 0] * x + global_T_ego[k, 1] * y + global_T_ego[k, 3] for k in (0, 1)], -1)
-        semantics = static_columns(self._raster(scene.name), xy, spec)
-        paint_boxes(semantics, keyframe.boxes.moved(geometry.invert(global_T_ego), "ego"), spec)
+        xy = np.stack([pose[k, 0] * x + pose[k, 1] * y + pose[k, 3] for k in (0, 1)], -1)
+        semantics = static_columns(self._raster(name), xy, spec)
+        paint_boxes(semantics, boxes.moved(geometry.invert(pose), "ego"), spec)
         return OccGrid(semantics, spec, self.occupancy_source)
 
-    def _world(self, name: str) -> _World:
-        if name not in self._worlds:
-            self._worlds[name] = make_world(self.config, name)
-            while len(self._worlds) > self.config.cached_scenes:
-                self._worlds.popitem(last=False)
-        self._worlds.move_to_end(name)
-        return self._worlds[name]
+    def prepare(self, names: Sequence[str], processes: int | None = None, report: Callable[[int, int], None] | None = None) -> None:
+        """Make those scenes that neither memory nor the disk holds, spread over the machine's cores.
+
+        What comes out is the same for any number of processes. `processes` defaults to one a core, and to this process alone inside a job
+        of several. `report(done, of)` hears of every scene that was made.
+
+        Raises:
+            DataError: for a name that the splits do not hold, or a scene that cannot be made.
+        """
+        for name in names:
+            scene_seed(self.config, name)
+        cache = self._cache
+        missing = [n for n in names if n not in self._worlds and not (cache and cache.holds(self._key, n))]
+        room = self.config.cached_scenes
+        if cache is None:
+            missing = missing[:room]  # more would be forgotten before they are read
+        processes = workers.usual_processes(len(missing)) if processes is None else processes
+        if cache and processes == 1:
+            missing = workers.from_somewhere(missing)
+        made = workers.make(self.config, missing, processes, lambda n: bool(cache and cache.holds(self._key, n)))
+        for done, (name, content) in enumerate(made, start=1):
+            if content is not None and cache:
+                cache.write(self._key, name, content)
+            if content is not None and len(self._worlds) < room:
+                self._keep(name, decode(content))
+            if report:
+                report(done, len(missing))
+
+    def _world(self, name: str) -> World:
+        if name in self._worlds:
+            self._worlds.move_to_end(name)
+            return self._worlds[name]
+        return self._keep(name, self._stored(name) or self._made(name))
+
+    def _keep(self, name: str, world: World) -> World:
+        self._worlds[name] = world
+        while len(self._worlds) > self.config.cached_scenes:
+            self._worlds.popitem(last=False)
+        return world
+
+    def _stored(self, name: str) -> World | None:
+        """What the disk holds of a scene; None where it holds nothing, or something damaged, which is then replaced."""
+        scene_seed(self.config, name)
+        content = self._cache.read(self._key, name) if self._cache else None
+        if content is None:
+            return None
+        try:
+            world = decode(content)
+        except DataError:
+            return None
+        return world if world.scene.name == name else None
+
+    def _made(self, name: str) -> World:
+        world = make_world(self.config, name)
+        if self._cache:
+            self._cache.write(self._key, name, encode(world))
+        return world
 
     def _raster(self, name: str) -> Raster:
         if name not in self._rasters:
@@ -178,65 +190,3 @@ class Town:
                 self._rasters.popitem(last=False)
         self._rasters.move_to_end(name)
         return self._rasters[name]
-
-
-def _counts(config: TownConfig) -> dict[str, int]:
-    return dict(zip(SPLITS, (config.train_scenes, config.val_scenes, config.test_scenes), strict=True))
-
-
-def scene_seed(config: TownConfig, name: str) -> tuple[int, int, int]:
-    """(seed, split number, scene number): what all chance in a scene grows from, different for any two scenes of any two splits.
-
-    Raises:
-        DataError: for a name that is not `town-<split>-<number>` with a number that the split holds.
-    """
-    parts = name.split("-")
-    counts = _counts(config)
-    good = (
-        len(parts) == 3 and parts[0] == "town" and parts[1] in SPLITS and len(parts[2]) == 5 and parts[2].isascii() and parts[2].isdigit()
-    )
-    if not good or int(parts[2]) >= counts[parts[1]]:
-        held = ", ".join(f"{count} {split}" for split, count in counts.items())
-        raise DataError(f"the town has no scene '{name}'; names are like town-train-00000, and this town holds {held} scenes.")
-    return config.seed, SPLITS.index(parts[1]), int(parts[2])
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A town before its traffic: the roads, the ego with its route, and what stands around it."""
-
-    roads: Roads
-    ego: Mover
-    around: Surroundings
-
-
-def _place(config: TownConfig, seed: tuple[int, ...]) -> _Place:
-    rng = np.random.default_rng(seed)
-    roads = build_roads(rng)
-    ego = spawn_ego(rng, roads)
-    reach = int((WARM_S + config.keyframes * STEP_S) * 9.0 / STEP_M)
-    return _Place(roads, ego, build_surroundings(rng, roads, ego.route.points[:reach:12]))
-
-
-def make_world(config: TownConfig, name: str) -> _World:
-    """Build a town, let its traffic run, and try again with other traffic until nobody has touched anybody.
-
-    Raises:
-        DataError: when no try succeeds (too dense a config).
-    """
-    seed = scene_seed(config, name)
-    for town in range(TOWNS):
-        place = _place(config, (*seed, 0, town))
-        roads, around = place.roads, place.around
-        for attempt in range(TRIES_PER_TOWN):
-            rng = np.random.default_rng((*seed, 1, town, attempt))
-            movers = spawn_movers(rng, roads, place.ego, config.traffic)
-            walkers = spawn_walkers(rng, roads, around, place.ego, config.pedestrians)
-            still = spawn_still(rng, roads, around, config.parked, config.pedestrians)
-            tracks = Traffic(roads, movers, walkers).run(WARM_S, config.keyframes)
-            cast = settle(assemble(rng, movers, walkers, still, tracks), tracks)
-            if cast is not None:
-                return _World(record(name, cast, tracks, place.ego.route, vector_map(roads, around)), place.ego.route, around)
-    raise DataError(
-        f"scene {name}: all of {TOWNS * TRIES_PER_TOWN} tries ended in a collision; lower TownConfig.traffic or TownConfig.pedestrians."
-    )

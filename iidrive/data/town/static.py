@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float, UInt8
 from shapely.geometry.base import BaseGeometry
 
 from iidrive.core.classes import FREE, OCC
-from iidrive.core.scene import GridSpec, VectorMap
-from iidrive.data.town.roads import Roads, Street, arclength, offset_line, sample, tangents
+from iidrive.core.scene import GridSpec
+from iidrive.data.town.roads import Roads, Street, arclength, sample, tangents
 
 Array = np.ndarray
 
@@ -144,7 +144,7 @@ def build_surroundings(rng: np.random.Generator, roads: Roads, around: Float[Arr
     shapely.prepare(walkway)
     shapely.prepare(drivable)
     medians = [m.strip(-s.median_m / 2, s.median_m / 2) for s in streets if s.median_m and (m := s.part(*_median_ends(s, roads)))]
-    crossings = shapely.union_all([roads.crossings[c].polygon for k in near for c in roads.crossings_of[k]])
+    crossings = shapely.union_all([roads.crossings[c].polygon for k in near for c in roads.marked_crossings(k)])
     median = shapely.difference(shapely.union_all(medians), crossings.buffer(0.5)) if medians else shapely.MultiPolygon()
 
     buildings: list[tuple[shapely.Polygon, int]] = []
@@ -160,7 +160,7 @@ def build_surroundings(rng: np.random.Generator, roads: Roads, around: Float[Arr
     tree, post = np.array(trees).reshape(-1, 2), np.array(posts).reshape(-1, 2)
     free = ~shapely.intersects_xy(drivable.buffer(0.3, 2), tree) & ~shapely.intersects_xy(solid.buffer(0.4, 2), tree)
     for k in near:
-        for c in roads.crossings_of[k]:
+        for c in roads.marked_crossings(k):
             ends = np.stack([roads.crossings[c].left, roads.crossings[c].right])
             free &= (((tree[:, None] - ends) ** 2).sum(-1) > 3.2**2).all(1)
             post = post[(((post[:, None] - ends) ** 2).sum(-1) > 3.0**2).all(1)]
@@ -285,37 +285,6 @@ def _discs(target: Array, centre: Array, radius: Array, code: Array) -> None:
         if x1 > x0 and y1 > y0:
             inside = (np.arange(x0, x1)[:, None] - x) ** 2 + (np.arange(y0, y1)[None] - y) ** 2 <= r * r
             target[x0:x1, y0:y1][inside] = k
-
-
-def vector_map(roads: Roads, around: Surroundings) -> VectorMap:
-    """The map layers near the route."""
-    near = set(around.streets)
-    lanes = [lane for lane in roads.lanes if lane.street in near]
-    nodes = {lane.start for lane in lanes} & {lane.end for lane in lanes}
-    centre = [lane.points for lane in lanes] + [link.points for link in roads.links if roads.lanes[link.lane_in].end in nodes]
-    dividers, middle = [], []
-    for k in sorted(near):
-        street = roads.streets[k]
-        part = street.part(street.trim_m[0], float(arclength(street.points)[-1]) - street.trim_m[1])
-        if part is not None:
-            middle.append(part.points)
-            if street.lanes == 2:
-                off = street.median_m / 2 + street.lane_m
-                dividers += [offset_line(part.points, off), offset_line(part.points, -off)]
-    hedges = [s for s, code in around.strips if code in (LOW_HEDGE, HIGH_HEDGE)]
-    crowns = list(shapely.buffer(shapely.points(around.trees), around.tree_radius_m, quad_segs=3)) if len(around.trees) else []
-    return VectorMap(
-        {
-            "drivable_area": around.drivable,
-            "walkway": around.walkway,
-            "ped_crossing": shapely.MultiPolygon([roads.crossings[c].polygon for k in sorted(near) for c in roads.crossings_of[k]]),
-            "lane_divider": shapely.MultiLineString(dividers),
-            "road_divider": shapely.MultiLineString(middle),
-            "centreline": shapely.MultiLineString(centre),
-            "building": shapely.GeometryCollection([b for b, _ in around.buildings]),
-            "vegetation": shapely.GeometryCollection(hedges + crowns),
-        }
-    )
 
 
 def static_columns(raster: Raster, xy: Float[Array, "x y 2"], spec: GridSpec) -> UInt8[Array, "x y z"]:

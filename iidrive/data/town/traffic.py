@@ -7,13 +7,16 @@ people at crossings. Pedestrians wait at the kerb until those who cannot stop ha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from jaxtyping import Float
 
 from iidrive.core.geometry import wrap_angle
-from iidrive.data.town.agents import Mover, Walker
+from iidrive.data.town import staged
+from iidrive.data.town.agents import Mover, Still, Walker
 from iidrive.data.town.roads import Roads
 from iidrive.data.town.route import STEP_M
 
@@ -41,11 +44,39 @@ class Tracks:
     walker: Float[Array, "t w 2"]
     walker_heading: Float[Array, "t w"]
 
+    def every(self, steps: int) -> Tracks:
+        """One state in so many, the first included."""
+        return Tracks(*(getattr(self, f.name)[::steps] for f in fields(self)))
+
+    def seconds(self, step_s: float) -> float:
+        """How long the tracks are, for states so far apart."""
+        return (len(self.axle) - 1) * step_s
+
+
+@dataclass(frozen=True)
+class EgoState:
+    """Where the ego's rear axle is in the global frame, where it heads and how fast it rolls (forwards)."""
+
+    xy_m: Float[Array, "2"]
+    heading_rad: float
+    speed_mps: float
+
 
 class Traffic:
-    """The state of one simulation. Make it, then call `run` once."""
+    """The state of one simulation: `run` makes a whole scene, `step` goes on by 0.1 s, `copy` branches it. The ego is mover 0."""
 
-    def __init__(self, roads: Roads, movers: list[Mover], walkers: list[Walker]) -> None:
+    STATE = (
+        "s", "v", "xy", "psi", "steer", "gate", "zebra", "stopped_at", "since", "passed", "ws", "aside", "gone", "waited", "wxy", "wpsi",
+    )  # fmt: skip
+    """Arrays that change from step to step."""
+
+    PATHS = ("path", "path_heading", "path_cos", "path_sin")
+    """Arrays that change when a staged vehicle moves over."""
+
+    dt_s = DT_S
+
+    def __init__(self, roads: Roads, movers: list[Mover], walkers: list[Walker], blocks: Sequence[Still] = ()) -> None:
+        """Everyone where they start. `blocks` are standing vehicles that drivers go around."""
         self.roads, self.movers, self.walkers = roads, movers, walkers
         m = len(movers)
         count = max(len(v.route.points) for v in movers)
@@ -64,9 +95,6 @@ class Traffic:
         self.path_cos, self.path_sin = np.cos(self.path_heading).astype(np.float32), np.sin(self.path_heading).astype(np.float32)
         self.s = np.array([v.start_s for v in movers])
         self.v = np.array([v.start_mps for v in movers])
-        at = (self.s / STEP_M).astype(int)
-        self.xy = self.path[np.arange(m), at]
-        self.psi = self.path_heading[np.arange(m), at]
         self.steer = np.zeros(m)
         self.length = np.array([v.size_m[0] for v in movers])
         self.half_width = np.array([v.size_m[1] / 2 for v in movers])
@@ -78,10 +106,20 @@ class Traffic:
         self.headway = np.array([v.headway_s for v in movers])
         self._discs()
         self.gate = np.zeros(m, int)
+        self.scripted = [i for i, v in enumerate(movers) if v.script]
+        self.since = np.full(m, -1.0)
+        self.passed = np.zeros(m, int)
+        self.narrow = staged.go_around(self, blocks) if blocks else {}
+        staged.begin(self)
+        at = (self.s / STEP_M).astype(int)
+        self.xy = self.path[np.arange(m), at]
+        self.psi = self.path_heading[np.arange(m), at]
         self.zebra = np.zeros(m, int)
         self.stopped_at = np.full(m, -1)
         self.waiting: dict[int, list[int]] = {}
         self.holding: dict[int, dict[int, int]] = {}
+        self.ego_given = False
+        self.ego_stood_s = 0.0
         self._walker_state()
 
     def _discs(self) -> None:
@@ -121,16 +159,41 @@ class Traffic:
         for step in range(warm + (keyframes - 1) * every + 1):
             if step >= warm and (step - warm) % every == 0:
                 out.append((self.xy.copy(), self.psi.copy(), self.v.copy(), self.wxy.copy(), self.wpsi.copy()))
-            self._step()
+            self.step()
         xy, psi, v, wxy, wpsi = (np.stack(column) for column in zip(*out, strict=True))
         return Tracks(xy, psi, v, wxy, wpsi)
 
-    def _step(self) -> None:
+    def now(self) -> Tracks:
+        """The states of this moment, as tracks of one frame."""
+        return Tracks(self.xy[None], self.psi[None], self.v[None], self.wxy[None], self.wpsi[None])
+
+    @property
+    def ego(self) -> EgoState:
+        """Where the ego is now."""
+        return EgoState(self.xy[0].copy(), float(self.psi[0]), float(self.v[0]))
+
+    def step(self, ego: EgoState | None = None) -> None:
+        """Go on by 0.1 s: everyone reacts to what is now, the ego as it was put last.
+
+        `ego` is where the ego is after this step, whatever drives it; without it the town's own driver moves it on.
+        """
+        self.ego_given = ego is not None
+        staged.follow_scripts(self)
         stop = self._rules()
         gap, lead = self._leaders()
         acceleration = self._drive(gap, lead, stop)
         self._walk()
-        self._move(acceleration)
+        self._move(acceleration, ego)
+        self.ego_stood_s = self.ego_stood_s + DT_S if self.v[0] < 0.25 else 0.0
+
+    def copy(self) -> Traffic:
+        """The same moment once more; neither of the two influences the other from then on."""
+        other = copy.copy(self)
+        for name in self.STATE + (self.PATHS if self.scripted else ()):
+            setattr(other, name, getattr(self, name).copy())
+        other.waiting = {node: list(queue) for node, queue in self.waiting.items()}
+        other.holding = {node: dict(held) for node, held in self.holding.items()}
+        return other
 
     def _leaders(self) -> tuple[Array, Array]:
         """Free distance to whatever is first in the own corridor, and its speed along it."""
@@ -181,13 +244,16 @@ class Traffic:
 
         out = np.minimum(free, np.where(np.isfinite(gap), follow(gap, lead, STANDSTILL_M, self.headway), np.inf))
         out = np.minimum(out, np.where(np.isfinite(stop), follow(stop, np.zeros_like(v), 0.3, np.full_like(v, 0.5)), np.inf))
+        out[staged.standing(self)] = HARD_BRAKE
         return np.clip(out, HARD_BRAKE, None)
 
-    def _move(self, acceleration: Array) -> None:
+    def _move(self, acceleration: Array, ego: EgoState | None = None) -> None:
         m = np.arange(len(self.movers))
         last = self.path.shape[1] - 1
         v = np.maximum(self.v + acceleration * DT_S, 0.0)
         v[v < 0.03] = 0.0
+        if ego is not None:
+            v[0] = ego.speed_mps
         step = (self.v + v) / 2 * DT_S
         ahead = np.clip(0.45 * self.v + 1.1 * self.wheelbase, 1.5, 9.0)
         target = self.path[m, np.minimum(((self.s + ahead) / STEP_M + 0.5).astype(int), last)] - self.xy
@@ -197,12 +263,25 @@ class Traffic:
         turn = step * np.tan(self.steer) / self.wheelbase
         middle = self.psi + turn / 2
         self.xy = self.xy + step[:, None] * np.stack([np.cos(middle), np.sin(middle)], -1)
+        if ego is not None:
+            turn[0] = wrap_angle(ego.heading_rad - self.psi[0])
+            self.steer[0] = np.arctan(self.wheelbase[0] * turn[0] / step[0]) if step[0] > 0.01 else 0.0
         self.psi = wrap_angle(self.psi + turn)
         at = np.minimum(((self.s + step) / STEP_M + 0.5).astype(int), last)
+        if ego is not None:
+            self.xy[0], self.psi[0] = ego.xy_m, ego.heading_rad
+            at[0] = self._station(ego.xy_m, int(at[0]))
         off = self.xy - self.path[m, at]
         heading = self.path_heading[m, at]
         self.s = np.maximum(self.s, at * STEP_M + off[:, 0] * np.cos(heading) + off[:, 1] * np.sin(heading))
         self.v = v
+
+    def _station(self, xy: Array, guess: int) -> int:
+        """The sample of the ego's path to measure its progress from: as expected, or the nearest one around where it has left the path."""
+        if np.hypot(*(xy - self.path[0, guess])) < 3.0:
+            return guess
+        low, high = max(guess - 20, 0), min(guess + 40, self.path.shape[1])
+        return low + int(np.argmin(((self.path[0, low:high] - xy) ** 2).sum(-1)))
 
     def _rules(self) -> Array:
         """Distance from each front to the nearest place where it must stop; infinite where the way is free."""
@@ -220,6 +299,8 @@ class Traffic:
                     stop[i] = min(stop[i], d)
                     break
             stop[i] = min(stop[i], self._junction(i, front, v))
+            if self.narrow:
+                stop[i] = min(stop[i], staged.narrow_stop(self, i))
         return stop
 
     def _people_at_crossings(self) -> dict[int, list[tuple[float, float, float]]]:
@@ -229,6 +310,8 @@ class Traffic:
         """
         active: dict[int, list[tuple[float, float, float]]] = {}
         for k in np.flatnonzero((self.crossing >= 0) & (self.ws > self.begin - 1.5) & (self.ws < self.end)):
+            if self.walkers[k].steps_out_s and not self.gone[k]:
+                continue  # nobody knows yet
             width = self.end[k] - self.begin[k]
             done = self.ws[k] - self.begin[k]
             u = done if self.from_left[k] else width - done
@@ -254,16 +337,28 @@ class Traffic:
             held = self.holding.get(gates[k].node, {})
             if held.get(i) == gates[k].link and self.s[i] - self.back[i] > gates[k].exit_s + 0.8:
                 del held[i]
+        waits = i == 0 and self.ego_given and self.ego_stood_s > PATIENCE_S
+        if waits and self.gate[0] and gates[self.gate[0] - 1].stop_s - front > 0:
+            # Whoever drives the ego lets the others go first: they need not wait for it for ever.
+            held = self.holding.get(gates[self.gate[0] - 1].node, {})
+            if held.pop(0, None) is not None:
+                self.gate[0] -= 1
         if self.gate[i] >= len(gates):
             return np.inf
         gate = gates[self.gate[i]]
         d = gate.stop_s - front
-        if d > max(12.0, v * v / 3.0 + 8.0):
+        script = self.movers[i].script
+        first = script is not None and script.comes_first
+        if d > (staged.FIRST_M if first else max(12.0, v * v / 3.0 + 8.0)):
             return np.inf
         held = self.holding.setdefault(gate.node, {})
         if d < 1.5 and v < 0.25:
             self.stopped_at[i] = self.gate[i]
         queue = self.waiting.setdefault(gate.node, [])
+        if waits and d > 0:
+            if i in queue:
+                queue.remove(i)
+            return d
         if i not in queue and (not gate.stop_sign or self.stopped_at[i] == self.gate[i]):
             queue.append(i)
         if d < -2.5 or (i in queue and self._free(i, queue, held, gate.link)):
@@ -303,7 +398,8 @@ class Traffic:
             return
         go = np.ones(len(self.walkers), bool)
         for k in np.flatnonzero((self.crossing >= 0) & ~self.gone & (self.ws + 0.2 >= self.begin)):
-            self.gone[k] = self._safe_to_cross(int(self.crossing[k]))
+            surprises = self.walkers[k].steps_out_s > 0
+            self.gone[k] = staged.steps_out(self, int(k)) if surprises else self._safe_to_cross(int(self.crossing[k]))
             go[k] = self.gone[k]
             self.waited[k] = 0.0 if self.gone[k] else self.waited[k] + DT_S
         # Whoever comes up behind another slows down; those who meet step to their right.

@@ -1,0 +1,178 @@
+"""Making one scene: build a town, let its traffic run, and try again with other traffic until nobody has touched anybody.
+
+A scene that is built for a kind of conflict must also have it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from iidrive.core.errors import DataError
+from iidrive.core.scene import STEP_S, Conflict, Scene
+from iidrive.data.town.agents import Mover, Still, Walker, spawn_ego, spawn_movers, spawn_still, spawn_walkers
+from iidrive.data.town.config import FACTORS, HARD, TownConfig, scene_seed
+from iidrive.data.town.hard import AHEAD_S, HARD_KINDS, LEAST_DRIVEN_M, HardKind, Stage, evidence, stage
+from iidrive.data.town.lanes import vector_map
+from iidrive.data.town.record import Cast, assemble, record, settle, track_names
+from iidrive.data.town.roads import Roads, build_roads
+from iidrive.data.town.route import STEP_M, Route
+from iidrive.data.town.static import Surroundings, build_surroundings
+from iidrive.data.town.traffic import DT_S, Tracks, Traffic
+
+Array = np.ndarray
+
+WARM_S = 4.0
+TOWNS, TRIES_PER_TOWN = 10, 4
+"""Some streets are too tight for the traffic drawn, so after a few tries the town is drawn anew."""
+HARD_TOWNS = 200
+"""Many towns have no place for a kind of conflict; that is seen before anything is built there."""
+
+
+@dataclass(frozen=True)
+class World:
+    """A scene that was made: the ego's rear axle and heading (x, y, yaw) at every keyframe, its route, and what stands around it.
+
+    `draw` (town, attempt) says which try it was and `kept` who of everyone then is in the scene, so that its traffic can be set going again.
+    """
+
+    scene: Scene
+    ego: Float[Array, "t 3"]
+    route: Route
+    surroundings: Surroundings
+    draw: tuple[int, int]
+    kept: Bool[Array, "n"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A town before its traffic: the roads, the ego with its route, and what stands around it."""
+
+    roads: Roads
+    ego: Mover
+    around: Surroundings
+
+
+@dataclass(frozen=True)
+class Players:
+    """Everyone in a town before it starts to move; `heights_m` are the walkers'. `roads` are as these people use them."""
+
+    roads: Roads
+    movers: list[Mover]
+    walkers: list[Walker]
+    still: list[Still]
+    heights_m: Float[Array, "w"]
+    stage: Stage | None
+
+    def traffic(self) -> Traffic:
+        """Their traffic, before its first step."""
+        return Traffic(self.roads, self.movers, self.walkers, self.stage.blocks if self.stage else ())
+
+    def cast(self, tracks: Tracks) -> Cast:
+        """Everyone but the ego where the tracks have them."""
+        return assemble(self.movers, self.walkers, self.heights_m, self.still, tracks)
+
+
+def hard_kind(config: TownConfig, name: str) -> HardKind | None:
+    """The kind of conflict that a scene is built for: each in turn in the split `hard`, drawn by the config's shares in `train` and `val`."""
+    seed = scene_seed(config, name)
+    split = name.split("-")[1]
+    if split == HARD:
+        return HARD_KINDS[seed[2] % len(HARD_KINDS)]
+    shares = np.cumsum([getattr(config, factor) for factor in FACTORS])
+    if split == "test" or shares[-1] == 0:
+        return None
+    drawn = int(np.searchsorted(shares, np.random.default_rng((*seed, 2)).random(), side="right"))
+    return HARD_KINDS[drawn] if drawn < len(HARD_KINDS) else None
+
+
+def make_place(config: TownConfig, name: str, town: int) -> Place | None:
+    """The town that a scene's seed gives at the `town`-th try; None where its kind of conflict has no place."""
+    seed, kind = scene_seed(config, name), hard_kind(config, name)
+    rng = np.random.default_rng((*seed, 0, town))
+    roads = build_roads(rng)
+    ego = spawn_ego(rng, roads)
+    if kind and not any(_stage(seed, kind, roads, ego, town, attempt) for attempt in range(TRIES_PER_TOWN)):
+        return None
+    reach = int((WARM_S + config.keyframes * STEP_S) * 9.0 / STEP_M)
+    return Place(roads, ego, build_surroundings(rng, roads, ego.route.points[:reach:12]))
+
+
+def _stage(seed: tuple[int, int, int], kind: HardKind, roads: Roads, ego: Mover, town: int, attempt: int) -> Stage | None:
+    return stage(kind, np.random.default_rng((*seed, 3, town, attempt)), roads, ego, WARM_S)
+
+
+def make_players(config: TownConfig, name: str, place: Place, town: int, attempt: int) -> Players | None:
+    """Who is in that town at the `attempt`-th try; None where nobody could be staged."""
+    seed, kind = scene_seed(config, name), hard_kind(config, name)
+    rng = np.random.default_rng((*seed, 1, town, attempt))
+    if kind is None:
+        movers = spawn_movers(rng, place.roads, place.ego, config.traffic)
+        walkers = spawn_walkers(rng, place.roads, place.around, place.ego, config.pedestrians)
+        still = spawn_still(rng, place.roads, place.around, config.parked, config.pedestrians)
+        return Players(place.roads, movers, walkers, still, rng.uniform(1.55, 1.9, len(walkers)), None)
+    set_up = _stage(seed, kind, place.roads, place.ego, town, attempt)
+    if set_up is None:
+        return None
+    movers = spawn_movers(rng, set_up.roads, set_up.ego, config.traffic, set_up.movers, set_up.reserved)
+    walkers = [*set_up.walkers, *spawn_walkers(rng, set_up.roads, place.around, set_up.ego, config.pedestrians)]
+    still = [*set_up.still, *set_up.room(spawn_still(rng, set_up.roads, place.around, config.parked, config.pedestrians))]
+    return Players(set_up.roads, movers, walkers, still, rng.uniform(1.55, 1.9, len(walkers)), set_up)
+
+
+def make_world(config: TownConfig, name: str) -> World:
+    """One scene, a pure function of the config and the name.
+
+    Raises:
+        DataError: for a name that the splits do not hold, and when no try succeeds (too dense a config).
+    """
+    kind = hard_kind(config, name)
+    for town in range(HARD_TOWNS if kind else TOWNS):
+        place = make_place(config, name, town)
+        for attempt in range(TRIES_PER_TOWN if place else 0):
+            players = make_players(config, name, place, town, attempt) if place else None
+            world = players and place and _played(config, name, place, players, (town, attempt), kind)
+            if world:
+                return world
+    raise DataError(
+        f"scene {name}: all of {(HARD_TOWNS if kind else TOWNS) * TRIES_PER_TOWN} tries ended in a collision"
+        f"{f' or without the conflict that it is for ({kind})' if kind else ''}; "
+        "lower TownConfig.traffic or TownConfig.pedestrians."
+    )
+
+
+def _played(config: TownConfig, name: str, place: Place, players: Players, draw: tuple[int, int], kind: HardKind | None) -> World | None:
+    """Let the traffic run; None when somebody touched somebody, or when the scene is not as hard as it should be, and early enough."""
+    every = round(STEP_S / DT_S)
+    fine = players.traffic().run(WARM_S, (config.keyframes - 1) * every + 1, 1) if kind else None
+    tracks = fine.every(every) if fine else players.traffic().run(WARM_S, config.keyframes)
+    cast = players.cast(tracks)
+    kept = settle(cast, tracks)
+    if kept is None:
+        return None
+    route = players.movers[0].route
+    conflict = None
+    if fine and kind:
+        conflict = _conflict(name, kind, players, fine, kept, route)
+        if conflict is None or conflict.keyframe >= config.keyframes - min(config.keyframes // 2, round(AHEAD_S / STEP_S)):
+            return None
+    scene = record(name, cast.select(kept), tracks, route, vector_map(place.roads, place.around))
+    ego = np.concatenate([tracks.axle[:, 0], tracks.heading[:, :1]], 1)
+    return World(replace(scene, conflict=conflict), ego, route, place.around, draw, kept)
+
+
+def _conflict(name: str, kind: HardKind, players: Players, fine: Tracks, kept: Array, route: Route) -> Conflict | None:
+    """What makes a scene hard; None if the ego would get past the staged road user by keeping on, or hardly gets anywhere."""
+    assert players.stage
+    who = players.stage.named(len(players.movers) - 1, len(players.walkers))
+    driven = float(np.hypot(*np.diff(fine.axle[:, 0], axis=0).T).sum())
+    if not kept[who] or driven < LEAST_DRIVEN_M * fine.seconds(DT_S) / 20:
+        return None
+    cast = players.cast(fine)
+    found = evidence(route, fine.axle[:, 0], fine.speed[:, 0], cast.centre[:, who], cast.yaw[:, who], cast.size[who])
+    if found is None:
+        return None
+    track = track_names(name, int(kept.sum()))[int(kept[:who].sum())]
+    return Conflict(kind, track, *found)

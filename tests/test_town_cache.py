@@ -1,0 +1,223 @@
+"""Towns are made once: what the disk gives is what was made, and nothing that happens to the files can change a scene."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import shapely
+
+from iidrive.cli.cache import cache as show
+from iidrive.core.errors import ConfigError, DataError
+from iidrive.core.scene import GridSpec
+from iidrive.data.source import scenes
+from iidrive.data.town import source as town_source
+from iidrive.data.town import workers
+from iidrive.data.town.cache import SceneCache, cache_folder, cache_limit
+from iidrive.data.town.source import Town, TownConfig
+from iidrive.data.town.stored import cache_key, decode, encode
+from iidrive.data.town.world import World, make_world
+
+CONFIG = TownConfig(train_scenes=4, val_scenes=1, test_scenes=1, keyframes=4, traffic=0.4)
+NAME = "town-train-00001"
+SPEC = GridSpec((40, 40, 8), (-16.0, -16.0, -1.0), 0.8)
+MB = 1_000_000
+
+MAKE = """
+import sys
+from pathlib import Path
+from iidrive.data.town.cache import SceneCache
+from iidrive.data.town.source import Town, TownConfig
+town = Town(TownConfig(train_scenes=4, val_scenes=1, test_scenes=1, keyframes=4, traffic=0.4), SceneCache(Path(sys.argv[1])))
+"""
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[str, World]:
+    return {name: make_world(CONFIG, name) for name in Town(CONFIG).scene_names("train")}
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> SceneCache:
+    return SceneCache(tmp_path / "towns", 50 * MB)
+
+
+def bits(value: Any) -> Any:
+    """A value as something that is equal exactly when every bit is."""
+    if isinstance(value, np.ndarray):
+        return str(value.dtype), value.shape, value.tobytes()
+    if isinstance(value, shapely.Geometry):
+        return shapely.to_wkb(value)
+    if isinstance(value, (tuple, list)):
+        return [bits(v) for v in value]
+    if isinstance(value, dict):
+        return {k: bits(v) for k, v in value.items()}
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: bits(getattr(value, name)) for name in value.__dataclass_fields__}
+    return float(value).hex() if isinstance(value, (float, np.floating)) else value
+
+
+def run(script: str, folder: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", MAKE + script, str(folder)])
+
+
+def never(*arguments: Any) -> Any:
+    raise AssertionError("a scene was made although it was there")
+
+
+def test_what_is_read_is_what_was_made(made: dict[str, World], cache: SceneCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    cold = Town(CONFIG, cache)
+    first = cold.scene(NAME)
+    monkeypatch.setattr(town_source, "make_world", never)
+    warm = Town(CONFIG, cache)
+    again = warm.scene(NAME)
+    assert bits(first) == bits(again) == bits(made[NAME].scene)
+    assert bits(decode(encode(made[NAME]))) == bits(made[NAME])
+    assert bits(cold.route(NAME)) == bits(warm.route(NAME))
+    assert cold.occupancy(first, 2, SPEC).semantics.tobytes() == warm.occupancy(again, 2, SPEC).semantics.tobytes()
+    with pytest.raises(AssertionError, match="was made"):
+        Town(replace(CONFIG, disk_cache=False), cache).scene(NAME)
+
+
+@pytest.mark.parametrize("harm", ["cut", "empty", "number", "header", "garbage", "another scene"])
+def test_a_damaged_file_is_made_again_and_replaced(made: dict[str, World], cache: SceneCache, harm: str) -> None:
+    Town(CONFIG, cache).scene(NAME)
+    path = cache.path(cache_key(CONFIG), NAME)
+    good = path.read_bytes()
+    header = good.index(b'"ego"')
+    bad = {
+        "cut": good[:-1],
+        "empty": b"",
+        "number": good[:-5] + bytes([good[-5] ^ 1]) + good[-4:],
+        "header": good[:header] + b'"egg"' + good[header + 5 :],
+        "garbage": b"\xff" * 400,
+        "another scene": encode(made["town-train-00002"]),
+    }[harm]
+    path.write_bytes(bad)
+    assert bits(Town(CONFIG, cache).scene(NAME)) == bits(made[NAME].scene)
+    assert path.read_bytes() == good
+
+
+def test_any_number_of_processes_makes_the_same(made: dict[str, World], cache: SceneCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[tuple[int, int]] = []
+    names = tuple(made)
+    town = Town(CONFIG, cache)
+    monkeypatch.setattr(workers, "make_world", never)
+    town.prepare(names, processes=2, report=lambda done, of: heard.append((done, of)))
+    assert heard == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [bits(s) for s in scenes(town, "train")] == [bits(w.scene) for w in made.values()]
+    heard.clear()
+    Town(CONFIG, cache).prepare(names, processes=2, report=lambda done, of: heard.append((done, of)))
+    assert heard == []
+
+
+def test_a_worker_that_dies_is_no_loss(made: dict[str, World], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "START", "import os; os._exit(3)")
+    found = dict(workers.make(CONFIG, list(made)[:2], 2, lambda name: False))
+    assert {name: bits(decode(content or b"")) for name, content in found.items()} == {n: bits(made[n]) for n in list(made)[:2]}
+
+
+def test_names_are_checked_before_anything_is_made() -> None:
+    with pytest.raises(DataError, match="no scene"):
+        Town(CONFIG).prepare(["town-train-00004"])
+
+
+def test_two_processes_write_the_same_scenes_at_once(made: dict[str, World], cache: SceneCache) -> None:
+    script = "for name in town.scene_names('train'): town.scene(name)"
+    both = [run(script, cache.folder) for _ in range(2)]
+    assert [process.wait(300) for process in both] == [0, 0]
+    files = sorted(cache.folder.rglob("*.*"))
+    assert [f.name for f in files] == [f"{name}.safetensors" for name in made]
+    for path, world in zip(files, made.values(), strict=True):
+        assert path.read_bytes() == encode(world)
+
+
+def test_a_kill_while_writing_leaves_nothing_that_is_read(made: dict[str, World], cache: SceneCache) -> None:
+    script = "import os, signal; os.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL); town.scene('town-train-00001')"
+    assert run(script, cache.folder).wait(300) == -9
+    left = list(cache.folder.rglob("*.tmp"))
+    assert len(left) == 1
+    assert cache.size().scenes == 0
+    assert bits(Town(CONFIG, cache).scene(NAME)) == bits(made[NAME].scene)
+    assert cache.size().scenes == 1
+    os.utime(left[0], (0, 0))
+    SceneCache(cache.folder, cache.limit).write("key", "other", b"x")
+    assert not left[0].exists()
+
+
+def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
+    cache = SceneCache(tmp_path, 1000)
+    for age, name in enumerate("abcd"):
+        cache.write("key", name, bytes(240))
+        os.utime(cache.path("key", name), (age, age))
+    reader = cache.path("key", "b").open("rb")
+    assert cache.read("key", "a") == bytes(240)  # used now
+    cache.write("key", "e", bytes(240))  # 1,200 bytes: down to 900 at most
+    assert [name for name in "abcde" if cache.holds("key", name)] == ["a", "d", "e"]
+    assert reader.read() == bytes(240)
+    reader.close()
+    assert cache.read("key", "b") is None
+    cache.write("key", "f", bytes(1001))
+    assert not cache.holds("key", "f")
+    assert (cache.size().scenes, cache.size().bytes) == (3, 720)
+    assert cache.clear().scenes == 3
+    assert cache.size().scenes == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_costs_one_warning(made: dict[str, World], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    town = Town(CONFIG, SceneCache(tmp_path / "file" / "towns"))
+    with pytest.warns(UserWarning, match="IIDRIVE_CACHE") as heard:
+        found = [town.scene(name) for name in list(made)[:2]]
+    assert len(heard) == 1
+    assert [bits(s) for s in found] == [bits(made[n].scene) for n in list(made)[:2]]
+
+
+def test_the_key_names_all_that_decides_a_scene_and_nothing_else() -> None:
+    assert cache_key(CONFIG) == cache_key(replace(CONFIG, train_scenes=9, cached_scenes=2, raster_m=0.5))
+    others = [replace(CONFIG, **{name: value}) for name, value in (("seed", 1), ("keyframes", 5), ("traffic", 0.5), ("parked", 0.5))]
+    assert len({cache_key(c) for c in (CONFIG, *others)}) == 5
+
+
+def test_where_and_how_much(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("IIDRIVE_CACHE", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own"
+    monkeypatch.delenv("IIDRIVE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "iidrive"
+    monkeypatch.setenv("IIDRIVE_CACHE_BYTES", "12")
+    assert cache_limit() == 12
+    monkeypatch.setenv("IIDRIVE_CACHE_BYTES", "2GB")
+    with pytest.raises(ConfigError, match="2GB"):
+        cache_limit()
+
+
+def test_the_command_shows_and_clears(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("IIDRIVE_CACHE", str(tmp_path))
+    SceneCache().write("key", "town-train-00000", bytes(1_200_000))
+    show()
+    said = capsys.readouterr().out
+    assert str(tmp_path / "towns") in said
+    assert "1 in 1.2 MB" in said
+    assert "removed" not in said
+    show(clear="on")
+    assert "removed 1 in 1.2 MB" in capsys.readouterr().out
+    show()
+    assert "0 in 0.0 MB" in capsys.readouterr().out
+
+
+def test_inside_a_job_of_several_processes_none_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    assert (workers.usual_processes(1), workers.usual_processes(40), workers.usual_processes(400)) == (1, 5, 8)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert workers.usual_processes(400) == 1
+    names = [str(k) for k in range(9)]
+    assert sorted(workers.from_somewhere(names)) == names
