@@ -47,8 +47,8 @@ class Flow:
         movable = MOVABLE[semantics]
         own = movable & (semantics == self.owner[..., None])
         motion = np.where(movable[..., None], self.motion_m[..., None, :], np.float32(0))
-        exists = self.known.any(axis=(1, 2))[:, None, None, None] & (semantics != FREE) & (semantics != IGNORE)
-        known = exists & (~movable | (own & self.known[..., None]))
+        exists = self.known.any(axis=(1, 2)).reshape(-1, 1, 1, 1)
+        known = exists & ((semantics != FREE) & (semantics != IGNORE)) & (~movable | (own & self.known[..., None]))
         return np.where(known[..., None], motion, np.float32(np.nan)), known
 
 

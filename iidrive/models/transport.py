@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from scipy.ndimage import distance_transform_edt
 
 from iidrive.core import geometry
@@ -87,18 +87,22 @@ def true_moves(scene: Scene, index: int, steps: Sequence[int]) -> Moves:
 
 
 def transport(
-    occupancy: UInt8[Array, "X Y Z"], moves: Moves, now_T_future: Float[Array, "H 4 4"], spec: GridSpec
+    occupancy: UInt8[Array, "X Y Z"],
+    ground: UInt8[Array, "X Y Z"],
+    moves: Moves,
+    now_T_future: Float[Array, "H 4 4"],
+    spec: GridSpec,
 ) -> UInt8[Array, "H X Y Z"]:
-    """The present grid with every box moved, in the ego frames of the horizons.
+    """The present grid with every box moved, in the ego frames of the horizons; `ground` is `without_boxes` of it.
 
-    Voxels of movable classes inside a box are taken out; the ground below them is that of the nearest column that has some. For each
-    cell inside a moved box, the voxels are looked up where that point of the box is at present, so that no holes open. Smaller boxes
-    are painted over larger ones. What enters the grid later is not there: nobody has seen its voxels.
+    A cell belongs to a moved box where its centre lies inside, or the box's centre in the cell, as boxes are made into voxels. Its voxels are
+    those of the box's class where that point of the box is at present, or in the nearest cell beside that has some: so no holes open
+    and no edge frays, and what was not seen of a box stays unseen. Smaller boxes are painted over larger ones. What enters the grid
+    later is not there: nobody has seen its voxels.
     """
-    margin = MARGIN_CELLS * spec.voxel_m
-    ground = _without(occupancy, moves.boxes, margin, spec)
+    classes = OCC_OF_CATEGORY[moves.boxes.label]
+    present = {c: (occupancy == c).any(-1) for c in np.unique(classes)}
     out = np.empty((len(now_T_future), *spec.shape), np.uint8)
-    lower, voxel = np.array(spec.lower_m[:2]), spec.voxel_m
     points = np.stack(np.meshgrid(spec.centres(0), spec.centres(1), indexing="ij"), -1)
     larger_first = np.argsort(-moves.boxes.size_m.prod(axis=1), kind="stable")
     for h, now_T_then in enumerate(now_T_future):
@@ -109,17 +113,19 @@ def transport(
         then_T_now = geometry.invert(now_T_then)
         centre = geometry.apply(then_T_now, moves.centre_m[h, boxes])
         yaw = moves.yaw_rad[h, boxes] + geometry.heading(then_T_now)
-        cells = rectangles(centre[:, :2], moves.boxes.size_m[boxes, :2], yaw, spec, margin)
+        cells = rectangles(centre[:, :2], moves.boxes.size_m[boxes, :2], yaw, spec, centre_cell=True)
         box = boxes[cells.box]
         cos, sin = np.cos(moves.boxes.yaw_rad[box]), np.sin(moves.boxes.yaw_rad[box])
         along, left = cells.local_m.T
         source = moves.boxes.centre_m[box, :2] + np.stack([cos * along - sin * left, sin * along + cos * left], -1)
-        index = np.floor((source - lower) / voxel).astype(np.int64)
-        seen = ((index >= 0) & (index < spec.shape[:2])).all(axis=1)
         columns = np.full((len(box), spec.shape[2]), FREE, np.uint8)
-        columns[seen] = occupancy[index[seen, 0], index[seen, 1]]
-        up = np.rint((centre[:, 2] - moves.boxes.centre_m[boxes, 2]) / voxel).astype(np.int64)[cells.box]
-        pair, k = np.nonzero(MOVABLE[columns])
+        for class_, where in present.items():
+            own = np.flatnonzero(classes[box] == class_)
+            x, y, found = _nearest(where, source[own], spec)
+            column = occupancy[x[found], y[found]]
+            columns[own[found]] = np.where(column == class_, column, np.uint8(FREE))
+        up = np.rint((centre[:, 2] - moves.boxes.centre_m[boxes, 2]) / spec.voxel_m).astype(np.int64)[cells.box]
+        pair, k = np.nonzero(columns != FREE)
         z = k + up[pair]
         inside = (z >= 0) & (z < spec.shape[2])
         pair, k, z = pair[inside], k[inside], z[inside]
@@ -132,24 +138,45 @@ def _movable(scene: Scene, index: int) -> Boxes:
     return now.boxes.select(MOVABLE[OCC_OF_CATEGORY[now.boxes.label]]).moved(geometry.invert(now.global_T_ego.matrix), "ego")
 
 
-def _looked_up(grid: UInt8[Array, "X Y Z"], points: Float[Array, "X Y 2"], spec: GridSpec) -> UInt8[Array, "X Y Z"]:
-    index = np.floor((points - np.array(spec.lower_m[:2])) / spec.voxel_m).astype(np.int64)
-    limit = np.array(spec.shape[:2])
-    inside = ((index >= 0) & (index < limit)).all(-1)
-    index = index.clip(0, limit - 1)
-    return np.where(inside[..., None], grid[index[..., 0], index[..., 1]], np.uint8(FREE))
+_BESIDE = np.stack(np.meshgrid((-1, 0, 1), (-1, 0, 1), indexing="ij"), -1).reshape(9, 2)
 
 
-def _without(occupancy: UInt8[Array, "X Y Z"], boxes: Boxes, margin_m: float, spec: GridSpec) -> UInt8[Array, "X Y Z"]:
-    """The grid without the movable voxels inside boxes: free, with the ground of the nearest column below."""
-    covered = footprint(boxes, spec, margin_m).mask(spec)
+def _nearest(
+    where: Bool[Array, "X Y"], points: Float[Array, "n 2"], spec: GridSpec
+) -> tuple[Int[Array, "n"], Int[Array, "n"], Bool[Array, "n"]]:
+    """For each point the nearest cell of a mask among the one that holds it and the eight beside: its indices, and whether there is one."""
+    at = (points - np.array(spec.lower_m[:2])) / spec.voxel_m - 0.5  # cell centres are the integers
+    cell = np.rint(at).astype(np.int64)[:, None] + _BESIDE
+    inside = ((cell >= 0) & (cell < spec.shape[:2])).all(-1)
+    cell = cell.clip(0, np.array(spec.shape[:2]) - 1)
+    far = np.where(inside & where[cell[..., 0], cell[..., 1]], np.square(cell - at[:, None]).sum(-1), np.inf)
+    best = far.argmin(1)
+    rows = np.arange(len(points))
+    return cell[rows, best, 0], cell[rows, best, 1], np.isfinite(far[rows, best])
+
+
+def _looked_up(grid: UInt8[Array, "X Y Z"], points: Float[Array, "*n 2"], spec: GridSpec) -> UInt8[Array, "*n Z"]:
+    inside, index = np.ones(points.shape[:-1], bool), []
+    for axis in (0, 1):
+        i = np.floor((points[..., axis] - spec.lower_m[axis]) / spec.voxel_m).astype(np.int64)
+        inside &= (i >= 0) & (i < spec.shape[axis])
+        index.append(np.minimum(np.maximum(i, 0), spec.shape[axis] - 1))
+    out = grid[index[0], index[1]]
+    out[~inside] = FREE
+    return out
+
+
+def without_boxes(occupancy: UInt8[Array, "X Y Z"], boxes: Boxes, spec: GridSpec) -> UInt8[Array, "X Y Z"]:
+    """The grid without the voxels of movable classes inside boxes: free, with the ground of the nearest column that has some below."""
+    covered = footprint(boxes, spec, MARGIN_CELLS * spec.voxel_m).mask(spec)
     taken = covered[..., None] & MOVABLE[occupancy]
     out = np.where(taken, np.uint8(FREE), occupancy)
     columns = taken.any(-1)
     ground = np.where(_GROUND[out], out, np.uint8(FREE))
     solid = (ground != FREE).any(-1) & ~columns
     if columns.any() and solid.any():
-        x, y = distance_transform_edt(~solid, return_distances=False, return_indices=True)
+        nearest = np.asarray(distance_transform_edt(~solid, return_distances=False, return_indices=True))
+        x, y = nearest[0], nearest[1]
         below = ground[x[columns], y[columns]]
         out[columns] = np.where((out[columns] == FREE) & (below != FREE) & taken[columns], below, out[columns])
     return out

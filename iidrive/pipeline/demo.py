@@ -22,11 +22,11 @@ from iidrive.data.tokens import TokenCache
 from iidrive.models.planner import Agent
 from iidrive.pipeline import infer, stages
 from iidrive.pipeline.evaluate import about_line, counting, plan_and_score
-from iidrive.pipeline.infer import ForecastScores
 from iidrive.pipeline.recipes import Recipe
 from iidrive.report.figures import ScenePanel, scene_figure
 from iidrive.report.page import Page, Table, write_index
 from iidrive.runtime.run_folder import Run, device, peak_memory_gb
+from iidrive.scoring.forecast import ForecastScores
 from iidrive.scoring.score import Scores, format_scores, to_json
 
 Array = np.ndarray
@@ -58,7 +58,7 @@ def run(recipe: Recipe, data: Data, out: Path) -> None:
     agent, manifest = stages.load_agent(trained.planner)
     tokenizer = agent.forecaster.tokenizer
     spec = tokenizer.config.grid
-    forecast = infer.forecasts(agent.forecaster, stages.scored_clips(tracks, cache, source, spec), spec)
+    forecast = infer.forecasts(agent.forecaster, stages.scored_clips(tracks, cache, source, spec), spec, source=source)
     reconstruction = stages.reconstruction_miou(tokenizer, cache, source, tracks)
     scores, plans = score_all(recipe, source, train, test, agent, manifest.lineage(trained.planner), cache, tracks, whole)
     about = about_line(source, test, {"recipe": recipe.name})
@@ -203,7 +203,7 @@ def _page(
 ) -> Page:
     tables: list[tuple[str, str | Table]] = [("All planners by the same protocol (SparseDrive's)", summary)]
     tables += [(f"Reference table: {name}", format_scores(scores[name])) for name in ("planner, ii off", "planner, ii on")]
-    tables.append(("Forecasting, percent; each in the ego frame that its forecaster predicts", forecast.table()))
+    tables.append(("Forecasting, percent; mIoU and IoU in the ego frame that each forecaster predicts", forecast.table()))
     facts = [
         ("recipe", recipe.name),
         ("data", f"{source.name} {test}, {forecast.samples} samples"),

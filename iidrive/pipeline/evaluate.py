@@ -122,7 +122,7 @@ def assess(
         folder = stages.tokens_folder(run.folder, tokenizer, source)
         cache = stages.write_tokens(tokenizer, source, source.scene_names(split), folder, tick, process_group=run.process_group)
     spec = forecaster.tokenizer.config.grid
-    forecast = infer.forecasts(forecaster, stages.scored_clips(tracks, cache, source, spec), spec, run.process_group)
+    forecast = infer.forecasts(forecaster, stages.scored_clips(tracks, cache, source, spec), spec, run.process_group, source=source)
     text = f"{mark_lines(lineage.marks)}{about_line(source, split)}\n{forecast.table()}\n({forecast.samples} samples)"
     run.write_text("forecast.txt", text + "\n")
     if agent is None:

@@ -6,7 +6,7 @@ Shapes: B samples, H horizons, X, Y, Z voxels. Every grid is in an ego frame of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,17 +14,28 @@ from jaxtyping import Bool, Float, UInt8
 
 from iidrive.core import geometry
 from iidrive.core.classes import FREE, IGNORE
-from iidrive.core.scene import FUTURE_STEPS, STEP_S, Batch, GridSpec, Scene
+from iidrive.core.scene import STEP_S, Batch, GridSpec, Scene
 from iidrive.data.clips import ClipDataset
 from iidrive.data.source import Source
 from iidrive.models.baselines import copy_last, copy_warped
 from iidrive.models.ego_motion import constant_turn
 from iidrive.models.forecast import Forecaster
 from iidrive.models.layers import transform_inverse
-from iidrive.models.transport import Moves, constant_turn_moves, transport, true_moves
+from iidrive.models.transport import constant_turn_moves, transport, true_moves, without_boxes
 from iidrive.scoring import metrics
 from iidrive.scoring.forecast import RowCounts
-from iidrive.scoring.movers import MoverCounts, MoverTruth, cell_points, cells_of, corridor, count, mover_truth, movers_in, read_at
+from iidrive.scoring.movers import (
+    MoverCounts,
+    MoverTruth,
+    cell_points,
+    cells_of,
+    corridor,
+    count,
+    mover_truth,
+    movers_in,
+    read_at,
+    tracks_inside,
+)
 
 Array = np.ndarray
 
@@ -51,14 +62,15 @@ class Rows:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a batch's scenes say: where each sample is, the true movers at each horizon, the corridor in the true frame of each horizon,
-    the voxels out of sight at present, and the movers that the true occupancy shows."""
+    """What a batch's scenes say: where each sample is, the true movers at each horizon, and of those the ones inside the grid at present, the
+    corridor in the true frame of each horizon, the voxels out of sight at present, and the movers of both kinds that the true occupancy shows."""
 
     at: tuple[tuple[Scene, int], ...]
     movers: tuple[tuple[MoverTruth, ...], ...]
+    movers_seen: tuple[tuple[MoverTruth, ...], ...]
     corridor: Bool[Array, "B H X Y"]
     unseen: Bool[Array, "B H X Y Z"]
-    ceiling: MoverCounts
+    ceiling: tuple[MoverCounts, MoverCounts]
 
 
 class Truths:
@@ -71,7 +83,7 @@ class Truths:
     def of(self, clips: ClipDataset, rows: Sequence[int], batch: Batch, steps: Sequence[int]) -> Seen:
         """What is true of some samples of `clips`, which are in `batch`."""
         assert batch.inputs.occupancy is not None
-        at, movers = [], []
+        at, movers, inside_now = [], [], []
         for row in rows:
             number, index = clips.samples[row]
             scene, found = self._scene(clips.tracks[number].name)
@@ -80,21 +92,24 @@ class Truths:
                     found[index + step] = mover_truth(scene, index + step, self.spec)
             at.append((scene, index))
             movers.append(tuple(found[index + step] for step in steps))
+            tracks = tracks_inside(scene, index, self.spec)
+            inside_now.append(tuple(mover_truth(scene, index + step, self.spec, tracks) for step in steps))
         now_T_true = true_frames(batch, steps)
         now = batch.inputs.occupancy[:, -1].numpy(force=True)
+        unknown = now == IGNORE
         driven = constant_turn(batch.inputs)[:, 0].numpy(force=True).astype(np.float64)
-        corridors, unseen = (
-            np.zeros((*now_T_true.shape[:2], *self.spec.shape[:2]), bool),
-            np.zeros((*now_T_true.shape[:2], *self.spec.shape), bool),
-        )
+        corridors = np.zeros((*now_T_true.shape[:2], *self.spec.shape[:2]), bool)
+        unseen = np.zeros((*now_T_true.shape[:2], *self.spec.shape), bool)
         for b, h in np.ndindex(*now_T_true.shape[:2]):
             points = cell_points(self.spec) @ now_T_true[b, h, :2, :2].T + now_T_true[b, h, :2, 3]
             corridors[b, h] = corridor(points, driven[b, 0, 3] / STEP_S, float(geometry.heading(driven[b])) / STEP_S)
-            cell, inside = cells_of(points, self.spec)
-            unseen[b, h] = ~inside[..., None] | (now[b, cell[..., 0], cell[..., 1]] == IGNORE)
+            x, y, inside = cells_of(points, self.spec)
+            unseen[b, h] = unknown[b][x, y] if unknown[b].any() else False
+            unseen[b, h][~inside] = True
         real = real_grids(batch, steps)
-        ceiling = _movers(movers_in(np.where(real == IGNORE, np.uint8(FREE), real)), movers)
-        return Seen(tuple(at), tuple(movers), corridors, unseen, ceiling)
+        shown = movers_in(real)
+        ceiling = _movers(shown, movers), _movers(shown, inside_now)
+        return Seen(tuple(at), tuple(movers), tuple(inside_now), corridors, unseen, ceiling)
 
     def _scene(self, name: str) -> tuple[Scene, dict[int, MoverTruth]]:
         if name not in self.kept:
@@ -111,16 +126,18 @@ def forecast_rows(forecaster: Forecaster, batch: Batch, spec: GridSpec, steps: S
     now = inputs.occupancy[:, -1]
     now = torch.where(now == IGNORE, FREE, now)
     true, own = batch.targets.now_T_frame, constant_turn(inputs)
+    later = [step - 1 for step in at if step > 0]
 
     def copied(ahead: torch.Tensor) -> UInt8[Array, "B H X Y Z"]:
-        return torch.cat([now[:, None], ahead], 1)[:, at].numpy(force=True)
+        """With the present where a step is 0, which comes first."""
+        return torch.cat([now[:, None]] * (len(at) - len(later)) + [ahead], 1).numpy(force=True)
 
     labels, imagined = forecaster.forecast(inputs, at)
     out = {
         "world model": Rows(labels.numpy(force=True), _at_steps(imagined.now_T_frame, at)),
-        "copy last": Rows(copied(copy_last(now, FUTURE_STEPS))),
-        "copy warped": Rows(copied(copy_warped(now, own, spec)), _at_steps(own, at)),
-        "copy warped, true motion (oracle)": Rows(copied(copy_warped(now, true, spec))),
+        "copy last": Rows(copied(copy_last(now, len(later)))),
+        "copy warped": Rows(copied(copy_warped(now, own[:, later], spec)), _at_steps(own, at)),
+        "copy warped, true motion (oracle)": Rows(copied(copy_warped(now, true[:, later], spec))),
     }
     if oracle and forecaster.world.config.motion != "map":
         frames = torch.cat([torch.eye(4).to(true).expand(len(true), 1, 4, 4), true], 1)
@@ -136,17 +153,15 @@ def transport_rows(at: Sequence[tuple[Scene, int]], batch: Batch, spec: GridSpec
     now = np.where(now == IGNORE, np.uint8(FREE), now)
     own, true = _at_steps(constant_turn(batch.inputs), steps), true_frames(batch, steps)
 
-    def moved(grid: Array, moves: Moves, frames: Array) -> Array:
-        """The present itself stays as it is at 0 s."""
-        made = np.repeat(grid[None], len(steps), 0)
-        ahead = np.flatnonzero(np.array(steps) > 0)
-        some = Moves(moves.boxes, moves.centre_m[ahead], moves.yaw_rad[ahead], moves.known[ahead])
-        made[ahead] = transport(grid, some, frames[ahead], spec)
-        return made
-
-    foreseen = [moved(grid, constant_turn_moves(*place, steps), f) for grid, place, f in zip(now, at, own, strict=True)]
-    known = [moved(grid, true_moves(*place, steps), f) for grid, place, f in zip(now, at, true, strict=True)]
-    return {"transport": Rows(np.stack(foreseen), own), "transport, true flow": Rows(np.stack(known))}
+    ahead = [h for h, step in enumerate(steps) if step > 0]
+    made = {"transport": np.repeat(now[:, None], len(steps), 1), "transport, true flow": np.repeat(now[:, None], len(steps), 1)}
+    for b, place in enumerate(at):
+        foreseen = constant_turn_moves(*place, [steps[h] for h in ahead])
+        known = true_moves(*place, [steps[h] for h in ahead])
+        ground = without_boxes(now[b], foreseen.boxes, spec)
+        for row, moves, frames in (("transport", foreseen, own), ("transport, true flow", known, true)):
+            made[row][b, ahead] = transport(now[b], ground, moves, frames[b, ahead], spec)
+    return {"transport": Rows(made["transport"], own), "transport, true flow": Rows(made["transport, true flow"])}
 
 
 def count_rows(rows: Mapping[str, Rows], batch: Batch, steps: Sequence[int], spec: GridSpec, seen: Seen | None) -> dict[str, RowCounts]:
@@ -157,7 +172,7 @@ def count_rows(rows: Mapping[str, Rows], batch: Batch, steps: Sequence[int], spe
         histogram = np.stack([metrics.confusion(real[:, h], row.labels[:, h]) for h in range(len(steps))])
         counts = RowCounts.zero(len(steps))
         if seen is None:
-            out[name] = RowCounts(len(real), histogram, *list(vars(counts).values())[2:])
+            out[name] = replace(counts, samples=len(real), histogram=histogram)
             continue
         labels, in_true_frame = row.labels, histogram
         path_m, paths = counts.path_m, 0
@@ -173,8 +188,9 @@ def count_rows(rows: Mapping[str, Rows], batch: Batch, steps: Sequence[int], spe
             path_m, paths = np.where(np.array(steps) > 0, off.sum(0), np.nan), len(real)
         unseen = np.stack([metrics.confusion(real[:, h], labels[:, h], seen.unseen[:, h]) for h in range(len(steps))])
         found = movers_in(labels)
-        movers, within = _movers(found, seen.movers), _movers(found, seen.movers, seen.corridor)
-        out[name] = RowCounts(len(real), histogram, in_true_frame, unseen, movers, within, path_m, paths)
+        movers, inside_now = _movers(found, seen.movers), _movers(found, seen.movers_seen)
+        within = _movers(found, seen.movers, seen.corridor)
+        out[name] = RowCounts(len(real), histogram, in_true_frame, unseen, movers, inside_now, within, path_m, paths)
     return out
 
 

@@ -57,7 +57,7 @@ def forecasts(
     batch: int = 8,
     steps: tuple[int, ...] = HORIZON_STEPS,
     source: Source | None = None,
-    oracle_every: int = 3,
+    oracle_every: int = 4,
 ) -> ForecastScores:
     """Score the forecaster and the copy baselines on samples with a full future (windows with codes and future occupancy).
 
@@ -78,7 +78,8 @@ def forecasts(
     process_group = process_group or ProcessGroup()
     truths = None if source is None else Truths(source, spec)
     totals: dict[str, RowCounts] = {}
-    ceiling = MoverCounts.zero(len(steps))
+    none = MoverCounts.zero(len(steps))
+    ceiling = none, none
     for start in process_group.shard(range(0, len(clips), batch)):
         rows = range(start, min(start + batch, len(clips)))
         part = clips.batch(rows).to(device())
@@ -88,13 +89,13 @@ def forecasts(
         if truths is not None:
             seen = truths.of(clips, rows, part, steps)
             made |= transport_rows(seen.at, part, spec, steps)
-            ceiling += seen.ceiling
+            ceiling = ceiling[0] + seen.ceiling[0], ceiling[1] + seen.ceiling[1]
         for name, counts in count_rows(made, part, steps, spec, seen).items():
             totals[name] = totals[name] + counts if name in totals else counts
     parts = process_group.gather((totals, ceiling))
     names = [name for name in ROWS if any(name in found for found, _ in parts)]
     whole = {name: sum((found[name] for found, _ in parts if name in found), RowCounts.zero(len(steps))) for name in names}
-    ceiling = sum((found for _, found in parts), MoverCounts.zero(len(steps)))
+    ceiling = sum((found[0] for _, found in parts), none), sum((found[1] for _, found in parts), none)
     privileged = {name: ROWS[name] for name in names if ROWS[name]}
     return ForecastScores(whole[names[0]].samples, whole, steps, ceiling if source is not None else None, privileged)
 

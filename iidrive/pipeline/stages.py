@@ -419,9 +419,11 @@ def _validate_world(
     """Forecast mIoU, mean over 1, 2, 3 s, of tokens written on the spot."""
     spec = forecaster.tokenizer.config.grid
     clips = scored_clips(tracks, _codes(forecaster.tokenizer, source, tracks), source, spec)
-    scores = infer.forecasts(forecaster, clips, spec, process_group)
+    scores = infer.forecasts(forecaster, clips, spec, process_group, source=source)
     ahead = scores.miou("world model")[1:]
-    return {"mIoU": float(np.mean(ahead)), **{f"mIoU_{s}s": v for s, v in enumerate(ahead, 1)}}, scores.table()
+    numbers = {"mIoU": ahead, "movers_IoU": scores.figure("world model", "movers_IoU")[1:]}
+    found = {f"{name}_{s}s": v for name, values in numbers.items() for s, v in enumerate(values, 1) if not np.isnan(v)}
+    return {"mIoU": float(np.mean(ahead)), **found}, scores.table()
 
 
 def _validate_planner(agent: Agent, source: Source, tracks: list[EgoTrack], process_group: ProcessGroup) -> tuple[dict[str, float], str]:

@@ -1,9 +1,9 @@
 """The forecast table: what every forecaster's samples add up to, and the figures that are read from the sums.
 
-Seven figures a horizon: mIoU and IoU, each grid in the ego frame that its forecaster predicts; and, with every grid read at the cell centres
-of the *true* future ego frame (the cell that holds them; outside the grid, free): IoU, precision and recall of movers (see `movers`), the
-same IoU within the corridor that plausible plans sweep, mIoU over movable classes, mIoU of what was out of sight at present, and the error
-of the ego's path.
+Figures per horizon: mIoU and IoU, each grid in the ego frame that its forecaster predicts. And, with every grid read at the cell centres of
+the *true* future ego frame (the cell that holds them; outside the grid, free): IoU, precision and recall of movers (see `movers`); the
+same IoU of movers that were wholly inside the grid at present, and within the corridor that plausible plans sweep; mIoU over movable
+classes; mIoU of what was out of sight at present; and the error of the ego's path.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ class RowCounts:
     """Sums over `samples` of one forecaster, per horizon; they add up.
 
     Confusion matrices [truth, forecast]: `histogram` in the forecaster's own ego frame, `in_true_frame`, and `unseen` in that frame for
-    voxels out of sight at present. `movers` everywhere and `corridor` alone. `path_m` sums the distances between predicted and true ego
-    positions of `paths` samples; a forecaster that predicts no path has none.
+    voxels out of sight at present. `movers` counts all of them, `seen` those wholly inside the grid at present, `corridor` those in the
+    corridor. `path_m` sums the distances between predicted and true ego positions of `paths` samples; a forecaster that predicts no path
+    has none.
     """
 
     samples: int
@@ -40,6 +41,7 @@ class RowCounts:
     in_true_frame: Int64[Array, "H 18 18"]
     unseen: Int64[Array, "H 18 18"]
     movers: MoverCounts
+    seen: MoverCounts
     corridor: MoverCounts
     path_m: Float[Array, "H"]
     paths: int = 0
@@ -47,8 +49,9 @@ class RowCounts:
     @staticmethod
     def zero(horizons: int) -> RowCounts:
         """No samples yet."""
-        matrices = (np.zeros((horizons, metrics.N_CLASSES, metrics.N_CLASSES), np.int64) for _ in range(3))
-        return RowCounts(0, *matrices, MoverCounts.zero(horizons), MoverCounts.zero(horizons), np.zeros(horizons))
+        none = np.zeros((horizons, metrics.N_CLASSES, metrics.N_CLASSES), np.int64)
+        movers = MoverCounts.zero(horizons)
+        return RowCounts(0, none, none, none, movers, movers, movers, np.zeros(horizons))
 
     def __add__(self, other: RowCounts) -> RowCounts:
         return RowCounts(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
@@ -70,6 +73,7 @@ FIGURES: dict[str, Callable[[RowCounts], list[float]]] = {
     "movers_IoU": lambda row: row.movers.iou().tolist(),
     "movers_precision": lambda row: row.movers.precision().tolist(),
     "movers_recall": lambda row: row.movers.recall().tolist(),
+    "movers_seen_IoU": lambda row: row.seen.iou().tolist(),
     "movable_mIoU": lambda row: _each(movable_miou, row.in_true_frame),
     "unseen_mIoU": lambda row: _each(metrics.miou, row.unseen),
     "corridor_IoU": lambda row: row.corridor.iou().tolist(),
@@ -78,13 +82,14 @@ FIGURES: dict[str, Callable[[RowCounts], list[float]]] = {
 """Every figure of a row, per horizon, by its name in JSON: fractions, and metres. NaN where there is nothing to measure."""
 
 _BLOCKS = (
-    ("forecast, true ego frame", ("movers_IoU", "movers_precision", "movers_recall")),
+    ("forecast, true ego frame", ("movers_IoU", "movers_precision", "movers_recall", "movers_seen_IoU")),
     ("forecast, true ego frame", ("movable_mIoU", "unseen_mIoU", "corridor_IoU", "path_error_m")),
 )
 _TITLES = {
     "movers_IoU": "movers IoU",
     "movers_precision": "movers precision",
     "movers_recall": "movers recall",
+    "movers_seen_IoU": "IoU of those in sight",
     "movable_mIoU": "movable mIoU",
     "unseen_mIoU": "out of sight mIoU",
     "corridor_IoU": "movers IoU in corridor",
@@ -96,14 +101,14 @@ _TITLES = {
 class ForecastScores:
     """Counts per forecaster and horizon (`steps` of 0.5 s), and the number of samples.
 
-    `ceiling` holds the movers that the true occupancy itself shows: no grid of this resolution can have more. `privileged` says of some rows
-    what they know and no forecaster may know.
+    `ceiling` holds what the true occupancy itself shows of all movers, and of those that were inside the grid at present. `privileged` says
+    of some rows what they know and no forecaster may know.
     """
 
     samples: int
     rows: Mapping[str, RowCounts]
     steps: tuple[int, ...]
-    ceiling: MoverCounts | None = None
+    ceiling: tuple[MoverCounts, MoverCounts] | None = None
     privileged: Mapping[str, str] = field(default_factory=dict)
 
     def miou(self, name: str) -> list[float]:
@@ -125,7 +130,8 @@ class ForecastScores:
         }
         out: dict[str, object] = {"n": self.samples, "seconds": [s * STEP_S for s in self.steps], "rows": rows}
         if self.ceiling is not None:
-            out["movers_ceiling"] = {"IoU": _plain(self.ceiling.iou().tolist()), "recall": _plain(self.ceiling.recall().tolist())}
+            every, seen = self.ceiling
+            out["movers_ceiling"] = {"movers_IoU": _plain(every.iou().tolist()), "movers_seen_IoU": _plain(seen.iou().tolist())}
         return {**out, "privileged": dict(self.privileged)}
 
     def table(self) -> str:
@@ -150,7 +156,8 @@ class ForecastScores:
             lines.append(f"{shown:<{width}}" + "".join(f"{cell:>8}" for cell in cells))
         if "movers_IoU" in figures:
             assert self.ceiling is not None
-            cells = (_percent(v) for v in [*self.ceiling.iou(), *self.ceiling.precision(), *self.ceiling.recall()])
+            every, seen = self.ceiling
+            cells = (_percent(v) for v in [*every.iou(), *every.precision(), *every.recall(), *seen.iou()])
             lines.append(f"{'true occupancy (ceiling)':<{width}}" + "".join(f"{cell:>8}" for cell in cells))
         return lines
 

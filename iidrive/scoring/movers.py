@@ -12,6 +12,7 @@ Counts pool over samples: add them up and read IoU, precision and recall last.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,13 +95,24 @@ def speeds(scene: Scene, index: int) -> Float[Array, "n"]:
     return np.linalg.norm(now.boxes.centre_m[:, :2] - earlier[:, :2], axis=1) / seconds
 
 
-def mover_truth(scene: Scene, index: int, spec: GridSpec) -> MoverTruth:
-    """The movers of a keyframe on a grid in its ego frame."""
+def mover_truth(scene: Scene, index: int, spec: GridSpec, of: Collection[str] | None = None) -> MoverTruth:
+    """The movers of a keyframe on a grid in its ego frame; with `of`, those of some tracks alone, while all others count nowhere."""
     now = scene.keyframes[index]
     boxes = now.boxes.moved(geometry.invert(now.global_T_ego.matrix), "ego")
     moves = (speeds(scene, index) > MOVING_MPS) & MOVABLE[OCC_OF_CATEGORY[boxes.label]]
+    if of is not None:
+        moves &= np.array([track in of for track in boxes.track], bool)
     moving, rest = (footprint(boxes.select(keep), spec, MARGIN_CELLS * spec.voxel_m).mask(spec) for keep in (moves, ~moves))
     return MoverTruth(moving, grown(rest) & ~moving)
+
+
+def tracks_inside(scene: Scene, index: int, spec: GridSpec) -> frozenset[str]:
+    """Tracks whose box lies wholly inside the grid at a keyframe: all of it can be in its occupancy."""
+    now = scene.keyframes[index]
+    boxes = now.boxes.moved(geometry.invert(now.global_T_ego.matrix), "ego")
+    corners = geometry.box_corners_bev(boxes.centre_m[:, :2], boxes.size_m[:, 0], boxes.size_m[:, 1], boxes.yaw_rad)
+    whole = np.asarray(((corners > spec.lower_m[:2]) & (corners < spec.upper_m[:2])).all(axis=(1, 2)), bool)
+    return frozenset(track for track, w in zip(boxes.track, whole.tolist(), strict=True) if w)
 
 
 def grown(mask: Bool[Array, "X Y"]) -> Bool[Array, "X Y"]:
@@ -116,7 +128,13 @@ def grown(mask: Bool[Array, "X Y"]) -> Bool[Array, "X Y"]:
 
 def movers_in(occupancy: UInt8[Array, "*b X Y Z"]) -> Bool[Array, "*b X Y"]:
     """The cells of a grid with a voxel of a movable class."""
-    return MOVABLE.take(occupancy).any(-1)
+    movable = MOVABLE.take(occupancy)
+    if movable.shape[-1] % 8 == 0:  # eight voxels are read as one number, several times faster
+        movable = movable.view(np.uint64) != 0
+    out = movable[..., 0]
+    for k in range(1, movable.shape[-1]):
+        out = out | movable[..., k]
+    return out
 
 
 def count(found: Bool[Array, "X Y"], truth: MoverTruth, within: Bool[Array, "X Y"] | None = None) -> MoverCounts:
@@ -131,18 +149,22 @@ def cell_points(spec: GridSpec) -> Float[Array, "X Y 2"]:
     return np.stack(np.meshgrid(spec.centres(0), spec.centres(1), indexing="ij"), -1)
 
 
-def cells_of(points_m: Float[Array, "X Y 2"], spec: GridSpec) -> tuple[Int[Array, "X Y 2"], Bool[Array, "X Y"]]:
-    """The cells that hold some points, the nearest of the grid for points outside, and whether each point lies inside."""
-    cell = np.floor((points_m - np.array(spec.lower_m[:2])) / spec.voxel_m).astype(np.int64)
-    limit = np.array(spec.shape[:2])
-    return cell.clip(0, limit - 1), ((cell >= 0) & (cell < limit)).all(-1)
+def cells_of(points_m: Float[Array, "X Y 2"], spec: GridSpec) -> tuple[Int[Array, "X Y"], Int[Array, "X Y"], Bool[Array, "X Y"]]:
+    """Indices (x, y) of the cells that hold some points, of a cell at the grid's edge for points outside, and whether each lies inside."""
+    inside, index = np.ones(points_m.shape[:-1], bool), []
+    for axis in (0, 1):
+        i = np.floor((points_m[..., axis] - spec.lower_m[axis]) / spec.voxel_m).astype(np.int64)
+        inside &= (i >= 0) & (i < spec.shape[axis])
+        index.append(np.minimum(np.maximum(i, 0), spec.shape[axis] - 1))
+    return index[0], index[1], inside
 
 
 def read_at(labels: UInt8[Array, "X Y Z"], frame_T_true: Float[Array, "4 4"], spec: GridSpec, fill: int = FREE) -> UInt8[Array, "X Y Z"]:
     """A grid in one ego frame, read at the cell centres of another (the true one): the cell that holds each; outside, `fill`."""
-    points = cell_points(spec) @ frame_T_true[:2, :2].T + frame_T_true[:2, 3]
-    cell, inside = cells_of(points, spec)
-    return np.where(inside[..., None], labels[cell[..., 0], cell[..., 1]], np.uint8(fill))
+    x, y, inside = cells_of(cell_points(spec) @ frame_T_true[:2, :2].T + frame_T_true[:2, 3], spec)
+    out = labels[x, y]
+    out[~inside] = fill
+    return out
 
 
 def corridor(points_m: Float[Array, "*n 2"], speed_mps: float, yaw_rate_radps: float) -> Bool[Array, "*n"]:
@@ -168,12 +190,11 @@ def corridor(points_m: Float[Array, "*n 2"], speed_mps: float, yaw_rate_radps: f
     out = np.zeros(x.shape, bool)
     near = (along > rear - 1) & (along < far + front + 1) & (abs(left) < half_width + 1)
     along, left = along[near], left[near]
-    hit = np.zeros(len(along), bool)
-    for place in np.linspace(rear, front, 9):
-        ahead = along - (along - place).clip(0, far)  # of the rear axle of a footprint somewhere on the path
-        angle = bend * ahead
-        local = ahead * np.sinc(angle / np.pi) * (1 - bend * left)
-        across = left * np.cos(angle) + ahead * np.sinc(angle / (2 * np.pi)) ** 2 * angle / 2
-        hit |= (abs(local - EGO_CENTRE_M) <= half_length + 1e-9) & (abs(across) <= half_width + 1e-9)
-    out[near] = hit
+    ahead = along - (along - np.linspace(rear, front, 9)[:, None]).clip(0, far)  # of the rear axle of footprints somewhere on the path
+    angle = bend * ahead
+    half = np.sinc(angle / (2 * np.pi))  # sin(angle) / angle = half * cos(angle / 2), (1 - cos(angle)) / angle = half² * angle / 2
+    local = ahead * half * np.cos(angle / 2) * (1 - bend * left)
+    across = left * np.cos(angle) + ahead * half**2 * angle / 2
+    hit = (abs(local - EGO_CENTRE_M) <= half_length + 1e-9) & (abs(across) <= half_width + 1e-9)
+    out[near] = hit.any(0)
     return out
