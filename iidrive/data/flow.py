@@ -84,6 +84,21 @@ def flow(scene: Scene, index: int, steps: Sequence[int], spec: GridSpec) -> Flow
     return Flow(motion, known, owner)
 
 
+def velocities(
+    scene: Scene, index: int, semantics: UInt8[Array, "X Y Z"], spec: GridSpec
+) -> tuple[Float32[Array, "X Y Z 2"], Bool[Array, "X Y Z"]]:
+    """Velocity of every voxel of a keyframe's grid, m/s along x and y of its ego frame, and whether it is known.
+
+    It is that of the interval before the keyframe, or of the one after it where the track did not exist before.
+    """
+    motion, known = flow(scene, index, (-1, 1), spec).of_voxels(semantics)
+    frames, now = scene.keyframes, scene.keyframes[index].timestamp_us
+    before_s = (frames[max(index - 1, 0)].timestamp_us - now) / 1e6
+    after_s = (frames[min(index + 1, len(scene) - 1)].timestamp_us - now) / 1e6
+    before, after = (part / np.float32(s or np.nan) for part, s in zip(motion, (before_s, after_s), strict=True))
+    return np.where(known[0][..., None], before, after), known[0] | known[1]
+
+
 def _placed(centre: Array, yaw: Array, local: Array) -> Array:
     """Points of boxes: positions on the plane of points that are given along and across."""
     cos, sin = np.cos(yaw), np.sin(yaw)
