@@ -21,12 +21,14 @@ from iidrive.core import geometry
 from iidrive.core.classes import FREE
 from iidrive.core.footprint import rectangles
 from iidrive.core.scene import STEP_S, Boxes, GridSpec, Scene
-from iidrive.data.clips import EgoTrack
+from iidrive.data.clips import EgoTrack, scored_clips
 from iidrive.data.source import Source
 from iidrive.data.town.source import Town, TownConfig
 from iidrive.models.transport import constant_turn_moves, transport, true_moves, without_boxes
-from iidrive.pipeline import infer, stages
+from iidrive.pipeline import infer
+from iidrive.pipeline.load import load_forecaster
 from iidrive.pipeline.recipes import COARSE_GRID
+from iidrive.pipeline.tokens import write_tokens
 from iidrive.scoring.movers import MARGIN_CELLS, MoverCounts, count, mover_truth, movers_in, tracks_inside
 
 Array = np.ndarray
@@ -90,12 +92,12 @@ def counted(source: Source, names: tuple[str, ...], spec: GridSpec) -> tuple[dic
 
 def world_table(path: str, source: Source, names: tuple[str, ...]) -> str:
     """The forecast table of a world model on the same towns."""
-    forecaster, manifest = stages.load_forecaster(path)
-    spec = forecaster.tokenizer.config.grid
+    loaded = load_forecaster(path)
+    spec = loaded.model.tokenizer.config.grid
     with tempfile.TemporaryDirectory() as folder:
-        cache = stages.write_tokens(manifest.parent("tokenizer").path, source, names, folder)
-        clips = stages.scored_clips([EgoTrack.of(source.scene(n)) for n in names], cache, source, spec)
-        return infer.forecasts(forecaster, clips, spec, source=source).table()
+        cache = write_tokens(loaded.tokenizer, source, names, folder)
+        clips = scored_clips([EgoTrack.of(source.scene(n)) for n in names], cache, source, spec)
+        return infer.forecasts(loaded.model, clips, spec, source=source).table()
 
 
 def main(report: Callable[[str], None] = print) -> None:

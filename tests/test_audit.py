@@ -20,11 +20,12 @@ from iidrive.analysis.leakage.plausible import format_plausibility, plausible
 from iidrive.cli.main import main
 from iidrive.core.errors import ConfigError
 from iidrive.core.scene import Batch, CommandSource
-from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack
+from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, read_tracks, scored_clips
 from iidrive.data.source import true_path
 from iidrive.data.tokens import TokenCache, build
 from iidrive.models.baselines import KINEMATIC
-from iidrive.pipeline import infer, stages
+from iidrive.pipeline import infer
+from iidrive.pipeline.load import load_tokenizer
 from iidrive.scoring.cases import write_cases, write_predictions
 
 SAMPLES = choose(TOWN, "test", 4)
@@ -105,8 +106,8 @@ def test_bits_are_compared_not_values() -> None:
 
 
 def test_scores_no_past_can_give_are_flagged_without_the_model() -> None:
-    cases = infer.truth(TOWN, "test")
-    clips = stages.scored_clips(stages.tracks_of(TOWN, "test"))
+    cases = infer.truth(TOWN, read_tracks(TOWN, "test"))
+    clips = scored_clips(read_tracks(TOWN, "test"))
     rows = {token: i for i, token in enumerate(cases.token)}
     path = cases.true_path()
     for name in ("still", "constant-velocity", "ctrv"):
@@ -120,7 +121,7 @@ def test_scores_no_past_can_give_are_flagged_without_the_model() -> None:
 
 
 def test_few_samples_are_not_judged_by_luck() -> None:
-    cases = infer.truth(TOWN, "test")
+    cases = infer.truth(TOWN, read_tracks(TOWN, "test"))
     near = cases.true_path() + 0.002 * np.random.default_rng(0).normal(size=(len(cases), 6, 2)).astype(np.float32)
     rows = np.flatnonzero(cases.full)[:7]
     masks = np.zeros_like(cases.gt_ego_fut_masks)
@@ -137,7 +138,7 @@ def test_a_score_without_a_leak_is_judged_all_the_same() -> None:
     samples = choose(TOWN, "test", 8)
     seen = {}
     for name in TOWN.scene_names("test"):
-        clips = ClipDataset([EgoTrack.of(TOWN.scene(name))], ClipSpec(past=stages.PAST, full_future=False), None, None, future=True)
+        clips = ClipDataset([EgoTrack.of(TOWN.scene(name))], ClipSpec(full_future=False), None, None, future=True)
         for row, (_, index) in enumerate(clips.samples):
             look = clips.batch([row]).inputs.now_T_frame.numpy().tobytes()
             seen[look] = true_path(TOWN.scene(name), index).points_m + np.float32(0.003)
@@ -169,7 +170,7 @@ def test_a_trained_chain_is_clean_and_stored_tokens_of_another_moment_are_not(tm
     assert "clean" in capsys.readouterr().out
     early = chain.tokens.with_name("early")
     names = CHAIN_TOWN.scene_names("test")
-    encode = tokenizing(stages.load_tokenizer(chain.tokenizer)[0])
+    encode = tokenizing(load_tokenizer(chain.tokenizer).model)
     known = TokenCache(chain.tokens).manifest
     build(
         CHAIN_TOWN,
@@ -190,7 +191,7 @@ def test_the_command_says_clean_with_status_0_and_implausible_with_1(tmp_path: P
     main(["audit", "ctrv", "--samples", "2", "--recipe", "tiny", "--json", str(tmp_path / "audit.json")])
     assert "clean" in capsys.readouterr().out
     assert json.loads((tmp_path / "audit.json").read_text())["clean"] is True
-    cases = infer.truth(TOWN, "test")
+    cases = infer.truth(TOWN, read_tracks(TOWN, "test"))
     write_cases(tmp_path / "cases.npz", cases)
     write_predictions(tmp_path / "mine.npz", cases.token, cases.true_path(), {})
     with pytest.raises(SystemExit) as stop:

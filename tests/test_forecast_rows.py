@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from iidrive.core.errors import ConfigError
-from iidrive.data.clips import EgoTrack
+from iidrive.data.clips import EgoTrack, scored_clips
 from iidrive.data.town.source import Town, TownConfig
 from iidrive.models.forecast import Forecaster
 from iidrive.models.layers import transform_inverse
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.transport import transport, true_moves, without_boxes
 from iidrive.models.world import WorldModel
-from iidrive.pipeline import infer, recipes, stages
+from iidrive.pipeline import infer, recipes
 from iidrive.pipeline.forecast_rows import ROWS
+from iidrive.pipeline.tokens import scene_codes
 from iidrive.scoring.forecast import FIGURES, ForecastScores, RowCounts
 from iidrive.scoring.movers import MoverCounts, count, mover_truth, movers_in, tracks_inside
 
@@ -41,8 +42,8 @@ def forecaster() -> Forecaster:
 @pytest.fixture(scope="module")
 def clips(source: Town, forecaster: Forecaster):
     tracks = [EgoTrack.of(source.scene(name)) for name in source.scene_names("test")]
-    codes = {t.name: stages.scene_codes(forecaster.tokenizer, source, source.scene(t.name)) for t in tracks}
-    return stages.scored_clips(tracks, lambda name, rows: codes[name][rows], source, forecaster.tokenizer.config.grid)
+    codes = {t.name: scene_codes(forecaster.tokenizer, source, source.scene(t.name)) for t in tracks}
+    return scored_clips(tracks, lambda name, rows: codes[name][rows], source, forecaster.tokenizer.config.grid)
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,13 @@ import pytest
 import tiny_nuscenes
 import torch
 import torch.multiprocessing as multiprocessing
-from iidrive.scoring.accumulate import PlanningScore
 from make_cases import random_cases, reordered
 from test_accumulate import part
 
 from iidrive.cli.main import main
 from iidrive.cli.score import score
 from iidrive.core.errors import ConfigError, DataError
+from iidrive.scoring.accumulate import PlanningScore
 from iidrive.scoring.cases import Cases, align, read_cases, write_cases, write_predictions
 from iidrive.scoring.readers import read_paths, read_tokens
 from iidrive.scoring.score import to_json, write_per_sample
@@ -104,7 +104,7 @@ def bytes_of(cases: Cases, paths: np.ndarray, folder: Path) -> tuple[bytes, byte
 
 def scored(folder: Path, predictions: Path, tokens: Path | str = "") -> tuple[bytes, bytes]:
     out, rows = folder / "s.json", folder / "rows.npz"
-    score(str(folder / "c.npz"), ",".join(PROTOCOLS), str(predictions), str(out), str(rows), str(tokens))
+    score([str(folder / "c.npz")], ",".join(PROTOCOLS), str(predictions), str(out), str(rows), str(tokens))
     return out.read_bytes(), rows.read_bytes()
 
 

@@ -7,7 +7,6 @@ from typing import get_args
 
 import pytest
 import torch
-from iidrive.models.iiworld.windows import continuous, quaternion_of, recorded
 from scipy.spatial.transform import Rotation
 
 from iidrive.core.errors import ConfigError
@@ -17,6 +16,7 @@ from iidrive.data.source import scenes
 from iidrive.data.town.source import Town, TownConfig
 from iidrive.models.forecast import Forecaster
 from iidrive.models.iiworld.quirks import Quirk
+from iidrive.models.iiworld.windows import continuous, quaternion_of, recorded
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
 from iidrive.pipeline import recipes

@@ -29,13 +29,17 @@ class Forecaster(nn.Module):
 
     def __init__(self, tokenizer: Tokenizer, world: WorldModel) -> None:
         super().__init__()
-        self.tokenizer, self.world, self.recompute = tokenizer.eval().requires_grad_(False), world, False
+        self.tokenizer, self.world = tokenizer.eval().requires_grad_(False), world
 
     def train(self, mode: bool = True) -> Forecaster:
         """Only the world model has a training mode here."""
         super().train(mode)
         self.tokenizer.eval()
         return self
+
+    def compute_modules(self) -> list[nn.Module]:
+        """The parts that take most of the time: what is compiled and what runs in mixed precision."""
+        return [*self.tokenizer.compute_modules(), *self.world.compute_modules()]
 
     @torch.no_grad()
     def latents(self, codes: Int[Tensor, "B T n"]) -> Float[Tensor, "B T C x y"]:
@@ -95,7 +99,7 @@ class Forecaster(nn.Module):
         frames = torch.cat([torch.eye(4).to(truth).expand(len(truth), 1, 4, 4), targets.now_T_frame], 1)
         motions = transform_inverse(frames[:, :-1]) @ frames[:, 1:]
         state = self.initial_state(inputs)
-        step = partial(checkpoint, self.world.step, use_reentrant=False) if self.recompute else self.world.step
+        step = partial(checkpoint, self.world.step, use_reentrant=False) if self.world.compute.activation_checkpointing else self.world.step
         latents, poses = [], []
         pose = torch.eye(4).to(truth).expand(len(truth), 4, 4)
         for k in range(truth.shape[1]):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from iidrive.core.scene import GridSpec, Inputs
-from iidrive.data.clips import ClipDataset, Frames
-from iidrive.data.source import Source, scenes, window
+from iidrive.core.scene import GridSpec, Inputs, Observation, Target
+from iidrive.data.clips import ClipDataset, EgoTrack, Frames
+from iidrive.data.source import Source, window
 from iidrive.models.forecast import Forecaster
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.pipeline.forecast_rows import ROWS, Truths, count_rows, forecast_rows, transport_rows
@@ -27,10 +27,16 @@ HORIZON_STEPS = (0, 2, 4, 6)
 """Forecasts are scored now (reconstruction) and 1, 2, 3 s ahead."""
 
 
-def truth(source: Source, split: str, names: Iterable[str] = ()) -> Cases:
-    """The cases of a split, or of some of its scenes: every keyframe, its true path and the boxes around it."""
-    chosen = map(source.scene, names) if names else scenes(source, split)
-    return cases_from_windows(window(source, scene, i, past=0) for scene in chosen for i in range(len(scene)))
+def truth(source: Source, tracks: Iterable[EgoTrack]) -> Cases:
+    """The cases of some scenes: every keyframe, its true path and the boxes around it."""
+
+    def samples() -> Iterator[tuple[Observation, Target]]:
+        for track in tracks:
+            scene = source.scene(track.name)
+            for index in range(len(scene)):
+                yield window(source, scene, index, past=0, path=track.true_path(index))
+
+    return cases_from_windows(samples())
 
 
 def plans(

@@ -44,7 +44,17 @@ TOWNS, TRIES_PER_TOWN = 10, 4
 class TownConfig:
     """What the town is like: how many scenes a split has, how long they are, and how busy.
 
-    `traffic`, `pedestrians` and `parked` are factors on the usual densities; `raster_m` is the cell of the standing world.
+    Attributes:
+        seed: other seeds are other towns.
+        train_scenes: scenes of the training split.
+        val_scenes: scenes of the validation split.
+        test_scenes: scenes of the test split.
+        keyframes: keyframes of a scene, at 2 Hz; at most 45.
+        traffic: factor on the usual number of vehicles that drive.
+        pedestrians: factor on the usual number of pedestrians.
+        parked: factor on the usual number of parked vehicles.
+        raster_m: cell of the standing world's raster, metres.
+        cached_scenes: scenes kept in memory; results do not depend on it.
 
     Raises:
         ConfigError: for counts or sizes that cannot work.
