@@ -139,15 +139,16 @@ def score_occupancy(
     json: str = "",
     where: DataOptions = DataOptions(),  # noqa: B008
 ) -> None:
-    """Score predicted occupancy by the rules of II-World, OccWorld, Occ3D and RayIoU, joined to the truth by sample token.
+    """Score predicted occupancy by the rules of II-World, OccWorld, Occ3D and RayIoU, and what moves, joined to the truth by sample token.
 
     Args:
-        predictions: folder of <scene>/<sample token>/labels.npz with `semantics`: the present grid, or seven (now and 0.5 to 3.0 s ahead).
+        predictions: folder of <scene>/<sample token>/labels.npz with `semantics`: the present grid, or seven (now and 0.5 to 3.0 s ahead);
+            `flow`, if it is there, holds velocities (m/s along x and y) of the present grid or of all seven, for mAVE.
         truth: folder of Occ3D labels in the same layout, with mask_camera for Occ3D's rule; default: ROOT/gts.
         rays: whether to trace rays, which takes most of the time.
         json: where to write the scores.
-        where: nuScenes gives the lidar's origins for RayIoU and the order of keyframes for forecasts. Without it, all scenes of the truth
-            folder are scored.
+        where: nuScenes gives the lidar's origins for RayIoU, the order of keyframes for forecasts, and the boxes for what moves. Without it,
+            all scenes of the truth folder are scored.
     """
     root, split, version = where.root, where.split, where.version
     if not truth and not root:

@@ -154,6 +154,11 @@ class Boxes:
             self.frame, self.centre_m[keep], self.size_m[keep], self.yaw_rad[keep], self.label[keep], track, self.lidar_points[keep]
         )
 
+    def found_in(self, other: Boxes) -> Int[Array, "n"]:
+        """For every box, the place of the same track in `other`; -1 where it is not there."""
+        place = {track: i for i, track in enumerate(other.track)}
+        return np.array([place.get(track, -1) for track in self.track], np.int64)
+
 
 @dataclass(frozen=True)
 class GridSpec:

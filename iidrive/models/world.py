@@ -313,7 +313,8 @@ class WorldModel(nn.Module):
     ) -> tuple[RolloutState, Float[Tensor, "B C x y"], Float[Tensor, "B 4 4"]]:
         """Imagine one step: (memory after it, next latent, now_T_next as predicted).
 
-        `true_motion` may be given by the loss alone: where `teach` is true the decoder is conditioned on it instead of on the prediction.
+        `true_motion` may be given by the loss and by the oracle roll-out alone: where `teach` is true the decoder is conditioned on it instead
+        of on the prediction.
         """
         maps, plan = self.encode(state.now, state.motions)
         predicted = self._move(plan, command, state.expected[:, 0] if self.config.motion == "prior" else state.motions[:, -1])
@@ -332,12 +333,26 @@ class WorldModel(nn.Module):
         )
         return after, latent, predicted
 
-    def imagine(self, state: RolloutState, command: Int[Tensor, "B"], steps: int = FUTURE_STEPS) -> Imagined:
-        """Roll out freely under one command."""
+    def imagine(
+        self,
+        state: RolloutState,
+        command: Int[Tensor, "B"],
+        steps: int = FUTURE_STEPS,
+        true_motion: Float[Tensor, "B S 4 4"] | None = None,
+    ) -> Imagined:
+        """Roll out freely under one command.
+
+        Oracle: with `true_motion`, prev_T_next of every step, the ego follows it and every step is conditioned on it.
+        """
         latents, frames = [], []
         now_T_frame = torch.eye(4).to(state.now_T_frame).expand(len(command), 4, 4)
-        for _ in range(steps):
-            state, latent, moved = self.step(state, command)
+        told = torch.ones(len(command), dtype=torch.bool, device=command.device)
+        for k in range(steps):
+            if true_motion is None:
+                state, latent, moved = self.step(state, command)
+            else:
+                moved = true_motion[:, k]
+                state, latent, _ = self.step(state, command, moved, told)
             now_T_frame = now_T_frame @ moved
             latents.append(latent)
             frames.append(now_T_frame)

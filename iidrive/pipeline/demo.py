@@ -22,7 +22,6 @@ from iidrive.models.planner import Agent
 from iidrive.pipeline import infer
 from iidrive.pipeline.baselines import BASELINES, baseline
 from iidrive.pipeline.evaluate import TestSet, about_line, plan_and_score, reconstruction_miou
-from iidrive.pipeline.infer import ForecastScores
 from iidrive.pipeline.load import LoadedAgent, LoadedTokenizer, Place, load_agent
 from iidrive.pipeline.recipes import Recipe
 from iidrive.pipeline.tokens import write_tokens
@@ -31,6 +30,7 @@ from iidrive.report.figures import ScenePanel, scene_figure
 from iidrive.report.page import Page, Table, write_index
 from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run, device, peak_memory_gb
+from iidrive.scoring.forecast import ForecastScores
 from iidrive.scoring.score import Scores, to_json
 from iidrive.scoring.tables import format_scores
 
@@ -63,7 +63,7 @@ def run(recipe: Recipe, data: Data, out: Path) -> None:
     tokenizer = loaded.model.forecaster.tokenizer
     cache = _tokens(loaded.world.tokenizer, source, test, out / "tokens-test")
     clips = scored_clips(on.tracks, cache, source, tokenizer.config.grid)
-    forecast = infer.forecasts(loaded.model.forecaster, clips, tokenizer.config.grid)
+    forecast = infer.forecasts(loaded.model.forecaster, clips, tokenizer.config.grid, source=source)
     reconstruction = reconstruction_miou(tokenizer, cache, on)
     scores, plans = score_all(recipe, train, loaded, clips.without_occupancy(), on)
     about = about_line(source, test, {"recipe": recipe.name})
@@ -193,7 +193,7 @@ def _page(
 ) -> Page:
     tables: list[tuple[str, str | Table]] = [("All planners by the same protocol (SparseDrive's)", summary)]
     tables += [(f"Reference table: {name}", format_scores(scores[name])) for name in ("planner, ii off", "planner, ii on")]
-    tables.append(("Forecasting, percent; each in the ego frame that its forecaster predicts", forecast.table()))
+    tables.append(("Forecasting, percent; mIoU and IoU in the ego frame that each forecaster predicts", forecast.table()))
     facts = [
         ("recipe", recipe.name),
         ("data", f"{source.name} {test}, {forecast.samples} samples"),

@@ -244,7 +244,7 @@ def town_of(manifest: Manifest, wanted: TownConfig, given: Sequence[str] = ()) -
 
 def _forecast(forecaster: Forecaster, clips: ClipDataset, on: TestSet, lineage: Lineage) -> tuple[str, dict[str, Any]]:
     """The forecast table, which is also written to the run, and its numbers."""
-    scores = infer.forecasts(forecaster, clips, forecaster.tokenizer.config.grid, on.run.process_group)
+    scores = infer.forecasts(forecaster, clips, forecaster.tokenizer.config.grid, on.run.process_group, source=on.source)
     text = f"{mark_lines(lineage.marks)}{about_line(on.source, on.split)}\n{scores.table()}\n({scores.samples} samples)"
     on.run.write_text("forecast.txt", text + "\n")
     return text, {"forecast": scores.to_json()}

@@ -39,9 +39,11 @@ def validate_world(forecaster: Forecaster, source: Source, tracks: list[EgoTrack
     """Forecast mIoU, mean over 1, 2, 3 s, from tokens made now."""
     grid = forecaster.tokenizer.config.grid
     clips = scored_clips(tracks, codes_in_memory(forecaster.tokenizer, source, tracks), source, grid)
-    scores = infer.forecasts(forecaster, clips, grid, process_group)
+    scores = infer.forecasts(forecaster, clips, grid, process_group, source=source)
     ahead = scores.miou("world model")[1:]
-    return {"mIoU": float(np.mean(ahead)), **{f"mIoU_{s}s": v for s, v in enumerate(ahead, 1)}}, scores.table()
+    numbers = {"mIoU": ahead, "movers_IoU": scores.figure("world model", "movers_IoU")[1:]}
+    found = {f"{name}_{s}s": v for name, values in numbers.items() for s, v in enumerate(values, 1) if not np.isnan(v)}
+    return {"mIoU": float(np.mean(ahead)), **found}, scores.table()
 
 
 def validate_planner(agent: Agent, source: Source, tracks: list[EgoTrack], process_group: ProcessGroup) -> Validation:
