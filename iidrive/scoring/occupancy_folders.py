@@ -6,9 +6,9 @@ Both folders have Occ3D's layout, `<scene>/<sample token>/labels.npz` with `sema
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -93,14 +93,14 @@ def score_folders(
     score, seen, total = OccupancyScore(times), 0, RayCounts()
     movers, flow, known = MoverCounts.zero(times), FlowErrors(), _Movers()
     rays = rays and tables is not None
-    _truth.cache_clear()
+    truths = _Truth()
     tick = counting(len(samples))
     for sample in samples:
         forecast = _grids(sample.predicted, labels.read_times(sample.predicted, "predicted")[0], times)
         present = sample.true[0]
-        now, mask = _truth(present)
+        now, mask = truths.read(present)
         if len(sample.true) > 1:
-            now = np.concatenate([_truth(path)[0][:1] for path in sample.true])
+            now = np.concatenate([truths.read(path)[0][:1] for path in sample.true])
         real = _grids(present, now, times)
         try:
             score.update(real[None], forecast[None], None if mask is None else mask[None])
@@ -155,9 +155,20 @@ def _flow_errors(sample: _Sample, real: UInt8[Array, "t 200 200 16"], forecast: 
     return total
 
 
-@lru_cache(2 * TIMES)  # a grid is the future of six samples
-def _truth(path: Path) -> tuple[Array, Array | None]:
-    return labels.read_times(path, "labels")
+class _Truth:
+    """The truth files that were read last: a grid is the future of several samples."""
+
+    def __init__(self) -> None:
+        self.kept: OrderedDict[Path, tuple[Array, Array | None]] = OrderedDict()
+
+    def read(self, path: Path) -> tuple[Array, Array | None]:
+        """Labels and camera mask of a file."""
+        if path not in self.kept:
+            self.kept[path] = labels.read_times(path, "labels")
+        self.kept.move_to_end(path)
+        while len(self.kept) > 2 * TIMES:
+            self.kept.popitem(last=False)
+        return self.kept[path]
 
 
 def lidar_origins(scene: Scene, index: int) -> Float[Array, "o 3"]:

@@ -24,7 +24,7 @@ from iidrive.data.town.config import ALL_SPLITS, SPLITS, VERSION, TownConfig, sc
 from iidrive.data.town.live import LiveScene
 from iidrive.data.town.record import paint_boxes
 from iidrive.data.town.route import Route
-from iidrive.data.town.static import Raster, rasterise, static_columns
+from iidrive.data.town.static import Raster, column_table, rasterise, static_columns
 from iidrive.data.town.stored import cache_key, decode, encode
 from iidrive.data.town.visibility import visible
 from iidrive.data.town.world import World, make_world
@@ -50,6 +50,7 @@ class Town:
         self._key = cache_key(self.config) if self._cache else ""
         self._worlds: OrderedDict[str, World] = OrderedDict()
         self._rasters: OrderedDict[str, Raster] = OrderedDict()
+        self._table: tuple[GridSpec, Array] | None = None
 
     @property
     def name(self) -> str:
@@ -118,7 +119,7 @@ class Town:
         pose = global_T_ego.matrix
         x, y = spec.centres(0)[:, None], spec.centres(1)[None]
         xy = np.stack([pose[k, 0] * x + pose[k, 1] * y + pose[k, 3] for k in (0, 1)], -1)
-        semantics = static_columns(self._raster(name), xy, spec)
+        semantics = static_columns(self._raster(name), xy, self._columns(spec))
         paint_boxes(semantics, boxes.moved(geometry.invert(pose), "ego"), spec)
         return OccGrid(semantics, spec, self.occupancy_source)
 
@@ -179,6 +180,12 @@ class Town:
         if self._cache:
             self._cache.write(self._key, name, encode(world))
         return world
+
+    def _columns(self, spec: GridSpec) -> Array:
+        """Semantics of every column code on a grid's z axis, kept for the grid that was used last."""
+        if self._table is None or self._table[0] != spec:
+            self._table = (spec, column_table(spec.lower_m[2], spec.shape[2], spec.voxel_m))
+        return self._table[1]
 
     def _raster(self, name: str) -> Raster:
         if name not in self._rasters:

@@ -6,7 +6,6 @@ occupancy of any grid at any pose is one table look-up per column.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +14,6 @@ from jaxtyping import Bool, Float, UInt8
 from shapely.geometry.base import BaseGeometry
 
 from iidrive.core.classes import FREE, OCC
-from iidrive.core.scene import GridSpec
 from iidrive.data.town.roads import Roads, Street, arclength, sample, tangents
 
 Array = np.ndarray
@@ -75,7 +73,6 @@ class Surroundings:
     streets: tuple[int, ...]
 
 
-@functools.lru_cache(maxsize=8)
 def column_table(bottom_m: float, layers: int, voxel_m: float) -> UInt8[Array, "codes layers"]:
     """Semantics of every column code on a grid's z axis.
 
@@ -91,7 +88,6 @@ def column_table(bottom_m: float, layers: int, voxel_m: float) -> UInt8[Array, "
                 row[(centre >= low) & (centre < high) & (np.arange(layers) > ground)] = OCC[name]
             if 0 <= ground < layers:
                 row[ground] = OCC[surface]
-    table.flags.writeable = False
     return table
 
 
@@ -287,6 +283,6 @@ def _discs(target: Array, centre: Array, radius: Array, code: Array) -> None:
             target[x0:x1, y0:y1][inside] = k
 
 
-def static_columns(raster: Raster, xy: Float[Array, "x y 2"], spec: GridSpec) -> UInt8[Array, "x y z"]:
-    """Semantics of the standing world at the columns of a grid whose centres are the global points `xy`."""
-    return column_table(spec.lower_m[2], spec.shape[2], spec.voxel_m)[raster.look_up(xy)]
+def static_columns(raster: Raster, xy: Float[Array, "x y 2"], table: UInt8[Array, "codes z"]) -> UInt8[Array, "x y z"]:
+    """Semantics of the standing world at the columns of a grid whose centres are the global points `xy`; `table` is the grid's column_table."""
+    return table[raster.look_up(xy)]
