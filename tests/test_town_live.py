@@ -135,3 +135,14 @@ def test_an_ego_that_stands_at_a_junction_lets_others_go(town: Town) -> None:
         assert 0 not in traffic.waiting[node]
         return
     raise AssertionError("the ego never has a junction before it reaches the line")
+
+
+def test_an_ego_far_from_its_route_holds_no_junction(begun: LiveScene) -> None:
+    live = begun.copy()
+    start = live.ego
+    right = np.array([np.sin(start.heading_rad), -np.cos(start.heading_rad)])
+    node = live.traffic.movers[0].route.gates[0].node
+    live.traffic.holding.setdefault(node, {})[0] = live.traffic.movers[0].route.gates[0].link
+    live.step(EgoState(start.xy_m + 30 * right, start.heading_rad, 0.0))
+    live.step(EgoState(start.xy_m + 30 * right, start.heading_rad, 0.0))
+    assert all(0 not in held for held in live.traffic.holding.values())
