@@ -5,13 +5,16 @@ CONSTRAINTS ?= constraints/cpu.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check clean
+.PHONY: demo test test-fast check clean
 
 demo: $(READY)
 	$(BIN)/iidrive demo
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --durations=5
+
+test-fast: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -28,6 +28,7 @@ from plain import plainly
 from torch import nn
 
 from iidrive.core.scene import Batch, Inputs, Targets
+from iidrive.models.compute import ComputeConfig
 from iidrive.models.forecast import Forecaster
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
@@ -78,10 +79,10 @@ def street() -> torch.Tensor:
     return labels[None, None]
 
 
-def tokenizer() -> Tokenizer:
+def tokenizer(compute: ComputeConfig | None = None) -> Tokenizer:
     """At published size, rule-free random weights: the cost does not depend on them."""
     torch.manual_seed(0)
-    return Tokenizer(recipes.full().tokenizer)
+    return Tokenizer(recipes.full().tokenizer, compute)
 
 
 def tokenizer_frame() -> Callable[[], torch.Tensor]:
@@ -97,9 +98,9 @@ def tokenizer_frame() -> Callable[[], torch.Tensor]:
     return call
 
 
-def tokenizer_loss() -> tuple[Tokenizer, Callable[[], torch.Tensor]]:
+def tokenizer_loss(compute: ComputeConfig | None = None) -> tuple[Tokenizer, Callable[[], torch.Tensor]]:
     """The model, and the loss of one frame, its past given as the published code has it, from a buffer."""
-    model, frame = tokenizer().train(), street()
+    model, frame = tokenizer(compute).train(), street()
     past, saw = torch.randn(1, 4, 128, 50, 50), torch.ones(1, 4, 1, 50, 50)
     return model, lambda: model.frame_loss(frame[:, 0], past, saw)[0]
 
@@ -112,17 +113,17 @@ def forward_backward(made: tuple[nn.Module, Callable[[], torch.Tensor]]) -> Call
         model.zero_grad()
         loss = loss_of()
         loss.backward()
-        slope = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-        return torch.stack([loss.detach(), slope])
+        norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        return torch.stack([loss.detach(), norm])
 
     return call
 
 
-def forecaster() -> tuple[Forecaster, Batch]:
+def forecaster(compute: ComputeConfig | None = None) -> tuple[Forecaster, Batch]:
     """World model at published size with a batch of one sample of random codes."""
     recipe = recipes.full()
-    small = tokenizer()
-    model = Forecaster(small, WorldModel(recipe.world, small.cells))
+    small = tokenizer(compute)
+    model = Forecaster(small, WorldModel(recipe.world, small.cells, compute))
     with torch.no_grad():  # what starts at zero would hide the layers before it from the comparison of results
         for p in model.world.parameters():
             if not p.any():
@@ -152,9 +153,9 @@ def rollout(steps: int) -> Callable[[], torch.Tensor]:
     return call
 
 
-def world_loss() -> tuple[Forecaster, Callable[[], torch.Tensor]]:
+def world_loss(compute: ComputeConfig | None = None) -> tuple[Forecaster, Callable[[], torch.Tensor]]:
     """The model, and the loss of a six-step roll-out of one sample."""
-    model, batch = forecaster()
+    model, batch = forecaster(compute)
     return model.train(), lambda: model.loss(batch)[0]
 
 

@@ -39,20 +39,22 @@ from iidrive.data.nuscenes.source import NuScenes, NuScenesConfig
 from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache, build
 from iidrive.data.town.source import Town, TownConfig
+from iidrive.models.compute import ComputeConfig
 from iidrive.pipeline import recipes
 from iidrive.runtime import distributed
 from iidrive.runtime.run_folder import peak_memory_gb
 from iidrive.training.optim import EMA, TrainConfig
-from iidrive.training.parallel import heavy_parts, save_memory
 from iidrive.training.prefetch import Order, Steps, feed
-from iidrive.training.state import Scaled
 
 Array = np.ndarray
 KEYFRAMES, KEPT_GB = 28_130, 1.5
 """Of nuScenes train; what OccupancyFrames keeps of them. The generated data are fewer, and the same share of them is kept."""
 
-LOSSES: dict[str, Callable[[], tuple[Any, Callable[[], torch.Tensor]]]] = {"tokenizer": models.tokenizer_loss, "world": models.world_loss}
-OPTIONS = ("eager", "recompute", "bf16", "recompute+bf16", "compile")
+LOSSES: dict[str, Callable[[ComputeConfig], tuple[Any, Callable[[], torch.Tensor]]]] = {
+    "tokenizer": models.tokenizer_loss,
+    "world": models.world_loss,
+}
+OPTIONS = ("eager", "checkpointing", "bf16", "checkpointing+bf16", "compile")
 COMPILE_S = 180
 BEGAN = time.perf_counter()
 
@@ -175,7 +177,7 @@ def loader(root: str, only: str, steps: int = 1, samples: int = 40) -> None:
         for name, clips in zip(LOSSES, both, strict=True):
             if only not in ("", name):
                 continue
-            model, loss_of = LOSSES[name]()
+            model, loss_of = LOSSES[name](ComputeConfig())
             optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
 
             def step(model: nn.Module = model, loss_of: Callable[[], torch.Tensor] = loss_of, optimiser: Any = optimiser) -> None:
@@ -303,22 +305,20 @@ def options(root: str, only: str) -> None:
 
 def option(name: str, choice: str, out: str, repeats: int = 1) -> None:
     """One training step with one option, measured; its gradient is written to `out`."""
-    model, loss_of = LOSSES[name]()
+    compute = ComputeConfig(torch.bfloat16 if "bf16" in choice else None, "checkpointing" in choice)
+    model, loss_of = LOSSES[name](compute)
     for parameter in model.parameters():
         if not parameter.any():  # a layer that starts from zero would hide what lies before it
             nn.init.normal_(parameter, std=0.02)
-    scaled = Scaled("bf16" if "bf16" in choice else "32", model, torch.device("cpu"))
-    if "recompute" in choice:
-        save_memory(model)
     if choice == "compile":
-        for part in heavy_parts(model):
+        for part in model.compute_modules():
             part.compile(dynamic=False)
     moving = [p for p in model.parameters() if p.requires_grad]
 
     def step() -> torch.Tensor:
         model.zero_grad()
         loss = loss_of()
-        scaled.backward(loss)
+        loss.backward()
         return loss
 
     loss = float(step().detach())
@@ -360,7 +360,7 @@ def member(name: str, rounds: int = 1) -> None:
     """One of the two: a step, then the sum, in turn, each on a thread of its own."""
     torch.set_num_threads(1)
     process_group = distributed.join()
-    model, loss_of = LOSSES[name]()
+    model, loss_of = LOSSES[name](ComputeConfig())
     moving = [p for p in model.parameters() if p.requires_grad]
     loss_of().backward()
     process_group.sum(torch.zeros(8))

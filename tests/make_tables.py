@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from iidrive.scoring.score import NUSCENES_VAL_OBJ_COL, NUSCENES_VAL_SAMPLES, averaged, prefix_means, rate
+from iidrive.scoring.score import averaged, prefix_means, rate
+from iidrive.scoring.tables import NUSCENES_VAL_OBJ_COL, NUSCENES_VAL_SAMPLES
 
 PLAIN_L2 = (0.21, 0.47, 0.80, 1.21, 1.69, 2.25)
 """A healthy planner's L2 at each step, metres."""

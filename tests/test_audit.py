@@ -13,18 +13,19 @@ from leaks import CLEAN, MLP, PLANTED, TOWN
 from three_runs import TOWN as CHAIN_TOWN
 from three_runs import train_chain
 
-from iidrive.analysis.leakage.audit import Pipeline, audit, choose, tokenizing
+from iidrive.analysis.leakage.audit import Pipeline, audit_samples, choose, tokenizing
 from iidrive.analysis.leakage.counterfactual import INPUTS, Change, Counterfactual, Wrapped
 from iidrive.analysis.leakage.findings import changed, format_audit, to_json
 from iidrive.analysis.leakage.plausible import format_plausibility, plausible
 from iidrive.cli.main import main
 from iidrive.core.errors import ConfigError
 from iidrive.core.scene import Batch, CommandSource
-from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack
+from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, read_tracks, scored_clips
 from iidrive.data.source import true_path
 from iidrive.data.tokens import TokenCache, build
 from iidrive.models.baselines import KINEMATIC
-from iidrive.pipeline import infer, stages
+from iidrive.pipeline import infer
+from iidrive.pipeline.load import load_tokenizer
 from iidrive.scoring.cases import write_cases, write_predictions
 
 SAMPLES = choose(TOWN, "test", 4)
@@ -32,7 +33,7 @@ SAMPLES = choose(TOWN, "test", 4)
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_leak_is_found_and_named(name: str) -> None:
-    found = audit(PLANTED[name].make, TOWN, SAMPLES)
+    found = audit_samples(PLANTED[name].make, TOWN, SAMPLES)
     named = {leak.input: leak for leak in found.leaks}
     assert not found.clean, format_audit(found)
     assert PLANTED[name].named in named, format_audit(found)
@@ -44,7 +45,7 @@ def test_a_planted_leak_is_found_and_named(name: str) -> None:
 
 @pytest.mark.parametrize("name", CLEAN)
 def test_a_clean_model_is_not_accused(name: str) -> None:
-    found = audit(CLEAN[name], TOWN, SAMPLES)
+    found = audit_samples(CLEAN[name], TOWN, SAMPLES)
     assert found.clean, format_audit(found)
     assert found.believable, format_audit(found)
     assert not found.leaks
@@ -54,15 +55,15 @@ def test_a_clean_model_is_not_accused(name: str) -> None:
 def test_what_a_leak_is_worth_is_what_the_plan_loses_without_it() -> None:
     """Half the true path halves the error; with another path in its place the plan is worse than without."""
     leaky, honest = (
-        audit(PLANTED["plan reads the true path"].make, TOWN, SAMPLES),
-        audit(CLEAN["constant turn rate and velocity"], TOWN, SAMPLES),
+        audit_samples(PLANTED["plan reads the true path"].make, TOWN, SAMPLES),
+        audit_samples(CLEAN["constant turn rate and velocity"], TOWN, SAMPLES),
     )
     assert leaky.l2_m == pytest.approx(honest.l2_m / 2, rel=1e-5)
     assert max(leak.worth_m for leak in leaky.leaks if leak.input == "later poses") > honest.l2_m - leaky.l2_m
 
 
 def test_a_leak_at_the_first_keyframe_alone_is_found_there_alone() -> None:
-    found = audit(PLANTED["velocity of the next pose at a scene's start"].make, TOWN, SAMPLES)
+    found = audit_samples(PLANTED["velocity of the next pose at a scene's start"].make, TOWN, SAMPLES)
     leak = next(leak for leak in found.leaks if leak.input == "later poses")
     assert leak.samples == sum(index == 0 for _, index in SAMPLES)
 
@@ -73,7 +74,7 @@ def test_an_oracle_command_is_declared_and_measured() -> None:
         def command_source(self) -> CommandSource:
             return "oracle"
 
-    found = audit(lambda: Pipeline(lambda b: {"plan": MLP.plan(b.inputs)}), Oracle(TOWN), SAMPLES)  # pyright: ignore
+    found = audit_samples(lambda: Pipeline(lambda b: {"plan": MLP.plan(b.inputs)}), Oracle(TOWN), SAMPLES)  # pyright: ignore
     assert found.clean
     assert [leak.input for leak in found.leaks] == ["oracle command (declared)"]
     assert np.isfinite(found.leaks[0].worth_m)
@@ -81,7 +82,7 @@ def test_an_oracle_command_is_declared_and_measured() -> None:
 
 def test_a_model_that_is_not_repeatable_is_not_audited() -> None:
     with pytest.raises(ConfigError, match="answer the same samples differently"):
-        audit(lambda: Pipeline(lambda b: {"plan": torch.rand(len(b.inputs.tokens), 6, 2)}), TOWN, SAMPLES)
+        audit_samples(lambda: Pipeline(lambda b: {"plan": torch.rand(len(b.inputs.tokens), 6, 2)}), TOWN, SAMPLES)
 
 
 @pytest.mark.parametrize("value", ["other", "noise"])
@@ -105,8 +106,8 @@ def test_bits_are_compared_not_values() -> None:
 
 
 def test_scores_no_past_can_give_are_flagged_without_the_model() -> None:
-    cases = infer.truth(TOWN, "test")
-    clips = stages.scored_clips(stages.tracks_of(TOWN, "test"))
+    cases = infer.truth(TOWN, read_tracks(TOWN, "test"))
+    clips = scored_clips(read_tracks(TOWN, "test"))
     rows = {token: i for i, token in enumerate(cases.token)}
     path = cases.true_path()
     for name in ("still", "constant-velocity", "ctrv"):
@@ -120,7 +121,7 @@ def test_scores_no_past_can_give_are_flagged_without_the_model() -> None:
 
 
 def test_few_samples_are_not_judged_by_luck() -> None:
-    cases = infer.truth(TOWN, "test")
+    cases = infer.truth(TOWN, read_tracks(TOWN, "test"))
     near = cases.true_path() + 0.002 * np.random.default_rng(0).normal(size=(len(cases), 6, 2)).astype(np.float32)
     rows = np.flatnonzero(cases.full)[:7]
     masks = np.zeros_like(cases.gt_ego_fut_masks)
@@ -137,7 +138,7 @@ def test_a_score_without_a_leak_is_judged_all_the_same() -> None:
     samples = choose(TOWN, "test", 8)
     seen = {}
     for name in TOWN.scene_names("test"):
-        clips = ClipDataset([EgoTrack.of(TOWN.scene(name))], ClipSpec(past=stages.PAST, full_future=False), None, None, future=True)
+        clips = ClipDataset([EgoTrack.of(TOWN.scene(name))], ClipSpec(full_future=False), None, None, future=True)
         for row, (_, index) in enumerate(clips.samples):
             look = clips.batch([row]).inputs.now_T_frame.numpy().tobytes()
             seen[look] = true_path(TOWN.scene(name), index).points_m + np.float32(0.003)
@@ -146,7 +147,7 @@ def test_a_score_without_a_leak_is_judged_all_the_same() -> None:
         looks = [frame.numpy().tobytes() for frame in batch.inputs.now_T_frame]
         return {"plan": torch.from_numpy(np.stack([seen.get(look, np.zeros((6, 2), np.float32)) for look in looks]))}
 
-    found = audit(lambda: Pipeline(recall), TOWN, samples)
+    found = audit_samples(lambda: Pipeline(recall), TOWN, samples)
     assert found.clean
     assert not found.leaks
     assert not found.believable
@@ -156,7 +157,7 @@ def test_a_score_without_a_leak_is_judged_all_the_same() -> None:
     assert "IMPLAUSIBLE" in printed
     assert "no leak found, but the score cannot be believed" in printed
     json.dumps(to_json(found), allow_nan=False)
-    steady = audit(lambda: Pipeline(lambda batch: {"plan": KINEMATIC["ctrv"](batch.inputs)}), TOWN, samples)
+    steady = audit_samples(lambda: Pipeline(lambda batch: {"plan": KINEMATIC["ctrv"](batch.inputs)}), TOWN, samples)
     assert steady.believable
     assert steady.score is not None
     np.testing.assert_array_equal(steady.score.l2, steady.score.baselines["ctrv"])
@@ -169,7 +170,7 @@ def test_a_trained_chain_is_clean_and_stored_tokens_of_another_moment_are_not(tm
     assert "clean" in capsys.readouterr().out
     early = chain.tokens.with_name("early")
     names = CHAIN_TOWN.scene_names("test")
-    encode = tokenizing(stages.load_tokenizer(chain.tokenizer)[0])
+    encode = tokenizing(load_tokenizer(chain.tokenizer).model)
     known = TokenCache(chain.tokens).manifest
     build(
         CHAIN_TOWN,
@@ -190,7 +191,7 @@ def test_the_command_says_clean_with_status_0_and_implausible_with_1(tmp_path: P
     main(["audit", "ctrv", "--samples", "2", "--recipe", "tiny", "--json", str(tmp_path / "audit.json")])
     assert "clean" in capsys.readouterr().out
     assert json.loads((tmp_path / "audit.json").read_text())["clean"] is True
-    cases = infer.truth(TOWN, "test")
+    cases = infer.truth(TOWN, read_tracks(TOWN, "test"))
     write_cases(tmp_path / "cases.npz", cases)
     write_predictions(tmp_path / "mine.npz", cases.token, cases.true_path(), {})
     with pytest.raises(SystemExit) as stop:

@@ -14,14 +14,13 @@ from make_cases import along, make_cases
 from iidrive.core import geometry
 from iidrive.core.classes import CATEGORIES
 from iidrive.core.errors import DataError
-from iidrive.core.scene import Boxes, Command, Keyframe, Pose, Prediction, Scene, Trajectory, VectorMap
+from iidrive.core.scene import Boxes, Command, Keyframe, Pose, Scene, VectorMap
 from iidrive.data.source import Source, window
 from iidrive.scoring.cases import (
     Cases,
     Predictions,
     align,
     cases_from_windows,
-    predictions_of,
     read_cases,
     read_predictions,
     write_cases,
@@ -282,14 +281,6 @@ def test_samples_that_are_not_scored_need_no_prediction(cases: Cases) -> None:
     joined = align(cases, Predictions(np.ones((2, 6, 2)), ("sample2", "sample0")))
     assert np.isnan(joined[1]).all()
     assert (joined[[0, 2]] == 1).all()
-
-
-def test_predictions_of_a_model() -> None:
-    plan = Trajectory(along((0.0, 1.0)), "lidar", "lidar_top", np.ones(6, bool))
-    table = predictions_of([Prediction("a", plan), Prediction("b", plan)])
-    assert table.token == ("a", "b")
-    np.testing.assert_array_equal(table.trajectory[1], plan.points_m)
-    assert len(predictions_of([])) == 0
 
 
 @pytest.mark.parametrize(

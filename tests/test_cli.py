@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_nuscenes
 
-from iidrive.cli.main import main
+from iidrive.cli.main import COMMANDS, Command, Group, main
 from iidrive.scoring.cases import read_cases, read_predictions, write_predictions
 
 TOWN = ["--recipe", "tiny", "--recipe.town.train_scenes", "2", "--recipe.town.test_scenes", "1", "--recipe.town.keyframes", "12"]
@@ -95,6 +98,39 @@ def test_one_clear_error_each(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert str(tmp_path) in fails(capsys, "evaluate", "still", "--data", "nuscenes", "--root", str(tmp_path))
 
 
+HEAVY = ("torch", "scipy", "matplotlib", "numpy", "jsonargparse")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["nothing"], ["evaluate-all"]])
+def test_commands_are_listed_without_heavy_imports(arguments: list[str]) -> None:
+    """What a command needs is imported once that command was named."""
+    script = (
+        "import sys\nfrom iidrive.cli.main import main\ntry:\n    main(sys.argv[1:])\n"
+        f"finally:\n    print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("[]\n"), done
+    assert done.returncode == (0 if "--help" in arguments else 2)
+
+
+def commands(table: Mapping[str, Command | Group] = COMMANDS) -> list[list[str]]:
+    """Every command as it is typed."""
+    groups = (
+        [[name, *rest] for rest in commands(entry.commands)] if isinstance(entry, Group) else [[name]] for name, entry in table.items()
+    )
+    return [command for group in groups for command in group]
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_the_help_of_a_command_fits_a_screen(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*command, "--help"])
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: iidrive {' '.join(command)} [options]")
+    assert len(shown.splitlines()) <= 40
+    assert max(map(len, shown.splitlines())) <= 100
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -144,7 +180,9 @@ def test_help_shows_options_as_they_are_typed(capsys: pytest.CaptureFixture[str]
     shown = capsys.readouterr().out
     assert "--test-ii {on,off}" in shown
     assert "--test_ii" not in shown
-    assert "--recipe.train_world.samples" in shown
+    assert "--recipe.FIELD VALUE" in shown
+    assert "iidrive recipes" in shown
+    assert "--recipe.train_world" not in shown, "`iidrive recipes` explains the fields"
 
 
 def test_score_takes_the_truth_straight_from_nuscenes(
@@ -209,10 +247,24 @@ def test_runs_say_what_they_were_scored_on(tmp_path: Path, capsys: pytest.Captur
         ("evaluate ctrv --test-ii maybe", "--test-ii: Expected one of 'on', 'off'. Got value: maybe."),
         ("audit ctrv --samples x", "--samples: Expected int. Got value: x. `iidrive audit --help` lists every option."),
         ("score --data nuscens", "--data: Expected one of '', 'town', 'nuscenes'. Got value: nuscens."),
-        ("evaluate ctrv --tets-ii on", "unrecognized arguments: --tets-ii on."),
+        ("evaluate ctrv --tets-ii on", "unrecognized arguments: --tets-ii. Did you mean --test-ii?"),
         ("score-occupancy a b --truth c", "unrecognized arguments: b."),
-        ("compare a b --smaples 3", "unrecognized arguments: --smaples=3."),
-        ("nothing", "invalid choice: 'nothing'"),
+        ("compare a b --smaples 3", "unrecognized arguments: --smaples. Did you mean --samples?"),
+        ("compare a b --smaples=3", "unrecognized arguments: --smaples. Did you mean --samples?"),
+        ("demo --recipe tiny --recipe.town.sed 3", "unrecognized arguments: --recipe.town.sed. Did you mean --recipe.town.seed?"),
+        ("demo --recipe.town.seed x", "--recipe.town.seed: Expected int. Got value: x."),
+        ("demo --recipe.tokenizer.inter_loss 3", "unrecognized arguments: --recipe.tokenizer.inter_loss."),
+        ("train tokenizer --parallel.compile maybe", "--parallel.compile: Expected one of 'on', 'off'. Got value: maybe."),
+        ("train tokenizer --allow-mismatch on", "unrecognized arguments: --allow-mismatch."),
+        ("demo --split val", "unrecognized arguments: --split."),
+        ("cases --occupancy labels", "unrecognized arguments: --occupancy."),
+        ("nothing", "unknown command 'nothing'"),
+        ("evalaute ctrv", "unknown command 'evalaute'. Did you mean 'evaluate'?"),
+        ("train world-model", "unknown command 'world-model'. Did you mean 'world'?"),
+        ("--test-ii on", "unknown option '--test-ii'"),
+        ("train", "iidrive train needs a command: tokenizer, world, planner. `iidrive train --help` lists every option."),
+        ("evaluate", "`iidrive evaluate --help` lists every option."),
+        ("swap", "`iidrive swap --help` lists every option."),
         ("", "`iidrive --help` lists every option."),
     ],
 )

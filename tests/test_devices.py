@@ -14,9 +14,11 @@ from together import run_together
 from iidrive.core.errors import ConfigError
 from iidrive.data.tokens import TokenCache
 from iidrive.data.town.source import Town
-from iidrive.pipeline import evaluate as evaluation
-from iidrive.pipeline import recipes, stages
+from iidrive.pipeline import recipes
+from iidrive.pipeline.evaluate import TestSet, Use, evaluate
 from iidrive.pipeline.recipes import Recipe
+from iidrive.pipeline.tokens import write_tokens
+from iidrive.pipeline.train import train_planner, train_tokenizer, train_world
 from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.run_folder import Run
 from iidrive.training import checkpoint
@@ -45,20 +47,20 @@ def train_all(process_group: ProcessGroup, folder: Path, precision: str, given: 
     def begin(name: str) -> Run:
         return Run.start(folder / name, {}, process_group=process_group)
 
-    stages.train_tokenizer(recipe, town, "train", begin("tokenizer"), options)
-    cache = stages.write_tokens(given / "tokenizer", town, town.scene_names("train"), folder / "tokens", process_group=process_group)
-    stages.train_world(recipe, given / "tokenizer", cache, town, "train", begin("world"), options)
-    stages.train_planner(recipe, given / "world", cache, town, "train", begin("planner"), True, options)
+    train_tokenizer(recipe, town, "train", begin("tokenizer"), options)
+    cache = write_tokens(given / "tokenizer", town, town.scene_names("train"), folder / "tokens", process_group=process_group)
+    train_world(recipe, given / "tokenizer", cache, town, "train", begin("world"), options)
+    train_planner(recipe, given / "world", cache, town, "train", begin("planner"), True, options)
 
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer, a world model and a planner, trained by one process."""
     folder, town = tmp_path_factory.mktemp("given"), Town(TINY.town)
-    tokenizer = stages.train_tokenizer(TINY, town, "train", Run.start(folder / "tokenizer", {}))
-    cache = stages.write_tokens(tokenizer, town, town.scene_names("train"), folder / "tokens")
-    world = stages.train_world(TINY, tokenizer, cache, town, "train", Run.start(folder / "world", {}))
-    stages.train_planner(TINY, world, cache, town, "train", Run.start(folder / "planner", {}), True)
+    tokenizer = train_tokenizer(TINY, town, "train", Run.start(folder / "tokenizer", {}))
+    cache = write_tokens(tokenizer, town, town.scene_names("train"), folder / "tokens")
+    world = train_world(TINY, tokenizer, cache, town, "train", Run.start(folder / "world", {}))
+    train_planner(TINY, world, cache, town, "train", Run.start(folder / "planner", {}), True)
     return folder
 
 
@@ -103,7 +105,7 @@ def test_every_stage_gives_the_same_on_any_number_of_processes(
 def assess_planner(process_group: ProcessGroup, folder: Path, given: Path) -> None:
     """Evaluate the planner with ii."""
     run = Run.start(folder, {}, process_group=process_group)
-    evaluation.assess(str(given / "planner"), Town(TINY.town), "test", "train", TINY, run, True)
+    evaluate(str(given / "planner"), TestSet(Town(TINY.town), "test", run), TINY, "train", Use(test_ii=True))
 
 
 @pytest.mark.slow

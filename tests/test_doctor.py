@@ -21,7 +21,8 @@ from iidrive.analysis.doctor.repair import diagnose_predictions
 from iidrive.analysis.doctor.symptoms import DRIVEN_M, MIRRORED_M, gpus_named
 from iidrive.cli.main import main
 from iidrive.scoring.cases import Cases, Predictions, read_cases, write_cases, write_predictions
-from iidrive.scoring.score import format_scores, score
+from iidrive.scoring.score import score
+from iidrive.scoring.tables import format_scores
 
 
 def one(text: str, n: int | None = None) -> Diagnosis:

@@ -16,8 +16,9 @@ from iidrive.core.errors import CheckpointError, ConfigError, LineageError
 from iidrive.models.iiworld import keys as iiworld_keys
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
-from iidrive.pipeline import recipes, stages
+from iidrive.pipeline import recipes
 from iidrive.pipeline.convert_iiworld import export_ii_world, import_ii_world, read_published
+from iidrive.pipeline.load import load_forecaster
 from iidrive.training import checkpoint
 
 State = dict[str, Tensor]
@@ -68,11 +69,11 @@ def test_stages_come_alone_and_stay_together(states: tuple[State, State], tmp_pa
     assert [p.parents[1].name for p in import_ii_world(one, "", tmp_path / "a")] == ["tokenizer"]
     assert [p.parents[1].name for p in import_ii_world("", two, tmp_path / "b")] == ["world"]
     import_ii_world(one, two, tmp_path / "c")
-    forecaster, manifest = stages.load_forecaster(tmp_path / "c" / "world")
-    assert manifest.parent("tokenizer").fingerprint == checkpoint.read_manifest(tmp_path / "a" / "tokenizer").fingerprint
-    assert torch.equal(forecaster.tokenizer.classes, tokenizer["class_embeds.weight"])
+    loaded = load_forecaster(tmp_path / "c" / "world")
+    assert loaded.manifest.parent("tokenizer").fingerprint == checkpoint.read_manifest(tmp_path / "a" / "tokenizer").fingerprint
+    assert torch.equal(loaded.model.tokenizer.classes, tokenizer["class_embeds.weight"])
     with pytest.raises(CheckpointError, match="names no tokenizer"):
-        stages.load_forecaster(tmp_path / "b" / "world")
+        load_forecaster(tmp_path / "b" / "world")
     export_ii_world(tmp_path / "b", "", str(tmp_path / "out.pth"))
     assert same(read_published(tmp_path / "out.pth"), world)
 

@@ -18,10 +18,13 @@ from iidrive.analysis import lineage_of
 from iidrive.cli.main import main
 from iidrive.core.errors import ConfigError, DataError, LineageError
 from iidrive.core.lineage import MARKED, Lineage, Parent, joined, mark_numbers, matched
+from iidrive.data.clips import read_tracks
 from iidrive.data.tokens import TokenCache
-from iidrive.pipeline import evaluate as evaluation
-from iidrive.pipeline import stages, token_check
+from iidrive.pipeline import token_check
+from iidrive.pipeline.evaluate import TestSet, Use, evaluate
 from iidrive.pipeline.infer import truth
+from iidrive.pipeline.load import load_agent, load_forecaster, load_tokenizer
+from iidrive.pipeline.train import train_planner, train_world
 from iidrive.runtime.run_folder import Run
 from iidrive.scoring.cases import read_predictions, write_cases
 from iidrive.training import checkpoint
@@ -76,14 +79,14 @@ def test_of_27_combinations_the_three_matched_ones_are_accepted(chains: list[Cha
     for t, w, p in product(range(3), repeat=3):
         planner, world, tokenizer = chains[p].planner, chains[w].world, chains[t].tokenizer
         if t == w == p:
-            assert stages.load_agent(planner, world, tokenizer)[1].marks == ()
+            assert load_agent(planner, world, tokenizer).manifest.marks == ()
             accepted += 1
             continue
         with pytest.raises(LineageError) as stop:
-            stages.load_agent(planner, world, tokenizer)
+            load_agent(planner, world, tokenizer)
         for path in (tokenizer, chains[w].tokenizer) if t != w else (world, chains[p].world):
             assert mark(path) in str(stop.value)
-        _, manifest = stages.load_agent(planner, world, tokenizer, allow=True)
+        manifest = load_agent(planner, world, tokenizer, allow=True).manifest
         assert manifest.marks
         assert [link.fingerprint for link in manifest.lineage().links] == [mark(planner), mark(world), mark(tokenizer)]
     assert accepted == 3
@@ -98,9 +101,9 @@ def test_tokens_go_with_their_own_tokenizer_and_world_alone(chains: list[Chain],
             continue
         run = Run.start(tmp_path / f"{i}{j}", {})
         with pytest.raises(LineageError, match=f"tokens ← tokenizer {mark(chains[i].tokenizer)}"):
-            stages.train_world(RECIPE, chains[j].tokenizer, cache, TOWN, "train", run)
+            train_world(RECIPE, chains[j].tokenizer, cache, TOWN, "train", run)
         with pytest.raises(LineageError, match=f"world {mark(chains[j].world)} ← tokenizer {mark(chains[j].tokenizer)}"):
-            stages.train_planner(RECIPE, chains[j].world, cache, TOWN, "train", run, train_ii=False)
+            train_planner(RECIPE, chains[j].world, cache, TOWN, "train", run, train_ii=False)
         assert not list(run.folder.glob("checkpoints"))
 
 
@@ -130,7 +133,7 @@ def test_an_allowed_mismatch_marks_all_that_descends_from_it(
         assert (tmp_path / "e" / name).read_text().startswith(f"{MARKED}: {wrong}")
     predictions = tmp_path / "e" / "predictions-planner.npz"
     assert read_predictions(predictions).meta["lineage"]["marks"][0] == wrong  # pyright: ignore[reportIndexIssue, reportArgumentType]
-    write_cases(tmp_path / "cases.npz", truth(TOWN, "test"))
+    write_cases(tmp_path / "cases.npz", truth(TOWN, read_tracks(TOWN, "test")))
     main(["score", str(tmp_path / "cases.npz"), "--predictions", str(predictions), "--json", str(tmp_path / "s.json")])
     assert f"{MARKED}: {wrong}" in capsys.readouterr().out
     assert json.loads((tmp_path / "s.json").read_text())["sparsedrive"]["marks"][0] == wrong
@@ -162,17 +165,18 @@ def test_evaluating_with_other_stages_needs_the_override(chains: list[Chain], tm
     (found,) = [x for x in lineage_of.trace(tmp_path / "yes") if x.kind == "predictions"]
     assert [p.fingerprint for p in found.ancestors] == [mark(a.planner), mark(a.world), mark(b.tokenizer)]
     assert len(found.marks) == 2
+    on = TestSet(TOWN, "test", Run.start(tmp_path / "x", {}))
     with pytest.raises(ConfigError, match="--world is for planners"):
-        evaluation.assess(str(a.world), TOWN, "test", "train", RECIPE, Run.start(tmp_path / "x", {}), False, world=str(b.world))
+        evaluate(checkpoint.read(a.world), on, RECIPE, "train", Use(world=str(b.world)))
 
 
 @pytest.mark.slow
 def test_marked_runs_cannot_be_resumed_as_if_they_were_not(chains: list[Chain], tmp_path: Path) -> None:
     a, b = chains[0], chains[1]
     run = Run.start(tmp_path, {})
-    stages.train_world(RECIPE, a.tokenizer, TokenCache(b.tokens), TOWN, "train", run, RunOptions(stop_at=4), allow=True)
+    train_world(RECIPE, a.tokenizer, TokenCache(b.tokens), TOWN, "train", run, RunOptions(stop_at=4), allow=True)
     with pytest.raises(Exception, match="marks differs"):
-        stages.train_world(RECIPE, a.tokenizer, TokenCache(a.tokens), TOWN, "train", run, RunOptions(resume="on"))
+        train_world(RECIPE, a.tokenizer, TokenCache(a.tokens), TOWN, "train", run, RunOptions(resume="on"))
 
 
 @pytest.mark.slow
@@ -208,7 +212,7 @@ def test_a_stage_trained_again_in_place_is_noticed(chains: list[Chain], tmp_path
     shutil.copytree(chains[1].tokenizer, tmp_path / "copy" / "tokenizer")
     assert "another one lies there now" in lineage_of.describe(lineage_of.trace(world)[0])
     with pytest.raises(LineageError, match="was trained on tokenizer"):
-        stages.load_forecaster(world)
+        load_forecaster(world)
 
 
 @pytest.mark.slow
@@ -217,7 +221,7 @@ def test_weights_of_another_checkpoint_are_noticed(chains: list[Chain], tmp_path
     weights = checkpoint.load_tensors(path)
     save_file({**weights, "classes": weights["classes"] + 1e-6}, path / "weights.safetensors")
     with pytest.raises(LineageError, match="but architecture, weights and parents give"):
-        stages.load_tokenizer(path)
+        load_tokenizer(path)
     tokens = Path(shutil.copytree(chains[0].tokens, tmp_path / "tokens"))
     name = TOWN.scene_names("train")[0]
     shutil.copy(TokenCache(chains[1].tokens).path(name), TokenCache(tokens).path(name))
@@ -229,8 +233,9 @@ def test_weights_of_another_checkpoint_are_noticed(chains: list[Chain], tmp_path
 def test_the_zero_second_check(chains: list[Chain], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stage 1 records what it reconstructs; the same keyframes from the cache give the same number; far less stops stage 2."""
     chain = chains[0]
-    tokenizer, manifest = stages.load_tokenizer(chain.tokenizer)
-    tracks, cache = stages.tracks_of(TOWN, "train"), TokenCache(chain.tokens)
+    loaded = load_tokenizer(chain.tokenizer)
+    tokenizer, manifest = loaded.model, loaded.manifest
+    tracks, cache = read_tracks(TOWN, "train"), TokenCache(chain.tokens)
     assert sum(len(rows) for _, rows in token_check.chosen(tracks)) == 24  # all of two scenes of 12
     assert [r.tolist() for _, r in token_check.chosen(tracks, 5)] == [[5, 6], [5, 6]]
     zero, marks = token_check.check(tokenizer, manifest, cache, TOWN, tracks)
@@ -248,7 +253,7 @@ def test_the_zero_second_check(chains: list[Chain], tmp_path: Path, monkeypatch:
         with pytest.raises(LineageError, match=r"stage 1 recorded 80\.0 %"):  # fresh tokens are as poor: the tokenizer is to blame
             token_check.check(tokenizer, manifest, cache, TOWN, tracks)
         with pytest.raises(LineageError, match="stage 1 recorded"):
-            stages.train_world(RECIPE, chain.tokenizer, cache, TOWN, "train", Run.start(tmp_path / "w", {}))
+            train_world(RECIPE, chain.tokenizer, cache, TOWN, "train", Run.start(tmp_path / "w", {}))
         monkeypatch.setattr(token_check, "measure", lambda t, s, k, cache=None: 0.05 if cache is not None else 0.79)
         with pytest.raises(LineageError, match="these tokens are not its own"):
             token_check.check(tokenizer, manifest, cache, TOWN, tracks)
@@ -260,9 +265,10 @@ def test_the_zero_second_check(chains: list[Chain], tmp_path: Path, monkeypatch:
 
 
 def test_a_tokenizer_without_a_record_is_measured_on_the_spot(chains: list[Chain]) -> None:
-    tokenizer, manifest = stages.load_tokenizer(chains[0].tokenizer)
+    loaded = load_tokenizer(chains[0].tokenizer)
+    tokenizer, manifest = loaded.model, loaded.manifest
     bare = checkpoint.Manifest(**{**vars(manifest), "metrics": {}})
-    tracks = stages.tracks_of(TOWN, "train")
+    tracks = read_tracks(TOWN, "train")
     zero, _ = token_check.check(tokenizer, bare, TokenCache(chains[0].tokens), TOWN, tracks)
     assert zero.recorded == pytest.approx(manifest.metrics[token_check.RECORD])
     assert torch.is_grad_enabled()

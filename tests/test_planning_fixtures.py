@@ -14,7 +14,8 @@ from iidrive.scoring.cases import Cases, read_cases
 from iidrive.scoring.planning import bevplanner, stp3, uniad
 from iidrive.scoring.planning.setting import VEHICLES, of_classes, prepare
 from iidrive.scoring.protocols import PROTOCOLS
-from iidrive.scoring.score import Scores, format_table, format_together, per_sample, score_all
+from iidrive.scoring.score import Scores, per_sample, score_all
+from iidrive.scoring.tables import format_table, format_together
 
 PREFIXES = {name: row.prefix or name for name, row in PROTOCOLS.items()}
 

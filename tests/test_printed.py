@@ -13,7 +13,7 @@ from make_tables import PLAIN_EVENTS, print_table
 
 from iidrive.analysis.doctor.printed import ROWS, decode, parse_tables, read_tables
 from iidrive.core.errors import DataError
-from iidrive.scoring.score import NUSCENES_VAL_OBJ_COL, NUSCENES_VAL_SAMPLES
+from iidrive.scoring.tables import NUSCENES_VAL_OBJ_COL, NUSCENES_VAL_SAMPLES
 
 TABLE = print_table()
 FULLWIDTH = {ord(c): ord(c) + 0xFEE0 for c in "0123456789|%+-.:"}

@@ -104,7 +104,7 @@ def bytes_of(cases: Cases, paths: np.ndarray, folder: Path) -> tuple[bytes, byte
 
 def scored(folder: Path, predictions: Path, tokens: Path | str = "") -> tuple[bytes, bytes]:
     out, rows = folder / "s.json", folder / "rows.npz"
-    score(str(folder / "c.npz"), ",".join(PROTOCOLS), str(predictions), str(out), str(rows), str(tokens))
+    score([str(folder / "c.npz")], ",".join(PROTOCOLS), str(predictions), str(out), str(rows), str(tokens))
     return out.read_bytes(), rows.read_bytes()
 
 

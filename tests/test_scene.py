@@ -16,7 +16,6 @@ from iidrive.core.scene import (
     Observation,
     OccGrid,
     Pose,
-    Prediction,
     Scene,
     Trajectory,
     VectorMap,
@@ -98,12 +97,6 @@ def test_a_trajectory_has_six_steps() -> None:
         path(frame="camera")
     with pytest.raises(DataError, match="NaN"):
         Trajectory(np.full((6, 2), np.nan), "lidar", "lidar_top", np.ones(6, bool))
-
-
-def test_a_prediction_must_be_the_lidar_path() -> None:
-    Prediction("t", path())
-    with pytest.raises(DataError, match=r"sample t.*lidar frame"):
-        Prediction("t", path(frame="ego", reference="rear_axle"))
 
 
 def test_commands_name_their_source() -> None:

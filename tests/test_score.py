@@ -15,22 +15,14 @@ from make_cases import along, make_cases, random_cases, reordered
 from iidrive.cli.main import main
 from iidrive.core.errors import ConfigError, DataError
 from iidrive.scoring.cases import Predictions, align, read_cases, write_cases
-from iidrive.scoring.score import (
+from iidrive.scoring.score import Scores, averaged, prefix_means, rate, score, score_all, score_possible, to_json, write_per_sample
+from iidrive.scoring.tables import (
     NUSCENES_VAL_OBJ_COL,
     NUSCENES_VAL_SAMPLES,
-    Scores,
-    averaged,
     checksum_sentence,
     format_scores,
     format_table,
-    prefix_means,
-    rate,
     samples_sentence,
-    score,
-    score_all,
-    score_possible,
-    to_json,
-    write_per_sample,
 )
 
 FORWARD = (0.0, 1.0)

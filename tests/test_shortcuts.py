@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from iidrive.models.compute import ComputeConfig
 from iidrive.models.cpu.convolve import EnlargedConv, convolve_columns, distinct_columns
 from iidrive.models.layers import CellAttention
 from iidrive.models.norm import Norm
@@ -115,7 +117,7 @@ def test_linear_maps_that_meet() -> None:
 
 def test_layers_that_read_one_memory() -> None:
     config = WorldConfig(width=16, heads=4, history=2, feed_forward=32)
-    decoder = InterDecoder(InterLayer(config) for _ in range(2)).double()
+    decoder = InterDecoder(replace(config, decoder_layers=2), ComputeConfig()).double()
     x, before, now, time = given(2, 12, 16), given(2, 12, 16), given(2, 12, 16), given(2, 16)
 
     def plain() -> Tensor:

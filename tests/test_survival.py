@@ -18,7 +18,9 @@ from together import run_together, start
 from iidrive.core.errors import CheckpointError, ConfigError, DataError, IIDriveError
 from iidrive.data.clips import OccupancyFrames
 from iidrive.data.town.source import Town
-from iidrive.pipeline import recipes, stages
+from iidrive.pipeline import recipes
+from iidrive.pipeline.tokens import write_tokens
+from iidrive.pipeline.train import train_planner, train_tokenizer, train_world
 from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.run_folder import Run
 from iidrive.training import checkpoint
@@ -47,10 +49,10 @@ def train_all(process_group: ProcessGroup, folder: Path, delay_s: float = 0.0) -
     def begin(name: str) -> Run:
         return Run.start(folder / name, {}, True, process_group)
 
-    tokenizer = stages.train_tokenizer(RECIPE, town, "train", begin("tokenizer"), options)
-    cache = stages.write_tokens(tokenizer, town, town.scene_names("train"), folder / "tokens", process_group=process_group)
-    world = stages.train_world(RECIPE, tokenizer, cache, town, "train", begin("world"), options)
-    stages.train_planner(RECIPE, world, cache, town, "train", begin("planner"), True, options)
+    tokenizer = train_tokenizer(RECIPE, town, "train", begin("tokenizer"), options)
+    cache = write_tokens(tokenizer, town, town.scene_names("train"), folder / "tokens", process_group=process_group)
+    world = train_world(RECIPE, tokenizer, cache, town, "train", begin("world"), options)
+    train_planner(RECIPE, world, cache, town, "train", begin("planner"), True, options)
     if process_group.is_rank_zero:
         (folder / "done").touch()
 
@@ -112,16 +114,14 @@ def _made(folder: Path) -> set[str]:
 
 def first_half(process_group: ProcessGroup, folder: Path) -> None:
     """Half of the tokenizer's training."""
-    stages.train_tokenizer(
+    train_tokenizer(
         RECIPE, Town(TINY.town), "train", Run.start(folder, {}, True, process_group), RunOptions(process_group, resume="auto", stop_at=10)
     )
 
 
 def second_half(process_group: ProcessGroup, folder: Path) -> None:
     """The other half."""
-    stages.train_tokenizer(
-        RECIPE, Town(TINY.town), "train", Run.start(folder, {}, True, process_group), RunOptions(process_group, resume="on")
-    )
+    train_tokenizer(RECIPE, Town(TINY.town), "train", Run.start(folder, {}, True, process_group), RunOptions(process_group, resume="on"))
 
 
 @pytest.mark.slow
@@ -138,7 +138,7 @@ def test_another_number_of_processes_goes_on(straight: Path, tmp_path: Path) -> 
 def trained(folder: Path, stop_at: int, resume: str = "off") -> Path:
     """The tokenizer's first samples, in this process."""
     options = RunOptions(resume=resume, stop_at=stop_at)  # pyright: ignore[reportArgumentType]
-    return stages.train_tokenizer(RECIPE, Town(TINY.town), "train", Run.start(folder, {}, resume != "off"), options)
+    return train_tokenizer(RECIPE, Town(TINY.town), "train", Run.start(folder, {}, resume != "off"), options)
 
 
 @pytest.mark.slow
@@ -189,7 +189,7 @@ def test_a_signal_saves_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(OccupancyFrames, "__call__", watched)
     rare = replace(RECIPE, train_tokenizer=replace(RECIPE.train_tokenizer, save_every=20))
     with pytest.raises(StopRequested, match=rf"stopped by {number.name} after \d+ samples, and saved") as stopped:
-        stages.train_tokenizer(rare, Town(TINY.town), "train", Run.start(tmp_path, {}))
+        train_tokenizer(rare, Town(TINY.town), "train", Run.start(tmp_path, {}))
     assert stopped.value.status == 128 + number
     seen = checkpoint.read_manifest(tmp_path).samples_seen
     assert 0 < seen < 20
@@ -211,7 +211,7 @@ def test_a_sample_that_cannot_be_read_is_told_and_nothing_is_lost(tmp_path: Path
     with pytest.raises(
         DataError, match=r"the batch after \d+ samples \(step \d+\) cannot be read: gts/scene-1/abc/labels.npz: cut short.*saved"
     ):
-        stages.train_tokenizer(rare, Town(TINY.town), "train", Run.start(tmp_path, {}))
+        train_tokenizer(rare, Town(TINY.town), "train", Run.start(tmp_path, {}))
     assert checkpoint.read_manifest(tmp_path).samples_seen > 0
 
 
@@ -247,7 +247,7 @@ def one_dies(process_group: ProcessGroup, folder: Path) -> None:
 
     OccupancyFrames.__call__ = deadly  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        stages.train_tokenizer(RECIPE, Town(TINY.town), "train", Run.start(folder, {}, True, process_group), RunOptions(process_group))
+        train_tokenizer(RECIPE, Town(TINY.town), "train", Run.start(folder, {}, True, process_group), RunOptions(process_group))
     except IIDriveError as error:
         (folder / f"told-{process_group.rank}").write_text(str(error))
     os._exit(0)
@@ -275,7 +275,7 @@ def one_reads_badly(process_group: ProcessGroup, folder: Path) -> None:
 
     OccupancyFrames.__call__ = torn  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(IIDriveError, match=r"cannot be read: labels.npz: cut short"):
-        stages.train_tokenizer(RECIPE, Town(TINY.town), "train", Run.start(folder, {}, True, process_group), RunOptions(process_group))
+        train_tokenizer(RECIPE, Town(TINY.town), "train", Run.start(folder, {}, True, process_group), RunOptions(process_group))
     assert checkpoint.find(folder).name == checkpoint.name(checkpoint.read_manifest(folder).samples_seen)
 
 

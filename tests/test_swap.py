@@ -60,7 +60,6 @@ def test_agreement_knows_equal_codes_renamed_codes_and_unrelated_ones() -> None:
     unrelated = agreement(a, rng.integers(0, 16, a.shape), [20, 40])
     for level in range(2):
         assert (same[level].equal, same[level].information) == (1.0, pytest.approx(1.0))
-        assert same[level].beyond_chance == pytest.approx(1.0)
         assert renamed[level].equal == 0.0
         assert renamed[level].information == pytest.approx(1.0)
         assert unrelated[level].equal == pytest.approx(unrelated[level].chance, abs=0.03)

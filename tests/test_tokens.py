@@ -20,7 +20,7 @@ from small_scene import circle_scene
 from iidrive.cli.main import main
 from iidrive.core.errors import ConfigError, DataError, LineageError
 from iidrive.core.lineage import Lineage
-from iidrive.data.tokens import TokenCache, build, pack, unpack
+from iidrive.data.tokens import TokenCache, Unpacker, build, pack
 from iidrive.data.town.source import Town, TownConfig
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.pipeline import recipes
@@ -50,7 +50,7 @@ def test_packing_round_trip(bits: int, rows: int, count: int, seed: int) -> None
     codes = np.random.default_rng(seed).integers(0, 2**bits, (rows, count))
     packed = pack(codes, bits)
     assert packed.shape == (rows, -(-count * bits // 8))
-    np.testing.assert_array_equal(unpack(packed, bits, count), codes)
+    np.testing.assert_array_equal(Unpacker(bits, count)(packed), codes)
 
 
 def test_a_full_size_frame_stays_below_fifteen_and_a_half_kilobytes(tmp_path: Path) -> None:

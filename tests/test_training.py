@@ -18,7 +18,10 @@ from iidrive.core.scene import Batch
 from iidrive.data.town.source import Town
 from iidrive.models.losses import Counts
 from iidrive.models.tokenizer import Tokenizer, TokenizerConfig
-from iidrive.pipeline import recipes, stages
+from iidrive.pipeline import recipes
+from iidrive.pipeline.load import load_forecaster
+from iidrive.pipeline.tokens import write_tokens
+from iidrive.pipeline.train import train_ego_mlp, train_planner, train_tokenizer, train_world
 from iidrive.runtime.run_folder import Run
 from iidrive.training import checkpoint
 from iidrive.training.optim import EMA, TrainConfig, learning_rate
@@ -39,9 +42,9 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def test_two_steps_then_two_more_equal_four(tmp_path: Path, town: Town) -> None:
-    straight = stages.train_tokenizer(SHORT, town, "train", Run.start(tmp_path / "a", {}))
-    stages.train_tokenizer(SHORT, town, "train", Run.start(tmp_path / "b", {}), RunOptions(stop_at=4))
-    resumed = stages.train_tokenizer(SHORT, town, "train", Run(tmp_path / "b"), RunOptions(resume="on"))
+    straight = train_tokenizer(SHORT, town, "train", Run.start(tmp_path / "a", {}))
+    train_tokenizer(SHORT, town, "train", Run.start(tmp_path / "b", {}), RunOptions(stop_at=4))
+    resumed = train_tokenizer(SHORT, town, "train", Run(tmp_path / "b"), RunOptions(resume="on"))
     one, two = weights(straight), weights(resumed)
     assert one.keys() == two.keys()
     assert all(torch.equal(one[k], two[k]) for k in one)
@@ -52,16 +55,16 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Pat
     marks = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         recipe = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, seed=seed, samples=4))
-        path = stages.train_tokenizer(recipe, town, "train", Run.start(tmp_path / name, {}))
+        path = train_tokenizer(recipe, town, "train", Run.start(tmp_path / name, {}))
         marks.append(checkpoint.read_manifest(path).fingerprint)
     assert marks[0] == marks[1] != marks[2]
 
 
 def test_resuming_with_another_config_is_refused(tmp_path: Path, town: Town) -> None:
-    stages.train_tokenizer(SHORT, town, "train", Run.start(tmp_path, {}), RunOptions(stop_at=2))
+    train_tokenizer(SHORT, town, "train", Run.start(tmp_path, {}), RunOptions(stop_at=2))
     other = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, learning_rate=1e-4))
     with pytest.raises(CheckpointError, match="another config"):
-        stages.train_tokenizer(other, town, "train", Run(tmp_path), RunOptions(resume="on"))
+        train_tokenizer(other, town, "train", Run(tmp_path), RunOptions(resume="on"))
     with pytest.raises(ConfigError, match="already holds checkpoints"):
         Run.start(tmp_path, {})
     Run.start(tmp_path, {"what": "again"}, resume=True)
@@ -73,7 +76,7 @@ def test_accumulation_gives_the_same_gradient_step(tmp_path: Path, town: Town) -
     marks = []
     for name, micro in (("a", 0), ("b", 2)):
         recipe = replace(RECIPE, train_ego_mlp=replace(RECIPE.train_ego_mlp, micro_batch=micro))
-        path = stages.train_ego_mlp(recipe, town, "train", Run.start(tmp_path / name, {}))
+        path = train_ego_mlp(recipe, town, "train", Run.start(tmp_path / name, {}))
         marks.append(checkpoint.load_tensors(path))
     for key in marks[0]:
         torch.testing.assert_close(marks[0][key], marks[1][key], atol=1e-5, rtol=1e-4)
@@ -92,23 +95,23 @@ def test_a_loss_that_is_not_a_number_stops_with_the_last_checkpoint_whole(
 
     monkeypatch.setattr(Tokenizer, "loss", poisoned)
     with pytest.raises(IIDriveError, match=r"became nan after 4 samples \(batch of [0-9a-f]{32}"):
-        stages.train_tokenizer(SHORT, town, "train", Run.start(tmp_path, {}))
+        train_tokenizer(SHORT, town, "train", Run.start(tmp_path, {}))
     assert checkpoint.read_manifest(tmp_path).samples_seen == 4
 
 
 def test_stages_refuse_another_tokenizers_tokens(tmp_path: Path, town: Town) -> None:
     brief = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, samples=2))
-    first = stages.train_tokenizer(brief, town, "train", Run.start(tmp_path / "a", {}))
-    second = stages.train_tokenizer(
+    first = train_tokenizer(brief, town, "train", Run.start(tmp_path / "a", {}))
+    second = train_tokenizer(
         replace(brief, train_tokenizer=replace(brief.train_tokenizer, seed=5)), town, "train", Run.start(tmp_path / "b", {})
     )
-    cache = stages.write_tokens(first, town, town.scene_names("train"), tmp_path / "tokens")
+    cache = write_tokens(first, town, town.scene_names("train"), tmp_path / "tokens")
     with pytest.raises(LineageError, match="written by tokenizer"):
-        stages.train_world(RECIPE, second, cache, town, "train", Run.start(tmp_path / "w", {}))
-    world = stages.train_world(RECIPE, first, cache, town, "train", Run.start(tmp_path / "w", {}), RunOptions(stop_at=4))
+        train_world(RECIPE, second, cache, town, "train", Run.start(tmp_path / "w", {}))
+    world = train_world(RECIPE, first, cache, town, "train", Run.start(tmp_path / "w", {}), RunOptions(stop_at=4))
     with pytest.raises(LineageError, match="was trained on tokenizer"):
-        stages.load_forecaster(world, second)
-    assert stages.load_forecaster(world)[1].parent("tokenizer").fingerprint == checkpoint.read_manifest(first).fingerprint
+        load_forecaster(world, second)
+    assert load_forecaster(world).manifest.parent("tokenizer").fingerprint == checkpoint.read_manifest(first).fingerprint
 
 
 def test_schedule_counts_samples() -> None:
@@ -142,13 +145,13 @@ def test_a_spread_below_nothing_is_named() -> None:
 
 def test_without_save_every_the_end_is_saved(tmp_path: Path, town: Town) -> None:
     recipe = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, samples=4, save_every=0))
-    assert stages.train_tokenizer(recipe, town, "train", Run.start(tmp_path, {})).name == checkpoint.name(4)
+    assert train_tokenizer(recipe, town, "train", Run.start(tmp_path, {})).name == checkpoint.name(4)
 
 
 def test_a_learning_rate_out_of_all_bounds_ends_in_a_message(tmp_path: Path, town: Town) -> None:
     recipe = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, learning_rate=1e30))
     with pytest.raises(IIDriveError, match=r"became (nan|inf)|no numbers any more"):
-        stages.train_tokenizer(recipe, town, "train", Run.start(tmp_path, {}))
+        train_tokenizer(recipe, town, "train", Run.start(tmp_path, {}))
 
 
 def test_what_was_logged_before_the_first_checkpoint_is_not_logged_twice(tmp_path: Path, town: Town) -> None:
@@ -156,15 +159,15 @@ def test_what_was_logged_before_the_first_checkpoint_is_not_logged_twice(tmp_pat
     for samples in (2, 4):
         run.log({"samples": samples})
     recipe = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, samples=4))
-    stages.train_tokenizer(recipe, town, "train", run, RunOptions(resume="auto"))
+    train_tokenizer(recipe, town, "train", run, RunOptions(resume="auto"))
     assert [json.loads(line)["samples"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [2, 4]
 
 
 def test_double_precision_is_validated_too(tmp_path: Path, town: Town) -> None:
-    path = stages.train_tokenizer(SHORT, town, "train", Run.start(tmp_path / "tokenizer", {}))
-    cache = stages.write_tokens(path, town, town.scene_names("train"), tmp_path / "tokens")
+    path = train_tokenizer(SHORT, town, "train", Run.start(tmp_path / "tokenizer", {}))
+    cache = write_tokens(path, town, town.scene_names("train"), tmp_path / "tokens")
     precise = replace(SHORT.train_world, precision="64", samples=8, validate_every=8)
-    world = stages.train_world(replace(SHORT, train_world=precise), path, cache, town, "train", Run.start(tmp_path / "world", {}))
+    world = train_world(replace(SHORT, train_world=precise), path, cache, town, "train", Run.start(tmp_path / "world", {}))
     assert checkpoint.read_manifest(world).metrics["best"]["samples"] == 8
     assert checkpoint.load_tensors(world)["row"].dtype == torch.float64
 
@@ -186,9 +189,9 @@ def test_recomputing_activations_changes_nothing(tmp_path: Path, town: Town) -> 
     marks = []
     for name in ("kept", "again"):
         options = RunOptions(parallel=ParallelConfig(activation_checkpointing=name == "again"))
-        tokenizer = stages.train_tokenizer(SHORT, town, "train", Run.start(tmp_path / name, {}), options)
-        cache = stages.write_tokens(tokenizer, town, town.scene_names("train"), tmp_path / f"{name}-tokens")
-        world = stages.train_world(RECIPE, tokenizer, cache, town, "train", Run.start(tmp_path / f"{name}-world", {}), options)
+        tokenizer = train_tokenizer(SHORT, town, "train", Run.start(tmp_path / name, {}), options)
+        cache = write_tokens(tokenizer, town, town.scene_names("train"), tmp_path / f"{name}-tokens")
+        world = train_world(RECIPE, tokenizer, cache, town, "train", Run.start(tmp_path / f"{name}-world", {}), options)
         marks.append(checkpoint.read_manifest(world).fingerprint)
     assert marks[0] == marks[1]
 
@@ -196,13 +199,13 @@ def test_recomputing_activations_changes_nothing(tmp_path: Path, town: Town) -> 
 @pytest.mark.parametrize("precision", ["bf16", "16"])
 def test_mixed_precision_trains_near_single_precision(tmp_path: Path, town: Town, precision: str) -> None:
     """The loss is near, and what the loss scale has learned is kept for the next sitting."""
-    whole = stages.train_tokenizer(SHORT, town, "train", Run.start(tmp_path / "32", {}))
+    whole = train_tokenizer(SHORT, town, "train", Run.start(tmp_path / "32", {}))
     mixed = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, precision=precision))
-    straight = stages.train_tokenizer(mixed, town, "train", Run.start(tmp_path / "a", {}))
+    straight = train_tokenizer(mixed, town, "train", Run.start(tmp_path / "a", {}))
     losses = [checkpoint.read_manifest(path).metrics["loss"] for path in (whole, straight)]
     assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.02)
-    stages.train_tokenizer(mixed, town, "train", Run.start(tmp_path / "b", {}), RunOptions(stop_at=4))
-    resumed = stages.train_tokenizer(mixed, town, "train", Run(tmp_path / "b"), RunOptions(resume="on"))
+    train_tokenizer(mixed, town, "train", Run.start(tmp_path / "b", {}), RunOptions(stop_at=4))
+    resumed = train_tokenizer(mixed, town, "train", Run(tmp_path / "b"), RunOptions(resume="on"))
     one, two = weights(straight), weights(resumed)
     assert all(torch.equal(one[k], two[k]) for k in one)
     assert ("scaler" in one) == (precision == "16")
@@ -211,7 +214,7 @@ def test_mixed_precision_trains_near_single_precision(tmp_path: Path, town: Town
 def test_frozen_parts_keep_their_weights(tmp_path: Path, town: Town) -> None:
     torch.manual_seed(SHORT.train_tokenizer.seed)
     frozen = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, freeze=("decoder", "classes")))
-    path = stages.train_tokenizer(frozen, town, "train", Run.start(tmp_path / "a", {}))
+    path = train_tokenizer(frozen, town, "train", Run.start(tmp_path / "a", {}))
     trained, config = checkpoint.load_tensors(path, "training.safetensors"), checkpoint.read_manifest(path).architecture
     torch.manual_seed(SHORT.train_tokenizer.seed)
     fresh = Tokenizer(from_plain(TokenizerConfig, config, "")).state_dict()
@@ -224,33 +227,33 @@ def test_frozen_parts_keep_their_weights(tmp_path: Path, town: Town) -> None:
     ):
         wrong = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, freeze=freeze))
         with pytest.raises(ConfigError, match=said):
-            stages.train_tokenizer(wrong, town, "train", Run.start(tmp_path / said[:3], {}))
+            train_tokenizer(wrong, town, "train", Run.start(tmp_path / said[:3], {}))
 
 
 def test_fine_tuning_starts_from_the_weights_given_and_says_so(tmp_path: Path, town: Town) -> None:
-    first = stages.train_tokenizer(SHORT, town, "train", Run.start(tmp_path / "first", {}))
-    cache = stages.write_tokens(first, town, town.scene_names("train"), tmp_path / "tokens")
-    world = stages.train_world(RECIPE, first, cache, town, "train", Run.start(tmp_path / "world", {}))
+    first = train_tokenizer(SHORT, town, "train", Run.start(tmp_path / "first", {}))
+    cache = write_tokens(first, town, town.scene_names("train"), tmp_path / "tokens")
+    world = train_world(RECIPE, first, cache, town, "train", Run.start(tmp_path / "world", {}))
     still = replace(RECIPE, train_world=replace(RECIPE.train_world, learning_rate=1e-12, weight_decay=0.0, ema_decay=0.0))
-    tuned = stages.train_world(still, first, cache, town, "train", Run.start(tmp_path / "tuned", {}), RunOptions(init=str(world)))
+    tuned = train_world(still, first, cache, town, "train", Run.start(tmp_path / "tuned", {}), RunOptions(init=str(world)))
     before, after = checkpoint.load_tensors(world), checkpoint.load_tensors(tuned)
     assert all(torch.allclose(before[k], after[k], atol=1e-8) for k in before), "it started where the other ended"
     mark = checkpoint.read_manifest(world).fingerprint
     assert f"initial world {mark}" in str(checkpoint.read_manifest(tuned).lineage())
-    again = stages.train_world(still, first, cache, town, "train", Run(tmp_path / "tuned"), RunOptions(resume="on"))
+    again = train_world(still, first, cache, town, "train", Run(tmp_path / "tuned"), RunOptions(resume="on"))
     assert checkpoint.read_manifest(again).origins[0].fingerprint == mark, "what it started from need not be said again"
-    assert stages.load_forecaster(tuned)[1].origins[0].fingerprint == mark
+    assert load_forecaster(tuned).manifest.origins[0].fingerprint == mark
 
     second = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, seed=5))
-    other = stages.train_tokenizer(second, town, "train", Run.start(tmp_path / "second", {}))
-    others = stages.write_tokens(other, town, town.scene_names("train"), tmp_path / "others")
+    other = train_tokenizer(second, town, "train", Run.start(tmp_path / "second", {}))
+    others = write_tokens(other, town, town.scene_names("train"), tmp_path / "others")
     with pytest.raises(LineageError, match="was trained on tokenizer"):
-        stages.train_world(RECIPE, other, others, town, "train", Run.start(tmp_path / "mixed", {}), RunOptions(init=str(world)))
+        train_world(RECIPE, other, others, town, "train", Run.start(tmp_path / "mixed", {}), RunOptions(init=str(world)))
     with pytest.raises(CheckpointError, match="expected a world, found a tokenizer"):
-        stages.train_world(RECIPE, first, cache, town, "train", Run.start(tmp_path / "kind", {}), RunOptions(init=str(first)))
+        train_world(RECIPE, first, cache, town, "train", Run.start(tmp_path / "kind", {}), RunOptions(init=str(first)))
     wide = replace(RECIPE, world=replace(RECIPE.world, feed_forward=48))
     with pytest.raises(CheckpointError, match=r"do not fit the architecture.*misshapen"):
-        stages.train_world(wide, first, cache, town, "train", Run.start(tmp_path / "wide", {}), RunOptions(init=str(world)))
+        train_world(wide, first, cache, town, "train", Run.start(tmp_path / "wide", {}), RunOptions(init=str(world)))
 
 
 def test_validation_is_told_and_does_not_touch_the_training(tmp_path: Path, town: Town) -> None:
@@ -261,10 +264,10 @@ def test_validation_is_told_and_does_not_touch_the_training(tmp_path: Path, town
     marks = []
     for name, every in (("without", 0), ("with", 8)):
         recipe, folder = seen_to(RECIPE, every), tmp_path / name
-        tokenizer = stages.train_tokenizer(recipe, town, "train", Run.start(folder / "tokenizer", {}))
-        cache = stages.write_tokens(tokenizer, town, town.scene_names("train"), folder / "tokens")
-        world = stages.train_world(recipe, tokenizer, cache, town, "train", Run.start(folder / "world", {}))
-        planner = stages.train_planner(recipe, world, cache, town, "train", Run.start(folder / "planner", {}), True)
+        tokenizer = train_tokenizer(recipe, town, "train", Run.start(folder / "tokenizer", {}))
+        cache = write_tokens(tokenizer, town, town.scene_names("train"), folder / "tokens")
+        world = train_world(recipe, tokenizer, cache, town, "train", Run.start(folder / "world", {}))
+        planner = train_planner(recipe, world, cache, town, "train", Run.start(folder / "planner", {}), True)
         marks.append([checkpoint.load_tensors(path) for path in (tokenizer, world, planner)])
     assert all(torch.equal(a[k], b[k]) for a, b in zip(*marks, strict=True) for k in a)
     assert "reconstruction mIoU" in (tmp_path / "with/tokenizer/validation-000000016.txt").read_text()
@@ -282,7 +285,7 @@ def test_workers_make_the_same_batches(tmp_path: Path, town: Town) -> None:
     marks = []
     for workers in (0, 2):
         options = RunOptions(parallel=ParallelConfig(workers=workers))
-        path = stages.train_tokenizer(SHORT, town, "train", Run.start(tmp_path / str(workers), {}), options)
+        path = train_tokenizer(SHORT, town, "train", Run.start(tmp_path / str(workers), {}), options)
         marks.append(checkpoint.read_manifest(path).fingerprint)
     assert marks[0] == marks[1]
 
@@ -299,14 +302,14 @@ def test_no_step_draws_from_a_global_random_state(tmp_path: Path, town: Town, mo
 
     monkeypatch.setattr(Tokenizer, "loss", watched)
     mirrored = replace(SHORT, tokenizer=replace(SHORT.tokenizer, mirror="clip"))
-    stages.train_tokenizer(mirrored, town, "train", Run.start(tmp_path, {}))
+    train_tokenizer(mirrored, town, "train", Run.start(tmp_path, {}))
     assert len(states) == 4
     assert all(torch.equal(a, states[0][0]) and b == states[0][1] and (c == states[0][2]).all() for a, b, c in states)
 
 
 def test_curves_for_tensorboard_are_kept_or_the_package_is_asked_for(tmp_path: Path, town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     def train(folder: Path) -> None:
-        stages.train_ego_mlp(RECIPE, town, "train", Run.start(folder, {}), RunOptions(tensorboard=True))
+        train_ego_mlp(RECIPE, town, "train", Run.start(folder, {}), RunOptions(tensorboard=True))
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ConfigError, match=r"pip install \"iidrive\[track\]\""):

@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from iidrive.data.town.source import Town
-from iidrive.pipeline import recipes, stages
+from iidrive.pipeline import recipes
+from iidrive.pipeline.tokens import write_tokens
+from iidrive.pipeline.train import train_planner, train_tokenizer, train_world
 from iidrive.runtime.run_folder import Run
 
 RECIPE = replace(recipes.tiny(), town=replace(recipes.tiny().town, train_scenes=2, test_scenes=1, keyframes=12))
@@ -33,8 +35,8 @@ def train_chain(folder: Path, seed: int) -> Chain:
         train_planner=replace(RECIPE.train_planner, samples=4, seed=seed),
     )
     chain = Chain(*(folder / name for name in ("tokenizer", "tokens", "world", "planner")))
-    stages.train_tokenizer(recipe, TOWN, "train", Run.start(chain.tokenizer, {}))
-    cache = stages.write_tokens(chain.tokenizer, TOWN, TOWN.scene_names("train"), chain.tokens)
-    stages.train_world(recipe, chain.tokenizer, cache, TOWN, "train", Run.start(chain.world, {}))
-    stages.train_planner(recipe, chain.world, cache, TOWN, "train", Run.start(chain.planner, {}), train_ii=True)
+    train_tokenizer(recipe, TOWN, "train", Run.start(chain.tokenizer, {}))
+    cache = write_tokens(chain.tokenizer, TOWN, TOWN.scene_names("train"), chain.tokens)
+    train_world(recipe, chain.tokenizer, cache, TOWN, "train", Run.start(chain.world, {}))
+    train_planner(recipe, chain.world, cache, TOWN, "train", Run.start(chain.planner, {}), train_ii=True)
     return chain

@@ -13,7 +13,7 @@ import torch
 from iidrive.runtime import distributed
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["iidrive.pipeline.stages", "iidrive.pipeline.demo", "lightning_fabric", "torch.distributed"])
+CONTEXT.set_forkserver_preload(["iidrive.pipeline.train", "iidrive.pipeline.demo", "lightning_fabric", "torch.distributed"])
 
 
 def start(function: Callable[..., object], *arguments: object) -> ForkServerProcess:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,15 +12,17 @@ from iidrive.analysis.leakage import audit as auditing
 from iidrive.analysis.leakage import findings
 from iidrive.analysis.leakage import plausible as plausibility
 from iidrive.analysis.swap import swap as swap_
-from iidrive.cli.options import Occupancy, Switch, enter, open_data, read_plans, write_json
+from iidrive.cli.options import DataOptions, Switch, TownFields, enter, read_plans, write_json
 from iidrive.core.errors import ConfigError, unknown
 from iidrive.core.lineage import mark_lines, mark_numbers
-from iidrive.data import Data, DataName
 from iidrive.models.baselines import KINEMATIC
 from iidrive.pipeline import demo as demo_
 from iidrive.pipeline import evaluate as evaluation
-from iidrive.pipeline import recipes, stages
+from iidrive.pipeline import recipes
+from iidrive.pipeline.baselines import BASELINES
 from iidrive.pipeline.recipes import Recipe
+from iidrive.pipeline.train import describe
+from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run
 from iidrive.scoring.cases import align, read_cases
 from iidrive.scoring.sampled import holds_arrays
@@ -27,88 +30,69 @@ from iidrive.training import checkpoint
 
 
 def demo(
-    data: DataName = "town",
-    root: str = "",
     recipe: Recipe = recipes.demo(),  # noqa: B008
     out: str = "runs/demo",
-    occupancy: Occupancy = "auto",
-    gts: str = "",
-    predicted: str = "",
-    version: str = "",
+    where: DataOptions = DataOptions(),  # noqa: B008
 ) -> None:
     """Train all three models, evaluate them beside the baselines, print the tables and draw the pictures.
 
     Args:
-        data: embedded towns, or nuScenes (train on mini_train or train, test on mini_val or val).
-        root: folder of nuScenes that holds v1.0-…/ and maps/.
-        recipe: tiny, demo, small, full or a YAML file; any field can follow, as in --recipe.train_world.samples 1600.
+        where: towns, or nuScenes (train on mini_train or train, test on mini_val or val).
+        recipe: what is trained, and how.
         out: run folder.
-        occupancy: which occupancy of nuScenes to use.
-        gts: folder of Occ3D labels (default: ROOT/gts).
-        predicted: folder of predicted labels in the Occ3D layout.
-        version: version folder of nuScenes, where there are several.
     """
-    demo_.run(recipe, Data(data, root, version, occupancy, gts, predicted), Path(out))
+    demo_.run(recipe, where.source, Path(out))
 
 
 def evaluate(
     planner: str,
-    data: DataName = "town",
-    root: str = "",
-    split: str = "",
     test_ii: Switch = "off",
     json: str = "",
     run: str = "",
     recipe: Recipe = recipes.small(),  # noqa: B008
-    occupancy: Occupancy = "auto",
-    gts: str = "",
-    predicted: str = "",
-    version: str = "",
+    where: DataOptions = DataOptions(),  # noqa: B008
     world: str = "",
     tokenizer: str = "",
     allow_mismatch: Switch = "off",
     devices: int = 0,
+    towns: TownFields = TownFields(),  # noqa: B008
 ) -> None:
     """Plan every sample of a split, print the reference table, write predictions keyed by sample token.
 
     Args:
         planner: still, constant-velocity, ctrv, ego-mlp; or a run folder or checkpoint (of a world model: forecasting alone).
-        data: embedded towns or nuScenes.
-        root: folder of nuScenes.
-        split: scenes to test on; default: the usual test split.
+        where: scenes to test on; default: the usual test split.
         test_ii: whether the planner uses the imagined future now.
         json: where to write the scores.
         run: run folder to write; default: runs/evaluate-PLANNER-SPLIT.
-        recipe: names the towns and the ego-status MLP's training (a checkpoint's own towns are used when it was trained on towns).
-        occupancy: which occupancy of nuScenes to use.
-        gts: folder of Occ3D labels (default: ROOT/gts).
-        predicted: folder of predicted labels in the Occ3D layout.
-        version: version folder of nuScenes, where there are several.
+        recipe: names the towns and the ego-status MLP's training (a checkpoint's own towns are used, but for fields given one by one).
         world: run folder or checkpoint of stage 2 in place of the one that the planner names; it must be the same model.
         tokenizer: run folder or checkpoint of stage 1 in place of the one that the world model names; it must be the same model.
         allow_mismatch: use stages that do not belong together all the same; everything made with them is marked.
         devices: processes on this machine that share the work; results do not depend on it.
+        towns: fields of the towns that were given one by one.
     """
     process_group = enter(devices)
-    choice = Data(data, root, version, occupancy, gts, predicted)
-    if planner not in stages.BASELINES and not Path(planner).exists():
-        raise ConfigError(f"{unknown('planner', planner, stages.BASELINES)} Or give a run folder or checkpoint that exists.")
-    if planner in stages.BASELINES and (world or tokenizer):
+    if planner not in BASELINES and not Path(planner).exists():
+        raise ConfigError(f"{unknown('planner', planner, BASELINES)} Or give a run folder or checkpoint that exists.")
+    if planner in BASELINES and (world or tokenizer):
         raise ConfigError(f"{planner} has no world model and no tokenizer: leave out --world and --tokenizer.")
-    if planner in stages.BASELINES and test_ii == "on":
+    if planner in BASELINES and test_ii == "on":
         raise ConfigError(
             f"{planner} has no world model, so --test-ii on means nothing for it. Leave it out, or evaluate a planner's run folder."
         )
-    if planner not in stages.BASELINES:
-        recipe = replace(recipe, town=evaluation.town_of(checkpoint.read_manifest(planner), recipe.town))
-    source, split = open_data(choice, recipe, split, "test")
-    name = Path(planner).name if planner not in stages.BASELINES else planner
+    subject = planner if planner in BASELINES else checkpoint.read(planner)
+    if not isinstance(subject, str):
+        recipe = replace(recipe, town=evaluation.town_of(subject.manifest, recipe.town, towns.given))
+    source, split = where.open(recipe, "test")
+    name = Path(planner).name if planner not in BASELINES else planner
     source.scene_names(split)
-    state = f"-ii-{test_ii}" if planner not in stages.BASELINES else ""
-    about = stages.describe("evaluate", recipe, source, split) | {"test_ii": test_ii}
+    state = f"-ii-{test_ii}" if planner not in BASELINES else ""
+    about = describe("evaluate", recipe, source, split) | {"test_ii": test_ii}
     started = Run.start(run or f"runs/evaluate-{name}-{split}{state}", about, process_group=process_group)
-    train = source.usual_split("train")
-    result = evaluation.assess(planner, source, split, train, recipe, started, test_ii == "on", world, tokenizer, allow_mismatch == "on")
+    use = evaluation.Use(test_ii == "on", world, tokenizer, allow_mismatch == "on")
+    on = evaluation.TestSet(source, split, started)
+    result = evaluation.evaluate(subject, on, recipe, source.usual_split("train"), use)
     print(result.text)
     if json and process_group.is_rank_zero:
         write_json(json, result.scores)
@@ -120,14 +104,9 @@ def swap(
     scenes: int = 8,
     test_ii: Switch = "on",
     json: str = "",
-    data: DataName = "town",
-    root: str = "",
-    split: str = "",
     recipe: Recipe = recipes.small(),  # noqa: B008
-    occupancy: Occupancy = "auto",
-    gts: str = "",
-    predicted: str = "",
-    version: str = "",
+    where: DataOptions = DataOptions(),  # noqa: B008
+    towns: TownFields = TownFields(),  # noqa: B008
 ) -> None:
     """Evaluate every tokenizer × world model × planner of some runs, and say whether quality or a mismatch makes a result bad.
 
@@ -137,21 +116,15 @@ def swap(
         scenes: how many scenes of the split, spread evenly; 0: all.
         test_ii: whether planners use the imagined future.
         json: where to write the numbers besides.
-        data: embedded towns or nuScenes.
-        root: folder of nuScenes.
-        split: scenes to test on; default: the usual test split.
-        recipe: names the towns (the first world model's own towns are used when it was trained on towns).
-        occupancy: which occupancy of nuScenes to use.
-        gts: folder of Occ3D labels (default: ROOT/gts).
-        predicted: folder of predicted labels in the Occ3D layout.
-        version: version folder of nuScenes, where there are several.
+        where: scenes to test on; default: the usual test split.
+        recipe: names the towns (the first world model's own towns are used, but for fields given one by one).
+        towns: fields of the towns that were given one by one.
     """
     grid = swap_.grid_of(paths)
-    choice = Data(data, root, version, occupancy, gts, predicted)
-    recipe = replace(recipe, town=evaluation.town_of(grid.worlds[0].manifest, recipe.town))
-    source, split = open_data(choice, recipe, split, "test")
-    started = Run.start(run, stages.describe("swap", recipe, source, split) | {"paths": paths, "scenes": scenes, "test_ii": test_ii})
-    with evaluation.counting("swap", grid.size) as tick:
+    recipe = replace(recipe, town=evaluation.town_of(grid.worlds[0].manifest, recipe.town, towns.given))
+    source, split = where.open(recipe, "test")
+    started = Run.start(run, describe("swap", recipe, source, split) | {"paths": paths, "scenes": scenes, "test_ii": test_ii})
+    with counting("swap", grid.size) as tick:
         result = swap_.swap(grid, source, split, started, scenes, test_ii == "on", tick)
     text = swap_.text(result, source, split, test_ii == "on")
     print(text)
@@ -168,14 +141,9 @@ def audit(
     test_ii: Switch = "on",
     tokens: str = "",
     json: str = "",
-    data: DataName = "town",
-    root: str = "",
-    split: str = "",
     recipe: Recipe = recipes.small(),  # noqa: B008
-    occupancy: Occupancy = "auto",
-    gts: str = "",
-    predicted: str = "",
-    version: str = "",
+    where: DataOptions = DataOptions(),  # noqa: B008
+    towns: TownFields = TownFields(),  # noqa: B008
 ) -> None:
     """Does anything that a model must not know change its answers? Exit status 1 if so. For predictions alone: can they be this good?
 
@@ -187,14 +155,9 @@ def audit(
         test_ii: whether the planner uses the imagined future.
         tokens: token cache to audit with the model; default: tokens are made anew. For planned paths without sample tokens: their list.
         json: where to write the findings.
-        data: embedded towns or nuScenes.
-        root: folder of nuScenes.
-        split: scenes to audit on; default: the usual test split.
-        recipe: names the towns (a checkpoint's own towns are used when it was trained on towns).
-        occupancy: which occupancy of nuScenes to use.
-        gts: folder of Occ3D labels (default: ROOT/gts).
-        predicted: folder of predicted labels in the Occ3D layout.
-        version: version folder of nuScenes, where there are several.
+        where: scenes to audit on; default: the usual test split.
+        recipe: names the towns (a checkpoint's own towns are used, but for fields given one by one).
+        towns: fields of the towns that were given one by one.
     """
     if not Path(model).is_dir() and holds_arrays(model):
         if not cases:
@@ -211,11 +174,10 @@ def audit(
         marks = ()
         if model not in KINEMATIC and Path(model).exists():
             manifest = checkpoint.read_manifest(model)
-            recipe, marks = replace(recipe, town=evaluation.town_of(manifest, recipe.town)), manifest.marks
-        source, split = open_data(Data(data, root, version, occupancy, gts, predicted), recipe, split, "test")
-        some = auditing.choose(source, split, samples)
-        with evaluation.counting("audit", auditing.rounds(some)) as tick:
-            report = auditing.audit(make, source, some, tick)
+            recipe, marks = replace(recipe, town=evaluation.town_of(manifest, recipe.town, towns.given)), manifest.marks
+        source, split = where.open(recipe, "test")
+        with ExitStack() as shown:
+            report = auditing.audit(make, source, split, samples, report=lambda total: shown.enter_context(counting("audit", total)))
         text, good, found = findings.format_audit(report), report.believable, mark_numbers(findings.to_json(report), marks)
         text = f"{mark_lines(marks)}{evaluation.about_line(source, split, {'model': model})}\n{text}"
     print(text)

@@ -1,85 +1,162 @@
-"""The command line: which commands there are, and how their arguments are spelled."""
+"""The command line: which commands there are. What a command needs is imported when it is named, not before."""
 
 from __future__ import annotations
 
-import json
-import re
+import argparse
 import sys
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
 
-from jsonargparse import ArgumentParser, auto_cli
+from iidrive.core.errors import ConfigError, IIDriveError, unknown
 
-from iidrive.cli.cache import cache
-from iidrive.cli.evaluate import audit, demo, evaluate, lineage, swap
-from iidrive.cli.options import console
-from iidrive.cli.reproduce import reproduce
-from iidrive.cli.score import cases, compare, doctor, score, score_occupancy
-from iidrive.cli.train import tokens, train_planner, train_tokenizer, train_world
-from iidrive.cli.weights import export_ii_world, import_ii_world
-from iidrive.core.config_io import to_plain
-from iidrive.core.errors import ConfigError, IIDriveError
-from iidrive.pipeline import recipes
-from iidrive.runtime import distributed
-from iidrive.runtime.distributed import SharedError
-from iidrive.training.options import StopRequested
 
-COMMANDS: dict[str, Any] = {
-    "demo": demo,
-    "train": {"_help": "Train a stage.", "tokenizer": train_tokenizer, "world": train_world, "planner": train_planner},
-    "tokens": tokens,
-    "evaluate": evaluate,
-    "cases": cases,
-    "score": score,
-    "score-occupancy": score_occupancy,
-    "compare": compare,
-    "doctor": doctor,
-    "audit": audit,
-    "import": {"_help": "Bring in weights of another project.", "ii-world": import_ii_world},
-    "export": {"_help": "Give weights to another project.", "ii-world": export_ii_world},
-    "lineage": lineage,
-    "reproduce": reproduce,
-    "swap": swap,
-    "cache": cache,
+@dataclass(frozen=True)
+class Command:
+    """One line about a command, how to get its function, and which shared options mean nothing for it (they are refused).
+
+    `function` imports what it gives: call it only for the command that was named.
+    """
+
+    about: str
+    function: Callable[[], Callable[..., None]]
+    without: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Group:
+    """Commands of two words, such as `train planner`."""
+
+    about: str
+    commands: Mapping[str, Command]
+
+
+# Modules themselves, so that the type checker sees the names that COMMANDS takes from them.
+def _train():
+    from iidrive.cli import train
+
+    return train
+
+
+def _evaluate():
+    from iidrive.cli import evaluate
+
+    return evaluate
+
+
+def _score():
+    from iidrive.cli import score
+
+    return score
+
+
+def _weights():
+    from iidrive.cli import weights
+
+    return weights
+
+
+def _reproduce():
+    from iidrive.cli import reproduce
+
+    return reproduce
+
+
+def _explain():
+    from iidrive.cli import explain
+
+    return explain
+
+
+def _cache():
+    from iidrive.cli import cache
+
+    return cache
+
+
+OCCUPANCY = ("occupancy", "gts", "predicted")
+"""Options about occupancy: nothing to choose where none is read."""
+
+COMMANDS: Mapping[str, Command | Group] = {
+    "demo": Command("train all three models, evaluate them beside the baselines, draw", lambda: _evaluate().demo, ("split",)),
+    "train": Group(
+        "train a stage",
+        {
+            "tokenizer": Command("stage 1: the scene tokenizer", lambda: _train().train_tokenizer, ("allow_mismatch",)),
+            "world": Command("stage 2: the world model, on a tokenizer's tokens", lambda: _train().train_world),
+            "planner": Command("the planner, on top of a world model", lambda: _train().train_planner),
+        },
+    ),
+    "tokens": Command("write the token cache of a split", lambda: _train().tokens),
+    "evaluate": Command("score a planner, world model, tokenizer or baseline on a split", lambda: _evaluate().evaluate),
+    "recipes": Command("list the recipes, or explain every field of one", lambda: _explain().recipes),
+    "cases": Command("write the truth of a split, to score predictions against", lambda: _score().cases, OCCUPANCY),
+    "score": Command("score planned paths by public protocols", lambda: _score().score, ("data", *OCCUPANCY)),
+    "score-occupancy": Command("score occupancy grids by public rules", lambda: _score().score_occupancy, ("data", *OCCUPANCY)),
+    "compare": Command("is A better than B, worse, or is there no difference that shows?", lambda: _score().compare),
+    "doctor": Command("examine tables, runs or predictions for what looks wrong", lambda: _score().doctor),
+    "audit": Command("does anything that a model must not know change its answers?", lambda: _evaluate().audit),
+    "lineage": Command("what descends from what, and whether it fits together", lambda: _evaluate().lineage),
+    "swap": Command("score all combinations of the stages of some runs", lambda: _evaluate().swap),
+    "cache": Command("show, or clear, the synthetic towns kept on disk", lambda: _cache().cache),
+    "reproduce": Command("do one of the five reference runs", lambda: _reproduce().reproduce, ("split",)),
+    "import": Group(
+        "bring in weights of another project",
+        {"ii-world": Command("make checkpoints of II-World's files", lambda: _weights().import_ii_world)},
+    ),
+    "export": Group(
+        "give weights to another project",
+        {"ii-world": Command("write weights as II-World's files", lambda: _weights().export_ii_world)},
+    ),
 }
-MANY = ("lineage", "swap", "compare", "doctor")
-"""Commands that take any number of paths."""
-ONE = {"score": "cases"}
-"""Commands that take one path or none, and the option it is the value of."""
-
-
-NAMED_RUN = ("train", "evaluate", "swap")
-"""Commands whose run folder can be given as --out too: torchrun takes --run for an option of its own."""
-
-
-class Parser(ArgumentParser):
-    """Shows options as they are typed: `--test-ii`, where a field of a recipe keeps its own name."""
-
-    def format_help(self, *args: Any, **options: Any) -> str:
-        """The help text, dashes for underscores in the names of options."""
-        return _dashed(super().format_help(*args, **options))
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Wrong usage is one sentence too."""
-        where = getattr(ex, "subcommand_parser", None) or self
-        message = re.sub(r'Parser key "([\w.]+)"', r"--\1", " ".join(message.split()))
-        message = re.sub(
-            r"a (?:typing\.Literal\[([^]]*)\]|<class '(\w+)'>)", lambda found: f"one of {found[1]}" if found[1] else found[2], message
-        )
-        sentence = _dashed(message).rstrip(".")
-        raise ConfigError(f"{sentence}. `{where.prog.replace(' [options]', '')} --help` lists every option.") from ex
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: errors that iidrive raises on purpose are printed as one sentence, exit status 2."""
     try:
-        spelled = _spell(sys.argv[1:] if arguments is None else arguments)
-        auto_cli(COMMANDS, args=spelled, as_positional=True, prog="iidrive", parser_class=Parser)
+        prog, command, rest = named(sys.argv[1:] if arguments is None else arguments)
+    except ConfigError as error:
+        print(f"iidrive: {error}", file=sys.stderr)
+        sys.exit(2)
+    run(command, prog, rest)
+
+
+def named(arguments: Sequence[str]) -> tuple[str, Command, Sequence[str]]:
+    """What to call the command that was named, the command, and its arguments. `--help` before a command lists commands.
+
+    Raises:
+        ConfigError: if there is no such command.
+    """
+    prog, about, table = "iidrive", "Train an II occupancy world model and a planner on it, and score them.", COMMANDS
+    for i, word in enumerate(arguments):
+        if word in ("-h", "--help"):
+            _list(prog, about, table)
+        if word not in table:
+            what = "option" if word.startswith("-") else "command"
+            raise ConfigError(f"{unknown(what, word, ('--help',) if what == 'option' else table)} `{prog} --help` lists every command.")
+        prog, found = f"{prog} {word}", table[word]
+        if isinstance(found, Command):
+            return prog, found, arguments[i + 1 :]
+        about, table = found.about, found.commands
+    raise ConfigError(f"{prog} needs a command: {', '.join(table)}. `{prog} --help` lists every option.")
+
+
+def run(command: Command, prog: str, arguments: Sequence[str]) -> None:
+    """Parse the arguments of a command and do it. Every error that a user can cause becomes one sentence and an exit status."""
+    from iidrive.cli.options import console
+    from iidrive.cli.parser import call, parser_of
+    from iidrive.runtime import distributed
+    from iidrive.runtime.distributed import SharedError
+    from iidrive.training.options import StopRequested
+
+    try:
+        function = command.function()
+        call(function, parser_of(function, prog, command.without), arguments)
     except StopRequested as error:
         console.print(f"iidrive: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.status)
     except IIDriveError as error:
-        console.quiet &= isinstance(error, SharedError)  # what happened in one process alone, that process says
+        console.quiet &= isinstance(error, SharedError)  # rank-local errors are printed by that rank
         console.print(f"iidrive: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except OSError as error:
@@ -92,60 +169,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         distributed.leave()
 
 
-def _dashed(text: str) -> str:
-    return re.sub(r"(?<![\w-])--[a-z_]+(?![\w.])", lambda found: found[0].replace("_", "-"), text)
-
-
-def _spell(arguments: Sequence[str]) -> list[str]:
-    """`--test-ii` as `--test_ii`, a recipe's name as its values, so that overrides can follow it, and many paths as one list."""
-    if arguments and arguments[0] in MANY:
-        arguments = _gather(arguments)
-    if arguments and arguments[0] in ONE:
-        arguments = _name_first(arguments)
-    out: list[str] = []
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if name == "--out" and arguments[0] in NAMED_RUN:
-            name = "--run"
-        if name.startswith("--"):
-            argument = "--" + name[2:].replace("-", "_") + equals + value
-        if arguments[0] == "reproduce":
-            pass
-        elif name == "--recipe" and value and not recipes.is_file(value):
-            argument = f"--recipe={json.dumps(to_plain(recipes.named(value)))}"
-        elif out and out[-1] == "--recipe" and not recipes.is_file(argument):
-            argument = json.dumps(to_plain(recipes.named(argument)))
-        out.append(argument)
-    return out
-
-
-def _gather(arguments: Sequence[str]) -> list[str]:
-    """File names as one list wherever they stand."""
-    options, files = _apart(arguments)
-    return [arguments[0], *options, *([json.dumps(files)] if files else [])]
-
-
-def _name_first(arguments: Sequence[str]) -> list[str]:
-    """`score CASES` as `score --cases=CASES`."""
-    options, files = _apart(arguments)
-    name = ONE[arguments[0]]
-    if len(files) + sum(option.partition("=")[0] == f"--{name}" for option in options) > 1:
-        raise ConfigError(
-            f"{arguments[0]} takes one {name} file; found {', '.join(files)}. Every other file follows an option, as in --predictions FILE."
-        )
-    return [arguments[0], *options, *(f"--{name}={file}" for file in files)]
-
-
-def _apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Options with their values, and files; `--tables` and `--grid` as switches."""
-    options, files, rest = [], [], iter(arguments[1:])
-    for argument in rest:
-        if argument in ("--tables", "--grid"):
-            options.append(f"{argument}=true")
-        elif argument.startswith("-"):
-            # joined to its value, which would pass for a file after an option that there is not
-            value = None if "=" in argument or argument in ("-h", "--help") else next(rest, None)
-            options.append(argument if value is None else f"{argument}={value}")
-        else:
-            files.append(argument)
-    return options, files
+def _list(prog: str, about: str, table: Mapping[str, Command | Group]) -> NoReturn:
+    """Print the commands, one line each."""
+    parser = argparse.ArgumentParser(
+        prog,
+        usage=f"{prog} COMMAND ...",
+        description=about,
+        epilog=f"`{prog} COMMAND --help` shows what a command takes.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=100),
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for name, entry in table.items():
+        commands.add_parser(name, help=entry.about)
+    parser.print_help()
+    sys.exit(0)

@@ -8,7 +8,8 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,18 +19,21 @@ from iidrive.analysis import lineage_of
 from iidrive.core.config_io import to_plain
 from iidrive.core.errors import ConfigError
 from iidrive.core.lineage import mark_lines
-from iidrive.data import Data
+from iidrive.data import Data, DataName
 from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache
-from iidrive.pipeline import evaluate as evaluation
-from iidrive.pipeline import recipes, stages
+from iidrive.pipeline import recipes
+from iidrive.pipeline.load import LoadedTokenizer, Place, load_tokenizer
 from iidrive.pipeline.recipes import Recipe
+from iidrive.pipeline.tokens import tokens_folder, write_tokens
 from iidrive.runtime import distributed
 from iidrive.runtime.distributed import ProcessGroup
+from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run
 from iidrive.scoring.cases import Predictions
 from iidrive.scoring.readers import read_paths
 from iidrive.training import checkpoint
+from iidrive.training.optim import TrainConfig
 from iidrive.training.options import Resume, RunOptions
 from iidrive.training.parallel import ParallelConfig
 
@@ -38,12 +42,74 @@ Occupancy = Literal["auto", "labels", "derived", "predicted"]
 console = Console(stderr=True)
 
 
-def open_data(data: Data, recipe: Recipe, split: str, part: Literal["train", "test"] = "train") -> tuple[Source, str]:
-    """The source, and the split that was named or is usual; what the data lack is said on stderr."""
-    source = data.open(recipe.town)
-    for sentence in source.missing():
-        note(sentence)
-    return source, split or source.usual_split(part)
+@dataclass(frozen=True)
+class DataOptions:
+    """Which scenes.
+
+    Attributes:
+        data: embedded towns or nuScenes.
+        root: folder of nuScenes that holds v1.0-…/ and maps/.
+        split: which scenes; default: the usual ones to train, or to test, on.
+        occupancy: which occupancy of nuScenes to use.
+        gts: folder of Occ3D labels; default: ROOT/gts.
+        predicted: folder of predicted labels in the Occ3D layout.
+        version: version folder of nuScenes, where there are several.
+    """
+
+    data: DataName = "town"
+    root: str = ""
+    split: str = ""
+    occupancy: Occupancy = "auto"
+    gts: str = ""
+    predicted: str = ""
+    version: str = ""
+
+    @property
+    def source(self) -> Data:
+        """All but the split."""
+        return Data(self.data, self.root, self.version, self.occupancy, self.gts, self.predicted)
+
+    def open(self, recipe: Recipe, part: Literal["train", "test"]) -> tuple[Source, str]:
+        """The source, and the split that was named or is usual; what the data lack is said on stderr."""
+        source = self.source.open(recipe.town)
+        for sentence in source.missing():
+            note(sentence)
+        return source, self.split or source.usual_split(part)
+
+
+@dataclass(frozen=True)
+class TownFields:
+    """Fields of `--recipe.town.…` that were given one by one: they replace a checkpoint's own, others do not."""
+
+    given: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Where a training is kept, where it starts, and how it is spread over devices.
+
+    Attributes:
+        run: run folder to write.
+        resume: go on from RUN's newest checkpoint; auto: if any.
+        init: run folder or checkpoint whose weights to start from (fine-tuning).
+        devices: processes on this machine, one a GPU; not under torchrun or SLURM.
+        parallel: samples computed at once on a device, accumulation, workers, and what saves memory or time.
+        tensorboard: keep curves in RUN/tensorboard.
+        allow_mismatch: use stages that do not belong together; what they make is marked.
+    """
+
+    run: str = ""
+    resume: Resume = "off"
+    init: str = ""
+    devices: int = 0
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    tensorboard: Switch = "off"
+    allow_mismatch: Switch = "off"
+
+    def enter(self, config: TrainConfig) -> RunOptions:
+        """Start or join the processes; one sitting of the training, as the command line tells it."""
+        process_group = enter(self.devices, partial(self.parallel.divide, config))
+        return RunOptions(process_group, self.parallel, self.resume, self.init, None, self.tensorboard == "on")
 
 
 def note(sentence: str) -> None:
@@ -83,15 +149,10 @@ def enter(devices: int, fits: Callable[[int], object] = lambda devices: None) ->
     return process_group
 
 
-def run_options(process_group: ProcessGroup, parallel: ParallelConfig, resume: Resume, init: str, tensorboard: Switch) -> RunOptions:
-    """One sitting of a training, as the command line tells it."""
-    return RunOptions(process_group, parallel, resume, init, None, tensorboard == "on")
-
-
 def start(run: str, about: dict[str, Any], options: RunOptions) -> Run:
     """Start a training run, which keeps its own recipe."""
     started = Run.start(
-        run, about | {"init": options.init, "spread": to_plain(options.parallel)}, options.resume != "off", options.process_group
+        run, about | {"init": options.init, "parallel": to_plain(options.parallel)}, options.resume != "off", options.process_group
     )
     if not checkpoint.newest_first(started.folder) or not (started.folder / "recipe.json").exists():
         started.write_json("recipe.json", about["recipe"])
@@ -100,7 +161,7 @@ def start(run: str, about: dict[str, Any], options: RunOptions) -> Run:
 
 def tokens_of(
     folder: str,
-    tokenizer: str,
+    tokenizer: Place | LoadedTokenizer,
     source: Source,
     split: str,
     run: Path,
@@ -109,14 +170,15 @@ def tokens_of(
     process_group: ProcessGroup | None = None,
 ) -> TokenCache:
     """The token cache of a split, completed where scenes are missing. `allow`: another tokenizer's cache will do as it is."""
+    used = load_tokenizer(tokenizer)
     if allow and folder and (Path(folder) / "manifest.json").is_file():
         there = TokenCache(folder)
-        if there.manifest.tokenizer != checkpoint.read_manifest(tokenizer).fingerprint:
+        if there.manifest.tokenizer != used.checkpoint.manifest.fingerprint:
             return there  # another tokenizer's: read as it is, never added to
     names = source.scene_names(split)[shard]
-    folder = folder or str(stages.tokens_folder(run, tokenizer, source))
-    with evaluation.counting("tokens", len(names), process_group) as tick:
-        return stages.write_tokens(tokenizer, source, names, folder, tick, note, process_group)
+    folder = folder or str(tokens_folder(run, used, source))
+    with counting("tokens", len(names), process_group) as tick:
+        return write_tokens(used, source, names, folder, tick, note, process_group)
 
 
 def finish(path: Path, data: Data, recipe: Recipe, run: str) -> None:

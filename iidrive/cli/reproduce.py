@@ -9,31 +9,25 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from jsonargparse import ArgumentError, ArgumentParser
-
-from iidrive.cli.options import Occupancy, Switch, console
+from iidrive.cli.options import DataOptions, Switch, console
+from iidrive.cli.parser import read_recipe
 from iidrive.cli.reference_runs import Name, Setting, Step, steps
 from iidrive.core.config_io import to_plain
 from iidrive.core.errors import ConfigError
-from iidrive.data import Data, DataName
-from iidrive.pipeline.recipes import Recipe, is_file, named
+from iidrive.data import Data
+from iidrive.pipeline.recipes import Recipe
 from iidrive.training.options import StopRequested
 
 
 def reproduce(
     name: Name,
     out: str = "runs/reference",
-    data: DataName = "town",
-    root: str = "",
     recipe: str = "demo",
     devices: int = 0,
     stage1: str = "",
     stage2: str = "",
-    occupancy: Occupancy = "auto",
-    gts: str = "",
-    predicted: str = "",
-    version: str = "",
     show: Switch = "off",
+    where: DataOptions = DataOptions(),  # noqa: B008
 ) -> None:
     """Do one of the five reference runs, r1 to r5: each is a list of plain iidrive commands, shown as they run; finished ones are not done again.
 
@@ -41,25 +35,19 @@ def reproduce(
         name: r1 (ii on while training, off while testing), r2 (on, on), r3 (another number of devices), r4 (a published world model on one's own
             tokenizer), r5 (fine-tuned from published weights).
         out: folder that all five share.
-        data: embedded towns or nuScenes.
-        root: folder of nuScenes.
         recipe: tiny, demo, small, full, published or a YAML file.
         devices: processes on this machine; r1 and r2 are trained on one all the same where r3 is to be compared with them.
         stage1: published .pth file of the scene tokenizer; without files, models trained from another seed stand in.
         stage2: published .pth file of the world model.
-        occupancy: which occupancy of nuScenes to use.
-        gts: folder of Occ3D labels (default: ROOT/gts).
-        predicted: folder of predicted labels in the Occ3D layout.
-        version: version folder of nuScenes, where there are several.
         show: print the commands and do nothing.
+        where: the data of all five, with their usual splits.
     """
     for path, other in ((stage1, stage2), (stage2, stage1)):
         if other and not Path(path).is_file():
             raise ConfigError(f"published weights come in two files, --stage1 and --stage2; '{path}' is no file.")
-    choice = Data(data, root, version, occupancy, gts, predicted)
     plain = Data()
-    options = tuple(part for k, v in to_plain(choice).items() if v != getattr(plain, k) for part in (_option(k), v))
-    setting = Setting(Path(out), devices, options, ("--recipe", recipe), stage1, stage2, _shares(_recipe(recipe)))
+    options = tuple(part for k, v in to_plain(where.source).items() if v != getattr(plain, k) for part in (_option(k), v))
+    setting = Setting(Path(out), devices, options, ("--recipe", recipe), stage1, stage2, _shares(read_recipe(recipe, "iidrive reproduce")))
     for stage, parts in setting.shares.items():
         if setting.devices_of(stage) < devices:
             console.print(
@@ -90,17 +78,6 @@ def _shares(recipe: Recipe) -> dict[str, int]:
     """In how many parts a step of each stage's training can be shared out."""
     trained = {"tokenizer": recipe.train_tokenizer, "world": recipe.train_world, "planner": recipe.train_planner}
     return {stage: config.batch // (config.group or 1) for stage, config in trained.items()}
-
-
-def _recipe(text: str) -> Recipe:
-    if not is_file(text):
-        return named(text)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--recipe", type=Recipe)
-    try:
-        return parser.instantiate_classes(parser.parse_args(["--recipe", text]))["recipe"]
-    except (ArgumentError, OSError) as error:
-        raise ConfigError(f"--recipe {text}: " + " ".join(str(error).split())) from None
 
 
 def _option(field: str) -> str:

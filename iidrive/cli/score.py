@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,79 +14,72 @@ from iidrive.analysis.compare import compare as comparing
 from iidrive.analysis.compare.tables import compare_files as compare_table_files
 from iidrive.analysis.doctor import doctor as doctoring
 from iidrive.analysis.doctor.repair import diagnose_predictions
-from iidrive.cli.options import Switch, open_data, read_plans, write_json
+from iidrive.cli.options import DataOptions, Switch, read_plans, write_json
 from iidrive.core.errors import ConfigError
 from iidrive.core.lineage import joined, mark_lines, mark_numbers
-from iidrive.data import Data, DataName
+from iidrive.data.clips import read_tracks
 from iidrive.data.nuscenes.source import NuScenes, NuScenesConfig
-from iidrive.pipeline import evaluate as evaluation
 from iidrive.pipeline import recipes
 from iidrive.pipeline.infer import truth as true_cases
 from iidrive.pipeline.recipes import Recipe
+from iidrive.runtime.progress import counting
 from iidrive.scoring import occupancy_folders
 from iidrive.scoring import score as scoring
 from iidrive.scoring.cases import Cases, Predictions, align, read_cases, write_cases
 from iidrive.scoring.protocols import protocols_named
 from iidrive.scoring.readers import read_paths
 from iidrive.scoring.sampled import holds_arrays, predictions_in, read_runs
+from iidrive.scoring.tables import format_scores, format_together
 
 
 def cases(
     out: str = "cases.npz",
-    data: DataName = "town",
-    root: str = "",
-    split: str = "",
+    where: DataOptions = DataOptions(),  # noqa: B008
     recipe: Recipe = recipes.small(),  # noqa: B008
-    version: str = "",
 ) -> None:
     """Write the truth of a split once, for `iidrive score`, `compare` and `doctor`: every keyframe, its true path, the boxes around it.
 
     Args:
         out: cases file to write (npz).
-        data: embedded towns or nuScenes.
-        root: folder of nuScenes.
-        split: scenes to write; default: the usual test split.
+        where: scenes to write; default: the usual test split.
         recipe: names the towns (seed, number of scenes).
-        version: version folder of nuScenes, where there are several.
     """
-    source, split = open_data(Data(data, root, version), recipe, split, "test")
-    found = true_cases(source, split)
+    source, split = where.open(recipe, "test")
+    found = true_cases(source, read_tracks(source, split))
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     write_cases(out, found)
     print(f"{_counted(found, f'{source.name} {split}')}: {out}")
 
 
 def score(
-    cases: str = "",
+    files: list[str] = [],  # noqa: B006 - never written to
     protocol: str = "sparsedrive",
     predictions: str = "",
     json: str = "",
     per_sample: str = "",
     tokens: str = "",
+    cases: str = "",
     data: Literal["", "town", "nuscenes"] = "",
-    root: str = "",
-    split: str = "",
-    version: str = "",
+    where: DataOptions = DataOptions(),  # noqa: B008
 ) -> None:
     """Score planned paths by public protocols, in one pass.
 
     Args:
-        cases: truth: an npz cases file (`--cases` itself may be left out), or else --data.
+        files: the truth: one cases file (npz), or else --data.
         protocol: some of sparsedrive,uniad,stp3,vad,occworld,admlp,bevplanner, or all (those that the files can serve).
         predictions: planned paths by sample token (npz, pickle, JSON), or SparseDrive's results.pkl with --tokens; default: `pred` of
             the cases file, or the true path as a checksum.
         json: where to write the scores.
         per_sample: where to write the per-sample decisions (npz).
         tokens: sample tokens of predictions that carry none, in their order: one a line, or a JSON list.
+        cases: another way to give the cases file.
         data: truth from a dataset in place of a cases file.
-        root: folder of nuScenes that holds v1.0-…/ and maps/.
-        split: scenes to score; default: the usual test split.
-        version: version folder of nuScenes, where there are several.
+        where: scenes to score; default: the usual test split.
     """
     names = protocols_named(protocol)
     if tokens and not predictions:
         raise ConfigError("--tokens names the rows of a predictions file: add --predictions FILE.")
-    truth = _truth(cases, data, root, split, version)
+    truth = _truth([*files, *([cases] if cases else [])], data, where)
     marks: tuple[str, ...] = ()
     if predictions:
         found, marks = read_plans(predictions, tokens)
@@ -98,29 +93,32 @@ def score(
         scores, lacking = scoring.score_possible(truth, paths, names)
     else:
         scores, lacking = scoring.score_all(truth, paths, names), []
-    tables = "\n\n".join(
-        scoring.format_scores(one) if len(names) == 1 else f"{one.protocol}\n{scoring.format_scores(one)}" for one in scores
-    )
+    tables = "\n\n".join(format_scores(one) if len(names) == 1 else f"{one.protocol}\n{format_scores(one)}" for one in scores)
     print(f"{mark_lines(marks)}{tables}")
     if len(names) > 1:
-        print("\n" + "\n".join([scoring.format_together(scores), *lacking]))
+        print("\n" + "\n".join([format_together(scores), *lacking]))
     if json:
         write_json(json, mark_numbers(scoring.to_json(*scores), marks))
     if per_sample:
         scoring.write_per_sample(per_sample, *scores, scene=truth.scene, marks=marks)
 
 
-def _truth(cases: str, data: Literal["", "town", "nuscenes"], root: str, split: str, version: str) -> Cases:
+def _truth(files: Sequence[str], data: Literal["", "town", "nuscenes"], where: DataOptions) -> Cases:
     """The truth from a cases file or straight from a dataset."""
-    if not data and (root or split or version):
+    if len(files) > 1:
+        raise ConfigError(
+            f"score takes one cases file; found {', '.join(files)}. Every other file follows an option, as in --predictions FILE."
+        )
+    cases = files[0] if files else ""
+    if not data and (where.root or where.split or where.version):
         raise ConfigError("--root, --split and --version describe a dataset: add --data nuscenes.")
     if cases and data:
         raise ConfigError(f"the truth was given twice, by {cases} and by --data {data}: leave one out.")
     if data == "town":
         raise ConfigError("which towns, a recipe says: write their truth with `iidrive cases --recipe …`, then score that file.")
     if data:
-        source, split = open_data(Data(data, root, version), recipes.small(), split, "test")
-        found = true_cases(source, split)
+        source, split = replace(where, data=data).open(recipes.small(), "test")
+        found = true_cases(source, read_tracks(source, split))
         print(_counted(found, f"{source.name} {split}"))
         return found
     if not cases:
@@ -137,23 +135,22 @@ def _counted(cases: Cases, of: str) -> str:
 def score_occupancy(
     predictions: str,
     truth: str = "",
-    root: str = "",
-    split: str = "",
     rays: Switch = "on",
     json: str = "",
-    version: str = "",
+    where: DataOptions = DataOptions(),  # noqa: B008
 ) -> None:
-    """Score predicted occupancy by the rules of II-World, OccWorld, Occ3D and RayIoU, joined to the truth by sample token.
+    """Score predicted occupancy by the rules of II-World, OccWorld, Occ3D and RayIoU, and what moves, joined to the truth by sample token.
 
     Args:
-        predictions: folder of <scene>/<sample token>/labels.npz with `semantics`: the present grid, or seven (now and 0.5 to 3.0 s ahead).
+        predictions: folder of <scene>/<sample token>/labels.npz with `semantics`: the present grid, or seven (now and 0.5 to 3.0 s ahead);
+            `flow`, if it is there, holds velocities (m/s along x and y) of the present grid or of all seven, for mAVE.
         truth: folder of Occ3D labels in the same layout, with mask_camera for Occ3D's rule; default: ROOT/gts.
-        root: folder of nuScenes, which gives the lidar's origins for RayIoU and the order of keyframes for forecasts.
-        split: scenes to score; default: the usual test split of ROOT; without ROOT, all that the truth folder has.
         rays: whether to trace rays, which takes most of the time.
         json: where to write the scores.
-        version: version folder of nuScenes, where there are several.
+        where: nuScenes gives the lidar's origins for RayIoU, the order of keyframes for forecasts, and the boxes for what moves. Without it,
+            all scenes of the truth folder are scored.
     """
+    root, split, version = where.root, where.split, where.version
     if not truth and not root:
         raise ConfigError(
             "score-occupancy needs the truth: --truth FOLDER of Occ3D labels, --root PATH of nuScenes with gts/ in it, or both."
@@ -171,7 +168,7 @@ def score_occupancy(
             tables,
             split,
             rays == "on",
-            lambda total: open_.enter_context(evaluation.counting("occupancy", total)),
+            lambda total: open_.enter_context(counting("occupancy", total)),
         )
     print(occupancy_folders.format_result(result))
     if json:

@@ -34,6 +34,14 @@ IGNORE = 255
 
 OCC = {name: index for index, name in enumerate(OCC_CLASSES)}
 
+MOVABLE: np.ndarray = np.array(
+    [
+        name in ("bicycle", "bus", "car", "construction_vehicle", "motorcycle", "pedestrian", "trailer", "truck")
+        for name in (*OCC_CLASSES, *[""] * (256 - len(OCC_CLASSES)))
+    ]
+)
+"""`MOVABLE[label]` says of any uint8 label whether its class is a road user's; 8 of the 18 classes are."""
+
 OCC_COLOURS: np.ndarray = np.array(
     [
         (0, 0, 0),

@@ -154,10 +154,21 @@ class Boxes:
             self.frame, self.centre_m[keep], self.size_m[keep], self.yaw_rad[keep], self.label[keep], track, self.lidar_points[keep]
         )
 
+    def found_in(self, other: Boxes) -> Int[Array, "n"]:
+        """For every box, the place of the same track in `other`; -1 where it is not there."""
+        place = {track: i for i, track in enumerate(other.track)}
+        return np.array([place.get(track, -1) for track in self.track], np.int64)
+
 
 @dataclass(frozen=True)
 class GridSpec:
-    """A box of cubic voxels in the ego frame: `shape` (x, y, z), lower corner `lower_m`, edge `voxel_m`."""
+    """A box of cubic voxels in the ego frame.
+
+    Attributes:
+        shape: voxels along x, y and z.
+        lower_m: lower corner (x, y, z), metres.
+        voxel_m: edge of a voxel, metres.
+    """
 
     shape: tuple[int, int, int] = (200, 200, 16)
     lower_m: tuple[float, float, float] = (-40.0, -40.0, -1.0)
@@ -498,23 +509,3 @@ class Batch:
     def pin_memory(self) -> Batch:
         """The same in page-locked memory, from where a GPU copies while the processor goes on."""
         return replace(self, inputs=_each(self.inputs, Tensor.pin_memory), targets=_each(self.targets, Tensor.pin_memory))
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A plan for one sample: the path of the LIDAR_TOP origin in the current lidar frame.
-
-    Raises:
-        DataError: if the path is in another frame or for another reference point than the protocols take.
-    """
-
-    token: str
-    trajectory: Trajectory
-
-    def __post_init__(self) -> None:
-        t = self.trajectory
-        if t.frame != "lidar" or t.reference != "lidar_top":
-            raise DataError(
-                f"sample {self.token}: a prediction must be the LIDAR_TOP path in the current lidar frame (x right, y forward); "
-                f"found frame '{t.frame}' of '{t.reference}'. Convert it with `source.to_lidar_path`."
-            )

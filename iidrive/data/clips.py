@@ -1,12 +1,13 @@
-"""Windows of many scenes as training batches, in an order that follows from the seed alone.
+"""Clips of many scenes as training batches, in an order that follows from the seed alone.
 
 A sample is a keyframe with its past and future. Occupancy comes from the source, codes from a token cache; both are fetched when a batch needs them.
 """
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +15,8 @@ import torch
 
 from iidrive.core import geometry
 from iidrive.core.errors import DataError
-from iidrive.core.scene import FUTURE_STEPS, Batch, GridSpec, Inputs, Scene, Targets
-from iidrive.data.source import Source, true_path
+from iidrive.core.scene import FUTURE_STEPS, Batch, GridSpec, Inputs, Scene, Targets, Trajectory
+from iidrive.data.source import Source, scenes, true_path
 
 Array = np.ndarray
 Frames = Callable[[str, Array], Array]
@@ -24,7 +25,7 @@ Frames = Callable[[str, Array], Array]
 
 @dataclass(frozen=True)
 class EgoTrack:
-    """What a scene's windows need, without its voxels: tokens, ego poses, times, commands, true paths."""
+    """What a scene's clips need, without its voxels: tokens, ego poses, times, commands, true paths."""
 
     name: str
     tokens: tuple[str, ...]
@@ -34,6 +35,10 @@ class EgoTrack:
     command: Array
     path: Array
     path_valid: Array
+
+    def true_path(self, index: int) -> Trajectory:
+        """The path of keyframe `index`, as `source.true_path` gives it."""
+        return Trajectory(self.path[index], "lidar", "lidar_top", self.path_valid[index])
 
     @staticmethod
     def of(scene: Scene) -> EgoTrack:
@@ -52,9 +57,19 @@ class EgoTrack:
         )
 
 
+def read_tracks(source: Source, split: str) -> list[EgoTrack]:
+    """What clips need of every scene of a split."""
+    return [EgoTrack.of(scene) for scene in scenes(source, split)]
+
+
+def keyframes(tracks: Iterable[EgoTrack]) -> int:
+    """How many keyframes scenes have in all."""
+    return sum(len(track.tokens) for track in tracks)
+
+
 @dataclass(frozen=True)
 class ClipSpec:
-    """How windows are cut: `past` and `future` keyframes around now, and which samples count.
+    """How clips are cut: `past` and `future` keyframes around now, and which samples count.
 
     `full_future` keeps only samples with all six future keyframes.
     """
@@ -71,23 +86,29 @@ class ClipDataset:
     def __init__(
         self,
         tracks: Sequence[EgoTrack],
-        cut: ClipSpec,
+        spec: ClipSpec,
         occupancy: Frames | None = None,
         codes: Frames | None = None,
         future: bool = False,
     ) -> None:
-        self.tracks, self.cut, self.occupancy, self.codes, self.future = tuple(tracks), cut, occupancy, codes, future
+        self.tracks, self.spec, self.occupancy, self.codes, self.future = tuple(tracks), spec, occupancy, codes, future
         places = [
-            [i for i in range(cut.first, len(track.tokens)) if track.path_valid[i].all() or not cut.full_future] for track in self.tracks
+            [i for i in range(spec.first, len(track.tokens)) if track.path_valid[i].all() or not spec.full_future] for track in self.tracks
         ]
         self.samples = [(t, i) for t, at in enumerate(places) for i in at]
         if not self.samples:
-            raise DataError("no sample fits: the scenes are shorter than the window, or the split is empty.")
-        parts = [_cut(track, np.array(at, np.int64), cut) for track, at in zip(self.tracks, places, strict=True) if at]
-        self.seen, self.ahead = ({k: np.concatenate([p[side][k] for p in parts]) for k in parts[0][side]} for side in (0, 1))
+            raise DataError("no sample fits: the scenes are shorter than the clip, or the split is empty.")
+        parts = [_cut(track, np.array(at, np.int64), spec) for track, at in zip(self.tracks, places, strict=True) if at]
+        self.inputs, self.targets = ({k: np.concatenate([p[side][k] for p in parts]) for k in parts[0][side]} for side in (0, 1))
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def without_occupancy(self) -> ClipDataset:
+        """The same samples with codes alone, which is what planning reads. Nothing is cut again."""
+        other = copy.copy(self)
+        other.occupancy, other.future = None, False
+        return other
 
     def token(self, row: int) -> str:
         """Sample token of a row."""
@@ -97,36 +118,47 @@ class ClipDataset:
     def batch(self, rows: Sequence[int], draws: Array | None = None, progress: float = 1.0, place: torch.Tensor | None = None) -> Batch:
         """Tensors of some samples. `draws` (len(rows), future) are the uniform numbers of `Targets.draw` (zeros if absent)."""
         rows = list(rows)
-        seen = {k: v[rows] for k, v in self.seen.items()}
-        ahead = {k: v[rows] for k, v in self.ahead.items()}
+        inputs = {k: v[rows] for k, v in self.inputs.items()}
+        targets = {k: v[rows] for k, v in self.targets.items()}
         for key, frames in (("occupancy", self.occupancy), ("codes", self.codes)):
             if frames is not None:
                 found = np.stack([self._frames(frames, row) for row in rows])
                 found = found.astype(np.int64) if key == "codes" else found
-                seen[key], later = np.split(found, [self.cut.past + 1], axis=1)
+                inputs[key], later = np.split(found, [self.spec.past + 1], axis=1)
                 if self.future:
-                    ahead[key] = later
-        draw = np.zeros((len(rows), self.cut.future)) if draws is None else draws
+                    targets[key] = later
+        draw = np.zeros((len(rows), self.spec.future)) if draws is None else draws
         tokens = tuple(self.token(r) for r in rows)
-        observation = Inputs(tokens, **{k: torch.from_numpy(v) for k, v in seen.items()})
-        target = Targets(draw=torch.from_numpy(draw.astype(np.float32)), **{k: torch.from_numpy(v) for k, v in ahead.items()})
-        return Batch(observation, target, progress, place)
+        return Batch(
+            Inputs(tokens, **{k: torch.from_numpy(v) for k, v in inputs.items()}),
+            Targets(draw=torch.from_numpy(draw.astype(np.float32)), **{k: torch.from_numpy(v) for k, v in targets.items()}),
+            progress,
+            place,
+        )
 
     def _frames(self, frames: Frames, row: int) -> Array:
         """What `frames` holds of one sample's keyframes; the scene's first and last stand in for those that do not exist."""
         number, now = self.samples[row]
         track = self.tracks[number]
-        last = now + self.cut.future if self.future else now
-        return frames(track.name, np.arange(now - self.cut.past, last + 1).clip(0, len(track.tokens) - 1))
+        last = now + self.spec.future if self.future else now
+        return frames(track.name, np.arange(now - self.spec.past, last + 1).clip(0, len(track.tokens) - 1))
 
 
-def _cut(track: EgoTrack, now: Array, cut: ClipSpec) -> tuple[dict[str, Array], dict[str, Array]]:
-    """The numbers of all samples of a scene, at keyframes `now` (n,): (what is seen, what lies ahead), named as in Inputs and Targets."""
-    past = now[:, None] + np.arange(-cut.past, 1)
-    future = now[:, None] + np.arange(1, cut.future + 1)
+def scored_clips(
+    tracks: Sequence[EgoTrack], codes: Frames | None = None, source: Source | None = None, grid: GridSpec | None = None
+) -> ClipDataset:
+    """Every sample with a full future, the first keyframe of a scene included; with future occupancy when a source and a grid are given."""
+    occupancy = OccupancyFrames(source, grid, keyframes(tracks)) if source is not None and grid is not None else None
+    return ClipDataset(tracks, ClipSpec(), occupancy, codes, future=occupancy is not None)
+
+
+def _cut(track: EgoTrack, now: Array, spec: ClipSpec) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The numbers of all samples of a scene, at keyframes `now` (n,), named as in Inputs and Targets: (inputs, targets)."""
+    past = now[:, None] + np.arange(-spec.past, 1)
+    future = now[:, None] + np.arange(1, spec.future + 1)
     kept, next_ = past.clip(0), future.clip(max=len(track.tokens) - 1)
     now_T_global = geometry.invert(track.global_T_ego[now])[:, None]
-    seen = {
+    inputs = {
         "now_T_frame": (now_T_global @ track.global_T_ego[kept]).astype(np.float32),
         "known": past >= 0,
         "age_s": (track.time_s[now, None] - track.time_s[kept]).astype(np.float32),
@@ -134,12 +166,12 @@ def _cut(track: EgoTrack, now: Array, cut: ClipSpec) -> tuple[dict[str, Array], 
         "ego_T_lidar": track.ego_T_lidar[now].astype(np.float32),
         "global_T_now": track.global_T_ego[now].astype(np.float64),
     }
-    ahead = {
+    targets = {
         "now_T_frame": (now_T_global @ track.global_T_ego[next_]).astype(np.float32),
         "valid": future < len(track.tokens),
-        "path": track.path[now, : cut.future].astype(np.float32),
+        "path": track.path[now, : spec.future].astype(np.float32),
     }
-    return seen, ahead
+    return inputs, targets
 
 
 def order(samples: int, seed: int, start: int, count: int) -> Array:
@@ -155,12 +187,6 @@ def order(samples: int, seed: int, start: int, count: int) -> Array:
 def draws(seed: int, start: int, count: int, width: int) -> Array:
     """Uniform numbers of the samples at places start..start+count of the training order; each place has its own, whoever computes it."""
     return np.stack([np.random.default_rng([seed, 7, place]).random(width) for place in range(start, start + count)])
-
-
-def in_order(windows: ClipDataset, size: int) -> Iterator[Batch]:
-    """Every sample once, in order, for evaluation."""
-    for start in range(0, len(windows), size):
-        yield windows.batch(range(start, min(start + size, len(windows))))
 
 
 class OccupancyFrames:

@@ -118,9 +118,18 @@ def boxes_ahead(scene: Scene, index: int) -> tuple[Boxes | None, ...]:
 
 
 def window(
-    source: Source, scene: Scene, index: int, past: int = 4, future: int = FUTURE_STEPS, spec: GridSpec | None = None
+    source: Source,
+    scene: Scene,
+    index: int,
+    past: int = 4,
+    future: int = FUTURE_STEPS,
+    spec: GridSpec | None = None,
+    path: Trajectory | None = None,
 ) -> tuple[Observation, Target]:
-    """Cut one sample: what exists up to keyframe `index`, and what comes after. Occupancy is read only when `spec` is given."""
+    """Cut one sample: what exists up to keyframe `index`, and what comes after. Occupancy is read only when `spec` is given.
+
+    `path` is the true path where it was computed already.
+    """
     first = max(0, index - past)
     seen = range(first, index + 1)
     ahead = range(index + 1, min(len(scene), index + 1 + future))
@@ -133,7 +142,7 @@ def window(
 
     observation = Observation(scene.name, frames(seen), grids(seen))
     token = scene.keyframes[index].token
-    target = Target(token, frames(ahead), grids(ahead), true_path(scene, index), boxes_ahead(scene, index))
+    target = Target(token, frames(ahead), grids(ahead), path or true_path(scene, index), boxes_ahead(scene, index))
     return observation, target
 
 

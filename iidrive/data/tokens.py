@@ -23,7 +23,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -51,28 +51,35 @@ def pack(codes: Int[Array, "T n"], bits: int) -> UInt8[Array, "T m"]:
     return np.packbits(planes.reshape(len(codes), -1).astype(np.uint8), axis=1)
 
 
-def unpack(packed: UInt8[Array, "T m"], bits: int, count: int) -> Int[Array, "T n"]:
-    """The inverse of `pack`, for up to `MAX_BITS` bits, as int16 or int32: whatever holds the indices.
+@dataclass(frozen=True)
+class Unpacker:
+    """The inverse of `pack`, for up to `MAX_BITS` bits and `count` indices a row. Where each index lies is computed once.
 
-    An index starts in some byte and ends at most `reach` bytes on: words of so many bytes are made for every byte, and picked.
+    An index starts in some byte and ends at most two bytes on: a word of so many bytes is made for every byte, and words are picked.
     """
-    reach, dtype = (2, np.uint16) if bits <= 9 else (3, np.uint32)
-    words = packed.astype(dtype)
-    for i in range(1, reach):
-        words <<= 8
-        words[:, :-i] |= packed[:, i:]
-    start, shift = _places(bits, count, 8 * reach)
-    codes = words.take(start, axis=1)
-    codes >>= shift.astype(dtype)
-    codes &= dtype((1 << bits) - 1)
-    return codes.view(f"i{codes.itemsize}")
 
+    bits: int
+    count: int
 
-@cache
-def _places(bits: int, count: int, word_bits: int) -> tuple[Array, Array]:
-    """Of every index of a row: the byte in which it starts, and the bits behind it in the word that starts there."""
-    first = np.arange(0, count * bits, bits)
-    return first >> 3, (word_bits - bits - (first & 7)).astype(np.uint8)
+    def __call__(self, packed: UInt8[Array, "T m"]) -> Int[Array, "T n"]:
+        """Indices, as int16 or int32: whatever holds them."""
+        reach, dtype = (2, np.uint16) if self.bits <= 9 else (3, np.uint32)
+        words = packed.astype(dtype)
+        for i in range(1, reach):
+            words <<= 8
+            words[:, :-i] |= packed[:, i:]
+        start, shift = self._places
+        codes = words.take(start, axis=1)
+        codes >>= shift
+        codes &= dtype((1 << self.bits) - 1)
+        return codes.view(f"i{codes.itemsize}")
+
+    @cached_property
+    def _places(self) -> tuple[Array, Array]:
+        """Of every index of a row: the byte in which it starts, and the bits behind it in the word that starts there."""
+        first = np.arange(0, self.count * self.bits, self.bits)
+        word_bits, dtype = (16, np.uint16) if self.bits <= 9 else (24, np.uint32)
+        return first >> 3, (word_bits - self.bits - (first & 7)).astype(dtype)
 
 
 @dataclass(frozen=True)
@@ -132,6 +139,7 @@ class TokenCache:
             raise DataError(
                 f"{path}: format {self.manifest.format}, this iidrive reads format {FORMAT}. `iidrive tokens` writes the cache anew."
             )
+        self._unpack = Unpacker(self.manifest.bits, self.manifest.codes_per_frame)
 
     @property
     def lineage(self) -> Lineage:
@@ -160,7 +168,7 @@ class TokenCache:
         packed = self.read(scene, first, stop).packed
         if not np.array_equal(indices, np.arange(first, stop)):
             packed = packed[indices - first]
-        return unpack(packed, self.manifest.bits, self.manifest.codes_per_frame)
+        return self._unpack(packed)
 
     def read(self, scene: str, first: int = 0, stop: int | None = None) -> Rows:
         """Keyframes `first` to `stop` (excluded; None: to the end) of a scene, each checked against its checksum.

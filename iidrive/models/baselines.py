@@ -40,7 +40,12 @@ KINEMATIC = {"still": still, "constant-velocity": constant_velocity, "ctrv": ctr
 
 @dataclass(frozen=True)
 class EgoMLPConfig:
-    """Two hidden layers over the ego's own past (AD-MLP: Zhai et al. 2023) and the command; corrects constant turn rate and velocity."""
+    """Two hidden layers over the ego's own past (AD-MLP: Zhai et al. 2023) and the command; corrects constant turn rate and velocity.
+
+    Attributes:
+        hidden: width of both layers.
+        history: latest motions of the ego that it knows.
+    """
 
     hidden: int = 256
     history: int = 5
@@ -64,6 +69,10 @@ class EgoMLP(nn.Module):
     def plan(self, inputs: Inputs) -> Float[Tensor, "B 6 2"]:
         """Plans of a batch."""
         return ctrv(inputs) + self.net(ego_status(inputs, self.config.history)).view(-1, FUTURE_STEPS, 2)
+
+    def compute_modules(self) -> list[nn.Module]:
+        """None: this model is small."""
+        return []
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Valid elements of a batch: future steps that exist."""

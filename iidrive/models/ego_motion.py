@@ -99,6 +99,10 @@ class MotionPrior(nn.Module):
             poses.append(poses[-1] @ moves[:, k])
         return torch.stack(poses, 1)
 
+    def compute_modules(self) -> list[nn.Module]:
+        """None: this model is small."""
+        return []
+
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Valid elements of a batch: future steps that exist."""
         return {"steps": batch.targets.valid.sum()}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from iidrive.core.classes import IGNORE
+from iidrive.core.errors import ConfigError
 from iidrive.core.scene import Batch, Inputs
 from iidrive.models.iiworld import windows as recorded_windows
 from iidrive.models.layers import transform_inverse
@@ -28,13 +29,17 @@ class Forecaster(nn.Module):
 
     def __init__(self, tokenizer: Tokenizer, world: WorldModel) -> None:
         super().__init__()
-        self.tokenizer, self.world, self.recompute = tokenizer.eval().requires_grad_(False), world, False
+        self.tokenizer, self.world = tokenizer.eval().requires_grad_(False), world
 
     def train(self, mode: bool = True) -> Forecaster:
         """Only the world model has a training mode here."""
         super().train(mode)
         self.tokenizer.eval()
         return self
+
+    def compute_modules(self) -> list[nn.Module]:
+        """The parts that take most of the time: what is compiled and what runs in mixed precision."""
+        return [*self.tokenizer.compute_modules(), *self.world.compute_modules()]
 
     @torch.no_grad()
     def latents(self, codes: Int[Tensor, "B T n"]) -> Float[Tensor, "B T C x y"]:
@@ -46,17 +51,31 @@ class Forecaster(nn.Module):
         return self.world.initial_state(inputs, self._seen_latents(inputs))
 
     @torch.no_grad()
-    def imagine(self, inputs: Inputs, steps: int) -> Imagined:
-        """Imagined latents and ego poses of the next steps, from what was seen alone."""
+    def imagine(self, inputs: Inputs, steps: int, true_motion: Float[Tensor, "B S 4 4"] | None = None) -> Imagined:
+        """Imagined latents and ego poses of the next steps, from what was seen alone.
+
+        Oracle: `true_motion` (prev_T_next of every step) makes the ego follow its true path, as some publications do. Only a table's row that
+        says so may use it.
+
+        Raises:
+            ConfigError: for `true_motion` and a world model with motion=map, whose roll-out has no such entry.
+        """
         if self.world.config.motion == "map":
+            if true_motion is not None:
+                raise ConfigError("motion=map cannot be rolled out along the true path: leave true_motion out.")
             return recorded_windows.imagine(self.world, inputs, self._seen_latents(inputs), steps)
-        return self.world.imagine(self.initial_state(inputs), inputs.command, steps)
+        return self.world.imagine(self.initial_state(inputs), inputs.command, steps, true_motion)
 
     @torch.no_grad()
-    def forecast(self, inputs: Inputs, at: Sequence[int]) -> tuple[UInt8[Tensor, "B H X Y Z"], Imagined]:
-        """Occupancy at some steps, each in its own (predicted) ego frame (0 is the reconstructed present), and the roll-out."""
+    def forecast(
+        self, inputs: Inputs, at: Sequence[int], true_motion: Float[Tensor, "B S 4 4"] | None = None
+    ) -> tuple[UInt8[Tensor, "B H X Y Z"], Imagined]:
+        """Occupancy at some steps, each in its own (predicted) ego frame (0 is the reconstructed present), and the roll-out.
+
+        `true_motion` as for `imagine`: an oracle.
+        """
         assert inputs.codes is not None
-        imagined = self.imagine(inputs, max(at))
+        imagined = self.imagine(inputs, max(at), true_motion)
         latents = torch.cat([self.latents(inputs.codes[:, -1:]), imagined.latents], 1)
         return torch.stack([self.tokenizer.labels(latents[:, step]) for step in at], 1), imagined
 
@@ -80,7 +99,7 @@ class Forecaster(nn.Module):
         frames = torch.cat([torch.eye(4).to(truth).expand(len(truth), 1, 4, 4), targets.now_T_frame], 1)
         motions = transform_inverse(frames[:, :-1]) @ frames[:, 1:]
         state = self.initial_state(inputs)
-        step = partial(checkpoint, self.world.step, use_reentrant=False) if self.recompute else self.world.step
+        step = partial(checkpoint, self.world.step, use_reentrant=False) if self.world.compute.activation_checkpointing else self.world.step
         latents, poses = [], []
         pose = torch.eye(4).to(truth).expand(len(truth), 4, 4)
         for k in range(truth.shape[1]):

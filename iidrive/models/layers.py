@@ -85,7 +85,7 @@ class CellAttention(nn.Module):
     def forward(self, x: Float[Tensor, "B C X Y"]) -> Float[Tensor, "B C X Y"]:
         tokens = rearrange(self.norm(x), "b c x y -> b (x y) c").contiguous()
         q, k = (linear(tokens, f.weight.flatten(1), f.bias) for f in (self.q, self.k))
-        # shares of attention sum to one, so `out` of the mixed values is the mix of `out` of the values
+        # attention probabilities sum to one, so `out` of the mixed values is the mix of `out` of the values
         assert self.v.bias is not None
         out = self.out.weight.flatten(1)
         v = linear(tokens, out @ self.v.weight.flatten(1), F.linear(self.v.bias, out, self.out.bias))
@@ -106,26 +106,26 @@ def _attention(q: Float[Tensor, "N C"], k: Float[Tensor, "N C"], v: Float[Tensor
 
 
 class _Attention(torch.autograd.Function):
-    """Attention that keeps its shares and overwrites everything else of their size: allocating such matrices costs as much as filling them."""
+    """Attention that keeps its probabilities and overwrites everything else of their size: allocating such matrices costs as much as filling them."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        shares = linear(q * q.shape[-1] ** -0.5, k)
-        for part in shares.split(_ROWS):
+        probabilities = linear(q * q.shape[-1] ** -0.5, k)
+        for part in probabilities.split(_ROWS):
             part.copy_(part.softmax(-1))
-        ctx.save_for_backward(q, k, v, shares)
-        return linear(shares, v.T)
+        ctx.save_for_backward(q, k, v, probabilities)
+        return linear(probabilities, v.T)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (grad,) = grad_outputs
-        q, k, v, shares = ctx.saved_tensors
+        q, k, v, probabilities = ctx.saved_tensors
         scale = q.shape[-1] ** -0.5
-        slopes = linear(grad, v)
-        for slope, share in zip(slopes.split(_ROWS), shares.split(_ROWS), strict=True):
-            slope.sub_((slope * share).sum(-1, keepdim=True)).mul_(share)
-        return linear(slopes, k.T * scale), crossed(slopes, q * scale), crossed(shares, grad)
+        gradients = linear(grad, v)
+        for gradient, probability in zip(gradients.split(_ROWS), probabilities.split(_ROWS), strict=True):
+            gradient.sub_((gradient * probability).sum(-1, keepdim=True)).mul_(probability)
+        return linear(gradients, k.T * scale), crossed(gradients, q * scale), crossed(probabilities, grad)
 
 
 _ROWS = 128
@@ -239,7 +239,7 @@ class CellGrid:
     def inside(self, points_m: Float[Tensor, "B P Q 2"]) -> Float[Tensor, "B 1 P Q"]:
         """What `read` gives for a map of ones: 1 inside, falling to 0 within a cell's width outside."""
         x, y = self._index(points_m)
-        return (_share_inside(x, self.size[0]) * _share_inside(y, self.size[1]))[:, None]
+        return (_weight_inside(x, self.size[0]) * _weight_inside(y, self.size[1]))[:, None]
 
     def _index(self, points_m: Tensor) -> tuple[Tensor, Tensor]:
         x, y = ((points_m - points_m.new_tensor(self.first_m)) / self.cell_m).unbind(-1)
@@ -255,7 +255,7 @@ class CellGrid:
         return torch.einsum("bij,xyj->bxyi", src_T_dst[:, :2, :2], self.points(src_T_dst)) + shift[:, None, None]
 
 
-def _share_inside(index: Tensor, count: int) -> Tensor:
+def _weight_inside(index: Tensor, count: int) -> Tensor:
     """Bilinear weight, along one axis, of the cells of a map around points told in cells."""
     return (torch.minimum(index, count - 1 - index) + 1).clamp(0, 1)
 

@@ -25,7 +25,7 @@ Counts = Mapping[str, Tensor]
 
 
 def masked_mean(total: Float[Tensor, ""], count: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """A sum over valid elements as a share of the mean over `count` of them; 0 where there is none."""
+    """The mean over `count` valid elements, of which `total` is the sum (or a part of it); 0 where there is none."""
     return total / count.clamp(min=1).to(total.dtype)
 
 
@@ -53,8 +53,8 @@ def focal(
 ) -> Float[Tensor, ""]:
     """Sigmoid focal loss summed over classes, averaged over known voxels (Lin et al. 2017, eq. 5, one class against all)."""
     known = labels != IGNORE
-    index, shares = torch.where(known, labels, 0).long(), weight.expand_as(known) * known
-    total = focal_sum(logits.reshape(-1, logits.shape[-1]), index.reshape(-1), shares.reshape(-1), alpha, gamma)
+    index, weights = torch.where(known, labels, 0).long(), weight.expand_as(known) * known
+    total = focal_sum(logits.reshape(-1, logits.shape[-1]), index.reshape(-1), weights.reshape(-1), alpha, gamma)
     return masked_mean(total, known.sum() if count is None else count)
 
 
@@ -71,7 +71,7 @@ def class_weights(counts: Int[Array, "K"]) -> tuple[float, ...]:
 def presence_weights(frames: Int[Array, "K"], of: int) -> tuple[float, ...]:
     """Weights of classes that `frames` of `of` frames hold, for sums over frames: a class then counts alike however few frames hold it.
 
-    1 / (share of frames x number of classes); a class in less than one frame of ten counts as in one of ten, one that never occurs has weight 0.
+    1 / (fraction of frames x number of classes); a class in less than one frame of ten counts as in one of ten, one that never occurs has weight 0.
     """
     weights = np.where(frames > 0, of / np.maximum(frames, 0.1 * of), 0.0)
     return tuple((weights / np.count_nonzero(frames)).round(6).tolist())

@@ -30,7 +30,18 @@ from iidrive.models.world import Imagined
 
 @dataclass(frozen=True)
 class PlannerConfig:
-    """`ii_fraction` of a batch's samples are also planned with ii while training (when it is on): the roll-out is the costly part."""
+    """Width and number of the proposals, and how they are refined.
+
+    Attributes:
+        latent_width: channels of the latent; must be the tokenizer's latent width.
+        width: channels of the planner, a multiple of 8.
+        proposals: paths proposed for each command.
+        refinements: how often a proposal reads the present latent along its waypoints and corrects itself.
+        history: latest motions of the ego that it knows.
+        reach_m: how far from a waypoint the four points lie that are read around it, metres.
+        ii_fraction: share of a batch that is also planned with ii while training (when it is on): the roll-out is the costly part.
+        best_weight: weight of the best proposal's distance, beside the distance expected by the scores.
+    """
 
     latent_width: int = 128
     width: int = 64
@@ -151,6 +162,10 @@ class Agent(nn.Module):
         super().train(mode)
         self.forecaster.eval()
         return self
+
+    def compute_modules(self) -> list[nn.Module]:
+        """The parts that take most of the time: the forecaster's."""
+        return self.forecaster.compute_modules()
 
     @torch.no_grad()
     def plan(self, inputs: Inputs, ii: bool) -> Float[Tensor, "B S 2"]:

@@ -1,6 +1,6 @@
 """Residual quantisation, first within a frame (intra, coarse to fine), then across frames (inter, one level per past frame).
 
-One codebook serves all levels. Every level quantises what the earlier ones left over, and a level's own 1x1 convolution adds its code
+One codebook serves all levels. Every level quantises the residual of the earlier ones, and a level's own 1x1 convolution adds its code
 to the latent. The latent is therefore a sum of linear functions of codes: the code indices alone rebuild it, no history is needed.
 
 Shapes: B batch, C latent channels, X, Y cells, J past frames, n cells of a level.
@@ -22,13 +22,18 @@ from iidrive.models.cpu.products import linear
 
 @dataclass(frozen=True)
 class QuantiserConfig:
-    """Codebook of `codes` vectors of `width`; `history` inter levels.
+    """The codebook, and how past frames enter it.
 
-    `inter` says what an inter level adds to the leftover before it quantises: `change`, the aligned past map minus the present one
-    (zero where nothing moved or the past saw nothing, so that the level refines), or `past`, the past map itself (published).
-    `project_past`: past maps pass the same 1x1 convolution as the present one, or enter as the encoder gave them (published: False).
-    `inter_loss`: inter levels have a codebook loss as intra levels do, so that they move the codes (published: False).
-    `codebook_start`: `data` draws the first codes from the first training batch, `uniform` from U(-1/codes, 1/codes) (published).
+    Attributes:
+        codes: vectors of the codebook.
+        width: numbers of a vector.
+        history: inter levels, one a past frame.
+        inter: what an inter level adds to the residual before it quantises. change: the aligned past map minus the present one (zero where nothing
+            moved or the past saw nothing, so that the level refines). past: the past map itself (published).
+        project_past: whether past maps pass the same 1x1 convolution as the present one, or enter as the encoder gave them (published: false).
+        inter_loss: whether inter levels have a codebook loss as intra levels do, so that they move the codes (published: false).
+        codebook_start: where the first codes come from. data: the first training batch. uniform: U(-1/codes, 1/codes) (published).
+        commitment: weight of the loss that draws the encoder to its codes, beside the loss that draws codes to the encoder.
     """
 
     codes: int = 512
@@ -85,23 +90,23 @@ class ResidualQuantiser(nn.Module):
     def forward(self, now: Float[Tensor, "B C X Y"], past: Float[Tensor, "B J C X Y"], seen: Float[Tensor, "B J 1 X Y"]) -> Quantised:
         """Quantise an encoder map, given the past encoder maps aligned to it, newest first, and where each past frame saw anything (0..1)."""
         here = self.before(now)
-        left, latent = here, torch.zeros_like(here)
+        residual, latent = here, torch.zeros_like(here)
         codes: list[Tensor] = []
         loss = here.new_zeros(())
         for scale, conv in zip(self.scales, self.scale_convs, strict=True):
-            v = F.interpolate(left, scale, mode="bilinear", align_corners=False)
+            v = F.interpolate(residual, scale, mode="bilinear", align_corners=False)
             index, q, term = self._level(v)
             up = F.interpolate(q, self.size, mode="bilinear", align_corners=False)
             latent = latent + conv(up)
-            left = left - up
+            residual = residual - up
             codes.append(index.flatten(1))
             loss = loss + term / len(self.scales)
         for j, conv in enumerate(self.time_convs):
             there = self.before(past[:, j]) if self.config.project_past else past[:, j]
-            v = left + ((there - here) * seen[:, j] if self.config.inter == "change" else there)
+            v = residual + ((there - here) * seen[:, j] if self.config.inter == "change" else there)
             index, q, term = self._level(v)
             latent = latent + conv(q)
-            left = left - q
+            residual = residual - q
             codes.append(index.flatten(1))
             if self.config.inter_loss:
                 loss = loss + term / len(self.time_convs)
@@ -129,7 +134,7 @@ class ResidualQuantiser(nn.Module):
         return self.scales + [self.size] * self.config.history
 
     def _tables(self) -> Float[Tensor, "L K C"]:
-        """What every code of every level adds to the latent. What is added anyway goes with the last level."""
+        """What every code of every level adds to the latent. Biases are folded into the last table."""
         tables, constant = [], torch.zeros_like(self.codebook[0])
         for conv in [*self.scale_convs, *self.time_convs]:
             assert isinstance(conv, nn.Conv2d)
@@ -148,7 +153,7 @@ class ResidualQuantiser(nn.Module):
 
     @torch.no_grad()
     def start(self, here: Float[Tensor, "B C X Y"]) -> None:
-        """Codes drawn from the first batch's maps, each shrunk towards their mean by a random share, to serve whole maps and leftovers."""
+        """Codes drawn from the first batch's maps, each shrunk towards their mean by a random factor, to serve whole maps and residuals."""
         flat = rearrange(here, "b c x y -> (b x y) c")
         generator = torch.Generator(device="cpu").manual_seed(0)
         pick = torch.randint(len(flat), (self.config.codes,), generator=generator).to(flat.device)

@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from iidrive.core.classes import FREE, IGNORE, OCC_CLASSES
 from iidrive.core.errors import ConfigError
 from iidrive.core.scene import Batch, GridSpec
+from iidrive.models.compute import ComputeConfig, in_autocast
 from iidrive.models.cpu.convolve import EnlargedConv, convolve_columns
 from iidrive.models.history import mirrored, warp_once, warp_stream
 from iidrive.models.layers import CellAttention, CellGrid, ResBlock
@@ -38,18 +39,33 @@ from iidrive.models.quantise import Quantised, QuantiserConfig, ResidualQuantise
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Widths and depths per level, finest first; every level but the last ends in a stride-2 convolution.
+    """Widths and depths of the tokenizer, its losses, and how the past is brought into the present frame.
 
-    `voxel_loss`: `focal` (published) or `balanced`, a cross entropy with `class_weights` (one a class; taken from the training split's class
-    frequencies when left empty). `lovasz_bins` > 0 orders errors by histogram instead of by sorting. Lovász is taken frame by frame: the mean over
-    a frame's classes (published), or, where the voxel loss is balanced, weighted by `lovasz_weights` (taken from the training split too).
+    A level is a resolution, finest first; every level but the last ends in a stride-2 convolution.
 
-    How the past is brought into the present frame: `warp` takes each map there `once`, or carries a `stream` that is resampled every frame
-    (published). `cell_points` puts a cell on the `centre` of the voxel that its convolutions are centred on and warps on the ground z = 0,
-    or on the `corner` of its own square and warps on the grid's bottom (published).
-
-    Augmentation: `mirror` flips x and y, each with probability 0.5, for a whole `clip` or for every `frame` by itself (published).
-    `stale_mirror`: a stream keeps the mirror of its first frame, so that its maps are misplaced once a later one differs (published).
+    Attributes:
+        grid: voxels of the occupancy.
+        class_width: numbers that stand for the class of a voxel.
+        base_width: channels of the finest level.
+        multipliers: channels of each level, in multiples of base_width.
+        blocks: residual blocks of each level.
+        attention: whether each level attends over its cells.
+        middle_attention: whether the coarsest maps, between encoder and latent, attend over their cells.
+        groups: groups of group normalisation; every level's channels must be a multiple.
+        quantiser: the codebook.
+        voxel_loss: focal (published), or balanced: a cross entropy with class_weights.
+        voxel_weight: weight of that loss.
+        class_weights: one a class for the balanced loss; empty: taken from the training split's class frequencies.
+        lovasz_weight: weight of the Lovász loss, which is taken frame by frame; 0: none.
+        lovasz_bins: bins of a histogram that orders the errors; 0: they are sorted.
+        lovasz_weights: one a class, where the voxel loss is balanced (otherwise the mean over a frame's classes, as published); empty: taken from
+            the training split.
+        embed_weight: weight of the codebook's loss.
+        warp: how the past is brought into the present frame. once: each map straight there. stream: resampled every frame (published).
+        cell_points: where a cell lies. centre: on the voxel that its convolutions are centred on, warped on the ground z = 0. corner: of its own
+            square, warped on the grid's bottom (published).
+        mirror: augmentation that flips x and y, each with probability 0.5: none, for a whole clip, or for every frame by itself (published).
+        stale_mirror: whether a stream keeps the mirror of its first frame, so that its maps are misplaced once a later one differs (published).
     """
 
     grid: GridSpec = field(default_factory=GridSpec)
@@ -121,17 +137,19 @@ class TokenizerConfig:
 class Level(nn.Module):
     """Residual blocks of one resolution, each followed by attention if asked, then a change of resolution."""
 
-    def __init__(self, inputs: int, outputs: int, blocks: int, attention: bool, groups: int, resample: nn.Module) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, blocks: int, attention: bool, groups: int, resample: nn.Module, compute: ComputeConfig
+    ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(ResBlock(inputs if i == 0 else outputs, outputs, groups) for i in range(blocks))
         self.attentions = nn.ModuleList(CellAttention(outputs, groups) if attention else nn.Identity() for _ in range(blocks))
         self.resample = resample
-        self.recompute = False
+        self.activation_checkpointing = compute.activation_checkpointing
 
     def forward(self, x: Tensor) -> Tensor:
         for block, attention in zip(self.blocks, self.attentions, strict=True):
             both = partial(_in_turn, block, attention)
-            x = checkpoint(both, x, use_reentrant=False) if self.recompute and x.requires_grad else both(x)
+            x = checkpoint(both, x, use_reentrant=False) if self.activation_checkpointing and x.requires_grad else both(x)
         return self.resample(x)
 
 
@@ -147,22 +165,32 @@ def _middle(width: int, config: TokenizerConfig) -> nn.Sequential:
 class Encoder(nn.Module):
     """Columns of labels → latent map. Fine maps have their channels together in memory, coarse ones their cells: each is faster there."""
 
-    heavy = True
-
-    def __init__(self, config: TokenizerConfig) -> None:
+    def __init__(self, config: TokenizerConfig, compute: ComputeConfig) -> None:
         super().__init__()
+        self.compute = compute
         widths, last = config.widths, len(config.widths) - 1
         self.conv_in = nn.Conv2d(config.class_width * config.grid.shape[2], widths[0], 3, padding=1)
         levels = []
         for i, width in enumerate(widths):
             down = nn.Conv2d(width, width, 3, stride=2, padding=1) if i < last else nn.Identity()
-            levels.append(Level(widths[max(i - 1, 0)], width, config.blocks[i], config.attention[i], config.groups, down))
+            levels.append(
+                Level(
+                    widths[max(i - 1, 0)],
+                    width,
+                    config.blocks[i],
+                    config.attention[i],
+                    config.groups,
+                    down,
+                    compute,
+                )
+            )
         self.levels = nn.ModuleList(levels)
         self.middle = _middle(widths[-1], config)
         self.out = nn.Sequential(
             Norm(config.groups, widths[-1], eps=1e-6, silu=True), nn.Identity(), nn.Conv2d(widths[-1], config.latent_width, 3, padding=1)
         )
 
+    @in_autocast
     def forward(self, labels: UInt8[Tensor, "B X Y Z"], classes: Float[Tensor, "K E"]) -> Float[Tensor, "B C x y"]:
         x = convolve_columns(labels, classes, self.conv_in)
         for level in self.levels[:-1]:
@@ -173,10 +201,9 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latent map → embedded columns; the encoder's mirror image."""
 
-    heavy = True
-
-    def __init__(self, config: TokenizerConfig) -> None:
+    def __init__(self, config: TokenizerConfig, compute: ComputeConfig) -> None:
         super().__init__()
+        self.compute = compute
         widths, last = config.widths, len(config.widths) - 1
         self.conv_in = nn.Conv2d(config.latent_width, widths[-1], 3, padding=1)
         self.middle = _middle(widths[-1], config)
@@ -184,7 +211,17 @@ class Decoder(nn.Module):
         for i in reversed(range(len(widths))):
             width = widths[i]
             up = EnlargedConv(width) if i else nn.Identity()
-            levels.append(Level(widths[min(i + 1, last)], width, config.blocks[i], config.attention[i], config.groups, up))
+            levels.append(
+                Level(
+                    widths[min(i + 1, last)],
+                    width,
+                    config.blocks[i],
+                    config.attention[i],
+                    config.groups,
+                    up,
+                    compute,
+                )
+            )
         self.levels = nn.ModuleList(levels)
         self.out = nn.Sequential(
             Norm(config.groups, widths[0], eps=1e-6, silu=True),
@@ -192,6 +229,7 @@ class Decoder(nn.Module):
             nn.Conv2d(widths[0], config.class_width * config.grid.shape[2], 3, padding=1),
         )
 
+    @in_autocast
     def forward(self, x: Float[Tensor, "B C x y"]) -> Float[Tensor, "B D X Y"]:
         x = self.middle(self.conv_in(x.contiguous()))
         for level in self.levels:
@@ -202,14 +240,19 @@ class Decoder(nn.Module):
 class Tokenizer(nn.Module):
     """Encodes, quantises and decodes frames. Holds weights only: the past is an argument."""
 
-    def __init__(self, config: TokenizerConfig) -> None:
+    def __init__(self, config: TokenizerConfig, compute: ComputeConfig | None = None) -> None:
         super().__init__()
+        compute = compute or ComputeConfig()
         self.config = config
         self.classes = nn.Parameter(torch.randn(len(OCC_CLASSES), config.class_width))
-        self.encoder = Encoder(config)
+        self.encoder = Encoder(config, compute)
         self.quantiser = ResidualQuantiser(config.quantiser, config.latent_size)
-        self.decoder = Decoder(config)
+        self.decoder = Decoder(config, compute)
         self.cells = config.cells()
+
+    def compute_modules(self) -> list[nn.Module]:
+        """The parts that take most of the time: what is compiled and what runs in mixed precision."""
+        return [self.encoder, self.decoder]
 
     def encode(self, occupancy: UInt8[Tensor, "B X Y Z"]) -> Float[Tensor, "B C x y"]:
         """Encoder maps, before quantisation. Unknown voxels count as free."""

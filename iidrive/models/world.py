@@ -6,7 +6,7 @@
 - the roll-out repeats the step on its own output. Memory is an argument and a return value.
 
 The architecture is the world model of I2-World (Liao et al., ICCV 2025, arXiv 2507.09144). Different on purpose from the published
-code (which recipe `published` and `published.py` reproduce with the same modules): the memory holds real past latents; motion is in the
+code (which recipe `published` and `iiworld/rollout.py` reproduce with the same modules): the memory holds real past latents; motion is in the
 ego frame and rests at identity; no true future motion or command is read outside the loss; every map is warped into the predicted next
 ego frame before the decoder (`align="warp"`), whose output is added to the last observed latent, warped there (`residual="warped"`); the
 plan head corrects what a motion prior expects from the ego's past (`motion="prior"`), or the last observed motion (`"last"`).
@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from iidrive.core.errors import ConfigError
 from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES, Inputs
+from iidrive.models.compute import ComputeConfig, in_autocast
 from iidrive.models.cpu.products import Linear, linear
 from iidrive.models.ego_motion import MOTION, MotionPrior, constant_turn, motion_between, past_motions
 from iidrive.models.iiworld.quirks import Quirk
@@ -37,13 +38,29 @@ from iidrive.models.norm import Norm
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """`width` of the tokens equals the tokenizer's latent width. `strides` of the intra layers' convolutions.
+    """Widths and depths of the world model, what it predicts as a change of what, and its losses.
 
-    `align`: maps are warped into the next ego frame before the decoder (`warp`), or decoded where they are (`none`, published). `residual`:
-    the decoder's output is added to the last observed latent, or is the prediction (`none`, published). `motion`: what the plan head
-    corrects, in the ego frame; `map` (published) tells motions in the axes of the map and chains poses as quaternions, in the roll-out of
-    `published.py`, with the `quirks` that are asked for (`quirks.py` says what each does). `start`: torch's own initial weights, or
-    `xavier` for every matrix but the motion embedding's (published).
+    Attributes:
+        width: channels of the tokens; must be the tokenizer's latent width.
+        heads: heads of every attention.
+        strides: stride of each intra layer's convolutions.
+        decoder_layers: layers of the inter decoder.
+        feed_forward: width of a decoder layer's perceptron.
+        history: latest keyframes in memory, now included.
+        plan_width: numbers that stand for one past motion, and the width of the plan head.
+        norm: normalisation of the intra layers: group, or batch (published).
+        align: warp: maps are warped into the next ego frame before the decoder. none: they are decoded where they are (published).
+        residual: warped: the decoder's output is added to the last observed latent, warped. none: it is the prediction (published).
+        motion: what the plan head corrects, in the ego frame: prior (what a motion prior expects from the ego's past), last (the last observed
+            motion) or none (its output is the motion itself). map (published): motions in the axes of the map, and poses chained as quaternions.
+        quirks: which of the published roll-out's peculiarities are wanted, with motion=map (models/iiworld/quirks.py says what each does).
+        start: initial weights: torch's own, or xavier for every matrix but the motion embedding's (published).
+        prior_width: width of the motion prior.
+        latent_weights: weight of the latent's loss at each future step.
+        trajectory_weight: weight of the ego's distance from its true positions.
+        rotation_weight: weight of the ego's turn away from its true headings.
+        voxel_weight: weight of the voxel loss of one imagined step, decoded; 0: none.
+        teacher_decay: at progress p (0 to 1) a step's truth replaces the prediction with probability exp(-teacher_decay p).
     """
 
     width: int = 128
@@ -122,10 +139,9 @@ class Imagined:
 class IntraLayer(nn.Module):
     """Deformable attention on the cells, the plan query reads them, then a residual pair of convolutions with a stride."""
 
-    heavy = True
-
-    def __init__(self, config: WorldConfig, stride: int) -> None:
+    def __init__(self, config: WorldConfig, stride: int, compute: ComputeConfig) -> None:
         super().__init__()
+        self.compute = compute
         width = config.width
         self.attention = DeformableAttention(width, config.heads)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
@@ -137,6 +153,7 @@ class IntraLayer(nn.Module):
         self.norm1, self.norm2 = (BatchNorm(width) if config.norm == "batch" else Norm(8, width) for _ in range(2))
         self.skip = nn.Conv2d(width, width, 1, stride=stride, bias=False) if stride > 1 else nn.Identity()
 
+    @in_autocast
     def forward(self, tokens: Float[Tensor, "B N C"], plan: Float[Tensor, "B 1 C"], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         tokens = self.norms[0](tokens + self.attention(tokens, size))
         plan = self.plan_norms[0](plan)
@@ -205,8 +222,11 @@ class InterLayer(nn.Module):
 class InterDecoder(nn.ModuleList):
     """Inter layers in turn. What each reads of the memory is the same for all cells' tokens, so one product gives it to all layers."""
 
-    heavy = True
+    def __init__(self, config: WorldConfig, compute: ComputeConfig) -> None:
+        super().__init__(InterLayer(config) for _ in range(config.decoder_layers))
+        self.compute = compute
 
+    @in_autocast
     def forward(
         self,
         x: Float[Tensor, "B N C"],
@@ -228,9 +248,13 @@ class InterDecoder(nn.ModuleList):
 class WorldModel(nn.Module):
     """One step and the roll-out. Holds weights only."""
 
-    def __init__(self, config: WorldConfig, cells: CellGrid) -> None:
+    def __init__(self, config: WorldConfig, cells: CellGrid, compute: ComputeConfig | None = None) -> None:
         super().__init__()
-        self.config, self.cells = config, cells
+        self.config, self.cells, self.compute = config, cells, compute or ComputeConfig()
+        if self.compute.activation_checkpointing and config.norm == "batch":
+            raise ConfigError(
+                "activation checkpointing would count BatchNorm's statistics twice: leave it off for a world model with norm=batch."
+            )
         width = config.width
         x, y = cells.size
         self.row = nn.Parameter(torch.rand(x, width // 2))
@@ -241,15 +265,19 @@ class WorldModel(nn.Module):
         self.motion_time = nn.Parameter(torch.randn(config.history, config.plan_width) * 0.02)
         self.prior = MotionPrior(config.prior_width, config.history) if config.motion == "prior" else None
         self.plan_query = nn.Linear(config.history * config.plan_width, width)
-        self.intra = nn.ModuleList(IntraLayer(config, stride) for stride in config.strides)
+        self.intra = nn.ModuleList(IntraLayer(config, stride, self.compute) for stride in config.strides)
         self.fuse = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in config.strides)
         self.plan_head = nn.Sequential(
             nn.Linear(width, config.plan_width), nn.Softplus(), nn.Linear(config.plan_width, len(MANOEUVRES) * 6)
         )
         self.condition = mlp(12, width, width)
-        self.inter = InterDecoder(InterLayer(config) for _ in range(config.decoder_layers))
+        self.inter = InterDecoder(config, self.compute)
         self.change = Linear(width, width) if config.residual == "warped" else nn.Identity()
         self._reset()
+
+    def compute_modules(self) -> list[nn.Module]:
+        """The parts that take most of the time: what is compiled and what runs in mixed precision."""
+        return [*self.intra, self.inter]
 
     def _reset(self) -> None:
         """The plan head starts at "go on as before" and the decoder at "nothing changes", where the config has these as its base."""
@@ -285,7 +313,8 @@ class WorldModel(nn.Module):
     ) -> tuple[RolloutState, Float[Tensor, "B C x y"], Float[Tensor, "B 4 4"]]:
         """Imagine one step: (memory after it, next latent, now_T_next as predicted).
 
-        `true_motion` may be given by the loss alone: where `teach` is true the decoder is conditioned on it instead of on the prediction.
+        `true_motion` may be given by the loss and by the oracle roll-out alone: where `teach` is true the decoder is conditioned on it instead
+        of on the prediction.
         """
         maps, plan = self.encode(state.now, state.motions)
         predicted = self._move(plan, command, state.expected[:, 0] if self.config.motion == "prior" else state.motions[:, -1])
@@ -304,12 +333,26 @@ class WorldModel(nn.Module):
         )
         return after, latent, predicted
 
-    def imagine(self, state: RolloutState, command: Int[Tensor, "B"], steps: int = FUTURE_STEPS) -> Imagined:
-        """Roll out freely under one command."""
+    def imagine(
+        self,
+        state: RolloutState,
+        command: Int[Tensor, "B"],
+        steps: int = FUTURE_STEPS,
+        true_motion: Float[Tensor, "B S 4 4"] | None = None,
+    ) -> Imagined:
+        """Roll out freely under one command.
+
+        Oracle: with `true_motion`, prev_T_next of every step, the ego follows it and every step is conditioned on it.
+        """
         latents, frames = [], []
         now_T_frame = torch.eye(4).to(state.now_T_frame).expand(len(command), 4, 4)
-        for _ in range(steps):
-            state, latent, moved = self.step(state, command)
+        told = torch.ones(len(command), dtype=torch.bool, device=command.device)
+        for k in range(steps):
+            if true_motion is None:
+                state, latent, moved = self.step(state, command)
+            else:
+                moved = true_motion[:, k]
+                state, latent, _ = self.step(state, command, moved, told)
             now_T_frame = now_T_frame @ moved
             latents.append(latent)
             frames.append(now_T_frame)

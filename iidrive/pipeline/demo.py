@@ -13,21 +13,26 @@ import torch
 from jaxtyping import Float
 
 from iidrive.core.config_io import to_plain
-from iidrive.core.lineage import Lineage
 from iidrive.core.scene import FUTURE_STEPS
 from iidrive.data import Data
-from iidrive.data.clips import EgoTrack
+from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, scored_clips
 from iidrive.data.source import Source, window
 from iidrive.data.tokens import TokenCache
 from iidrive.models.planner import Agent
-from iidrive.pipeline import infer, stages
-from iidrive.pipeline.evaluate import about_line, counting, plan_and_score
-from iidrive.pipeline.infer import ForecastScores
+from iidrive.pipeline import infer
+from iidrive.pipeline.baselines import BASELINES, baseline
+from iidrive.pipeline.evaluate import TestSet, about_line, plan_and_score, reconstruction_miou
+from iidrive.pipeline.load import LoadedAgent, LoadedTokenizer, Place, load_agent
 from iidrive.pipeline.recipes import Recipe
+from iidrive.pipeline.tokens import write_tokens
+from iidrive.pipeline.train import describe, train_planner, train_tokenizer, train_world
 from iidrive.report.figures import ScenePanel, scene_figure
 from iidrive.report.page import Page, Table, write_index
+from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run, device, peak_memory_gb
-from iidrive.scoring.score import Scores, format_scores, to_json
+from iidrive.scoring.forecast import ForecastScores
+from iidrive.scoring.score import Scores, to_json
+from iidrive.scoring.tables import format_scores
 
 Array = np.ndarray
 Plans = dict[str, dict[str, Float[Array, "6 2"]]]
@@ -53,14 +58,14 @@ def run(recipe: Recipe, data: Data, out: Path) -> None:
     train, test = source.usual_split("train"), source.usual_split("test")
     whole = Run.start(out, {"what": "demo", "recipe": to_plain(recipe), "data": source.identity(), "train": train, "test": test})
     trained = train_all(recipe, source, train, out)
-    tracks = stages.tracks_of(source, test)
-    cache = _tokens(trained.tokenizer, source, test, out / "tokens-test")
-    agent, manifest = stages.load_agent(trained.planner)
-    tokenizer = agent.forecaster.tokenizer
-    spec = tokenizer.config.grid
-    forecast = infer.forecasts(agent.forecaster, stages.scored_clips(tracks, cache, source, spec), spec)
-    reconstruction = stages.reconstruction_miou(tokenizer, cache, source, tracks)
-    scores, plans = score_all(recipe, source, train, test, agent, manifest.lineage(trained.planner), cache, tracks, whole)
+    on = TestSet(source, test, whole)
+    loaded = load_agent(trained.planner)
+    tokenizer = loaded.model.forecaster.tokenizer
+    cache = _tokens(loaded.world.tokenizer, source, test, out / "tokens-test")
+    clips = scored_clips(on.tracks, cache, source, tokenizer.config.grid)
+    forecast = infer.forecasts(loaded.model.forecaster, clips, tokenizer.config.grid, source=source)
+    reconstruction = reconstruction_miou(tokenizer, cache, on)
+    scores, plans = score_all(recipe, train, loaded, clips.without_occupancy(), on)
     about = about_line(source, test, {"recipe": recipe.name})
     summary = summary_table(scores)
     seconds = time.perf_counter() - began
@@ -69,7 +74,7 @@ def run(recipe: Recipe, data: Data, out: Path) -> None:
         print(f"{name}\n{format_scores(scores[name])}\n")
     print(_plain(summary))
     print(f"\n{forecast.table()}\n\ntokenizer: reconstruction mIoU {100 * reconstruction:.2f} %")
-    pictures = draw(source, test, agent, cache, plans, tracks, whole)
+    pictures = draw(on, loaded.model, clips, plans)
     values = {name: to_json(s)["sparsedrive"] for name, s in scores.items()}
     whole.write_json("scores.json", {"planning": values, "forecast": forecast.to_json(), "reconstruction": reconstruction})
     index = write_index(out, _page(recipe, source, test, about, scores, summary, forecast, reconstruction, pictures, seconds))
@@ -80,42 +85,31 @@ def train_all(recipe: Recipe, source: Source, split: str, out: Path) -> Trained:
     """Stage 1, tokens, stage 2, planner (ii on while training)."""
 
     def begin(stage: str, **about: str) -> Run:
-        return Run.start(out / stage, stages.describe(f"train {stage}", recipe, source, split) | about)
+        return Run.start(out / stage, describe(f"train {stage}", recipe, source, split) | about)
 
-    tokenizer = stages.train_tokenizer(recipe, source, split, begin("tokenizer"))
+    tokenizer = train_tokenizer(recipe, source, split, begin("tokenizer"))
     cache = _tokens(tokenizer, source, split, out / "tokens-train")
-    world = stages.train_world(recipe, tokenizer, cache, source, split, begin("world"))
-    planner = stages.train_planner(recipe, world, cache, source, split, begin("planner", train_ii="on"), train_ii=True)
+    world = train_world(recipe, tokenizer, cache, source, split, begin("world"))
+    planner = train_planner(recipe, world, cache, source, split, begin("planner", train_ii="on"), train_ii=True)
     return Trained(tokenizer, world, planner)
 
 
-def score_all(
-    recipe: Recipe,
-    source: Source,
-    train: str,
-    test: str,
-    agent: Agent,
-    lineage: Lineage,
-    cache: TokenCache,
-    tracks: list[EgoTrack],
-    run_: Run,
-) -> tuple[dict[str, Scores], Plans]:
+def score_all(recipe: Recipe, train: str, loaded: LoadedAgent, clips: ClipDataset, on: TestSet) -> tuple[dict[str, Scores], Plans]:
     """Every baseline, and the planner with ii off and on, on the same samples."""
-    cases = infer.truth(source, test)
-    bare, coded = stages.scored_clips(tracks), stages.scored_clips(tracks, cache)
+    bare = scored_clips(on.tracks)
     scores: dict[str, Scores] = {}
     plans: Plans = {}
-    for name in stages.BASELINES:
-        plan = stages.planner_named(name, recipe, source, train, run_)
-        heading, made = about_line(source, test, {"planner": name}), {"planner": name, "split": test}
-        scores[name], plans[name] = plan_and_score(name, plan, cases, bare, run_, made, heading, stages.lineage_of_baseline(name, run_))
+    for name in BASELINES:
+        made = baseline(name, recipe, on.source, train, on.run)
+        heading, about = about_line(on.source, on.split, {"planner": name}), {"planner": name, "split": on.split}
+        scores[name], plans[name] = plan_and_score(name, made.plan, bare, on, about, heading, made.lineage)
     for ii in (False, True):
         state = "on" if ii else "off"
-        about = {"planner": "planner", "split": test, "train_ii": "on", "test_ii": state}
+        about = {"planner": "planner", "split": on.split, "train_ii": "on", "test_ii": state}
         name = f"planner, ii {state}"
-        heading = about_line(source, test, {"planner": recipe.name, "train_ii": "on", "test_ii": state})
-        plan = partial(agent.plan, ii=ii)
-        scores[name], plans[name] = plan_and_score(f"planner-ii-{state}", plan, cases, coded, run_, about, heading, lineage)
+        heading = about_line(on.source, on.split, {"planner": recipe.name, "train_ii": "on", "test_ii": state})
+        plan = partial(loaded.model.plan, ii=ii)
+        scores[name], plans[name] = plan_and_score(f"planner-ii-{state}", plan, clips, on, about, heading, loaded.lineage)
     return scores, plans
 
 
@@ -130,21 +124,17 @@ def summary_table(scores: dict[str, Scores]) -> Table:
     return Table(header, rows)
 
 
-def draw(
-    source: Source, split: str, agent: Agent, cache: TokenCache, plans: Plans, tracks: list[EgoTrack], run_: Run
-) -> list[tuple[str, str]]:
+def draw(on: TestSet, agent: Agent, clips: ClipDataset, plans: Plans) -> list[tuple[str, str]]:
     """One picture a held-out scene (at most twelve), at the keyframe where the ego's speed changes most over the next 3 s."""
-    spec = agent.forecaster.tokenizer.config.grid
     pictures = []
-    chosen = tracks[:12]
+    chosen = on.tracks[:12]
+    row_of = {sample: row for row, sample in enumerate(clips.samples)}
     with counting("pictures", len(chosen)) as tick:
-        for track in chosen:
-            scene = source.scene(track.name)
+        for place, track in enumerate(chosen):
+            scene = on.source.scene(track.name)
             index = _telling(track)
-            observation, target = window(source, scene, index, past=stages.PAST)
-            clips = stages.scored_clips([track], cache, source, spec)
-            row = [i for _, i in clips.samples].index(index)
-            batch = clips.batch([row])
+            observation, target = window(on.source, scene, index, past=ClipSpec().past)
+            batch = clips.batch([row_of[place, index]])
             assert batch.inputs.occupancy is not None
             assert batch.targets.occupancy is not None
             imagined, _ = agent.forecaster.forecast(batch.inputs.to(device()), infer.HORIZON_STEPS)
@@ -158,10 +148,10 @@ def draw(
                 {name: plans[name][observation.token] for name in shown},
                 tuple(real[list(infer.HORIZON_STEPS)]),
                 tuple(imagined[0].numpy(force=True)),
-                spec,
+                agent.forecaster.tokenizer.config.grid,
             )
-            path = scene_figure(panel, run_.folder / "pictures" / f"{track.name}.png")
-            pictures.append((f"{track.name} ({split}), keyframe {index}", f"pictures/{path.name}"))
+            path = scene_figure(panel, on.run.folder / "pictures" / f"{track.name}.png")
+            pictures.append((f"{track.name} ({on.split}), keyframe {index}", f"pictures/{path.name}"))
             tick(track.name)
     return pictures
 
@@ -172,13 +162,13 @@ def _telling(track: EgoTrack) -> int:
     speed = np.linalg.norm(np.diff(track.global_T_ego[:, :3, 3], axis=0, prepend=track.global_T_ego[:1, :3, 3]), axis=1)
     straight = speed[:, None, None] * np.arange(1, FUTURE_STEPS + 1)[:, None] * np.array([0.0, 1.0])
     change = np.linalg.norm(paths - straight, axis=-1).mean(-1)
-    return int(np.argmax(np.where(track.path_valid.all(1) & (np.arange(len(paths)) > stages.PAST), change, -1)))
+    return int(np.argmax(np.where(track.path_valid.all(1) & (np.arange(len(paths)) > ClipSpec().past), change, -1)))
 
 
-def _tokens(tokenizer: Path, source: Source, split: str, folder: Path) -> TokenCache:
+def _tokens(tokenizer: Place | LoadedTokenizer, source: Source, split: str, folder: Path) -> TokenCache:
     names = source.scene_names(split)
     with counting("tokens", len(names)) as tick:
-        return stages.write_tokens(tokenizer, source, names, folder, tick)
+        return write_tokens(tokenizer, source, names, folder, tick)
 
 
 def _plain(table: Table) -> str:
@@ -203,7 +193,7 @@ def _page(
 ) -> Page:
     tables: list[tuple[str, str | Table]] = [("All planners by the same protocol (SparseDrive's)", summary)]
     tables += [(f"Reference table: {name}", format_scores(scores[name])) for name in ("planner, ii off", "planner, ii on")]
-    tables.append(("Forecasting, percent; each in the ego frame that its forecaster predicts", forecast.table()))
+    tables.append(("Forecasting, percent; mIoU and IoU in the ego frame that each forecaster predicts", forecast.table()))
     facts = [
         ("recipe", recipe.name),
         ("data", f"{source.name} {test}, {forecast.samples} samples"),

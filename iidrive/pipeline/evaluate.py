@@ -1,36 +1,48 @@
-"""Assess planners and world models on a split: plans → predictions file → reference table; roll-outs → forecast table."""
+"""Evaluate planners, world models and tokenizers on a split.
+
+    planner:     plans → predictions file → reference table
+    world model: roll-outs → forecast table
+    tokenizer:   codes → reconstruction mIoU
+
+One function a kind; each returns what is printed and the same as plain values.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from iidrive.core.config_io import from_plain
 from iidrive.core.errors import ConfigError
 from iidrive.core.lineage import Lineage, mark_lines, mark_numbers
 from iidrive.core.scene import Inputs
-from iidrive.data.clips import ClipDataset
+from iidrive.data.clips import ClipDataset, EgoTrack, OccupancyFrames, keyframes, read_tracks, scored_clips
 from iidrive.data.source import Source
+from iidrive.data.tokens import TokenCache
 from iidrive.data.town.source import TownConfig
-from iidrive.pipeline import infer, stages
+from iidrive.models.forecast import Forecaster
+from iidrive.models.tokenizer import Tokenizer
+from iidrive.pipeline import infer
+from iidrive.pipeline.baselines import BASELINES, baseline
+from iidrive.pipeline.load import LoadedTokenizer, load_agent, load_ego_mlp, load_forecaster, load_tokenizer
 from iidrive.pipeline.recipes import Recipe
-from iidrive.runtime.distributed import ProcessGroup
+from iidrive.pipeline.tokens import tokens_folder, write_tokens
+from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run
+from iidrive.scoring import metrics
 from iidrive.scoring import score as scoring
 from iidrive.scoring.cases import Cases, Predictions, align, write_predictions
 from iidrive.scoring.sampled import rows_beside
 from iidrive.scoring.score import Scores
+from iidrive.scoring.tables import format_scores
 from iidrive.training import checkpoint
-from iidrive.training.checkpoint import Manifest
+from iidrive.training.checkpoint import Checkpoint, Manifest
 
 Array = np.ndarray
 Plan = Callable[[Inputs], Tensor]
@@ -46,6 +58,138 @@ class Assessment:
     scores: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class TestSet:
+    """The scenes that something is tested on (all of a split, or those in `names`), and the run folder that results go to.
+
+    Scenes and their truth are read once.
+    """
+
+    __test__ = False  # not a test class of pytest's
+
+    source: Source
+    split: str
+    run: Run
+    names: tuple[str, ...] = ()
+
+    @cached_property
+    def tracks(self) -> list[EgoTrack]:
+        """The scenes' ego tracks."""
+        if not self.names:
+            return read_tracks(self.source, self.split)
+        return [EgoTrack.of(self.source.scene(name)) for name in self.names]
+
+    @cached_property
+    def cases(self) -> Cases:
+        """The truth that plans are scored by."""
+        return infer.truth(self.source, self.tracks)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What stands beside every number of it."""
+        return {"split": self.split, "occupancy": self.source.occupancy_source, "command": self.source.command_source}
+
+    def tokens(self, tokenizer: LoadedTokenizer) -> TokenCache:
+        """The split's tokens, in the run folder."""
+        names = [track.name for track in self.tracks]
+        with counting("tokens", len(names), self.run.process_group) as tick:
+            folder = tokens_folder(self.run.folder, tokenizer, self.source)
+            return write_tokens(tokenizer, self.source, names, folder, tick, process_group=self.run.process_group)
+
+
+@dataclass(frozen=True)
+class Use:
+    """How a checkpoint is put together: `world` and `tokenizer` ("": those that it names) and whether others than its own are allowed.
+
+    `test_ii`: whether a planner uses the imagined future.
+    """
+
+    test_ii: bool = False
+    world: str = ""
+    tokenizer: str = ""
+    allow: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """What evaluating one thing gave: text, numbers, and what they are about."""
+
+    text: str
+    numbers: dict[str, Any]
+    about: dict[str, Any]
+    lineage: Lineage
+
+
+def evaluate(planner: str | Checkpoint, on: TestSet, recipe: Recipe, train_split: str, use: Use | None = None) -> Assessment:
+    """Evaluate a baseline by name, or a checkpoint. `recipe` and `train_split` are what the ego-status MLP is trained with.
+
+    With `use.allow`, stages that do not belong together are used, and everything that is printed or written is marked.
+
+    Raises:
+        ConfigError: for an unknown planner name. CheckpointError, LineageError: for checkpoints that do not fit.
+    """
+    use = use or Use()
+    if isinstance(planner, str) and planner in BASELINES:
+        made = baseline(planner, recipe, on.source, train_split, on.run)
+        return _written(on, _planned(planner, made.plan, scored_clips(on.tracks), on, {"planner": planner}, made.lineage))
+    found = checkpoint.read(planner)
+    kind = found.manifest.kind
+    if (use.world and kind != "planner") or (use.tokenizer and kind not in ("planner", "world")):
+        raise ConfigError(f"{found.path} is a {kind}: --world is for planners, --tokenizer for planners and world models.")
+    if kind not in EVALUATORS:
+        raise ConfigError(f"{found.path} is a {kind} model, which is not evaluated by itself (kinds: {', '.join(EVALUATORS)}).")
+    return _written(on, EVALUATORS[kind](found, on, use))
+
+
+def evaluate_planner(found: Checkpoint, on: TestSet, use: Use) -> Result:
+    """The forecast table of its world model, then the planner's reference table."""
+    loaded = load_agent(found, use.world or None, use.tokenizer or None, use.allow)
+    agent, lineage = loaded.model, loaded.lineage
+    switches = {"train_ii": "on" if agent.train_ii else "off", "test_ii": "on" if use.test_ii else "off"}
+    about = {"planner": str(found.path), "trained on": trained_on(loaded.manifest), **switches}
+    cache = on.tokens(loaded.world.tokenizer)
+    clips = scored_clips(on.tracks, cache, on.source, agent.forecaster.tokenizer.config.grid)
+    text, numbers = _forecast(agent.forecaster, clips, on, lineage)
+    planned = _planned("planner", partial(agent.plan, ii=use.test_ii), clips.without_occupancy(), on, about, lineage)
+    note = (
+        "" if agent.train_ii or not use.test_ii else "\nnote: the ii branch was never trained; it changes nothing, so this equals ii off."
+    )
+    return replace(planned, text=f"{text}\n\n{planned.text}{note}", numbers={**planned.numbers, **numbers})
+
+
+def evaluate_world(found: Checkpoint, on: TestSet, use: Use) -> Result:
+    """The forecast table."""
+    loaded = load_forecaster(found, use.tokenizer or None, use.allow)
+    clips = scored_clips(on.tracks, on.tokens(loaded.tokenizer), on.source, loaded.model.tokenizer.config.grid)
+    text, numbers = _forecast(loaded.model, clips, on, loaded.lineage)
+    return Result(text, numbers, {"planner": str(found.path), "trained on": trained_on(loaded.manifest)}, loaded.lineage)
+
+
+def evaluate_tokenizer(found: Checkpoint, on: TestSet, use: Use) -> Result:
+    """Reconstruction mIoU of every keyframe."""
+    loaded = load_tokenizer(found)
+    value = reconstruction_miou(loaded.model, on.tokens(loaded), on)
+    text = f"{about_line(on.source, on.split)}\nreconstruction mIoU {100 * value:.2f} %"
+    on.run.write_text("reconstruction.txt", text + "\n")
+    about = {"planner": str(found.path), "trained on": trained_on(found.manifest)}
+    return Result(text, {"reconstruction": {"mIoU": value}}, about, found.lineage)
+
+
+def evaluate_ego_mlp(found: Checkpoint, on: TestSet, use: Use) -> Result:
+    """The reference table of an ego-status MLP that was kept."""
+    about = {"planner": str(found.path), "trained on": trained_on(found.manifest)}
+    return _planned("ego-mlp", load_ego_mlp(found).plan, scored_clips(on.tracks), on, about, found.lineage)
+
+
+EVALUATORS: dict[str, Callable[[Checkpoint, TestSet, Use], Result]] = {
+    "planner": evaluate_planner,
+    "world": evaluate_world,
+    "tokenizer": evaluate_tokenizer,
+    "ego-mlp": evaluate_ego_mlp,
+}
+"""What evaluates a checkpoint, by its kind."""
+
+
 def about_line(source: Source, split: str, extra: Mapping[str, object] | None = None) -> str:
     """What stands beside every table: data, split, which occupancy, whose command."""
     parts = {
@@ -58,12 +202,13 @@ def about_line(source: Source, split: str, extra: Mapping[str, object] | None = 
 
 
 def plan_and_score(
-    name: str, plan: Plan, cases: Cases, clips: ClipDataset, run: Run, about: Mapping[str, object], heading: str, lineage: Lineage
+    name: str, plan: Plan, clips: ClipDataset, on: TestSet, about: Mapping[str, object], heading: str, lineage: Lineage
 ) -> tuple[Scores, dict[str, Float[Array, "6 2"]]]:
     """Plan every sample with a full future and score: (scores, path by token).
 
     Writes `predictions-NAME.npz`, its table, and `rows-NAME.npz`, the scores sample by sample that `iidrive compare` reads.
     """
+    run, cases = on.run, on.cases
     tokens, paths = infer.plans(plan, clips, run.process_group)
     made = {**about, "lineage": lineage.child("predictions").to_plain()}
     predictions = run.folder / f"predictions-{name}.npz"
@@ -72,67 +217,15 @@ def plan_and_score(
     scores = scoring.score(cases, align(cases, Predictions(paths, tokens, {}, name)))
     if run.process_group.is_rank_zero:
         scoring.write_per_sample(rows_beside(predictions), scores, scene=cases.scene, of=predictions, marks=lineage.marks)
-    run.write_text(f"table-{name}.txt", f"{mark_lines(lineage.marks)}{heading}\n{scoring.format_scores(scores)}\n")
+    run.write_text(f"table-{name}.txt", f"{mark_lines(lineage.marks)}{heading}\n{format_scores(scores)}\n")
     return scores, dict(zip(tokens, paths, strict=True))
 
 
-def assess(
-    planner: str,
-    source: Source,
-    split: str,
-    train_split: str,
-    recipe: Recipe,
-    run: Run,
-    test_ii: bool,
-    world: str = "",
-    tokenizer: str = "",
-    allow: bool = False,
-) -> Assessment:
-    """Evaluate a baseline by name, or a checkpoint: planners by the reference table, world models and planners by the forecast table.
-
-    `world` and `tokenizer` take the place of the models that a checkpoint names, where they are the same ones; with `allow`, others too, and
-    everything that is printed or written is marked.
-
-    Raises:
-        ConfigError: for an unknown planner name. CheckpointError, LineageError: for checkpoints that do not fit.
-    """
-    tracks = stages.tracks_of(source, split)
-    about: dict[str, Any] = {"planner": planner, "split": split, "occupancy": source.occupancy_source, "command": source.command_source}
-    if planner in stages.BASELINES:
-        plan = stages.planner_named(planner, recipe, source, train_split, run)
-        lineage = stages.lineage_of_baseline(planner, run)
-        return _planned(planner, plan, stages.scored_clips(tracks), source, split, run, about, lineage, "")
-    manifest = checkpoint.read_manifest(planner)
-    if (world and manifest.kind != "planner") or (tokenizer and manifest.kind not in ("planner", "world")):
-        raise ConfigError(f"{planner} is a {manifest.kind}: --world is for planners, --tokenizer for planners and world models.")
-    about["trained on"] = trained_on(manifest)
-    if manifest.kind == "ego-mlp":
-        plan = stages.load_ego_mlp(planner).plan
-        return _planned("ego-mlp", plan, stages.scored_clips(tracks), source, split, run, about, manifest.lineage(planner), "")
-    if manifest.kind == "tokenizer":
-        return _reconstructed(planner, source, split, run, about)
-    agent = None
-    if manifest.kind == "planner":
-        agent, manifest = stages.load_agent(planner, world or None, tokenizer or None, allow)
-        forecaster = agent.forecaster
-    else:
-        forecaster, manifest = stages.load_forecaster(planner, tokenizer or None, allow)
-    lineage, tokenizer = manifest.lineage(planner), manifest.parent("tokenizer").path
-    with counting("tokens", len(tracks), run.process_group) as tick:
-        folder = stages.tokens_folder(run.folder, tokenizer, source)
-        cache = stages.write_tokens(tokenizer, source, source.scene_names(split), folder, tick, process_group=run.process_group)
-    spec = forecaster.tokenizer.config.grid
-    forecast = infer.forecasts(forecaster, stages.scored_clips(tracks, cache, source, spec), spec, run.process_group)
-    text = f"{mark_lines(lineage.marks)}{about_line(source, split)}\n{forecast.table()}\n({forecast.samples} samples)"
-    run.write_text("forecast.txt", text + "\n")
-    if agent is None:
-        return _written(run, text, {"forecast": forecast.to_json()}, about, lineage)
-    about |= {"train_ii": "on" if agent.train_ii else "off", "test_ii": "on" if test_ii else "off"}
-    note = ii_note(agent.train_ii, test_ii)
-    clips = stages.scored_clips(tracks, cache)
-    result = _planned("planner", partial(agent.plan, ii=test_ii), clips, source, split, run, about, lineage, note)
-    numbers = {k: v for k, v in result.scores.items() if k not in ("about", "marks")}
-    return _written(run, f"{text}\n\n{result.text}", {**numbers, "forecast": forecast.to_json()}, about, lineage)
+def reconstruction_miou(tokenizer: Tokenizer, cache: TokenCache, on: TestSet) -> float:
+    """mIoU of all keyframes decoded from their tokens, 0..1."""
+    occupancy = OccupancyFrames(on.source, tokenizer.config.grid, keyframes(on.tracks))
+    rows = ((track.name, np.arange(len(track.tokens))) for track in on.tracks)
+    return metrics.miou(infer.reconstruction(tokenizer, cache, occupancy, rows))
 
 
 def trained_on(manifest: Manifest) -> str:
@@ -141,55 +234,33 @@ def trained_on(manifest: Manifest) -> str:
     return f"{data.get('name', data.get('source'))} {data.get('split')}, occupancy {data.get('occupancy')}, command {data.get('command')}"
 
 
-def ii_note(train_ii: bool, test_ii: bool) -> str:
-    """What a combination of train-ii and test-ii means, where it needs saying."""
-    if test_ii and not train_ii:
-        return "note: the ii branch was never trained; it changes nothing, so this equals ii off."
-    return ""
-
-
-def _planned(
-    name: str, plan: Plan, clips: ClipDataset, source: Source, split: str, run: Run, about: dict[str, Any], lineage: Lineage, note: str
-) -> Assessment:
-    extra = {k: about[k] for k in ("planner", "train_ii", "test_ii", "trained on") if k in about}
-    heading = about_line(source, split, extra)
-    scores, _ = plan_and_score(name, plan, infer.truth(source, split), clips, run, about, heading, lineage)
-    text = f"{mark_lines(lineage.marks)}{heading}\n{scoring.format_scores(scores)}" + (f"\n{note}" if note else "")
-    text += f"\npredictions: {run.folder / f'predictions-{name}.npz'}\nlineage: {lineage}"
-    return _written(run, text, scoring.to_json(scores), about, lineage)
-
-
-def _reconstructed(path: str, source: Source, split: str, run: Run, about: dict[str, Any]) -> Assessment:
-    tokenizer, manifest = stages.load_tokenizer(path)
-    names = source.scene_names(split)
-    with counting("tokens", len(names), run.process_group) as tick:
-        cache = stages.write_tokens(
-            path, source, names, stages.tokens_folder(run.folder, path, source), tick, process_group=run.process_group
-        )
-    value = stages.reconstruction_miou(tokenizer, cache, source, stages.tracks_of(source, split))
-    text = f"{about_line(source, split)}\nreconstruction mIoU {100 * value:.2f} %"
-    run.write_text("reconstruction.txt", text + "\n")
-    return _written(run, text, {"reconstruction": {"mIoU": value}}, about, manifest.lineage(path))
-
-
-def _written(run: Run, text: str, numbers: dict[str, Any], about: dict[str, Any], lineage: Lineage) -> Assessment:
-    scores = {**mark_numbers(numbers, lineage.marks), "about": {**about, "lineage": lineage.child("scores").to_plain()}}
-    run.write_json("scores.json", scores)
-    return Assessment(text, scores)
-
-
-def town_of(manifest: Manifest, default: TownConfig) -> TownConfig:
-    """The towns that a checkpoint was trained among."""
+def town_of(manifest: Manifest, wanted: TownConfig, given: Sequence[str] = ()) -> TownConfig:
+    """The towns to test a checkpoint on: those it was trained among, with the fields named in `given` taken from `wanted`."""
     plain = manifest.about.get("town")
-    return from_plain(TownConfig, plain, "the checkpoint's towns") if plain else default
+    if not plain:
+        return wanted
+    return replace(from_plain(TownConfig, plain, "the checkpoint's towns"), **{name: getattr(wanted, name) for name in given})
 
 
-@contextmanager
-def counting(what: str, total: int, process_group: ProcessGroup | None = None) -> Iterator[Callable[[str], None]]:
-    """A progress bar over named things, on standard error; of several processes rank 0 shows its own part."""
-    process_group = process_group or ProcessGroup()
-    named = TextColumn("{task.fields[name]}")
-    columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(compact=True), named)
-    with Progress(*columns, console=Console(stderr=True), disable=not process_group.is_rank_zero) as bar:
-        task = bar.add_task(what, total=len(process_group.shard(range(total))), name="")
-        yield lambda name: bar.update(task, advance=1, name=name)
+def _forecast(forecaster: Forecaster, clips: ClipDataset, on: TestSet, lineage: Lineage) -> tuple[str, dict[str, Any]]:
+    """The forecast table, which is also written to the run, and its numbers."""
+    scores = infer.forecasts(forecaster, clips, forecaster.tokenizer.config.grid, on.run.process_group, source=on.source)
+    text = f"{mark_lines(lineage.marks)}{about_line(on.source, on.split)}\n{scores.table()}\n({scores.samples} samples)"
+    on.run.write_text("forecast.txt", text + "\n")
+    return text, {"forecast": scores.to_json()}
+
+
+def _planned(name: str, plan: Plan, clips: ClipDataset, on: TestSet, about: dict[str, Any], lineage: Lineage) -> Result:
+    about = {"planner": about["planner"], **on.about, **about}
+    heading = about_line(on.source, on.split, {k: about[k] for k in ("planner", "train_ii", "test_ii", "trained on") if k in about})
+    scores, _ = plan_and_score(name, plan, clips, on, about, heading, lineage)
+    text = f"{mark_lines(lineage.marks)}{heading}\n{format_scores(scores)}"
+    text += f"\npredictions: {on.run.folder / f'predictions-{name}.npz'}\nlineage: {lineage}"
+    return Result(text, scoring.to_json(scores), about, lineage)
+
+
+def _written(on: TestSet, result: Result) -> Assessment:
+    about = {"planner": result.about["planner"], **on.about, **result.about, "lineage": result.lineage.child("scores").to_plain()}
+    scores = {**mark_numbers(result.numbers, result.lineage.marks), "about": about}
+    on.run.write_json("scores.json", scores)
+    return Assessment(result.text, scores)

@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from iidrive.core.classes import FREE, IGNORE
-from iidrive.core.scene import FUTURE_STEPS, STEP_S, GridSpec, Inputs
-from iidrive.data.clips import ClipDataset, Frames
-from iidrive.data.source import Source, scenes, window
-from iidrive.models.baselines import copy_last, copy_warped
-from iidrive.models.ego_motion import constant_turn
+from iidrive.core.scene import GridSpec, Inputs, Observation, Target
+from iidrive.data.clips import ClipDataset, EgoTrack, Frames
+from iidrive.data.source import Source, window
 from iidrive.models.forecast import Forecaster
 from iidrive.models.tokenizer import Tokenizer
+from iidrive.pipeline.forecast_rows import ROWS, Truths, count_rows, forecast_rows, transport_rows
 from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.run_folder import device
 from iidrive.scoring import metrics
 from iidrive.scoring.cases import Cases, cases_from_windows
+from iidrive.scoring.forecast import ForecastScores, RowCounts
+from iidrive.scoring.movers import MoverCounts
 
 Array = np.ndarray
 HORIZON_STEPS = (0, 2, 4, 6)
 """Forecasts are scored now (reconstruction) and 1, 2, 3 s ahead."""
 
 
-def truth(source: Source, split: str, names: Iterable[str] = ()) -> Cases:
-    """The cases of a split, or of some of its scenes: every keyframe, its true path and the boxes around it."""
-    chosen = map(source.scene, names) if names else scenes(source, split)
-    return cases_from_windows(window(source, scene, i, past=0) for scene in chosen for i in range(len(scene)))
+def truth(source: Source, tracks: Iterable[EgoTrack]) -> Cases:
+    """The cases of some scenes: every keyframe, its true path and the boxes around it."""
+
+    def samples() -> Iterator[tuple[Observation, Target]]:
+        for track in tracks:
+            scene = source.scene(track.name)
+            for index in range(len(scene)):
+                yield window(source, scene, index, past=0, path=track.true_path(index))
+
+    return cases_from_windows(samples())
 
 
 def plans(
@@ -50,39 +55,6 @@ def plans(
     return tuple(token for some in tokens for token in some), np.concatenate(paths)
 
 
-@dataclass(frozen=True)
-class ForecastScores:
-    """Confusion matrices [truth, forecast] per forecaster and horizon (`steps` of 0.5 s), and the number of samples."""
-
-    samples: int
-    histograms: Mapping[str, Int64[Array, "H 18 18"]]
-    steps: tuple[int, ...] = HORIZON_STEPS
-
-    def miou(self, name: str) -> list[float]:
-        """mIoU over the 17 non-free classes, per horizon; classes that neither truth nor forecast holds are left out."""
-        return [metrics.miou(h) for h in self.histograms[name]]
-
-    def iou(self, name: str) -> list[float]:
-        """IoU of occupied against free, per horizon."""
-        return [metrics.iou_occupied(h) for h in self.histograms[name]]
-
-    def to_json(self) -> dict[str, object]:
-        """Plain values."""
-        seconds = [s * STEP_S for s in self.steps]
-        rows = {name: {"mIoU": self.miou(name), "IoU": self.iou(name)} for name in self.histograms}
-        return {"n": self.samples, "seconds": seconds, "rows": rows}
-
-    def table(self) -> str:
-        """mIoU and IoU in percent, one row a forecaster."""
-        head = [f"{s * STEP_S:.0f} s" for s in self.steps]
-        width = max(len(n) for n in self.histograms) + 2
-        lines = [f"{'forecast':<{width}}" + "".join(f"{'mIoU ' + h:>10}" for h in head) + "".join(f"{'IoU ' + h:>10}" for h in head)]
-        for name in self.histograms:
-            values = [*self.miou(name), *self.iou(name)]
-            lines.append(f"{name:<{width}}" + "".join(f"{100 * v:>10.2f}" for v in values))
-        return "\n".join(lines)
-
-
 def forecasts(
     forecaster: Forecaster,
     clips: ClipDataset,
@@ -90,43 +62,48 @@ def forecasts(
     process_group: ProcessGroup | None = None,
     batch: int = 8,
     steps: tuple[int, ...] = HORIZON_STEPS,
+    source: Source | None = None,
+    oracle_every: int = 4,
 ) -> ForecastScores:
     """Score the forecaster and the copy baselines on samples with a full future (windows with codes and future occupancy).
 
     - `world model`: reconstruction now, roll-out ahead, each in the ego frame that the model predicts;
     - `copy last`: nothing changes in the ego frame;
     - `copy warped`: the world stands still and the ego keeps its turn rate and velocity;
-    - `copy warped, true motion`: the same with the true future ego motion, which no forecaster may know.
+    - `copy warped, true motion (oracle)`: the same with the true future ego motion, which no forecaster may know.
+
+    With the `source` of the samples, whose boxes say what moves, every figure is measured (without: mIoU and IoU), and more rows are:
+
+    - `transport`: as `copy warped`, but tracked boxes keep their turn rate and velocity and take their voxels along;
+    - `transport, true flow`: the same with the true motion of boxes and ego;
+    - `world model, true path (oracle)`: the roll-out along the true path, as some publications do it. It costs as much as the model's own, so
+      only every `oracle_every`-th batch has it. A world model with motion=map has no such row.
 
     The processes of a `process_group` share whole batches.
     """
     process_group = process_group or ProcessGroup()
-    names = ["world model", "copy last", "copy warped", "copy warped, true motion (oracle)"]
-    histograms = {name: np.zeros((len(steps), 18, 18), np.int64) for name in names}
-    count = 0
+    truths = None if source is None else Truths(source, spec)
+    totals: dict[str, RowCounts] = {}
+    none = MoverCounts.zero(len(steps))
+    ceiling = none, none
     for start in process_group.shard(range(0, len(clips), batch)):
-        part = clips.batch(range(start, min(start + batch, len(clips)))).to(device())
-        inputs, targets = part.inputs, part.targets
-        assert inputs.occupancy is not None
-        assert targets.occupancy is not None
-        now = inputs.occupancy[:, -1]
-        at = list(steps)
-        real = torch.cat([now[:, None], targets.occupancy], 1)[:, at]
-        now = torch.where(now == IGNORE, FREE, now)
-        found = {
-            "copy last": copy_last(now, FUTURE_STEPS),
-            "copy warped": copy_warped(now, constant_turn(inputs), spec),
-            "copy warped, true motion (oracle)": copy_warped(now, targets.now_T_frame, spec),
-        }
-        found = {k: torch.cat([now[:, None], v], 1)[:, at] for k, v in found.items()}
-        found["world model"] = forecaster.forecast(inputs, at)[0]
-        for name, labels in found.items():
-            for h in range(len(at)):
-                histograms[name][h] += metrics.confusion(real[:, h].numpy(force=True), labels[:, h].numpy(force=True))
-        count += len(inputs.tokens)
-    parts = process_group.gather((count, histograms))
-    whole = {name: np.sum([made[name] for _, made in parts], axis=0) for name in names}
-    return ForecastScores(sum(samples for samples, _ in parts), whole, steps)
+        rows = range(start, min(start + batch, len(clips)))
+        part = clips.batch(rows).to(device())
+        oracle = source is not None and start // batch % oracle_every == 0
+        made = forecast_rows(forecaster, part, spec, steps, oracle)
+        seen = None
+        if truths is not None:
+            seen = truths.of(clips, rows, part, steps)
+            made |= transport_rows(seen.at, part, spec, steps)
+            ceiling = ceiling[0] + seen.ceiling[0], ceiling[1] + seen.ceiling[1]
+        for name, counts in count_rows(made, part, steps, spec, seen).items():
+            totals[name] = totals[name] + counts if name in totals else counts
+    parts = process_group.gather((totals, ceiling))
+    names = [name for name in ROWS if any(name in found for found, _ in parts)]
+    whole = {name: sum((found[name] for found, _ in parts if name in found), RowCounts.zero(len(steps))) for name in names}
+    ceiling = sum((found[0] for _, found in parts), none), sum((found[1] for _, found in parts), none)
+    privileged = {name: ROWS[name] for name in names if ROWS[name]}
+    return ForecastScores(whole[names[0]].samples, whole, steps, ceiling if source is not None else None, privileged)
 
 
 @torch.no_grad()

@@ -24,7 +24,22 @@ from iidrive.training.optim import TrainConfig
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything a run needs besides the data: three models, an ego-status MLP, how each is trained, and the embedded towns."""
+    """Everything a run needs besides the data.
+
+    Attributes:
+        name: what the recipe is called in reports.
+        tokenizer: stage 1, the scene tokenizer.
+        world: stage 2, the world model.
+        planner: the planner on top of the world model.
+        ego_mlp: the baseline `ego-mlp`.
+        train_tokenizer: how the tokenizer is trained.
+        train_motion: how the world model's motion prior is trained, before the world model.
+        train_world: how the world model is trained.
+        train_planner: how the planner is trained.
+        train_ego_mlp: how `ego-mlp` is trained.
+        town: the embedded towns, where the data are towns.
+        clip_frames: keyframes of a clip that the tokenizer is trained on.
+    """
 
     name: str = "small"
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
-import iidrive
 from iidrive.core.errors import ConfigError, DataError
+from iidrive.core.version import VERSION
 from iidrive.runtime import atomic
 from iidrive.runtime.distributed import ProcessGroup
 
@@ -108,7 +108,7 @@ def environment() -> dict[str, Any]:
     import numpy
 
     return {
-        "iidrive": iidrive.__version__,
+        "iidrive": VERSION,
         "code": code_version(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -129,7 +129,7 @@ def code_version() -> str:
             ["git", "status", "--porcelain", "--", "."], cwd=here, capture_output=True, text=True, check=True
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return iidrive.__version__
+        return VERSION
     return commit + ("+changes" if dirty else "")
 
 

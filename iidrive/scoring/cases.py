@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Float32, Int
 from iidrive.core import geometry
 from iidrive.core.classes import CATEGORIES
 from iidrive.core.errors import DataError, unknown
-from iidrive.core.scene import FUTURE_STEPS, Observation, Prediction, Target
+from iidrive.core.scene import FUTURE_STEPS, Observation, Target
 from iidrive.scoring import npz
 
 Array = np.ndarray
@@ -374,13 +374,6 @@ def write_predictions(
             "meta": np.array(json.dumps(dict(predictions.meta), sort_keys=True)),
         },
     )
-
-
-def predictions_of(plans: Iterable[Prediction]) -> Predictions:
-    """The table of a model's plans."""
-    rows = list(plans)
-    paths = np.array([p.trajectory.points_m for p in rows], np.float32).reshape(len(rows), FUTURE_STEPS, 2)
-    return Predictions(paths, tuple(p.token for p in rows))
 
 
 def align(cases: Cases, predictions: Predictions) -> Float32[Array, "n 6 2"]:

@@ -12,13 +12,16 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from iidrive.core import geometry
 from iidrive.core.errors import ConfigError, DataError, unknown
-from iidrive.core.scene import FUTURE_STEPS, STEP_S, Scene
+from iidrive.core.scene import FUTURE_STEPS, OCC3D_GRID, STEP_S, Scene
+from iidrive.data.flow import velocities
 from iidrive.data.nuscenes.source import NuScenes, labels
 from iidrive.data.nuscenes.splits import SPLITS
+from iidrive.scoring.flow_error import FlowErrors, flow_errors
+from iidrive.scoring.movers import MoverCounts, MoverTruth, count, mover_truth, movers_in
 from iidrive.scoring.npz import few
 from iidrive.scoring.occupancy import TIMES, OccupancyScore, iiworld_table
 from iidrive.scoring.rays import THRESHOLDS_M, RayCounts, count_rays
@@ -32,22 +35,28 @@ MOST_ORIGINS = 8
 
 @dataclass(frozen=True)
 class Result:
-    """Histograms and rays of `score.samples` samples. `skipped` samples have no full future; `notes` say what could not be scored and why."""
+    """Histograms and rays of `score.samples` samples. `skipped` samples have no full future; `notes` say what could not be scored and why.
+
+    Where nuScenes' tables give the boxes: `movers` at every time, and the errors of the velocities that were predicted.
+    """
 
     score: OccupancyScore
     rays: RayCounts | None
     skipped: int
     notes: tuple[str, ...]
+    movers: MoverCounts | None = None
+    flow: FlowErrors | None = None
 
 
 @dataclass(frozen=True)
 class _Sample:
-    """A sample's files: predicted, and true at each time. `origins` (o,3) of its rays, metres, ego frame."""
+    """A sample's files: predicted, and true at each time. `origins` (o,3) of its rays, metres, ego frame; `at` its scene and keyframe."""
 
     token: str
     predicted: Path
     true: tuple[Path, ...]
     origins: Array | None
+    at: tuple[Scene, int] | None = None
 
 
 def score_folders(
@@ -82,6 +91,7 @@ def score_folders(
     if not samples:
         raise DataError(f"{whose}: no sample has {FUTURE_STEPS} future keyframes with truth, so there is nothing to score.")
     score, seen, total = OccupancyScore(times), 0, RayCounts()
+    movers, flow, known = MoverCounts.zero(times), FlowErrors(), _Movers()
     rays = rays and tables is not None
     _truth.cache_clear()
     tick = counting(len(samples))
@@ -96,6 +106,9 @@ def score_folders(
             score.update(real[None], forecast[None], None if mask is None else mask[None])
             if rays and sample.origins is not None:
                 total += count_rays(real[0], forecast[0], sample.origins)
+            if sample.at is not None:
+                movers += known.count(sample.at, forecast)
+                flow += _flow_errors(sample, real, forecast)
         except DataError as error:
             raise DataError(f"{sample.predicted}: {error}") from error
         seen += mask is not None
@@ -103,7 +116,43 @@ def score_folders(
     if seen < len(samples):
         notes.append(f"Occ3D is left out: {len(samples) - seen} of {len(samples)} truth files have no mask_camera.")
         score.seen = np.zeros_like(score.seen)
-    return Result(score, total if rays else None, len(skipped), tuple(notes))
+    if tables is None:
+        return Result(score, None, len(skipped), tuple(notes))
+    if not flow.files:
+        notes.append("mAVE is left out: no prediction has an array 'flow' of velocities.")
+    return Result(score, total if rays else None, len(skipped), tuple(notes), movers, flow if flow.files else None)
+
+
+class _Movers:
+    """True movers of the scene that was used last: a keyframe is the future of several samples."""
+
+    def __init__(self) -> None:
+        self.scene, self.found = "", dict[int, MoverTruth]()
+
+    def count(self, at: tuple[Scene, int], forecast: UInt8[Array, "t 200 200 16"]) -> MoverCounts:
+        """The movers of one sample's grids."""
+        scene, index = at
+        if scene.name != self.scene:
+            self.scene, self.found = scene.name, {}
+        for i in range(index, index + len(forecast)):
+            if i not in self.found:
+                self.found[i] = mover_truth(scene, i, OCC3D_GRID)
+        each = [count(movers_in(grid), self.found[index + t]) for t, grid in enumerate(forecast)]
+        return MoverCounts(*(np.array([int(getattr(c, part)) for c in each]) for part in ("hit", "found", "true")))
+
+
+def _flow_errors(sample: _Sample, real: UInt8[Array, "t 200 200 16"], forecast: UInt8[Array, "t 200 200 16"]) -> FlowErrors:
+    """Errors of the velocities that a sample's file holds, none if it holds none."""
+    assert sample.at is not None
+    predicted = labels.read_flow(sample.predicted, len(forecast))
+    if predicted is None:
+        return FlowErrors()
+    scene, index = sample.at
+    total = FlowErrors(files=1)
+    for t, velocity in enumerate(predicted):
+        true, known = velocities(scene, index + t, real[t], OCC3D_GRID)
+        total += flow_errors(real[t], true, known, forecast[t], velocity)
+    return total
 
 
 @lru_cache(2 * TIMES)  # a grid is the future of six samples
@@ -163,7 +212,7 @@ def _samples(
             if len(ahead) < times or any(t not in true for t in ahead):
                 skipped.add(token)
             elif token in found:
-                samples.append(_Sample(token, found[token], tuple(true[t] for t in ahead), lidar_origins(scene, i)))
+                samples.append(_Sample(token, found[token], tuple(true[t] for t in ahead), lidar_origins(scene, i), (scene, i)))
     if rest:
         raise DataError(
             f"{next(iter(true.values())).parents[2]}: {few(sorted(rest))} that these nuScenes tables do not have; is it another version?"
@@ -188,6 +237,11 @@ def to_json(result: Result) -> dict[str, object]:
             "per_threshold": {f"{metres:g} m": value for metres, value in zip(THRESHOLDS_M, means, strict=True)},
             "per_class": each.tolist(),
         }
+    if result.movers is not None:
+        parts = (("IoU", result.movers.iou()), ("precision", result.movers.precision()), ("recall", result.movers.recall()))
+        found["movers"] = {name: (100 * values).tolist() for name, values in parts}
+    if result.flow is not None:
+        found["flow"] = {"mAVE_mps": result.flow.mave(), "per_class_mps": result.flow.per_class(), "files": result.flow.files}
     seconds = [k * STEP_S for k in range(result.score.times)]
     plain = _plain({**found, "n_skipped": result.skipped, "seconds": seconds, "notes": list(result.notes)})
     assert isinstance(plain, dict)
@@ -221,6 +275,14 @@ def format_result(result: Result) -> str:
             shown = "".join(f"{'-' if value is None else f'{value:.2f}':>9}" for value in values)
             lines.append(f"{name:<10}{metric:<7}{shown:<{9 * len(heads)}}  {meaning}")
             name = meaning = ""
+    if result.movers is not None:
+        at = [k for k in (0, 2, 4, 6) if k < times]
+        shown = "".join(f"{'-' if np.isnan(v) else f'{100 * v:.2f}':>9}" for v in result.movers.iou()[at])
+        lines.append(f"{'movers':<10}{'IoU':<7}{shown:<{9 * len(heads)}}  moving road users from above, true boxes against predicted cells")
+    if result.flow is not None:
+        value = result.flow.mave()
+        told = "none was right" if np.isnan(value) else f"{value:.3f} m/s"
+        lines.append(f"mAVE: {told}, mean over movable classes of the velocity error in voxels whose class is right")
     rays = found.get("rayiou")
     if isinstance(rays, dict):
         lines.append("RayIoU at " + ", ".join(f"{k}: {'-' if v is None else f'{v:.2f}'}" for k, v in rays["per_threshold"].items()))

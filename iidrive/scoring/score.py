@@ -12,17 +12,13 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int64
 
 from iidrive.core.errors import DataError
-from iidrive.core.scene import FUTURE_STEPS, STEP_S
-from iidrive.scoring import npz, tables
+from iidrive.core.scene import FUTURE_STEPS
+from iidrive.scoring import npz
 from iidrive.scoring.cases import Cases
 from iidrive.scoring.planning.setting import PlanningSteps, prepare
 from iidrive.scoring.protocols import Protocol, protocol_named
 
 Array = np.ndarray
-
-NUSCENES_VAL_SAMPLES = 5119
-NUSCENES_VAL_OBJ_COL = (38, 35, 32, 30, 31, 30)
-"""Collisions of the true path itself per step on nuScenes val: the same for every model, hence a checksum of the evaluation set."""
 
 
 @dataclass(frozen=True)
@@ -179,48 +175,3 @@ def write_per_sample(
     if marks := tuple(marks):
         arrays["marks"] = np.array(marks, dtype=np.str_)
     npz.write_npz(path, arrays)
-
-
-def format_table(scores: Scores) -> str:
-    """The grid of names and columns alone, as the protocols with a grid print it."""
-    return tables.grid(scores, protocol_named(scores.protocol))
-
-
-def format_together(scores: Sequence[Scores]) -> str:
-    """Several protocols side by side, with what each one's numbers mean."""
-    return tables.together(scores, [protocol_named(one.protocol) for one in scores])
-
-
-def format_scores(scores: Scores) -> str:
-    """All that is printed for one run: the evaluator's own lines, events, who was skipped, checksum."""
-    lines = [tables.own_shape(scores, protocol_named(scores.protocol))]
-    for name, count in scores.events.items():
-        lines.append(f"{name} events per step, of {scores.n_scored} samples: {' '.join(str(k) for k in count.tolist())}")
-    lines.append(samples_sentence(scores))
-    if scores.protocol == "sparsedrive":
-        lines.append(checksum_sentence(scores))
-    return "\n".join([*lines, scores.note] if scores.note else lines)
-
-
-def samples_sentence(scores: Scores) -> str:
-    """How many samples were scored and skipped, and why."""
-    if scores.n_skipped == 0:
-        return f"scored {scores.n_scored} samples; skipped none."
-    return f"scored {scores.n_scored} samples; skipped {scores.n_skipped}: the scene ends before {STEP_S * FUTURE_STEPS:.1f} s."
-
-
-def checksum_sentence(scores: Scores) -> str:
-    """Whether SparseDrive's obj_col row, which no model can change, is the one of nuScenes val."""
-    found = tuple(scores.events["obj_col"].tolist())
-    known = f"{', '.join(str(k) for k in NUSCENES_VAL_OBJ_COL)} of {NUSCENES_VAL_SAMPLES}"
-    if scores.n_scored != NUSCENES_VAL_SAMPLES:
-        return (
-            f"checksum: {scores.n_scored} samples were scored and nuScenes val has {NUSCENES_VAL_SAMPLES}: this is another set, "
-            "so its obj_col row cannot be checked."
-        )
-    if found == NUSCENES_VAL_OBJ_COL:
-        return f"checksum: the obj_col row is that of nuScenes val ({known}): the truth is complete and unchanged."
-    return (
-        f"checksum: {NUSCENES_VAL_SAMPLES} samples as in nuScenes val, but obj_col has {', '.join(str(k) for k in found)} events "
-        f"where nuScenes val has {known}: paths and boxes are mis-paired or the data was changed; do not compare this table with others."
-    )

@@ -3,14 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from iidrive.scoring.protocols import Protocol
+from iidrive.core.scene import FUTURE_STEPS, STEP_S
+from iidrive.scoring.protocols import Protocol, protocol_named
+from iidrive.scoring.score import Scores
 
-if TYPE_CHECKING:
-    from iidrive.scoring.score import Scores
+NUSCENES_VAL_SAMPLES = 5119
+NUSCENES_VAL_OBJ_COL = (38, 35, 32, 30, 31, 30)
+"""Collisions of the true path itself per step on nuScenes val: the same for every model, hence a checksum of the evaluation set."""
 
 _HORIZONS = ("1s", "2s", "3s")
+
+
+def format_table(scores: Scores) -> str:
+    """The grid of names and columns alone, as the protocols with a grid print it."""
+    return grid(scores, protocol_named(scores.protocol))
+
+
+def format_together(scores: Sequence[Scores]) -> str:
+    """Several protocols side by side, with what each one's numbers mean."""
+    return together(scores, [protocol_named(one.protocol) for one in scores])
+
+
+def format_scores(scores: Scores) -> str:
+    """All that is printed for one run: the evaluator's own lines, events, who was skipped, checksum."""
+    lines = [own_shape(scores, protocol_named(scores.protocol))]
+    for name, count in scores.events.items():
+        lines.append(f"{name} events per step, of {scores.n_scored} samples: {' '.join(str(k) for k in count.tolist())}")
+    lines.append(samples_sentence(scores))
+    if scores.protocol == "sparsedrive":
+        lines.append(checksum_sentence(scores))
+    return "\n".join([*lines, scores.note] if scores.note else lines)
+
+
+def samples_sentence(scores: Scores) -> str:
+    """How many samples were scored and skipped, and why."""
+    if scores.n_skipped == 0:
+        return f"scored {scores.n_scored} samples; skipped none."
+    return f"scored {scores.n_scored} samples; skipped {scores.n_skipped}: the scene ends before {STEP_S * FUTURE_STEPS:.1f} s."
+
+
+def checksum_sentence(scores: Scores) -> str:
+    """Whether SparseDrive's obj_col row, which no model can change, is the one of nuScenes val."""
+    found = tuple(scores.events["obj_col"].tolist())
+    known = f"{', '.join(str(k) for k in NUSCENES_VAL_OBJ_COL)} of {NUSCENES_VAL_SAMPLES}"
+    if scores.n_scored != NUSCENES_VAL_SAMPLES:
+        return (
+            f"checksum: {scores.n_scored} samples were scored and nuScenes val has {NUSCENES_VAL_SAMPLES}: this is another set, "
+            "so its obj_col row cannot be checked."
+        )
+    if found == NUSCENES_VAL_OBJ_COL:
+        return f"checksum: the obj_col row is that of nuScenes val ({known}): the truth is complete and unchanged."
+    return (
+        f"checksum: {NUSCENES_VAL_SAMPLES} samples as in nuScenes val, but obj_col has {', '.join(str(k) for k in found)} events "
+        f"where nuScenes val has {known}: paths and boxes are mis-paired or the data was changed; do not compare this table with others."
+    )
 
 
 def own_shape(scores: Scores, protocol: Protocol) -> str:

@@ -29,7 +29,9 @@ from iidrive.core.errors import CheckpointError, ConfigError, LineageError
 from iidrive.core.lineage import INITIAL, Lineage, Parent, matched
 from iidrive.runtime.run_folder import Run
 
-FORMAT = 1
+FORMAT = 2
+"""2: fields of configs and parameters were renamed after iidrive 0.1.0."""
+
 Kind = Literal["tokenizer", "motion", "world", "planner", "ego-mlp"]
 
 
@@ -169,8 +171,58 @@ def read_manifest(path: str | Path) -> Manifest:
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ConfigError, RecursionError) as error:
         raise CheckpointError(f"{file}: damaged manifest ({error}). Use the checkpoint before it, or train again.") from None
     if manifest.format != FORMAT:
-        raise CheckpointError(f"{file}: format {manifest.format}, this iidrive reads format {FORMAT}. Use the version that wrote it.")
+        wrote = " (written by iidrive 0.1.0)" if manifest.format == 1 else ""
+        raise CheckpointError(
+            f"{file}: format {manifest.format}{wrote}, this iidrive reads format {FORMAT}. Use the version that wrote it, or train again."
+        )
     return manifest
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose manifest was read: `path` as it was given, `folder` where its files lie."""
+
+    path: Path
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def lineage(self) -> Lineage:
+        """What it is and what it descends from."""
+        return self.manifest.lineage(self.path)
+
+    @property
+    def as_parent(self) -> Parent:
+        """How a checkpoint that is made with this one names it."""
+        return Parent(self.manifest.kind, str(self.folder.resolve()), self.manifest.fingerprint)
+
+    def parent_path(self, kind: str) -> Path:
+        """Where the parent of a kind lies now: at its recorded place, or at the same place relative to a run that was moved as a whole."""
+        return moved(self.manifest.parent(kind).path, self.folder)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights for use. Raises LineageError as `load` does."""
+        return load(self.folder, self.manifest)
+
+    def require_kind(self, kind: Kind) -> None:
+        """Raise CheckpointError unless it is of a kind."""
+        require_kind(self.manifest, kind, self.path)
+
+    def require_parent(self, kind: str, given: Lineage, allow: bool = False) -> tuple[str, ...]:
+        """Refuse another parent than the one it was trained on, or with `allow` return the mark (see lineage.matched)."""
+        return require_parent(self.manifest, kind, given, self.path, allow)
+
+
+def read(path: str | Path | Checkpoint) -> Checkpoint:
+    """A checkpoint and its manifest, from its folder or from a run folder (the newest); one that was read already is returned as it is.
+
+    Raises:
+        CheckpointError: if there is none, or its manifest cannot be read.
+    """
+    if isinstance(path, Checkpoint):
+        return path
+    folder = find(path)
+    return Checkpoint(Path(path), folder, read_manifest(folder))
 
 
 def load_tensors(path: str | Path, name: str = "weights.safetensors") -> dict[str, Tensor]:

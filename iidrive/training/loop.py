@@ -22,7 +22,6 @@ from iidrive.runtime.run_folder import Run, device
 from iidrive.training import checkpoint
 from iidrive.training.optim import TrainConfig, learning_rate
 from iidrive.training.options import Request, RunOptions, StopRequested, stop_requests
-from iidrive.training.parallel import heavy_parts, save_memory
 from iidrive.training.prefetch import Order, Step, Steps, feed
 from iidrive.training.progress import Progress
 from iidrive.training.state import State, TrainTask
@@ -39,10 +38,8 @@ def fit(task: TrainTask, clips: ClipDataset, config: TrainConfig, run: Run, opti
     process_group, place = options.process_group, device()
     parts = options.parallel.parts(config, process_group)
     state = State.start(task, config, place)
-    if options.parallel.activation_checkpointing:
-        save_memory(task.owner)
     if options.parallel.compile:
-        for part in heavy_parts(task.owner):
+        for part in task.model.compute_modules():
             part.compile(dynamic=False)
     if options.resume == "on" or (options.resume == "auto" and checkpoint.newest_first(run.folder)):
         with process_group.raise_on_all_ranks():
@@ -63,7 +60,7 @@ def fit(task: TrainTask, clips: ClipDataset, config: TrainConfig, run: Run, opti
     end = config.samples if options.stop_at is None else min(options.stop_at, config.samples)
     logs: dict[str, float] = {}
     path: Path | None = None
-    task.owner.train()
+    task.model.train()
     with stop_requests() as request, Progress(task.manifest.kind, config, run, options, state.seen) as progress:
         fed = iter(feed(steps, steps.order.steps(state.seen, end), options.parallel.workers))
         while state.seen < end:
@@ -84,8 +81,7 @@ def fit(task: TrainTask, clips: ClipDataset, config: TrainConfig, run: Run, opti
                 logs |= _validate(state, run, process_group)
             if state.seen >= end or _due(state.seen, config.save_every, config, end):
                 path = _save(state, run, logs, process_group)
-    task.owner.eval()
-    state.scaled.leave()
+    task.model.eval()
     task.module.load_state_dict(dict(state.weights))
     return path or checkpoint.find(run.folder)
 
@@ -96,7 +92,7 @@ def _due(seen: int, every: int, config: TrainConfig, end: int) -> bool:
 
 
 def _ready(part: Batch, state: State, place: torch.device) -> Batch:
-    return part.to(place) if state.scaled.dtype == torch.float32 else part.to(place).as_type(state.scaled.dtype)
+    return part.to(place) if state.precision.dtype == torch.float32 else part.to(place).as_type(state.precision.dtype)
 
 
 def _next(fed: object) -> tuple[Step | None, IIDriveError | None]:
@@ -140,8 +136,8 @@ def _step(state: State, parts: Sequence[Batch], steps: Steps, process_group: Pro
     totals: dict[str, Tensor] = {}
     state.optimiser.zero_grad(set_to_none=True)
     for part in parts:
-        loss, logs = task.loss(part, counts)
-        state.scaled.backward(loss * share)
+        loss, logs = task.model.loss(part, counts)
+        state.precision.backward(loss * share)
         for key, value in {"loss": loss, **logs}.items():
             totals[key] = totals.get(key, torch.zeros_like(value)) + value.detach() * share
     parameters = [p for p in task.module.parameters() if p.requires_grad]
@@ -153,7 +149,7 @@ def _step(state: State, parts: Sequence[Batch], steps: Steps, process_group: Pro
             "go on from the last checkpoint with `--resume on`. If that ends alike, its weights were on the way already: delete it, and the one "
             "before is used."
         )
-    scaler = state.scaled.scaler
+    scaler = state.precision.scaler
     if scaler is not None:
         scaler.unscale_(state.optimiser)
     norm = float(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
@@ -172,7 +168,7 @@ def _step(state: State, parts: Sequence[Batch], steps: Steps, process_group: Pro
 
 def _counts(task: TrainTask, parts: Sequence[Batch], process_group: ProcessGroup) -> dict[str, Tensor]:
     """Valid elements of the global batch."""
-    each = [task.counts(part) for part in parts]
+    each = [task.model.counts(part) for part in parts]
     names = sorted(each[0])
     total = process_group.sum(torch.stack([torch.stack([one[name] for one in each]).sum() for name in names]).double())
     return dict(zip(names, total, strict=True))
@@ -213,14 +209,14 @@ def _validate(state: State, run: Run, process_group: ProcessGroup) -> dict[str, 
     task = state.task
     assert task.validate is not None
     raw = {k: v.clone() for k, v in task.module.state_dict().items()}
-    task.owner.to(torch.float32)
+    task.model.to(torch.float32)
     task.module.load_state_dict(dict(state.weights))
-    task.owner.eval()
+    task.model.eval()
     with torch.no_grad():
         numbers, text = task.validate()
-    task.owner.to(state.scaled.dtype)
+    task.model.to(state.precision.dtype)
     task.module.load_state_dict(raw)
-    task.owner.train()
+    task.model.train()
     name, value = next(iter(numbers.items()))
     if not state.best or value > state.best["value"]:
         state.best = {"name": name, "value": value, "samples": state.seen}

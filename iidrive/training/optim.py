@@ -16,15 +16,28 @@ from iidrive.core.errors import ConfigError
 class TrainConfig:
     """How long and how to train. Everything counts samples, so that the number of devices or the accumulation cannot move it.
 
-    `batch` is the global batch; `micro_batch` the most samples that a device computes at once (0: its whole share; results do not depend
-    on it). `group` > 0 makes that many samples a batch of their own, with their own loss and BatchNorm statistics, and the step takes the
-    groups' mean: what the published code does with the 8 samples of a GPU; 0: the loss is the global batch's. `precision`: float32, float64,
-    or mixed with bfloat16 or float16. `freeze` names parts of the model (prefixes of parameter names) that keep their weights.
-
-    `schedule`: `cosine` to a hundredth, or `step`, a tenth after `step_at` of the samples. `ema_decay` is the decay of the moving average per
-    optimiser step (0: none), reached over `ema_warmup_steps` steps, of which `ema_initial_steps` count as done before the first (published: 10560,
-    so that the average moves slowly from the start). A checkpoint is written every `save_every` samples, and at the end. Every
-    `validate_every` samples (0: never) the moving average is scored on `validate_scenes` scenes that are not trained on.
+    Attributes:
+        samples: samples of the whole training, a multiple of the batch.
+        batch: global batch: samples of an optimiser step.
+        micro_batch: most samples that a device computes at once; 0: its whole share. Results do not depend on it.
+        group: samples that are a batch of their own, with their own loss and BatchNorm statistics; the step takes the groups' mean, as the published
+            code does with the 8 samples of a GPU. 0: the loss is the global batch's.
+        precision: 32 or 64: float32 or float64. bf16 or 16: mixed with bfloat16 or float16.
+        freeze: parts of the model (prefixes of parameter names) that keep their weights.
+        learning_rate: highest learning rate.
+        weight_decay: AdamW's weight decay.
+        max_grad_norm: norm that gradients are clipped to.
+        warmup: samples over which the learning rate rises.
+        schedule: cosine: down to a hundredth. step: a tenth after step_at of the samples.
+        step_at: when the schedule `step` steps, as a share of the samples.
+        ema_decay: decay of the moving average of the weights per optimiser step; 0: none.
+        ema_warmup_steps: steps over which that decay is reached.
+        ema_initial_steps: steps that count as done before the first one (published: 10560, so that the average moves slowly from the start).
+        seed: seed of weights, order and augmentation.
+        log_every: samples between two lines of the log.
+        save_every: samples between two checkpoints; one more is written at the end.
+        validate_every: samples between two validations of the moving average on scenes that are not trained on; 0: never.
+        validate_scenes: scenes of a validation.
     """
 
     samples: int = 128_000

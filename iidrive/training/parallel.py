@@ -5,21 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import log, prod
 
-from torch import nn
-
 from iidrive.core.errors import ConfigError
-from iidrive.models.layers import BatchNorm
 from iidrive.runtime.distributed import ProcessGroup
 from iidrive.training.optim import TrainConfig
 
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How many samples a device computes at once, and how.
+    """How a training is spread over devices and memory: how many samples a device computes at once, and how.
 
-    Devices x `micro_batch_size` x `grad_accum_steps` must be the global batch; 0 leaves a number open (`micro_batch_size` is then at most the recipe's
-    `micro_batch`). `workers` processes a device make batches ahead of time (0: each is made when it is needed). `activation_checkpointing` computes
-    activations again in the backward pass instead of keeping them: less memory, more time. `compile` runs the models through torch.compile.
+    Devices x `micro_batch_size` x `grad_accum_steps` must be the global batch.
+
+    Attributes:
+        micro_batch_size: samples at once on a device; 0: at most the recipe's micro_batch.
+        grad_accum_steps: parts of a step, computed in turn on a device; 0: as needed.
+        workers: processes a device that make batches ahead of time; 0: none.
+        activation_checkpointing: compute activations again backwards: less memory, more time.
+        compile: run the models through torch.compile.
     """
 
     micro_batch_size: int = 0
@@ -29,7 +31,7 @@ class ParallelConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("per_device", "accumulate", "workers"):
+        for name in ("micro_batch_size", "grad_accum_steps", "workers"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--parallel.{name} cannot be below 0; found {getattr(self, name)}.")
 
@@ -62,23 +64,6 @@ class ParallelConfig:
             f"but the global batch is {config.batch}{groups}. Nearest that fit: {' x '.join(map(str, near))} "
             "(--devices, --parallel.micro_batch_size, --parallel.grad_accum_steps)."
         )
-
-
-def save_memory(owner: nn.Module) -> None:
-    """Let the parts that can do so compute their activations again in the backward pass."""
-    if any(isinstance(module, BatchNorm) for module in owner.modules()):
-        raise ConfigError("recompute would count BatchNorm's statistics twice: leave it off for a world model with norm=batch.")
-    for module in owner.modules():
-        if hasattr(module, "recompute"):
-            module.activation_checkpointing = True  # pyright: ignore[reportArgumentType]
-
-
-def heavy_parts(owner: nn.Module) -> list[nn.Module]:
-    """Where a model's time goes: convolutions and attention, which torch.compile and mixed precision speed up.
-
-    Quantisation, geometry and losses are not among them: in 8 or 11 bits they would be wrong.
-    """
-    return [module for module in owner.modules() if getattr(module, "heavy", False)]
 
 
 def _nearest(batch: int, unit: int, wanted: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -48,7 +48,7 @@ class Steps(Dataset[Step | IIDriveError]):
     def _part(self, step: int, part: range) -> Batch:
         start = step * self.order.batch + part.start
         rows = order(len(self.clips), self.order.seed, start, len(part)).tolist()
-        numbers = draws(self.order.seed, start, len(part), self.clips.cut.future)
+        numbers = draws(self.order.seed, start, len(part), self.clips.spec.future)
         return self.clips.batch(rows, numbers, step * self.order.batch / self.order.samples, torch.tensor(part))
 
 

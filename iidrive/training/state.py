@@ -9,9 +9,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +22,7 @@ from iidrive.runtime.run_folder import Run, code_version
 from iidrive.training import checkpoint
 from iidrive.training.checkpoint import Manifest
 from iidrive.training.optim import EMA, TrainConfig
-from iidrive.training.parallel import heavy_parts
 
-Loss = Callable[[Batch, Counts | None], tuple[Tensor, dict[str, Tensor]]]
 KEPT = 2
 """Checkpoints that stay: the newest, and the one before in case the newest is damaged. The best one stays too."""
 
@@ -33,60 +30,61 @@ SPEED_ALONE = ("micro_batch", "log_every", "save_every")
 """What a training may be resumed with another value of: it does not change the result."""
 
 
+class Trainable(Protocol):
+    """What the loop knows of a model. Every trainable has this face; all are `nn.Module`s."""
+
+    def loss(self, batch: Batch, counts: Counts | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, summed over valid elements and divided by `counts`, and its parts."""
+        ...
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """The valid elements of a batch that its loss is divided by."""
+        ...
+
+    def compute_modules(self) -> list[nn.Module]:
+        """The parts that take most of the time."""
+        ...
+
+    def train(self, mode: bool = True) -> Any:
+        """As `nn.Module.train`."""
+        ...
+
+    def eval(self) -> Any:
+        """As `nn.Module.eval`."""
+        ...
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """As `nn.Module.to`."""
+        ...
+
+
 @dataclass(frozen=True)
 class TrainTask:
-    """What is trained: `owner` computes the loss and is put into training mode, `module` is the part whose weights move and are saved.
+    """What is trained: `model` computes the loss and is put into training mode, `module` is the part whose weights move and are saved.
 
-    `counts` are the valid elements of a batch that its loss is divided by. `manifest` is the checkpoint's, complete but for what training
-    adds (fingerprint, samples seen, metrics). `prepare` sees the first samples before the first step, the same on every process. `validate`
-    scores the owner as it is: (numbers, text), the first number is the one that says which checkpoint is best, larger is better.
+    `manifest` is the checkpoint's, complete but for what training adds (fingerprint, samples seen, metrics). `prepare` sees the first samples
+    before the first step, the same on every process. `validate` scores the model as it is: (numbers, text), the first number is the one that
+    says which checkpoint is best, larger is better.
     """
 
-    owner: nn.Module
+    model: Trainable
     module: nn.Module
-    loss: Loss
-    counts: Callable[[Batch], dict[str, Tensor]]
     manifest: Manifest
     architecture: Any
     prepare: Callable[[Batch], None] | None = None
     validate: Callable[[], tuple[dict[str, float], str]] | None = None
 
 
-class Scaled:
-    """The numbers that a training computes in: its own type, autocast in the heavy parts, and the loss scale of float16."""
+class Precision:
+    """The numbers that a training computes in: the weights' type, and the loss scale of float16. Autocast is the model's own (ComputeConfig)."""
 
-    def __init__(self, precision: str, owner: nn.Module, device: torch.device) -> None:
+    def __init__(self, precision: str, device: torch.device) -> None:
         self.dtype = torch.float64 if precision == "64" else torch.float32
-        self.mixed: Any = None
-        self.parts = heavy_parts(owner)
-        if precision in ("bf16", "16"):
-            from lightning_fabric.plugins.precision import MixedPrecision
-
-            self.mixed = MixedPrecision(f"{precision}-mixed", device.type)  # pyright: ignore[reportArgumentType]
-            for part in self.parts:
-                part.forward = partial(self._mixed, part.forward)
-
-    def leave(self) -> None:
-        """Let the heavy parts compute in their own type again."""
-        if self.mixed is not None:
-            for part in self.parts:
-                del part.forward
-
-    @property
-    def scaler(self) -> torch.amp.GradScaler | None:
-        """The loss scale of float16."""
-        return None if self.mixed is None else self.mixed.scaler
-
-    def _mixed(self, forward: Callable[..., Any], *inputs: Any) -> Any:
-        with self.mixed.forward_context():
-            return self.mixed.convert_output(forward(*inputs))
+        self.scaler = torch.amp.GradScaler(device.type) if precision == "16" else None
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of a loss."""
-        if self.mixed is None:
-            loss.backward()
-        else:
-            self.mixed.backward(loss, None)
+        """Gradients of a loss, scaled where the precision asks for it."""
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
 
 @dataclass
@@ -95,9 +93,10 @@ class State:
 
     task: TrainTask
     config: TrainConfig
+    manifest: Manifest
     optimiser: torch.optim.AdamW
     ema: EMA | None
-    scaled: Scaled
+    precision: Precision
     seen: int = 0
     best: dict[str, Any] = field(default_factory=dict)
 
@@ -108,8 +107,8 @@ class State:
         Raises:
             ConfigError: if `freeze` names nothing in the model, or everything.
         """
-        scaled = Scaled(config.precision, task.owner, device)
-        task.owner.to(device, scaled.dtype)
+        precision = Precision(config.precision, device)
+        task.model.to(device, precision.dtype)
         for prefix in config.freeze:
             named = [p for name, p in task.module.named_parameters() if name == prefix or name.startswith(prefix + ".")]
             if not named:
@@ -121,7 +120,7 @@ class State:
         if not moving:
             raise ConfigError(f"freeze: nothing of this {task.manifest.kind} would be left to train.")
         optimiser = torch.optim.AdamW(moving, lr=config.learning_rate, weight_decay=config.weight_decay)
-        return State(task, config, optimiser, EMA(task.module, config) if config.ema_decay else None, scaled)
+        return State(task, config, task.manifest, optimiser, EMA(task.module, config) if config.ema_decay else None, precision)
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
@@ -136,13 +135,13 @@ class State:
         for parameter, state in self.optimiser.state.items():
             for key, value in state.items():
                 training[f"optimiser.{names[id(parameter)]}.{key}"] = torch.as_tensor(value)
-        if self.scaled.scaler is not None:
-            kept = self.scaled.scaler.state_dict()
+        if self.precision.scaler is not None:
+            kept = self.precision.scaler.state_dict()
             training["scaler"] = torch.tensor([kept["scale"], kept["_growth_tracker"]], dtype=torch.float64)
         task = self.task
-        metrics = {**task.manifest.metrics, **logs, **({"best": self.best} if self.best else {})}
-        mark = checkpoint.fingerprint(task.architecture, self.weights, task.manifest.parents)
-        manifest = replace(task.manifest, fingerprint=mark, samples_seen=self.seen, metrics=metrics, code=code_version())
+        metrics = {**self.manifest.metrics, **logs, **({"best": self.best} if self.best else {})}
+        mark = checkpoint.fingerprint(task.architecture, self.weights, self.manifest.parents)
+        manifest = replace(self.manifest, fingerprint=mark, samples_seen=self.seen, metrics=metrics, code=code_version())
         folder = run.folder / "checkpoints"
         path = checkpoint.save(folder / checkpoint.name(self.seen), manifest, self.weights, training)
         stay = {*(p.name for p in checkpoint.newest_first(run.folder)[:KEPT]), checkpoint.name(self.best.get("samples", 0))}
@@ -162,17 +161,17 @@ class State:
         manifest = checkpoint.read_manifest(path)
         task = self.task
         for name in ("architecture", "training", "data", "about", "marks"):
-            before, now = _decisive(name, manifest), _decisive(name, task.manifest)
+            before, now = _decisive(name, manifest), _decisive(name, self.manifest)
             if before != now:
                 raise CheckpointError(
                     f"{path}: it was trained with another config ({name} differs{_difference(before, now)}). Resume with the same one, "
                     "or start a new run."
                 )
-        if not task.manifest.origins:  # what it started from need not be said again
-            task = self.task = replace(task, manifest=replace(task.manifest, parents=(*task.manifest.parents, *manifest.origins)))
-        if [(p.kind, p.fingerprint) for p in manifest.parents] != [(p.kind, p.fingerprint) for p in task.manifest.parents]:
+        if not self.manifest.origins:  # --init need not be given again
+            self.manifest = replace(self.manifest, parents=(*self.manifest.parents, *manifest.origins))
+        if [(p.kind, p.fingerprint) for p in manifest.parents] != [(p.kind, p.fingerprint) for p in self.manifest.parents]:
             raise LineageError(
-                f"{path}: it was trained on other parents.\n  so far: {manifest.lineage()}\n  given:  {task.manifest.lineage()}\n"
+                f"{path}: it was trained on other parents.\n  so far: {manifest.lineage()}\n  given:  {self.manifest.lineage()}\n"
                 "Resume with the same ones, or start a new run with `--run NEW_RUN`."
             )
         checkpoint.load_weights(task.module, {k[7:]: v for k, v in training.items() if k.startswith("module.")}, str(path))
@@ -183,9 +182,9 @@ class State:
                 self.optimiser.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
         if self.ema is not None:
             self.ema.state = {k: v.to(self.ema.state[k].device) for k, v in checkpoint.load_tensors(path).items()}
-        if self.scaled.scaler is not None and "scaler" in training:
+        if self.precision.scaler is not None and "scaler" in training:
             scale, tracker = training["scaler"].tolist()
-            self.scaled.scaler.load_state_dict({**self.scaled.scaler.state_dict(), "scale": scale, "_growth_tracker": int(tracker)})
+            self.precision.scaler.load_state_dict({**self.precision.scaler.state_dict(), "scale": scale, "_growth_tracker": int(tracker)})
         self.seen, self.best = manifest.samples_seen, manifest.metrics.get("best", {})
         run.forget_after(self.seen)
 

@@ -12,7 +12,7 @@ from iidrive.analysis.compare.compare import two_figures, verdict_sentence
 from iidrive.analysis.compare.stats import ALPHA, POWER_Z, counts_differ, holm
 from iidrive.analysis.doctor.printed import RATES, WEIGHTS, Decoded, PrintedTable, decode, read_tables
 from iidrive.core.errors import ConfigError, DataError
-from iidrive.scoring.score import NUSCENES_VAL_SAMPLES
+from iidrive.scoring.tables import NUSCENES_VAL_SAMPLES
 
 VAL_SCENES = 150
 

@@ -19,7 +19,7 @@ from iidrive.analysis.doctor.printed import LARGEST_SET, RATES, WEIGHTS, Decoded
 from iidrive.analysis.doctor.symptoms import Finding, against, per_step, shape
 from iidrive.core.errors import DataError
 from iidrive.core.scene import FUTURE_STEPS
-from iidrive.scoring.score import NUSCENES_VAL_OBJ_COL, NUSCENES_VAL_SAMPLES
+from iidrive.scoring.tables import NUSCENES_VAL_OBJ_COL, NUSCENES_VAL_SAMPLES
 
 Array = np.ndarray
 

@@ -19,7 +19,8 @@ from jaxtyping import Int64
 from iidrive.core.errors import DataError
 from iidrive.core.lineage import MARKED
 from iidrive.core.scene import FUTURE_STEPS
-from iidrive.scoring.score import NUSCENES_VAL_SAMPLES, averaged, prefix_means, rate
+from iidrive.scoring.score import averaged, prefix_means, rate
+from iidrive.scoring.tables import NUSCENES_VAL_SAMPLES
 
 Array = np.ndarray
 

@@ -13,7 +13,8 @@ from iidrive.analysis.doctor.symptoms import Finding
 from iidrive.core.scene import FUTURE_STEPS
 from iidrive.scoring.cases import Cases, Predictions
 from iidrive.scoring.sampled import scored
-from iidrive.scoring.score import format_scores, score
+from iidrive.scoring.score import score
+from iidrive.scoring.tables import format_scores
 
 Array = np.ndarray
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from iidrive.analysis.compare.tables import VAL_SCENES, compare_tables
 from iidrive.analysis.doctor.printed import Decoded, PrintedTable, Row
 from iidrive.core.scene import FUTURE_STEPS, STEP_S
-from iidrive.scoring.score import NUSCENES_VAL_SAMPLES
+from iidrive.scoring.tables import NUSCENES_VAL_SAMPLES
 
 Array = np.ndarray
 

@@ -20,14 +20,15 @@ from iidrive.analysis.leakage.findings import Answers, Audit, Leak, changed, l2,
 from iidrive.analysis.leakage.plausible import Plausibility, plausible
 from iidrive.core.errors import ConfigError
 from iidrive.core.scene import FUTURE_STEPS, Batch, GridSpec
-from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, Frames, OccupancyFrames
+from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, Frames, OccupancyFrames, keyframes
 from iidrive.data.source import Source, true_path, window
 from iidrive.data.tokens import TokenCache
 from iidrive.models.baselines import KINEMATIC
 from iidrive.models.forecast import Forecaster
 from iidrive.models.tokenizer import Tokenizer
-from iidrive.pipeline import stages
 from iidrive.pipeline.infer import HORIZON_STEPS
+from iidrive.pipeline.load import load_agent, load_ego_mlp, load_forecaster
+from iidrive.pipeline.tokens import scene_codes
 from iidrive.runtime.run_folder import device
 from iidrive.scoring.cases import cases_from_windows
 from iidrive.training import checkpoint
@@ -46,7 +47,7 @@ def _same(batch: Batch) -> Batch:
     return batch
 
 
-@dataclass(frozen=True)
+@dataclass
 class View:
     """What a model is shown: a source, the source that its tokens are made of, and what is done to a batch before the model gets it.
 
@@ -81,9 +82,9 @@ class Pipeline:
         source = self.dressed(view.source)
         tracks = [EgoTrack.of(source.scene(name)) for name in dict.fromkeys(name for name, _ in samples)]
         place = {real_name(track.name): i for i, track in enumerate(tracks)}
-        frames = OccupancyFrames(source, self.occupancy, stages.keyframes(tracks)) if self.occupancy else None
+        frames = OccupancyFrames(source, self.occupancy, keyframes(tracks)) if self.occupancy else None
         codes = self._codes(view) if self.encode or self.cache else None
-        clips = ClipDataset(tracks, ClipSpec(past=stages.PAST, full_future=False), frames, codes, future=True)
+        clips = ClipDataset(tracks, ClipSpec(full_future=False), frames, codes, future=True)
         rows = {sample: row for row, sample in enumerate(clips.samples)}
         batch = view.hook(clips.batch([rows[place[real_name(name)], index] for name, index in samples]))
         answers = self.answer(batch.to(device()))
@@ -104,7 +105,7 @@ class Pipeline:
 
 def tokenizing(tokenizer: Tokenizer) -> Callable[[Source, str], Array]:
     """(source, scene name) → codes of all its keyframes, as `iidrive tokens` makes them."""
-    return lambda source, name: stages.scene_codes(tokenizer, source, source.scene(name))
+    return lambda source, name: scene_codes(tokenizer, source, source.scene(name))
 
 
 def of_checkpoint(path: str, test_ii: bool = False, tokens: str = "") -> Make:
@@ -120,9 +121,10 @@ def of_checkpoint(path: str, test_ii: bool = False, tokens: str = "") -> Make:
         raise ConfigError(
             f"{path}: neither a checkpoint nor one of {', '.join(KINEMATIC)}. Give the run folder of a planner or world model."
         )
-    kind = checkpoint.read_manifest(path).kind
+    found = checkpoint.read(path)
+    kind = found.manifest.kind
     if kind == "ego-mlp":
-        mlp = stages.load_ego_mlp(path)
+        mlp = load_ego_mlp(found)
 
         def fresh_mlp() -> Pipeline:
             own = copy.deepcopy(mlp)
@@ -131,8 +133,8 @@ def of_checkpoint(path: str, test_ii: bool = False, tokens: str = "") -> Make:
         return fresh_mlp
     if kind not in ("planner", "world"):
         raise ConfigError(f"{path} is a {kind}, which neither plans nor forecasts. Audit a planner or a world model.")
-    agent = stages.load_agent(path)[0] if kind == "planner" else None
-    forecaster = agent.forecaster if agent is not None else stages.load_forecaster(path)[0]
+    agent = load_agent(found).model if kind == "planner" else None
+    forecaster = agent.forecaster if agent is not None else load_forecaster(found).model
     encode = tokenizing(forecaster.tokenizer)
     cache = TokenCache(tokens) if tokens else None
 
@@ -169,7 +171,28 @@ def rounds(samples: Sequence[Sample]) -> int:
     return len(_rounds(samples))
 
 
-def audit(make: Make, source: Source, samples: Sequence[Sample], tick: Callable[[str], None] = lambda name: None) -> Audit:
+def audit(
+    model: str | Path | Make,
+    source: Source,
+    split: str = "",
+    samples: int = 16,
+    test_ii: bool = True,
+    tokens: str = "",
+    report: Callable[[int], Callable[[str], None]] = lambda total: lambda name: None,
+) -> Audit:
+    """Audit a baseline by name, a checkpoint, or a pipeline of one's own, at about `samples` samples spread over a split.
+
+    `tokens` names a token cache to audit with a checkpoint. `report` is told the number of rounds and gives what hears of each.
+
+    Raises:
+        ConfigError: for a name that is neither a baseline nor a checkpoint, and as `audit_samples` does.
+    """
+    make = of_checkpoint(str(model), test_ii, tokens) if isinstance(model, (str, Path)) else model
+    chosen = choose(source, split or source.usual_split("test"), samples)
+    return audit_samples(make, source, chosen, report(rounds(chosen)))
+
+
+def audit_samples(make: Make, source: Source, samples: Sequence[Sample], tick: Callable[[str], None] = lambda name: None) -> Audit:
     """Audit a pipeline at some samples.
 
     Raises:

@@ -31,11 +31,6 @@ class Agreement:
     chance: float
     information: float
 
-    @property
-    def beyond_chance(self) -> float:
-        """Equal indices beyond chance (Cohen's kappa): 0 for unrelated codes, 1 for the same codes."""
-        return (self.equal - self.chance) / (1 - self.chance) if self.chance < 1 else 1.0
-
 
 def entropy(counts: Int[Array, "n"]) -> float:
     """Entropy of a histogram, nats."""

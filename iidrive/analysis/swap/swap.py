@@ -21,12 +21,14 @@ from iidrive.analysis.swap.agreement import Agreement, agreement
 from iidrive.core.errors import CheckpointError, ConfigError
 from iidrive.core.lineage import MARKED
 from iidrive.core.scene import STEP_S
-from iidrive.data.clips import ClipDataset, EgoTrack
+from iidrive.data.clips import ClipDataset, EgoTrack, scored_clips
 from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache
 from iidrive.models.tokenizer import Tokenizer
-from iidrive.pipeline import infer, stages
-from iidrive.pipeline.evaluate import about_line
+from iidrive.pipeline import infer
+from iidrive.pipeline.evaluate import TestSet, about_line, reconstruction_miou
+from iidrive.pipeline.load import load_agent, load_forecaster, load_tokenizer
+from iidrive.pipeline.tokens import tokens_folder, write_tokens
 from iidrive.runtime.run_folder import Run
 from iidrive.scoring import score
 from iidrive.scoring.cases import Cases, Predictions, align
@@ -126,7 +128,7 @@ def grid_of(paths: Sequence[str | Path]) -> Grid:
             return
         for kind in ("tokenizer", "world"):
             if any(p.kind == kind for p in manifest.parents):
-                meet(stages.locate(manifest, kind, path), manifest.parent(kind).fingerprint)
+                meet(checkpoint.moved(manifest.parent(kind).path, path), manifest.parent(kind).fingerprint)
         met[manifest.kind].setdefault(manifest.fingerprint, Part(path, manifest))
 
     for path in paths:
@@ -143,47 +145,46 @@ def swap(grid: Grid, source: Source, split: str, run: Run, scenes: int, test_ii:
     names = source.scene_names(split)
     if 0 < scenes < len(names):
         names = tuple(names[i * len(names) // scenes] for i in range(scenes))
-    tracks = [EgoTrack.of(source.scene(name)) for name in names]
-    cases = infer.truth(source, split, names)
-    out = Swap(grid, samples=len(stages.scored_clips(tracks)))
+    on = TestSet(source, split, run, names)
+    out = Swap(grid, samples=len(scored_clips(on.tracks)))
     read: list[tuple[Tokenizer, TokenCache]] = []
     for t, part in enumerate(grid.tokenizers):
         report(f"tokenizer {t + 1}")
-        tokenizer, _ = stages.load_tokenizer(part.path)
-        cache = stages.write_tokens(part.path, source, names, stages.tokens_folder(run.folder, part.path, source))
+        loaded = load_tokenizer(part.path)
+        tokenizer, cache = loaded.model, write_tokens(loaded, source, names, tokens_folder(run.folder, loaded, source))
         read.append((tokenizer, cache))
-        out.reconstruction.append(stages.reconstruction_miou(tokenizer, cache, source, tracks))
-        clips = stages.scored_clips(tracks, cache, source, tokenizer.config.grid)
+        out.reconstruction.append(reconstruction_miou(tokenizer, cache, on))
+        clips = scored_clips(on.tracks, cache, source, tokenizer.config.grid)
         for w in range(len(grid.worlds)):
             report(f"tokenizer {t + 1}, world {w + 1}")
             pair = _pair(grid, t, w, clips)
             out.pairs.append(pair)
             for p in range(len(grid.planners)) if not pair.problem else ():
                 report(f"tokenizer {t + 1}, world {w + 1}, planner {p + 1}")
-                out.triples.append(_triple(grid, t, w, p, stages.scored_clips(tracks, cache), cases, test_ii))
+                out.triples.append(_triple(grid, t, w, p, clips.without_occupancy(), on.cases, test_ii))
     for i, j in combinations(range(len(read)), 2):
         if read[i][0].quantiser.level_cells == read[j][0].quantiser.level_cells:
-            out.agreements[i, j] = _agree(read[i], read[j], tracks)
+            out.agreements[i, j] = _agree(read[i], read[j], on.tracks)
     return out
 
 
 def _pair(grid: Grid, t: int, w: int, clips: ClipDataset) -> Pair:
     try:
-        forecaster, manifest = stages.load_forecaster(grid.worlds[w].path, grid.tokenizers[t].path, allow=True)
+        loaded = load_forecaster(grid.worlds[w].path, grid.tokenizers[t].path, allow=True)
     except (CheckpointError, ConfigError) as error:
         return Pair(t, w, problem=str(error))
-    scores = infer.forecasts(forecaster, clips, forecaster.tokenizer.config.grid, steps=STEPS)
-    return Pair(t, w, tuple(scores.miou("world model")), manifest.marks)
+    scores = infer.forecasts(loaded.model, clips, loaded.model.tokenizer.config.grid, steps=STEPS)
+    return Pair(t, w, tuple(scores.miou("world model")), loaded.manifest.marks)
 
 
 def _triple(grid: Grid, t: int, w: int, p: int, clips: ClipDataset, cases: Cases, test_ii: bool) -> Triple:
     try:
-        agent, manifest = stages.load_agent(grid.planners[p].path, grid.worlds[w].path, grid.tokenizers[t].path, allow=True)
+        loaded = load_agent(grid.planners[p].path, grid.worlds[w].path, grid.tokenizers[t].path, allow=True)
     except (CheckpointError, ConfigError) as error:
         return Triple(t, w, p, problem=str(error))
-    tokens, paths = infer.plans(partial(agent.plan, ii=test_ii), clips)
+    tokens, paths = infer.plans(partial(loaded.model.plan, ii=test_ii), clips)
     found = score.score(cases, align(cases, Predictions(paths, tokens, {}, "swap")))
-    return Triple(t, w, p, found.average["L2"], found.average["obj_box_col"], int(found.events["obj_box_col"].sum()), manifest.marks)
+    return Triple(t, w, p, found.average["L2"], found.average["obj_box_col"], int(found.events["obj_box_col"].sum()), loaded.manifest.marks)
 
 
 def _agree(first: tuple[Tokenizer, TokenCache], second: tuple[Tokenizer, TokenCache], tracks: list[EgoTrack]) -> tuple[Agreement, ...]:

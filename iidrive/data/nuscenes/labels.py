@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from iidrive.core.classes import FREE, IGNORE
 from iidrive.core.errors import ConfigError, DataError
@@ -108,6 +108,26 @@ def read_times(path: Path, source: Literal["labels", "predicted"]) -> tuple[UInt
         raise DataError(f"{path}: '{name}' must hold classes 0..{FREE}, and {IGNORE} where the truth is unknown. Write the file again.")
     grids = grids.astype(np.uint8).reshape(-1, *OCC3D_GRID.shape)
     return grids, None if mask is None else (mask if mask.ndim == 3 else mask[0]).astype(bool)
+
+
+def read_flow(path: Path, times: int) -> Float[Array, "t 200 200 16 2"] | None:
+    """Predicted velocities of one sample, m/s along x and y of the ego frame of each time: the array `flow` of its file, if there is one.
+
+    It holds the present alone, (200,200,16,2), or all `times` along a first axis.
+
+    Raises:
+        DataError: naming the file, if it is damaged or `flow` has another shape or holds NaN or infinity.
+    """
+    found = _arrays(path, (("flow",),), optional=1, advice="Write the file again.").get("flow")
+    if found is None:
+        return None
+    shape = (*OCC3D_GRID.shape, 2)
+    if found.shape not in (shape, (times, *shape)) or found.dtype.kind != "f" or not np.isfinite(found).all():
+        raise DataError(
+            f"{path}: 'flow' must hold finite velocities (m/s, x and y) in shape {shape} or {(times, *shape)}; "
+            f"found {found.dtype} {found.shape}. Write the file again."
+        )
+    return found.reshape(-1, *shape)
 
 
 def regrid(grid: OccGrid, spec: GridSpec) -> OccGrid:

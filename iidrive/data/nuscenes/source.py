@@ -50,6 +50,8 @@ class NuScenesConfig:
 class NuScenes:
     """A `Source` over one version of nuScenes. Commands are oracles; occupancy is labels, predicted or derived, as configured.
 
+    A path alone is the root, with everything else as in `NuScenesConfig`.
+
     Raises:
         ConfigError: for an unknown occupancy choice, or one whose folder was not given.
         DataError: naming the file or folder, if the root is not nuScenes or a table is damaged.
@@ -57,7 +59,9 @@ class NuScenes:
 
     name = "nuscenes"
 
-    def __init__(self, config: NuScenesConfig) -> None:
+    def __init__(self, config: NuScenesConfig | str | Path) -> None:
+        if not isinstance(config, NuScenesConfig):
+            config = NuScenesConfig(str(config))
         if config.occupancy not in get_args(OccupancyChoice):
             raise ConfigError(unknown("occupancy", config.occupancy, get_args(OccupancyChoice)))
         if not config.root:

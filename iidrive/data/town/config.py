@@ -25,10 +25,28 @@ OUTSIDE = ("train_scenes", "val_scenes", "test_scenes", "hard_scenes", "raster_m
 class TownConfig:
     """What the town is like: how many scenes a split has, how long they are, and how busy.
 
-    `traffic`, `pedestrians` and `parked` are factors on the usual densities; `raster_m` is the cell of the standing world.
-    Of the train and val scenes the shares `cut_ins` to `left_turns` are built for that kind of conflict, as the scenes of the split `hard` are.
-    With `visible_only` voxels that are hidden from the LIDAR are unknown, in targets as well as in inputs.
-    `cached_scenes` are kept in memory; with `disk_cache` every scene is also kept on disk once it was made (see `town.cache`).
+    The fractions `cut_ins` to `left_turns` of the train and val scenes are built for that kind of conflict, as the scenes of the split `hard` are.
+
+    Attributes:
+        seed: other seeds are other towns.
+        train_scenes: scenes of the training split.
+        val_scenes: scenes of the validation split.
+        test_scenes: scenes of the test split.
+        keyframes: keyframes of a scene, at 2 Hz; at most 45.
+        traffic: factor on the usual number of vehicles that drive.
+        pedestrians: factor on the usual number of pedestrians.
+        parked: factor on the usual number of parked vehicles.
+        raster_m: cell of the standing world's raster, metres.
+        cached_scenes: scenes kept in memory; results do not depend on it.
+        disk_cache: whether every scene is kept on disk once it was made; results do not depend on it.
+        hard_scenes: scenes of the split hard, in which somebody is in the ego's way.
+        cut_ins: fraction of scenes in which a car changes into the ego's lane just ahead.
+        jaywalkers: fraction of scenes in which somebody crosses the street away from a crossing.
+        double_parking: fraction of scenes in which a car stands in the ego's lane beside parked ones.
+        cyclists_beside: fraction of scenes in which the ego comes upon a cyclist.
+        stopped_leaders: fraction of scenes in which the car ahead stops.
+        left_turns: fraction of scenes in which the ego turns left across oncoming traffic.
+        visible_only: whether voxels that are hidden from the LIDAR are unknown, in targets as well as in inputs.
 
     Raises:
         ConfigError: for counts or sizes that cannot work.

@@ -46,11 +46,11 @@ class _Focal(torch.autograd.Function):
         ctx.save_for_backward(logits, target, weight)
         ctx.alpha, ctx.gamma = alpha, gamma
         total = logits.new_zeros(())
-        for z, index, share in zip(logits.split(_AT_ONCE), target.split(_AT_ONCE), weight.split(_AT_ONCE), strict=True):
+        for z, index, weighting in zip(logits.split(_AT_ONCE), target.split(_AT_ONCE), weight.split(_AT_ONCE), strict=True):
             absent = (1 - alpha) * z.sigmoid().pow_(gamma) * F.softplus(z)
             x = z.gather(1, index[:, None])
             present = alpha * (-x).sigmoid().pow(gamma) * F.softplus(-x)
-            total += ((absent.sum(1) + (present - absent.gather(1, index[:, None]))[:, 0]) * share).sum()
+            total += ((absent.sum(1) + (present - absent.gather(1, index[:, None]))[:, 0]) * weighting).sum()
         return total
 
     @staticmethod
@@ -60,14 +60,14 @@ class _Focal(torch.autograd.Function):
         logits, target, weight = ctx.saved_tensors
         alpha, gamma = ctx.alpha, ctx.gamma
         back = torch.empty_like(logits)
-        for z, index, share, out in zip(*(v.split(_AT_ONCE) for v in (logits, target, weight, back)), strict=True):
+        for z, index, weighting, out in zip(*(v.split(_AT_ONCE) for v in (logits, target, weight, back)), strict=True):
             x = z.gather(1, index[:, None])
-            torch.mul(_slope(z, gamma), (1 - alpha) * grad * share[:, None], out=out)
-            out.scatter_(1, index[:, None], _slope(-x, gamma) * (-alpha * grad * share[:, None]))
+            torch.mul(_focal_gradient(z, gamma), (1 - alpha) * grad * weighting[:, None], out=out)
+            out.scatter_(1, index[:, None], _focal_gradient(-x, gamma) * (-alpha * grad * weighting[:, None]))
         return back, None, None, None, None
 
 
-def _slope(z: Tensor, gamma: float) -> Tensor:
+def _focal_gradient(z: Tensor, gamma: float) -> Tensor:
     """Derivative of sigmoid(z) ** gamma * softplus(z)."""
     p = z.sigmoid()
     return ((1 - p) * F.softplus(z)).mul_(gamma).add_(p).mul_(p.pow_(gamma))
@@ -76,34 +76,34 @@ def _slope(z: Tensor, gamma: float) -> Tensor:
 class _Lovasz(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, bins: int, weights: tuple[float, ...]) -> Tensor:
-        shares = logits.new_empty(logits.shape[1], len(logits))
-        for piece, out in zip(logits.split(_AT_ONCE), shares.split(_AT_ONCE, 1), strict=True):
+        probabilities = logits.new_empty(logits.shape[1], len(logits))
+        for piece, out in zip(logits.split(_AT_ONCE), probabilities.split(_AT_ONCE, 1), strict=True):
             out.copy_(piece.softmax(1).T)
-        present = torch.bincount(target, minlength=len(shares)).nonzero()[:, 0].tolist()
+        present = torch.bincount(target, minlength=len(probabilities)).nonzero()[:, 0].tolist()
         target = target.to(torch.uint8)
-        weights = weights or (1 / len(present),) * len(shares)
-        total, inner, slopes = logits.new_zeros(()), torch.zeros_like(shares[0]), torch.zeros_like(shares)
+        weights = weights or (1 / len(present),) * len(probabilities)
+        total, inner, gradients = logits.new_zeros(()), torch.zeros_like(probabilities[0]), torch.zeros_like(probabilities)
         for k in present:
             truth = target == k
-            error = torch.where(truth, 1 - shares[k], shares[k])
-            slope = (histogram_weights(error, truth, bins) if bins else sorted_weights(error, truth)).mul_(weights[k])
-            total += error.dot(slope)
-            slopes[k] = torch.where(truth, -slope, slope)
-            inner.addcmul_(slopes[k], shares[k])
+            error = torch.where(truth, 1 - probabilities[k], probabilities[k])
+            gradient = (histogram_weights(error, truth, bins) if bins else sorted_weights(error, truth)).mul_(weights[k])
+            total += error.dot(gradient)
+            gradients[k] = torch.where(truth, -gradient, gradient)
+            inner.addcmul_(gradients[k], probabilities[k])
         # the gradient of a softmax, in the place of its values
-        for share, slope in zip(shares, slopes, strict=True):
-            share.mul_(slope.sub_(inner))
-        ctx.save_for_backward(shares)
+        for probability, gradient in zip(probabilities, gradients, strict=True):
+            probability.mul_(gradient.sub_(inner))
+        ctx.save_for_backward(probabilities)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (grad,) = grad_outputs
-        (slopes,) = ctx.saved_tensors
-        back = slopes.new_empty(slopes.shape[::-1])
-        for slope, out in zip(slopes.split(_AT_ONCE, 1), back.split(_AT_ONCE), strict=True):
-            torch.mul(slope.T, grad, out=out)
+        (gradients,) = ctx.saved_tensors
+        back = gradients.new_empty(gradients.shape[::-1])
+        for gradient, out in zip(gradients.split(_AT_ONCE, 1), back.split(_AT_ONCE), strict=True):
+            torch.mul(gradient.T, grad, out=out)
         return back, None, None, None
 
 

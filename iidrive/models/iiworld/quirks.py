@@ -1,6 +1,6 @@
 """What the published world model does that a better one would not, each with a name: `WorldConfig.quirks` lists those that are wanted.
 
-They apply to the roll-out in map axes (`motion="map"`, see `published.py`); without any, that roll-out does the corrected thing, which
+They apply to the roll-out in map axes (`motion="map"`, see `iiworld/rollout.py`); without any, that roll-out does the corrected thing, which
 every sentence says last. The numbers of the published code's own mistakes stand in the design notes of the II model, section 5.
 """
 

@@ -2,7 +2,7 @@
 
 Motions are told in the axes of the map and poses are chained there as quaternions. Where the published model keeps state in its modules,
 here a `Carry` goes in and comes out: a sample is to get the carry of the sample one keyframe earlier, or none at a sequence's start. What
-of it is a mistake has a name in `quirks.py` and is done only where the config asks for it.
+of it is a mistake has a name in `iiworld/quirks.py` and is done only where the config asks for it.
 
 Poses are float64, so that coordinates of kilometres cost nothing; the published code chains them in float32 (0.1 mm of noise).
 

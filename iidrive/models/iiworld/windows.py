@@ -1,4 +1,4 @@
-"""Windows of recorded keyframes as the published roll-out reads them: `published.py` without a stream.
+"""Windows of recorded keyframes as the published roll-out reads them: `iiworld/rollout.py` without a stream.
 
 A window holds the five keyframes before now, which is all that a published stream's motion history remembers, so what is carried can be made
 from the window. Two things cannot: where the previous sample's roll-out ended (the quirk `stale-pose` measures from the present pose

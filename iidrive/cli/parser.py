@@ -1,0 +1,214 @@
+"""From a typed function to its options, by jsonargparse: one option a parameter, helps from the docstring's `Args:`.
+
+What jsonargparse has no feature for, and is added here:
+
+- a parameter of a type in `FLAT` is written once for all commands, and its fields are options of their own (`--root`, not `--where.root`);
+- `list[str]` takes files that may stand anywhere among the options; `bool` is a switch without a value;
+- `--test-ii` and `--test_ii` are the same option, and so are `--run` and `--out`;
+- `--recipe NAME` stands for the fields of that recipe. They can be overridden one by one, and `--help` does not list them;
+- errors are one sentence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import inspect
+import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, get_type_hints
+
+import docstring_parser
+from jsonargparse import (
+    ActionConfigFile,  # pyright: ignore[reportPrivateImportUsage]
+    ArgumentParser,
+    DefaultHelpFormatter,
+)
+from jsonargparse._actions import _ActionConfigLoad
+from jsonargparse._typehints import ActionTypeHint
+
+from iidrive.cli.options import DataOptions, TownFields, TrainOptions
+from iidrive.core.config_io import to_plain
+from iidrive.core.errors import ConfigError
+from iidrive.pipeline.recipes import RECIPES, Recipe, is_file, named
+
+FLAT = (DataOptions, TrainOptions)
+"""Types of parameters whose fields are options of their own."""
+RECIPE_HELP = "a name or FILE.yaml; --recipe.FIELD VALUE overrides a field (see `iidrive recipes`)."
+
+
+class HelpFormatter(DefaultHelpFormatter):
+    """One line an option where it fits: the default, and no types, which the names and helps tell."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=max(100, min(shutil.get_terminal_size().columns, 140)))
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        shown = action.help or ""
+        if action.default in (None, "", 0, argparse.SUPPRESS) or not action.option_strings or "default:" in shown:
+            return shown
+        return f"{shown.removesuffix('.')} (default: %(default)s)"
+
+
+class Parser(ArgumentParser):
+    """The parser of one command."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog=prog, formatter_class=HelpFormatter, allow_abbrev=False, print_config="--print-config")
+
+    def format_help(self, *args: Any, **options: Any) -> str:
+        """The help text, without the fields of a recipe."""
+        hidden = [
+            (action, action.help) for action in self._actions if action.dest in ("parallel", "print_config") or "recipe." in action.dest
+        ]
+        for action, _ in hidden:
+            action.help = argparse.SUPPRESS
+        try:
+            return super().format_help(*args, **options)
+        finally:
+            for action, shown in hidden:
+                action.help = shown
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Wrong usage is one sentence that names the option as it is typed.
+
+        Raises:
+            ConfigError: always.
+        """
+        message = re.sub(r'(?:Parser key|Key) "([\w.]+)"', lambda found: self._typed(found[1]), " ".join(message.split()))
+        message = re.sub(
+            r"Group '(\w+)' does not accept option '([\w.]+)'", lambda found: self._unrecognized(f"--{found[1]}.{found[2]}"), message
+        )
+        message = re.sub(r"a typing\.Literal\[([^]]*)\]", r"one of \1", message).replace("a <class 'bool'>", "one of 'on', 'off'")
+        message = re.sub(r"a <class '(\w+)'>", r"\1", message)
+        raise ConfigError(f"{message}{'' if message.endswith(('.', '?')) else '.'} `{self.prog} --help` lists every option.") from ex
+
+    def _unrecognized(self, option: str) -> str:
+        near = difflib.get_close_matches(option, self._option_string_actions, n=1)
+        hint = f". Did you mean {self._option_string_actions[near[0]].option_strings[0]}?" if near else ""
+        return f"unrecognized arguments: {option}{hint}"
+
+    def _typed(self, dest: str) -> str:
+        """`test_ii` as `--test-ii`; a field of a recipe keeps its own name."""
+        option = f"--{dest}"
+        return self._option_string_actions[option].option_strings[0] if option in self._option_string_actions else dest
+
+    def _parse_known_args(self, arg_strings: Sequence[str], namespace: Any, *rest: Any, **options: Any) -> tuple[Any, list[str]]:
+        """Options first, then what is left as files, as `argparse.ArgumentParser.parse_intermixed_args` does it."""
+        positionals = [(action, action.nargs, action.default) for action in self._get_positional_actions()]
+        for action, _, _ in positionals:
+            action.nargs = action.default = argparse.SUPPRESS
+        try:
+            namespace, words = super()._parse_known_args(list(arg_strings), namespace, *rest, **options)
+        finally:
+            for action, nargs, default in positionals:
+                action.nargs, action.default = nargs, default
+        for word in words:
+            if re.match("--?[a-z]", word):
+                self.error(self._unrecognized(word.partition("=")[0]))
+        return super()._parse_known_args(words, namespace, *rest, **options)
+
+
+def meanings(of: Callable[..., Any]) -> dict[str, str]:
+    """What a docstring's `Args:` or `Attributes:` say about each name, one line each."""
+    found = docstring_parser.parse(inspect.getdoc(of) or "").params
+    return {param.arg_name: " ".join((param.description or "").split()) for param in found}
+
+
+def summary(of: Callable[..., Any]) -> str:
+    """The first sentence or line of a docstring."""
+    return docstring_parser.parse(inspect.getdoc(of) or "").short_description or ""
+
+
+def parser_of(function: Callable[..., Any], prog: str, without: Sequence[str] = ()) -> Parser:
+    """The parser of a command's function. `without` names fields of `FLAT` types that mean nothing for it."""
+    parser, helps, hints = Parser(prog), meanings(function), get_type_hints(function)
+    parameters = inspect.signature(function).parameters
+    own = [name for name in parameters if hints[name] in (list[str], bool, TownFields, *FLAT)]
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=set(own))
+    for name in own:
+        default = parameters[name].default
+        if hints[name] == list[str]:
+            some = "+" if default is inspect.Parameter.empty else "*"
+            parser.add_argument(name, nargs=some, metavar=name.upper(), help=helps[name])
+        elif hints[name] is bool:
+            parser.add_argument(f"--{name}", action="store_true", help=helps[name])
+        elif hints[name] in FLAT:
+            parser.add_class_arguments(hints[name], as_group=False, default=default, skip=set(without))
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of these options (switches quoted, as in 'test_ii: \"on\"').")
+    parser.description = summary(function)
+    _respell(parser)
+    _shorten(parser, helps)
+    return parser
+
+
+def _respell(parser: Parser) -> None:
+    """Dashes beside underscores, `--out` beside `--run`, recipes by name."""
+    known = parser._option_string_actions
+    for option, action in list(known.items()):
+        if "_" in option and "." not in option:
+            action.option_strings = [option.replace("_", "-")]
+            known[action.option_strings[0]] = action
+    if "--run" in known and "--out" not in known:
+        known["--run"].option_strings = ["--run", "--out"]  # torchrun takes --run for an option of its own
+        known["--out"] = known["--run"]
+    if isinstance(known.get("--recipe"), _ActionConfigLoad):
+        known["--recipe"].type = _recipe_fields
+
+
+def _recipe_fields(text: str) -> str:
+    """The fields of a named recipe as JSON, which options that follow can override; a file is left to jsonargparse.
+
+    Raises:
+        ConfigError: if there is no such recipe or file.
+    """
+    if not is_file(text):
+        return json.dumps(to_plain(named(text)))
+    if not Path(text).is_file():
+        raise ConfigError(f"--recipe {text}: there is no such file. Give a file or one of {', '.join(RECIPES)}.")
+    return text
+
+
+def _shorten(parser: Parser, helps: dict[str, str]) -> None:
+    """Few headings, short names for values, and a usage line that does not repeat the options."""
+    parser._action_groups[0].title = "arguments"
+    for action in parser._actions:
+        if isinstance(action, _ActionConfigLoad) and action.dest == "recipe":
+            action.metavar, action.help = "NAME", f"{helps[action.dest].removesuffix('.')}: {RECIPE_HELP}"
+        elif isinstance(action, ActionTypeHint) and action._typehint is bool:
+            action.metavar = "{on,off}"
+        elif isinstance(action, ActionTypeHint) and action._typehint is int:
+            action.metavar = "N"
+    for group in parser._action_groups[2:]:
+        group.title = group.description = None
+    words = [str(action.metavar or action.dest).upper() for action in parser._get_positional_actions()]
+    parser.usage = " ".join([parser.prog, "[options]", *words])
+
+
+def call(function: Callable[..., Any], parser: Parser, arguments: Sequence[str]) -> None:
+    """Parse, and call the function with what was parsed."""
+    parsed = parser.instantiate(parser.parse_args(list(arguments)))
+    given, hints = {}, get_type_hints(function)
+    for name, parameter in inspect.signature(function).parameters.items():
+        if hints[name] in FLAT:
+            fields = [field.name for field in dataclasses.fields(hints[name]) if field.name in parsed]
+            given[name] = dataclasses.replace(parameter.default, **{field: parsed[field] for field in fields})
+        elif hints[name] is TownFields:
+            given[name] = TownFields(tuple(found[1] for word in arguments if (found := re.match(r"--recipe\.town\.(\w+)", word))))
+        else:
+            given[name] = parsed[name]
+    function(**given)
+
+
+def read_recipe(text: str, prog: str = "iidrive recipes") -> Recipe:
+    """A recipe by name or from a file, fields left out as in `small`. Raises ConfigError."""
+    if not is_file(text):
+        return named(text)
+    parser = Parser(prog)
+    parser.add_class_arguments(Recipe, "recipe", default=named("small"))  # pyright: ignore[reportArgumentType]
+    _respell(parser)
+    return parser.instantiate(parser.parse_args(["--recipe", text]))["recipe"]

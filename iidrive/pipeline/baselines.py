@@ -1,0 +1,51 @@
+"""Baseline planners by name: kinematic ones, and the ego-status MLP, which is trained on the spot."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from iidrive.core.errors import ConfigError, unknown
+from iidrive.core.lineage import Lineage
+from iidrive.core.scene import Inputs
+from iidrive.data.source import Source
+from iidrive.models.baselines import KINEMATIC
+from iidrive.pipeline.load import load_ego_mlp
+from iidrive.pipeline.recipes import Recipe
+from iidrive.pipeline.train import train_ego_mlp
+from iidrive.runtime.run_folder import Run
+from iidrive.training import checkpoint
+from iidrive.training.options import RunOptions
+
+BASELINES = (*KINEMATIC, "ego-mlp")
+"""Planners by name."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A planner that needs no checkpoint of the user's, and what it descends from."""
+
+    plan: Callable[[Inputs], Tensor]
+    lineage: Lineage
+
+
+def baseline(name: str, recipe: Recipe, source: Source, train_split: str, run: Run) -> Baseline:
+    """A baseline planner by name. `ego-mlp` is trained on `train_split` and kept in the run folder.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    if name in KINEMATIC:
+        return Baseline(KINEMATIC[name], Lineage(name))
+    if name != "ego-mlp":
+        raise ConfigError(unknown("planner", name, BASELINES))
+    if run.process_group.is_rank_zero:
+        shutil.rmtree(run.folder / name, ignore_errors=True)
+    run.process_group.barrier()
+    started = Run.start(run.folder / name, {"for": name}, process_group=run.process_group)
+    train_ego_mlp(recipe, source, train_split, started, RunOptions(run.process_group))
+    found = checkpoint.read(run.folder / name)
+    return Baseline(load_ego_mlp(found).plan, found.lineage)

@@ -1,0 +1,223 @@
+"""The rows of the forecast table for one batch: what every forecaster says, and how that counts against the truth.
+
+Shapes: B samples, H horizons, X, Y, Z voxels. Every grid is in an ego frame of its horizon, predicted or true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+
+from iidrive.core import geometry
+from iidrive.core.classes import FREE, IGNORE
+from iidrive.core.scene import STEP_S, Batch, GridSpec, Scene
+from iidrive.data.clips import ClipDataset
+from iidrive.data.source import Source
+from iidrive.models.baselines import copy_last, copy_warped
+from iidrive.models.ego_motion import constant_turn
+from iidrive.models.forecast import Forecaster
+from iidrive.models.layers import transform_inverse
+from iidrive.models.transport import constant_turn_moves, transport, true_moves, without_boxes
+from iidrive.scoring import metrics
+from iidrive.scoring.forecast import RowCounts
+from iidrive.scoring.movers import (
+    MoverCounts,
+    MoverTruth,
+    cell_points,
+    cells_of,
+    corridor,
+    count,
+    mover_truth,
+    movers_in,
+    read_at,
+    tracks_inside,
+)
+
+Array = np.ndarray
+
+_BOXES = "knows the tracked boxes at present, which no model is given"
+ROWS = {
+    "world model": "",
+    "copy last": "",
+    "copy warped": "",
+    "copy warped, true motion (oracle)": "knows the ego's true future motion",
+    "transport": _BOXES,
+    "transport, true flow": "knows the true future motion of the ego and of every tracked box",
+    "world model, true path (oracle)": "knows the ego's true future motion",
+}
+"""All rows in the order of the table, and what a privileged one knows."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One forecaster's grids, and the ego frames that they are in, as seen from the present; None: the true ones, none is predicted."""
+
+    labels: UInt8[Array, "B H X Y Z"]
+    now_T_frame: Float[Array, "B H 4 4"] | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a batch's scenes say: where each sample is, the true movers at each horizon, and of those the ones inside the grid at present, the
+    corridor in the true frame of each horizon, the voxels out of sight at present, and the movers of both kinds that the true occupancy shows."""
+
+    at: tuple[tuple[Scene, int], ...]
+    movers: tuple[tuple[MoverTruth, ...], ...]
+    movers_seen: tuple[tuple[MoverTruth, ...], ...]
+    corridor: Bool[Array, "B H X Y"]
+    unseen: Bool[Array, "B H X Y Z"]
+    ceiling: tuple[MoverCounts, MoverCounts]
+
+
+class Truths:
+    """True movers of a source's keyframes on one grid. Scenes that were used last are kept, since a keyframe is the future of several samples."""
+
+    def __init__(self, source: Source, spec: GridSpec, scenes: int = 4) -> None:
+        self.source, self.spec, self.limit = source, spec, scenes
+        self.kept: dict[str, tuple[Scene, dict[int, MoverTruth]]] = {}
+
+    def of(self, clips: ClipDataset, rows: Sequence[int], batch: Batch, steps: Sequence[int]) -> Seen:
+        """What is true of some samples of `clips`, which are in `batch`."""
+        assert batch.inputs.occupancy is not None
+        at, movers, inside_now = [], [], []
+        for row in rows:
+            number, index = clips.samples[row]
+            scene, found = self._scene(clips.tracks[number].name)
+            for step in steps:
+                if index + step not in found:
+                    found[index + step] = mover_truth(scene, index + step, self.spec)
+            at.append((scene, index))
+            movers.append(tuple(found[index + step] for step in steps))
+            tracks = tracks_inside(scene, index, self.spec)
+            inside_now.append(tuple(mover_truth(scene, index + step, self.spec, tracks) for step in steps))
+        now_T_true = true_frames(batch, steps)
+        now = batch.inputs.occupancy[:, -1].numpy(force=True)
+        unknown = now == IGNORE
+        driven = constant_turn(batch.inputs)[:, 0].numpy(force=True).astype(np.float64)
+        corridors = np.zeros((*now_T_true.shape[:2], *self.spec.shape[:2]), bool)
+        unseen = np.zeros((*now_T_true.shape[:2], *self.spec.shape), bool)
+        for b, h in np.ndindex(*now_T_true.shape[:2]):
+            points = cell_points(self.spec) @ now_T_true[b, h, :2, :2].T + now_T_true[b, h, :2, 3]
+            corridors[b, h] = corridor(points, driven[b, 0, 3] / STEP_S, float(geometry.heading(driven[b])) / STEP_S)
+            x, y, inside = cells_of(points, self.spec)
+            unseen[b, h] = unknown[b][x, y] if unknown[b].any() else False
+            unseen[b, h][~inside] = True
+        real = real_grids(batch, steps)
+        shown = movers_in(real)
+        ceiling = _movers(shown, movers), _movers(shown, inside_now)
+        return Seen(tuple(at), tuple(movers), tuple(inside_now), corridors, unseen, ceiling)
+
+    def _scene(self, name: str) -> tuple[Scene, dict[int, MoverTruth]]:
+        if name not in self.kept:
+            self.kept[name] = (self.source.scene(name), {})
+            while len(self.kept) > self.limit:
+                self.kept.pop(next(iter(self.kept)))
+        return self.kept[name]
+
+
+def forecast_rows(forecaster: Forecaster, batch: Batch, spec: GridSpec, steps: Sequence[int], oracle: bool) -> dict[str, Rows]:
+    """What the world model and the copies say; with `oracle` the world model along the true path too, if it can be led."""
+    inputs, at = batch.inputs, list(steps)
+    assert inputs.occupancy is not None
+    now = inputs.occupancy[:, -1]
+    now = torch.where(now == IGNORE, FREE, now)
+    true, own = batch.targets.now_T_frame, constant_turn(inputs)
+    later = [step - 1 for step in at if step > 0]
+
+    def copied(ahead: torch.Tensor) -> UInt8[Array, "B H X Y Z"]:
+        """With the present where a step is 0, which comes first."""
+        return torch.cat([now[:, None]] * (len(at) - len(later)) + [ahead], 1).numpy(force=True)
+
+    labels, imagined = forecaster.forecast(inputs, at)
+    out = {
+        "world model": Rows(labels.numpy(force=True), _at_steps(imagined.now_T_frame, at)),
+        "copy last": Rows(copied(copy_last(now, len(later)))),
+        "copy warped": Rows(copied(copy_warped(now, own[:, later], spec)), _at_steps(own, at)),
+        "copy warped, true motion (oracle)": Rows(copied(copy_warped(now, true[:, later], spec))),
+    }
+    if oracle and forecaster.world.config.motion != "map":
+        frames = torch.cat([torch.eye(4).to(true).expand(len(true), 1, 4, 4), true], 1)
+        led, _ = forecaster.forecast(inputs, at, transform_inverse(frames[:, :-1]) @ frames[:, 1:])
+        out["world model, true path (oracle)"] = Rows(led.numpy(force=True))
+    return out
+
+
+def transport_rows(at: Sequence[tuple[Scene, int]], batch: Batch, spec: GridSpec, steps: Sequence[int]) -> dict[str, Rows]:
+    """Present voxels moved with their boxes, at constant turn rate and velocity and as they truly move."""
+    assert batch.inputs.occupancy is not None
+    now = batch.inputs.occupancy[:, -1].numpy(force=True)
+    now = np.where(now == IGNORE, np.uint8(FREE), now)
+    own, true = _at_steps(constant_turn(batch.inputs), steps), true_frames(batch, steps)
+
+    ahead = [h for h, step in enumerate(steps) if step > 0]
+    made = {"transport": np.repeat(now[:, None], len(steps), 1), "transport, true flow": np.repeat(now[:, None], len(steps), 1)}
+    for b, place in enumerate(at):
+        foreseen = constant_turn_moves(*place, [steps[h] for h in ahead])
+        known = true_moves(*place, [steps[h] for h in ahead])
+        ground = without_boxes(now[b], foreseen.boxes, spec)
+        for row, moves, frames in (("transport", foreseen, own), ("transport, true flow", known, true)):
+            made[row][b, ahead] = transport(now[b], ground, moves, frames[b, ahead], spec)
+    return {"transport": Rows(made["transport"], own), "transport, true flow": Rows(made["transport, true flow"])}
+
+
+def count_rows(rows: Mapping[str, Rows], batch: Batch, steps: Sequence[int], spec: GridSpec, seen: Seen | None) -> dict[str, RowCounts]:
+    """Count every row of a batch; without `seen`, mIoU and IoU alone."""
+    real, true = real_grids(batch, steps), true_frames(batch, steps)
+    out = {}
+    for name, row in rows.items():
+        histogram = np.stack([metrics.confusion(real[:, h], row.labels[:, h]) for h in range(len(steps))])
+        counts = RowCounts.zero(len(steps))
+        if seen is None:
+            out[name] = replace(counts, samples=len(real), histogram=histogram)
+            continue
+        labels, in_true_frame = row.labels, histogram
+        path_m, paths = counts.path_m, 0
+        if row.now_T_frame is not None:
+            ahead = [h for h, step in enumerate(steps) if step > 0]
+            labels = labels.copy()
+            frame_T_true = geometry.invert(row.now_T_frame) @ true
+            for b in range(len(real)):
+                for h in ahead:
+                    labels[b, h] = read_at(row.labels[b, h], frame_T_true[b, h], spec)
+            in_true_frame = np.stack([metrics.confusion(real[:, h], labels[:, h]) for h in range(len(steps))])
+            off = np.linalg.norm(row.now_T_frame[..., :2, 3] - true[..., :2, 3], axis=-1)
+            path_m, paths = np.where(np.array(steps) > 0, off.sum(0), np.nan), len(real)
+        unseen = np.stack([metrics.confusion(real[:, h], labels[:, h], seen.unseen[:, h]) for h in range(len(steps))])
+        found = movers_in(labels)
+        movers, inside_now = _movers(found, seen.movers), _movers(found, seen.movers_seen)
+        within = _movers(found, seen.movers, seen.corridor)
+        out[name] = RowCounts(len(real), histogram, in_true_frame, unseen, movers, inside_now, within, path_m, paths)
+    return out
+
+
+def real_grids(batch: Batch, steps: Sequence[int]) -> UInt8[Array, "B H X Y Z"]:
+    """True occupancy at some steps."""
+    assert batch.inputs.occupancy is not None
+    assert batch.targets.occupancy is not None
+    return torch.cat([batch.inputs.occupancy[:, -1:], batch.targets.occupancy], 1)[:, list(steps)].numpy(force=True)
+
+
+def true_frames(batch: Batch, steps: Sequence[int]) -> Float[Array, "B H 4 4"]:
+    """True ego frames at some steps, seen from the present."""
+    return _at_steps(batch.targets.now_T_frame, steps)
+
+
+def _at_steps(now_T_future: torch.Tensor, steps: Sequence[int]) -> Float[Array, "B H 4 4"]:
+    """Frames at some steps from those of steps 1 on; step 0 is the present."""
+    frames = now_T_future.double()
+    eye = torch.eye(4).to(frames).expand(len(frames), 1, 4, 4)
+    return torch.cat([eye, frames], 1)[:, list(steps)].numpy(force=True)
+
+
+def _movers(
+    found: Bool[Array, "B H X Y"], movers: Sequence[Sequence[MoverTruth]], within: Bool[Array, "B H X Y"] | None = None
+) -> MoverCounts:
+    horizons = [
+        [count(found[b, h], truth, None if within is None else within[b, h]) for b, truth in enumerate(truths)]
+        for h, truths in enumerate(zip(*movers, strict=True))
+    ]
+    return MoverCounts(*(np.array([sum(int(getattr(c, part)) for c in cells) for cells in horizons]) for part in ("hit", "found", "true")))

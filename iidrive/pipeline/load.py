@@ -1,0 +1,200 @@
+"""Models from their checkpoints. Each manifest and each weight file is read once; what is loaded carries both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from iidrive.core.config_io import from_plain
+from iidrive.core.errors import ConfigError
+from iidrive.core.lineage import Lineage, joined
+from iidrive.models.baselines import EgoMLP, EgoMLPConfig
+from iidrive.models.compute import ComputeConfig
+from iidrive.models.forecast import Forecaster
+from iidrive.models.planner import Agent, Planner, PlannerConfig
+from iidrive.models.tokenizer import Tokenizer, TokenizerConfig
+from iidrive.models.world import WorldConfig, WorldModel
+from iidrive.runtime.run_folder import device
+from iidrive.training import checkpoint
+from iidrive.training.checkpoint import Checkpoint, Manifest
+
+Model = TypeVar("Model", bound=nn.Module)
+Place = str | Path | Checkpoint
+"""Where a checkpoint lies (a run folder or the checkpoint's own), or one whose manifest was read already."""
+
+
+@dataclass(frozen=True)
+class LoadedTokenizer:
+    """A tokenizer, ready to use, and its checkpoint."""
+
+    model: Tokenizer
+    checkpoint: Checkpoint
+
+    @property
+    def manifest(self) -> Manifest:
+        """Its checkpoint's."""
+        return self.checkpoint.manifest
+
+    def computing(self, compute: ComputeConfig) -> LoadedTokenizer:
+        """The same weights in a tokenizer that computes in another way."""
+        if compute == ComputeConfig():
+            return self
+        model = Tokenizer(self.model.config, compute)
+        model.load_state_dict(self.model.state_dict())
+        return replace(self, model=_ready(model))
+
+
+@dataclass(frozen=True)
+class LoadedForecaster:
+    """A world model with its tokenizer. The manifest is the world model's as it was put together here: its parent is the tokenizer in use."""
+
+    model: Forecaster
+    checkpoint: Checkpoint
+    tokenizer: LoadedTokenizer
+
+    @property
+    def lineage(self) -> Lineage:
+        """What the world model descends from, as it was put together."""
+        return self.checkpoint.lineage
+
+    @property
+    def manifest(self) -> Manifest:
+        """The world model's, with the parent in use and all marks."""
+        return self.checkpoint.manifest
+
+
+@dataclass(frozen=True)
+class LoadedAgent:
+    """A planner with its world model and tokenizer. The manifest is the planner's as it was put together here."""
+
+    model: Agent
+    checkpoint: Checkpoint
+    world: LoadedForecaster
+
+    @property
+    def lineage(self) -> Lineage:
+        """What the planner descends from, as it was put together."""
+        return self.checkpoint.lineage
+
+    @property
+    def manifest(self) -> Manifest:
+        """The planner's, with the parents in use and all marks."""
+        return self.checkpoint.manifest
+
+
+def load(place: Place, allow: bool = False) -> LoadedTokenizer | LoadedForecaster | LoadedAgent | EgoMLP:
+    """Whatever a checkpoint is: a tokenizer, a world model with its tokenizer, a planner with both, or an ego-status MLP.
+
+    Raises:
+        CheckpointError: if there is none there, or it is damaged. LineageError: for stages that do not belong together; with `allow` their
+            manifests are marked instead.
+    """
+    found = checkpoint.read(place)
+    kind = found.manifest.kind
+    if kind == "planner":
+        return load_agent(found, allow=allow)
+    if kind == "world":
+        return load_forecaster(found, allow=allow)
+    return load_ego_mlp(found) if kind == "ego-mlp" else load_tokenizer(found)
+
+
+def load_tokenizer(place: Place | LoadedTokenizer) -> LoadedTokenizer:
+    """A tokenizer from its checkpoint; one that is loaded already is returned as it is.
+
+    Raises:
+        CheckpointError: if there is none there, or it is damaged. LineageError: if weights and manifest do not belong together.
+    """
+    if isinstance(place, LoadedTokenizer):
+        return place
+    found = checkpoint.read(place)
+    found.require_kind("tokenizer")
+    model = Tokenizer(from_plain(TokenizerConfig, found.manifest.architecture, str(found.path)))
+    _fill(model, found.weights(), found)
+    return LoadedTokenizer(_ready(model), found)
+
+
+def load_forecaster(
+    place: Place,
+    tokenizer: Place | LoadedTokenizer | None = None,
+    allow: bool = False,
+    compute: ComputeConfig | None = None,
+) -> LoadedForecaster:
+    """A world model with its tokenizer (the one it names, unless another is given).
+
+    Raises:
+        LineageError: for another tokenizer than it was trained on; with `allow` the manifest is marked instead.
+    """
+    compute = compute or ComputeConfig()
+    found = checkpoint.read(place)
+    found.require_kind("world")
+    used = load_tokenizer(tokenizer or found.parent_path("tokenizer"))
+    marks = found.require_parent("tokenizer", used.checkpoint.lineage, allow)
+    config = from_plain(WorldConfig, found.manifest.architecture, str(found.path))
+    require_width("world model's width", config.width, used.model)
+    world = WorldModel(config, used.model.cells, compute)
+    _fill(world, found.weights(), found)
+    manifest = replace(
+        found.manifest,
+        parents=(used.checkpoint.as_parent, *found.manifest.origins),
+        marks=joined(found.manifest.marks, used.checkpoint.manifest.marks, marks),
+    )
+    model = Forecaster(used.computing(compute).model, world)
+    return LoadedForecaster(_ready(model), replace(found, manifest=manifest), used)
+
+
+def load_agent(
+    place: Place,
+    world: Place | LoadedForecaster | None = None,
+    tokenizer: Place | LoadedTokenizer | None = None,
+    allow: bool = False,
+) -> LoadedAgent:
+    """A planner with its world model and tokenizer (those it names, unless others are given; a given world model brings its own tokenizer).
+
+    Raises:
+        LineageError: if they are not those it was trained on; with `allow` the manifest is marked instead.
+    """
+    found = checkpoint.read(place)
+    found.require_kind("planner")
+    if world is None:
+        world, tokenizer = found.parent_path("world"), tokenizer or found.parent_path("tokenizer")
+    used = world if isinstance(world, LoadedForecaster) else load_forecaster(world, tokenizer, allow)
+    marks = [found.require_parent(kind, used.lineage, allow) for kind in ("world", "tokenizer")]
+    config = from_plain(PlannerConfig, found.manifest.architecture, str(found.path))
+    require_width("planner's latent_width", config.latent_width, used.model.tokenizer)
+    planner = Planner(config, used.model.tokenizer.cells)
+    _fill(planner, found.weights(), found)
+    manifest = replace(
+        found.manifest,
+        parents=(*used.manifest.parents, used.checkpoint.as_parent, *found.manifest.origins),
+        marks=joined(found.manifest.marks, used.manifest.marks, *marks),
+    )
+    agent = Agent(used.model, planner, bool(found.manifest.about.get("train_ii"))).to(device()).eval()
+    return LoadedAgent(agent, replace(found, manifest=manifest), used)
+
+
+def load_ego_mlp(place: Place) -> EgoMLP:
+    """The ego-status baseline from its checkpoint. Raises as `load_tokenizer` does."""
+    found = checkpoint.read(place)
+    found.require_kind("ego-mlp")
+    model = EgoMLP(from_plain(EgoMLPConfig, found.manifest.architecture, str(found.path)))
+    _fill(model, found.weights(), found)
+    return _ready(model)
+
+
+def require_width(what: str, width: int, tokenizer: Tokenizer) -> None:
+    """Raise ConfigError unless a model's width is that of the tokenizer's latents."""
+    wanted = tokenizer.config.latent_width
+    if width != wanted:
+        raise ConfigError(f"the {what} is {width}, but this tokenizer's latents are {wanted} wide. Use the recipe it was trained with.")
+
+
+def _fill(model: nn.Module, weights: Mapping[str, Tensor], found: Checkpoint) -> None:
+    checkpoint.load_weights(model, weights, str(found.path))
+
+
+def _ready(model: Model) -> Model:
+    return model.to(device()).eval().requires_grad_(False)

@@ -1,0 +1,70 @@
+"""Token caches of scenes, written by a tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from iidrive.core.config_io import to_plain
+from iidrive.core.scene import Scene
+from iidrive.data.clips import EgoTrack, Frames
+from iidrive.data.source import Source
+from iidrive.data.tokens import TokenCache, build
+from iidrive.models.tokenizer import Tokenizer
+from iidrive.pipeline.load import LoadedTokenizer, Place, load_tokenizer
+from iidrive.runtime.distributed import ProcessGroup
+from iidrive.runtime.run_folder import device
+from iidrive.training import checkpoint
+
+Array = np.ndarray
+Report = Callable[[str], None]
+
+
+def tokens_folder(run: Path, tokenizer: Place | LoadedTokenizer, source: Source) -> Path:
+    """Where a run keeps its own tokens: a folder named by the tokenizer and the data, so that others never meet there."""
+    found = tokenizer.checkpoint if isinstance(tokenizer, LoadedTokenizer) else checkpoint.read(tokenizer)
+    identity = json.dumps(to_plain({**source.identity(), "occupancy": source.occupancy_source}), sort_keys=True)
+    mark = hashlib.sha256(identity.encode()).hexdigest()[:8]
+    return run / "tokens" / f"{found.manifest.fingerprint}-{mark}"
+
+
+def write_tokens(
+    tokenizer: Place | LoadedTokenizer,
+    source: Source,
+    names: Iterable[str],
+    folder: str | Path,
+    report: Report = lambda name: None,
+    warn: Report = warnings.warn,
+    process_group: ProcessGroup | None = None,
+) -> TokenCache:
+    """Token cache of some scenes: `report` hears of every scene that is done, `warn` of every file that had to be written anew.
+
+    The processes of a group share the scenes; the files are the same for any number of them.
+    """
+    process_group, used = process_group or ProcessGroup(), load_tokenizer(tokenizer)
+    quantiser, mark = used.model.quantiser, used.checkpoint.manifest.fingerprint
+    encode = partial(scene_codes, used.model, source)
+    mine = process_group.shard(list(names))
+    with process_group.raise_on_all_ranks():
+        return build(source, mine, encode, folder, mark, quantiser.config.codes, sum(quantiser.level_cells), report, warn)
+
+
+@torch.no_grad()
+def scene_codes(tokenizer: Tokenizer, source: Source, scene: Scene) -> Array:
+    """Codes (T, n) of every keyframe of a scene."""
+    grids = np.stack([source.occupancy(scene, i, tokenizer.config.grid).semantics for i in range(len(scene))])
+    poses = np.stack([keyframe.global_T_ego.matrix for keyframe in scene.keyframes])
+    return tokenizer.tokenize_scene(torch.from_numpy(grids).to(device()), torch.from_numpy(poses).to(device())).numpy(force=True)
+
+
+def codes_in_memory(tokenizer: Tokenizer, source: Source, tracks: Iterable[EgoTrack]) -> Frames:
+    """Codes of whole scenes, made now and kept in memory."""
+    held = {track.name: scene_codes(tokenizer, source, source.scene(track.name)) for track in tracks}
+    return lambda name, rows: held[name][rows]

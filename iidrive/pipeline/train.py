@@ -1,0 +1,260 @@
+"""Train a stage: each function takes a recipe, a source and a run folder and returns its last checkpoint.
+
+Every stage does the same: read the scenes' tracks, build the model, check what it stands on, describe it in a manifest, and hand task and
+clips to the loop.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from iidrive.core.classes import OCC_CLASSES
+from iidrive.core.config_io import to_plain
+from iidrive.core.errors import CheckpointError, ConfigError
+from iidrive.core.lineage import INITIAL, Lineage, Parent, joined
+from iidrive.core.scene import GridSpec
+from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, OccupancyFrames, keyframes, read_tracks
+from iidrive.data.source import Source
+from iidrive.data.tokens import TokenCache
+from iidrive.models.baselines import EgoMLP
+from iidrive.models.compute import ComputeConfig
+from iidrive.models.ego_motion import MotionPrior
+from iidrive.models.forecast import Forecaster
+from iidrive.models.losses import class_weights, presence_weights
+from iidrive.models.planner import Agent, Planner
+from iidrive.models.tokenizer import Tokenizer
+from iidrive.models.world import WorldModel
+from iidrive.pipeline import token_check
+from iidrive.pipeline.load import LoadedTokenizer, Place, load_forecaster, load_tokenizer, require_width
+from iidrive.pipeline.recipes import Recipe
+from iidrive.pipeline.validate import held_out, validate_planner, validate_tokenizer, validate_world
+from iidrive.runtime.distributed import ProcessGroup
+from iidrive.runtime.run_folder import Run, code_version
+from iidrive.training import checkpoint
+from iidrive.training.checkpoint import Manifest
+from iidrive.training.loop import fit
+from iidrive.training.optim import TrainConfig
+from iidrive.training.options import RunOptions
+from iidrive.training.state import TrainTask
+
+AUTOCAST = {"bf16": torch.bfloat16, "16": torch.float16}
+
+
+def describe(what: str, recipe: Recipe, source: Source, split: str) -> dict[str, Any]:
+    """What run.json says of a stage."""
+    return {"what": what, "data": source.identity(), "missing": source.missing(), "split": split, "recipe": to_plain(recipe)}
+
+
+def compute_config(training: TrainConfig, options: RunOptions) -> ComputeConfig:
+    """How the models compute while a stage is trained."""
+    return ComputeConfig(AUTOCAST.get(training.precision), options.parallel.activation_checkpointing)
+
+
+def train_tokenizer(recipe: Recipe, source: Source, split: str, run: Run, options: RunOptions | None = None) -> Path:
+    """Stage 1. Clips of `clip_frames` keyframes, every frame of which is reconstructed."""
+    options = options or RunOptions()
+    config, training = recipe.tokenizer, recipe.train_tokenizer
+    past = recipe.clip_frames - 1
+    tracks = read_tracks(source, split)
+    if config.voxel_loss == "balanced" and not config.class_weights:
+        counts = class_counts(source, tracks, config.grid)
+        lovasz = presence_weights((counts > 0).sum(0), len(counts))
+        config = replace(config, class_weights=class_weights(counts.sum(0)), lovasz_weights=lovasz)
+    torch.manual_seed(training.seed)
+    compute = compute_config(training, options)
+    tokenizer = Tokenizer(config, compute)
+    spec = ClipSpec(past=past, future=1, full_future=False, first=past)
+    clips = ClipDataset(tracks, spec, OccupancyFrames(source, config.grid, keyframes(tracks)))
+    manifest = start_from(options.init, tokenizer, _manifest("tokenizer", config, training, source, split, recipe))
+    validate = partial(validate_tokenizer, tokenizer, source, held_out(source, training))
+    path = fit(TrainTask(tokenizer, tokenizer, manifest, config, tokenizer.prepare, validate), clips, training, run, options)
+    options.process_group.barrier()
+    if token_check.RECORD not in checkpoint.read_manifest(path).metrics:
+        found = token_check.measure(_plain(tokenizer, compute), source, tracks)
+        options.process_group.barrier()
+        if options.process_group.is_rank_zero:
+            checkpoint.amend(path, {token_check.RECORD: found})
+        options.process_group.barrier()
+    return path
+
+
+def train_world(
+    recipe: Recipe,
+    tokenizer: Place | LoadedTokenizer,
+    cache: TokenCache,
+    source: Source,
+    split: str,
+    run: Run,
+    options: RunOptions | None = None,
+    allow: bool = False,
+) -> Path:
+    """Stage 2, on the tokens of one tokenizer. `allow`: tokens of another one are used all the same, and the world model is marked.
+
+    Raises:
+        LineageError: for tokens of another tokenizer, or that it does not decode (see token_check.py).
+    """
+    options = options or RunOptions()
+    stage1 = load_tokenizer(tokenizer)
+    marks = cache.require(stage1.checkpoint.lineage, allow)
+    config, training = recipe.world, recipe.train_world
+    require_width("world model's width", config.width, stage1.model)
+    if (config.norm == "batch" or config.motion == "map") and not training.group:
+        raise ConfigError(
+            "norm=batch and motion=map look at several samples together: say how many with --recipe.train_world.group (published: 8)."
+        )
+    compute = compute_config(training, options)
+    torch.manual_seed(training.seed)
+    world = WorldModel(config, stage1.model.cells, compute)
+    tracks = read_tracks(source, split)
+    zero, found = token_check.check(stage1.model, stage1.checkpoint.manifest, cache, source, tracks, allow)
+    forecaster = Forecaster(stage1.computing(compute).model, world)
+    if world.prior is not None:
+        if options.init or (options.resume != "off" and _started_from_others(run)):  # its prior comes with its other weights
+            world.prior.requires_grad_(False)
+        else:
+            _train_prior(recipe, world.prior, source, split, tracks, run.below("motion"), options)
+    occupancy = OccupancyFrames(source, stage1.model.config.grid, keyframes(tracks)) if config.voxel_weight else None
+    clips = ClipDataset(tracks, ClipSpec(), occupancy, cache, future=True)
+    manifest = _manifest("world", config, training, source, split, recipe, (stage1.checkpoint.as_parent,))
+    manifest = replace(manifest, metrics=zero.metrics(), marks=joined(stage1.checkpoint.manifest.marks, marks, found))
+    manifest = start_from(options.init, world, manifest, allow)
+    validate = partial(validate_world, forecaster, source, held_out(source, training), options.process_group)
+    return fit(TrainTask(forecaster, world, manifest, config, validate=validate), clips, training, run, options)
+
+
+def train_planner(
+    recipe: Recipe,
+    world: Place,
+    cache: TokenCache,
+    source: Source,
+    split: str,
+    run: Run,
+    train_ii: bool,
+    options: RunOptions | None = None,
+    allow: bool = False,
+    tokenizer: Place | LoadedTokenizer | None = None,
+) -> Path:
+    """The planner, with or without the imagined future while training. `allow` as for `train_world`; a world model's marks are inherited.
+
+    Raises:
+        LineageError: for a world model whose tokenizer is no longer there, for tokens of another tokenizer, or that it does not decode.
+    """
+    options = options or RunOptions()
+    config, training = recipe.planner, recipe.train_planner
+    stage2 = load_forecaster(world, tokenizer, allow, compute_config(training, options))
+    stage1 = stage2.tokenizer
+    marks = cache.require(stage2.lineage, allow)
+    require_width("planner's latent_width", config.latent_width, stage1.model)
+    torch.manual_seed(training.seed)
+    agent = Agent(stage2.model, Planner(config, stage1.model.cells), train_ii)
+    tracks = read_tracks(source, split)
+    zero, found = token_check.check(stage1.model, stage1.checkpoint.manifest, cache, source, tracks, allow)
+    clips = ClipDataset(tracks, ClipSpec(), codes=cache)
+    parents = (stage1.checkpoint.as_parent, stage2.checkpoint.as_parent)
+    manifest = _manifest("planner", config, training, source, split, recipe, parents, {"train_ii": train_ii})
+    manifest = replace(manifest, metrics=zero.metrics(), marks=joined(stage2.manifest.marks, marks, found))
+    manifest = start_from(options.init, agent.planner, manifest, allow)
+    validate = partial(validate_planner, agent, source, held_out(source, training), options.process_group)
+    return fit(TrainTask(agent, agent.planner, manifest, config, validate=validate), clips, training, run, options)
+
+
+def train_ego_mlp(recipe: Recipe, source: Source, split: str, run: Run, options: RunOptions | None = None) -> Path:
+    """The ego-status baseline."""
+    config, training = recipe.ego_mlp, recipe.train_ego_mlp
+    torch.manual_seed(training.seed)
+    model = EgoMLP(config)
+    clips = ClipDataset(read_tracks(source, split), ClipSpec())
+    manifest = _manifest("ego-mlp", config, training, source, split, recipe)
+    return fit(TrainTask(model, model, manifest, config), clips, training, run, options)
+
+
+def class_counts(source: Source, tracks: list[EgoTrack], grid: GridSpec, keyframes_: int = 512) -> np.ndarray:
+    """Voxels of every class in each of about `keyframes_` keyframes, spread evenly over scenes and time: (keyframes, classes)."""
+    counts = []
+    for i in range(min(keyframes_, keyframes(tracks))):
+        track = tracks[i * len(tracks) // keyframes_ if len(tracks) > keyframes_ else i % len(tracks)]
+        index = (i * 7919) % len(track.tokens)
+        labels = source.occupancy(source.scene(track.name), index, grid).semantics
+        counts.append(np.bincount(labels.ravel(), minlength=256)[: len(OCC_CLASSES)])
+    return np.stack(counts)
+
+
+def start_from(init: str, module: nn.Module, manifest: Manifest, allow: bool = False) -> Manifest:
+    """Give a model that is to be trained the weights of a checkpoint ("": leave it as it is); returns its manifest with that ancestor.
+
+    Raises:
+        CheckpointError: for a checkpoint of another kind or architecture.
+        LineageError: for a world model or planner that was trained on other parents; with `allow` that is a mark instead.
+    """
+    if not init:
+        return manifest
+    found = checkpoint.read(init)
+    found.require_kind(manifest.kind)
+    marks: list[tuple[str, ...]] = []
+    for parent in manifest.parents[-1:]:
+        marks.append(found.require_parent(parent.kind, Lineage(parent.kind, parent.fingerprint, parent.path), allow))
+    checkpoint.load_weights(module, found.weights(), init)
+    origin = Parent(INITIAL + found.manifest.kind, str(found.folder.resolve()), found.manifest.fingerprint)
+    return replace(manifest, parents=(*manifest.parents, origin), marks=joined(manifest.marks, found.manifest.marks, *marks))
+
+
+def _train_prior(
+    recipe: Recipe, prior: MotionPrior, source: Source, split: str, tracks: list[EgoTrack], run: Run, options: RunOptions
+) -> None:
+    """Train the world model's motion prior from ego poses alone, or go on with the one of the run that is resumed; then freeze it.
+
+    One process trains while the others wait: its steps are shorter than one all-reduce.
+    """
+    config = {"width": recipe.world.prior_width, "history": recipe.world.history}
+    manifest = _manifest("motion", config, recipe.train_motion, source, split, recipe)
+    resume = "off" if options.resume == "off" else "auto"
+    process_group = options.process_group
+    Run.start(run.folder, {"what": "train motion prior", "config": manifest.training}, resume != "off", process_group)
+    alone = replace(options, process_group=ProcessGroup(), resume=resume, stop_at=None)
+    with process_group.raise_on_all_ranks():
+        if process_group.is_rank_zero:
+            fit(TrainTask(prior, prior, manifest, config), ClipDataset(tracks, ClipSpec()), recipe.train_motion, run, alone)
+    if not process_group.is_rank_zero:
+        weights = checkpoint.load_tensors(run.folder)
+        checkpoint.load_weights(prior.to(next(iter(weights.values())).dtype), weights, str(run.folder))
+    prior.requires_grad_(False)
+
+
+def _started_from_others(run: Run) -> bool:
+    """Whether the training of a run that is to be resumed started from other weights."""
+    for path in checkpoint.newest_first(run.folder):
+        with suppress(CheckpointError):  # a damaged one is named when it is read to go on
+            return bool(checkpoint.read_manifest(path).origins)
+    return False
+
+
+def _plain(tokenizer: Tokenizer, compute: ComputeConfig) -> Tokenizer:
+    """The same weights in a tokenizer that computes in their own precision."""
+    if compute == ComputeConfig():
+        return tokenizer
+    plain = Tokenizer(tokenizer.config).to(next(tokenizer.parameters())).eval()
+    plain.load_state_dict(tokenizer.state_dict())
+    return plain
+
+
+def _manifest(
+    kind: checkpoint.Kind,
+    config: Any,
+    training: TrainConfig,
+    source: Source,
+    split: str,
+    recipe: Recipe,
+    parents: tuple[Parent, ...] = (),
+    about: dict[str, Any] | None = None,
+) -> Manifest:
+    data = {**source.identity(), "split": split, "occupancy": source.occupancy_source, "command": source.command_source}
+    about = {"recipe": recipe.name, "town": to_plain(recipe.town), **(about or {})}
+    return Manifest(kind, "", to_plain(config), 0, code_version(), to_plain(data), to_plain(training), {}, about, parents)

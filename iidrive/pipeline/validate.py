@@ -1,0 +1,55 @@
+"""What a training is validated on, and how: each function scores a model as it is and returns (numbers, text), the first number decides."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from iidrive.data.clips import EgoTrack, scored_clips
+from iidrive.data.source import Source
+from iidrive.models.forecast import Forecaster
+from iidrive.models.planner import Agent
+from iidrive.models.tokenizer import Tokenizer
+from iidrive.pipeline import infer, token_check
+from iidrive.pipeline.tokens import codes_in_memory
+from iidrive.runtime.distributed import ProcessGroup
+from iidrive.scoring.cases import Predictions, align
+from iidrive.scoring.score import score
+from iidrive.scoring.tables import format_scores
+from iidrive.training.optim import TrainConfig
+
+Validation = tuple[dict[str, float], str]
+
+
+def held_out(source: Source, training: TrainConfig) -> list[EgoTrack]:
+    """The scenes that a training is validated on, if it is: the first ones of the usual test split."""
+    if not training.validate_every:
+        return []
+    return [EgoTrack.of(source.scene(name)) for name in source.scene_names(source.usual_split("test"))[: training.validate_scenes]]
+
+
+def validate_tokenizer(tokenizer: Tokenizer, source: Source, tracks: list[EgoTrack]) -> Validation:
+    """Reconstruction mIoU."""
+    found = token_check.measure(tokenizer, source, tracks)
+    return {"mIoU": found}, f"reconstruction mIoU {100 * found:.2f} %"
+
+
+def validate_world(forecaster: Forecaster, source: Source, tracks: list[EgoTrack], process_group: ProcessGroup) -> Validation:
+    """Forecast mIoU, mean over 1, 2, 3 s, from tokens made now."""
+    grid = forecaster.tokenizer.config.grid
+    clips = scored_clips(tracks, codes_in_memory(forecaster.tokenizer, source, tracks), source, grid)
+    scores = infer.forecasts(forecaster, clips, grid, process_group, source=source)
+    ahead = scores.miou("world model")[1:]
+    numbers = {"mIoU": ahead, "movers_IoU": scores.figure("world model", "movers_IoU")[1:]}
+    found = {f"{name}_{s}s": v for name, values in numbers.items() for s, v in enumerate(values, 1) if not np.isnan(v)}
+    return {"mIoU": float(np.mean(ahead)), **found}, scores.table()
+
+
+def validate_planner(agent: Agent, source: Source, tracks: list[EgoTrack], process_group: ProcessGroup) -> Validation:
+    """The reference table. The first number is the negative of the average L2, so that larger is better."""
+    clips = scored_clips(tracks, codes_in_memory(agent.forecaster.tokenizer, source, tracks))
+    tokens, paths = infer.plans(partial(agent.plan, ii=agent.train_ii), clips, process_group)
+    cases = infer.truth(source, tracks)
+    scores = score(cases, align(cases, Predictions(paths, tokens, {}, "validation")))
+    return {"minus_L2": -scores.average["L2"], "obj_box_col": scores.average["obj_box_col"]}, format_scores(scores)

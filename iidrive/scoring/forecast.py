@@ -1,0 +1,178 @@
+"""The forecast table: what every forecaster's samples add up to, and the figures that are read from the sums.
+
+Figures per horizon: mIoU and IoU, each grid in the ego frame that its forecaster predicts. And, with every grid read at the cell centres of
+the *true* future ego frame (the cell that holds them; outside the grid, free): IoU, precision and recall of movers (see `movers`); the
+same IoU of movers that were wholly inside the grid at present, and within the corridor that plausible plans sweep; mIoU over movable
+classes; mIoU of what was out of sight at present; and the error of the ego's path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float, Int64
+
+from iidrive.core.classes import MOVABLE
+from iidrive.core.scene import STEP_S
+from iidrive.scoring import metrics
+from iidrive.scoring.movers import MoverCounts
+
+Array = np.ndarray
+
+
+ORACLE = "(oracle)"
+"""Stands in the name of a row that knows the ego's true future; other privileged rows are marked by a star in the table."""
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """Sums over `samples` of one forecaster, per horizon; they add up.
+
+    Confusion matrices [truth, forecast]: `histogram` in the forecaster's own ego frame, `in_true_frame`, and `unseen` in that frame for
+    voxels out of sight at present. `movers` counts all of them, `seen` those wholly inside the grid at present, `corridor` those in the
+    corridor. `path_m` sums the distances between predicted and true ego positions of `paths` samples; a forecaster that predicts no path
+    has none.
+    """
+
+    samples: int
+    histogram: Int64[Array, "H 18 18"]
+    in_true_frame: Int64[Array, "H 18 18"]
+    unseen: Int64[Array, "H 18 18"]
+    movers: MoverCounts
+    seen: MoverCounts
+    corridor: MoverCounts
+    path_m: Float[Array, "H"]
+    paths: int = 0
+
+    @staticmethod
+    def zero(horizons: int) -> RowCounts:
+        """No samples yet."""
+        none = np.zeros((horizons, metrics.N_CLASSES, metrics.N_CLASSES), np.int64)
+        movers = MoverCounts.zero(horizons)
+        return RowCounts(0, none, none, none, movers, movers, movers, np.zeros(horizons))
+
+    def __add__(self, other: RowCounts) -> RowCounts:
+        return RowCounts(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+
+def _each(value: Callable[[Int64[Array, "18 18"]], float], matrices: Int64[Array, "H 18 18"]) -> list[float]:
+    return [value(matrix) for matrix in matrices]
+
+
+def movable_miou(matrix: Int64[Array, "18 18"]) -> float:
+    """Mean IoU over the movable classes that the truth or the forecast holds, 0..1; NaN without any."""
+    iou = metrics.class_iou(matrix)[MOVABLE[: metrics.N_CLASSES]]
+    return float(np.nanmean(iou)) if not np.isnan(iou).all() else float("nan")
+
+
+FIGURES: dict[str, Callable[[RowCounts], list[float]]] = {
+    "mIoU": lambda row: _each(metrics.miou, row.histogram),
+    "IoU": lambda row: _each(metrics.iou_occupied, row.histogram),
+    "movers_IoU": lambda row: row.movers.iou().tolist(),
+    "movers_precision": lambda row: row.movers.precision().tolist(),
+    "movers_recall": lambda row: row.movers.recall().tolist(),
+    "movers_seen_IoU": lambda row: row.seen.iou().tolist(),
+    "movable_mIoU": lambda row: _each(movable_miou, row.in_true_frame),
+    "unseen_mIoU": lambda row: _each(metrics.miou, row.unseen),
+    "corridor_IoU": lambda row: row.corridor.iou().tolist(),
+    "path_error_m": lambda row: (row.path_m / row.paths if row.paths else np.full(len(row.path_m), np.nan)).tolist(),
+}
+"""Every figure of a row, per horizon, by its name in JSON: fractions, and metres. NaN where there is nothing to measure."""
+
+_BLOCKS = (
+    ("forecast, true ego frame", ("movers_IoU", "movers_precision", "movers_recall", "movers_seen_IoU")),
+    ("forecast, true ego frame", ("movable_mIoU", "unseen_mIoU", "corridor_IoU", "path_error_m")),
+)
+_TITLES = {
+    "movers_IoU": "movers IoU",
+    "movers_precision": "movers precision",
+    "movers_recall": "movers recall",
+    "movers_seen_IoU": "IoU of those in sight",
+    "movable_mIoU": "movable mIoU",
+    "unseen_mIoU": "out of sight mIoU",
+    "corridor_IoU": "movers IoU in corridor",
+    "path_error_m": "path error (m)",
+}
+
+
+@dataclass(frozen=True)
+class ForecastScores:
+    """Counts per forecaster and horizon (`steps` of 0.5 s), and the number of samples.
+
+    `ceiling` holds what the true occupancy itself shows of all movers, and of those that were inside the grid at present. `privileged` says
+    of some rows what they know and no forecaster may know.
+    """
+
+    samples: int
+    rows: Mapping[str, RowCounts]
+    steps: tuple[int, ...]
+    ceiling: tuple[MoverCounts, MoverCounts] | None = None
+    privileged: Mapping[str, str] = field(default_factory=dict)
+
+    def miou(self, name: str) -> list[float]:
+        """mIoU over the 17 non-free classes, per horizon; classes that neither truth nor forecast holds are left out."""
+        return self.figure(name, "mIoU")
+
+    def iou(self, name: str) -> list[float]:
+        """IoU of occupied against free, per horizon."""
+        return self.figure(name, "IoU")
+
+    def figure(self, name: str, figure: str) -> list[float]:
+        """One of `FIGURES` of a row, per horizon."""
+        return FIGURES[figure](self.rows[name])
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values; None where there is nothing to measure."""
+        rows = {
+            name: {"n": row.samples, **{figure: _plain(read(row)) for figure, read in FIGURES.items()}} for name, row in self.rows.items()
+        }
+        out: dict[str, object] = {"n": self.samples, "seconds": [s * STEP_S for s in self.steps], "rows": rows}
+        if self.ceiling is not None:
+            every, seen = self.ceiling
+            out["movers_ceiling"] = {"movers_IoU": _plain(every.iou().tolist()), "movers_seen_IoU": _plain(seen.iou().tolist())}
+        return {**out, "privileged": dict(self.privileged)}
+
+    def table(self) -> str:
+        """mIoU and IoU in percent, one row a forecaster; then, where they were counted, the movers and the rest."""
+        head = [f"{s * STEP_S:.0f} s" for s in self.steps]
+        names = {name: name + (" *" if name in self.privileged and ORACLE not in name else "") for name in self.rows}
+        width = max(len(n) for n in names.values()) + 2
+        lines = [f"{'forecast':<{width}}" + "".join(f"{'mIoU ' + h:>10}" for h in head) + "".join(f"{'IoU ' + h:>10}" for h in head)]
+        for name, shown in names.items():
+            lines.append(f"{shown:<{width}}" + "".join(f"{_percent(v):>10}" for v in [*self.miou(name), *self.iou(name)]))
+        if self.ceiling is None:
+            return "\n".join(lines)
+        for title, figures in _BLOCKS:
+            lines += ["", *self._block(title, figures, names, head, width)]
+        return "\n".join([*lines, "", *self._notes()])
+
+    def _block(self, title: str, figures: tuple[str, ...], names: Mapping[str, str], head: list[str], width: int) -> list[str]:
+        groups = "".join(f"{_TITLES[figure]:>{8 * len(head)}}" for figure in figures)
+        lines = [f"{title:<{width}}{groups}", " " * width + "".join(f"{h:>8}" for h in head) * len(figures)]
+        for name, shown in names.items():
+            cells = (_metres(v) if figure == "path_error_m" else _percent(v) for figure in figures for v in self.figure(name, figure))
+            lines.append(f"{shown:<{width}}" + "".join(f"{cell:>8}" for cell in cells))
+        if "movers_IoU" in figures:
+            assert self.ceiling is not None
+            every, seen = self.ceiling
+            cells = (_percent(v) for v in [*every.iou(), *every.precision(), *every.recall(), *seen.iou()])
+            lines.append(f"{'true occupancy (ceiling)':<{width}}" + "".join(f"{cell:>8}" for cell in cells))
+        return lines
+
+    def _notes(self) -> list[str]:
+        notes = [f"* {name}: {knows}" for name, knows in self.privileged.items() if name in self.rows]
+        return [*notes, *(f"{name}: {row.samples} samples" for name, row in self.rows.items() if row.samples != self.samples)]
+
+
+def _percent(value: float) -> str:
+    return "-" if np.isnan(value) else f"{100 * value:.2f}"
+
+
+def _metres(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.2f}"
+
+
+def _plain(values: list[float]) -> list[float | None]:
+    return [None if np.isnan(v) else v for v in values]

@@ -1,0 +1,200 @@
+"""How well a forecast moves what moves: cells of moving road users, seen from above.
+
+- A *mover* is a box of a movable class (bicycle, bus, car, construction vehicle, motorcycle, pedestrian, trailer, truck) that was faster than
+  0.5 m/s over the half second before its keyframe. A box whose track did not exist then counts as moving.
+- Its cells are those whose centre lies inside the box, enlarged by 0.3 cells on every side.
+- Cells of all other boxes, grown by one cell, count nowhere, unless they are a mover's too. At the first keyframe of a scene no speed is
+  known, so all boxes count nowhere.
+- A grid's movers are the cells with a voxel of a movable class.
+
+Counts pool over samples: add them up and read IoU, precision and recall last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+from iidrive.core import geometry
+from iidrive.core.classes import FREE, MOVABLE, OCC_OF_CATEGORY
+from iidrive.core.footprint import footprint
+from iidrive.core.scene import FUTURE_STEPS, STEP_S, GridSpec, Scene
+
+Array = np.ndarray
+
+MOVING_MPS = 0.5
+MARGIN_CELLS = 0.3
+
+EGO_SIZE_M = (4.084, 1.85)
+"""Length and width of the ego's footprint as SparseDrive's protocol has it."""
+EGO_CENTRE_M = 1.44
+"""Centre of that footprint ahead of the rear axle: 0.5 m ahead of LIDAR_TOP, which is 0.94 m ahead of it."""
+_SHIFT_M = 1.5
+_SPEED_UP_MPS2 = 2.0
+_SHARPEST_PER_M = 0.2
+_SPAN_S = FUTURE_STEPS * STEP_S
+
+
+@dataclass(frozen=True)
+class MoverTruth:
+    """What truly moves at one keyframe, in its ego frame: the cells of movers, and the cells that count nowhere."""
+
+    moving: Bool[Array, "X Y"]
+    ignored: Bool[Array, "X Y"]
+
+
+@dataclass(frozen=True)
+class MoverCounts:
+    """Cells of movers, of one shape for any number of horizons: in truth and forecast (`hit`), in the forecast, in the truth."""
+
+    hit: Int[Array, "*h"]
+    found: Int[Array, "*h"]
+    true: Int[Array, "*h"]
+
+    @staticmethod
+    def zero(*shape: int) -> MoverCounts:
+        """Nothing counted yet."""
+        return MoverCounts(*(np.zeros(shape, np.int64) for _ in range(3)))
+
+    def __add__(self, other: MoverCounts) -> MoverCounts:
+        return MoverCounts(self.hit + other.hit, self.found + other.found, self.true + other.true)
+
+    def iou(self) -> Float[Array, "*h"]:
+        """Intersection over union, 0..1; NaN where there was neither a mover nor a forecast of one."""
+        return _ratio(self.hit, self.found + self.true - self.hit)
+
+    def precision(self) -> Float[Array, "*h"]:
+        """Share of the forecast cells that are a mover's, 0..1; NaN where none was forecast."""
+        return _ratio(self.hit, self.found)
+
+    def recall(self) -> Float[Array, "*h"]:
+        """Share of the movers' cells that were forecast, 0..1; NaN where nothing moved."""
+        return _ratio(self.hit, self.true)
+
+
+def _ratio(part: Int[Array, "*h"], whole: Int[Array, "*h"]) -> Float[Array, "*h"]:
+    part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
+    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+
+
+def speeds(scene: Scene, index: int) -> Float[Array, "n"]:
+    """Speed of every box of a keyframe over the interval before it, m/s on the ground plane.
+
+    Infinite for a track that was not there before; NaN for all at the first keyframe.
+    """
+    now = scene.keyframes[index]
+    if not index:
+        return np.full(len(now.boxes), np.nan)
+    before = scene.keyframes[index - 1]
+    place = now.boxes.found_in(before.boxes)
+    seconds = (now.timestamp_us - before.timestamp_us) / 1e6
+    earlier = np.concatenate([before.boxes.centre_m, np.full((1, 3), np.inf)])[place]  # -1: the row of infinity
+    return np.linalg.norm(now.boxes.centre_m[:, :2] - earlier[:, :2], axis=1) / seconds
+
+
+def mover_truth(scene: Scene, index: int, spec: GridSpec, of: Collection[str] | None = None) -> MoverTruth:
+    """The movers of a keyframe on a grid in its ego frame; with `of`, those of some tracks alone, while all others count nowhere."""
+    now = scene.keyframes[index]
+    boxes = now.boxes.moved(geometry.invert(now.global_T_ego.matrix), "ego")
+    moves = (speeds(scene, index) > MOVING_MPS) & MOVABLE[OCC_OF_CATEGORY[boxes.label]]
+    if of is not None:
+        moves &= np.array([track in of for track in boxes.track], bool)
+    moving, rest = (footprint(boxes.select(keep), spec, MARGIN_CELLS * spec.voxel_m).mask(spec) for keep in (moves, ~moves))
+    return MoverTruth(moving, grown(rest) & ~moving)
+
+
+def tracks_inside(scene: Scene, index: int, spec: GridSpec) -> frozenset[str]:
+    """Tracks whose box lies wholly inside the grid at a keyframe: all of it can be in its occupancy."""
+    now = scene.keyframes[index]
+    boxes = now.boxes.moved(geometry.invert(now.global_T_ego.matrix), "ego")
+    corners = geometry.box_corners_bev(boxes.centre_m[:, :2], boxes.size_m[:, 0], boxes.size_m[:, 1], boxes.yaw_rad)
+    whole = np.asarray(((corners > spec.lower_m[:2]) & (corners < spec.upper_m[:2])).all(axis=(1, 2)), bool)
+    return frozenset(track for track, w in zip(boxes.track, whole.tolist(), strict=True) if w)
+
+
+def grown(mask: Bool[Array, "X Y"]) -> Bool[Array, "X Y"]:
+    """A mask and all cells that touch it, across corners too."""
+    for axis in (0, 1):
+        ahead, behind = np.zeros_like(mask), np.zeros_like(mask)
+        inner, outer = [slice(None)] * 2, [slice(None)] * 2
+        inner[axis], outer[axis] = slice(1, None), slice(None, -1)
+        ahead[tuple(inner)], behind[tuple(outer)] = mask[tuple(outer)], mask[tuple(inner)]
+        mask = mask | ahead | behind
+    return mask
+
+
+def movers_in(occupancy: UInt8[Array, "*b X Y Z"]) -> Bool[Array, "*b X Y"]:
+    """The cells of a grid with a voxel of a movable class."""
+    movable = MOVABLE.take(occupancy)
+    if movable.shape[-1] % 8 == 0:  # eight voxels are read as one number, several times faster
+        movable = movable.view(np.uint64) != 0
+    out = movable[..., 0]
+    for k in range(1, movable.shape[-1]):
+        out = out | movable[..., k]
+    return out
+
+
+def count(found: Bool[Array, "X Y"], truth: MoverTruth, within: Bool[Array, "X Y"] | None = None) -> MoverCounts:
+    """Count one grid's movers against the truth; `within` leaves out all other cells."""
+    counted = ~truth.ignored if within is None else within & ~truth.ignored
+    found, true = found & counted, truth.moving & counted
+    return MoverCounts(*(np.array(np.count_nonzero(x)) for x in (found & true, found, true)))
+
+
+def cell_points(spec: GridSpec) -> Float[Array, "X Y 2"]:
+    """Centres of a grid's cells, metres in its ego frame."""
+    return np.stack(np.meshgrid(spec.centres(0), spec.centres(1), indexing="ij"), -1)
+
+
+def cells_of(points_m: Float[Array, "X Y 2"], spec: GridSpec) -> tuple[Int[Array, "X Y"], Int[Array, "X Y"], Bool[Array, "X Y"]]:
+    """Indices (x, y) of the cells that hold some points, of a cell at the grid's edge for points outside, and whether each lies inside."""
+    inside, index = np.ones(points_m.shape[:-1], bool), []
+    for axis in (0, 1):
+        i = np.floor((points_m[..., axis] - spec.lower_m[axis]) / spec.voxel_m).astype(np.int64)
+        inside &= (i >= 0) & (i < spec.shape[axis])
+        index.append(np.minimum(np.maximum(i, 0), spec.shape[axis] - 1))
+    return index[0], index[1], inside
+
+
+def read_at(labels: UInt8[Array, "X Y Z"], frame_T_true: Float[Array, "4 4"], spec: GridSpec, fill: int = FREE) -> UInt8[Array, "X Y Z"]:
+    """A grid in one ego frame, read at the cell centres of another (the true one): the cell that holds each; outside, `fill`."""
+    x, y, inside = cells_of(cell_points(spec) @ frame_T_true[:2, :2].T + frame_T_true[:2, 3], spec)
+    out = labels[x, y]
+    out[~inside] = fill
+    return out
+
+
+def corridor(points_m: Float[Array, "*n 2"], speed_mps: float, yaw_rate_radps: float) -> Bool[Array, "*n"]:
+    """Which points of the present ego frame the plausible plans of an ego sweep within 3 s.
+
+    The ego's path is the arc of its present turn rate and speed (no sharper than a radius of 5 m; straight ahead when it stands), shifted
+    sideways by up to 1.5 m. It may stand still or speed up by 2 m/s² at most, so that it gets at most 3 v + 9 m along the arc. Its footprint
+    (4.084 x 1.85 m, the centre 1.44 m ahead of the rear axle) is swept along all of these. Along the arc it is tested at nine places
+    of the footprint's length.
+    """
+    speed = max(speed_mps, 0.0)
+    bend = float(np.clip(yaw_rate_radps / max(speed, 1e-6), -_SHARPEST_PER_M, _SHARPEST_PER_M)) if speed > MOVING_MPS else 0.0
+    far = speed * _SPAN_S + _SPEED_UP_MPS2 * _SPAN_S**2 / 2
+    half_length, half_width = EGO_SIZE_M[0] / 2, EGO_SIZE_M[1] / 2 + _SHIFT_M
+    rear, front = EGO_CENTRE_M - half_length, EGO_CENTRE_M + half_length
+    x, y = points_m[..., 0], points_m[..., 1]
+    # distance along the arc of the nearest point on it, and to its left
+    if abs(bend) < 1e-5:
+        along, left = x, y
+    else:
+        along = np.arctan2(bend * x, 1 - bend * y) / bend
+        left = (1 - np.hypot(bend * x, 1 - bend * y)) / bend
+    out = np.zeros(x.shape, bool)
+    near = (along > rear - 1) & (along < far + front + 1) & (abs(left) < half_width + 1)
+    along, left = along[near], left[near]
+    ahead = along - (along - np.linspace(rear, front, 9)[:, None]).clip(0, far)  # of the rear axle of footprints somewhere on the path
+    angle = bend * ahead
+    half = np.sinc(angle / (2 * np.pi))  # sin(angle) / angle = half * cos(angle / 2), (1 - cos(angle)) / angle = half² * angle / 2
+    local = ahead * half * np.cos(angle / 2) * (1 - bend * left)
+    across = left * np.cos(angle) + ahead * half**2 * angle / 2
+    hit = (abs(local - EGO_CENTRE_M) <= half_length + 1e-9) & (abs(across) <= half_width + 1e-9)
+    out[near] = hit.any(0)
+    return out
