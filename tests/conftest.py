@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
+_CACHE = pytest.StashKey[tuple[str, str | None]]()
 
-@pytest.fixture(scope="session", autouse=True)
-def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing that tests make goes into the user's own cache, and nothing in there is read."""
-    before = os.environ.get("IIDRIVE_CACHE")
-    os.environ["IIDRIVE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    yield
-    os.environ.pop("IIDRIVE_CACHE")
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Nothing that tests make goes into the user's own cache, and nothing in there is read: modules make towns when they are imported."""
+    own = tempfile.mkdtemp(prefix="iidrive-tests-")
+    config.stash[_CACHE] = own, os.environ.get("IIDRIVE_CACHE")
+    os.environ["IIDRIVE_CACHE"] = own
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The user's own setting again."""
+    own, before = config.stash[_CACHE]
+    shutil.rmtree(own, ignore_errors=True)
+    os.environ.pop("IIDRIVE_CACHE", None)
     if before is not None:
         os.environ["IIDRIVE_CACHE"] = before
 

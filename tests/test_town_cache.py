@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,13 @@ def bits(value: Any) -> Any:
         return str(value.dtype), value.shape, value.tobytes()
     if isinstance(value, shapely.Geometry):
         return shapely.to_wkb(value)
-    if isinstance(value, (tuple, list)):
+    if callable(value):
+        return bits(value())
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Sequence):
         return [bits(v) for v in value]
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {k: bits(v) for k, v in value.items()}
     if hasattr(value, "__dataclass_fields__"):
         return {name: bits(getattr(value, name)) for name in value.__dataclass_fields__}

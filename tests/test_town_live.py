@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import shapely
@@ -33,7 +35,7 @@ def bits(boxes: Boxes) -> tuple[object, ...]:
 
 
 def state(traffic: Traffic) -> tuple[object, ...]:
-    return *(getattr(traffic, name).tobytes() for name in Traffic.STATE), traffic.waiting, traffic.holding
+    return *(getattr(traffic, name).tobytes() for name in Traffic.STATE), deepcopy((traffic.waiting, traffic.holding))
 
 
 def put(ego: EgoState) -> Pose:
@@ -135,3 +137,16 @@ def test_an_ego_that_stands_at_a_junction_lets_others_go(town: Town) -> None:
         assert 0 not in traffic.waiting[node]
         return
     raise AssertionError("the ego never has a junction before it reaches the line")
+
+
+def test_an_ego_far_from_its_route_holds_no_junction(begun: LiveScene) -> None:
+    live = begun.copy()
+    start = live.ego
+    right = np.array([np.sin(start.heading_rad), -np.cos(start.heading_rad)])
+    last = live.traffic.movers[0].route.gates[-1]  # far ahead, so that it is not given back by driving on
+    live.traffic.holding.setdefault(last.node, {})[0] = last.link
+    live.step(start)
+    assert 0 in live.traffic.holding[last.node]
+    live.step(EgoState(start.xy_m + 30 * right, start.heading_rad, 0.0))
+    live.step(EgoState(start.xy_m + 30 * right, start.heading_rad, 0.0))
+    assert all(0 not in held for held in live.traffic.holding.values())

@@ -8,7 +8,7 @@ Frames, right-handed, metres: `global` is the map's; `ego` has its origin at the
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, TypeVar
@@ -265,8 +265,8 @@ class VectorMap:
     """
 
     layers: Mapping[str, shapely.Geometry] = field(default_factory=dict)
-    lanes: tuple[Lane, ...] = ()
-    junctions: tuple[Junction, ...] = ()
+    lanes: Sequence[Lane] = ()
+    junctions: Sequence[Junction] = ()
 
 
 @dataclass(frozen=True)

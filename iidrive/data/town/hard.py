@@ -119,7 +119,7 @@ def evidence(
         other = geometry.box_corners_bev(centre[k + steps], np.full(n, size[0]), np.full(n, size[1]), yaw[k + steps])
         touch = np.flatnonzero(shapely.intersects(shapely.polygons(body), shapely.polygons(other)))
         if len(touch):
-            return k // every, float(steps[touch[0]] * FINE_S)
+            return k // every, round(float(steps[touch[0]] * FINE_S), 3)
     return None
 
 

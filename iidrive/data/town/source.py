@@ -192,7 +192,7 @@ class Town:
             world = self._world(name)
             path = np.array([k.global_T_ego.translation_m[:2] for k in world.scene.keyframes])
             low, high = path.min(0) - SEEN_AROUND_M, path.max(0) + SEEN_AROUND_M
-            self._rasters[name] = rasterise(world.surroundings, low, high, self.config.raster_m)
+            self._rasters[name] = rasterise(world.surroundings(), low, high, self.config.raster_m)
             while len(self._rasters) > KEPT_RASTERS:
                 self._rasters.popitem(last=False)
         self._rasters.move_to_end(name)

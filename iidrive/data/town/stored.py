@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import shapely
@@ -57,7 +58,7 @@ def encode(world: World) -> bytes:
             if track not in tracks:
                 tracks[track] = len(tracks)
                 first.append((boxes.size_m[i], int(boxes.label[i])))
-    around, route, vector_map = world.surroundings, world.route, world.scene.map
+    around, route, vector_map = world.surroundings(), world.route, world.scene.map
     shapes = _Shapes()
     words = {
         "name": world.scene.name,
@@ -156,33 +157,82 @@ class _Shapes:
         return {"wkb": np.frombuffer(b"".join(parts), np.uint8), "wkb_lengths": np.array([len(p) for p in parts], np.int64)}
 
 
-def _shapes(wkb: Array, lengths: Array) -> list[Any]:
-    content, ends = wkb.tobytes(), np.cumsum(lengths)
-    return list(shapely.from_wkb([content[end - n : end] for end, n in zip(ends, lengths, strict=True)]))
+T = TypeVar("T")
+
+
+class _Later(Sequence[T]):
+    """A sequence that is made when it is first looked into: most readers of scenes need no map."""
+
+    def __init__(self, make: Callable[[], tuple[T, ...]]) -> None:
+        self._make = make
+
+    @functools.cached_property
+    def items(self) -> tuple[T, ...]:
+        return self._make()
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[T, ...]: ...
+    def __getitem__(self, index: int | slice) -> T | tuple[T, ...]:
+        return self.items[index]
+
+
+class _Layers(Mapping[str, shapely.Geometry]):
+    """Layers by name, decoded with all other geometries when one of them is first asked for."""
+
+    def __init__(self, places: Mapping[str, int], drawn: _Drawn) -> None:
+        self._places, self._drawn = places, drawn
+
+    def __getitem__(self, name: str) -> shapely.Geometry:
+        return self._drawn.shapes[self._places[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+class _Drawn:
+    """All geometries of a stored scene, decoded once, when they are needed."""
+
+    def __init__(self, tensors: Mapping[str, Array], words: Mapping[str, Any]) -> None:
+        self.tensors, self.words = tensors, words
+
+    @functools.cached_property
+    def shapes(self) -> list[Any]:
+        content, lengths = self.tensors["wkb"].tobytes(), self.tensors["wkb_lengths"]
+        return list(shapely.from_wkb([content[end - n : end] for end, n in zip(np.cumsum(lengths), lengths, strict=True)]))
+
+    def lanes(self) -> tuple[Lane, ...]:
+        """The map's lanes."""
+        points, made, first = self.tensors["lane_points"], [], 0
+        for name, k, n, after, junction in self.words["lanes"]:
+            made.append(Lane(name, self.shapes[k], points[first : first + n], tuple(after), junction))
+            first += n
+        return tuple(made)
+
+    def junctions(self) -> tuple[Junction, ...]:
+        """The map's junctions."""
+        return tuple(Junction(name, self.shapes[k]) for name, k in self.words["junctions"])
+
+    def around(self) -> Surroundings:
+        """What stands around the route."""
+        t, words = self.tensors, self.words
+        drivable, walkway, median = (self.shapes[k] for k in words["surfaces"])
+        buildings, strips = (tuple((self.shapes[k], code) for k, code in words[what]) for what in ("buildings", "strips"))
+        return Surroundings(
+            drivable, walkway, median, buildings, strips, t["trees"], t["tree_radius"], t["tree_code"], t["posts"], tuple(words["streets"])
+        )
 
 
 def _world(t: Mapping[str, Array], words: Mapping[str, Any]) -> World:
-    shapes = _shapes(t["wkb"], t["wkb_lengths"])
-    ends = np.cumsum([n for *_, n, _, _ in words["lanes"]]) if words["lanes"] else np.zeros(0, int)
-    lanes = tuple(
-        Lane(name, shapes[k], t["lane_points"][end - n : end], tuple(after), junction)
-        for (name, k, n, after, junction), end in zip(words["lanes"], ends, strict=True)
-    )
-    junctions = tuple(Junction(name, shapes[k]) for name, k in words["junctions"])
-    vector_map = VectorMap({layer: shapes[k] for layer, k in words["layers"].items()}, lanes, junctions)
-    drivable, walkway, median = (shapes[k] for k in words["surfaces"])
-    around = Surroundings(
-        drivable,
-        walkway,
-        median,
-        tuple((shapes[k], code) for k, code in words["buildings"]),
-        tuple((shapes[k], code) for k, code in words["strips"]),
-        t["trees"],
-        t["tree_radius"],
-        t["tree_code"],
-        t["posts"],
-        tuple(words["streets"]),
-    )
+    drawn = _Drawn(t, words)
+    vector_map = VectorMap(_Layers(words["layers"], drawn), _Later(drawn.lanes), _Later(drawn.junctions))
     route = Route(
         t["route_points"],
         t["route_heading"],
@@ -196,7 +246,7 @@ def _world(t: Mapping[str, Array], words: Mapping[str, Any]) -> World:
     conflict = words["conflict"] and Conflict(**words["conflict"])
     scene = Scene(words["name"], _keyframes(t, words), vector_map, conflict)
     town, attempt = words["draw"]
-    return World(scene, t["ego"], route, around, (town, attempt), t["kept"])
+    return World(scene, t["ego"], route, drawn.around, (town, attempt), t["kept"])
 
 
 def _keyframes(t: Mapping[str, Array], words: Mapping[str, Any]) -> tuple[Keyframe, ...]:

@@ -30,6 +30,8 @@ BRAKE = 2.0
 HARD_BRAKE = -7.0
 STANDSTILL_M = 2.0
 
+LOST_M = 10.0
+
 PATIENCE_S = 5.0
 """A driver who has stopped for somebody who does not step off the kerb drives on after this long."""
 
@@ -283,6 +285,11 @@ class Traffic:
         low, high = max(guess - 20, 0), min(guess + 40, self.path.shape[1])
         return low + int(np.argmin(((self.path[0, low:high] - xy) ** 2).sum(-1)))
 
+    def _lost(self) -> bool:
+        """Whether the ego was put so far from its route that it no longer takes the route's junctions."""
+        at = min(int(self.s[0] / STEP_M + 0.5), self.path.shape[1] - 1)
+        return bool(np.hypot(*(self.xy[0] - self.path[0, at])) > LOST_M)
+
     def _rules(self) -> Array:
         """Distance from each front to the nearest place where it must stop; infinite where the way is free."""
         stop = np.full(len(self.movers), np.inf)
@@ -337,6 +344,10 @@ class Traffic:
             held = self.holding.get(gates[k].node, {})
             if held.get(i) == gates[k].link and self.s[i] - self.back[i] > gates[k].exit_s + 0.8:
                 del held[i]
+        if i == 0 and self.ego_given and self._lost():
+            for held in self.holding.values():
+                held.pop(0, None)
+            return np.inf
         waits = i == 0 and self.ego_given and self.ego_stood_s > PATIENCE_S
         if waits and self.gate[0] and gates[self.gate[0] - 1].stop_s - front > 0:
             # Whoever drives the ego lets the others go first: they need not wait for it for ever.

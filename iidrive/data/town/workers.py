@@ -87,7 +87,11 @@ class _Worker:
     def __init__(self, config: TownConfig) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", START, json.dumps(sys.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+            [sys.executable, "-c", START, json.dumps(sys.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for the process that asked; this one ends with it
         )
         self._say(json.dumps(asdict(config)))
 
@@ -127,5 +131,8 @@ def serve() -> None:
             content = encode(make_world(config, line.decode().strip()))
         except DataError:
             content = b""
-        out.write(struct.pack("<Q", len(content)) + content)
-        out.flush()
+        try:
+            out.write(struct.pack("<Q", len(content)) + content)
+            out.flush()
+        except BrokenPipeError:  # whoever asked is gone
+            os._exit(0)

@@ -5,6 +5,7 @@ A scene that is built for a kind of conflict must also have it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,7 +34,7 @@ HARD_TOWNS = 200
 
 @dataclass(frozen=True)
 class World:
-    """A scene that was made: the ego's rear axle and heading (x, y, yaw) at every keyframe, its route, and what stands around it.
+    """A scene that was made: the ego's rear axle and heading (x, y, yaw) at every keyframe, its route, and what stands around it (when called).
 
     `draw` (town, attempt) says which try it was and `kept` who of everyone then is in the scene, so that its traffic can be set going again.
     """
@@ -41,7 +42,7 @@ class World:
     scene: Scene
     ego: Float[Array, "t 3"]
     route: Route
-    surroundings: Surroundings
+    surroundings: Callable[[], Surroundings]
     draw: tuple[int, int]
     kept: Bool[Array, "n"]
 
@@ -160,7 +161,7 @@ def _played(config: TownConfig, name: str, place: Place, players: Players, draw:
             return None
     scene = record(name, cast.select(kept), tracks, route, vector_map(place.roads, place.around))
     ego = np.concatenate([tracks.axle[:, 0], tracks.heading[:, :1]], 1)
-    return World(replace(scene, conflict=conflict), ego, route, place.around, draw, kept)
+    return World(replace(scene, conflict=conflict), ego, route, lambda: place.around, draw, kept)
 
 
 def _conflict(name: str, kind: HardKind, players: Players, fine: Tracks, kept: Array, route: Route) -> Conflict | None:
