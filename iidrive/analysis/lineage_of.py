@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from iidrive.core.errors import CheckpointError, DataError, LineageError
-from iidrive.core.lineage import MARKED, Lineage, Parent
+from iidrive.core.lineage import Lineage, Parent, marked
 from iidrive.data.tokens import TokenCache
 from iidrive.scoring.cases import Predictions, read_predictions
 from iidrive.training import checkpoint
@@ -33,7 +33,7 @@ def describe(lineage: Lineage) -> str:
     """The chain, every link with where it lay and whether it still lies there, and the marks."""
     lines = [f"{lineage.path}: {lineage}"]
     lines += [f"  {a.kind} {a.fingerprint}: {_now(a, lineage)}" for a in lineage.ancestors if a.path]
-    lines += [f"  {MARKED}: {mark}" for mark in lineage.marks]
+    lines += [f"  {marked(mark)}" for mark in lineage.marks]
     return "\n".join(lines)
 
 

@@ -14,7 +14,10 @@ from typing import Any
 from iidrive.core.errors import LineageError
 
 MARKED = "MISMATCH ALLOWED"
-"""What a marked number's table starts with."""
+"""What the table of a number starts with that was made with stages which do not belong together."""
+
+TRAINED_HERE = "TRAINED ON THESE SCENES"
+"""What the table of a number starts with whose scenes trained the model. Such a mark starts with it too."""
 
 OVERRIDE = "To run it all the same, with every number marked: --allow-mismatch on."
 
@@ -111,7 +114,12 @@ def joined(*marks: Iterable[str]) -> tuple[str, ...]:
 
 def mark_lines(marks: Iterable[str]) -> str:
     """What stands above a table made with marks: a line each; "" without any."""
-    return "".join(f"{MARKED}: {mark}\n" for mark in marks)
+    return "".join(f"{marked(mark)}\n" for mark in marks)
+
+
+def marked(mark: str) -> str:
+    """A mark as it is shown, with what kind it is of."""
+    return mark if mark.startswith(TRAINED_HERE) else f"{MARKED}: {mark}"
 
 
 def mark_numbers(scores: Mapping[str, Any], marks: Iterable[str]) -> dict[str, Any]:

@@ -52,8 +52,8 @@ class Source(Protocol):
         """What the data lack and what stands in for it, a sentence each."""
         ...
 
-    def usual_split(self, part: Literal["train", "test"]) -> str:
-        """The name of the split that is meant for training or for testing."""
+    def usual_split(self, part: Literal["train", "val", "test"]) -> str:
+        """The name of the split that is meant for training, for choosing (val), or for testing; val is test where there is no third one."""
         ...
 
     def scene_names(self, split: str) -> tuple[str, ...]:

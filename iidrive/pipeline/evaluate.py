@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from iidrive.core.config_io import from_plain
-from iidrive.core.errors import ConfigError
-from iidrive.core.lineage import Lineage, mark_lines, mark_numbers
+from iidrive.core.errors import ConfigError, DataError
+from iidrive.core.lineage import TRAINED_HERE, Lineage, joined, mark_lines, mark_numbers
 from iidrive.core.scene import Inputs
 from iidrive.data.clips import ClipDataset, EgoTrack, OccupancyFrames, keyframes, read_tracks, scored_clips
 from iidrive.data.source import Source
@@ -84,6 +84,16 @@ class TestSet:
         """The truth that plans are scored by."""
         return infer.truth(self.source, self.tracks)
 
+    def marks(self, manifest: Manifest) -> tuple[str, ...]:
+        """The mark of a model that some of these scenes trained, itself or a stage that it is made of."""
+        here = {track.name for track in self.tracks}
+        kinds = [entry["kind"] for entry in manifest.trained_on if here & set(_scenes_of(entry, self.source))]
+        return (f"{TRAINED_HERE}: {', '.join(dict.fromkeys(kinds))}",) if kinds else ()
+
+    def judged(self, found: Checkpoint) -> Lineage:
+        """What a checkpoint descends from, with the mark of `marks` if it deserves it."""
+        return replace(found.lineage, marks=joined(found.lineage.marks, self.marks(found.manifest)))
+
     @property
     def about(self) -> dict[str, Any]:
         """What stands beside every number of it."""
@@ -144,7 +154,7 @@ def evaluate(planner: str | Checkpoint, on: TestSet, recipe: Recipe, train_split
 def evaluate_planner(found: Checkpoint, on: TestSet, use: Use) -> Result:
     """The forecast table of its world model, then the planner's reference table."""
     loaded = load_agent(found, use.world or None, use.tokenizer or None, use.allow)
-    agent, lineage = loaded.model, loaded.lineage
+    agent, lineage = loaded.model, on.judged(loaded.checkpoint)
     switches = {"train_ii": "on" if agent.train_ii else "off", "test_ii": "on" if use.test_ii else "off"}
     about = {"planner": str(found.path), "trained on": trained_on(loaded.manifest), **switches}
     cache = on.tokens(loaded.world.tokenizer)
@@ -161,24 +171,26 @@ def evaluate_world(found: Checkpoint, on: TestSet, use: Use) -> Result:
     """The forecast table."""
     loaded = load_forecaster(found, use.tokenizer or None, use.allow)
     clips = scored_clips(on.tracks, on.tokens(loaded.tokenizer), on.source, loaded.model.tokenizer.config.grid)
-    text, numbers = _forecast(loaded.model, clips, on, loaded.lineage)
-    return Result(text, numbers, {"planner": str(found.path), "trained on": trained_on(loaded.manifest)}, loaded.lineage)
+    lineage = on.judged(loaded.checkpoint)
+    text, numbers = _forecast(loaded.model, clips, on, lineage)
+    return Result(text, numbers, {"planner": str(found.path), "trained on": trained_on(loaded.manifest)}, lineage)
 
 
 def evaluate_tokenizer(found: Checkpoint, on: TestSet, use: Use) -> Result:
     """Reconstruction mIoU of every keyframe."""
     loaded = load_tokenizer(found)
     value = reconstruction_miou(loaded.model, on.tokens(loaded), on)
-    text = f"{about_line(on.source, on.split)}\nreconstruction mIoU {100 * value:.2f} %"
+    lineage = on.judged(found)
+    text = f"{mark_lines(lineage.marks)}{about_line(on.source, on.split)}\nreconstruction mIoU {100 * value:.2f} %"
     on.run.write_text("reconstruction.txt", text + "\n")
     about = {"planner": str(found.path), "trained on": trained_on(found.manifest)}
-    return Result(text, {"reconstruction": {"mIoU": value}}, about, found.lineage)
+    return Result(text, {"reconstruction": {"mIoU": value}}, about, lineage)
 
 
 def evaluate_ego_mlp(found: Checkpoint, on: TestSet, use: Use) -> Result:
     """The reference table of an ego-status MLP that was kept."""
     about = {"planner": str(found.path), "trained on": trained_on(found.manifest)}
-    return _planned("ego-mlp", load_ego_mlp(found).plan, scored_clips(on.tracks), on, about, found.lineage)
+    return _planned("ego-mlp", load_ego_mlp(found).plan, scored_clips(on.tracks), on, about, on.judged(found))
 
 
 EVALUATORS: dict[str, Callable[[Checkpoint, TestSet, Use], Result]] = {
@@ -188,6 +200,16 @@ EVALUATORS: dict[str, Callable[[Checkpoint, TestSet, Use], Result]] = {
     "ego-mlp": evaluate_ego_mlp,
 }
 """What evaluates a checkpoint, by its kind."""
+
+
+def _scenes_of(entry: Mapping[str, Any], source: Source) -> tuple[str, ...]:
+    """The scenes of a source that trained a model, by what its manifest says; none where it was trained on other data."""
+    if entry.get("source") != source.name or entry.get("seed") != source.identity().get("seed"):
+        return ()
+    try:
+        return source.scene_names(entry["split"])
+    except (ConfigError, DataError):  # this version has no such split
+        return ()
 
 
 def about_line(source: Source, split: str, extra: Mapping[str, object] | None = None) -> str:

@@ -6,6 +6,7 @@ clips to the loop.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -39,7 +40,7 @@ from iidrive.pipeline.validate import held_out, validate_planner, validate_token
 from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.run_folder import Run, code_version
 from iidrive.training import checkpoint
-from iidrive.training.checkpoint import Manifest
+from iidrive.training.checkpoint import Checkpoint, Manifest
 from iidrive.training.loop import fit
 from iidrive.training.optim import TrainConfig
 from iidrive.training.options import RunOptions
@@ -123,7 +124,7 @@ def train_world(
             _train_prior(recipe, world.prior, source, split, tracks, run.below("motion"), options)
     occupancy = OccupancyFrames(source, stage1.model.config.grid, keyframes(tracks)) if config.voxel_weight else None
     clips = ClipDataset(tracks, ClipSpec(), occupancy, cache, future=True)
-    manifest = _manifest("world", config, training, source, split, recipe, (stage1.checkpoint.as_parent,))
+    manifest = _manifest("world", config, training, source, split, recipe, (stage1.checkpoint,))
     manifest = replace(manifest, metrics=zero.metrics(), marks=joined(stage1.checkpoint.manifest.marks, marks, found))
     manifest = start_from(options.init, world, manifest, allow)
     validate = partial(validate_world, forecaster, source, held_out(source, training), options.process_group)
@@ -158,7 +159,7 @@ def train_planner(
     tracks = read_tracks(source, split)
     zero, found = token_check.check(stage1.model, stage1.checkpoint.manifest, cache, source, tracks, allow)
     clips = ClipDataset(tracks, ClipSpec(), codes=cache)
-    parents = (stage1.checkpoint.as_parent, stage2.checkpoint.as_parent)
+    parents = (stage1.checkpoint, stage2.checkpoint)
     manifest = _manifest("planner", config, training, source, split, recipe, parents, {"train_ii": train_ii})
     manifest = replace(manifest, metrics=zero.metrics(), marks=joined(stage2.manifest.marks, marks, found))
     manifest = start_from(options.init, agent.planner, manifest, allow)
@@ -203,7 +204,8 @@ def start_from(init: str, module: nn.Module, manifest: Manifest, allow: bool = F
         marks.append(found.require_parent(parent.kind, Lineage(parent.kind, parent.fingerprint, parent.path), allow))
     checkpoint.load_weights(module, found.weights(), init)
     origin = Parent(INITIAL + found.manifest.kind, str(found.folder.resolve()), found.manifest.fingerprint)
-    return replace(manifest, parents=(*manifest.parents, origin), marks=joined(manifest.marks, found.manifest.marks, *marks))
+    about = {**manifest.about, "trained_on": _each_once([*found.manifest.trained_on, *manifest.trained_on])}
+    return replace(manifest, parents=(*manifest.parents, origin), marks=joined(manifest.marks, found.manifest.marks, *marks), about=about)
 
 
 def _train_prior(
@@ -252,9 +254,16 @@ def _manifest(
     source: Source,
     split: str,
     recipe: Recipe,
-    parents: tuple[Parent, ...] = (),
+    parents: tuple[Checkpoint, ...] = (),
     about: dict[str, Any] | None = None,
 ) -> Manifest:
     data = {**source.identity(), "split": split, "occupancy": source.occupancy_source, "command": source.command_source}
-    about = {"recipe": recipe.name, "town": to_plain(recipe.town), **(about or {})}
-    return Manifest(kind, "", to_plain(config), 0, code_version(), to_plain(data), to_plain(training), {}, about, parents)
+    own = {"kind": kind, "source": source.name, "seed": source.identity().get("seed"), "split": split}
+    trained_on = _each_once([*(entry for parent in parents for entry in parent.manifest.trained_on), own])
+    about = {"recipe": recipe.name, "town": to_plain(recipe.town), "trained_on": trained_on, **(about or {})}
+    above = tuple(parent.as_parent for parent in parents)
+    return Manifest(kind, "", to_plain(config), 0, code_version(), to_plain(data), to_plain(training), {}, about, above)
+
+
+def _each_once(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [entry for i, entry in enumerate(entries) if entry not in entries[:i]]

@@ -23,10 +23,10 @@ Validation = tuple[dict[str, float], str]
 
 
 def held_out(source: Source, training: TrainConfig) -> list[EgoTrack]:
-    """The scenes that a training is validated on, if it is: the first ones of the usual test split."""
+    """The scenes that a training is validated on, if it is: the first ones of the usual validation split."""
     if not training.validate_every:
         return []
-    return [EgoTrack.of(source.scene(name)) for name in source.scene_names(source.usual_split("test"))[: training.validate_scenes]]
+    return [EgoTrack.of(source.scene(name)) for name in source.scene_names(source.usual_split("val"))[: training.validate_scenes]]
 
 
 def validate_tokenizer(tokenizer: Tokenizer, source: Source, tracks: list[EgoTrack]) -> Validation:

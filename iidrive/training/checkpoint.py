@@ -61,6 +61,11 @@ class Manifest:
         return Lineage(self.kind, self.fingerprint, str(path), self.parents[::-1], self.marks)
 
     @property
+    def trained_on(self) -> tuple[dict[str, Any], ...]:
+        """What trained this model and all that it was made with: kind of the model, source, seed (of towns) and split of each."""
+        return tuple(self.about.get("trained_on", ()))
+
+    @property
     def origins(self) -> tuple[Parent, ...]:
         """The checkpoint whose weights the training started from, if it did not start from nothing."""
         return tuple(parent for parent in self.parents if parent.kind.startswith(INITIAL))

@@ -168,7 +168,8 @@ class State:
                     "or start a new run."
                 )
         if not self.manifest.origins:  # --init need not be given again
-            self.manifest = replace(self.manifest, parents=(*self.manifest.parents, *manifest.origins))
+            about = {**self.manifest.about, "trained_on": list(manifest.trained_on)}
+            self.manifest = replace(self.manifest, parents=(*self.manifest.parents, *manifest.origins), about=about)
         if [(p.kind, p.fingerprint) for p in manifest.parents] != [(p.kind, p.fingerprint) for p in self.manifest.parents]:
             raise LineageError(
                 f"{path}: it was trained on other parents.\n  so far: {manifest.lineage()}\n  given:  {self.manifest.lineage()}\n"
@@ -202,7 +203,8 @@ def _newest_whole(run: Run) -> tuple[Path, dict[str, Tensor]]:
 def _decisive(name: str, manifest: Manifest) -> Any:
     """A part of a manifest without what does not change the result."""
     value = getattr(manifest, name)
-    return {k: v for k, v in value.items() if k not in SPEED_ALONE} if name == "training" else value
+    inherited = {"training": SPEED_ALONE, "about": ("trained_on",)}.get(name, ())
+    return {k: v for k, v in value.items() if k not in inherited} if isinstance(value, dict) else value
 
 
 def _difference(before: Any, now: Any) -> str:

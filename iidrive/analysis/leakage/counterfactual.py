@@ -57,7 +57,7 @@ class Wrapped:
         """As the real source's."""
         return self.real.missing()
 
-    def usual_split(self, part: Literal["train", "test"]) -> str:
+    def usual_split(self, part: Literal["train", "val", "test"]) -> str:
         """As the real source's."""
         return self.real.usual_split(part)
 

@@ -110,9 +110,9 @@ class NuScenes:
             "occupancy_keyframes": dict(self._occupancy_counts()),
         }
 
-    def usual_split(self, part: Literal["train", "test"]) -> str:
-        """train and val, or mini_train and mini_val of the mini version."""
-        split = {"train": "train", "test": "val"}[part]
+    def usual_split(self, part: Literal["train", "val", "test"]) -> str:
+        """train and val, or mini_train and mini_val of the mini version. There is no third split with labels: to choose on is to test on val."""
+        split = {"train": "train", "val": "val", "test": "val"}[part]
         return f"mini_{split}" if "mini" in self.folder.name else split
 
     def scene_names(self, split: str) -> tuple[str, ...]:

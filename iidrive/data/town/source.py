@@ -75,7 +75,7 @@ class Town:
         """Nothing: towns are made whole."""
         return ()
 
-    def usual_split(self, part: Literal["train", "test"]) -> str:
+    def usual_split(self, part: Literal["train", "val", "test"]) -> str:
         """Towns have splits of these names."""
         return part
 
