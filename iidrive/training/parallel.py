@@ -29,7 +29,7 @@ class ParallelConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("per_device", "accumulate", "workers"):
+        for name in ("micro_batch_size", "grad_accum_steps", "workers"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--parallel.{name} cannot be below 0; found {getattr(self, name)}.")
 
