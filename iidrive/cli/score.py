@@ -11,6 +11,7 @@ import numpy as np
 from iidrive.analysis.compare import compare as comparing
 from iidrive.analysis.compare.tables import compare_files as compare_table_files
 from iidrive.analysis.doctor import doctor as doctoring
+from iidrive.analysis.doctor.printed import is_log
 from iidrive.analysis.doctor.repair import diagnose_predictions
 from iidrive.cli.options import Switch, open_data, read_plans, write_json
 from iidrive.core.errors import ConfigError
@@ -231,7 +232,7 @@ def doctor(files: list[str], cases: str = "", samples: int = 0, json: str = "", 
         json: where to write the findings.
         tokens: sample tokens of predictions that carry none, in their order: one a line, or a JSON list.
     """
-    paths = [file for file in files if not Path(file).is_dir() and holds_arrays(file)]
+    paths = [file for file in files if not Path(file).is_dir() and holds_arrays(file) and not is_log(file)]
     if cases and len(files) == 1 and Path(files[0]).is_dir():
         paths = [str(predictions_in(Path(files[0])))]
     if paths:
