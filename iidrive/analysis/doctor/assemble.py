@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -62,7 +63,10 @@ def read(text: str, where: str) -> Reading:
     lines = clean(text)
     found, unread = _all_rows(lines)
     tails = list(read_tails(lines))
-    drafts = _with_tails(_merged(found, tails), tails)[:_MOST_TABLES]
+    drafts = _with_tails(_merged(found, tails), tails)
+    if len(drafts) > _MOST_TABLES:
+        drafts = drafts[:_MOST_TABLES]
+        drafts[-1].rows.notes.append(f"the text holds more tables; only the first {_MOST_TABLES} are read")
     losses = read_losses(lines)
     tables = _finished(drafts, lines, where, losses, tails)
     return Reading(tuple(tables), tuple(unread[:20]), tuple(losses))
@@ -82,6 +86,8 @@ def _all_rows(lines: Sequence[str]) -> tuple[list[Rows], list[str]]:
         tables, faults = of_grid(grid, above, key)
         rows += tables
         unread += faults
+        if len(rows) > 2 * _MOST_TABLES:
+            break
     taken = {at for one in rows for at in range(one.first, one.last + 1)}
     for values in (*read_plan_lines(lines), *read_logs(lines), *read_runs(lines)):
         if values.first not in taken:
@@ -99,14 +105,14 @@ def _merged(found: Sequence[Rows], tails: Sequence[Tail]) -> list[Rows]:
         while at < len(ends) and before and ends[at] <= before.last:
             at += 1
         torn = before and not rows.header and before.times == rows.times == USUAL_S and before.cells.keys().isdisjoint(rows.cells)
-        if before and torn and not before.label and rows.first - before.last < _FAR and not (at < len(ends) and ends[at] < rows.first):
-            if _averaged(before) == _averaged(rows):
-                before.cells |= rows.cells
-                before.labels |= rows.labels
-                before.percent |= rows.percent
-                before.unread += rows.unread
-                before.last = rows.last
-                continue
+        near = before and rows.first - before.last < _FAR and not (at < len(ends) and ends[at] < rows.first)
+        if before and torn and near and not before.label and _averaged(before) == _averaged(rows):
+            before.cells |= rows.cells
+            before.labels |= rows.labels
+            before.percent |= rows.percent
+            before.unread += rows.unread
+            before.last = rows.last
+            continue
         out.append(rows)
     return out
 
@@ -126,8 +132,8 @@ def _with_tails(found: Sequence[Rows], tails: Sequence[Tail]) -> list[_Draft]:
             next_tail += 1
         before = drafts[-1] if drafts else None
         if before and rows.style in ("dict", "log") and not rows.times and _repeats(before, rows):
-            _take_all(before, tails, rows.first, rows.last)
             while next_tail < len(tails) and tails[next_tail].line <= rows.last:
+                _take(before, tails[next_tail])
                 next_tail += 1
             continue
         drafts.append(_Draft(rows, rows.first, rows.last))
@@ -154,12 +160,9 @@ def _repeats(before: _Draft, rows: Rows) -> bool:
     )
 
 
-def _take_all(draft: _Draft, tails: Sequence[Tail], first: int, last: int) -> None:
-    for tail in tails:
-        if tail.line > last:
-            break
-        if tail.line >= first:
-            _take(draft, tail)
+def _lines_between(lines: Sequence[int], first: int, last: int) -> range:
+    """Places of those sorted lines that are at least `first` and below `last`."""
+    return range(bisect_left(lines, first), bisect_left(lines, last))
 
 
 def _take(draft: _Draft, tail: Tail) -> None:
@@ -194,8 +197,11 @@ def _take(draft: _Draft, tail: Tail) -> None:
 
 def _finished(drafts: Sequence[_Draft], lines: Sequence[str], where: str, losses: Sequence[BadLoss], tails: Sequence[Tail]) -> list[Table]:
     """Typed tables with the words around them. Tables of one grid share them."""
-    said = [(tail.line, int(tail.cells["n"])) for tail in tails if tail.kind == "scored"]
+    said = [tail for tail in tails if tail.kind == "scored"]
+    said_at = [tail.line for tail in said]
     bars = [(at, total) for at, line in enumerate(lines) if "/" in line and (total := counted(line))]
+    bars_at = [at for at, _ in bars]
+    losses_at = [loss.first for loss in losses]
     blocks: list[list[_Draft]] = []
     for draft in drafts:
         together = blocks and draft.rows.block and draft.rows.block == blocks[-1][-1].rows.block
@@ -216,13 +222,15 @@ def _finished(drafts: Sequence[_Draft], lines: Sequence[str], where: str, losses
         marks = [line for line in above if line.startswith(MARKED)]
         heading = words([line for line in above if line not in marks])
         remark = words(lines[last + 1 : _heading_start(lines, last, after, True, i + 1 == len(blocks))])
-        near = [total for at, total in bars if end < at < first and first - at < 400]
-        mine = tuple(loss for loss in losses if end < loss.first < first)
+        near = _lines_between(bars_at, max(end + 1, first - 400), first)
+        progress = bars[near[-1]][1] if near else None
+        mine = tuple(losses[k] for k in _lines_between(losses_at, end + 1, first)[:50])
+        hints = _lines_between(said_at, first - 10, last + 3)
+        hint = int(said[hints[0]].cells["n"]) if hints else None
         for draft in block:
-            hint = next((n for at, n in said if first - 10 <= at <= last + 2), None)
             draft.scored = draft.scored or draft.rows.scored or (hint if draft.rows.form == "slashes" else None)
             typed = _table(draft, len(out) + 1, where, first if draft is block[0] else draft.first, heading, remark)
-            extra = dict(marks=tuple(printable(m) for m in marks), progress=near[-1] if near else None, losses=mine)
+            extra = dict(marks=tuple(printable(m) for m in marks), progress=progress, losses=mine)
             means = tuple(per_sample_means(lines, draft.first)) if draft.rows.style == "vad" else ()
             out.append(settle(_with(typed, means=means, **extra)))
         end = last
@@ -244,6 +252,8 @@ def _table(draft: _Draft, number: int, where: str, first: int, heading: str, rem
     notes = list(dict.fromkeys(draft.rows.notes))
     if any("," in cell for row in draft.rows.cells.values() for cell in row.values()):
         notes.append("commas between digits were read as decimal points")
+    if guessed == "fractions":
+        notes.append("collision rows stand without a percent sign and with four decimals or more: taken for fractions of 1")
     return Table(
         number,
         where,
@@ -261,7 +271,7 @@ def _table(draft: _Draft, number: int, where: str, first: int, heading: str, rem
         draft.scored,
         heading=heading,
         remark=remark,
-        percent_guessed=guessed,
+        percent_guessed=guessed == "percent",
         unread=(*draft.rows.unread, *draft.unread),
         notes=tuple(notes),
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Int64
 
-from iidrive.analysis.doctor.table import RATES, WEIGHTS, CountLine, Follows, Row, Table
+from iidrive.analysis.doctor.table import RATES, WEIGHTS, Averaging, CountLine, Follows, Row, Table
 from iidrive.scoring.score import NUSCENES_VAL_SAMPLES, averaged, prefix_means, rate
 
 Array = np.ndarray
@@ -90,8 +90,9 @@ def countable(table: Table) -> Table:
     names = _rates(table)
     if any(table.rows[name].lacks("nan") for name in names):
         return replace(table, rows={})
-    whole = [name for name in names if not table.rows[name].lacks("unread")]
-    return table.narrowed(*(whole or names)) if names else table
+    read = [name for name in names if not table.rows[name].lacks("unread")]
+    whole = [name for name in read if not table.rows[name].lacks("absent")]
+    return table.narrowed(*(whole or read or names)) if names else table
 
 
 def all_zero(table: Table) -> bool:
@@ -118,11 +119,14 @@ def settle(table: Table) -> Table:
         return table
     whole, table = table, countable(table)
     fits = []
-    for averaging, words in (("prefix", "means of the steps up to each time"), ("value", "values at each time")):
+    ways: tuple[tuple[Averaging, str], ...] = (("prefix", "means of the steps up to each time"), ("value", "values at each time"))
+    for averaging, words in ways:
         tried = replace(table, follows=Follows(table.follows.name, averaging, ""))
         for size in _ANY_SIZE:
             if luck(tried, size) < 1e-3 and _readable(tried) and _of_size(tried, size, "assumed"):
-                fits.append(replace(whole, follows=Follows(table.follows.name, averaging, f"the digits are counts of {size} samples as {words}")))
+                fits.append(
+                    replace(whole, follows=Follows(table.follows.name, averaging, f"the digits are counts of {size} samples as {words}"))
+                )
     return fits[0] if len(fits) == 1 else whole
 
 
@@ -167,7 +171,11 @@ def disagreement(line: CountLine, table: Table) -> str:
     if max(line.events) > line.n:
         return f"{max(line.events)} events of {line.n} samples cannot be"
     row = table.rows[line.row]
+    if not row.halves:
+        return ""
     for column, (value, half, (low, high)) in enumerate(zip(row.columns, row.halves, columns_of(line, table), strict=True)):
+        if not np.isfinite(value):
+            continue
         slack = 1.01 * half + 2e-7 * value
         if not low - slack <= value <= high + slack:
             return (
@@ -300,7 +308,7 @@ def _row_events(table: Table, name: str, size: int) -> tuple[int, ...] | None:
     target = average if average is not None else row.average
     if not paths or target is None or not weights.any():
         return paths[0] if len(paths) == 1 else None  # without an average, only where rounding leaves one choice
-    allowed = 2e-7 * target * 36 * size + 1e-9 if average is not None else 36 * size * row.half + 1e-6
+    allowed = 2e-7 * target * 36 * size + 1e-9 if average is not None else 36 * size * row.average_half + 1e-6
     off = np.array([abs(float(weights @ np.array(path)) - 36 * size * target) for path in paths])
     best = int(np.argmin(off))
     if off[best] > allowed or (average is None and not row.precise and int((off <= allowed).sum()) > 1):

@@ -11,6 +11,8 @@ from iidrive.analysis.doctor.readers.names import AVERAGE, is_row_name, quantity
 from iidrive.core.scene import FUTURE_STEPS, STEP_S
 from iidrive.core.text import printable
 
+MOST_ROWS = 1000
+"""Rows or tables of one grid that are made of it."""
 USUAL_S = tuple(STEP_S * k for k in range(1, FUTURE_STEPS + 1))
 
 
@@ -65,7 +67,7 @@ class Column:
 def of_grid(grid: Grid, above: Sequence[str], key: int) -> tuple[list[Rows], list[str]]:
     """The tables of one grid, and what in it was seen but could not be read. `above` are the few lines before it, the nearest last."""
     columns = _columns(grid)
-    timed = [c for c in columns if c.time is not None and c.at > 0 or (c.time is not None and not c.row)]
+    timed = [c for c in columns if (c.time is not None and c.at > 0) or (c.time is not None and not c.row)]
     named = [c for c in columns if c.row]
     plan = _plan_cells(grid)
     if plan:
@@ -75,6 +77,9 @@ def of_grid(grid: Grid, above: Sequence[str], key: int) -> tuple[list[Rows], lis
     if len(timed) >= 2:
         return _times_across(grid, columns, timed, above, key)
     if named and any(c.row in ("L2", "obj_col", "obj_box_col") for c in named):
+        twice = [row for row in ("L2", "obj_col", "obj_box_col") if sum(c.row == row for c in named) > 1]
+        if twice:
+            return [], [f"line {grid.first + 1}: the header names {twice[0]} more than once and no times"]
         return list(_averages_down(grid, columns, named, key)), []
     return _bare(grid, key)
 
@@ -84,7 +89,8 @@ def _columns(grid: Grid) -> list[Column]:
     if not grid.header:
         return []
     width = max(len(cells) for cells in grid.header)
-    lines = [cells for cells in grid.header if len(cells) == width]
+    # a line of times that is shorter lacks the cells of a label that stands beside both lines
+    lines = [("",) * (width - len(c)) + c for c in grid.header if len(c) == width or sum(time_of(plain(x)) is not None for x in c) >= 2]
     texts = [" ".join(dict.fromkeys(plain(cells[k]) for cells in lines)).strip() for k in range(width)]
     out = []
     for k, text in enumerate(texts):
@@ -92,7 +98,7 @@ def _columns(grid: Grid) -> list[Column]:
         time = next((t for t in map(time_of, reversed(parts)) if t is not None), None)
         row = next((q for q in map(quantity, parts) if q), "")
         out.append(Column(k, time, row, text))
-    groups = [cells for cells in grid.header if len(cells) < width]
+    groups = [c for c in grid.header if len(c) < width and sum(time_of(plain(x)) is not None for x in c) < 2]
     return _spread(out, groups) if groups else out
 
 
@@ -180,7 +186,7 @@ def _times_across(
         return [], [f"line {grid.first + 1}: the header names {names[0]} twice"]
     first = min(c.at for c in timed)
     tables = []
-    for at, cells in grid.body:
+    for at, cells in grid.body[:MOST_ROWS]:
         label = printable(" ".join(plain(cell) for cell in cells[:first] if plain(cell) and number(cell) is None), 80)
         rows = Rows(grid.form, at, at, title=grid.title, grid=key, header=True, label=label or "unnamed", notes=list(notes))
         rows.block = grid.first, grid.last
@@ -193,7 +199,9 @@ def _times_across(
             if name == "obj_box_col" and not any(says_box(c.name) for c in run) and not notes:
                 rows.notes.append("a collision column that does not say point or box is taken for the box's")
         _cut(rows, grid, at, cells, len(columns))
-        rows.scored = next((int(cells[c.at]) for c in columns if c.name in ("N", "samples") and cells[c.at : c.at + 1] and _whole(cells[c.at])), None)
+        rows.scored = next(
+            (int(cells[c.at]) for c in columns if c.name in ("N", "samples") and cells[c.at : c.at + 1] and _whole(cells[c.at])), None
+        )
         if rows.cells:
             tables.append(rows)
     return tables, unread
@@ -273,7 +281,7 @@ def _averages_down(grid: Grid, columns: Sequence[Column], named: Sequence[Column
     for column in named:
         taken.setdefault(column.row, column)
     first = min(c.at for c in taken.values())
-    for at, cells in grid.body:
+    for at, cells in grid.body[:MOST_ROWS]:
         shift = len(cells) - len(columns) if grid.form == "columns" else 0  # pandas names no column for its index
         label = printable(" ".join(plain(cell) for cell in cells[: max(first + shift, 0)] if plain(cell)), 80)
         rows = Rows(grid.form, at, at, title=grid.title, grid=key, header=True, label=label or f"line {at + 1}")
@@ -294,7 +302,7 @@ def _bare(grid: Grid, key: int) -> tuple[list[Rows], list[str]]:
     rows: Rows | None = None
     for at, cells in grid.body:
         exact = _exact(cells)
-        if exact is None:
+        if exact is None or len(tables) > MOST_ROWS:
             continue
         values = list(cells[exact + 1 :])
         while values and not plain(values[-1]):
@@ -303,7 +311,9 @@ def _bare(grid: Grid, key: int) -> tuple[list[Rows], list[str]]:
         good = sum(number(cell) is not None for cell in values)
         if count not in (FUTURE_STEPS, FUTURE_STEPS + 1) or good < count - 3 or any(number(c) is None and not damaged(c) for c in values):
             if good >= 2 and good == count:
-                unread.append(f"line {at + 1}: the row '{plain(cells[exact])}' has {count} numbers and no header that says which steps they are")
+                unread.append(
+                    f"line {at + 1}: the row '{plain(cells[exact])}' has {count} numbers and no header that says which steps they are"
+                )
             continue
         if rows is None or name in rows.cells or (count == FUTURE_STEPS) != (AVERAGE not in next(iter(rows.cells.values()))):
             rows = Rows(grid.form, at, at, title=grid.title, grid=key)

@@ -10,14 +10,18 @@ from iidrive.analysis.doctor.table import Averaging, Follows
 from iidrive.core.scene import FUTURE_STEPS, STEP_S
 from iidrive.scoring.protocols import PROTOCOLS
 
-_TITLE = re.compile(r"(uniad|st-?p-?3|vad|sparsedrive|occworld|bev-?planner|ad-?mlp)(?:'s)?[ -](?:definition|metrics?|protocol|style|evaluation)")
+_TITLE = re.compile(
+    r"(uniad|st-?p-?3|vad|sparsedrive|occworld|bev-?planner|ad-?mlp)(?:'s)?[ -](?:definition|metrics?|protocol|style|evaluation)"
+)
 _PREFIX = re.compile(r"cumulative|tem(?:poral)?[ -]?avg|averaged? over|mean up to|prefix mean")
 _VALUE = re.compile(r"per[ -]?time-?step|no[ -]?avg|at each (?:time-?)?step|value at")
 
 STYLES: dict[str, Follows] = {
     "vad": Follows("vad", "prefix", "`plan_L2_1s:` lines are VAD's (and its descendants'): means of the steps up to each time"),
     "step": Follows("ssr-step", "value", "SSR prints its `_stp3_` set from the last step alone: values at each time, in spite of the name"),
-    "stp3": Follows("stp3", "prefix", "`plan_L2_1s : ` with a blank before the colon is ST-P3's and AD-MLP's: means of the steps up to each time"),
+    "stp3": Follows(
+        "stp3", "prefix", "`plan_L2_1s : ` with a blank before the colon is ST-P3's and AD-MLP's: means of the steps up to each time"
+    ),
     "occworld": Follows("occworld", "prefix", "`plan_L2_1s is` is OccWorld's: means of the steps up to each time, by VAD's code"),
     "bevplanner": Follows(
         "bevplanner", "any", "`0:plan_L2_1s:` is BEV-Planner's: L2 means up to each time, collisions at any step up to it"
@@ -39,7 +43,9 @@ def follow(rows: Rows, heading: str) -> Follows:
     half_seconds = len(times) >= FUTURE_STEPS and all(abs(t - STEP_S * (k + 1)) < 1e-6 for k, t in enumerate(times))
     with_average = any(AVERAGE in row for row in rows.cells.values())
     if half_seconds and with_average and not rows.label:
-        return Follows("sparsedrive", "prefix", f"columns 0.5 s … {times[-1]:.1f} s and avg are SparseDrive's: means of the steps up to each time")
+        return Follows(
+            "sparsedrive", "prefix", f"columns 0.5 s … {times[-1]:.1f} s and avg are SparseDrive's: means of the steps up to each time"
+        )
     if half_seconds and not with_average and not rows.label:
         if any("%" in cell for row in rows.cells.values() for cell in row.values()):
             return Follows("", "", "half-second columns in percent without avg are nobody's own print: means up to a time or values at it")

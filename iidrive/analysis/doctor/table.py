@@ -41,7 +41,7 @@ class Row:
     """One printed row: its columns and average, rates as fractions of 1, L2 in metres; NaN where a cell could not be read or was NaN.
 
     `half` is half of the last printed digit (the largest of the row); `halves` that of each column. `spread` is the printed ±. `precise`: the
-    numbers stand at full precision. `label` is the row's name as printed. `states` says of each column why it holds no number.
+    numbers stand at full precision. `label` is the row's name as printed. `states` says of each column why it holds no number. `average_half`: half of the last digit of the average.
     """
 
     columns: tuple[float, ...]
@@ -52,6 +52,7 @@ class Row:
     spread: tuple[float | None, ...] = ()
     precise: bool = False
     states: tuple[State, ...] = ()
+    average_half: float = 0.0
 
     def lacks(self, *states: State) -> bool:
         """Whether some column is in one of these states."""

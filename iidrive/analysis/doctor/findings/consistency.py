@@ -45,15 +45,16 @@ def _averages(table: Table, name: str, row: Row) -> list[str]:
     columns = [row.columns[k] for k in table.averaged]
     if printed is not None and columns and all(map(isfinite, columns)):
         expected = float(np.mean(columns))
-        if abs(printed - expected) > 2.2 * row.half + 1e-7 * abs(expected):
+        slack = 1.1 * (row.half + row.average_half) + 1e-7 * abs(expected)
+        if abs(printed - expected) > slack:
             every = float(np.mean([c for c in row.columns if isfinite(c)]))
-            hint = f"; it is the mean of all {len(row.columns)} columns" if abs(printed - every) <= 2.2 * row.half else ""
+            hint = f"; it is the mean of all {len(row.columns)} columns" if abs(printed - every) <= slack else ""
             out.append(
                 f"{name}: avg {scale * printed:.4g}{unit}, but the 1 s, 2 s and 3 s columns average {scale * expected:.4g}{unit}{hint}"
             )
     for what, value, half in (
-        ("dict", table.averages.get(name), row.half),
-        ("summary line", table.summary.get(name, (None, 0.0))[0], row.half + table.summary.get(name, (None, 0.0))[1]),
+        ("dict", table.averages.get(name), row.average_half),
+        ("summary line", table.summary.get(name, (None, 0.0))[0], row.average_half + table.summary.get(name, (None, 0.0))[1]),
     ):
         if value is not None and printed is not None and abs(value - printed) > 1.05 * half:
             out.append(f"{name}: the {what} says {scale * value:.5g}{unit}, the table {scale * printed:.5g}{unit}")

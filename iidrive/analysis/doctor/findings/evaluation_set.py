@@ -15,6 +15,8 @@ VAL_SIZES = {
     4819: "nuScenes val as ST-P3 cuts it",
     4219: "nuScenes val as OccWorld cuts it",
     4519: "the windows of nuScenes val in II-World's forecasts",
+    81: "as many as nuScenes mini_val has keyframes",
+    69: "as many keyframes as nuScenes mini_val has with a full future",
 }
 _RECHECK = "`iidrive score CASES.npz` without predictions prints the obj_col row that your truth must give."
 
@@ -69,8 +71,8 @@ def _unknown(table: Table, n: int | None) -> Finding:
         about = "; ".join(f"{name} {' '.join(_range(*pair) for pair in row)}" for name, row in ranges.items())
         sentence = f"the digits are too coarse to count events; of {size} samples they would be, up to each column, {about}."
         return Finding("set", sentence + hint, open="" if stated else "the set")
-    if table.follows.name != "sparsedrive":
-        sentence = f"no counts of {size} samples (nuScenes val under this protocol) print like this: another set, of unknown size."
+    if table.follows.name != "sparsedrive" or table.percent_guessed:
+        sentence = f"the rates are no counts of {size} samples, nuScenes val's number under this protocol: another set, number or unit."
         return Finding("set", sentence + hint, False, (), "Say how many samples were scored with --samples.", "the set")
     if any(table.averages.get(name) for name in rates):
         sentence = f"no number of samples up to {LARGEST_SET} gives these percentages"
@@ -97,10 +99,11 @@ def _checksum(counts: Decoded, how: str) -> Finding:
             return Finding("set", f"another set than nuScenes val, of unknown size: {base}, where val has {known}.", open="the set")
         sentence = f"as many samples as nuScenes val, but other ground truth: {base}, where val has {known}."
         return Finding("mis-paired", f"{sentence} Paths and boxes are mis-paired, or the data was changed.", True, (), _RECHECK)
-    if counts.n in VAL_SIZES:
+    if counts.n in VAL_SIZES and counts.n > 100:
         return Finding("set", f"{VAL_SIZES[counts.n]}: another protocol's number of samples. {base}.", False, (), _RECHECK)
     if not any(counts.events["obj_col"]):
-        sentence = f"another set than nuScenes val, or a part of it: {base}. Zeros are no checksum: the set cannot be checked."
+        mini = f" ({VAL_SIZES[counts.n]})" if counts.n in VAL_SIZES else ""
+        sentence = f"another set than nuScenes val, or a part of it{mini}: {base}. Zeros are no checksum: the set cannot be checked."
         return Finding("set", sentence, open="the set")
     missing = NUSCENES_VAL_SAMPLES - counts.n
     lacking = np.array(NUSCENES_VAL_OBJ_COL) - counts.events["obj_col"]

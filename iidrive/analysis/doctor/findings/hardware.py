@@ -12,9 +12,11 @@ _WORDS = {c: i for i, c in enumerate("零一二三四五六七八九十")} | {
     "两": 2, "双": 2, "单": 1, "single": 1, "one": 1, "two": 2, "dual": 2, "three": 3, "four": 4, "five": 5, "six": 6,
     "seven": 7, "eight": 8, "ten": 10, "twelve": 12, "sixteen": 16, "thirty-two": 32,
 }  # fmt: skip
+_PROCESSES = r"(?:num[_ ]gpus?|n[_ ]?gpus?|gpus?|nproc[_-]per[_-]node|world[_ ]size|gpu[_ ]num)"
 _MODEL = (
     r"(?:(?:nvidia|geforce|tesla|quadro|rtx|gtx|ascend|amd|instinct)[ -]{0,2}){0,4}"
-    r"(?:titan(?: ?(?:xp|v|rtx|x))?|[ahvp]100|[ah]800|h200?|h20|gh200|gb200|b[23]00|a10g?|a16|a30|a40|a[2456]000|l4|l40s?|l20|t4|k80|910[bc]?|mi[23]\d\dx?"
+    r"(?:titan(?: ?(?:xp|v|rtx|x))?|[ahvp]100|[ah]800|h200?|h20|gh200|gb200|b[23]00"
+    r"|a10g?|a16|a30|a40|a[2456]000|l4|l40s?|l20|t4|k80|910[bc]?|mi[23]\d\dx?"
     r"|[1-5]0[5-9]0(?: ?ti| ?super| ?d)?)(?![0-9])"
 )
 _SIZE = r"(?:\d{2,3} ?gb?[ -]{0,2})?"
@@ -33,7 +35,7 @@ _FORMS = tuple(
         rf"{_COUNT}(?:{_BY}|[ -]{{0,2}})(?:张|块|片)? ?{_UNIT}(?![a-z住]){_NO_TIME}",
         rf"{_MODEL}(?:[ -]{{0,2}}\d{{2,3}} ?gb?)?(?: {{0,2}}[(（]?[x×*] {{0,2}})(?P<count>\d{{1,3}})(?![\w.])(?! ?gb)",
         rf"{_MODEL}[ -]{{0,2}}{_COUNT} ?(?:张|块|卡)",
-        rf"(?<![a-z_])(?:num[_ ]gpus?|n[_ ]?gpus?|gpus?|nproc[_-]per[_-]node|world[_ ]size|gpu[_ ]num)(?: {{0,2}}[=:x×*] {{0,2}}|(?<=--gpus) )(?P<count>\d{{1,4}})(?![\w.])(?! ?gb)",
+        rf"(?<![a-z_]){_PROCESSES}(?: {{0,2}}[=:x×*] {{0,2}}|(?<=--gpus) )(?P<count>\d{{1,4}})(?![\w.])(?! ?gb)",
     )
 )
 _NAMES = re.compile(rf"(?<![a-wyz0-9.]){_MODEL}(?=s?(?![a-z0-9]))", re.IGNORECASE)
@@ -69,7 +71,7 @@ def _number(said: str) -> int:
         return int(said) if said.isdigit() else _WORDS[said]
     tens, ten, ones = said.rpartition("十")
     if not ten:
-        return _WORDS[said] if said in _WORDS else 0
+        return _WORDS.get(said, 0)
     return 10 * (_WORDS.get(tens, 0) if tens else 1) + (_WORDS.get(ones, 0) if ones else 0)
 
 

@@ -32,7 +32,11 @@ def not_a_number(table: Table) -> list[Finding]:
     if not names:
         return []
     decide = "Look for NaN in the predictions: `iidrive score CASES.npz --predictions PREDICTIONS.npz` names the samples."
-    return [Finding("NaN", f"the evaluator printed NaN or infinity in {', '.join(names)}.", True, ("a mean over samples is NaN if one is",), decide)]
+    return [
+        Finding(
+            "NaN", f"the evaluator printed NaN or infinity in {', '.join(names)}.", True, ("a mean over samples is NaN if one is",), decide
+        )
+    ]
 
 
 def marks(table: Table) -> list[Finding]:

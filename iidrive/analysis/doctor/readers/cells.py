@@ -14,8 +14,13 @@ _NUMBER = re.compile(
     re.IGNORECASE,
 )
 _MARKUP = re.compile(r"</?[a-zA-Z][^<>]{0,200}>|\$|\*{1,3}|~~|`|[↑↓†‡]|\^\{[^{}]{0,20}\}|\\(?:rm|bf|it|small|tiny|scriptsize|hline)\b")
+_SPECIAL = re.compile(r"[\\<>$*~`↑↓†‡^{}\[]")
+_LINK = re.compile(r"\[([^\[\]]{1,80})\]\([^()]{0,300}\)")
+_SIMPLE = re.compile(r"([-+]?\d{1,12})(?:\.(\d{1,17}))?(%?)")
 _MACRO = re.compile(r"\\(?:textbf|underline|emph|mathbf|text|textit|textsc|mathrm|uline|bm|boldsymbol|best|second)\s?\{([^{}]{0,200})\}")
-_DROPPED = re.compile(r"\\(?:cite[a-z]{0,8}|ref|rowcolor|cellcolor|color|textcolor|footnotemark|label)\s?(?:\[[^\[\]]{0,60}\])?\{[^{}]{0,200}\}")
+_DROPPED = re.compile(
+    r"\\(?:cite[a-z]{0,8}|ref|rowcolor|cellcolor|color|textcolor|footnotemark|label)\s?(?:\[[^\[\]]{0,60}\])?\{[^{}]{0,200}\}"
+)
 _ARROWS = re.compile(r"\\(?:downarrow|uparrow|dagger|ddagger|ast|star|checkmark|quad|,|;|!)")
 _ABSENT = frozenset({"", "-", "--", "---", "–", "—", "n/a", "na", "none", "null", "/"})
 _LIKE = re.compile(r"[-+]?[\dOoIlBSZ|]{1,12}\s?[.,:]\s?[\dOoIlBSZ|]{1,40}\s?%?(?:[eE][-+]?\d{1,9})?")
@@ -35,6 +40,8 @@ class Number:
 def plain(cell: str) -> str:
     """A cell without bold, links, footnote marks, arrows and LaTeX commands."""
     text = cell[:400]
+    if not _SPECIAL.search(text):
+        return text.strip()
     if "\\" in text:
         text = text.replace(r"\%", "%").replace(r"\_", "_").replace(r"\pm", "±").replace(r"\&", "&").replace("~", " ")
         for _ in range(4):
@@ -43,6 +50,8 @@ def plain(cell: str) -> str:
                 break
             text = shorter
         text = _ARROWS.sub("", text)
+    if "](" in text:
+        text = _LINK.sub(r"\1", text)
     text = _MARKUP.sub("", text)
     return text.replace("{", "").replace("}", "").strip() if "{" in text else text.strip()
 
@@ -52,6 +61,11 @@ def number(cell: str) -> Number | None:
 
     A single comma is a decimal comma. Numbers beyond what a float holds are none.
     """
+    simple = _SIMPLE.fullmatch(cell)
+    if simple:
+        digits, behind = simple[1], simple[2] or ""
+        significant = len((digits + behind).lstrip("+-0"))
+        return Number(float(f"{digits}.{behind}"), 0.5 * 10.0 ** -len(behind), bool(simple[3]), None, significant)
     text = plain(cell)
     if not text or len(text) > LONGEST_CELL:
         return None

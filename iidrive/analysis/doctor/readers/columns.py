@@ -63,7 +63,9 @@ def _split(line: str) -> list[str]:
 
 
 def _header(line: str) -> tuple[str, ...]:
-    """The names of a header line, empty if it is none: times or quantities, and few other words."""
+    """The names of a header line, empty if it is none: times or quantities, and few other words, none of them with a value."""
+    if ":" in line or "=" in line or "{" in line:
+        return ()
     parted = _split(line)
     if not parted:
         wide = _WIDE.split(line.strip())[:MOST_CELLS]

@@ -10,9 +10,10 @@ from iidrive.analysis.doctor.readers.names import quantity
 
 _NUMBER = r"[-+]?(?:\d{1,40}\.\d{0,40}|\.\d{1,40}|\d{1,40})(?:[eE][-+]?\d{1,3})?|nan|inf"
 _PLAN = re.compile(
-    rf"(?P<rank>(?<!\d)\d{{1,3}}:)?(?<![A-Za-z\d])plan_(?P<row>L2|obj_col|obj_box_col)(?P<kind>_stp3|_single)?_(?P<time>\d(?:\.\d)?s|avg|mean)"
+    rf"(?<![A-Za-z\d])plan_(?P<row>L2|obj_col|obj_box_col)(?P<kind>_stp3|_single)?_(?P<time>\d(?:\.\d)?s|avg|mean)"
     rf"[\"']?(?P<mark>\s{{0,8}}[:=|]\s{{0,8}}|\s{{1,8}}is\s{{1,8}}|\s{{1,60}})(?:[\w.]{{0,20}}\()?(?P<value>{_NUMBER})(?![\w.])"
 )
+_RANK = re.compile(r"(?<![\d:])\d{1,3}:$")
 _MEANS = re.compile(rf"\bavg_(l2|obj_col|obj_box_col|col)(\s{{1,8}}is\s{{1,8}}|\s{{0,8}}[:= ]\s{{0,8}})({_NUMBER})(?![\w.])", re.IGNORECASE)
 _AVERAGES = re.compile(
     rf"(?<![A-Za-z0-9_])(obj_col|obj_box_col|L2)(?:_avg|_mean)?[\"']?\s{{0,4}}[:=]\s{{0,4}}(?:[\w.]{{0,20}}\()?\s{{0,4}}({_NUMBER})(%?)(?![\w.])"
@@ -38,11 +39,11 @@ def read_plan_lines(lines: Sequence[str]) -> list[Values]:
 
     for at, line in enumerate(lines):
         means = "avg_" in line
-        if "plan_" not in line and not means:
+        if "plan_L2" not in line and "plan_obj" not in line and not means:
             continue
         if '"mode": "train"' in line:
             continue
-        found = [(m["kind"] or "", m["row"], m["time"].replace("mean", "avg"), m["value"], _style(m)) for m in _PLAN.finditer(line)]
+        found = [(m["kind"] or "", m["row"], m["time"].replace("mean", "avg"), m["value"], _style(m, line)) for m in _PLAN.finditer(line)]
         if means:
             found += [("", _mean_row(m[1]), "avg", m[3], "") for m in _MEANS.finditer(line)]
         for kind, row, time, value, how in found:
@@ -62,8 +63,8 @@ def _mean_row(name: str) -> str:
     return {"l2": "L2", "col": "obj_box_col"}.get(name.lower(), name.lower())
 
 
-def _style(found: re.Match[str]) -> str:
-    if found["rank"]:
+def _style(found: re.Match[str], line: str) -> str:
+    if _RANK.search(line[max(0, found.start() - 6) : found.start()]):
         return "bevplanner"
     if found["mark"].strip() == "is":
         return "occworld"

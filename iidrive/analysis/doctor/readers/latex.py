@@ -10,7 +10,9 @@ from iidrive.analysis.doctor.readers.gather import MOST_CELLS, CellLine, gather
 
 _MULTICOLUMN = re.compile(r"\\multicolumn\s?\{(\d{1,2})\}\s?\{[^{}]{0,60}\}\s?\{((?:[^{}]|\{[^{}]{0,60}\}){0,120})\}")
 _MULTIROW = re.compile(r"\\multirow\s?\{[^{}]{0,20}\}\s?\{[^{}]{0,20}\}\s?\{((?:[^{}]|\{[^{}]{0,60}\}){0,120})\}")
-_RULES = re.compile(r"\\(?:hline|toprule|midrule|bottomrule|cmidrule(?:\([a-z]{1,4}\))?\{[\d-]{1,9}\}|cline\{[\d-]{1,9}\}|rowcolor\{[^{}]{0,60}\})")
+_RULES = re.compile(
+    r"\\(?:hline|toprule|midrule|bottomrule|cmidrule(?:\([a-z]{1,4}\))?\{[\d-]{1,9}\}|cline\{[\d-]{1,9}\}|rowcolor\{[^{}]{0,60}\})"
+)
 _LONGEST_ROW = 40
 
 
@@ -22,7 +24,7 @@ def read_latex(lines: Sequence[str]) -> list[Grid]:
 def _rows(lines: Sequence[str]) -> Iterator[CellLine]:
     apart, begun, parts = False, 0, list[str]()
     for at, line in enumerate(lines):
-        if not parts and ("&" not in line or "\\\\" not in line and line.count("&") < 2 and not line.strip().endswith("&")):
+        if not parts and ("&" not in line or ("\\\\" not in line and line.count("&") < 2 and not line.strip().endswith("&"))):
             if line and not _is_between(line):
                 apart = True
             continue

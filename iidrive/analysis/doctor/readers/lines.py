@@ -91,7 +91,7 @@ def words(lines: Sequence[str], most: int = 3) -> str:
     kept: list[str] = []
     for line in reversed(lines):
         line = line.strip()
-        if line and not is_rule(line) and not is_progress(line) and not (line[0] == "<" and line[-1] == ">" and len(line) < 40):
+        if line and not is_rule(line) and not is_progress(line) and not _ECHO.match(line) and "+--" not in line and line.count("|") < 4:
             kept.append(line)
         if len(kept) == most:
             break
@@ -99,6 +99,8 @@ def words(lines: Sequence[str], most: int = 3) -> str:
     return printable(text if len(text) <= 300 else f"… {text[-300:]}", 310)
 
 
+_ECHO = re.compile(r"\||\\[a-z]|</?[a-z][^<>]{0,60}>$|-{4,60} ?Planning|gt_[a-z_]{1,20} ?:|fut_valid_flag")
+"""Lines of an evaluator, of another table or of markup that are nobody's words."""
 _RULE = re.compile(r"[\s+|:=_-]*")
 _PROGRESS = re.compile(r"\[[> .=#-]{8,400}\]\s{0,4}(\d{1,9})/(\d{1,9})|\d{1,3}%\|.{0,200}\|\s?(\d{1,9})/(\d{1,9})\s?\[")
 
@@ -115,7 +117,8 @@ def is_progress(line: str) -> bool:
 
 def counted(line: str) -> int | None:
     """What a finished progress bar counted up to: 6019 of `6019/6019`."""
-    found = _PROGRESS.search(line) if "/" in line and ("]" in line or "%|" in line) else None
+    full = ">]" in line or "=]" in line or "#]" in line or "100%|" in line
+    found = _PROGRESS.search(line) if full else None
     if not found:
         return None
     done, total = (found[1], found[2]) if found[1] else (found[3], found[4])

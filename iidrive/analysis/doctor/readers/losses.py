@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _NO_NUMBER = re.compile(r"[\"']?\s{0,4}[:=]\s{0,4}(?:tensor\()?[-+]?(nan|inf|infinity)\b", re.IGNORECASE)
+_MOST = 200
+"""Names of losses that are kept."""
 _NAME = re.compile(r"[\w./-]{1,80}$")
 
 
@@ -34,5 +36,6 @@ def read_losses(lines: Sequence[str]) -> list[BadLoss]:
             name = _NAME.search(line[max(0, match.start() - 80) : match.start()])
             if name and "loss" in name[0].lower():
                 key = name[0].strip("./-")[:60]
-                found[key] = (found[key][0] if key in found else at, at)
-    return [BadLoss(name, first, last, last == latest) for name, (first, last) in found.items() if len(found) <= 200]
+                if key in found or len(found) < _MOST:
+                    found[key] = (found[key][0] if key in found else at, at)
+    return [BadLoss(name, first, last, last == latest) for name, (first, last) in found.items()]

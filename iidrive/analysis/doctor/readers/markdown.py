@@ -20,7 +20,8 @@ def is_dashes(line: str) -> bool:
 def mark_markdown(grids: Sequence[Grid], lines: Sequence[str]) -> list[Grid]:
     """The same grids, those with a line of dashes called Markdown. A log's grid may carry one too, which changes nothing but its name."""
     return [
-        replace(grid, form="markdown") if any(is_dashes(line) for line in lines[grid.first : grid.first + 6]) else grid for grid in grids
+        replace(grid, form="markdown") if any(is_dashes(line) for line in lines[max(0, grid.first - 2) : grid.first + 6]) else grid
+        for grid in grids
     ]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+_LONGEST = 400
+"""Characters of a name that are looked at."""
 _SPACES = re.compile(r"[\s_]{1,40}")
 _BOX = re.compile(r"(?<![a-z])box(?![a-z])")
 _COLLISION = re.compile(r"(?<![a-z])(?:collisions?|coll?s?|cr)(?![a-z])|碰撞")
@@ -23,7 +25,7 @@ def _normal(words: str) -> str:
 
 def quantity(words: str) -> str:
     """`L2`, `obj_col`, `obj_box_col`, `mIoU`, `IoU`, or "" where the words name none. A collision that says no more is a box's."""
-    text = _normal(words)
+    text = _normal(words[:_LONGEST])
     if _L2.search(text):
         return "L2"
     if _COLLISION.search(text):
@@ -45,8 +47,8 @@ def single(words: str) -> bool:
 
 def time_of(words: str) -> float | None:
     """Seconds that a name carries (`0.5s`, `L2 (m) 1s`), AVERAGE for a column of averages, None for neither."""
-    text = _normal(words)
-    found = _TIME.search(text)
+    text = _normal(words[:_LONGEST])
+    found = _TIME.search(text) if "s" in text or "秒" in text else None
     if found:
         return float(found[1])
     return AVERAGE if _AVERAGE.search(text) else None

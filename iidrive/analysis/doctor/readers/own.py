@@ -30,7 +30,7 @@ def read_tails(lines: Sequence[str]) -> Iterator[Tail]:
             yield Tail("rule", at, {})
         elif ("'" in line or '"' in line) and (found := _AVERAGE.findall(line[:4000])):
             yield Tail("average", at, dict(found))
-        elif line[-1] in "0123456789%. naif" and (summary := _SUMMARY.search(line[-80:])):
+        elif ("L2" in line[-80:] or "obj_box_col" in line[-80:]) and (summary := _SUMMARY.search(line[-80:])):
             yield Tail("summary", at, {"row": summary[1], "value": summary[2], "percent": summary[3]})
         elif " events per step, of " in line and (events := _EVENTS.search(line)):
             few = events[3].split()
