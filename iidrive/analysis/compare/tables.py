@@ -11,6 +11,7 @@ from scipy import stats
 from iidrive.analysis.compare.compare import two_figures, verdict_sentence
 from iidrive.analysis.compare.stats import ALPHA, POWER_Z, counts_differ, holm
 from iidrive.analysis.doctor.decode import between
+from iidrive.analysis.doctor.findings.evaluation_set import count_lines
 from iidrive.analysis.doctor.printed import RATES, Decoded, Table, decode, read_tables
 from iidrive.core.errors import ConfigError, DataError
 from iidrive.scoring.score import NUSCENES_VAL_SAMPLES
@@ -42,10 +43,13 @@ def compare_tables(a: Table, b: Table, names: tuple[str, str] = ("A", "B"), n: i
     first, second = _decoded(a, n), _decoded(b, n)
     if first.steps != second.steps:
         raise DataError(f"the tables have different columns: {_times(a)} in {names[0]} and {_times(b)} in {names[1]}.")
-    if first.n != second.n or first.events.get("obj_col") != second.events.get("obj_col"):
+    checksum = a.follows.name == "sparsedrive"  # elsewhere obj_col is the plan's own
+    if first.n != second.n or (checksum and first.events.get("obj_col") != second.events.get("obj_col")):
         raise DataError(
-            f"the tables are of different evaluation sets: obj_col has {_counts(first, 'obj_col')} events in {names[0]} and "
-            f"{_counts(second, 'obj_col')} in {names[1]}; that row cannot depend on the model, so nothing can be compared."
+            f"the tables are of different evaluation sets: obj_col has {_set(first)} in {names[0]} and {_set(second)} in {names[1]}; "
+            "neither the number of samples nor that row can depend on the model, so nothing can be compared."
+            if checksum
+            else f"the tables are of different evaluation sets: {first.n} samples in {names[0]}, {second.n} in {names[1]}."
         )
     size, p, gap, error, out = first.n, {}, {}, {}, []
     scenes = VAL_SCENES if size == NUSCENES_VAL_SAMPLES else max(2, size * VAL_SCENES // NUSCENES_VAL_SAMPLES)
@@ -115,8 +119,15 @@ def _mean_l2(table: Table) -> float | None:
     return printed if printed is not None and np.isfinite(printed) else None
 
 
+def _set(decoded: Decoded) -> str:
+    return f"{_counts(decoded, 'obj_col') or 'no'} events of {decoded.n} samples"
+
+
 def _decoded(table: Table, n: int | None) -> Decoded:
     found = decode(table, n)
+    contradiction = count_lines(table, found)
+    if contradiction:
+        raise DataError(f"{table.where}, line {table.line}: {contradiction[0].sentence} {'; '.join(contradiction[0].evidence)}.")
     if found is None:
         size = n or table.n
         ranges = between(table, size) if size else {}

@@ -80,7 +80,7 @@ def diagnose(tables: Sequence[Table], n: int | None = None) -> Report:
         one, two, counts = tables[i], tables[j], decoded[i]
         try:
             same_protocol(one, two, (f"table {one.number}", f"table {two.number}"))
-            if counts and decoded[j] and not _same_set(counts, decoded[j]):
+            if counts and decoded[j] and not _same_set(one, counts, decoded[j]):
                 raise DataError("they are of different evaluation sets: N or the obj_col row differs.")
             result = compare_tables(one, two, (f"table {one.number}", f"table {two.number}"), counts.n if counts else n)
         except DataError as error:
@@ -94,7 +94,13 @@ def diagnose(tables: Sequence[Table], n: int | None = None) -> Report:
     ]
     reports = []
     for table, counts, found in zip(tables, decoded, alone, strict=True):
-        others = [h for h, c in healthy if h is not table and h.follows.name == table.follows.name and _same_set(c, counts)]
+        others = [
+            h
+            for h, c in healthy
+            if h is not table
+            and (h.follows.name, h.follows.averaging) == (table.follows.name, table.follows.averaging)
+            and _same_set(table, c, counts)
+        ]
         extra = beside(table, found, others, counts.n) if counts and "L2" in table.rows else []
         reports.append(Diagnosis(table, counts, (*found, *extra)))
     return Report(tuple(reports), tuple(noise), tuple(differ), tuple(apart))
@@ -117,8 +123,11 @@ def _alone(table: Table, counts: Decoded | None, n: int | None) -> tuple[Finding
     )
 
 
-def _same_set(a: Decoded | None, b: Decoded | None) -> bool:
-    return a is not None and b is not None and a.n == b.n and a.events.get("obj_col") == b.events.get("obj_col")
+def _same_set(table: Table, a: Decoded | None, b: Decoded | None) -> bool:
+    """Whether two tables of one protocol may be of one set: as many samples, and where obj_col is the true path's own, the same one."""
+    if a is None or b is None or a.n != b.n:
+        return False
+    return table.follows.name != "sparsedrive" or a.events.get("obj_col") == b.events.get("obj_col")
 
 
 # ------------------------------------------------------------------------------------------------------------------- printing

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from iidrive.analysis.doctor.header import Column, columns_of, runs_of
 from iidrive.analysis.doctor.readers.cells import absent, damaged, number, plain
 from iidrive.analysis.doctor.readers.found import Grid, Values
 from iidrive.analysis.doctor.readers.names import AVERAGE, is_row_name, quantity, says_box, single, time_of
@@ -54,19 +55,9 @@ class Rows:
             self.unread.append(f"{label or row} at {where}: '{printable(plain(cell), 40)}'")
 
 
-@dataclass(frozen=True)
-class Column:
-    """What a header says of one column."""
-
-    at: int
-    time: float | None
-    row: str
-    name: str
-
-
 def of_grid(grid: Grid, above: Sequence[str], key: int) -> tuple[list[Rows], list[str]]:
     """The tables of one grid, and what in it was seen but could not be read. `above` are the few lines before it, the nearest last."""
-    columns = _columns(grid)
+    columns = columns_of(grid)
     timed = [c for c in columns if (c.time is not None and c.at > 0) or (c.time is not None and not c.row)]
     named = [c for c in columns if c.row]
     plan = _plan_cells(grid)
@@ -82,44 +73,6 @@ def of_grid(grid: Grid, above: Sequence[str], key: int) -> tuple[list[Rows], lis
             return [], [f"line {grid.first + 1}: the header names {twice[0]} more than once and no times"]
         return list(_averages_down(grid, columns, named, key)), []
     return _bare(grid, key)
-
-
-def _columns(grid: Grid) -> list[Column]:
-    """The header's lines read downwards; a name that stands over several columns counts for each of them."""
-    if not grid.header:
-        return []
-    width = max(len(cells) for cells in grid.header)
-    # a line of times that is shorter lacks the cells of a label that stands beside both lines
-    lines = [("",) * (width - len(c)) + c for c in grid.header if len(c) == width or sum(time_of(plain(x)) is not None for x in c) >= 2]
-    texts = [" ".join(dict.fromkeys(plain(cells[k]) for cells in lines)).strip() for k in range(width)]
-    out = []
-    for k, text in enumerate(texts):
-        parts = [plain(cells[k]) for cells in lines]
-        time = next((t for t in map(time_of, reversed(parts)) if t is not None), None)
-        row = next((q for q in map(quantity, parts) if q), "")
-        out.append(Column(k, time, row, text))
-    groups = [c for c in grid.header if len(c) < width and sum(time_of(plain(x)) is not None for x in c) < 2]
-    return _spread(out, groups) if groups else out
-
-
-def _spread(columns: list[Column], groups: list[tuple[str, ...]]) -> list[Column]:
-    """Names of a shorter header line above, handed to the runs of times below in order."""
-    names = [name for name in map(quantity, map(plain, groups[0])) if name]
-    runs = _runs([c for c in columns if c.time is not None])
-    if len(names) != len(runs):
-        return columns
-    row_of = {c.at: name for name, run in zip(names, runs, strict=True) for c in run}
-    return [Column(c.at, c.time, c.row or row_of.get(c.at, ""), c.name) for c in columns]
-
-
-def _runs(timed: Sequence[Column]) -> list[list[Column]]:
-    """Columns of times cut where the times begin again."""
-    runs: list[list[Column]] = []
-    for column in timed:
-        if not runs or column.time in {c.time for c in runs[-1]}:
-            runs.append([])
-        runs[-1].append(column)
-    return runs
 
 
 def _row_time(cells: Sequence[str]) -> float | None:
@@ -167,7 +120,7 @@ def _times_across(
 ) -> tuple[list[Rows], list[str]]:
     """Times as columns: quantities as rows, or methods as rows with a run of times for each quantity."""
     timed = [c for c in timed if c.time is not None]
-    runs = _runs(timed)
+    runs = runs_of(timed)
     unread: list[str] = []
     names = [next((c.row for c in run if c.row), "") for run in runs]
     if len(runs) == 1 and not names[0]:

@@ -41,7 +41,8 @@ class Row:
     """One printed row: its columns and average, rates as fractions of 1, L2 in metres; NaN where a cell could not be read or was NaN.
 
     `half` is half of the last printed digit (the largest of the row); `halves` that of each column. `spread` is the printed ±. `precise`: the
-    numbers stand at full precision. `label` is the row's name as printed. `states` says of each column why it holds no number. `average_half`: half of the last digit of the average.
+    numbers stand at full precision. `label` is the row's name as printed. `states` says of each column
+    why it holds no number. `average_half`: half of the last digit of the average.
     """
 
     columns: tuple[float, ...]

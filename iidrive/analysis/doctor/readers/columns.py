@@ -71,7 +71,8 @@ def _header(line: str) -> tuple[str, ...]:
         wide = _WIDE.split(line.strip())[:MOST_CELLS]
         tight = line.split()[:MOST_CELLS]
         named = sum(_names(cell) for cell in wide)
-        parted = wide if len(wide) > 2 and named >= 2 and named * 2 >= len(wide) else _from_first_time(tight)
+        enough = named >= 2 and (named == len(wide) or len(wide) > 2) and named * 2 >= len(wide)
+        parted = wide if enough else _from_first_time(tight)
         if parted is wide and line[:1] in " \t":
             parted = ["", *wide]
     named = sum(_names(cell) for cell in parted)

@@ -20,6 +20,7 @@ _BARS = str.maketrans(
     {c: "|" for c in "│┃║¦❘∣┆┇┊┋╎╏"} | {c: "+" for c in "┌┐└┘├┤┬┴┼╔╗╚╝╠╣╦╩╬"} | {c: "-" for c in "─━═‐‑‒–—−"} | {"\u200b": "", "\ufeff": ""}
 )
 _ARCHIVES = {b"PK\x03\x04": "an archive or array file", b"\x93NUMPY": "an array file", b"\x80\x02": "a pickle", b"\x80\x04": "a pickle"}
+_CONTROLS = bytes(set(range(32)) - set(b"\t\n\r\x1b\x08\x0c"))
 _PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
 
@@ -54,7 +55,7 @@ def _decoded(raw: bytes, path: str | Path) -> str:
         zeros = start[0::2].count(0), start[1::2].count(0)
         if max(zeros) > 0.4 * len(start) / 2:
             return raw.decode("utf-16-be" if zeros[0] > zeros[1] else "utf-16-le", errors="replace")
-        if start.count(0) > len(start) // 50 + 1:
+        if len(start) - len(start.translate(None, _CONTROLS)) > len(start) // 50 + 1:
             raise DataError(f"{path}: this is a binary file, not text; expected a log or notes with a printed table.")
     try:
         return raw.decode("utf-8-sig")

@@ -13,7 +13,7 @@ _POINT = re.compile(r"(?<![a-z])obj (?:single )?coll?(?![a-z])|traj collision")
 _L2 = re.compile(r"(?<![a-z0-9])l2(?![a-z0-9])")
 _MIOU = re.compile(r"(?<![a-z])miou(?![a-z])")
 _IOU = re.compile(r"(?<![a-z])iou(?![a-z])")
-_TIME = re.compile(r"(?<![\d.])(\d{1,2}(?:\.\d{1,2})?)\s?(?:s|secs?|seconds?|秒)(?![a-z0-9])")
+_TIME = re.compile(r"(?<![\d.,])(\d{1,2}(?:[.,]\d{1,2})?)\s?(?:s|secs?|seconds?|秒)(?![a-z0-9])")
 _AVERAGE = re.compile(r"(?<![a-z])(?:avg|average|mean|ave)(?![a-z])|平均|均值")
 AVERAGE = -1.0
 """Stands for the column of averages where times are asked for."""
@@ -50,7 +50,7 @@ def time_of(words: str) -> float | None:
     text = _normal(words[:_LONGEST])
     found = _TIME.search(text) if "s" in text or "秒" in text else None
     if found:
-        return float(found[1])
+        return float(found[1].replace(",", "."))
     return AVERAGE if _AVERAGE.search(text) else None
 
 
