@@ -28,6 +28,8 @@ from iidrive.core.text import printable
 _FAR = 200
 """Lines below a table in which its dict of averages may stand."""
 _MOST_TABLES = 1000
+_LARGEST = 1e12
+"""Averages beyond this are no numbers."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class _Draft:
     counts: list[CountLine] = field(default_factory=list)
     scored: int | None = None
     unread: list[str] = field(default_factory=list)
+    nan: set[str] = field(default_factory=set)
 
     @property
     def only_averages(self) -> bool:
@@ -175,11 +178,16 @@ def _take(draft: _Draft, tail: Tail) -> None:
     if tail.kind == "average":
         goes_on = draft.average_at == at - 1 and draft.averages.keys().isdisjoint(cells)
         if (not draft.averages or goes_on) and not draft.rows.label and not draft.only_averages:
-            draft.averages |= {name: float(value) for name, value in cells.items()}
+            read = {name: float(value) for name, value in cells.items()}
+            draft.averages |= {name: value for name, value in read.items() if abs(value) < _LARGEST}
+            draft.nan |= {name for name, value in read.items() if not abs(value) < _LARGEST}
             draft.average_at = draft.last = at
     elif tail.kind == "summary":
         if cells["row"] not in draft.summary and not draft.averages and not draft.only_averages:
-            draft.summary[cells["row"]] = (cells["value"], cells["percent"])
+            if abs(float(cells["value"])) < _LARGEST:
+                draft.summary[cells["row"]] = (cells["value"], cells["percent"])
+            else:
+                draft.nan.add(cells["row"])
             draft.last = at
     elif tail.kind == "events":
         draft.counts.append(CountLine(cells["row"], int(cells["n"]), tuple(int(k) for k in cells["events"].split()), at + 1))
@@ -274,6 +282,7 @@ def _table(draft: _Draft, number: int, where: str, first: int, heading: str, rem
         percent_guessed=guessed == "percent",
         unread=(*draft.rows.unread, *draft.unread),
         notes=tuple(notes),
+        nan=tuple(sorted(draft.nan)),
     )
 
 

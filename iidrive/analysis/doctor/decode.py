@@ -31,6 +31,8 @@ USUAL_SIZES: Mapping[str, tuple[int, ...]] = {
 _ANY_SIZE = (5119, 6019, 4819, 4219)
 _CHANCE = 0.05
 """The digits of a set that was not stated must fit by chance less often than this."""
+_LOOSE = 2000
+"""Digits at full precision that fit more numbers of samples than this say nothing of it."""
 _WIDEST = 64
 """More counts than this behind one printed cell, and nothing is decoded."""
 
@@ -104,6 +106,8 @@ def all_zero(table: Table) -> bool:
 def luck(table: Table, size: int) -> float:
     """How often digits as coarse as these would fit `size` samples by chance: the product of the widths of the counts behind each cell."""
     chance = 1.0
+    if not table.steps:
+        return chance
     for name in _rates(table):
         row = table.rows[name]
         for value, half, k in zip(row.columns, row.halves or [row.half] * len(row.columns), _multiples(table), strict=True):
@@ -214,6 +218,8 @@ def _from_digits(table: Table) -> Decoded | None:
             fits &= np.abs(weighted - np.round(weighted)) <= 2e-7 * weighted + 1e-9
     for mean in table.means:  # whole counts divided by the number of samples too
         fits &= np.abs(mean * sizes - np.round(mean * sizes)) <= 2e-7 * mean * sizes + 1e-9
+    if fits.sum() > _LOOSE:  # digits that fit this many numbers tell none
+        return None
     found = [d for size in sizes[fits] if (d := _of_size(table, int(size), "digits"))]
     if not found:
         return None
@@ -232,7 +238,8 @@ def _bounds(table: Table, row: Row, sizes: Int64[Array, "s"]) -> tuple[Int64[Arr
     slack = 1e-9 + 1e-7 * column * scale
     low = np.ceil(scale * (column - half) - slack)
     high = np.floor(scale * (column + half) + slack)
-    return np.maximum(low, 0).astype(np.int64), np.minimum(high, scale).astype(np.int64)
+    most = float(LARGEST_STATED) * max(table.steps, default=1)
+    return np.clip(low, 0, most).astype(np.int64), np.clip(np.minimum(high, scale), -1, most).astype(np.int64)
 
 
 def _all_events(table: Table, size: int) -> dict[str, tuple[int, ...]] | None:

@@ -78,7 +78,8 @@ class Table:
     `summary` the lines with one average each and half of their last digit. `counts` and `scored` are iidrive's own lines (`scored` others'
     too), `progress` what a progress bar above counted to, `means` VAD's counts a sample. `heading` and `remark` are the words before and
     after it, `marks` what stands before it about mismatched stages. `label` is a method's name where methods are rows; such tables share
-    `grid`. `unread` says what could not be read, `notes` how things were taken. `line` is where it starts, 1 the first.
+    `grid`. `unread` says what could not be read, `notes` how things were taken, `nan` which averages below the table were NaN or
+    infinite. `line` is where it starts, 1 the first.
     """
 
     number: int
@@ -104,6 +105,7 @@ class Table:
     unread: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     losses: tuple[BadLoss, ...] = ()
+    nan: tuple[str, ...] = ()
 
     @property
     def events(self) -> dict[str, tuple[int, ...]]:

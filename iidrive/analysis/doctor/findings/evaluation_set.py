@@ -62,11 +62,13 @@ def _unknown(table: Table, n: int | None) -> Finding:
         return Finding("set", sentence, open="the set")
     if not table.follows.averaging:
         return Finding("set", "without the protocol the rates are no counts: N is unknown.", open="the set")
+    if not table.steps:
+        return Finding("set", "the columns stand at times that are no whole half seconds: events cannot be counted.", open="the set")
     if any(table.rows[name].lacks("unread", "nan") for name in rates):
         return Finding("set", f"too few readable cells to tell the number of samples.{hint}", open="the set")
     size = n or table.n or USUAL_SIZES.get(table.follows.name, (NUSCENES_VAL_SAMPLES,))[0]
     ranges = between(table, size)
-    fits = all(low <= high for row in ranges.values() for low, high in row)
+    fits = bool(ranges) and all(low <= high for row in ranges.values() for low, high in row)
     stated = bool(n or table.n)
     if fits and (stated or luck(table, size) > 0.05):
         about = "; ".join(f"{name} {' '.join(_range(*pair) for pair in row)}" for name, row in ranges.items())

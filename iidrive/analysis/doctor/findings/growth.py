@@ -117,7 +117,7 @@ def _judged(table: Table, found: Growth, on_val: bool, known_set: bool) -> list[
         return [describe, pattern]
     if first > FIRST_ACCELERATION * found.reach[0]:
         steady = step / found.time_s
-        if not on_val and known_set and steady.max() / steady.min() < 1.12:
+        if not on_val and known_set and 0 < steady.max() < 1.12 * steady.min():
             sentence = (
                 f"L2 grows in proportion to time, {float(np.median(steady)):.2f} m/s: a constant error of speed or direction, on another set "
                 "than nuScenes val, whose driving is unknown."

@@ -29,6 +29,7 @@ def taken(table: Table) -> list[Finding]:
 def not_a_number(table: Table) -> list[Finding]:
     """Rows in which the evaluator printed NaN or infinity."""
     names = [name for name, row in table.rows.items() if row.lacks("nan") or (row.average is not None and row.average != row.average)]
+    names = list(dict.fromkeys([*names, *table.nan]))
     if not names:
         return []
     decide = "Look for NaN in the predictions: `iidrive score CASES.npz --predictions PREDICTIONS.npz` names the samples."

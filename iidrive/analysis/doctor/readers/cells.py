@@ -83,7 +83,8 @@ def number(cell: str) -> Number | None:
     mantissa = digits.partition("e")[0]
     significant = len(mantissa.replace(".", "").lstrip("+-0"))
     percent = "%" in (found["unit"] or "", found["spread_unit"] or "")
-    return Number(value * scale, 0.5 * 10.0 ** -decimals(digits) * scale, percent, spread, significant)
+    half = 0.5 * 10.0 ** -max(decimals(digits), -6)
+    return Number(value * scale, half * scale, percent, spread, significant)
 
 
 def absent(cell: str) -> bool:
