@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from make_tables import PLAIN_L2, print_table
 
 from iidrive.analysis.compare.tables import compare_tables
@@ -266,6 +268,47 @@ def test_foreign_words_are_escaped_and_cut() -> None:
     report = format_report(diagnose(parse_tables(evil)))
     assert report.replace("\n", "").isprintable()
     assert max(map(len, report.split("\n"))) < 1000
+
+
+PIECES = ["nan", "inf", "1e308", "1e-300", "-1", "999999999999", "N/A", "%", "|", "&", "\n", "0.0", "100%", "½", "1,5", "L2", "avg", "0s", "±", "\x00"]
+    "nan",
+    "inf",
+    "1e308",
+    "1e-300",
+    "-1",
+    "999999999999",
+    "N/A",
+    "%",
+    "|",
+    "&",
+    "\n",
+    "0.0",
+    "100%",
+    "½",
+    "1,5",
+    "L2",
+    "avg",
+    "0s",
+    "0.25s",
+    "±",
+    "\x00",
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    text=st.sampled_from([print_table(), COUNTED + LINE.format(n=175, events="0 0 1 1 5 17") + SCORED, grid(PLAIN_L2)]),
+    changes=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 12), st.sampled_from(PIECES)), min_size=1, max_size=6),
+    n=st.sampled_from([None, 1, 5119, 10**9]),
+)
+def test_no_change_to_a_table_breaks_the_doctor(text: str, changes: list[tuple[float, int, str]], n: int | None) -> None:
+    for place, length, piece in changes:
+        at = int(place * len(text))
+        text = text[:at] + piece + text[at + length :]
+    report = diagnose(parse_tables(text), n)
+    assert format_report(report).replace("\n", "").isprintable()
+    for diagnosis in report.tables:
+        assert diagnosis.decoded is None or all(0 <= k <= 6 * diagnosis.decoded.n for row in diagnosis.decoded.events.values() for k in row)
 
 
 # ---------------------------------------------------------------------------------------------------------------------- from the field
