@@ -191,6 +191,47 @@ Ours~\cite{a} & 0.01 & 0.05 & \textbf{0.18} & 0.08 & 0.29 & \underline{0.58} & 0
         assert parse_tables(f"<table>{head}<tr><td>Ours</td>{cells}</tr></table>")[0].rows["L2"].columns == (0.29, 0.58, 0.96)
 
 
+def test_rows_of_pandas_with_an_index_or_in_parts() -> None:
+    text = """
+  method  L2_1s  L2_2s  L2_3s  col_1s  col_2s  col_3s
+0    VAD   0.17   0.34   0.60    0.07    0.10    0.24
+1  Ours    0.14   0.30   0.50    0.03    0.08    0.20
+"""
+    one, two = parse_tables(text)
+    assert one.rows["L2"].columns == (0.17, 0.34, 0.60)
+    assert two.rows["obj_box_col"].columns == pytest.approx((0.0003, 0.0008, 0.0020))
+    parts = """
+                 0.5s      1.0s      1.5s  \\
+obj_box_col  0.000195  0.000195  0.000260
+L2           0.238800  0.359500  0.497000
+
+                 2.0s      2.5s      3.0s
+obj_box_col  0.000733  0.001484  0.003093
+L2           0.656100  0.836900  1.040600
+"""
+    (whole,) = parse_tables(parts)
+    assert whole.rows["L2"].columns == (0.2388, 0.3595, 0.4970, 0.6561, 0.8369, 1.0406)
+    assert whole.rows["obj_box_col"].columns[-1] == 0.003093
+
+
+def test_a_row_that_does_not_fit_its_header_is_not_read(tmp_path: Path) -> None:
+    for text in (
+        "| Method | L2 1s | L2 2s |\n|---|---|---|\n| a | 0.1 | 0.2 | 0.3 |",
+        "method  L2_1s  L2_2s  L2_3s\nVAD 3 0.1 0.2 0.3 0.4\n",
+    ):
+        (tmp_path / "t.txt").write_text(text)
+        with pytest.raises(DataError, match="cells below"):
+            read_tables(tmp_path / "t.txt")
+
+
+def test_lists_in_a_dict() -> None:
+    text = "{'obj_box_col': tensor([0.0003, 0.0005, 0.0007, 0.0012, 0.0033, 0.0060]), 'L2': tensor([0.3, 0.5, 0.8, 1.0, 1.4, 1.7])}"
+    (table,) = parse_tables(text)
+    assert (table.form, table.follows.name) == ("dict of lists", "")
+    assert table.rows["L2"].columns == (0.3, 0.5, 0.8, 1.0, 1.4, 1.7)
+    assert table.rows["obj_box_col"].columns[-1] == 0.0060
+
+
 def test_groups_without_names_are_taken_for_the_usual_order_and_say_so() -> None:
     table = parse_tables(r"Method & 1s & 2s & 3s & 1s & 2s & 3s \\" + "\n" + r"UniAD & 0.45 & 0.70 & 1.04 & 0.62 & 0.58 & 0.63 \\")[0]
     assert table.rows["L2"].columns == (0.45, 0.70, 1.04)

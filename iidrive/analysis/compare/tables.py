@@ -65,8 +65,8 @@ def compare_tables(a: Table, b: Table, names: tuple[str, str] = ("A", "B"), n: i
         events = first.events["obj_box_col"], second.events["obj_box_col"]
         gap["obj_box_col"] = (first.weighted("obj_box_col") - second.weighted("obj_box_col")) / (36 * size)
         counted = [k for k, weight in enumerate(first.weights) if weight]  # values at 1, 2 and 3 s alone make UniAD's average
-        sides = ([side[k] for k in counted] for side in events)
-        p["obj_box_col"], spread = counts_differ(*sides, [first.weights[k] for k in counted])
+        left, right = ([side[k] for k in counted] for side in events)
+        p["obj_box_col"], spread = counts_differ(left, right, [first.weights[k] for k in counted])
         error["obj_box_col"] = spread / (36 * size)
         shown = [f"{_counts(d, 'obj_box_col')} ({sum(e)})" for d, e in zip((first, second), events, strict=True)]
         out.append(

@@ -108,6 +108,15 @@ def _merged(found: Sequence[Rows], tails: Sequence[Tail]) -> list[Rows]:
         while at < len(ends) and before and ends[at] <= before.last:
             at += 1
         torn = before and not rows.header and before.times == rows.times == USUAL_S and before.cells.keys().isdisjoint(rows.cells)
+        goes_on = (
+            before and before.form == rows.form == "columns" and before.cells.keys() == rows.cells.keys() and before.times and rows.times
+        )
+        if before and goes_on and rows.first - before.last <= 3 and not before.label and rows.times[0] > before.times[-1]:
+            for name, row in rows.cells.items():  # a wide frame of pandas, printed in parts
+                before.cells[name] |= row
+            before.unread += rows.unread
+            before.last = rows.last
+            continue
         near = before and rows.first - before.last < _FAR and not (at < len(ends) and ends[at] < rows.first)
         if before and torn and near and not before.label and _averaged(before) == _averaged(rows):
             before.cells |= rows.cells

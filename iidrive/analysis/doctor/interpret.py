@@ -139,7 +139,11 @@ def _times_across(
         return [], [f"line {grid.first + 1}: the header names {names[0]} twice"]
     first = min(c.at for c in timed)
     tables = []
-    for at, cells in grid.body[:MOST_ROWS]:
+    for at, printed in grid.body[:MOST_ROWS]:
+        cells = _in_columns(printed, len(columns), first, grid.form)
+        if cells is None:
+            unread.append(f"line {at + 1}: {len(printed)} cells below {len(columns)} columns")
+            continue
         label = printable(" ".join(plain(cell) for cell in cells[:first] if plain(cell) and number(cell) is None), 80)
         rows = Rows(grid.form, at, at, title=grid.title, grid=key, header=True, label=label or "unnamed", notes=list(notes))
         rows.block = grid.first, grid.last
@@ -158,6 +162,17 @@ def _times_across(
         if rows.cells:
             tables.append(rows)
     return tables, unread
+
+
+def _in_columns(cells: Sequence[str], width: int, first: int, form: str) -> Sequence[str] | None:
+    """The cells of a row below the header's `width` columns, `first` the first of times; None where they cannot be told apart.
+
+    In columns parted by blanks a label may be more or fewer words than the header's: its numbers end where the header ends.
+    """
+    if form != "columns" or len(cells) == width:
+        return cells if len(cells) <= width else None
+    numbers = cells[1:]
+    return (cells[0], *[""] * (first - 1), *numbers) if len(numbers) == width - first else None
 
 
 def _whole(cell: str) -> bool:

@@ -40,6 +40,8 @@ def follow(rows: Rows, heading: str) -> Follows:
     if rows.style in STYLES:
         return STYLES[rows.style]
     times = rows.times
+    if rows.style == "dict" and times:
+        return Follows("", "", "a dict of lists does not say whether they hold means up to a time or values at it")
     half_seconds = len(times) >= FUTURE_STEPS and all(abs(t - STEP_S * (k + 1)) < 1e-6 for k, t in enumerate(times))
     with_average = any(AVERAGE in row for row in rows.cells.values())
     if half_seconds and with_average and not rows.label:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from iidrive.analysis.doctor.readers.cells import absent, damaged, number
 from iidrive.analysis.doctor.readers.found import Grid
 from iidrive.analysis.doctor.readers.gather import MOST_CELLS, CellLine, gather
+from iidrive.analysis.doctor.readers.lines import is_rule
 from iidrive.analysis.doctor.readers.names import is_row_name, quantity, time_of
 from iidrive.analysis.doctor.readers.own import is_own_line
 
@@ -26,7 +27,7 @@ def read_columns(lines: Sequence[str]) -> list[Grid]:
 def _rows(lines: Sequence[str]) -> Iterator[CellLine]:
     header, apart = -_ROW, True
     for at, line in enumerate(lines):
-        if not line:
+        if not line or (line[0] in "=-+ " and is_rule(line)):
             continue
         if "|" in line or "&" in line or len(line) > 4000 or "</t" in line or "plan_" in line:
             apart, header = True, -_ROW
@@ -66,6 +67,7 @@ def _header(line: str) -> tuple[str, ...]:
     """The names of a header line, empty if it is none: times or quantities, and few other words, none of them with a value."""
     if ":" in line or "=" in line or "{" in line:
         return ()
+    line = line.rstrip(" \\")  # a wide frame of pandas goes on below
     parted = _split(line)
     if not parted:
         wide = _WIDE.split(line.strip())[:MOST_CELLS]

@@ -19,8 +19,10 @@ _AVERAGES = re.compile(
     rf"(?<![A-Za-z0-9_])(obj_col|obj_box_col|L2)(?:_avg|_mean)?[\"']?\s{{0,4}}[:=]\s{{0,4}}(?:[\w.]{{0,20}}\()?\s{{0,4}}({_NUMBER})(%?)(?![\w.])"
 )
 _COUNTED = re.compile(r"(?:^|[\s,{'\"])gt_[a-z_]{2,20}['\"]?\s{0,4}:\s{0,4}(\d{1,6}\.\d{6,20})")
-_RUN = re.compile(r"(?<![\d./])(\d{1,4}(?:\.\d{1,8})?(?:\s?/\s?\d{1,4}\.\d{1,8}){2,6})\s?(%?)(?![\d/])")
+_RUN = re.compile(r"(?<![\d./])(\d{1,4}(?:\.\d{1,8})?%?(?:\s?/\s?\d{1,4}\.\d{1,8}%?){2,6})\s?(%?)(?![\d/])")
+_LIST = re.compile(r"(?<![A-Za-z0-9_])(obj_col|obj_box_col|L2)[\"']?\s{0,4}[:=]\s{0,4}(?:[\w.]{0,20}\()?\[([-+\d.eE, ]{9,300})\]")
 _STYLES = re.compile(r"(uniad|st-?p-?3|vad|sparsedrive|occworld|bev-?planner)", re.IGNORECASE)
+_STEPS = ("0.5s", "1s", "1.5s", "2s", "2.5s", "3s")
 _FAR = 12
 """Lines that may stand between two lines of one block."""
 
@@ -85,6 +87,10 @@ def read_logs(lines: Sequence[str]) -> Iterator[Values]:
             continue
         if '"mode": "train"' in line or "plan_" in line or " events per step" in line:
             continue
+        listed = _lists(line) if "[" in line else {}
+        if listed:
+            yield Values("dict of lists", at, at, "dict", listed)
+            continue
         found = {(m[1], "avg"): m[2] + m[3] for m in _AVERAGES.finditer(line[:8000])}
         if not found:
             continue
@@ -103,6 +109,16 @@ def read_logs(lines: Sequence[str]) -> Iterator[Values]:
                 gathered = {}
 
 
+def _lists(line: str) -> dict[tuple[str, str], str]:
+    """`'L2': [0.35, 0.55, 0.77, 1.04, 1.36, 1.71]`: six steps, and perhaps an average."""
+    cells = {}
+    for match in _LIST.finditer(line[:8000]):
+        numbers = match[2].replace(",", " ").split()
+        if len(numbers) in (6, 7):
+            cells |= {(match[1], time): number for time, number in zip((*_STEPS, "avg"), numbers, strict=False)}
+    return cells
+
+
 def read_runs(lines: Sequence[str]) -> Iterator[Values]:
     """Sentences such as `UniAD-style metrics L2 = 0.21/0.61/1.24/0.68 and Collision = 0.00/0.17/0.63/0.27%`."""
     label, first, last = "", 0, 0
@@ -114,7 +130,8 @@ def read_runs(lines: Sequence[str]) -> Iterator[Values]:
         for run in _RUN.finditer(line[:4000]):
             before = line[max(end, run.start() - 120) : run.start()]
             row, end = quantity(before[-40:]), run.end()
-            numbers = [part.strip() for part in run[1].split("/")]
+            numbers = [part.strip(" %") for part in run[1].split("/")]
+            sign = "%" if "%" in run[0] else ""
             if not row or len(numbers) not in (3, 4, 6, 7):
                 continue
             named = [m[1].lower() for m in _STYLES.finditer(before)]
@@ -123,9 +140,9 @@ def read_runs(lines: Sequence[str]) -> Iterator[Values]:
                 cells, label = {}, ""
             if not cells:
                 first, label = at, named[-1] if named else ""
-            times = ["0.5s", "1s", "1.5s", "2s", "2.5s", "3s"] if len(numbers) > 5 else ["1s", "2s", "3s"]
+            times = [*_STEPS] if len(numbers) > 5 else ["1s", "2s", "3s"]
             times += ["avg"] if len(numbers) in (4, 7) else []
-            cells |= {(row, time): text + run[2] for time, text in zip(times, numbers, strict=True)}
+            cells |= {(row, time): text + sign for time, text in zip(times, numbers, strict=True)}
             last = at
     if cells:
         yield Values("slashes", first, last, "slashes", cells, label)
