@@ -112,6 +112,13 @@ def test_count_lines_that_cannot_be_read_are_said_to_be(events: str) -> None:
     assert "does not give six counts" in sentence(found, "unreadable")
 
 
+def test_other_numbers_of_samples_beside_a_table_are_not_its_own() -> None:
+    found = said(print_table() + "\nTotal 28130 samples in the training set")[0]
+    assert found.suspects() == []
+    assert found.decoded is not None
+    assert found.decoded.n == 5119
+
+
 def test_lines_below_a_table_are_its_own() -> None:
     text = f"{COUNTED}{LINE.format(n=175, events='0 0 1 1 5 17')}{SCORED}\n\nbevplanner\n0:plan_L2_1s:0.5\n0:plan_obj_box_col_3s:{6 / 175}"
     text += LINE.format(n=175, events="0 1 1 2 1 3") + SCORED

@@ -191,7 +191,7 @@ def compare(files: list[str], cases: str = "", tables: bool = False, grid: bool 
         samples: how many samples the tables were scored on, where their digits do not say it.
         tokens: sample tokens of predictions that carry none, in their order: one a line, or a JSON list.
     """
-    if tables or not any(holds_arrays(part) for file in files for part in file.split(",")):
+    if tables or not any(holds_arrays(part) and not is_log(part) for file in files for part in file.split(",")):
         if tokens:
             raise ConfigError("--tokens names the rows of predictions, and tables have none: leave it out.")
         print(compare_table_files(files, samples or None))

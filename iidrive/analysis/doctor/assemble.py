@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from iidrive.analysis.doctor.decode import settle
 from iidrive.analysis.doctor.interpret import USUAL_S, Rows, of_grid, of_values
@@ -29,12 +29,12 @@ _FAR = 200
 """Lines below a table in which its dict of averages may stand."""
 _MOST_TABLES = 1000
 _LARGEST = 1e12
-"""Averages beyond this are no numbers."""
+"""Averages beyond this are treated as infinite."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Every table of a text, what looked like one and could not be read, and losses that were no numbers."""
+    """Every table of a text, what looked like a table and could not be read, and losses that were NaN or infinite."""
 
     tables: tuple[Table, ...]
     unread: tuple[str, ...]
@@ -134,7 +134,7 @@ def _averaged(rows: Rows) -> bool:
 
 
 def _with_tails(found: Sequence[Rows], tails: Sequence[Tail]) -> list[_Draft]:
-    """Give each line below a table to the table before it; a dict that is taken so is no table of its own."""
+    """Give each line below a table to the table before it; a dict that belongs to a table is not a table of its own."""
     drafts: list[_Draft] = []
     next_tail = 0
     for i, rows in enumerate(found):
@@ -214,11 +214,10 @@ def _take(draft: _Draft, tail: Tail) -> None:
 
 def _finished(drafts: Sequence[_Draft], lines: Sequence[str], where: str, losses: Sequence[BadLoss], tails: Sequence[Tail]) -> list[Table]:
     """Typed tables with the words around them. Tables of one grid share them."""
-    said = [tail for tail in tails if tail.kind == "scored"]
+    said = [tail for tail in tails if tail.kind == "said"]
     said_at = [tail.line for tail in said]
     bars = [(at, total) for at, line in enumerate(lines) if "/" in line and (total := counted(line))]
     bars_at = [at for at, _ in bars]
-    losses_at = [loss.first for loss in losses]
     blocks: list[list[_Draft]] = []
     for draft in drafts:
         together = blocks and draft.rows.block and draft.rows.block == blocks[-1][-1].rows.block
@@ -241,21 +240,17 @@ def _finished(drafts: Sequence[_Draft], lines: Sequence[str], where: str, losses
         remark = words(lines[last + 1 : _heading_start(lines, last, after, True, i + 1 == len(blocks))])
         near = _lines_between(bars_at, max(end + 1, first - 400), first)
         progress = bars[near[-1]][1] if near else None
-        mine = tuple(losses[k] for k in _lines_between(losses_at, end + 1, first)[:50])
+        mine = tuple(loss for loss in losses if loss.first < first and loss.last > end)
         hints = _lines_between(said_at, first - 10, last + 3)
         hint = int(said[hints[0]].cells["n"]) if hints else None
         for draft in block:
             draft.scored = draft.scored or draft.rows.scored or (hint if draft.rows.form == "slashes" else None)
             typed = _table(draft, len(out) + 1, where, first if draft is block[0] else draft.first, heading, remark)
-            extra = dict(marks=tuple(printable(m) for m in marks), progress=progress, losses=mine)
             means = tuple(per_sample_means(lines, draft.first)) if draft.rows.style == "vad" else ()
-            out.append(settle(_with(typed, means=means, **extra)))
+            marked = tuple(printable(mark) for mark in marks)
+            out.append(settle(replace(typed, marks=marked, progress=progress, losses=mine, means=means)))
         end = last
     return out
-
-
-def _with(table: Table, **changes: object) -> Table:
-    return Table(**{**vars(table), **changes})  # type: ignore[arg-type]
 
 
 def _table(draft: _Draft, number: int, where: str, first: int, heading: str, remark: str) -> Table:

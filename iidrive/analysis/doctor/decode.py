@@ -32,7 +32,7 @@ _ANY_SIZE = (5119, 6019, 4819, 4219)
 _CHANCE = 0.05
 """The digits of a set that was not stated must fit by chance less often than this."""
 _LOOSE = 2000
-"""Digits at full precision that fit more numbers of samples than this say nothing of it."""
+"""Digits at full precision that fit more numbers of samples than this do not tell the number."""
 _WIDEST = 64
 """More counts than this behind one printed cell, and nothing is decoded."""
 
@@ -64,7 +64,7 @@ def decode(table: Table, n: int | None = None) -> Decoded | None:
 
     `n` fixes the number of samples. Otherwise the lines below the table state it, if the table agrees with them; or digits at full precision
     tell it (36·n·average is an integer, and float32 quotients summed in float64 must come out to the last digit); or nuScenes val's number
-    under the table's protocol is assumed if it fits and hardly could by chance. Rows of zeros fit every number and so tell none.
+    under the table's protocol is assumed if it fits and hardly could by chance. Rows of zeros fit every number of samples, so they do not tell it.
     """
     table = countable(table)
     if not _readable(table):
@@ -218,7 +218,7 @@ def _from_digits(table: Table) -> Decoded | None:
             fits &= np.abs(weighted - np.round(weighted)) <= 2e-7 * weighted + 1e-9
     for mean in table.means:  # whole counts divided by the number of samples too
         fits &= np.abs(mean * sizes - np.round(mean * sizes)) <= 2e-7 * mean * sizes + 1e-9
-    if fits.sum() > _LOOSE:  # digits that fit this many numbers tell none
+    if fits.sum() > _LOOSE:  # these digits do not tell the number
         return None
     found = [d for size in sizes[fits] if (d := _of_size(table, int(size), "digits"))]
     if not found:

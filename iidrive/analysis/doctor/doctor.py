@@ -94,7 +94,7 @@ def diagnose(tables: Sequence[Table], n: int | None = None) -> Report:
     ]
     reports = []
     for table, counts, found in zip(tables, decoded, alone, strict=True):
-        others = [h for h, c in healthy if h is not table and _alike(h, table) and _same_set(table, c, counts)]
+        others = [h for h, c in healthy if h is not table and _one_protocol(h, table) and _same_set(table, c, counts)]
         extra = beside(table, found, others, counts.n) if counts and "L2" in table.rows else []
         reports.append(Diagnosis(table, counts, (*found, *extra)))
     return Report(tuple(reports), tuple(noise), tuple(differ), tuple(apart))
@@ -117,7 +117,7 @@ def _alone(table: Table, counts: Decoded | None, n: int | None) -> tuple[Finding
     )
 
 
-def _alike(a: Table, b: Table) -> bool:
+def _one_protocol(a: Table, b: Table) -> bool:
     """Whether two tables follow one protocol."""
     return (a.follows.name, a.follows.averaging) == (b.follows.name, b.follows.averaging)
 

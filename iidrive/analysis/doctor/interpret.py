@@ -46,7 +46,7 @@ class Rows:
         return tuple(sorted({time for row in self.cells.values() for time in row if time != AVERAGE}))
 
     def put(self, row: str, time: float, cell: str, label: str = "") -> None:
-        """Enter a cell; one that is no number is noted as unreadable, an absent one left out."""
+        """Enter a cell. A cell that is not a number is noted as unreadable; an absent one is left out."""
         if absent(cell):
             return
         self.cells.setdefault(row, {})[time] = cell

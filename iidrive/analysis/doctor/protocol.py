@@ -50,7 +50,9 @@ def follow(rows: Rows, heading: str) -> Follows:
         )
     if half_seconds and not with_average and not rows.label:
         if any("%" in cell for row in rows.cells.values() for cell in row.values()):
-            return Follows("", "", "half-second columns in percent without avg are nobody's own print: means up to a time or values at it")
+            return Follows(
+                "", "", "no evaluator prints half-second columns in percent without avg: they may be means up to a time or values at it"
+            )
         return Follows("uniad", "value", f"columns 0.5 s … {times[-1]:.1f} s, no avg, fractions are UniAD's: values at each time")
     if not times:
         return Follows("", "", "averages alone say nothing of how they were formed")

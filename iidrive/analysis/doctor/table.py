@@ -42,7 +42,7 @@ class Row:
 
     `half` is half of the last printed digit (the largest of the row); `halves` that of each column. `spread` is the printed ±. `precise`: the
     numbers stand at full precision. `label` is the row's name as printed. `states` says of each column
-    why it holds no number. `average_half`: half of the last digit of the average.
+    why it does not hold a number. `average_half`: half of the last digit of the average.
     """
 
     columns: tuple[float, ...]

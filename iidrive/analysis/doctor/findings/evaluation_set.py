@@ -55,15 +55,17 @@ def _unknown(table: Table, n: int | None) -> Finding:
     if not rates:
         return Finding("set", "no collision row: neither the number of samples nor the set can be told.", open="the set")
     if not table.times_s:
-        return Finding("set", "averages alone are no counts: neither the number of samples nor the set can be told.", open="the set")
+        return Finding(
+            "set", "averages alone cannot be turned into counts: neither the number of samples nor the set can be told.", open="the set"
+        )
     hint = f" A progress bar above counts to {table.progress}." if table.progress else ""
     if all_zero(table) and not n:
         sentence = f"every collision rate is 0, which fits any number of samples and any set that small: N is unknown.{hint}"
         return Finding("set", sentence, open="the set")
     if not table.follows.averaging:
-        return Finding("set", "without the protocol the rates are no counts: N is unknown.", open="the set")
+        return Finding("set", "without the protocol the rates cannot be turned into counts: N is unknown.", open="the set")
     if not table.steps:
-        return Finding("set", "the columns stand at times that are no whole half seconds: events cannot be counted.", open="the set")
+        return Finding("set", "the columns' times are not multiples of 0.5 s: events cannot be counted.", open="the set")
     if any(table.rows[name].lacks("unread", "nan") for name in rates):
         return Finding("set", f"too few readable cells to tell the number of samples.{hint}", open="the set")
     size = n or table.n or USUAL_SIZES.get(table.follows.name, (NUSCENES_VAL_SAMPLES,))[0]
@@ -75,7 +77,7 @@ def _unknown(table: Table, n: int | None) -> Finding:
         sentence = f"the digits are too coarse to count events; of {size} samples they would be, up to each column, {about}."
         return Finding("set", sentence + hint, open="" if stated else "the set")
     if table.follows.name != "sparsedrive" or table.percent_guessed:
-        sentence = f"the rates are no counts of {size} samples, nuScenes val's number under this protocol: another set, number or unit."
+        sentence = f"the rates are not counts of {size} samples, nuScenes val's number under this protocol: another set, number or unit."
         return Finding("set", sentence + hint, False, (), "Say how many samples were scored with --samples.", "the set")
     if any(table.averages.get(name) for name in rates):
         sentence = f"no number of samples up to {LARGEST_SET} gives these percentages"

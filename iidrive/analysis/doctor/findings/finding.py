@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Finding:
     """One thing to know about a table: `kind` a short name, `suspect` whether the number should not be believed before `decide` is done.
 
-    `open` names what could not be examined, so that no suspicion of it is no acquittal.
+    `open` names what could not be examined: the absence of a suspicion says nothing about it.
     """
 
     kind: str

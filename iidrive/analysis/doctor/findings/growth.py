@@ -69,7 +69,7 @@ def growth_of(table: Table) -> Growth | None:
 def growth(table: Table, on_val: bool, known_set: bool) -> list[Finding]:
     """What the growth of L2 says. `on_val`: the set is nuScenes val. `known_set`: the number of samples is known.
 
-    Where nothing says how the columns were formed, only what holds for means and for values alike is said.
+    Where nothing says how the columns were formed, only what holds both for means and for values is said.
     """
     if "L2" not in table.rows:
         return [Finding("L2", "no L2 row.", open="L2")]

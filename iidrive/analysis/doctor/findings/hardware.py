@@ -44,7 +44,7 @@ _LONGEST = 600
 
 @dataclass(frozen=True)
 class Hardware:
-    """How many GPUs words name (None: no number), and the models in them."""
+    """How many GPUs words name (None where they do not say), and the models in them."""
 
     count: int | None
     models: tuple[str, ...]

@@ -88,12 +88,12 @@ def number(cell: str) -> Number | None:
 
 
 def absent(cell: str) -> bool:
-    """Whether a cell says that there is no value."""
+    """Whether a cell says that the value is missing."""
     return plain(cell).lower() in _ABSENT
 
 
 def damaged(cell: str) -> bool:
-    """Whether a cell that is no number looks as if it had been one: `O.020%`, `0.l48%`, `1e400`, `0.7.4`."""
+    """Whether a cell that is not a number looks like a damaged one: `O.020%`, `0.l48%`, `1e400`, `0.7.4`."""
     text = plain(cell)
     if not text or len(text) > 6000:
         return False

@@ -40,7 +40,8 @@ class Values:
 
 @dataclass(frozen=True)
 class Tail:
-    """One line that belongs to the table before it. `kind`: rule, summary, average, events, unread events, scored or own."""
+    """One line that belongs to the table before it. `kind`: rule, summary, average, events, unread events,
+    scored, said (a number of samples in other words) or own."""
 
     kind: str
     line: int

@@ -17,7 +17,7 @@ _LONGEST_ROW = 40
 
 
 def read_latex(lines: Sequence[str]) -> list[Grid]:
-    r"""Grids of `&`-separated rows. Text outside rows that is no rule, blank or comment ends a grid."""
+    r"""Grids of `&`-separated rows. Text other than rows, rules, blanks and comments ends a grid."""
     return gather("latex", _rows(lines))
 
 

@@ -28,7 +28,7 @@ def read_text(path: str | Path) -> str:
     """A text file in UTF-8, UTF-16 or GB 18030, of at most `LARGEST_FILE` bytes.
 
     Raises:
-        DataError: if it cannot be read, is too large, or is no text.
+        DataError: if it cannot be read, is too large, or is not text.
     """
     try:
         with open(path, "rb") as file:
@@ -101,7 +101,7 @@ def words(lines: Sequence[str], most: int = 3) -> str:
 
 
 _ECHO = re.compile(r"\||\\[a-z]|</?[a-z][^<>]{0,60}>$|-{4,60} ?Planning|gt_[a-z_]{1,20} ?:|fut_valid_flag")
-"""Lines of an evaluator, of another table or of markup that are nobody's words."""
+"""Lines of an evaluator, of another table or of markup: they do not describe a table."""
 _RULE = re.compile(r"[\s+|:=_-]*")
 _PROGRESS = re.compile(r"\[[> .=#-]{8,400}\]\s{0,4}(\d{1,9})/(\d{1,9})|\d{1,3}%\|.{0,200}\|\s?(\d{1,9})/(\d{1,9})\s?\[")
 

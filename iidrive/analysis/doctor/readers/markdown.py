@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from iidrive.analysis.doctor.readers.boxed import read_boxed
 from iidrive.analysis.doctor.readers.found import Grid
 
 _DASHES = re.compile(r"[|\s:>-]{3,}")
@@ -23,8 +22,3 @@ def mark_markdown(grids: Sequence[Grid], lines: Sequence[str]) -> list[Grid]:
         replace(grid, form="markdown") if any(is_dashes(line) for line in lines[max(0, grid.first - 2) : grid.first + 6]) else grid
         for grid in grids
     ]
-
-
-def read_markdown(lines: Sequence[str]) -> list[Grid]:
-    """The Markdown tables of a text."""
-    return [grid for grid in mark_markdown(read_boxed(lines), lines) if grid.form == "markdown"]

@@ -12,7 +12,8 @@ _NUMBER = r"[-+]?(?:\d{1,40}\.\d{0,40}|\.\d{1,40}|\d{1,40})(?:[eE][-+]?\d{1,3})?
 _SUMMARY = re.compile(rf"(?<![\w'\"])(obj_box_col|L2)\s{{0,4}}:\s{{0,4}}({_NUMBER})\s?(%?)\s{{0,4}}$")
 _AVERAGE = re.compile(rf"['\"](obj_col|obj_box_col|L2)['\"]\s{{0,4}}:\s{{0,4}}(?:[\w.]{{0,20}}\()?\s{{0,4}}({_NUMBER})")
 _EVENTS = re.compile(r"(obj_col|obj_box_col) events per step, of (\d{1,40}) samples:([\d ]*)(\S?)")
-_SCORED = re.compile(r"(?:^scored |[Tt]otal (?:of )?|[Pp]rocessed (?:total )?|[Ee]valuated (?:on )?)(\d{1,12}) samples")
+_SCORED = re.compile(r"scored (\d{1,12}) samples;")
+_SAID = re.compile(r"(?:[Tt]otal (?:of )?|[Pp]rocessed (?:total )?|[Ee]valuated (?:on )?)(\d{1,12}) samples")
 _OWN = re.compile(r"scored \d{1,12} samples;|checksum: |predictions: |The cases file carries no|\d{1,12} boxes without")
 
 
@@ -22,7 +23,7 @@ def is_own_line(line: str) -> bool:
 
 
 def read_tails(lines: Sequence[str]) -> Iterator[Tail]:
-    """Such lines in order. What is no line of these is not reported."""
+    """These lines in order of appearance. Other lines are ignored."""
     for at, line in enumerate(lines):
         if not line:
             continue
@@ -37,7 +38,9 @@ def read_tails(lines: Sequence[str]) -> Iterator[Tail]:
             good = len(few) == 6 and not events[4] and all(len(k) <= 12 for k in few) and len(events[2]) <= 12
             shown = {"row": events[1], "n": events[2], "events": " ".join(few), "text": line.strip()[:200]}
             yield Tail("events" if good else "unread events", at, shown)
-        elif " samples" in line and (scored := _SCORED.search(line[:400].strip())):
+        elif " samples" in line and (scored := _SCORED.match(line[:400].strip())):
             yield Tail("scored", at, {"n": scored[1]})
+        elif " samples" in line and (said := _SAID.search(line[:400])):
+            yield Tail("said", at, {"n": said[1]})
         elif _OWN.match(line.strip()):
             yield Tail("own", at, {})
