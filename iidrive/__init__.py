@@ -8,6 +8,7 @@ The names below are the ones to start from; each is imported when it is first us
     result = iidrive.compare([iidrive.scored(cases, mine)], [iidrive.scored(cases, iidrive.read_predictions("theirs.npz"))])
     agent = iidrive.load("runs/planner").model
     leaks = iidrive.audit("runs/planner", iidrive.Town())
+    report = iidrive.doctor("train.log")
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from iidrive.core.version import VERSION
 
 if TYPE_CHECKING:
     from iidrive.analysis.compare.compare import compare
+    from iidrive.analysis.doctor.doctor import doctor
     from iidrive.analysis.leakage.audit import audit
     from iidrive.data.nuscenes.source import NuScenes
     from iidrive.data.town.source import Town
@@ -35,6 +37,7 @@ __all__ = [
     "align",
     "audit",
     "compare",
+    "doctor",
     "load",
     "read_cases",
     "read_predictions",
@@ -47,6 +50,8 @@ def __getattr__(name: str) -> object:
     """A public name, from the room that has it (PEP 562)."""
     if name == "compare":
         from iidrive.analysis.compare import compare as room
+    elif name == "doctor":
+        from iidrive.analysis.doctor import doctor as room
     elif name == "audit":
         from iidrive.analysis.leakage import audit as room
     elif name == "NuScenes":

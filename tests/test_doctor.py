@@ -16,9 +16,10 @@ from make_cases import make_cases
 from make_tables import PLAIN_L2, print_table
 
 from iidrive.analysis.doctor.doctor import Diagnosis, Report, diagnose, format_report, read_report_tables
+from iidrive.analysis.doctor.findings.growth import DRIVEN_M, MIRRORED_M
+from iidrive.analysis.doctor.findings.hardware import gpus_named
 from iidrive.analysis.doctor.printed import parse_tables
 from iidrive.analysis.doctor.repair import diagnose_predictions
-from iidrive.analysis.doctor.symptoms import DRIVEN_M, MIRRORED_M, gpus_named
 from iidrive.cli.main import main
 from iidrive.scoring.cases import Cases, Predictions, read_cases, write_cases, write_predictions
 from iidrive.scoring.score import score

@@ -13,6 +13,7 @@ import numpy as np
 from iidrive.analysis.compare import compare as comparing
 from iidrive.analysis.compare.tables import compare_files as compare_table_files
 from iidrive.analysis.doctor import doctor as doctoring
+from iidrive.analysis.doctor.printed import is_log
 from iidrive.analysis.doctor.repair import diagnose_predictions
 from iidrive.cli.options import DataOptions, Switch, read_plans, write_json
 from iidrive.core.errors import ConfigError
@@ -187,7 +188,7 @@ def compare(files: list[str], cases: str = "", tables: bool = False, grid: bool 
         samples: how many samples the tables were scored on, where their digits do not say it.
         tokens: sample tokens of predictions that carry none, in their order: one a line, or a JSON list.
     """
-    if tables or not any(holds_arrays(part) for file in files for part in file.split(",")):
+    if tables or not any(holds_arrays(part) and not is_log(part) for file in files for part in file.split(",")):
         if tokens:
             raise ConfigError("--tokens names the rows of predictions, and tables have none: leave it out.")
         print(compare_table_files(files, samples or None))
@@ -228,7 +229,7 @@ def doctor(files: list[str], cases: str = "", samples: int = 0, json: str = "", 
         json: where to write the findings.
         tokens: sample tokens of predictions that carry none, in their order: one a line, or a JSON list.
     """
-    paths = [file for file in files if not Path(file).is_dir() and holds_arrays(file)]
+    paths = [file for file in files if not Path(file).is_dir() and holds_arrays(file) and not is_log(file)]
     if cases and len(files) == 1 and Path(files[0]).is_dir():
         paths = [str(predictions_in(Path(files[0])))]
     if paths:
@@ -243,7 +244,7 @@ def doctor(files: list[str], cases: str = "", samples: int = 0, json: str = "", 
     else:
         if cases or tokens:
             raise ConfigError("--cases and --tokens are for one predictions file or run folder; tables are examined without them.")
-        report = doctoring.diagnose(doctoring.read_report_tables(files), samples or None)
+        report = doctoring.doctor(files, samples)
     print(doctoring.format_report(report))
     if json:
         write_json(json, doctoring.to_json(report))

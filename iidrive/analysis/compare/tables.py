@@ -10,7 +10,9 @@ from scipy import stats
 
 from iidrive.analysis.compare.compare import two_figures, verdict_sentence
 from iidrive.analysis.compare.stats import ALPHA, POWER_Z, counts_differ, holm
-from iidrive.analysis.doctor.printed import RATES, WEIGHTS, Decoded, PrintedTable, decode, read_tables
+from iidrive.analysis.doctor.decode import between
+from iidrive.analysis.doctor.findings.evaluation_set import count_lines
+from iidrive.analysis.doctor.printed import RATES, Decoded, Table, decode, read_tables
 from iidrive.core.errors import ConfigError, DataError
 from iidrive.scoring.tables import NUSCENES_VAL_SAMPLES
 
@@ -27,7 +29,7 @@ class TableComparison:
     differs: Mapping[str, bool] = field(default_factory=dict)
 
 
-def compare_tables(a: PrintedTable, b: PrintedTable, names: tuple[str, str] = ("A", "B"), n: int | None = None) -> TableComparison:
+def compare_tables(a: Table, b: Table, names: tuple[str, str] = ("A", "B"), n: int | None = None) -> TableComparison:
     """What two printed tables alone can show: collisions by their counts, L2 by the widest spread it may have.
 
     Collisions: `stats.counts_differ`. L2: a table has no spread, so each run's scene means are taken to scatter as much as its average
@@ -35,17 +37,23 @@ def compare_tables(a: PrintedTable, b: PrintedTable, names: tuple[str, str] = ("
     of two baselines scattered 15 times less).
 
     Raises:
-        DataError: if the tables are of different sets or counts cannot be decoded.
+        DataError: if the tables follow different protocols or nothing says which, are of different sets, or counts cannot be decoded.
     """
+    same_protocol(a, b, names)
     first, second = _decoded(a, n), _decoded(b, n)
-    if first.n != second.n or first.events.get("obj_col") != second.events.get("obj_col"):
+    if first.steps != second.steps:
+        raise DataError(f"the tables have different columns: {_times(a)} in {names[0]} and {_times(b)} in {names[1]}.")
+    checksum = a.follows.name == "sparsedrive"  # elsewhere obj_col is the plan's own
+    if first.n != second.n or (checksum and first.events.get("obj_col") != second.events.get("obj_col")):
         raise DataError(
-            f"the tables are of different evaluation sets: obj_col has {_counts(first, 'obj_col')} events in {names[0]} and "
-            f"{_counts(second, 'obj_col')} in {names[1]}; that row cannot depend on the model, so nothing can be compared."
+            f"the tables are of different evaluation sets: obj_col has {_set(first)} in {names[0]} and {_set(second)} in {names[1]}; "
+            "neither the number of samples nor that row can depend on the model, so nothing can be compared."
+            if checksum
+            else f"the tables are of different evaluation sets: {first.n} samples in {names[0]}, {second.n} in {names[1]}."
         )
     size, p, gap, error, out = first.n, {}, {}, {}, []
     scenes = VAL_SCENES if size == NUSCENES_VAL_SAMPLES else max(2, size * VAL_SCENES // NUSCENES_VAL_SAMPLES)
-    l2 = a.average("L2"), b.average("L2")
+    l2 = _mean_l2(a), _mean_l2(b)
     if l2[0] is not None and l2[1] is not None:
         gap["L2"] = l2[0] - l2[1]
         error["L2"] = (l2[0] + l2[1]) / np.sqrt(scenes)
@@ -53,10 +61,12 @@ def compare_tables(a: PrintedTable, b: PrintedTable, names: tuple[str, str] = ("
         out.append(
             f"L2 avg: {l2[0]:.4f} against {l2[1]:.4f} m, difference {gap['L2']:+.4f} m; chance may move it by up to ±{1.96 * error['L2']:.2f} m"
         )
-    if "obj_box_col" in first.events and "obj_box_col" in second.events:
+    if "obj_box_col" in first.events and "obj_box_col" in second.events and any(first.weights):
         events = first.events["obj_box_col"], second.events["obj_box_col"]
         gap["obj_box_col"] = (first.weighted("obj_box_col") - second.weighted("obj_box_col")) / (36 * size)
-        p["obj_box_col"], spread = counts_differ(*events, WEIGHTS.tolist())
+        counted = [k for k, weight in enumerate(first.weights) if weight]  # values at 1, 2 and 3 s alone make UniAD's average
+        left, right = ([side[k] for k in counted] for side in events)
+        p["obj_box_col"], spread = counts_differ(left, right, [first.weights[k] for k in counted])
         error["obj_box_col"] = spread / (36 * size)
         shown = [f"{_counts(d, 'obj_box_col')} ({sum(e)})" for d, e in zip((first, second), events, strict=True)]
         out.append(
@@ -81,9 +91,50 @@ def compare_tables(a: PrintedTable, b: PrintedTable, names: tuple[str, str] = ("
     return TableComparison(corrected, tuple(out), verdict, {m: corrected[m] <= ALPHA for m in names_of})
 
 
-def _decoded(table: PrintedTable, n: int | None) -> Decoded:
+def same_protocol(a: Table, b: Table, names: tuple[str, str] = ("A", "B")) -> None:
+    """Refuse tables whose numbers mean different things, or may do so.
+
+    Raises:
+        DataError: if the protocols differ, or one of them is unknown.
+    """
+    for table, name in ((a, names[0]), (b, names[1])):
+        if not table.times_s:
+            raise DataError(f"{name} holds averages alone, whose protocol and counts cannot be told: compare the tables they come from.")
+        if not table.follows.averaging:
+            raise DataError(f"nothing says whether the columns of {name} are means up to a time or values at it, so it cannot be compared.")
+    if (a.follows.name, a.follows.averaging) != (b.follows.name, b.follows.averaging):
+        raise DataError(
+            f"{names[0]} follows {a.follows.name or 'an unknown protocol'} and {names[1]} {b.follows.name or 'an unknown protocol'}: numbers of "
+            "different protocols measure different things and are never compared. Score both by one protocol (`iidrive score`)."
+        )
+
+
+def _times(table: Table) -> str:
+    return " ".join(f"{time:g}s" for time in table.times_s) or "none"
+
+
+def _mean_l2(table: Table) -> float | None:
+    """The table's average of L2, or what it would print as such: the mean of the 1, 2 and 3 s columns."""
+    printed = table.average("L2")
+    if printed is None and "L2" in table.rows and table.averaged:
+        printed = float(np.mean([table.rows["L2"].columns[k] for k in table.averaged]))
+    return printed if printed is not None and np.isfinite(printed) else None
+
+
+def _set(decoded: Decoded) -> str:
+    return f"{_counts(decoded, 'obj_col') or 'no'} events of {decoded.n} samples"
+
+
+def _decoded(table: Table, n: int | None) -> Decoded:
     found = decode(table, n)
+    contradiction = count_lines(table, found)
+    if contradiction:
+        raise DataError(f"{table.where}, line {table.line}: {contradiction[0].sentence} {'; '.join(contradiction[0].evidence)}.")
     if found is None:
+        size = n or table.n
+        ranges = between(table, size) if size else {}
+        if ranges and all(low <= high for row in ranges.values() for low, high in row):
+            raise DataError(f"{table.where}, line {table.line}: the printed digits are too coarse to tell the events of {size} samples.")
         raise DataError(
             f"{table.where}, line {table.line}: the percentages are no counts of {n or table.n or 'any plausible number of'} samples; "
             "say how many samples were scored with --samples."

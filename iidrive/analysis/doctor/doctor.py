@@ -1,4 +1,4 @@
-"""What can be said of printed tables before anyone believes them: each suspicion with evidence and what would decide it.
+"""What can be said of printed tables before anyone believes them: read, find, report.
 
 A table says more than its averages: its ground-truth row is a checksum, its percentages are integer counts, and the growth of L2 with time
 tells a planner that does not know the present from one that knows the future. Nothing here is a proof; `decide` names the test that is.
@@ -11,31 +11,26 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
-import numpy as np
-
-from iidrive.analysis.compare.stats import COUNTS_PER_INCIDENT
-from iidrive.analysis.compare.tables import TableComparison, compare_tables
-from iidrive.analysis.doctor.printed import LARGEST_SET, RATES, WEIGHTS, Decoded, PrintedTable, decode, parse_tables, read_tables, read_text
-from iidrive.analysis.doctor.symptoms import Finding, against, per_step, shape
+from iidrive.analysis.compare.tables import TableComparison, compare_tables, same_protocol
+from iidrive.analysis.doctor.findings.beside import beside
+from iidrive.analysis.doctor.findings.consistency import consistency
+from iidrive.analysis.doctor.findings.evaluation_set import count_lines, evaluation_set, events, is_val
+from iidrive.analysis.doctor.findings.finding import Finding
+from iidrive.analysis.doctor.findings.growth import growth
+from iidrive.analysis.doctor.findings.hardware import hardware_named
+from iidrive.analysis.doctor.findings.reading import losses, marks, not_a_number, protocol, taken
+from iidrive.analysis.doctor.printed import Decoded, Table, decode, parse_tables, read_tables, read_text
 from iidrive.core.errors import DataError
-from iidrive.core.scene import FUTURE_STEPS
-from iidrive.scoring.tables import NUSCENES_VAL_OBJ_COL, NUSCENES_VAL_SAMPLES
+from iidrive.core.text import printable
 
-Array = np.ndarray
-
-VAL_SIZES = {
-    6019: "all keyframes of nuScenes val, those without a full future included: UniAD's divisor, another protocol",
-    4819: "nuScenes val as ST-P3 cuts it: another protocol",
-    4219: "nuScenes val as OccWorld cuts it: another protocol",
-}
-_LOGS = ("*.txt", "*.log", "*.out", "*.md")
+_LOGS = ("*.txt", "*.log", "*.out", "*.md", "*.log.json")
 
 
 @dataclass(frozen=True)
 class Diagnosis:
     """A table, what it decodes to, and the findings."""
 
-    table: PrintedTable
+    table: Table
     decoded: Decoded | None
     findings: tuple[Finding, ...]
 
@@ -54,20 +49,20 @@ class Report:
     apart: tuple[tuple[int, int, str], ...] = field(default=())
 
 
-def read_report_tables(paths: Sequence[str | Path]) -> list[PrintedTable]:
+def read_report_tables(paths: Sequence[str | Path]) -> list[Table]:
     """The tables of text files (`FILE#2`: the second alone) and of every text file of run folders, numbered through.
 
     Raises:
         DataError: for a file or folder without a table.
     """
-    found: list[PrintedTable] = []
+    found: list[Table] = []
     for path in paths:
         found += _tables_of_folder(Path(path)) if Path(path).is_dir() else read_tables(path)
     return found if len(paths) == 1 and not Path(paths[0]).is_dir() else [replace(t, number=i + 1) for i, t in enumerate(found)]
 
 
-def _tables_of_folder(folder: Path) -> list[PrintedTable]:
-    found: list[PrintedTable] = []
+def _tables_of_folder(folder: Path) -> list[Table]:
+    found: list[Table] = []
     for file in sorted({f for pattern in _LOGS for f in folder.glob(pattern)}):
         found += parse_tables(read_text(file), str(file))
     if not found:
@@ -75,19 +70,27 @@ def _tables_of_folder(folder: Path) -> list[PrintedTable]:
     return found
 
 
-def diagnose(tables: Sequence[PrintedTable], n: int | None = None) -> Report:
+def doctor(files: str | Path | Sequence[str | Path], samples: int = 0) -> Report:
+    """Examine printed tables in text files or run folders; `samples` were scored, where the digits do not say it.
+
+    Raises:
+        DataError: for a file or folder without a table.
+    """
+    some = [files] if isinstance(files, (str, Path)) else files
+    return diagnose(read_report_tables(some), samples or None)
+
+
+def diagnose(tables: Sequence[Table], n: int | None = None) -> Report:
     """Examine every table alone, then against the others of the same evaluation set. `n` says how many samples were scored."""
     decoded = [decode(table, n) for table in tables]
-    alone = [
-        (*_marks(table), *_set(table, counts), *_averages(table, counts), *shape(table, counts))
-        for table, counts in zip(tables, decoded, strict=True)
-    ]
+    alone = [_alone(table, counts, n) for table, counts in zip(tables, decoded, strict=True)]
     noise, differ, apart = [], [], []
     pairs = list(combinations(range(len(tables)), 2)) if len(tables) <= 8 else [(i, i + 1) for i in range(len(tables) - 1)]
     for i, j in pairs:
         one, two, counts = tables[i], tables[j], decoded[i]
         try:
-            if counts and decoded[j] and not _same_set(counts, decoded[j]):
+            same_protocol(one, two, (f"table {one.number}", f"table {two.number}"))
+            if counts and decoded[j] and not _same_set(one, counts, decoded[j]):
                 raise DataError("they are of different evaluation sets: N or the obj_col row differs.")
             result = compare_tables(one, two, (f"table {one.number}", f"table {two.number}"), counts.n if counts else n)
         except DataError as error:
@@ -101,111 +104,39 @@ def diagnose(tables: Sequence[PrintedTable], n: int | None = None) -> Report:
     ]
     reports = []
     for table, counts, found in zip(tables, decoded, alone, strict=True):
-        beside = [h for h, c in healthy if h is not table and _same_set(c, counts)]
-        extra = against(table, found, beside, counts.n) if counts else []
+        others = [h for h, c in healthy if h is not table and _one_protocol(h, table) and _same_set(table, c, counts)]
+        extra = beside(table, found, others, counts.n) if counts and "L2" in table.rows else []
         reports.append(Diagnosis(table, counts, (*found, *extra)))
     return Report(tuple(reports), tuple(noise), tuple(differ), tuple(apart))
 
 
-# ------------------------------------------------------------------------------------------------------------ one table alone
+def _alone(table: Table, counts: Decoded | None, n: int | None) -> tuple[Finding, ...]:
+    """What a table says without others."""
+    return (
+        *protocol(table),
+        *taken(table),
+        *marks(table),
+        *losses(table),
+        *not_a_number(table),
+        *evaluation_set(table, counts, n),
+        *count_lines(table, counts),
+        *events(table, counts),
+        *consistency(table),
+        *growth(table, is_val(table, counts), counts is not None),
+        *hardware_named(table),
+    )
 
 
-def _marks(table: PrintedTable) -> list[Finding]:
-    """What a table made with mismatched stages says of itself."""
-    if not table.marks:
-        return []
-    decide = "`iidrive lineage` on its run folder shows the chains; `iidrive swap` on both runs tells a mismatch from a poor tokenizer."
-    return [Finding("stage mismatch", "the table itself says that its stages do not belong together.", True, table.marks, decide)]
+def _one_protocol(a: Table, b: Table) -> bool:
+    """Whether two tables follow one protocol."""
+    return (a.follows.name, a.follows.averaging) == (b.follows.name, b.follows.averaging)
 
 
-def _set(table: PrintedTable, counts: Decoded | None) -> list[Finding]:
-    """Which evaluation set the ground-truth row belongs to."""
-    recheck = "`iidrive score CASES.npz` without predictions prints the obj_col row that your truth must give."
-    known = " ".join(str(k) for k in NUSCENES_VAL_OBJ_COL)
-    if counts is None:
-        sentence = f"no number of samples up to {LARGEST_SET} gives these percentages"
-        if not table.averages:
-            sentence = f"the percentages are no counts of {NUSCENES_VAL_SAMPLES} samples, so this is not nuScenes val by this protocol"
-        return [Finding("set", sentence + ".", True, ("prefix means of integer counts must round to every printed column",), recheck)]
-    how = {
-        "stated": "the printout says so",
-        "assumed": "the printed digits fit this number; others would fit too",
-        "digits": f"the only number up to {LARGEST_SET}{', apart from its multiples,' if counts.others else ''} that gives these digits",
-    }[counts.source]
-    if counts.exact:
-        how += "; the averages come out to the last digit"
-    if "obj_col" not in counts.events:
-        return [Finding("set", f"{counts.n} samples ({how}); without an obj_col row the set cannot be checked.", False, (), recheck)]
-    found = " ".join(str(k) for k in counts.events["obj_col"])
-    base = f"obj_col decodes to {found} of {counts.n} samples ({how})"
-    if counts.n == NUSCENES_VAL_SAMPLES:
-        if counts.events["obj_col"] == NUSCENES_VAL_OBJ_COL:
-            return [Finding("set", f"nuScenes val, complete: {base}.")]
-        sentence = f"as many samples as nuScenes val, but other ground truth: {base}, where val has {known}."
-        return [Finding("mis-paired", f"{sentence} Paths and boxes are mis-paired, or the data was changed.", True, (), recheck)]
-    if counts.n in VAL_SIZES:
-        return [Finding("set", f"{VAL_SIZES[counts.n]}. {base}.", False, (), recheck)]
-    missing = NUSCENES_VAL_SAMPLES - counts.n
-    lacking = np.array(NUSCENES_VAL_OBJ_COL) - counts.events["obj_col"]
-    if missing > 0 and (lacking >= 0).all() and (lacking <= missing).all():
-        return [
-            Finding(
-                "set", f"not all of nuScenes val; a subset of it is possible, another set too: {base}, val has {known}.", False, (), recheck
-            )
-        ]
-    if 0 < -missing <= 64 and (lacking <= 0).all():
-        sentence = f"{-missing} samples more than nuScenes val: {base}. Samplers that pad for several processes repeat samples like this."
-        return [
-            Finding(
-                "repeated samples", sentence, True, (), "Write predictions by token: `iidrive score` refuses a token that stands twice."
-            )
-        ]
-    reason = "more collisions of the true path than all of val has" if missing > 0 else "more samples than val has"
-    return [Finding("set", f"another set than nuScenes val, or mis-paired data: {base}; {reason}.", False, (), recheck)]
-
-
-def _averages(table: PrintedTable, counts: Decoded | None) -> list[Finding]:
-    """Events, their chance, and whether the table agrees with itself."""
-    out = []
-    if counts is not None and "obj_box_col" in counts.events:
-        events = counts.events["obj_box_col"]
-        average = counts.weighted("obj_box_col") / (36 * counts.n)
-        chance = float(np.sqrt(WEIGHTS**2 @ np.array(events))) / (36 * counts.n)
-        out.append(
-            Finding(
-                "events",
-                f"obj_box_col {' '.join(str(k) for k in events)} of {counts.n} ({sum(events)} in all): avg {100 * average:.3f} % "
-                f"± {100 * chance:.3f} by chance if counts were independent, about {COUNTS_PER_INCIDENT**0.5:.1f} times that as they are not.",
-            )
-        )
-    faults = []
-    for name, row in table.rows.items():
-        scale, unit = (100, " %") if name in RATES else (1, " m")
-        expected = float(np.mean([row.columns[k] for k in (1, 3, 5)]))
-        if row.average is not None and abs(row.average - expected) > 2.2 * row.half:
-            every = float(np.mean(row.columns))
-            hint = "; it is the mean of all six columns" if abs(row.average - every) <= 2.2 * row.half else ""
-            faults.append(
-                f"{name}: avg {scale * row.average:.4g}{unit}, but the 1 s, 2 s and 3 s columns average {scale * expected:.4g}{unit}{hint}"
-            )
-        for what, value, half in (
-            ("dict", table.averages.get(name), row.half),
-            ("summary line", table.summary.get(name, (None, 0.0))[0], row.half + table.summary.get(name, (None, 0.0))[1]),
-        ):
-            if value is not None and row.average is not None and abs(value - row.average) > 1.05 * half:
-                faults.append(f"{name}: the {what} says {scale * value:.5g}{unit}, the table {scale * row.average:.5g}{unit}")
-        if (per_step(row) < -2 * row.half * FUTURE_STEPS).any():
-            faults.append(f"{name}: the columns fall faster than means of steps so far can; are they values at each step?")
-    if faults:
-        decide = "Score the predictions again: `iidrive score CASES.npz --predictions PREDICTIONS.npz`."
-        out.append(Finding("inconsistent averages", "the table contradicts itself.", True, tuple(faults), decide))
-    if table.percent_guessed:
-        out.append(Finding("units", "collision rows stand without a percent sign; they were taken for percent."))
-    return out
-
-
-def _same_set(a: Decoded | None, b: Decoded | None) -> bool:
-    return a is not None and b is not None and a.n == b.n and a.events.get("obj_col") == b.events.get("obj_col")
+def _same_set(table: Table, a: Decoded | None, b: Decoded | None) -> bool:
+    """Whether two tables of one protocol may be of one set: as many samples, and where obj_col is the true path's own, the same one."""
+    if a is None or b is None or a.n != b.n:
+        return False
+    return table.follows.name != "sparsedrive" or a.events.get("obj_col") == b.events.get("obj_col")
 
 
 # ------------------------------------------------------------------------------------------------------------------- printing
@@ -216,8 +147,9 @@ def format_report(report: Report) -> str:
     out = []
     for diagnosis in report.tables:
         table = diagnosis.table
+        label = f" “{table.label}”" if table.label else ""
         heading = f": {table.heading}" if table.heading else ""
-        out.append(f"table {table.number} ({table.where}, line {table.line}){heading}")
+        out.append(f"table {table.number}{label} ({printable(table.where)}, line {table.line}){heading}")
         if table.remark:
             out.append(f"  remark: {table.remark}")
         for finding in diagnosis.findings:
@@ -226,7 +158,9 @@ def format_report(report: Report) -> str:
             if finding.decide:
                 out.append(f"          decide: {finding.decide}")
         suspects = diagnosis.suspects()
-        out += [f"  verdict: {', '.join(suspects)} suspected." if suspects else "  verdict: nothing suspicious.", ""]
+        unknown = list(dict.fromkeys(f.open for f in diagnosis.findings if f.open))
+        clean = f"nothing suspicious in what can be examined; unknown: {', '.join(unknown)}." if unknown else "nothing suspicious."
+        out += [f"  verdict: {', '.join(suspects)} suspected." if suspects else f"  verdict: {clean}", ""]
     out += _between(report)
     return "\n".join(out).rstrip()
 
@@ -242,7 +176,10 @@ def _between(report: Report) -> list[str]:
         out += [f"  {r.verdict}" for _, _, r in report.differ]
     if report.apart:
         out.append("not comparable:")
-        out += [f"  tables {i} and {j}: {why}" for i, j, why in report.apart]
+        for why in dict.fromkeys(why for _, _, why in report.apart):
+            pairs = [f"{i} and {j}" for i, j, other in report.apart if other == why]
+            more = f" and {len(pairs) - 10} more pairs" if len(pairs) > 10 else ""
+            out.append(f"  tables {', '.join(pairs[:10])}{more}: {printable(why, 600)}")
     return out
 
 
@@ -255,6 +192,12 @@ def to_json(report: Report) -> dict[str, object]:
                 "where": d.table.where,
                 "line": d.table.line,
                 "heading": d.table.heading,
+                "form": d.table.form,
+                "label": d.table.label,
+                "protocol": d.table.follows.name,
+                "averaging": d.table.follows.averaging,
+                "times_s": list(d.table.times_s),
+                "unread": list(d.table.unread),
                 "n": d.decoded.n if d.decoded else None,
                 "events": {k: list(v) for k, v in d.decoded.events.items()} if d.decoded else None,
                 "suspects": d.suspects(),

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from iidrive.analysis.doctor.doctor import Report, diagnose
+from iidrive.analysis.doctor.findings.finding import Finding
 from iidrive.analysis.doctor.printed import WEIGHTS, parse_tables
-from iidrive.analysis.doctor.symptoms import Finding
 from iidrive.core.scene import FUTURE_STEPS
 from iidrive.scoring.cases import Cases, Predictions
 from iidrive.scoring.sampled import scored

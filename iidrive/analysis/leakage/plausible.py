@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from iidrive.analysis.doctor.symptoms import LEAK_ACCELERATION
+from iidrive.analysis.doctor.findings.growth import LEAK_ACCELERATION
 from iidrive.core.errors import DataError
 from iidrive.core.scene import FUTURE_STEPS, STEP_S
 from iidrive.scoring.cases import Cases

@@ -1,0 +1,58 @@
+"""What the header of a grid says of each column: its time, its quantity, over several lines of names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from iidrive.analysis.doctor.readers.cells import plain
+from iidrive.analysis.doctor.readers.found import Grid
+from iidrive.analysis.doctor.readers.names import quantity, time_of
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a header says of one column."""
+
+    at: int
+    time: float | None
+    row: str
+    name: str
+
+
+def columns_of(grid: Grid) -> list[Column]:
+    """The header's lines read downwards; a name that stands over several columns counts for each of them."""
+    if not grid.header:
+        return []
+    width = max(len(cells) for cells in grid.header)
+    # a line of times that is shorter lacks the cells of a label that stands beside both lines
+    lines = [("",) * (width - len(c)) + c for c in grid.header if len(c) == width or sum(time_of(plain(x)) is not None for x in c) >= 2]
+    texts = [" ".join(dict.fromkeys(plain(cells[k]) for cells in lines)).strip() for k in range(width)]
+    out = []
+    for k, text in enumerate(texts):
+        parts = [plain(cells[k]) for cells in lines]
+        time = next((t for t in map(time_of, reversed(parts)) if t is not None), None)
+        row = next((q for q in map(quantity, parts) if q), "")
+        out.append(Column(k, time, row, text))
+    groups = [c for c in grid.header if len(c) < width and sum(time_of(plain(x)) is not None for x in c) < 2]
+    return _spread(out, groups) if groups else out
+
+
+def _spread(columns: list[Column], groups: list[tuple[str, ...]]) -> list[Column]:
+    """Names of a shorter header line above, handed to the runs of times below in order."""
+    names = [name for name in map(quantity, map(plain, groups[0])) if name]
+    runs = runs_of([c for c in columns if c.time is not None])
+    if len(names) != len(runs):
+        return columns
+    row_of = {c.at: name for name, run in zip(names, runs, strict=True) for c in run}
+    return [Column(c.at, c.time, c.row or row_of.get(c.at, ""), c.name) for c in columns]
+
+
+def runs_of(timed: Sequence[Column]) -> list[list[Column]]:
+    """Columns of times cut where the times begin again."""
+    runs: list[list[Column]] = []
+    for column in timed:
+        if not runs or column.time in {c.time for c in runs[-1]}:
+            runs.append([])
+        runs[-1].append(column)
+    return runs

@@ -1,0 +1,62 @@
+"""What the words of a header or a row name say: which quantity, which time."""
+
+from __future__ import annotations
+
+import re
+
+_LONGEST = 400
+"""Characters of a name that are looked at."""
+_SPACES = re.compile(r"[\s_]{1,40}")
+_BOX = re.compile(r"(?<![a-z])box(?![a-z])")
+_COLLISION = re.compile(r"(?<![a-z])(?:collisions?|coll?s?|cr)(?![a-z])|碰撞")
+_POINT = re.compile(r"(?<![a-z])obj (?:single )?coll?(?![a-z])|traj collision")
+_L2 = re.compile(r"(?<![a-z0-9])l2(?![a-z0-9])")
+_MIOU = re.compile(r"(?<![a-z])miou(?![a-z])")
+_IOU = re.compile(r"(?<![a-z])iou(?![a-z])")
+_TIME = re.compile(r"(?<![\d.,])(\d{1,2}(?:[.,]\d{1,2})?)\s?(?:s|secs?|seconds?|秒)(?![a-z0-9])")
+_AVERAGE = re.compile(r"(?<![a-z])(?:avg|average|mean|ave)(?![a-z])|平均|均值")
+AVERAGE = -1.0
+"""Stands for the column of averages where times are asked for."""
+
+
+def _normal(words: str) -> str:
+    return _SPACES.sub(" ", words.lower())
+
+
+def quantity(words: str) -> str:
+    """`L2`, `obj_col`, `obj_box_col`, `mIoU`, `IoU`, or "" where the words name none. A collision that says no more is a box's."""
+    text = _normal(words[:_LONGEST])
+    if _L2.search(text):
+        return "L2"
+    if _COLLISION.search(text):
+        return "obj_col" if _POINT.search(text) and not _BOX.search(text) else "obj_box_col"
+    if _MIOU.search(text):
+        return "mIoU"
+    return "IoU" if _IOU.search(text) else ""
+
+
+def says_box(words: str) -> bool:
+    """Whether the words of a collision say themselves that it is the box's."""
+    return _BOX.search(_normal(words)) is not None
+
+
+def single(words: str) -> bool:
+    """Whether the words say that the value is that of a single step, as one of II-World's tables does."""
+    return " single " in f" {_normal(words)} "
+
+
+def time_of(words: str) -> float | None:
+    """Seconds that a name carries (`0.5s`, `L2 (m) 1s`), AVERAGE for a column of averages, None for neither."""
+    text = _normal(words[:_LONGEST])
+    found = _TIME.search(text) if "s" in text or "秒" in text else None
+    if found:
+        return float(found[1].replace(",", "."))
+    return AVERAGE if _AVERAGE.search(text) else None
+
+
+_EXACT = re.compile(r"obj[ _]col|obj[ _]box[ _]col|l2(?: ?\(m\)| ?\[m\]| error)?", re.IGNORECASE)
+
+
+def is_row_name(words: str) -> bool:
+    """Whether a cell is the name of an evaluator's own row, which can be believed without a header."""
+    return _EXACT.fullmatch(words) is not None
