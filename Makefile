@@ -5,7 +5,7 @@ CONSTRAINTS ?= constraints/cpu.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-fast check clean
+.PHONY: demo test test-fast check docs clean
 
 demo: $(READY)
 	$(BIN)/iidrive demo
@@ -21,6 +21,11 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+docs: $(READY)
+	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "docs: build/site/index.html"
 
 $(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
