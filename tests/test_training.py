@@ -62,13 +62,24 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Pat
 
 def test_resuming_with_another_config_is_refused(tmp_path: Path, town: Town) -> None:
     train_tokenizer(SHORT, town, "train", Run.start(tmp_path, {}), RunOptions(stop_at=2))
-    other = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, learning_rate=1e-4))
+    other = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, weight_decay=0.5))
     with pytest.raises(CheckpointError, match="another config"):
         train_tokenizer(other, town, "train", Run(tmp_path), RunOptions(resume="on"))
     with pytest.raises(ConfigError, match="already holds checkpoints"):
         Run.start(tmp_path, {})
     Run.start(tmp_path, {"what": "again"}, resume=True)
     assert json.loads((tmp_path / "run-2.json").read_text())["what"] == "again"
+
+
+def test_a_training_can_go_on_with_another_learning_rate_and_says_so(tmp_path: Path, town: Town) -> None:
+    train_tokenizer(SHORT, town, "train", Run.start(tmp_path, {}), RunOptions(stop_at=2))
+    lower = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, learning_rate=1e-4))
+    with pytest.warns(UserWarning, match=r"from 2 samples on, learning_rate is 0\.0001 \(it was 0\.001\)"):
+        path = train_tokenizer(lower, town, "train", Run(tmp_path), RunOptions(resume="on", stop_at=4))
+    change = {"samples": 2, "field": "learning_rate", "from": 1e-3, "to": 1e-4}
+    assert checkpoint.read_manifest(path).about["changes"] == [change]
+    path = train_tokenizer(lower, town, "train", Run(tmp_path), RunOptions(resume="on"))
+    assert checkpoint.read_manifest(path).about["changes"] == [change], "kept, and not noted twice"
 
 
 def test_accumulation_gives_the_same_gradient_step(tmp_path: Path, town: Town) -> None:
@@ -148,10 +159,26 @@ def test_without_save_every_the_end_is_saved(tmp_path: Path, town: Town) -> None
     assert train_tokenizer(recipe, town, "train", Run.start(tmp_path, {})).name == checkpoint.name(4)
 
 
-def test_a_learning_rate_out_of_all_bounds_ends_in_a_message(tmp_path: Path, town: Town) -> None:
-    recipe = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, learning_rate=1e30))
-    with pytest.raises(IIDriveError, match=r"became (nan|inf)|no numbers any more"):
+@pytest.mark.parametrize(
+    ("save_every", "remedy"),
+    [(2, "Go on from samples-000000002 with a lower"), (0, "There is no checkpoint yet: start again with a lower")],
+)
+def test_a_learning_rate_out_of_all_bounds_ends_in_a_message(tmp_path: Path, town: Town, save_every: int, remedy: str) -> None:
+    recipe = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, learning_rate=1e30, save_every=save_every))
+    with pytest.raises(IIDriveError, match=rf"became (nan|inf).*{remedy} learning rate"):
         train_tokenizer(recipe, town, "train", Run.start(tmp_path, {}))
+
+
+def test_a_full_shared_memory_ends_in_a_message(tmp_path: Path, town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers are forked, so they have this shared memory that takes nothing."""
+
+    def full(self: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("unable to write to file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    options = RunOptions(parallel=ParallelConfig(workers=1))
+    with pytest.raises(IIDriveError, match=r"does not fit into shared memory .*--parallel\.workers 0"):
+        train_tokenizer(SHORT, town, "train", Run.start(tmp_path, {}), options)
 
 
 def test_what_was_logged_before_the_first_checkpoint_is_not_logged_twice(tmp_path: Path, town: Town) -> None:

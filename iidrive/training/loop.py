@@ -72,7 +72,7 @@ def fit(task: TrainTask, clips: ClipDataset, config: TrainConfig, run: Run, opti
                 _end(process_group, stop, problem, state.seen, steps)
             for group in state.optimiser.param_groups:
                 group["lr"] = learning_rate(config, state.seen)
-            logs = _step(state, [_ready(part, state, place) for part in made or []], steps, process_group)
+            logs = _step(state, [_ready(part, state, place) for part in made or []], steps, run, process_group)
             state.seen += config.batch
             if state.ema is not None:
                 state.ema.update(task.module, state.seen // config.batch)
@@ -100,7 +100,7 @@ def _next(fed: object) -> tuple[Step | None, IIDriveError | None]:
         return next(fed), None  # pyright: ignore[reportArgumentType, reportCallIssue]
     except IIDriveError as error:
         return None, error
-    except RuntimeError as error:  # torch's word for a worker process that is gone
+    except RuntimeError as error:  # a worker process that is gone
         return None, IIDriveError(f"a process that makes batches ended ({str(error).splitlines()[0]}); give more memory or fewer workers.")
 
 
@@ -128,7 +128,20 @@ def _end(process_group: ProcessGroup, stop: int, problem: IIDriveError | None, s
     raise (SharedError if process_group.size > 1 else type(problem or SharedError("")))(message)
 
 
-def _step(state: State, parts: Sequence[Batch], steps: Steps, process_group: ProcessGroup) -> dict[str, float]:
+def _remedy(state: State, run: Run) -> str:
+    """What can be done about a training that diverged: a checkpoint is only offered where there is one."""
+    found = checkpoint.newest_first(run.folder)
+    stage = {"ego-mlp": "ego_mlp"}.get(state.manifest.kind, state.manifest.kind)
+    lower = f"--recipe.train_{stage}.learning_rate {state.config.learning_rate / 2:g}"
+    if not found:
+        return f"There is no checkpoint yet: start again with a lower learning rate ({lower})."
+    return (
+        f"Go on from {found[0].name} with a lower learning rate: `--resume on {lower}`. If it diverges again, that checkpoint was already diverging: "
+        "delete it, and the one before is used."
+    )
+
+
+def _step(state: State, parts: Sequence[Batch], steps: Steps, run: Run, process_group: ProcessGroup) -> dict[str, float]:
     """One optimiser step; returns the loss and its parts over the global batch."""
     task, config = state.task, state.config
     counts = None if config.group else _counts(task, parts, process_group)
@@ -145,9 +158,7 @@ def _step(state: State, parts: Sequence[Batch], steps: Steps, process_group: Pro
     if not math.isfinite(found["loss"]):
         tokens = ", ".join(steps.tokens(state.seen // config.batch)[:4])
         raise SharedError(
-            f"the loss became {found['loss']} after {state.seen} samples (batch of {tokens} …; parts {found}). Lower the learning rate, or "
-            "go on from the last checkpoint with `--resume on`. If that ends alike, its weights were on the way already: delete it, and the one "
-            "before is used."
+            f"the loss became {found['loss']} after {state.seen} samples (batch of {tokens} …; parts {found}). {_remedy(state, run)}"
         )
     scaler = state.precision.scaler
     if scaler is not None:
@@ -159,9 +170,7 @@ def _step(state: State, parts: Sequence[Batch], steps: Steps, process_group: Pro
     elif math.isfinite(norm):
         state.optimiser.step()
     else:
-        raise SharedError(
-            f"the gradient became {norm} after {state.seen} samples. Lower the learning rate, or go on from the last checkpoint with `--resume on`."
-        )
+        raise SharedError(f"the gradient became {norm} after {state.seen} samples. {_remedy(state, run)}")
     _settle(task.module, len(parts), process_group)
     return found
 
@@ -197,7 +206,7 @@ def _settle(module: nn.Module, groups: int, process_group: ProcessGroup) -> None
 
 def _save(state: State, run: Run, logs: Mapping[str, float], process_group: ProcessGroup) -> Path:
     if not all(bool(value.isfinite().all()) for value in state.weights.values()):
-        raise SharedError(f"weights are no numbers any more after {state.seen} samples; they are not saved. Lower the learning rate.")
+        raise SharedError(f"weights contain NaN or Inf after {state.seen} samples, so they are not saved. {_remedy(state, run)}")
     with process_group.raise_on_all_ranks():
         if process_group.is_rank_zero:
             state.save(run, logs)

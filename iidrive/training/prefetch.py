@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from iidrive.core.errors import IIDriveError
+from iidrive.core.errors import DataError, IIDriveError
 from iidrive.core.scene import Batch
 from iidrive.data.clips import ClipDataset, draws, order
 
@@ -36,7 +36,8 @@ class Steps(Dataset[Step | IIDriveError]):
 
     def __getitem__(self, step: int) -> Step | IIDriveError:
         try:
-            return [self._part(step, part) for part in self.parts]
+            made = [self._part(step, part) for part in self.parts]
+            return made if get_worker_info() is None else [_shared(part) for part in made]
         except IIDriveError as error:
             return error
 
@@ -65,6 +66,26 @@ def feed(steps: Steps, which: range, workers: int = 0, ahead: int = 2) -> Iterat
         if isinstance(made, IIDriveError):
             raise made
         yield made
+
+
+def _shared(part: Batch) -> Batch:
+    """The batch in shared memory, from where the training process reads it.
+
+    Left to the queue between the processes, a full shared memory would be an error in a thread that nobody hears of, and the training would
+    wait for ever.
+    """
+    try:
+        for side in (part.inputs, part.targets):
+            for value in vars(side).values():
+                if isinstance(value, torch.Tensor):
+                    value.share_memory_()
+        return part
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"a batch does not fit into shared memory ({reason}). Give the container more, as with docker's `--shm-size 2g`, or make batches in the "
+            "training process: --parallel.workers 0."
+        ) from None
 
 
 def _as_it_is(step: Step) -> Step:

@@ -29,6 +29,9 @@ KEPT = 2
 SPEED_ALONE = ("micro_batch", "log_every", "save_every")
 """What a training may be resumed with another value of: it does not change the result."""
 
+RECORDED = ("learning_rate",)
+"""What it may be resumed with another value of although it does: the change is kept in the manifest (`changes`)."""
+
 
 class Trainable(Protocol):
     """What the loop knows of a model. Every trainable has this face; all are `nn.Module`s."""
@@ -167,6 +170,7 @@ class State:
                     f"{path}: it was trained with another config ({name} differs{_difference(before, now)}). Resume with the same one, "
                     "or start a new run."
                 )
+        self._note_changes(manifest)
         if not self.manifest.origins:  # --init need not be given again
             about = {**self.manifest.about, "trained_on": list(manifest.trained_on)}
             self.manifest = replace(self.manifest, parents=(*self.manifest.parents, *manifest.origins), about=about)
@@ -189,6 +193,17 @@ class State:
         self.seen, self.best = manifest.samples_seen, manifest.metrics.get("best", {})
         run.forget_after(self.seen)
 
+    def _note_changes(self, before: Manifest) -> None:
+        """Keep in the manifest what this sitting does otherwise than the ones before, and since when."""
+        changes = list(before.about.get("changes", ()))
+        for name in RECORDED:
+            was, now = before.training.get(name), self.manifest.training.get(name)
+            if was != now:
+                changes.append({"samples": before.samples_seen, "field": name, "from": was, "to": now})
+                warnings.warn(f"from {before.samples_seen} samples on, {name} is {now} (it was {was}).", stacklevel=2)
+        if changes:
+            self.manifest = replace(self.manifest, about={**self.manifest.about, "changes": changes})
+
 
 def _newest_whole(run: Run) -> tuple[Path, dict[str, Tensor]]:
     for path in checkpoint.newest_first(run.folder):
@@ -203,7 +218,7 @@ def _newest_whole(run: Run) -> tuple[Path, dict[str, Tensor]]:
 def _decisive(name: str, manifest: Manifest) -> Any:
     """A part of a manifest without what does not change the result."""
     value = getattr(manifest, name)
-    inherited = {"training": SPEED_ALONE, "about": ("trained_on",)}.get(name, ())
+    inherited = {"training": (*SPEED_ALONE, *RECORDED), "about": ("trained_on", "changes")}.get(name, ())
     return {k: v for k, v in value.items() if k not in inherited} if isinstance(value, dict) else value
 
 
