@@ -1,8 +1,8 @@
 """The plain formulas behind every shortcut in `iidrive/models`: each operation as one would write it down first.
 
-Nothing computes with these functions. They say what the faster code stands for: `tests/test_shortcuts.py` compares values and gradients of the
-two in float64, and `benchmarks/plain.py` runs whole models without shortcuts. A function has the signature of what it explains; where
-that is a method, the module comes first.
+No model calls these functions. They say what the faster code stands for: `tests/test_shortcuts.py` and `tests/test_sampling.py` compare
+values and gradients of the two in float64, and `benchmarks/plain.py` runs whole models without shortcuts. A function has the signature of
+what it explains; where that is a method, the module comes first.
 
 | shortcut | what makes it faster |
 |---|---|
