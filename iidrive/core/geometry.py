@@ -101,3 +101,10 @@ def turned_corners(
     left = size_m[:, 1:] * np.array([-0.5, 0.5, 0.5, -0.5], size_m.dtype)
     cos, sin = cos[:, None], sin[:, None]
     return np.stack([along * cos - left * sin + centre_m[:, :1], along * sin + left * cos + centre_m[:, 1:]], axis=-1)
+
+
+def placed(centre_m: Float[Array, "n 2"], yaw_rad: Float[Array, "n"], local_m: Float[Array, "n 2"]) -> Float[Array, "n 2"]:
+    """Points that are given along the heading of rectangles and to its left, from their centres, on the plane."""
+    cos, sin = np.cos(yaw_rad), np.sin(yaw_rad)
+    along, left = local_m[:, 0], local_m[:, 1]
+    return centre_m + np.stack([cos * along - sin * left, sin * along + cos * left], -1)

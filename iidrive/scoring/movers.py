@@ -20,13 +20,12 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from iidrive.core import geometry
 from iidrive.core.classes import FREE, MOVABLE, OCC_OF_CATEGORY
-from iidrive.core.footprint import footprint
+from iidrive.core.footprint import MARGIN_CELLS, footprint
 from iidrive.core.scene import FUTURE_STEPS, STEP_S, GridSpec, Scene
 
 Array = np.ndarray
 
 MOVING_MPS = 0.5
-MARGIN_CELLS = 0.3
 
 EGO_SIZE_M = (4.084, 1.85)
 """Length and width of the ego's footprint as SparseDrive's protocol has it."""

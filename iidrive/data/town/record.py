@@ -173,7 +173,8 @@ def record(name: str, cast: Cast, tracks: Tracks, route: Route, layers: VectorMa
 def paint_boxes(semantics: UInt8[Array, "x y z"], boxes: Boxes, spec: GridSpec) -> None:
     """Paint boxes of the ego frame into a grid, in place: voxels whose centre is inside, and at least those nearest the box's centre.
 
-    Large boxes first, so that whoever stands close to a vehicle stays visible.
+    Large boxes first, so that whoever stands close to a vehicle stays visible. `voxelise` paints labelled boxes by another rule for heights;
+    generated towns keep these cells.
     """
     lower, size, v = np.array(spec.lower_m), boxes.size_m, spec.voxel_m
     reach = np.hypot(size[:, 0], size[:, 1]) / 2
