@@ -11,6 +11,11 @@ from iidrive.core.scene import Boxes, GridSpec
 
 Array = np.ndarray
 
+EGO_SIZE_M = (4.084, 1.85)
+"""Length and width of the ego (nuScenes' car), as SparseDrive's protocol has them."""
+EGO_CENTRE_M = 1.44
+"""Centre of the ego ahead of the rear axle: 0.5 m ahead of LIDAR_TOP, which is 0.94 m ahead of it."""
+
 MARGIN_CELLS = 0.3
 """What moves is looked for in boxes that are enlarged by this many cells on every side, so that voxels which a box only touches are its own."""
 
