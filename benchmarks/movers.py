@@ -19,7 +19,7 @@ import torch
 
 from iidrive.core import geometry
 from iidrive.core.classes import FREE
-from iidrive.core.footprint import rectangles
+from iidrive.core.footprint import MARGIN_CELLS, rectangles
 from iidrive.core.scene import STEP_S, Boxes, GridSpec, Scene
 from iidrive.data.clips import EgoTrack, scored_clips
 from iidrive.data.source import Source
@@ -29,7 +29,7 @@ from iidrive.pipeline import infer
 from iidrive.pipeline.load import load_forecaster
 from iidrive.pipeline.recipes import COARSE_GRID
 from iidrive.pipeline.tokens import write_tokens
-from iidrive.scoring.movers import MARGIN_CELLS, MoverCounts, count, mover_truth, movers_in, tracks_inside
+from iidrive.scoring.movers import MoverCounts, count, mover_truth, movers_in, tracks_inside
 
 Array = np.ndarray
 STEPS = infer.HORIZON_STEPS

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
+from iidrive.models import plain
 from iidrive.models.losses import distance_weight, focal, lovasz, lovasz_by_frame, presence_weights, voxel_counts
 
 
@@ -50,37 +50,20 @@ def test_histogram_lovasz_is_near_and_its_gradient_too() -> None:
     assert torch.cosine_similarity(exact.grad.flatten(), near.grad.flatten(), dim=0) > 0.999
 
 
-def plain_focal(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    truth = F.one_hot(labels.long(), logits.shape[-1]).to(logits.dtype)
-    p = logits.sigmoid()
-    raise_on_all_ranks, alpha = truth * p + (1 - truth) * (1 - p), truth * 0.25 + (1 - truth) * 0.75
-    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    return ((alpha * (1 - raise_on_all_ranks).square() * entropy).sum(-1) * weight).mean()
-
-
-def plain_lovasz(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    p, terms = logits.softmax(-1), []
-    for c in labels.unique().tolist():
-        truth = (labels == c).to(logits.dtype)
-        errors, order = (truth - p[:, c]).abs().sort(descending=True)
-        hits = truth[order]
-        jaccard = 1 - (hits.sum() - hits.cumsum(0)) / (hits.sum() + (1 - hits).cumsum(0))
-        terms.append((errors * torch.diff(jaccard, prepend=jaccard.new_zeros(1))).sum())
-    return torch.stack(terms).mean()
-
-
 def test_gradients_equal_those_of_the_plain_formulas() -> None:
     generator = torch.Generator().manual_seed(4)
     logits = (3 * torch.randn(90, 7, generator=generator, dtype=torch.float64)).requires_grad_()
     labels = torch.randint(0, 5, (90,), generator=generator).to(torch.uint8)
     weight = torch.rand(90, generator=generator, dtype=torch.float64)
-    pairs = [(focal(logits, labels, weight), plain_focal(logits, labels, weight)), (lovasz(logits, labels), plain_lovasz(logits, labels))]
-    for mine, plain in pairs:
-        torch.testing.assert_close(mine, plain)
-        torch.testing.assert_close(torch.autograd.grad(2 * mine, logits)[0], torch.autograd.grad(2 * plain, logits)[0])
+    plain_focal = plain.focal_sum(logits, labels.long(), weight, 0.25, 2.0) / len(labels)
+    plain_lovasz = plain.lovasz_of_classes(logits, labels.long(), 0)
+    gradient = torch.autograd.grad(plain_lovasz, logits, retain_graph=True)[0]
+    for mine, formula in ((focal(logits, labels, weight), plain_focal), (lovasz(logits, labels), plain_lovasz)):
+        torch.testing.assert_close(mine, formula)
+        torch.testing.assert_close(torch.autograd.grad(2 * mine, logits)[0], torch.autograd.grad(2 * formula, logits)[0])
     single = logits.detach().float().requires_grad_()
     found = torch.autograd.grad(lovasz(single, labels), single)[0]
-    torch.testing.assert_close(found, torch.autograd.grad(plain_lovasz(logits, labels), logits)[0].float(), atol=1e-7, rtol=1e-4)
+    torch.testing.assert_close(found, gradient.float(), atol=1e-7, rtol=1e-4)
 
 
 def test_unknown_voxels_do_not_count() -> None:

@@ -16,6 +16,7 @@ from iidrive.models.history import Stream, advance
 from iidrive.models.iiworld import keys as iiworld_keys
 from iidrive.models.losses import distance_weight, focal, lovasz
 from iidrive.models.quantise import Quantised, ResidualQuantiser
+from iidrive.models.states import require_fit
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.pipeline import recipes
 
@@ -87,7 +88,7 @@ def test_names_that_do_not_fit_are_listed(published: dict[str, Tensor]) -> None:
     with pytest.raises(
         CheckpointError, match=r"missing \(1\): vq.quant_conv.bias; misshapen \(1\): encoder.conv_in.bias \(3,\) for \(64,\)"
     ):
-        iiworld_keys.require_same_names(broken, wanted, "file.pth")
+        require_fit(broken, wanted, "file.pth")
 
 
 def test_encoder_maps(fixture: Fixture, run: Run) -> None:

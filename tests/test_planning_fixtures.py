@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from drawn import fill
 from public import aggregates, outputs, protocols
 
-from iidrive.scoring import raster
 from iidrive.scoring.cases import Cases, read_cases
 from iidrive.scoring.planning import bevplanner, stp3, uniad
 from iidrive.scoring.planning.setting import VEHICLES, of_classes, prepare
@@ -85,7 +85,7 @@ def test_uniads_values_and_print(scores: dict[str, Scores], aggregate: dict[str,
 def test_uniads_images(cases: Cases, expected: dict[str, np.ndarray]) -> None:
     row = np.flatnonzero((cases.box_t > 0) & of_classes(cases, VEHICLES)[cases.box_label])
     step = cases.box_case[row].astype(np.int64) * 6 + cases.box_t[row] - 1
-    found = raster.fill(uniad.corners(cases.box[row]), step, len(cases) * 6, uniad.CELLS)
+    found = fill(uniad.corners(cases.box[row]), step, len(cases) * 6, uniad.CELLS)
     images = np.unpackbits(expected["uniad_seg_packed"], axis=-1).reshape(found.shape)
     assert images.any()
     np.testing.assert_array_equal(found, images)
@@ -94,7 +94,7 @@ def test_uniads_images(cases: Cases, expected: dict[str, np.ndarray]) -> None:
 def test_stp3s_warped_images(cases: Cases, expected: dict[str, np.ndarray]) -> None:
     row = stp3.obstacles(cases)
     step = cases.box_case[row].astype(np.int64) * 6 + cases.box_t[row] - 1
-    drawn = raster.fill(stp3.own_corners(cases, row), step, len(cases) * 6, uniad.CELLS)
+    drawn = fill(stp3.own_corners(cases, row), step, len(cases) * 6, uniad.CELLS)
     cell = np.stack(np.meshgrid(np.arange(200.0), np.arange(200.0), indexing="ij"), -1).reshape(-1, 2)
     assert cases.ego_pose is not None
     for i in np.flatnonzero(cases.full)[::9]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from drawn import fill
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iidrive.scoring.raster import cells_hit, fill, rectangles_hit, row_intervals
+from iidrive.scoring.raster import cells_hit, rectangles_hit, row_intervals
 
 SIZE = 24
 PLACES = st.integers(-6, SIZE + 6)

@@ -11,6 +11,14 @@ from iidrive.core.scene import Boxes, GridSpec
 
 Array = np.ndarray
 
+EGO_SIZE_M = (4.084, 1.85)
+"""Length and width of the ego (nuScenes' car), as SparseDrive's protocol has them."""
+EGO_CENTRE_M = 1.44
+"""Centre of the ego ahead of the rear axle: 0.5 m ahead of LIDAR_TOP, which is 0.94 m ahead of it."""
+
+MARGIN_CELLS = 0.3
+"""What moves is looked for in boxes that are enlarged by this many cells on every side, so that voxels which a box only touches are its own."""
+
 
 @dataclass(frozen=True)
 class Footprint:
@@ -64,7 +72,7 @@ def rectangles(
     extent = np.maximum(extent, 0)
     cells = extent.prod(axis=1)
     box = np.repeat(np.arange(len(cells)), cells)
-    place = np.arange(len(box)) - np.repeat(np.cumsum(cells) - cells, cells)
+    place = ranges(np.zeros_like(cells), cells)
     x, y = first[box, 0] + place // extent[box, 1], first[box, 1] + place % extent[box, 1]
     dx, dy = (x - at[box, 0]) * voxel, (y - at[box, 1]) * voxel
     local = np.stack([cos[box] * dx + sin[box] * dy, cos[box] * dy - sin[box] * dx], -1)
@@ -72,3 +80,9 @@ def rectangles(
     if centre_cell:
         inside |= (x == home[box, 0]) & (y == home[box, 1])
     return Footprint(box[inside], x[inside], y[inside], local[inside])
+
+
+def ranges(start: Int[Array, "n"], length: Int[Array, "n"]) -> Int[Array, "m"]:
+    """start[0], start[0] + 1, … (length[0] numbers), then start[1], …"""
+    before = np.cumsum(length) - length
+    return np.arange(int(length.sum())) - np.repeat(before - start, length)

@@ -83,6 +83,28 @@ def box_corners_bev(
     centre_m: Float[Array, "*n 2"], length_m: Float[Array, "*n"], width_m: Float[Array, "*n"], yaw_rad: Float[Array, "*n"]
 ) -> Float[Array, "*n 4 2"]:
     """Corners of rotated rectangles, counter-clockwise from front left; `length_m` lies along the heading."""
+    # not by `turned_corners`: its sums round in another order, and every generated town and picture keeps these bits
     along = np.stack([np.cos(yaw_rad), np.sin(yaw_rad)], -1) * np.asarray(length_m)[..., None] / 2
     left = np.stack([-np.sin(yaw_rad), np.cos(yaw_rad)], -1) * np.asarray(width_m)[..., None] / 2
     return np.stack([centre_m + along + left, centre_m - along + left, centre_m - along - left, centre_m + along - left], -2)
+
+
+def turned_corners(
+    centre_m: Float[Array, "n 2"], size_m: Float[Array, "n 2"], cos: Float[Array, "n"], sin: Float[Array, "n"]
+) -> Float[Array, "n 4 2"]:
+    """Corners of rectangles (length, width), clockwise from rear right, in the precision and the order of sums of the planning evaluators.
+
+    All arguments have one type, float32 or float64, and so have the corners. Cosine and sine are given because an evaluator may have computed
+    them in another precision.
+    """
+    along = size_m[:, :1] * np.array([-0.5, -0.5, 0.5, 0.5], size_m.dtype)
+    left = size_m[:, 1:] * np.array([-0.5, 0.5, 0.5, -0.5], size_m.dtype)
+    cos, sin = cos[:, None], sin[:, None]
+    return np.stack([along * cos - left * sin + centre_m[:, :1], along * sin + left * cos + centre_m[:, 1:]], axis=-1)
+
+
+def placed(centre_m: Float[Array, "n 2"], yaw_rad: Float[Array, "n"], local_m: Float[Array, "n 2"]) -> Float[Array, "n 2"]:
+    """Points that are given along the heading of rectangles and to its left, from their centres, on the plane."""
+    cos, sin = np.cos(yaw_rad), np.sin(yaw_rad)
+    along, left = local_m[:, 0], local_m[:, 1]
+    return centre_m + np.stack([cos * along - sin * left, sin * along + cos * left], -1)

@@ -16,13 +16,10 @@ from jaxtyping import Bool, Float32, UInt8
 
 from iidrive.core import geometry
 from iidrive.core.classes import FREE, IGNORE, MOVABLE, OCC_OF_CATEGORY
-from iidrive.core.footprint import footprint
+from iidrive.core.footprint import MARGIN_CELLS, footprint
 from iidrive.core.scene import GridSpec, Scene
 
 Array = np.ndarray
-
-MARGIN_CELLS = 0.3
-"""Boxes are enlarged by this many cells, so that voxels which a box only touches are its own."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ def flow(scene: Scene, index: int, steps: Sequence[int], spec: GridSpec) -> Flow
     owner[x, y] = OCC_OF_CATEGORY[boxes.label[box]]
     motion = np.zeros((len(steps), *spec.shape[:2], 2), np.float32)
     known = np.ones(motion.shape[:3], bool)
-    here = _placed(boxes.centre_m[box, :2], boxes.yaw_rad[box], local)
+    here = geometry.placed(boxes.centre_m[box, :2], boxes.yaw_rad[box], local)
     for s, step in enumerate(steps):
         if not 0 <= index + step < len(scene):
             motion[s], known[s] = np.nan, False
@@ -79,7 +76,7 @@ def flow(scene: Scene, index: int, steps: Sequence[int], spec: GridSpec) -> Flow
         tracked = place >= 0
         moved = np.full((len(box), 2), np.nan)
         there = place[tracked]
-        moved[tracked] = _placed(other.centre_m[there, :2], other.yaw_rad[there], local[tracked]) - here[tracked]
+        moved[tracked] = geometry.placed(other.centre_m[there, :2], other.yaw_rad[there], local[tracked]) - here[tracked]
         motion[s, x, y], known[s, x, y] = moved, tracked
     return Flow(motion, known, owner)
 
@@ -97,9 +94,3 @@ def velocities(
     after_s = (frames[min(index + 1, len(scene) - 1)].timestamp_us - now) / 1e6
     before, after = (part / np.float32(s or np.nan) for part, s in zip(motion, (before_s, after_s), strict=True))
     return np.where(known[0][..., None], before, after), known[0] | known[1]
-
-
-def _placed(centre: Array, yaw: Array, local: Array) -> Array:
-    """Points of boxes: positions on the plane of points that are given along and across."""
-    cos, sin = np.cos(yaw), np.sin(yaw)
-    return centre + np.stack([cos * local[:, 0] - sin * local[:, 1], sin * local[:, 0] + cos * local[:, 1]], -1)

@@ -23,10 +23,11 @@ from __future__ import annotations
 
 import numpy as np
 import shapely
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from iidrive.core.classes import FREE, OCC, OCC_OF_CATEGORY
 from iidrive.core.errors import DataError
+from iidrive.core.footprint import ranges
 from iidrive.core.scene import Boxes, GridSpec, OccGrid, Pose, VectorMap
 
 Array = np.ndarray
@@ -131,7 +132,7 @@ def polygon_mask(
     rows = last - first
     crossing = rows > 0
     rows, edge = rows[crossing], np.flatnonzero(crossing)
-    row, edge = _ranges(first[edge], rows), np.repeat(edge, rows)
+    row, edge = ranges(first[edge], rows), np.repeat(edge, rows)
     x = x0[edge] + (row - y0[edge]) * (x1[edge] - x0[edge]) / (y1[edge] - y0[edge])
     column = np.clip(np.ceil(x), 0, wide).astype(np.int64)
     step = np.where(y1[edge] < y0[edge], 1, -1) * sign[edge_ring[edge]]
@@ -140,7 +141,10 @@ def polygon_mask(
 
 
 def _paint_boxes(semantics: UInt8[Array, "x y z"], boxes: Boxes, spec: GridSpec, ground: int | None) -> None:
-    """Paint boxes into the grid, in place; `ground` is the layer that they must reach down to, if any."""
+    """Paint boxes into the grid, in place; `ground` is the layer that they must reach down to, if any.
+
+    It counts in voxels and has no tolerance at edges; `footprint.rectangles` counts in metres with 1e-9 m. Cells on an edge may differ.
+    """
     lower, voxel = np.array(spec.lower_m), spec.voxel_m
     limit = np.array(spec.shape)
     reach = np.hypot(boxes.size_m[:, 0], boxes.size_m[:, 1])[:, None] / 2
@@ -163,7 +167,7 @@ def _paint_boxes(semantics: UInt8[Array, "x y z"], boxes: Boxes, spec: GridSpec,
     extent = np.maximum(high - low, 0)
     area = extent.prod(axis=1)
     box = np.repeat(np.arange(len(order)), area)
-    cell = _ranges(np.zeros(len(area), np.int64), area)
+    cell = ranges(np.zeros(len(area), np.int64), area)
     i, j = low[box, 0] + cell // np.maximum(extent[box, 1], 1), low[box, 1] + cell % np.maximum(extent[box, 1], 1)
     dx, dy = i - centre[box, 0], j - centre[box, 1]
     along, across = c[box] * dx + s[box] * dy, c[box] * dy - s[box] * dx
@@ -177,13 +181,7 @@ def _paint_boxes(semantics: UInt8[Array, "x y z"], boxes: Boxes, spec: GridSpec,
         bottom = np.minimum(bottom, ground)
     bottom, top = np.clip(bottom, 0, limit[2]), np.clip(top + 1, 0, limit[2])
     layers = np.maximum(top - bottom, 0)[box]
-    k = _ranges(bottom[box], layers)
+    k = ranges(bottom[box], layers)
     box, i, j = np.repeat(box, layers), np.repeat(i, layers), np.repeat(j, layers)
     # One assignment: where boxes share a voxel numpy keeps the last, which is the smaller box.
     semantics[i, j, k] = OCC_OF_CATEGORY[boxes.label[order]][box]
-
-
-def _ranges(start: Int[Array, "n"], length: Int[Array, "n"]) -> Int[Array, "m"]:
-    """start[0], start[0] + 1, … (length[0] numbers), then start[1], …"""
-    before = np.cumsum(length) - length
-    return np.arange(int(length.sum())) - np.repeat(before - start, length)

@@ -72,7 +72,7 @@ class ResBlock(nn.Module):
 
 
 class CellAttention(nn.Module):
-    """Single-head self-attention over all cells of a map, added to it."""
+    """Single-head self-attention over all cells of a map, added to it. Plain: `plain.cell_attention`."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class CellAttention(nn.Module):
     def forward(self, x: Float[Tensor, "B C X Y"]) -> Float[Tensor, "B C X Y"]:
         tokens = rearrange(self.norm(x), "b c x y -> b (x y) c").contiguous()
         q, k = (linear(tokens, f.weight.flatten(1), f.bias) for f in (self.q, self.k))
-        # attention probabilities sum to one, so `out` of the mixed values is the mix of `out` of the values
+        # out(p v) = p out(v), because probabilities p sum to one: so `out` is folded into the values' map
         assert self.v.bias is not None
         out = self.out.weight.flatten(1)
         v = linear(tokens, out @ self.v.weight.flatten(1), F.linear(self.v.bias, out, self.out.bias))
@@ -136,7 +136,7 @@ class DeformableAttention(nn.Module):
     """Each cell reads a few points around itself, at offsets and with weights that it computes from its own content.
 
     Bilinear, zeros outside. Cell (i, j) sits at ((j + 0.5) / Y, (i + 0.5) / X) plus offset / size; an offset's first component lies along
-    Y (the last axis), its second along X.
+    Y (the last axis), its second along X. Plain: `plain.deformable_attention`.
     """
 
     def __init__(self, width: int, heads: int, points: int = 4) -> None:
@@ -184,7 +184,7 @@ class DeformableAttention(nn.Module):
 class _MixedPoints(torch.autograd.Function):
     """Points of maps (B D X Y) at places (B P N 2), mixed with weights (B 1 P N): (B D N).
 
-    What was read, P times as much as the result, is not kept but read again for the backward pass.
+    `(F.grid_sample(maps, places) * weights).sum(2)`. What was read, P times as much as the result, is not kept but read again for the backward pass.
     """
 
     @staticmethod
@@ -229,7 +229,7 @@ class CellGrid:
         return torch.stack(torch.meshgrid(x, y, indexing="ij"), -1)
 
     def read(self, maps: Float[Tensor, "B C X Y"], points_m: Float[Tensor, "B P Q 2"]) -> Float[Tensor, "B C P Q"]:
-        """Bilinear values of maps at points (x, y) in their own ego frame; zero outside."""
+        """Bilinear values of maps at points (x, y) in their own ego frame; zero outside. Plain: `plain.read`."""
         cells, weights = corners(*self._index(points_m), self.size)
         first = torch.arange(len(maps), device=cells.device, dtype=cells.dtype) * math.prod(bordered(self.size))
         rows = cells + first[:, None, None]
@@ -237,7 +237,7 @@ class CellGrid:
         return read.view(*points_m.shape[:-1], maps.shape[1]).permute(0, 3, 1, 2)
 
     def inside(self, points_m: Float[Tensor, "B P Q 2"]) -> Float[Tensor, "B 1 P Q"]:
-        """What `read` gives for a map of ones: 1 inside, falling to 0 within a cell's width outside."""
+        """What `read` gives for a map of ones: 1 inside, falling to 0 within a cell's width outside. Plain: `plain.inside`."""
         x, y = self._index(points_m)
         return (_weight_inside(x, self.size[0]) * _weight_inside(y, self.size[1]))[:, None]
 
@@ -261,7 +261,7 @@ def _weight_inside(index: Tensor, count: int) -> Tensor:
 
 
 def transform_inverse(transform: Float[Tensor, "*B 4 4"]) -> Float[Tensor, "*B 4 4"]:
-    """Inverse of rigid transforms by transposition."""
+    """Inverse of rigid transforms by transposition: `torch.linalg.inv(transform)`."""
     rotation = transform[..., :3, :3].transpose(-1, -2)
     translation = -(rotation @ transform[..., :3, 3:])
     bottom = transform[..., 3:, :]

@@ -17,7 +17,10 @@ from torch.autograd.function import once_differentiable
 
 
 class Norm(nn.GroupNorm):
-    """GroupNorm, then SiLU if asked. torch's CPU kernel for channels_last data is inaccurate (up to 1e-2 of the output), so there is one here."""
+    """GroupNorm, then SiLU if asked. Plain: `plain.norm`.
+
+    torch's CPU kernel for channels_last data is inaccurate (up to 1e-2 of the output), so there is one here.
+    """
 
     def __init__(self, groups: int, channels: int, eps: float = 1e-5, silu: bool = False) -> None:
         super().__init__(groups, channels, eps)

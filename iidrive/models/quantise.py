@@ -77,7 +77,7 @@ class ResidualQuantiser(nn.Module):
         return [x * y for x, y in self.scales] + [self.size[0] * self.size[1]] * self.config.history
 
     def nearest(self, v: Float[Tensor, "B C x y"]) -> Int[Tensor, "B x y"]:
-        """Index of the nearest code (squared Euclidean distance; the first wins a tie)."""
+        """Index of the nearest code (squared Euclidean distance; the first wins a tie). Plain: `plain.nearest`."""
         flat = rearrange(v, "b c x y -> (b x y) c")
         # |v|^2 is the same for every code, so it is left out
         distance = linear(flat, self.codebook * -2, self.codebook.square().sum(1))
@@ -116,7 +116,7 @@ class ResidualQuantiser(nn.Module):
         """Rebuild the latent from the indices of all levels.
 
         Everything after the codebook is linear, so each level has a table of what its codes add to the latent, and cells sum up entries.
-        The numbers of a cell lie together in memory.
+        The numbers of a cell lie together in memory. Plain: `plain.latent_of`.
         """
         levels = codes.split(self.level_cells, dim=1)
         tables = self._tables()

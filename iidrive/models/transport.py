@@ -16,13 +16,10 @@ from scipy.ndimage import distance_transform_edt
 
 from iidrive.core import geometry
 from iidrive.core.classes import FREE, MOVABLE, OCC, OCC_OF_CATEGORY
-from iidrive.core.footprint import footprint, rectangles
+from iidrive.core.footprint import MARGIN_CELLS, footprint, rectangles
 from iidrive.core.scene import STEP_S, Boxes, GridSpec, Scene
 
 Array = np.ndarray
-
-MARGIN_CELLS = 0.3
-"""Boxes are enlarged by this many cells, so that voxels which a box only touches move with it."""
 
 _JUMP_RAD = 1.0
 """A heading that changes by more between two keyframes was labelled the other way round: the box does not turn."""
@@ -115,9 +112,7 @@ def transport(
         yaw = moves.yaw_rad[h, boxes] + geometry.heading(then_T_now)
         cells = rectangles(centre[:, :2], moves.boxes.size_m[boxes, :2], yaw, spec, centre_cell=True)
         box = boxes[cells.box]
-        cos, sin = np.cos(moves.boxes.yaw_rad[box]), np.sin(moves.boxes.yaw_rad[box])
-        along, left = cells.local_m.T
-        source = moves.boxes.centre_m[box, :2] + np.stack([cos * along - sin * left, sin * along + cos * left], -1)
+        source = geometry.placed(moves.boxes.centre_m[box, :2], moves.boxes.yaw_rad[box], cells.local_m)
         columns = np.full((len(box), spec.shape[2]), FREE, np.uint8)
         for class_, where in present.items():
             own = np.flatnonzero(classes[box] == class_)

@@ -167,7 +167,8 @@ class IntraLayer(nn.Module):
 def attend(attention: nn.MultiheadAttention, query: Float[Tensor, "B 1 C"], tokens: Float[Tensor, "B N C"]) -> Float[Tensor, "B 1 C"]:
     """What `attention` gives for one query: the key map is applied to the query, the value map to what was read, not both to every token.
 
-    The keys' bias adds the same to all scores of a head, which softmax ignores.
+    Per head, q = Wq x + bq and scores q (Wk t + bk) over tokens t become (Wk^T q) t: q bk adds the same to all scores, which softmax ignores.
+    Then p (Wv t + bv), summed over tokens, becomes Wv (p t) + bv, because probabilities p sum to one. Plain: `plain.attend`.
     """
     heads, width = attention.num_heads, attention.embed_dim
     to_query, to_key, to_value = attention.in_proj_weight.view(3, heads, -1, width)
@@ -192,7 +193,7 @@ class InterLayer(nn.Module):
 
     def forward(self, x: Float[Tensor, "B N C"], remembered: Float[Tensor, "B N C"], size: tuple[int, int]) -> Float[Tensor, "B N C"]:
         x = self.norms[0](x + self.attention(x, size))
-        x = self.norms[1](x + self._mix(x, remembered))
+        x = self.norms[1](x + self.mixed(x, remembered))
         # its wide middle is made again backwards: four times the tokens' memory for a fiftieth of a step's time
         change = (
             checkpoint(self.feed_forward, x, use_reentrant=False, preserve_rng_state=False)
@@ -208,8 +209,11 @@ class InterLayer(nn.Module):
         assert isinstance(first, nn.Linear)
         return first.weight[:, first.out_features :]
 
-    def _mix(self, x: Tensor, remembered: Tensor) -> Tensor:
-        """`mix` of `join` of the cells beside their memory, whose product with `of_memory` is given: the two linear maps that meet are one."""
+    def mixed(self, x: Float[Tensor, "B N C"], remembered: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
+        """`mix(join([x, memory]))`, where `remembered` = memory @ of_memory().T.
+
+        The two linear maps that meet are one: mix[0](join[2](h)) = (W_mix W_join) h + (W_mix b_join + b_mix). Plain: `plain.mixed`.
+        """
         first, _, last = self.join
         into, _, out = self.mix
         assert isinstance(first, nn.Linear)
@@ -220,7 +224,7 @@ class InterLayer(nn.Module):
 
 
 class InterDecoder(nn.ModuleList):
-    """Inter layers in turn. What each reads of the memory is the same for all cells' tokens, so one product gives it to all layers."""
+    """Inter layers in turn. No layer changes the memory, so one product gives each layer what it reads of it. Plain: `plain.inter_decoder`."""
 
     def __init__(self, config: WorldConfig, compute: ComputeConfig) -> None:
         super().__init__(InterLayer(config) for _ in range(config.decoder_layers))
@@ -369,7 +373,7 @@ class WorldModel(nn.Module):
             maps, plan = layer(tokens, plan, size)
             size = (maps.shape[2], maps.shape[3])
             tokens = rearrange(maps, "b c x y -> b (x y) c")
-            # enlarging keeps sums of channels, so they are formed on the small map
+            # conv(interpolate(maps)), but on the small map: both are linear, one over channels, one over cells with weights that sum to one
             made = conv(maps)
             fused = fused + (
                 made if size == self.cells.size else F.interpolate(made, self.cells.size, mode="bilinear", align_corners=False)
@@ -428,5 +432,5 @@ class WorldModel(nn.Module):
 
 
 def _in_a_row(*maps: Float[Tensor, "B _ C x y"]) -> Float[Tensor, "B T C x y"]:
-    """Maps one after the other in time, with the channels of a cell together in memory: so they are read and joined."""
+    """`torch.cat(maps, 1)`, with the channels of a cell together in memory: so they are read and joined."""
     return torch.cat([m.permute(0, 1, 3, 4, 2) for m in maps], 1).permute(0, 1, 4, 2, 3)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from iidrive.core.config_io import to_plain
 from iidrive.core.errors import CheckpointError, ConfigError, LineageError
 from iidrive.core.lineage import Parent
+from iidrive.models import states
 from iidrive.models.iiworld import keys as iiworld_keys
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
@@ -88,18 +89,18 @@ def import_ii_world(stage1: str, stage2: str, out: str | Path) -> list[Path]:
     out, written = Path(out), []
     world, nested = iiworld_keys.nested(read_published(stage2)) if stage2 else ({}, {})
     given = read_published(stage1) if stage1 else nested
-    if stage1 and nested and (different := _different(given, nested)):
+    if stage1 and nested and (different := states.unequal(given, nested)):
         raise LineageError(
-            f"{stage2}: its world model was trained on another tokenizer than {stage1} (they differ in {different}). Give the tokenizer that "
-            "belongs to it, or leave --stage1 out: the file holds its own."
+            f"{stage2}: its world model was trained on another tokenizer than {stage1} (they differ in "
+            f"{states.first(different, 4)}). Give the tokenizer that belongs to it, or leave --stage1 out: the file holds its own."
         )
     recipe, source = recipes.published(), stage1 or stage2
     tokenizer, model = Tokenizer(recipe.tokenizer), WorldModel(recipe.world, recipe.tokenizer.cells())
     if given:
         published = iiworld_keys.tokenizer_to_published(tokenizer.state_dict() | {iiworld_keys.STARTED: torch.tensor(True)})
-        iiworld_keys.require_same_names(given, published, source)
+        states.require_fit(given, published, source)
     if stage2:
-        iiworld_keys.require_same_names(world, iiworld_keys.world_to_published(model.state_dict()), stage2)
+        states.require_fit(world, iiworld_keys.world_to_published(model.state_dict()), stage2)
     parents: tuple[Parent, ...] = ()
     if given:
         path = _write(out / "tokenizer", "tokenizer", recipe.tokenizer, tokenizer, given, iiworld_keys.tokenizer_from_published, source)
@@ -161,17 +162,6 @@ def _write(
     manifest = Manifest(kind, "", to_plain(config), 0, code_version(), {}, about={"imported": origin, **(about or {})}, parents=parents)
     mark = checkpoint.fingerprint(config, weights, parents)
     return checkpoint.save(folder / "checkpoints" / f"samples-{0:09d}", replace(manifest, fingerprint=mark), weights)
-
-
-def _different(one: State, other: State) -> str:
-    """The first names in which two states differ, "" if they are equal."""
-    names = [k for k in sorted({*one, *other}) if k not in one or k not in other or not _same(one[k], other[k])]
-    return ", ".join(names[:4]) + (" …" if len(names) > 4 else "")
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are equal, where no number equals no number."""
-    return one.shape == other.shape and one.dtype == other.dtype and bool(torch.isclose(one, other, rtol=0, atol=0, equal_nan=True).all())
 
 
 def _save(path: str, state: State) -> None:

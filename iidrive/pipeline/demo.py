@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from iidrive.core.config_io import to_plain
 from iidrive.core.scene import FUTURE_STEPS
+from iidrive.core.text import aligned
 from iidrive.data import Data
 from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, scored_clips
 from iidrive.data.source import Source, window
@@ -72,7 +73,7 @@ def run(recipe: Recipe, data: Data, out: Path) -> None:
     print(f"\n{about}\n")
     for name in ("planner, ii off", "planner, ii on"):
         print(f"{name}\n{format_scores(scores[name])}\n")
-    print(_plain(summary))
+    print(aligned([summary.header, *summary.rows]))
     print(f"\n{forecast.table()}\n\ntokenizer: reconstruction mIoU {100 * reconstruction:.2f} %")
     pictures = draw(on, loaded.model, clips, plans)
     values = {name: to_json(s)["sparsedrive"] for name, s in scores.items()}
@@ -169,14 +170,6 @@ def _tokens(tokenizer: Place | LoadedTokenizer, source: Source, split: str, fold
     names = source.scene_names(split)
     with counting("tokens", len(names)) as tick:
         return write_tokens(tokenizer, source, names, folder, tick)
-
-
-def _plain(table: Table) -> str:
-    widths = [max(len(row[i]) for row in [table.header, *table.rows]) for i in range(len(table.header))]
-    lines = []
-    for row in [table.header, *table.rows]:
-        lines.append("  ".join(f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=True))))
-    return "\n".join(lines)
 
 
 def _page(

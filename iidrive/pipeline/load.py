@@ -27,17 +27,28 @@ Place = str | Path | Checkpoint
 """Where a checkpoint lies (a run folder or the checkpoint's own), or one whose manifest was read already."""
 
 
-@dataclass(frozen=True)
-class LoadedTokenizer:
-    """A tokenizer, ready to use, and its checkpoint."""
+class Stage:
+    """What every loaded stage says about itself."""
 
-    model: Tokenizer
     checkpoint: Checkpoint
 
     @property
     def manifest(self) -> Manifest:
-        """Its checkpoint's."""
+        """Its checkpoint's, with the parents in use and all marks."""
         return self.checkpoint.manifest
+
+    @property
+    def lineage(self) -> Lineage:
+        """What it descends from, as it was put together."""
+        return self.checkpoint.lineage
+
+
+@dataclass(frozen=True)
+class LoadedTokenizer(Stage):
+    """A tokenizer, ready to use, and its checkpoint."""
+
+    model: Tokenizer
+    checkpoint: Checkpoint
 
     def computing(self, compute: ComputeConfig) -> LoadedTokenizer:
         """The same weights in a tokenizer that computes in another way."""
@@ -49,41 +60,21 @@ class LoadedTokenizer:
 
 
 @dataclass(frozen=True)
-class LoadedForecaster:
+class LoadedForecaster(Stage):
     """A world model with its tokenizer. The manifest is the world model's as it was put together here: its parent is the tokenizer in use."""
 
     model: Forecaster
     checkpoint: Checkpoint
     tokenizer: LoadedTokenizer
 
-    @property
-    def lineage(self) -> Lineage:
-        """What the world model descends from, as it was put together."""
-        return self.checkpoint.lineage
-
-    @property
-    def manifest(self) -> Manifest:
-        """The world model's, with the parent in use and all marks."""
-        return self.checkpoint.manifest
-
 
 @dataclass(frozen=True)
-class LoadedAgent:
+class LoadedAgent(Stage):
     """A planner with its world model and tokenizer. The manifest is the planner's as it was put together here."""
 
     model: Agent
     checkpoint: Checkpoint
     world: LoadedForecaster
-
-    @property
-    def lineage(self) -> Lineage:
-        """What the planner descends from, as it was put together."""
-        return self.checkpoint.lineage
-
-    @property
-    def manifest(self) -> Manifest:
-        """The planner's, with the parents in use and all marks."""
-        return self.checkpoint.manifest
 
 
 def load(place: Place, allow: bool = False) -> LoadedTokenizer | LoadedForecaster | LoadedAgent | EgoMLP:

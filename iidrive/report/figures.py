@@ -27,6 +27,7 @@ from matplotlib.path import Path as Outline
 from iidrive.core import geometry
 from iidrive.core.classes import FREE, IGNORE, OCC_CLASSES, OCC_COLOURS, OCC_OF_CATEGORY
 from iidrive.core.errors import DataError
+from iidrive.core.footprint import EGO_SIZE_M
 from iidrive.core.scene import FUTURE_STEPS, OCC3D_GRID, STEP_S, Boxes, GridSpec, Observation, Target, Trajectory, VectorMap
 from iidrive.runtime import atomic
 
@@ -35,10 +36,8 @@ Array = np.ndarray
 UNKNOWN_COLOUR = (160, 160, 160)
 """RGB of columns of which nothing is known."""
 
-EGO_LENGTH_M = 4.084
-EGO_WIDTH_M = 1.85
 EGO_AHEAD_M = 0.5
-"""The ego's box and how far its centre lies ahead of LIDAR_TOP (nuScenes' car, as the planning protocols take it)."""
+"""How far the ego's centre lies ahead of LIDAR_TOP."""
 
 DPI = 100
 FULL_IN, NARROW_IN, HEIGHT_IN = 16.0, 9.6, 9.0
@@ -227,7 +226,8 @@ def draw_view(axes: Axes, panel: ScenePanel) -> tuple[list[Artist], list[Artist]
         rest.append(Patch(facecolor="none", edgecolor="#666666", linestyle=(0, (2, 1.5)), label=label))
     _draw_boxes(axes, boxes, filled=True)
     centre = ego_T_lidar[None, :2, 3] + np.array([EGO_AHEAD_M, 0.0])
-    ego = to_picture(geometry.box_corners_bev(centre, np.array([EGO_LENGTH_M]), np.array([EGO_WIDTH_M]), np.zeros(1)))
+    length, width = np.array(EGO_SIZE_M)[:, None]
+    ego = to_picture(geometry.box_corners_bev(centre, length, width, np.zeros(1)))
     axes.add_collection(PolyCollection(list(ego), facecolors="#56B4E9", edgecolors="black", linewidths=1.2, zorder=5))
     rest.insert(0, Patch(facecolor="#56B4E9", edgecolor="black", label="ego"))
 

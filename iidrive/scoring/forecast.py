@@ -16,6 +16,7 @@ from jaxtyping import Float, Int64
 
 from iidrive.core.classes import MOVABLE
 from iidrive.core.scene import STEP_S
+from iidrive.core.text import text_row
 from iidrive.scoring import metrics
 from iidrive.scoring.movers import MoverCounts
 
@@ -139,9 +140,10 @@ class ForecastScores:
         head = [f"{s * STEP_S:.0f} s" for s in self.steps]
         names = {name: name + (" *" if name in self.privileged and ORACLE not in name else "") for name in self.rows}
         width = max(len(n) for n in names.values()) + 2
-        lines = [f"{'forecast':<{width}}" + "".join(f"{'mIoU ' + h:>10}" for h in head) + "".join(f"{'IoU ' + h:>10}" for h in head)]
+        widths = (width, *(10 for _ in range(2 * len(head))))
+        lines = [text_row(["forecast", *(f"mIoU {h}" for h in head), *(f"IoU {h}" for h in head)], widths)]
         for name, shown in names.items():
-            lines.append(f"{shown:<{width}}" + "".join(f"{_percent(v):>10}" for v in [*self.miou(name), *self.iou(name)]))
+            lines.append(text_row([shown, *map(_percent, [*self.miou(name), *self.iou(name)])], widths))
         if self.ceiling is None:
             return "\n".join(lines)
         for title, figures in _BLOCKS:
@@ -149,16 +151,17 @@ class ForecastScores:
         return "\n".join([*lines, "", *self._notes()])
 
     def _block(self, title: str, figures: tuple[str, ...], names: Mapping[str, str], head: list[str], width: int) -> list[str]:
-        groups = "".join(f"{_TITLES[figure]:>{8 * len(head)}}" for figure in figures)
-        lines = [f"{title:<{width}}{groups}", " " * width + "".join(f"{h:>8}" for h in head) * len(figures)]
+        groups = (width, *(8 * len(head) for _ in figures))
+        widths = (width, *(8 for _ in range(len(head) * len(figures))))
+        lines = [text_row([title, *(_TITLES[figure] for figure in figures)], groups), text_row(["", *head * len(figures)], widths)]
         for name, shown in names.items():
             cells = (_metres(v) if figure == "path_error_m" else _percent(v) for figure in figures for v in self.figure(name, figure))
-            lines.append(f"{shown:<{width}}" + "".join(f"{cell:>8}" for cell in cells))
+            lines.append(text_row([shown, *cells], widths))
         if "movers_IoU" in figures:
             assert self.ceiling is not None
             every, seen = self.ceiling
             cells = (_percent(v) for v in [*every.iou(), *every.precision(), *every.recall(), *seen.iou()])
-            lines.append(f"{'true occupancy (ceiling)':<{width}}" + "".join(f"{cell:>8}" for cell in cells))
+            lines.append(text_row(["true occupancy (ceiling)", *cells], widths))
         return lines
 
     def _notes(self) -> list[str]:

@@ -20,18 +20,13 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from iidrive.core import geometry
 from iidrive.core.classes import FREE, MOVABLE, OCC_OF_CATEGORY
-from iidrive.core.footprint import footprint
+from iidrive.core.footprint import EGO_CENTRE_M, EGO_SIZE_M, MARGIN_CELLS, footprint
 from iidrive.core.scene import FUTURE_STEPS, STEP_S, GridSpec, Scene
 
 Array = np.ndarray
 
 MOVING_MPS = 0.5
-MARGIN_CELLS = 0.3
 
-EGO_SIZE_M = (4.084, 1.85)
-"""Length and width of the ego's footprint as SparseDrive's protocol has it."""
-EGO_CENTRE_M = 1.44
-"""Centre of that footprint ahead of the rear axle: 0.5 m ahead of LIDAR_TOP, which is 0.94 m ahead of it."""
 _SHIFT_M = 1.5
 _SPEED_UP_MPS2 = 2.0
 _SHARPEST_PER_M = 0.2

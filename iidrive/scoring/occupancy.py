@@ -18,6 +18,7 @@ from jaxtyping import Bool, Int64, UInt8
 
 from iidrive.core.classes import FREE, IGNORE
 from iidrive.core.errors import DataError
+from iidrive.core.text import ruled
 from iidrive.scoring import metrics
 
 Array = np.ndarray
@@ -110,10 +111,7 @@ def iiworld_table(scores: dict[str, list[float]]) -> str:
     lines = [["Time", "mIoU", "IoU"]]
     lines += [[f"{s:.1f}s", f"{scores['mIoU'][t]:.2f}", f"{scores['IoU'][t]:.2f}"] for s, t in _SECONDS]
     lines.append(["Average", *(f"{value:.2f}" for value in scores["average"])])
-    widths = [max(len(line[k]) for line in lines) for k in range(3)]
-    rule = "+" + "+".join("-" * (w + 2) for w in widths) + "+"
-    body = ["|" + "|".join(f" {text:<{w}} " for text, w in zip(line, widths, strict=True)) + "|" for line in lines]
-    return "\n".join([rule, body[0], rule, *body[1:], rule])
+    return ruled(lines)
 
 
 def occworld_totals(hist: Int64[Array, "t 18 18"], unknown: Int64[Array, "t 18"]) -> dict[str, Int64[Array, "t c"]]:

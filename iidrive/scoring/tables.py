@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from iidrive.core.scene import FUTURE_STEPS, STEP_S
+from iidrive.core.text import ruled
 from iidrive.scoring.protocols import Protocol, protocol_named
 from iidrive.scoring.score import Scores
 
@@ -88,11 +89,11 @@ def grid(scores: Scores, protocol: Protocol, title: str = "") -> str:
     for name, columns in scores.columns.items():
         values = [*columns.tolist(), *([scores.average[name]] if own else [])]
         lines.append([name, *(_cell(scores, name, value) if own else f"{value:.4f}" for value in values)])
-    ruled = _ruled(lines)
+    table = ruled(lines, _centred)
     if not title:
-        return ruled
-    inner = ruled.index("\n") - 2
-    return "\n".join(["+" + "-" * inner + "+", "|" + _centred(f" {title} ", inner) + "|", ruled])
+        return table
+    inner = table.index("\n") - 2
+    return "\n".join(["+" + "-" * inner + "+", "|" + _centred(f" {title} ", inner) + "|", table])
 
 
 def together(scores: Sequence[Scores], protocols: Sequence[Protocol]) -> str:
@@ -116,14 +117,7 @@ def together(scores: Sequence[Scores], protocols: Sequence[Protocol]) -> str:
             ("N", protocol.samples),
         )
         text += [protocol.name, *(f"  {what:<10}{sentence}" for what, sentence in words)]
-    return "\n".join([_ruled(lines), *text])
-
-
-def _ruled(lines: list[list[str]]) -> str:
-    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
-    rule = "+" + "+".join("-" * (width + 2) for width in widths) + "+"
-    body = ["|" + "|".join(f" {_centred(text, width)} " for text, width in zip(line, widths, strict=True)) + "|" for line in lines]
-    return "\n".join([rule, body[0], rule, *body[1:], rule])
+    return "\n".join([ruled(lines, _centred), *text])
 
 
 def _cell(scores: Scores, name: str, value: float) -> str:

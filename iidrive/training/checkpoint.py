@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from iidrive.core.config_io import from_plain, to_plain
 from iidrive.core.errors import CheckpointError, ConfigError, LineageError
 from iidrive.core.lineage import INITIAL, Lineage, Parent, matched
+from iidrive.models import states
 from iidrive.runtime.run_folder import Run
 
 FORMAT = 2
@@ -264,20 +265,9 @@ def amend(path: str | Path, metrics: Mapping[str, float]) -> None:
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
-    """Put weights into a module, strictly: missing, unexpected and misshapen names are listed."""
-    own = module.state_dict()
-    missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    misshapen = [
-        f"{k} {tuple(weights[k].shape)} for {tuple(v.shape)}" for k, v in own.items() if k in weights and weights[k].shape != v.shape
-    ]
-    if missing or extra or misshapen:
-        problems = [f"{w}: {', '.join(n[:8])}{' …' if len(n) > 8 else ''}" for w, n in _named(missing, extra, misshapen) if n]
-        raise CheckpointError(f"{where}: these weights do not fit the architecture. " + "; ".join(problems) + ".")
+    """Put weights into a module, strictly: every name, shape and kind of number that does not fit is listed (see `states.require_fit`)."""
+    states.require_fit(weights, module.state_dict(), where)
     module.load_state_dict(dict(weights))
-
-
-def _named(missing: list[str], extra: list[str], misshapen: list[str]) -> list[tuple[str, list[str]]]:
-    return [("missing", missing), ("unexpected", extra), ("misshapen", misshapen)]
 
 
 def moved(recorded: str | Path, child: str | Path) -> Path:

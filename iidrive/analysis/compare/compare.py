@@ -12,6 +12,7 @@ from iidrive.analysis.compare.stats import ALPHA, Test, holm, paired, samples_ne
 from iidrive.analysis.doctor.printed import RATES, WEIGHTS
 from iidrive.core.errors import ConfigError, DataError
 from iidrive.core.scene import FUTURE_STEPS, STEP_S
+from iidrive.core.text import text_row
 from iidrive.scoring import npz
 from iidrive.scoring.sampled import Sampled
 
@@ -220,15 +221,14 @@ def format_comparison(result: Comparison) -> str:
     """The table of lines, events, seeds, notes and the verdict."""
     unit = "taken as independent" if result.independent else f"of {result.clusters} scenes"
     out = [f"{result.a} against {result.b}: {result.n} samples in common, {unit}; differences are {result.a} - {result.b}"]
-    out.append(f"{'':18}{result.a:>12}{result.b:>12}{'difference':>12}{'95 % interval':>24}{'p':>9}{'corrected':>11}")
+    widths = (18, 12, 12, 12, 24, 9, 11)
+    out.append(text_row(["", result.a, result.b, "difference", "95 % interval", "p", "corrected"], widths))
     for line in result.lines:
         rate = line.metric in RATES
         show = (lambda v, sign="": f"{100 * v:{sign}.3f}%") if rate else (lambda v, sign="": f"{v:{sign}.4f}")
         interval = f"{show(line.test.low, '+')} … {show(line.test.high, '+')}"
-        out.append(
-            f"{line.metric + ' ' + line.column:18}{show(line.a):>12}{show(line.b):>12}{show(line.test.difference, '+'):>12}"
-            f"{interval:>24}{line.test.p:>9.4f}{line.corrected:>11.4f}"
-        )
+        values = [show(line.a), show(line.b), show(line.test.difference, "+"), interval, f"{line.test.p:.4f}", f"{line.corrected:.4f}"]
+        out.append(text_row([f"{line.metric} {line.column}", *values], widths))
     hits = next((line for line in result.lines if line.metric in RATES and line.column == "3s"), None)
     if hits:
         out.append(f"obj_box_col events (sample and step): only {result.a} {hits.only_a}, only {result.b} {hits.only_b}")
@@ -262,10 +262,11 @@ def grid(cells: Sequence[Sampled], resamples: int = 9999) -> str:
         found.setdefault(key, []).append(cell)
     if len(found) < 2:
         raise ConfigError("a grid needs at least two different cells of train-ii × test-ii.")
-    out = [f"{'':16}{'test-ii off':>28}{'test-ii on':>28}"]
+    widths = (16, 28, 28)
+    out = [text_row(["", "test-ii off", "test-ii on"], widths)]
     for train in ("off", "on"):
         shown = [_cell(found.get((train, test), [])) for test in ("off", "on")]
-        out.append(f"{'train-ii ' + train:16}{shown[0]:>28}{shown[1]:>28}")
+        out.append(text_row([f"train-ii {train}", *shown], widths))
     out.append("(L2 avg in metres, obj_box_col avg)")
     pairs = [((train, "on"), (train, "off")) for train in ("off", "on")] + [(("on", test), ("off", test)) for test in ("off", "on")]
     results: list[Comparison] = []

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 
 from iidrive.analysis.leakage import plausible
 from iidrive.analysis.leakage.plausible import Plausibility
+from iidrive.core.text import text_row
 
 Array = np.ndarray
 Answers = Mapping[str, Array]
@@ -96,6 +97,9 @@ def worth(before: Answers, after: Answers, path: Float[Array, "n 6 2"], full: Bo
     return metres, voxels
 
 
+_WIDTHS = (42, 17, 14, 10)
+
+
 def format_audit(audit: Audit) -> str:
     """A table of what leaks, and a last line that is the verdict."""
     head = f"audited {audit.samples} samples" + (f"; L2 on them {audit.l2_m:.4f} m" if np.isfinite(audit.l2_m) else "")
@@ -103,11 +107,11 @@ def format_audit(audit: Audit) -> str:
     if audit.score:
         lines.append(plausible.format_errors(audit.score))
     if audit.leaks:
-        lines.append(f"{'input':<42}{'answers changed':>17}{'worth in L2':>14}{'voxels':>10}")
+        lines.append(text_row(["input", "answers changed", "worth in L2", "voxels"], _WIDTHS))
     for leak in audit.leaks:
         metres = f"{leak.worth_m:+.4f} m" if np.isfinite(leak.worth_m) else "-"
         voxels = f"{100 * leak.voxels:.2f} %" if np.isfinite(leak.voxels) else "-"
-        lines.append(f"{leak.input:<42}{f'{leak.samples} of {leak.of}':>17}{metres:>14}{voxels:>10}")
+        lines.append(text_row([leak.input, f"{leak.samples} of {leak.of}", metres, voxels], _WIDTHS))
         if leak.note:
             lines.append(f"    {leak.note}")
     reasons = audit.score.reasons if audit.score else ()

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from iidrive.analysis.doctor.findings.growth import LEAK_ACCELERATION
 from iidrive.core.errors import DataError
 from iidrive.core.scene import FUTURE_STEPS, STEP_S
+from iidrive.core.text import text_row
 from iidrive.scoring.cases import Cases
 
 Array = np.ndarray
@@ -115,9 +116,10 @@ def format_plausibility(found: Plausibility) -> str:
 def format_errors(found: Plausibility) -> str:
     """The errors at each step beside those of the baselines."""
     width = max(len(name) for name in (*found.baselines, "these plans")) + 2
-    lines = [f"{'error at each step, metres':<{width}}" + "".join(f"{(k + 1) * STEP_S:>9.1f}s" for k in range(FUTURE_STEPS))]
+    widths = (width, *(10 for _ in range(FUTURE_STEPS)))
+    lines = [text_row(["error at each step, metres", *(f"{(k + 1) * STEP_S:.1f}s" for k in range(FUTURE_STEPS))], widths)]
     for name, steps in {"these plans": found.l2, **found.baselines}.items():
-        lines.append(f"{name:<{width}}" + "".join(f"{value:>10.4f}" for value in steps))
+        lines.append(text_row([name, *(f"{value:.4f}" for value in steps)], widths))
     return "\n".join(lines)
 
 

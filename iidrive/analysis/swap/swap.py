@@ -21,6 +21,7 @@ from iidrive.analysis.swap.agreement import Agreement, agreement
 from iidrive.core.errors import CheckpointError, ConfigError
 from iidrive.core.lineage import MARKED
 from iidrive.core.scene import STEP_S
+from iidrive.core.text import text_row
 from iidrive.data.clips import ClipDataset, EgoTrack, scored_clips
 from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache
@@ -230,6 +231,10 @@ def _own_chain(grid: Grid, planner: int) -> tuple[int, int] | None:
     return (t, w) if t is not None and w is not None else None
 
 
+_PLANNING = (38, 10, 17, 8)
+_CODES = (38, 8, 8, 20)
+
+
 def text(result: Swap, source: Source, split: str, test_ii: bool) -> str:
     """The tables, and below them what they say. Rows that do not belong together say so."""
     grid = result.grid
@@ -238,20 +243,26 @@ def text(result: Swap, source: Source, split: str, test_ii: bool) -> str:
         lines += [f"{name} {i + 1}: {part.path}: {part.manifest.lineage()}" for i, part in enumerate(parts)]
     lines += ["", "reconstruction mIoU, %"]
     lines += [f"tokenizer {i + 1}{100 * value:>10.2f}" for i, value in enumerate(result.reconstruction)]
-    lines += ["", f"{'forecast mIoU, %':<38}" + "".join(f"{s * STEP_S:>8.1f} s" for s in STEPS)]
+    widths = (38, *(10 for _ in STEPS))
+    lines += ["", text_row(["forecast mIoU, %", *(f"{s * STEP_S:.1f} s" for s in STEPS)], widths)]
     for pair in result.pairs:
         name = f"tokenizer {pair.tokenizer + 1} + world {pair.world + 1}"
-        cells = "".join(f"{100 * v:>10.2f}" for v in pair.miou) or f"  cannot be put together: {pair.problem.splitlines()[0]}"
-        lines.append(f"{name:<38}{cells}  {_state(pair.marks, pair.problem)}".rstrip())
+        shown = text_row([name, *(f"{100 * v:.2f}" for v in pair.miou)], widths[: 1 + len(pair.miou)])
+        if not pair.miou:
+            shown += f"  cannot be put together: {pair.problem.splitlines()[0]}"
+        lines.append(f"{shown}  {_state(pair.marks, pair.problem)}".rstrip())
     if result.triples:
-        lines += ["", f"{'planning, ii on' if test_ii else 'planning, ii off':<38}{'L2 avg, m':>10}{'obj_box_col avg':>17}{'events':>8}"]
+        head = "planning, ii on" if test_ii else "planning, ii off"
+        lines += ["", text_row([head, "L2 avg, m", "obj_box_col avg", "events"], _PLANNING)]
     for x in result.triples:
         name = f"tokenizer {x.tokenizer + 1} + world {x.world + 1} + planner {x.planner + 1}"
-        cells = f"{x.l2_m:>10.4f}{100 * x.obj_box_col:>16.3f}%{x.events:>8}" if not x.problem else f"  {x.problem.splitlines()[0]}"
-        lines.append(f"{name:<38}{cells}  {_state(x.marks, x.problem)}".rstrip())
+        cells = [name, f"{x.l2_m:.4f}", f"{100 * x.obj_box_col:.3f}%", str(x.events)]
+        shown = text_row(cells, _PLANNING) if not x.problem else f"{name:<38}  {x.problem.splitlines()[0]}"
+        lines.append(f"{shown}  {_state(x.marks, x.problem)}".rstrip())
     for (i, j), levels in result.agreements.items():
-        lines += ["", f"{f'codes of tokenizers {i + 1} and {j + 1}, %':<38}{'equal':>8}{'chance':>8}{'information shared':>20}"]
-        lines += [f"{x.level:<38}{100 * x.equal:>8.2f}{100 * x.chance:>8.2f}{100 * x.information:>20.1f}" for x in levels]
+        lines += ["", text_row([f"codes of tokenizers {i + 1} and {j + 1}, %", "equal", "chance", "information shared"], _CODES)]
+        each = ([x.level, f"{100 * x.equal:.2f}", f"{100 * x.chance:.2f}", f"{100 * x.information:.1f}"] for x in levels)
+        lines += [text_row(cells, _CODES) for cells in each]
     return "\n".join([*lines, "", "What this says:", *(f"- {s}" for s in findings(result))])
 
 

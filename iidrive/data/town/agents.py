@@ -8,15 +8,15 @@ import numpy as np
 import shapely
 from jaxtyping import Float
 
+from iidrive.core import footprint
 from iidrive.data.town.roads import Roads, arclength, sample, tangents
 from iidrive.data.town.route import Route, walk_route
 from iidrive.data.town.static import Surroundings
 
 Array = np.ndarray
 
-EGO_SIZE_M = (4.084, 1.85, 1.56)
-EGO_AXLE_M = 1.44
-"""From the rear axle to the middle of the body: LIDAR_TOP (0.94 m ahead of the axle) plus 0.5 m."""
+EGO_SIZE_M = (*footprint.EGO_SIZE_M, 1.56)
+EGO_AXLE_M = footprint.EGO_CENTRE_M
 
 ROUTE_M = 320.0
 

@@ -18,7 +18,8 @@ from iidrive.data.town.traffic import Tracks
 
 Array = np.ndarray
 
-EGO_T_LIDAR = Pose(geometry.yaw_quaternion(-np.pi / 2), np.array([0.94, 0.0, 1.84]))
+_LIDAR_AHEAD_M = 0.94
+EGO_T_LIDAR = Pose(geometry.yaw_quaternion(-np.pi / 2), np.array([_LIDAR_AHEAD_M, 0.0, 1.84]))
 LISTED_M = 80.0
 SEEN_M = 55.0
 CLEARANCE_M = 0.2
@@ -128,9 +129,9 @@ def ego_headings(path: Float[Array, "t 2"], yaw: Float[Array, "t"]) -> Float[Arr
 
 def _ego_touches(cast: Cast, tracks: Tracks) -> bool:
     yaw = tracks.heading[:, 0]
-    lidar = tracks.axle[:, 0] + 0.94 * np.stack([np.cos(yaw), np.sin(yaw)], -1)
+    lidar = tracks.axle[:, 0] + _LIDAR_AHEAD_M * np.stack([np.cos(yaw), np.sin(yaw)], -1)
     headings = ego_headings(lidar, yaw)
-    centre = lidar + (EGO_AXLE_M - 0.94) * np.stack([np.cos(headings), np.sin(headings)], -1)
+    centre = lidar + (EGO_AXLE_M - _LIDAR_AHEAD_M) * np.stack([np.cos(headings), np.sin(headings)], -1)
     grown = np.array(EGO_SIZE_M) + 2 * CLEARANCE_M
     bodies = _polygons(centre, np.broadcast_to(grown, (*centre.shape[:2], 3)), headings)
     near = ((cast.centre - lidar[:, None]) ** 2).sum(-1) < (5.0 + np.hypot(cast.size[:, 0], cast.size[:, 1]) / 2) ** 2
@@ -173,7 +174,8 @@ def record(name: str, cast: Cast, tracks: Tracks, route: Route, layers: VectorMa
 def paint_boxes(semantics: UInt8[Array, "x y z"], boxes: Boxes, spec: GridSpec) -> None:
     """Paint boxes of the ego frame into a grid, in place: voxels whose centre is inside, and at least those nearest the box's centre.
 
-    Large boxes first, so that whoever stands close to a vehicle stays visible.
+    Large boxes first, so that whoever stands close to a vehicle stays visible. `voxelise` paints labelled boxes by another rule for heights;
+    generated towns keep these cells.
     """
     lower, size, v = np.array(spec.lower_m), boxes.size_m, spec.voxel_m
     reach = np.hypot(size[:, 0], size[:, 1]) / 2

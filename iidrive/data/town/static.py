@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, UInt8
 from shapely.geometry.base import BaseGeometry
 
 from iidrive.core.classes import FREE, OCC
+from iidrive.core.footprint import ranges
 from iidrive.data.town.roads import Roads, Street, arclength, sample, tangents
 
 Array = np.ndarray
@@ -92,7 +93,10 @@ def column_table(bottom_m: float, layers: int, voxel_m: float) -> UInt8[Array, "
 
 
 def fill(geometry: BaseGeometry, origin: Array, cell_m: float, shape: tuple[int, int]) -> tuple[tuple[slice, slice], Bool[Array, "x y"]]:
-    """Cells whose centre lies in a polygon, by even-odd scan lines: the window of cells around it, and the mask within."""
+    """Cells whose centre lies in a polygon, by even-odd scan lines: the window of cells around it, and the mask within.
+
+    `voxelise.polygon_mask` counts windings, for maps whose polygons overlap; its rounding differs, and generated towns keep these cells.
+    """
     rings = shapely.get_rings(shapely.get_parts(geometry))
     points, ring = shapely.get_coordinates(rings, return_index=True)
     joined = ring[1:] == ring[:-1] if len(ring) else np.zeros(0, bool)
@@ -108,7 +112,7 @@ def fill(geometry: BaseGeometry, origin: Array, cell_m: float, shape: tuple[int,
     last = np.clip(np.ceil(np.maximum(a[:, 0], b[:, 0])), 0, rows).astype(int)
     count = last - first
     edge = np.repeat(np.arange(len(a)), count)
-    row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + first[edge]
+    row = ranges(first, count)
     slope = (b[edge, 1] - a[edge, 1]) / (b[edge, 0] - a[edge, 0])
     column = np.clip(np.ceil(a[edge, 1] + (row - a[edge, 0]) * slope), 0, columns).astype(int)
     toggles = np.bincount(row * (columns + 1) + column, minlength=rows * (columns + 1)).reshape(rows, columns + 1)

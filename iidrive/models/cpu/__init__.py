@@ -1,1 +1,1 @@
-"""Faster arithmetic for CPUs, equal to the plain formulas."""
+"""Faster arithmetic for CPUs, equal to the plain formulas of `iidrive.models.plain`."""

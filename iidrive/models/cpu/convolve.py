@@ -19,7 +19,8 @@ from iidrive.models.cpu.products import linear
 def convolve_columns(labels: UInt8[Tensor, "B X Y Z"], classes: Float[Tensor, "K E"], conv: nn.Conv2d) -> Float[Tensor, "B D X Y"]:
     """`conv` (3x3, padding 1) of the maps whose channels are the embedded labels of columns, (z e).
 
-    Most columns are alike, so each distinct one meets the nine weights once, and every cell sums up nine rows of the table that this gives.
+    Few columns are distinct, so each distinct one meets the nine weights once, and every cell sums up nine rows of the table that this gives.
+    Plain: `plain.convolve_columns`.
     """
     assert conv.bias is not None
     batch, x, y, _ = labels.shape
@@ -33,7 +34,7 @@ def convolve_columns(labels: UInt8[Tensor, "B X Y Z"], classes: Float[Tensor, "K
 
 
 def distinct_columns(labels: UInt8[Tensor, "B X Y Z"]) -> tuple[UInt8[Tensor, "U Z"], Int[Tensor, "B*X*Y"]]:
-    """The columns that occur, each once, and which of them every cell has."""
+    """The columns that occur, each once, and which of them every cell has; in any order. Plain: `plain.distinct_columns`."""
     flat = labels.flatten(0, 2)
     words = F.pad(flat, (0, -flat.shape[1] % 8)).contiguous().view(torch.int64)
     names = words[:, 0]
@@ -51,6 +52,7 @@ class EnlargedConv(nn.Sequential):
     """Every cell as 2x2 cells, then a 3x3 convolution.
 
     Each of the four new cells of an old one sees 2x2 old cells, so a 2x2 convolution gives it, with weights summed up: 16 products for 36.
+    Plain: `plain.enlarged_conv`.
     """
 
     def __init__(self, width: int) -> None:

@@ -20,7 +20,7 @@ _AT_ONCE = 2**15
 def focal_sum(
     logits: Float[Tensor, "V K"], target: Int[Tensor, "V"], weight: Float[Tensor, "V"], alpha: float, gamma: float
 ) -> Float[Tensor, ""]:
-    """Sigmoid focal loss summed over voxels, each with its weight, and classes."""
+    """Sigmoid focal loss summed over voxels, each with its weight, and classes. Plain: `plain.focal_sum`."""
     made = _Focal.apply(_exact(logits), target, weight, alpha, gamma)
     assert isinstance(made, Tensor)
     return made
@@ -29,7 +29,10 @@ def focal_sum(
 def lovasz_of_classes(
     logits: Float[Tensor, "V K"], target: Int[Tensor, "V"], bins: int, weights: tuple[float, ...] = ()
 ) -> Float[Tensor, ""]:
-    """Lovász-softmax, mean over the classes that are present, or their weighted sum; `bins` as in `losses.lovasz`."""
+    """Lovász-softmax, mean over the classes that are present, or their weighted sum; `bins` as in `losses.lovasz`.
+
+    Plain: `plain.lovasz_of_classes`.
+    """
     made = _Lovasz.apply(_exact(logits), target, bins, weights)
     assert isinstance(made, Tensor)
     return made

@@ -8,14 +8,13 @@ them coarsest first). The first line that fits wins.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from iidrive.core.errors import CheckpointError
+from iidrive.models.states import State, refuse
 
-State = Mapping[str, Tensor]
 Table = tuple[tuple[str, str], ...]
 
 STARTED = "quantiser.started"
@@ -121,29 +120,6 @@ def nested(state: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return own, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
-def require_same_names(found: State, wanted: State, where: str) -> None:
-    """Raise CheckpointError with the missing, unexpected and misshapen names, and those of integers for real numbers, unless two states fit."""
-    lists = {
-        "missing": [k for k in wanted if k not in found],
-        "unexpected": [k for k in found if k not in wanted],
-        "misshapen": [
-            f"{k} {tuple(found[k].shape)} for {tuple(v.shape)}" for k, v in wanted.items() if k in found and found[k].shape != v.shape
-        ],
-        "of another kind": [
-            f"{k} {found[k].dtype} for {v.dtype}"
-            for k, v in wanted.items()
-            if k in found and found[k].is_floating_point() != v.is_floating_point()
-        ],
-    }
-    _refuse(where, lists)
-
-
-def _refuse(where: str, lists: Mapping[str, list[str]]) -> None:
-    problems = [f"{what} ({len(names)}): {', '.join(names[:8])}{', …' if len(names) > 8 else ''}" for what, names in lists.items() if names]
-    if problems:
-        raise CheckpointError(f"{where}: these weights do not fit the architecture. " + "; ".join(problems) + ".")
-
-
 def _turned(table: Table) -> Table:
     return tuple((ours, theirs) for theirs, ours in table)
 
@@ -160,7 +136,7 @@ def _renamed(state: State, table: Table) -> dict[str, Tensor]:
                     stem = before[: before.index("~")]
                     last[stem] = max(last.get(stem, 0), int(match[1]))
                 break
-    _refuse("names of the published model", {"unexpected": [name for name in state if name not in fits]})
+    refuse("names of the published model", {"unexpected": [name for name in state if name not in fits]})
     renamed: dict[str, Tensor] = {}
     for name, (match, before, after) in fits.items():
         numbers = list(match.groups())

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int
 
 from iidrive.core.errors import DataError
+from iidrive.core.geometry import turned_corners
 from iidrive.scoring.planning.setting import PlanningSteps, Setting
 
 Array = np.ndarray
@@ -25,9 +26,6 @@ _STILL_M = 0.5
 """First and last point of a path closer than this: the heading is straight ahead at all steps."""
 _SLACK_M = 1e-3
 """Added to the reach within which two boxes could touch; far above any rounding, so leaving out the rest changes no decision."""
-
-_CORNER_ALONG = np.array([-0.5, -0.5, 0.5, 0.5])
-_CORNER_LEFT = np.array([-0.5, 0.5, 0.5, -0.5])
 
 
 def sparsedrive_yaw(path: Float32[Array, "n 6 2"]) -> Float32[Array, "n 6"]:
@@ -82,7 +80,6 @@ def sparsedrive_hits(
     angle = torch.from_numpy(np.ascontiguousarray(yaw)).reshape(-1)
     ahead = torch.stack([angle.cos(), angle.sin()], dim=-1)
     centre = (torch.from_numpy(np.ascontiguousarray(path)).reshape(-1, 2) + _EGO_AHEAD_M * ahead).numpy()
-    length, width = np.full(len(centre), _EGO_LENGTH_M), np.full(len(centre), _EGO_WIDTH_M)
     x, y, half = box[row, 0], box[row, 1], 0.5 * np.hypot(box[row, 3], box[row, 4])
     gap = (x - centre[step, 0]) ** 2 + (y - centre[step, 1]) ** 2
     if not np.isfinite(gap).all() or not np.isfinite(half).all() or not np.isfinite(box[row, 6]).all():
@@ -91,19 +88,8 @@ def sparsedrive_hits(
     obstacle, at = box[row[near]], step[near]
     turned = yaw.reshape(-1)[at]
     rotation = np.cos(turned).astype(np.float64), np.sin(turned).astype(np.float64)
-    ego = _polygons(centre[at].astype(np.float64), length[at], width[at], *rotation)
-    other = _polygons(obstacle[:, :2], obstacle[:, 3], obstacle[:, 4], np.cos(obstacle[:, 6]), np.sin(obstacle[:, 6]))
+    ego = turned_corners(centre[at].astype(np.float64), np.full((len(at), 2), (_EGO_LENGTH_M, _EGO_WIDTH_M)), *rotation)
+    other = turned_corners(obstacle[:, :2], obstacle[:, 3:5], np.cos(obstacle[:, 6]), np.sin(obstacle[:, 6]))
     out = np.zeros(len(centre), bool)
-    out[at[shapely.intersects(ego, other)]] = True
+    out[at[shapely.intersects(shapely.polygons(ego), shapely.polygons(other))]] = True
     return out.reshape(yaw.shape)
-
-
-def _polygons(
-    centre: Float[Array, "p 2"], length: Float[Array, "p"], width: Float[Array, "p"], cos: Float[Array, "p"], sin: Float[Array, "p"]
-) -> Array:
-    """Shapely polygons of rotated rectangles, corners in float64, clockwise from the rear right."""
-    along = length[:, None] * _CORNER_ALONG
-    left = width[:, None] * _CORNER_LEFT
-    x = along * cos[:, None] - left * sin[:, None] + centre[:, :1]
-    y = along * sin[:, None] + left * cos[:, None] + centre[:, 1:]
-    return np.asarray(shapely.polygons(np.stack([x, y], axis=-1)))

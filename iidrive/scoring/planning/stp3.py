@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Int
 
+from iidrive.core.geometry import turned_corners
 from iidrive.core.scene import FUTURE_STEPS
 from iidrive.scoring import raster
 from iidrive.scoring.cases import Cases
@@ -153,11 +154,8 @@ def own_corners(cases: Cases, row: Int[Array, "k"]) -> Float[Array, "k 4 2"]:
     cos, sin = np.cos(pose[:, 2]), np.sin(pose[:, 2])
     x, y = x * cos + y * sin, y * cos - x * sin
     yaw = box[:, 6] - np.pi / 2 - pose[:, 2]
-    along = box[:, 3, None] * np.array([-0.5, -0.5, 0.5, 0.5])
-    left = box[:, 4, None] * np.array([-0.5, 0.5, 0.5, -0.5])
-    cos, sin = np.cos(yaw)[:, None], np.sin(yaw)[:, None]
-    forward, side = along * cos - left * sin + x[:, None], along * sin + left * cos + y[:, None]
-    return np.round((np.stack([side, forward], axis=-1) - EDGE_M) / CELL_M)
+    corner = turned_corners(np.stack([x, y], axis=-1), box[:, 3:5], np.cos(yaw), np.sin(yaw))
+    return np.round((corner[..., ::-1] - EDGE_M) / CELL_M)
 
 
 def _covered(cases: Cases, cell: Float[Array, "s c 2"]) -> Bool[Array, "s c"]:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int
 
 from iidrive.core.errors import DataError
+from iidrive.core.geometry import turned_corners
 from iidrive.scoring import npz, raster
 from iidrive.scoring.planning.setting import VEHICLES, PlanningSteps, Setting
 
@@ -57,10 +58,7 @@ def corners(box: Array) -> Float32[Array, "k 4 2"]:
 def corners_m(box: Array) -> Float32[Array, "k 4 2"]:
     """Corners in metres, float32, in the order around the box."""
     box = box.astype(np.float32)
-    along = box[:, 3, None] * np.array([-0.5, -0.5, 0.5, 0.5], np.float32)
-    left = box[:, 4, None] * np.array([-0.5, 0.5, 0.5, -0.5], np.float32)
-    cos, sin = np.cos(box[:, 6, None]), np.sin(box[:, 6, None])
-    return np.stack([along * cos - left * sin + box[:, 0, None], along * sin + left * cos + box[:, 1, None]], axis=-1)
+    return turned_corners(box[:, :2], box[:, 3:5], np.cos(box[:, 6]), np.sin(box[:, 6]))
 
 
 def block_hits(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
+from iidrive.core.geometry import turned_corners
 from iidrive.core.scene import FUTURE_STEPS
 from iidrive.scoring import raster
 from iidrive.scoring.cases import Cases
@@ -79,11 +80,8 @@ def followed(cases: Cases, within_m: tuple[float, float] | None) -> tuple[Float[
 
 
 def _corners(centre: Float32[Array, "k 2"], yaw: Float32[Array, "k"], size: Float32[Array, "k 2"]) -> Float[Array, "k 4 2"]:
-    along = size[:, :1] / 2 * np.array([1, -1, -1, 1], np.float32)
-    left = size[:, 1:] / 2 * np.array([1, 1, -1, -1], np.float32)
-    cos, sin = np.cos(yaw)[:, None], np.sin(yaw)[:, None]
-    x, y = along * cos - left * sin + centre[:, :1], along * sin + left * cos + centre[:, 1:]
-    return np.round((np.stack([x, -y], axis=-1).astype(np.float64) - EDGE_M) / CELL_M)
+    corner = turned_corners(centre, size, np.cos(yaw), np.sin(yaw)) * np.array([1, -1], np.float32)
+    return np.round((corner.astype(np.float64) - EDGE_M) / CELL_M)
 
 
 def _block_hits(corner: Array, step: Int[Array, "k"], path: Float32[Array, "n 6 2"]) -> Bool[Array, "n 6"]:
