@@ -27,7 +27,7 @@ import torch
 from plain import plainly
 from torch import nn
 
-from iidrive.core.scene import Batch, Inputs, Targets
+from iidrive.core.batch import Batch, Inputs, Targets
 from iidrive.models.compute import ComputeConfig
 from iidrive.models.forecast import Forecaster
 from iidrive.models.tokenizer import Tokenizer

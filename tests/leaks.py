@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from iidrive.analysis.leakage.audit import Make, Pipeline, forecast, tokenizing
 from iidrive.analysis.leakage.counterfactual import Wrapped
-from iidrive.core.scene import Batch, Command, Pose, Scene
+from iidrive.core.batch import Batch
+from iidrive.core.scene import Command, Pose, Scene
 from iidrive.data.source import Source, true_path
 from iidrive.data.town.source import Town
 from iidrive.models.baselines import KINEMATIC, EgoMLP, EgoMLPConfig, constant_velocity, copy_warped, ctrv

@@ -18,8 +18,9 @@ from iidrive.analysis.leakage.counterfactual import INPUTS, Change, Counterfactu
 from iidrive.analysis.leakage.findings import changed, format_audit, to_json
 from iidrive.analysis.leakage.plausible import format_plausibility, plausible
 from iidrive.cli.main import main
+from iidrive.core.batch import Batch
 from iidrive.core.errors import ConfigError
-from iidrive.core.scene import Batch, CommandSource
+from iidrive.core.scene import CommandSource
 from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, read_tracks, scored_clips
 from iidrive.data.source import true_path
 from iidrive.data.tokens import TokenCache, build

@@ -7,7 +7,8 @@ import pytest
 import torch
 from small_scene import circle_scene, straight_scene
 
-from iidrive.core.scene import GridSpec, Inputs, Scene
+from iidrive.core.batch import Inputs
+from iidrive.core.scene import GridSpec, Scene
 from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack
 from iidrive.models.baselines import KINEMATIC, EgoMLP, EgoMLPConfig, copy_last, copy_warped, ctrv
 from iidrive.models.ego_motion import constant_turn

@@ -9,8 +9,8 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
+from iidrive.core.batch import Batch, Inputs, Targets
 from iidrive.core.errors import ConfigError
-from iidrive.core.scene import Batch, Inputs, Targets
 from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack
 from iidrive.data.source import scenes
 from iidrive.data.town.source import Town, TownConfig

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from iidrive.core.batch import Batch
 from iidrive.core.config_io import from_plain
 from iidrive.core.errors import CheckpointError, ConfigError, IIDriveError, LineageError
-from iidrive.core.scene import Batch
 from iidrive.data.town.source import Town
 from iidrive.models.losses import Counts
 from iidrive.models.tokenizer import Tokenizer, TokenizerConfig

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from iidrive.core import geometry
+from iidrive.core.batch import Batch, Inputs, Targets
 from iidrive.core.errors import DataError
-from iidrive.core.scene import FUTURE_STEPS, Batch, GridSpec, Inputs, Scene, Targets, Trajectory
+from iidrive.core.scene import FUTURE_STEPS, GridSpec, Scene, Trajectory
 from iidrive.data.source import Source, scenes, true_path
 
 Array = np.ndarray

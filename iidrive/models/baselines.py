@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from iidrive.core.batch import Batch, Inputs
 from iidrive.core.classes import FREE
-from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES, Batch, GridSpec, Inputs
+from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES, GridSpec
 from iidrive.models.ego_motion import MOTION, constant_turn, ego_status, horizons_s, last_interval_s, lidar_path
 from iidrive.models.losses import Counts, masked_mean
 

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES, STEP_S, Batch, Inputs
+from iidrive.core.batch import Batch, Inputs
+from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES, STEP_S
 from iidrive.models.layers import planar_transform, transform_inverse
 from iidrive.models.losses import Counts, masked_mean
 

@@ -14,9 +14,9 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from iidrive.core.batch import Batch, Inputs
 from iidrive.core.classes import IGNORE
 from iidrive.core.errors import ConfigError
-from iidrive.core.scene import Batch, Inputs
 from iidrive.models.iiworld import windows as recorded_windows
 from iidrive.models.layers import transform_inverse
 from iidrive.models.losses import Counts, masked_mean, voxel_counts

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from iidrive.core.batch import Batch, Inputs
 from iidrive.core.errors import ConfigError
-from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES, Batch, Inputs
+from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES
 from iidrive.models.baselines import ctrv
 from iidrive.models.ego_motion import MOTION, ego_status, lidar_path
 from iidrive.models.forecast import Forecaster

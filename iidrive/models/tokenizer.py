@@ -25,9 +25,10 @@ from jaxtyping import Float, Float64, Int, UInt8
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from iidrive.core.batch import Batch
 from iidrive.core.classes import FREE, IGNORE, OCC_CLASSES
 from iidrive.core.errors import ConfigError
-from iidrive.core.scene import Batch, GridSpec
+from iidrive.core.scene import GridSpec
 from iidrive.models.compute import ComputeConfig, in_autocast
 from iidrive.models.cpu.convolve import EnlargedConv, convolve_columns
 from iidrive.models.history import mirrored, warp_once, warp_stream

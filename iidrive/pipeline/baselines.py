@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from iidrive.core.batch import Inputs
 from iidrive.core.errors import ConfigError, unknown
 from iidrive.core.lineage import Lineage
-from iidrive.core.scene import Inputs
 from iidrive.data.source import Source
 from iidrive.models.baselines import KINEMATIC
 from iidrive.pipeline.load import load_ego_mlp

@@ -18,10 +18,10 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from iidrive.core.batch import Inputs
 from iidrive.core.config_io import from_plain
 from iidrive.core.errors import ConfigError, DataError
 from iidrive.core.lineage import TRAINED_HERE, Lineage, joined, mark_lines, mark_numbers
-from iidrive.core.scene import Inputs
 from iidrive.data.clips import ClipDataset, EgoTrack, OccupancyFrames, keyframes, read_tracks, scored_clips
 from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache

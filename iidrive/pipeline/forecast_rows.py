@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 
 from iidrive.core import geometry
+from iidrive.core.batch import Batch
 from iidrive.core.classes import FREE, IGNORE
-from iidrive.core.scene import STEP_S, Batch, GridSpec, Scene
+from iidrive.core.scene import STEP_S, GridSpec, Scene
 from iidrive.data.clips import ClipDataset
 from iidrive.data.source import Source
 from iidrive.models.baselines import copy_last, copy_warped

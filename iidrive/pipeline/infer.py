@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from iidrive.core.scene import GridSpec, Inputs, Observation, Target
+from iidrive.core.batch import Inputs
+from iidrive.core.scene import GridSpec, Observation, Target
 from iidrive.data.clips import ClipDataset, EgoTrack, Frames
 from iidrive.data.source import Source, window
 from iidrive.models.forecast import Forecaster

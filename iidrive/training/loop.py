@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from iidrive.core.batch import Batch
 from iidrive.core.errors import IIDriveError
-from iidrive.core.scene import Batch
 from iidrive.data.clips import ClipDataset
 from iidrive.models.layers import BatchNorm
 from iidrive.runtime.distributed import ProcessGroup, SharedError

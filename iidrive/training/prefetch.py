@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from iidrive.core.batch import Batch
 from iidrive.core.errors import DataError, IIDriveError
-from iidrive.core.scene import Batch
 from iidrive.data.clips import ClipDataset, draws, order
 
 Step = list[Batch]

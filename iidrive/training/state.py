@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from iidrive.core.batch import Batch
 from iidrive.core.errors import CheckpointError, ConfigError, LineageError
-from iidrive.core.scene import Batch
 from iidrive.models.losses import Counts
 from iidrive.runtime.run_folder import Run, code_version
 from iidrive.training import checkpoint

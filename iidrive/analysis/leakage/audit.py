@@ -18,8 +18,9 @@ import torch
 from iidrive.analysis.leakage.counterfactual import INPUTS, Change, Counterfactual, OtherCommands, Renamed, Value, blank, real_name
 from iidrive.analysis.leakage.findings import Answers, Audit, Leak, changed, l2, worth
 from iidrive.analysis.leakage.plausible import Plausibility, plausible
+from iidrive.core.batch import Batch
 from iidrive.core.errors import ConfigError
-from iidrive.core.scene import FUTURE_STEPS, Batch, GridSpec
+from iidrive.core.scene import FUTURE_STEPS, GridSpec
 from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, Frames, OccupancyFrames, keyframes
 from iidrive.data.source import Source, true_path, window
 from iidrive.data.tokens import TokenCache

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from iidrive.core.batch import Batch
 from iidrive.core.classes import FREE
-from iidrive.core.scene import MANOEUVRES, Batch, Boxes, Command, CommandSource, GridSpec, Keyframe, OccGrid, OccSource, Pose, Scene
+from iidrive.core.scene import MANOEUVRES, Boxes, Command, CommandSource, GridSpec, Keyframe, OccGrid, OccSource, Pose, Scene
 from iidrive.data.source import Source
 
 Array = np.ndarray

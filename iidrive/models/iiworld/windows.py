@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from iidrive.core.batch import Inputs, Targets
 from iidrive.core.errors import ConfigError
-from iidrive.core.scene import STEP_S, Inputs, Targets
+from iidrive.core.scene import STEP_S
 from iidrive.models.iiworld.rollout import Carry, Drive, Quirks, at_rest, heading_rad, losses, pose_matrix, roll_out, velocities
 from iidrive.models.layers import transform_inverse
 from iidrive.models.world import Imagined, WorldModel
