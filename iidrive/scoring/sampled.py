@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 
 from iidrive.core.errors import ConfigError, DataError
 from iidrive.core.scene import FUTURE_STEPS
+from iidrive.core.untrusted.npz import read_npz
 from iidrive.scoring import npz
 from iidrive.scoring.cases import Cases, Predictions
 from iidrive.scoring.readers import is_paths, read_paths
@@ -21,6 +22,8 @@ from iidrive.scoring.score import score
 Array = np.ndarray
 
 _PER_SAMPLE = ("token", "evaluated_full_future", "sparsedrive_L2", "sparsedrive_obj_box_col", "sparsedrive_gt_col")
+_LIMIT = 1 << 28
+"""Bytes of all arrays of a per-sample file."""
 _MORE = ("scene", "predictions_sha256", "marks")
 
 
@@ -85,7 +88,7 @@ def rows_beside(predictions: Path) -> Path:
 
 def _read(path: Path, cases: Cases | None, read: Callable[[Path], Predictions]) -> Sampled:
     if path.suffix == ".npz" or zipfile.is_zipfile(path):
-        found, _ = npz.read_npz(path, (*_PER_SAMPLE, *_MORE))
+        found, _ = read_npz(path, (*_PER_SAMPLE, *_MORE), _LIMIT)
         if "sparsedrive_L2" in found:
             return _per_sample(path, found, cases)
     if cases is None and path.name.startswith("predictions") and rows_beside(path).is_file():
@@ -99,7 +102,7 @@ def _read(path: Path, cases: Cases | None, read: Callable[[Path], Predictions]) 
 
 
 def _scored_before(path: Path, rows: Path, predictions: Predictions) -> Sampled:
-    found, _ = npz.read_npz(rows, (*_PER_SAMPLE, *_MORE))
+    found, _ = read_npz(rows, (*_PER_SAMPLE, *_MORE), _LIMIT)
     if str(found.get("predictions_sha256")) != hashlib.sha256(path.read_bytes()).hexdigest():
         raise ConfigError(f"{rows} holds the scores of other predictions than {path}; add --cases CASES.npz, so that they are scored anew.")
     return replace(_per_sample(rows, found, None), name=str(path), about=predictions.meta, marks=())  # the predictions' own
