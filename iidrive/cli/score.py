@@ -17,6 +17,8 @@ from iidrive.analysis.doctor.repair import diagnose_predictions
 from iidrive.cli.options import DataOptions, Switch, read_plans, write_json
 from iidrive.core.errors import ConfigError
 from iidrive.core.lineage import joined, mark_lines, mark_numbers
+from iidrive.core.paths import expanded
+from iidrive.core.untrusted.files import require_regular
 from iidrive.data.clips import read_tracks
 from iidrive.data.nuscenes.source import NuScenes, NuScenesConfig
 from iidrive.pipeline import recipes
@@ -79,6 +81,9 @@ def score(
     names = protocols_named(protocol)
     if tokens and not predictions:
         raise ConfigError("--tokens names the rows of a predictions file: add --predictions FILE.")
+    for path in (json, per_sample):
+        if path:
+            require_regular(path)
     truth = _truth([*files, *([cases] if cases else [])], data, where)
     marks: tuple[str, ...] = ()
     if predictions:
@@ -151,20 +156,22 @@ def score_occupancy(
             all scenes of the truth folder are scored.
     """
     root, split, version = where.root, where.split, where.version
+    if json:
+        require_regular(json)
     if not truth and not root:
         raise ConfigError(
             "score-occupancy needs the truth: --truth FOLDER of Occ3D labels, --root PATH of nuScenes with gts/ in it, or both."
         )
     if version and not root:
         raise ConfigError("--version names a folder of nuScenes: add --root.")
-    if root and not truth and not (Path(root).expanduser() / "gts").is_dir():
+    if root and not truth and not (expanded(root) / "gts").is_dir():
         raise ConfigError(f"{root} has no folder gts/ with Occ3D labels: say where they are with --truth.")
     tables = NuScenes(NuScenesConfig(root, version)) if root else None
     split = split or (tables.usual_split("test") if tables else "")
     with ExitStack() as open_:
         result = occupancy_folders.score_folders(
             predictions,
-            truth or Path(root).expanduser() / "gts",
+            truth or expanded(root) / "gts",
             tables,
             split,
             rays == "on",
