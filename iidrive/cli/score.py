@@ -33,6 +33,9 @@ from iidrive.scoring.readers import read_paths
 from iidrive.scoring.sampled import holds_arrays, predictions_in, read_runs
 from iidrive.scoring.tables import format_scores, format_together
 
+_FAR_M = 1.5
+"""An L2 at 0.5 s beyond this is no planner's error: real ones are below 0.5 m."""
+
 
 def cases(
     out: str = "cases.npz",
@@ -102,6 +105,12 @@ def score(
     print(f"{mark_lines(marks)}{tables}")
     if len(names) > 1:
         print("\n" + "\n".join([format_together(scores), *lacking]))
+    far = float(scores[0].per_step["L2"][0])
+    if predictions and far > _FAR_M:
+        print(
+            f"note: L2 at 0.5 s is {far:.2f} m, more than any planner's: the paths may be in another frame, another unit or another order. "
+            f"`iidrive doctor {predictions} --cases CASES.npz` says which."
+        )
     if json:
         write_json(json, mark_numbers(scoring.to_json(*scores), marks))
     if per_sample:

@@ -16,6 +16,7 @@ from iidrive.core.scene import FUTURE_STEPS
 from iidrive.core.untrusted.npz import read_npz
 from iidrive.scoring import npz
 from iidrive.scoring.cases import Cases, Predictions
+from iidrive.scoring.protocols import protocol_named
 from iidrive.scoring.readers import is_paths, read_paths
 from iidrive.scoring.score import score
 
@@ -178,6 +179,8 @@ def scored(cases: Cases, predictions: Predictions) -> Sampled:
             notes.append(f"{predictions.where}: {npz.few(foreign)} not in {cases.where}; left out.")
     if not (have & cases.full).any():
         raise DataError(f"{predictions.where}: no predicted sample with a full future is in {cases.where}; is it another split?")
+    if not protocol_named("sparsedrive").has_obstacles(cases):
+        notes.append(f"{cases.where} holds no boxes: collisions cannot be compared, and rows of zeros say nothing.")
     scores = score(replace(cases, gt_ego_fut_masks=cases.gt_ego_fut_masks & have[:, None], pred=None), path)
     keep = np.flatnonzero(scores.steps.evaluated)
     return Sampled(

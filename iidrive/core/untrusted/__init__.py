@@ -8,6 +8,6 @@ file may cost is bounded before it is spent:
 | JSON | 256 MiB of text, 100 levels deep, integers of 4300 digits |
 | YAML | 1 MiB of text, 100 000 values with its aliases written out, 100 levels deep |
 | npz, npy | 1 GiB of arrays where a reader does not say less, headers are read first, arrays that nobody asked for are not opened |
-| pickle | 16 GiB, 16 bytes of objects for each byte of the file plus 256 MiB, 100 levels deep where its values are used |
+| pickle | 16 GiB, 16 bytes of objects for each byte of the file plus 64 MiB, 100 levels deep where its values are used |
 | torch.save | as pickle; a tensor may not be larger than what is stored of it |
 """

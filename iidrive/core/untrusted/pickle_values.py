@@ -16,7 +16,7 @@ from iidrive.core.text import printable
 Array = np.ndarray
 
 OBJECTS_PER_BYTE = 16
-OBJECTS_LIMIT = 1 << 28
+OBJECTS_LIMIT = 1 << 26
 """Bytes of objects that a file may ask for: this many, and `OBJECTS_PER_BYTE` more for each byte of it."""
 
 _PLAIN_TYPE = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248]|U\d{1,4})")
