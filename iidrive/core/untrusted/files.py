@@ -22,11 +22,11 @@ def read_bytes(path: str | Path, limit: int, missing: str = "check its name") ->
         raise DataError(f"{where}: {length} bytes, more than the {size(limit)} that such a file may have.")
     try:
         with open(path, "rb") as file:
-            content = file.read(limit + 1)
+            content = file.read(length + 1)  # not of the limit: that much room would be made at once
     except (OSError, ValueError) as error:
         raise DataError(f"{where}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
-    if len(content) > limit:
-        raise DataError(f"{where}: more than the {size(limit)} that such a file may have.")
+    if len(content) > length:
+        raise DataError(f"{where}: it grew while it was read; wait until it is whole.")
     return content
 
 
