@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from iidrive.core.errors import CheckpointError, DataError, LineageError
 from iidrive.core.lineage import Lineage, Parent, marked
+from iidrive.core.text import printable
+from iidrive.core.untrusted.json_text import read_json
 from iidrive.data.tokens import TokenCache
 from iidrive.scoring.cases import Predictions, read_predictions
 from iidrive.training import checkpoint
@@ -67,8 +68,8 @@ def _of_file(path: Path) -> list[Lineage]:
     if path.suffix == ".npz":
         return [lineage_of_predictions(read_predictions(path))]
     try:
-        about = json.loads(path.read_text()).get("about", {})
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, RecursionError) as error:
+        about = read_json(path).get("about", {})
+    except (DataError, AttributeError) as error:
         raise DataError(f"{path}: neither a predictions file (.npz) nor scores (.json): {error}.") from None
     return [_placed(about["lineage"], str(path))] if isinstance(about, dict) and "lineage" in about else []
 
@@ -81,7 +82,7 @@ def lineage_of_predictions(predictions: Predictions) -> Lineage:
 
 def _placed(plain: object, where: str) -> Lineage:
     if not isinstance(plain, dict):
-        raise LineageError(f"{where}: its lineage is damaged ({plain!r}). Write the file anew with `iidrive evaluate`.")
+        raise LineageError(f"{where}: its lineage is damaged ({printable(plain)}). Write the file anew with `iidrive evaluate`.")
     return replace(Lineage.from_plain(plain, where), path=where)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
 from iidrive.core.errors import ConfigError, IIDriveError, unknown
+from iidrive.core.text import printable_line
 
 
 @dataclass(frozen=True)
@@ -113,10 +115,13 @@ COMMANDS: Mapping[str, Command | Group] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: errors that iidrive raises on purpose are printed as one sentence, exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a locale without a character must not end the command
+            stream.reconfigure(errors="backslashreplace")
     try:
         prog, command, rest = named(sys.argv[1:] if arguments is None else arguments)
     except ConfigError as error:
-        print(f"iidrive: {error}", file=sys.stderr)
+        print(f"iidrive: {_shown(error)}", file=sys.stderr)
         sys.exit(2)
     run(command, prog, rest)
 
@@ -157,16 +162,22 @@ def run(command: Command, prog: str, arguments: Sequence[str]) -> None:
         sys.exit(error.status)
     except IIDriveError as error:
         console.quiet &= isinstance(error, SharedError)  # rank-local errors are printed by that rank
-        console.print(f"iidrive: {error}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"iidrive: {_shown(error)}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except OSError as error:
-        console.print(f"iidrive: cannot read or write {error.filename or 'a file'}: {error.strerror}.", markup=False, soft_wrap=True)
+        name = _shown(str(error.filename or "a file"))
+        console.print(f"iidrive: cannot read or write {name}: {error.strerror or error}.", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         console.print("iidrive: stopped. Checkpoints written so far are whole; `--resume on` goes on from the newest.")
         sys.exit(130)
     finally:
         distributed.leave()
+
+
+def _shown(error: object) -> str:
+    """A message without control characters, whatever a file name or a value put into it; only its own lines stay lines."""
+    return "\n".join(printable_line(line) for line in str(error).split("\n"))
 
 
 def _list(prog: str, about: str, table: Mapping[str, Command | Group]) -> NoReturn:

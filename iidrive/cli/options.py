@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -19,6 +18,7 @@ from iidrive.analysis import lineage_of
 from iidrive.core.config_io import to_plain
 from iidrive.core.errors import ConfigError
 from iidrive.core.lineage import mark_lines
+from iidrive.core.untrusted.json_text import parse_json
 from iidrive.data import Data, DataName
 from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache
@@ -212,7 +212,7 @@ def _course(path: Path, manifest: checkpoint.Manifest) -> list[str]:
     lines = log.read_text().splitlines() if log.is_file() else []
     line = next((line for line in reversed(lines) if '"loss"' in line and line.endswith("}")), "")
     if line:
-        last = json.loads(line)
+        last = parse_json(line, str(log))
         parts = " ".join(f"{k} {v:.4g}" for k, v in last.items() if k not in ("samples", "learning_rate", "samples_per_s", "memory_gb"))
         told.append(f"last losses: {parts}; {last['samples_per_s']:.1f} samples/s, {last['memory_gb']:.1f} GB; all in {log}")
     if best := manifest.metrics.get("best"):

@@ -19,6 +19,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
@@ -32,8 +33,10 @@ from jsonargparse._actions import _ActionConfigLoad
 from jsonargparse._typehints import ActionTypeHint
 
 from iidrive.cli.options import DataOptions, TownFields, TrainOptions
-from iidrive.core.config_io import to_plain
-from iidrive.core.errors import ConfigError
+from iidrive.core.config_io import from_plain, to_plain
+from iidrive.core.errors import ConfigError, DataError
+from iidrive.core.text import printable
+from iidrive.core.untrusted.yaml_text import read_yaml
 from iidrive.pipeline.recipes import RECIPES, Recipe, is_file, named
 
 FLAT = (DataOptions, TrainOptions)
@@ -56,6 +59,9 @@ class HelpFormatter(DefaultHelpFormatter):
 
 class Parser(ArgumentParser):
     """The parser of one command."""
+
+    recipe_file = ""
+    """The file that `--recipe` named, for errors about its fields."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog=prog, formatter_class=HelpFormatter, allow_abbrev=False, print_config="--print-config")
@@ -85,6 +91,9 @@ class Parser(ArgumentParser):
         )
         message = re.sub(r"a typing\.Literal\[([^]]*)\]", r"one of \1", message).replace("a <class 'bool'>", "one of 'on', 'off'")
         message = re.sub(r"a <class '(\w+)'>", r"\1", message)
+        message = printable(re.sub(r"(?s)(?:--\w+: )?Unable to load config '.*' - ", "", message), 600)
+        if self.recipe_file and "recipe." in message:
+            message = f"{self.recipe_file}: {message}"
         raise ConfigError(f"{message}{'' if message.endswith(('.', '?')) else '.'} `{self.prog} --help` lists every option.") from ex
 
     def _unrecognized(self, option: str) -> str:
@@ -139,7 +148,7 @@ def parser_of(function: Callable[..., Any], prog: str, without: Sequence[str] = 
             parser.add_argument(f"--{name}", action="store_true", help=helps[name])
         elif hints[name] in FLAT:
             parser.add_class_arguments(hints[name], as_group=False, default=default, skip=set(without))
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of these options (switches quoted, as in 'test_ii: \"on\"').")
+    parser.add_argument("--config", action=_ConfigFile, help="YAML file of these options (switches quoted, as in 'test_ii: \"on\"').")
     parser.description = summary(function)
     _respell(parser)
     _shorten(parser, helps)
@@ -157,20 +166,50 @@ def _respell(parser: Parser) -> None:
         known["--run"].option_strings = ["--run", "--out"]  # torchrun takes --run for an option of its own
         known["--out"] = known["--run"]
     if isinstance(known.get("--recipe"), _ActionConfigLoad):
-        known["--recipe"].type = _recipe_fields
+        known["--recipe"].type = partial(_recipe_fields, parser)
 
 
-def _recipe_fields(text: str) -> str:
-    """The fields of a named recipe as JSON, which options that follow can override; a file is left to jsonargparse.
+def _recipe_fields(parser: Parser, text: str) -> str:
+    """The fields of a named recipe or of a file as JSON, which options that follow can override.
 
     Raises:
-        ConfigError: if there is no such recipe or file.
+        ConfigError: if there is no such recipe or file, or a file cannot be read or holds something else than fields.
     """
     if not is_file(text):
         return json.dumps(to_plain(named(text)))
     if not Path(text).is_file():
         raise ConfigError(f"--recipe {text}: there is no such file. Give a file or one of {', '.join(RECIPES)}.")
-    return text
+    found = _fields_in(text)
+    hints = get_type_hints(Recipe)
+    for name, value in found.items():
+        if name in hints and dataclasses.is_dataclass(hints[name]) and not isinstance(value, dict):
+            shown = "nothing" if value is None else printable(value, 40)
+            raise ConfigError(
+                f"{text}: {name} must hold fields of its own, as in `{name}: {{…}}`; found {shown}. Leave it out for the defaults."
+            )
+    parser.recipe_file = text
+    return json.dumps(found)
+
+
+def _fields_in(path: str) -> dict[str, Any]:
+    """The names and values of a YAML or JSON file. Raises ConfigError for a file that cannot be read or holds something else."""
+    try:
+        found = read_yaml(path)
+    except DataError as error:
+        raise ConfigError(str(error)) from error
+    if not isinstance(found, dict):
+        raise ConfigError(
+            f"{path}: expected names and values, as in `town: {{seed: 3}}`; found {'nothing' if found is None else printable(found, 40)}."
+        )
+    return found
+
+
+class _ConfigFile(ActionConfigFile):
+    """A file of options, read as recipes are."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Merge the file's options into those before it."""
+        super().__call__(parser, cfg, json.dumps(_fields_in(values)) if Path(values).exists() else values, option_string)
 
 
 def _shorten(parser: Parser, helps: dict[str, str]) -> None:
@@ -191,7 +230,7 @@ def _shorten(parser: Parser, helps: dict[str, str]) -> None:
 
 def call(function: Callable[..., Any], parser: Parser, arguments: Sequence[str]) -> None:
     """Parse, and call the function with what was parsed."""
-    parsed = parser.instantiate(parser.parse_args(list(arguments)))
+    parsed = _instantiated(parser, parser.parse_args(list(arguments)))
     given, hints = {}, get_type_hints(function)
     for name, parameter in inspect.signature(function).parameters.items():
         if hints[name] in FLAT:
@@ -211,4 +250,23 @@ def read_recipe(text: str, prog: str = "iidrive recipes") -> Recipe:
     parser = Parser(prog)
     parser.add_class_arguments(Recipe, "recipe", default=named("small"))  # pyright: ignore[reportArgumentType]
     _respell(parser)
-    return parser.instantiate(parser.parse_args(["--recipe", text]))["recipe"]
+    return _instantiated(parser, parser.parse_args(["--recipe", text]))["recipe"]
+
+
+def _instantiated(parser: Parser, parsed: Any) -> Any:
+    """Configs of what was parsed. A ConfigError about a recipe names the stage and, where there is one, the file."""
+    try:
+        return parser.instantiate(parsed)
+    except ConfigError as error:
+        plain = parsed.get("recipe")
+        place = [parser.recipe_file] if parser.recipe_file else []
+        if plain is not None:
+            for name, hint in get_type_hints(Recipe).items():
+                if dataclasses.is_dataclass(hint):
+                    try:
+                        from_plain(hint, plain[name].as_dict(), name)  # pyright: ignore[reportArgumentType]
+                    except ConfigError as of_stage:
+                        raise ConfigError(
+                            ": ".join([*place, *([] if str(of_stage).startswith(name) else [name]), str(of_stage)])
+                        ) from error
+        raise ConfigError(": ".join([*place, str(error)])) from error

@@ -18,6 +18,8 @@ from iidrive.analysis.doctor.repair import diagnose_predictions
 from iidrive.cli.options import DataOptions, Switch, read_plans, write_json
 from iidrive.core.errors import ConfigError
 from iidrive.core.lineage import joined, mark_lines, mark_numbers
+from iidrive.core.paths import expanded
+from iidrive.core.untrusted.files import require_regular
 from iidrive.data.clips import read_tracks
 from iidrive.data.nuscenes.source import NuScenes, NuScenesConfig
 from iidrive.pipeline import recipes
@@ -31,6 +33,9 @@ from iidrive.scoring.protocols import protocols_named
 from iidrive.scoring.readers import read_paths
 from iidrive.scoring.sampled import holds_arrays, predictions_in, read_runs
 from iidrive.scoring.tables import format_scores, format_together
+
+_FAR_M = 1.5
+"""An L2 at 0.5 s beyond this is no planner's error: real ones are below 0.5 m."""
 
 
 def cases(
@@ -80,6 +85,9 @@ def score(
     names = protocols_named(protocol)
     if tokens and not predictions:
         raise ConfigError("--tokens names the rows of a predictions file: add --predictions FILE.")
+    for path in (json, per_sample):
+        if path:
+            require_regular(path)
     truth = _truth([*files, *([cases] if cases else [])], data, where)
     marks: tuple[str, ...] = ()
     if predictions:
@@ -98,6 +106,12 @@ def score(
     print(f"{mark_lines(marks)}{tables}")
     if len(names) > 1:
         print("\n" + "\n".join([format_together(scores), *lacking]))
+    far = float(scores[0].per_step["L2"][0])
+    if predictions and far > _FAR_M:
+        print(
+            f"note: L2 at 0.5 s is {far:.2f} m, more than any planner's: the paths may be in another frame, another unit or another order. "
+            f"`iidrive doctor {predictions} --cases CASES.npz` says which."
+        )
     if json:
         write_json(json, mark_numbers(scoring.to_json(*scores), marks))
     if per_sample:
@@ -152,20 +166,22 @@ def score_occupancy(
             all scenes of the truth folder are scored.
     """
     root, split, version = where.root, where.split, where.version
+    if json:
+        require_regular(json)
     if not truth and not root:
         raise ConfigError(
             "score-occupancy needs the truth: --truth FOLDER of Occ3D labels, --root PATH of nuScenes with gts/ in it, or both."
         )
     if version and not root:
         raise ConfigError("--version names a folder of nuScenes: add --root.")
-    if root and not truth and not (Path(root).expanduser() / "gts").is_dir():
+    if root and not truth and not (expanded(root) / "gts").is_dir():
         raise ConfigError(f"{root} has no folder gts/ with Occ3D labels: say where they are with --truth.")
     tables = NuScenes(NuScenesConfig(root, version)) if root else None
     split = split or (tables.usual_split("test") if tables else "")
     with ExitStack() as open_:
         result = occupancy_folders.score_folders(
             predictions,
-            truth or Path(root).expanduser() / "gts",
+            truth or expanded(root) / "gts",
             tables,
             split,
             rays == "on",

@@ -7,6 +7,7 @@ import types
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from iidrive.core.errors import ConfigError, unknown
+from iidrive.core.text import printable
 
 T = TypeVar("T")
 
@@ -29,7 +30,7 @@ def from_plain(kind: type[T], plain: Any, where: str) -> T:
         ConfigError: naming `where` and the field, for an unknown field or a value of the wrong type.
     """
     if not isinstance(plain, dict):
-        raise ConfigError(f"{where}: expected the fields of {kind.__name__}, found {plain!r}.")
+        raise ConfigError(f"{where}: expected the fields of {kind.__name__}, found {printable(plain) if plain is not None else 'nothing'}.")
     hints = get_type_hints(kind)
     fields = {f.name for f in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
     for key in plain:
@@ -58,4 +59,6 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     elif isinstance(hint, type) and isinstance(value, hint) and (hint is bool) == isinstance(value, bool):
         return value
-    raise ConfigError(f"{where}: expected {getattr(hint, '__name__', hint)}, found {value!r}.")
+    raise ConfigError(
+        f"{where}: expected {getattr(hint, '__name__', hint)}, found {printable(value) if not isinstance(value, str) else repr(printable(value))}."
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from iidrive.core.text import printable
+
 
 class IIDriveError(Exception):
     """Base of every error that iidrive raises on purpose; the command line prints it without a traceback."""
@@ -29,6 +31,6 @@ class LineageError(IIDriveError):
 def unknown(what: str, name: object, known: Iterable[object]) -> str:
     """One sentence about a name that is not known, with the nearest known one: `unknown split 'minival'; ...`."""
     names = [str(k) for k in known]
-    near = difflib.get_close_matches(str(name), names, n=1)
+    near = difflib.get_close_matches(str(name)[:200], names, n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return f"unknown {what} '{name}'.{hint} Known: {', '.join(names) or 'none'}."
+    return f"unknown {what} '{printable(name)}'.{hint} Known: {', '.join(names) or 'none'}."

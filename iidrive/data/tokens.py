@@ -35,6 +35,7 @@ from safetensors.numpy import save
 from iidrive.core.errors import ConfigError, DataError, LineageError
 from iidrive.core.lineage import Lineage, matched
 from iidrive.core.scene import Scene
+from iidrive.core.untrusted.json_text import parse_json
 from iidrive.data.source import Source
 from iidrive.runtime import atomic
 
@@ -125,7 +126,7 @@ class TokenCache:
         self.folder = Path(folder)
         path = self.folder / "manifest.json"
         try:
-            self.manifest = TokensManifest(**json.loads(path.read_text()))
+            self.manifest = TokensManifest(**parse_json(path.read_bytes(), "manifest.json"))
             numbers = (self.manifest.codes_per_frame, self.manifest.bits, self.manifest.format)
             if not all(type(number) is int for number in numbers):
                 raise TypeError(f"found {numbers} for the codes of a frame, bits and format")
@@ -133,7 +134,7 @@ class TokenCache:
             raise DataError(f"{path}: no token cache here. Write one with `iidrive tokens`.") from None
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
-        except (json.JSONDecodeError, TypeError, UnicodeDecodeError, RecursionError) as error:
+        except (TypeError, DataError) as error:
             raise DataError(f"{path}: not a token cache's manifest ({error}). `iidrive tokens` writes it anew.") from None
         if self.manifest.format != FORMAT:
             raise DataError(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from iidrive.core.config_io import to_plain
 from iidrive.core.errors import CheckpointError, ConfigError, LineageError
 from iidrive.core.lineage import Parent
+from iidrive.core.text import printable
 from iidrive.models import states
 from iidrive.models.iiworld import keys as iiworld_keys
 from iidrive.models.tokenizer import Tokenizer
@@ -65,6 +66,12 @@ def read_published(path: str | Path) -> State:
     if odd:
         raise CheckpointError(
             f"{path}: expected plain tensors of real numbers; {', '.join(odd[:4])} are sparse, complex or without values."
+        )
+    vast = [str(k) for k, v in loaded.items() if v.numel() * v.element_size() > v.untyped_storage().nbytes()]
+    if vast:
+        raise CheckpointError(
+            f"{path}: {', '.join(printable(k) for k in vast[:4])} claim more values than the file holds (strides of 0); save the tensors whole, "
+            "with `.clone()`."
         )
     # each a tensor of its own: names that share memory cannot be stored
     state = {str(k): v.detach().clone() for k, v in loaded.items()}

@@ -121,7 +121,9 @@ def summary_table(scores: dict[str, Scores]) -> Table:
     for name, s in scores.items():
         l2 = [s.columns["L2"][i] for i in (1, 3, 5)] + [s.average["L2"]]
         col = [s.columns["obj_box_col"][i] for i in (1, 3, 5)] + [s.average["obj_box_col"]]
-        rows.append([name, *(f"{v:.4f}" for v in l2), *(f"{100 * v:.3f}%" for v in col), str(int(s.events["obj_box_col"].sum()))])
+        shown = ["-" if np.isnan(v) else f"{100 * v:.3f}%" for v in col]
+        events = str(int(s.events["obj_box_col"].sum())) if "obj_box_col" in s.events else "-"
+        rows.append([name, *(f"{v:.4f}" for v in l2), *shown, events])
     return Table(header, rows)
 
 

@@ -52,4 +52,5 @@ def validate_planner(agent: Agent, source: Source, tracks: list[EgoTrack], proce
     tokens, paths = infer.plans(partial(agent.plan, ii=agent.train_ii), clips, process_group)
     cases = infer.truth(source, tracks)
     scores = score(cases, align(cases, Predictions(paths, tokens, {}, "validation")))
-    return {"minus_L2": -scores.average["L2"], "obj_box_col": scores.average["obj_box_col"]}, format_scores(scores)
+    found = {"minus_L2": -scores.average["L2"], "obj_box_col": scores.average["obj_box_col"]}
+    return {name: value for name, value in found.items() if not np.isnan(value)}, format_scores(scores)

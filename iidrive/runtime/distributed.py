@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from iidrive.core.errors import ConfigError, IIDriveError
+from iidrive.core.text import printable
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -145,13 +146,37 @@ def join(devices: int = 0) -> ProcessGroup:
 
 
 def started() -> tuple[int, int]:
-    """Processes a machine, and machines, that torchrun or SLURM started for this job: (1, 1) if neither did."""
+    """Processes a machine, and machines, that torchrun or SLURM started for this job: (1, 1) if neither did.
+
+    Raises:
+        ConfigError: if the environment holds no such numbers.
+    """
     environment = os.environ
+
+    def number(name: str, default: str = "") -> int:
+        text = environment.get(name, default)
+        if not (text.isascii() and text.isdecimal() and int(text[:9]) > 0 and len(text) < 9):
+            raise ConfigError(
+                f"the environment says {name}={printable(text, 40)}; expected a number of 1 or more. Unset it, or start anew."
+            )
+        return int(text)
+
     if "RANK" in environment and "WORLD_SIZE" in environment:
-        local = int(environment.get("LOCAL_WORLD_SIZE", environment["WORLD_SIZE"]))
-        return local, int(environment["WORLD_SIZE"]) // local
+        size, rank = number("WORLD_SIZE"), environment["RANK"]
+        local = number("LOCAL_WORLD_SIZE", environment["WORLD_SIZE"])
+        if not (rank.isascii() and rank.isdecimal() and len(rank) < 9 and int(rank) < size):
+            raise ConfigError(
+                f"the environment says RANK={printable(rank, 40)}; expected 0 to {size - 1}. Unset it, or start with torchrun."
+            )
+        if size % local:
+            raise ConfigError(f"the environment says WORLD_SIZE={size} and LOCAL_WORLD_SIZE={local}, which does not divide it; start anew.")
+        return local, size // local
     if "SLURM_PROCID" in environment and environment.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
-        tasks, nodes = int(environment.get("SLURM_NTASKS", "1")), int(environment.get("SLURM_NNODES", "1"))
+        tasks, nodes = number("SLURM_NTASKS", "1"), number("SLURM_NNODES", "1")
+        if tasks % nodes:
+            raise ConfigError(
+                f"the environment says SLURM_NTASKS={tasks} and SLURM_NNODES={nodes}: the same number of tasks a node is needed."
+            )
         return tasks // nodes, nodes
     return 1, 1
 

@@ -9,6 +9,7 @@ RUN/checkpoints/      see training/checkpoint.py
 from __future__ import annotations
 
 import json
+import math
 import platform
 import resource
 import shlex
@@ -23,6 +24,8 @@ from typing import Any
 import torch
 
 from iidrive.core.errors import ConfigError, DataError
+from iidrive.core.untrusted.files import require_regular
+from iidrive.core.untrusted.json_text import parse_json
 from iidrive.core.version import VERSION
 from iidrive.runtime import atomic
 from iidrive.runtime.distributed import ProcessGroup
@@ -68,14 +71,15 @@ class Run:
         return atomic.write(path, text) if self.process_group.is_rank_zero else path
 
     def write_json(self, name: str, value: Any) -> Path:
-        """Write plain values as JSON."""
-        return self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        """Write plain values as JSON; numbers that are not finite as null."""
+        return self.write_text(name, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
     def log(self, values: Mapping[str, float | int]) -> None:
         """Append one line to metrics.jsonl. Raises DataError if it cannot be written, as on a full disk."""
         if not self.process_group.is_rank_zero:
             return
         path = self.folder / "metrics.jsonl"
+        require_regular(path)
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(dict(values)) + "\n")
@@ -91,10 +95,19 @@ class Run:
             self.write_text(path.name, "".join(line for line in path.read_text().splitlines(True) if _told(line) <= samples))
 
 
+def _finite(value: Any) -> Any:
+    """Plain values with None for NaN and infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _told(line: str) -> float:
     try:
-        return json.loads(line)["samples"] if line.endswith("\n") else float("inf")
-    except (ValueError, KeyError, TypeError):
+        return parse_json(line, "a line")["samples"] if line.endswith("\n") else float("inf")
+    except (DataError, KeyError, TypeError):
         return float("inf")
 
 

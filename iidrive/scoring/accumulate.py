@@ -40,6 +40,7 @@ class PlanningScore:
         """Forget every sample."""
         self._tokens: list[str] = []
         self._parts: dict[str, list[PlanningSteps]] = {name: [] for name in self.names}
+        self._obstacles: dict[str, bool] = dict.fromkeys(self.names, False)
 
     def __len__(self) -> int:
         return len(set(self._tokens))
@@ -57,6 +58,7 @@ class PlanningScore:
         self._tokens += cases.token
         for name, steps in found.items():
             self._parts[name].append(steps)
+            self._obstacles[name] |= protocol_named(name).has_obstacles(cases)
 
     def merge(self, others: Iterable[PlanningScore]) -> PlanningScore:
         """Add the samples of other collectors of the same protocols; returns itself."""
@@ -66,6 +68,7 @@ class PlanningScore:
             self._tokens += other._tokens
             for name in self.names:
                 self._parts[name] += other._parts[name]
+                self._obstacles[name] |= other._obstacles[name]
         return self
 
     def gather(self) -> PlanningScore:
@@ -92,7 +95,7 @@ class PlanningScore:
         for name in self.names:
             steps = joined(self._parts[name])
             self._agree(steps.take(order[again - 1]), steps.take(order[again]), token[order[again]])
-            scores[name] = aggregate(protocol_named(name), steps.take(rows), tuple(token[rows].tolist()))
+            scores[name] = aggregate(protocol_named(name), steps.take(rows), tuple(token[rows].tolist()), obstacles=self._obstacles[name])
         return scores
 
     def _agree(self, one: PlanningSteps, two: PlanningSteps, token: Array) -> None:

@@ -21,9 +21,21 @@ from iidrive.core import geometry
 from iidrive.core.classes import CATEGORIES
 from iidrive.core.errors import DataError, unknown
 from iidrive.core.scene import FUTURE_STEPS, Observation, Target
+from iidrive.core.text import printable
+from iidrive.core.untrusted.json_text import parse_json
+from iidrive.core.untrusted.npz import read_npz
 from iidrive.scoring import npz
 
 Array = np.ndarray
+
+FARTHEST_M = 1e5
+"""No path, box or pose lies farther from its sample's car, along any axis; larger numbers are damage."""
+LARGEST_M = 1e3
+"""No box is longer, wider or higher."""
+MOST_AGENTS = 1 << 24
+"""Agent numbers within a sample are below this."""
+CASES_LIMIT, PREDICTIONS_LIMIT = 1 << 31, 1 << 28
+"""Bytes of all arrays of a cases file, and of a predictions file."""
 
 DETECTION_NAMES: tuple[str, ...] = (
     "car",
@@ -110,6 +122,26 @@ class Cases:
                 f"{self.where}: the true path of sample {self.token[i]} holds NaN or infinity at step {t + 1}, which its mask calls valid "
                 f"({int(bad.any(axis=1).sum())} samples are like this); repair gt_ego_fut_offsets or set the mask to 0."
             )
+        far = (np.abs(self.gt_ego_fut_offsets).max(axis=2) > FARTHEST_M) & self.gt_ego_fut_masks
+        if far.any():
+            i, t = np.argwhere(far)[0]
+            raise DataError(
+                f"{self.where}: the true path of sample {printable(self.token[i])} moves more than {FARTHEST_M:g} m in step {t + 1} "
+                f"({int(far.any(axis=1).sum())} samples are like this); repair gt_ego_fut_offsets."
+            )
+        for key in ("lidar_pose", "ego_pose"):
+            pose = getattr(self, key)
+            if pose is None:
+                continue
+            # Step 0 and the keyframes that exist; later ones may hold anything.
+            used = np.concatenate([np.ones((len(self), 1), bool), self.gt_ego_fut_masks], axis=1)
+            bad = ~(np.abs(pose).max(axis=2) <= FARTHEST_M) & used
+            if bad.any():
+                i, t = np.argwhere(bad)[0]
+                raise DataError(
+                    f"{self.where}: {key} of sample {printable(self.token[i])} holds NaN, infinity or more than {FARTHEST_M:g} m at step {t} "
+                    f"({int(bad.any(axis=1).sum())} samples are like this); repair it."
+                )
         if self.pred is not None:
             require_finite(self.pred, self.full, self.token, self.where)
 
@@ -133,12 +165,40 @@ class Cases:
                 f"{where}: a box holds NaN or infinity: row {row}, sample {self.token[self.box_case[row]]}, step {int(self.box_t[row])}, "
                 f"values {self.box[row].tolist()}; repair or remove it."
             )
+        vast = (np.abs(self.box[:, :3]) > FARTHEST_M).any(axis=1) | (self.box[:, 3:6] > LARGEST_M).any(axis=1)
+        vast |= np.abs(self.box[:, 6]) > FARTHEST_M
+        if vast.any():
+            row = int(np.argmax(vast))
+            raise DataError(
+                f"{where}: a box lies farther than {FARTHEST_M:g} m or is larger than {LARGEST_M:g} m: row {row}, "
+                f"sample {printable(self.token[self.box_case[row]])}, values {printable(self.box[row].tolist(), 120)} ({int(vast.sum())} such rows); "
+                "repair or remove it."
+            )
+        bad = (self.box_agent < 0) | (self.box_agent >= MOST_AGENTS)
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise DataError(
+                f"{where}: box_agent must be 0..{MOST_AGENTS - 1}; found {int(self.box_agent[row])} in row {row} ({int(bad.sum())} such rows)."
+            )
+        self._check_agents()
         negative = self.box[:, 3:6] < 0
         if negative.any():
             row = int(np.argmax(negative.any(axis=1)))
             raise DataError(
                 f"{where}: a box has a negative size: row {row}, sample {self.token[self.box_case[row]]}, length, width, height "
                 f"{self.box[row, 3:6].tolist()} m; sizes must be 0 or more."
+            )
+
+    def _check_agents(self) -> None:
+        """No agent stands twice in one step of one sample."""
+        at = (self.box_case.astype(np.int64) * (FUTURE_STEPS + 1) + self.box_t) * MOST_AGENTS + self.box_agent
+        order = np.argsort(at, kind="stable")
+        again = np.flatnonzero(at[order][1:] == at[order][:-1])
+        if len(again):
+            row = int(order[again[0] + 1])
+            raise DataError(
+                f"{self.where}: box_agent {int(self.box_agent[row])} stands twice in step {int(self.box_t[row])} of sample "
+                f"{printable(self.token[self.box_case[row]])}, again in row {row} ({len(again)} such rows); give each agent its own number."
             )
 
     def __len__(self) -> int:
@@ -158,7 +218,7 @@ class Cases:
         if self.unknown_points:
             notes.append(f"{self.unknown_points} boxes without a known number of lidar points were kept as obstacles.")
         if self.ignored_keys:
-            notes.append(f"Keys of the cases file that nobody reads: {', '.join(self.ignored_keys)}.")
+            notes.append(f"Keys of the cases file that nobody reads: {printable(', '.join(self.ignored_keys), 200)}.")
         return " ".join(notes)
 
     def true_path(self) -> Float32[Array, "n 6 2"]:
@@ -204,12 +264,14 @@ def read_cases(path: str | Path) -> Cases:
         DataError: naming the file, if it is missing, damaged, pickled, lacks a key or fails a check.
     """
     where = str(path)
-    found, ignored = npz.read_npz(path, _KEYS)
+    found, ignored = read_npz(path, _KEYS, CASES_LIMIT)
     missing = [key for key in _REQUIRED if key not in found]
     if missing:
         raise DataError(f"{where}: not a cases file, missing {', '.join(missing)}; found {sorted(found) or 'none of its keys'}.")
-    if str(found.get("frame", "lidar")) != "lidar":
-        raise DataError(f"{where}: the frame of a cases file is 'lidar' (x right, y forward); found '{found['frame']}'; convert it.")
+    if "frame" in found and _word(found["frame"]) != "lidar":
+        raise DataError(
+            f"{where}: the frame of a cases file is 'lidar' (x right, y forward); found '{printable(_word(found['frame']))}'; convert it."
+        )
     n = len(np.atleast_1d(found["gt_ego_fut_offsets"]))
     if "token" in found:
         token, own = npz.names(found["token"], "token", where), True
@@ -339,24 +401,44 @@ def read_predictions(path: str | Path) -> Predictions:
         DataError: naming the file, if it is missing, damaged, pickled, in another frame, or fails a check of `Predictions`.
     """
     where = str(path)
-    found, _ = npz.read_npz(path, ("trajectory", "pred", "token", "frame", "reference", "meta"))
+    found, _ = read_npz(path, ("trajectory", "pred", "token", "frame", "reference", "meta"), PREDICTIONS_LIMIT)
     bare = "trajectory" not in found
     needed = ("pred",) if bare and "pred" in found else ("trajectory", "token", "frame", "reference")
     missing = [key for key in needed if key not in found]
     if missing:
         raise DataError(f"{where}: not a predictions file: {', '.join(missing)} missing; found {sorted(found)}. Expected {list(needed)}.")
     for key, expected in (("frame", "lidar"), ("reference", "lidar_top")):
-        if key in found and str(found[key]) != expected:
+        if key in found and _word(found[key]) != expected:
             raise DataError(
-                f"{where}: {key} is '{found[key]}', but paths must be those of the lidar_top origin in the current lidar frame "
+                f"{where}: {key} is '{printable(_word(found[key]))}', but paths must be those of the lidar_top origin in the current lidar frame "
                 "(x right, y forward); convert them with `iidrive.data.source.to_lidar_path` and write them again."
             )
-    try:
-        meta = json.loads(str(found["meta"])) if "meta" in found else {}
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: meta is not JSON ({error}); write it with `write_predictions`.") from error
+    meta = _meta(found["meta"], where) if "meta" in found else {}
     token = npz.names(found["token"], "token", where) if "token" in found else None
     return Predictions(found["pred" if bare else "trajectory"], token, meta, where)
+
+
+def _word(value: Array) -> str:
+    """A text that was stored alone; of anything else, how it begins."""
+    try:
+        return str(value.item()) if value.ndim == 0 else f"{value.dtype} of shape {value.shape}"
+    except ValueError:  # code points that Unicode does not have
+        return "text that is not Unicode"
+
+
+def _meta(value: Array, where: str) -> Mapping[str, object]:
+    """What a predictions file says of itself. Raises DataError for what is no JSON object."""
+    try:
+        meta = parse_json(_word(value), f"{where}: meta is not JSON")
+    except DataError as error:
+        raise DataError(f"{error} `write_predictions` writes it.") from error
+    if not isinstance(meta, dict):
+        raise DataError(f"{where}: meta must be a JSON object; found {printable(meta, 40)}; write it with `write_predictions`.")
+    try:
+        json.dumps(meta, ensure_ascii=False).encode()
+    except ValueError as error:
+        raise DataError(f"{where}: meta holds text that is not Unicode ({printable(str(error), 40)}); write it again.") from error
+    return meta
 
 
 def write_predictions(
@@ -424,4 +506,10 @@ def require_finite(path: Float32[Array, "n 6 2"], rows: Bool[Array, "n"], tokens
     if len(bad):
         raise DataError(
             f"{where}: the planned path of {npz.few([tokens[int(i)] for i in bad])} holds NaN or infinity; no score can be given."
+        )
+    far = np.flatnonzero((np.abs(path).max(axis=(1, 2), initial=0) > FARTHEST_M) & rows)
+    if len(far):
+        raise DataError(
+            f"{where}: the planned path of {npz.few([tokens[int(i)] for i in far])} leads farther than {FARTHEST_M / 1000:g} km in 3 s; "
+            "no score can be given. Paths are in metres."
         )

@@ -23,7 +23,7 @@ AbsentRule = Literal["nowhere", "iiworld", "occ3d", "occworld"]
 
 `nowhere` (default): left out if it is neither in the ground truth nor predicted; predicted but never there counts as 0.
 `iiworld`: left out also if its IoU is exactly 0, however wrong the prediction. `occ3d`: left out if absent from the ground truth.
-`occworld`: counts as 1 if absent from the ground truth.
+`occworld`: counts as 1 if absent from the ground truth, unless that holds no class at all.
 """
 
 _WORD = 8
@@ -94,7 +94,7 @@ def miou(hist: Int64[Array, "18 18"], absent: AbsentRule = "nowhere") -> float:
     elif absent == "occ3d":
         iou = iou[in_truth]
     elif absent == "occworld":
-        iou = np.where(in_truth, iou, 1.0)
+        iou = np.where(in_truth, iou, 1.0) if in_truth.any() else np.full(FREE, np.nan)
     kept = iou[~np.isnan(iou)]
     return float(kept.mean()) if len(kept) else float("nan")
 

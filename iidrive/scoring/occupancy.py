@@ -109,9 +109,13 @@ def iiworld(hist: Int64[Array, "t 18 18"], unknown: Int64[Array, "t 18"]) -> dic
 def iiworld_table(scores: dict[str, list[float]]) -> str:
     """II-World's printed table of 1, 2, 3 s and their average."""
     lines = [["Time", "mIoU", "IoU"]]
-    lines += [[f"{s:.1f}s", f"{scores['mIoU'][t]:.2f}", f"{scores['IoU'][t]:.2f}"] for s, t in _SECONDS]
-    lines.append(["Average", *(f"{value:.2f}" for value in scores["average"])])
+    lines += [[f"{s:.1f}s", _shown(scores["mIoU"][t]), _shown(scores["IoU"][t])] for s, t in _SECONDS]
+    lines.append(["Average", *(_shown(value) for value in scores["average"])])
     return ruled(lines)
+
+
+def _shown(percent: float) -> str:
+    return "-" if np.isnan(percent) else f"{percent:.2f}"
 
 
 def occworld_totals(hist: Int64[Array, "t 18 18"], unknown: Int64[Array, "t 18"]) -> dict[str, Int64[Array, "t c"]]:
@@ -131,13 +135,16 @@ def occworld_totals(hist: Int64[Array, "t 18 18"], unknown: Int64[Array, "t 18"]
 
 
 def occworld(hist: Int64[Array, "t 18 18"], unknown: Int64[Array, "t 18"]) -> dict[str, list[float]]:
-    """`mIoU` and `IoU` of the future times, percent, and with seven times `average`: mIoU and IoU over 1, 2 and 3 s."""
+    """`mIoU` and `IoU` of the future times, percent, and with seven times `average`: mIoU and IoU over 1, 2 and 3 s.
+
+    NaN at a time at which no class is in the truth: there is nothing to forecast, and OccWorld's 100 % would be no result.
+    """
     total = occworld_totals(hist[1:], unknown[1:])
     out: dict[str, list[float]] = {}
     for name, kind in (("mIoU", "total"), ("IoU", "vox_total")):
         seen, positive, correct = (total[f"{kind}_{part}"] for part in ("seen", "positive", "correct"))
         iou = np.divide(correct, seen + positive - correct, out=np.ones(seen.shape), where=seen > 0)
-        out[name] = (100 * iou.mean(axis=1)).tolist()
+        out[name] = np.where((seen > 0).any(axis=1), 100 * iou.mean(axis=1), np.nan).tolist()
     if len(hist) == TIMES:
         out["average"] = [float(np.mean([values[t - 1] for _, t in _SECONDS])) for values in (out["mIoU"], out["IoU"])]
     return out

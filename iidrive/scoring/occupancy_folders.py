@@ -19,7 +19,7 @@ from iidrive.core.errors import ConfigError, DataError, unknown
 from iidrive.core.scene import FUTURE_STEPS, OCC3D_GRID, STEP_S, Scene
 from iidrive.data.flow import velocities
 from iidrive.data.nuscenes.source import NuScenes, labels
-from iidrive.data.nuscenes.splits import SPLITS
+from iidrive.data.nuscenes.splits import SPLITS, is_list, read_list
 from iidrive.scoring.flow_error import FlowErrors, flow_errors
 from iidrive.scoring.movers import MoverCounts, MoverTruth, count, mover_truth, movers_in
 from iidrive.scoring.npz import few
@@ -190,6 +190,8 @@ def _scenes(tables: NuScenes | None, split: str) -> Sequence[str] | None:
         return tables.scene_names(split or "all")
     if not split or split == "all":
         return None
+    if is_list(split):
+        return read_list(split)
     if split not in SPLITS:
         raise ConfigError(unknown("split", split, (*SPLITS, "all")))
     return SPLITS[split]

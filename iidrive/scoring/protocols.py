@@ -13,8 +13,9 @@ from typing import Literal
 
 from iidrive.core.errors import ConfigError, unknown
 from iidrive.core.scene import FUTURE_STEPS, STEP_S
+from iidrive.scoring.cases import Cases
 from iidrive.scoring.planning.bevplanner import bevplanner
-from iidrive.scoring.planning.setting import PlanningSteps, Setting
+from iidrive.scoring.planning.setting import VEHICLES, PlanningSteps, Setting, of_classes, road_users
 from iidrive.scoring.planning.sparsedrive import sparsedrive
 from iidrive.scoring.planning.stp3 import admlp, stp3
 from iidrive.scoring.planning.uniad import uniad
@@ -38,7 +39,8 @@ class Protocol:
     """One evaluator.
 
     `rows` are the printed rows in its order, `columns` their labels, `averaged` the columns whose mean is the single number of a row,
-    `prefix` that of its arrays in per-sample files. The rest says in words what its numbers mean.
+    `prefix` that of its arrays in per-sample files. `counts` are the detection classes that are obstacles (empty: all), `with_points` whether only
+    boxes with lidar points are, `from_now` whether only vehicles and humans that are there at t = 0. The rest says in words what its numbers mean.
     """
 
     name: str
@@ -55,6 +57,18 @@ class Protocol:
     samples: str
     rows: tuple[str, ...] = _ROWS
     prefix: str = ""
+    counts: tuple[str, ...] = ()
+    with_points: bool = False
+    from_now: bool = False
+
+    def has_obstacles(self, cases: Cases) -> bool:
+        """Whether the cases hold a single box that this evaluator can count: without one, no collision is no result."""
+        use = cases.box_t == 0 if self.from_now else cases.box_t > 0
+        if self.from_now:
+            use = use & road_users(cases)[cases.box_label]
+        elif self.counts:
+            use = use & of_classes(cases, self.counts)[cases.box_label]
+        return bool((use & cases.box_valid if self.with_points else use).any())
 
 
 _ALL = (
@@ -71,6 +85,7 @@ _ALL = (
         heading=_PATH_HEADING,
         meaning="each column is the mean of the steps up to it; avg is the mean of the 1 s, 2 s and 3 s columns",
         samples=f"{_FULL} (5119 on nuScenes val)",
+        with_points=True,
     ),
     Protocol(
         name="uniad",
@@ -85,6 +100,7 @@ _ALL = (
         heading="none",
         meaning="each column is the value at that step, over all samples: missing futures add nothing and still divide",
         samples="all samples (6019 on nuScenes val)",
+        counts=VEHICLES,
     ),
     Protocol(
         name="stp3",
@@ -99,6 +115,7 @@ _ALL = (
         heading="none",
         meaning="each column is the mean of the steps up to it",
         samples=f"{_FULL} (and, in the original, two past ones: 4819 on nuScenes val)",
+        from_now=True,
     ),
     Protocol(
         name="vad",
@@ -114,6 +131,8 @@ _ALL = (
         meaning="each column is the mean of the steps up to it; obj_col looks some 25 m beside the point",
         samples=f"{_FULL} (5119 on nuScenes val)",
         rows=("L2", "obj_col", "obj_box_col"),
+        with_points=True,
+        from_now=True,
     ),
     Protocol(
         name="occworld",
@@ -130,6 +149,8 @@ _ALL = (
         samples=f"{_FULL} (and, in the original, enough past ones: 4219 on nuScenes val)",
         rows=("L2", "obj_col", "obj_box_col"),
         prefix="vad_norange",
+        with_points=True,
+        from_now=True,
     ),
     Protocol(
         name="admlp",
@@ -144,6 +165,7 @@ _ALL = (
         heading="none",
         meaning="as stp3, but plans within 0.1 m of the origin count as standing still; obj_col is always 0",
         samples=f"{_FULL} (and, in the original, two past ones: 4819 on nuScenes val)",
+        from_now=True,
     ),
     Protocol(
         name="bevplanner",
@@ -159,6 +181,8 @@ _ALL = (
         meaning="L2: mean of the steps up to it; collisions: share of samples that collide at any step up to it",
         samples=_FULL,
         rows=("L2", "obj_col", "obj_box_col"),
+        counts=VEHICLES,
+        with_points=True,
     ),
 )
 

@@ -13,14 +13,18 @@ from jaxtyping import Bool, Float
 
 from iidrive.core.errors import ConfigError, DataError
 from iidrive.core.scene import FUTURE_STEPS
+from iidrive.core.untrusted.npz import read_npz
 from iidrive.scoring import npz
 from iidrive.scoring.cases import Cases, Predictions
+from iidrive.scoring.protocols import protocol_named
 from iidrive.scoring.readers import is_paths, read_paths
 from iidrive.scoring.score import score
 
 Array = np.ndarray
 
 _PER_SAMPLE = ("token", "evaluated_full_future", "sparsedrive_L2", "sparsedrive_obj_box_col", "sparsedrive_gt_col")
+_LIMIT = 1 << 28
+"""Bytes of all arrays of a per-sample file."""
 _MORE = ("scene", "predictions_sha256", "marks")
 
 
@@ -85,7 +89,7 @@ def rows_beside(predictions: Path) -> Path:
 
 def _read(path: Path, cases: Cases | None, read: Callable[[Path], Predictions]) -> Sampled:
     if path.suffix == ".npz" or zipfile.is_zipfile(path):
-        found, _ = npz.read_npz(path, (*_PER_SAMPLE, *_MORE))
+        found, _ = read_npz(path, (*_PER_SAMPLE, *_MORE), _LIMIT)
         if "sparsedrive_L2" in found:
             return _per_sample(path, found, cases)
     if cases is None and path.name.startswith("predictions") and rows_beside(path).is_file():
@@ -99,7 +103,7 @@ def _read(path: Path, cases: Cases | None, read: Callable[[Path], Predictions]) 
 
 
 def _scored_before(path: Path, rows: Path, predictions: Predictions) -> Sampled:
-    found, _ = npz.read_npz(rows, (*_PER_SAMPLE, *_MORE))
+    found, _ = read_npz(rows, (*_PER_SAMPLE, *_MORE), _LIMIT)
     if str(found.get("predictions_sha256")) != hashlib.sha256(path.read_bytes()).hexdigest():
         raise ConfigError(f"{rows} holds the scores of other predictions than {path}; add --cases CASES.npz, so that they are scored anew.")
     return replace(_per_sample(rows, found, None), name=str(path), about=predictions.meta, marks=())  # the predictions' own
@@ -175,6 +179,8 @@ def scored(cases: Cases, predictions: Predictions) -> Sampled:
             notes.append(f"{predictions.where}: {npz.few(foreign)} not in {cases.where}; left out.")
     if not (have & cases.full).any():
         raise DataError(f"{predictions.where}: no predicted sample with a full future is in {cases.where}; is it another split?")
+    if not protocol_named("sparsedrive").has_obstacles(cases):
+        notes.append(f"{cases.where} holds no boxes: collisions cannot be compared, and rows of zeros say nothing.")
     scores = score(replace(cases, gt_ego_fut_masks=cases.gt_ego_fut_masks & have[:, None], pred=None), path)
     keep = np.flatnonzero(scores.steps.evaluated)
     return Sampled(

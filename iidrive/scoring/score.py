@@ -26,7 +26,8 @@ class Scores:
     """One protocol's numbers. Collision rates are fractions of 1 (not percent), `L2` metres.
 
     `per_step` the mean over samples at each step, `columns` what is printed below each time, `average` the single number of a row,
-    `events` how many samples collide at each step (collision rows only), `steps` the per-sample values, `token` their samples.
+    `events` how many samples collide at each step (collision rows only), `steps` the per-sample values, `token` their samples. Where the
+    cases hold no obstacle, `events` is empty and the rates are NaN.
     """
 
     protocol: str
@@ -74,7 +75,7 @@ def score_all(cases: Cases, trajectories: Float[Array, "n 6 2"], names: Sequence
     """Score planned paths by several protocols in one pass. Raises as `score` does."""
     rows = [protocol_named(name) for name in names]
     setting = prepare(cases, trajectories)
-    return [aggregate(row, row.evaluate(setting), cases.token, cases.where, cases.note) for row in rows]
+    return [aggregate(row, row.evaluate(setting), cases.token, cases.where, cases.note, row.has_obstacles(cases)) for row in rows]
 
 
 def score_possible(cases: Cases, trajectories: Float[Array, "n 6 2"], names: Sequence[str]) -> tuple[list[Scores], list[str]]:
@@ -87,7 +88,7 @@ def score_possible(cases: Cases, trajectories: Float[Array, "n 6 2"], names: Seq
     found, lacking = [], []
     for row in map(protocol_named, names):
         try:
-            found.append(aggregate(row, row.evaluate(setting), cases.token, cases.where, cases.note))
+            found.append(aggregate(row, row.evaluate(setting), cases.token, cases.where, cases.note, row.has_obstacles(cases)))
         except DataError as error:
             lacking.append(f"{row.name} is left out: {error}")
     if not found:
@@ -95,8 +96,14 @@ def score_possible(cases: Cases, trajectories: Float[Array, "n 6 2"], names: Seq
     return found, lacking
 
 
-def aggregate(protocol: Protocol, steps: PlanningSteps, token: tuple[str, ...], where: str = "cases", note: str = "") -> Scores:
-    """Average a protocol's per-sample values. Raises DataError if no sample is evaluated."""
+def aggregate(
+    protocol: Protocol, steps: PlanningSteps, token: tuple[str, ...], where: str = "cases", note: str = "", obstacles: bool = True
+) -> Scores:
+    """Average a protocol's per-sample values. Without `obstacles` collisions cannot be scored: their rates are NaN, which `note` explains.
+
+    Raises:
+        DataError: if no sample is evaluated.
+    """
     n = int(steps.evaluated.sum())
     if n == 0:
         raise DataError(f"{where}: none of the {len(token)} samples has {FUTURE_STEPS} future keyframes, so there is nothing to score.")
@@ -108,6 +115,12 @@ def aggregate(protocol: Protocol, steps: PlanningSteps, token: tuple[str, ...], 
         if value.dtype == bool:
             events[name] = value.sum(axis=0, dtype=np.int64)
     columns = {name: _columns(protocol, steps, name, value) for name, value in per_step.items()}
+    if not obstacles:
+        nothing = f"Collisions cannot be scored: {where} holds no box that {protocol.name} counts as an obstacle ({protocol.obstacles})."
+        note = f"{nothing} {note}" if note else nothing
+        for name in events:
+            per_step[name], columns[name] = np.full_like(per_step[name], np.nan), np.full_like(columns[name], np.nan)
+        events = {}
     average = {name: averaged(value, protocol.averaged) for name, value in columns.items()}
     return Scores(protocol.name, n, len(token) - n, per_step, columns, average, events, steps, token, note)
 
@@ -133,18 +146,22 @@ def _columns(protocol: Protocol, steps: PlanningSteps, name: str, per_step: Floa
 
 
 def to_json(*scores: Scores) -> dict[str, object]:
-    """The aggregates as plain values, one object under each protocol's name, ready for `json.dump`."""
+    """The aggregates as plain values, one object under each protocol's name, ready for `json.dump`; None for what cannot be scored."""
     return {
         one.protocol: {
             "n_scored": one.n_scored,
             "n_skipped": one.n_skipped,
-            "per_step": {name: value.tolist() for name, value in one.per_step.items()},
-            "columns": {name: value.tolist() for name, value in one.columns.items()},
-            "average": dict(one.average),
-            "events": {name: value.tolist() for name, value in one.events.items()},
+            "per_step": {name: _plain(value.tolist()) for name, value in one.per_step.items()},
+            "columns": {name: _plain(value.tolist()) for name, value in one.columns.items()},
+            "average": dict(zip(one.average, _plain(list(one.average.values())), strict=True)),
+            "events": {name: one.events[name].tolist() if name in one.events else None for name in one.per_step if name != "L2"},
         }
         for one in scores
     }
+
+
+def _plain(values: list[float]) -> list[float | None]:
+    return [None if np.isnan(value) else value for value in values]
 
 
 def per_sample(*scores: Scores) -> dict[str, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from iidrive.core.scene import FUTURE_STEPS, STEP_S
@@ -46,6 +47,8 @@ def samples_sentence(scores: Scores) -> str:
 
 def checksum_sentence(scores: Scores) -> str:
     """Whether SparseDrive's obj_col row, which no model can change, is the one of nuScenes val."""
+    if "obj_col" not in scores.events:
+        return "checksum: none, because without boxes there is no obj_col row."
     found = tuple(scores.events["obj_col"].tolist())
     known = f"{', '.join(str(k) for k in NUSCENES_VAL_OBJ_COL)} of {NUSCENES_VAL_SAMPLES}"
     if scores.n_scored != NUSCENES_VAL_SAMPLES:
@@ -63,11 +66,14 @@ def checksum_sentence(scores: Scores) -> str:
 
 def own_shape(scores: Scores, protocol: Protocol) -> str:
     """What the evaluator prints, line for line."""
-    columns = {name: value.tolist() for name, value in scores.columns.items()}
+    columns = {name: [_or_dash(v) for v in value.tolist()] for name, value in scores.columns.items()}
+    average = {name: _or_dash(value) for name, value in scores.average.items()}
     each = [(name, h, columns[name][i]) for name in protocol.rows for i, h in enumerate(_HORIZONS)] if len(protocol.columns) == 3 else []
     if protocol.layout == "sparsedrive":
         summary = [f"{name}: {_cell(scores, name, value)}" for name, value in scores.average.items() if name != "obj_col"]
-        return "\n".join([grid(scores, protocol), *summary, repr(dict(scores.average))])
+        return "\n".join(
+            [grid(scores, protocol), *summary, repr({name: None if value == "-" else value for name, value in average.items()})]
+        )
     if protocol.layout == "uniad":
         return grid(scores, protocol, title="uniad's definition planning metrics")
     if protocol.layout == "stp3":
@@ -76,10 +82,10 @@ def own_shape(scores: Scores, protocol: Protocol) -> str:
         lines = [f"plan_{name}_{h}:{value}" for name, h, value in each]
         return "\n".join(["-------------- Planning --------------", *lines, "fut_valid_flag:1.0"])
     if protocol.layout == "occworld":
-        means = [f"avg_{name.lower()} is {scores.average[name]}" for name in protocol.rows]
+        means = [f"avg_{name.lower()} is {average[name]}" for name in protocol.rows]
         return "\n".join([*(f"plan_{name}_{h} is {value}" for name, h, value in each), *means])
     lines = [f"0:plan_{name}_{h}:{value}" for name, h, value in each]
-    return "\n".join([*lines, f"avg_l2 {scores.average['L2']}, avg_col {scores.average['obj_box_col']}"])
+    return "\n".join([*lines, f"avg_l2 {average['L2']}, avg_col {average['obj_box_col']}"])
 
 
 def grid(scores: Scores, protocol: Protocol, title: str = "") -> str:
@@ -88,7 +94,7 @@ def grid(scores: Scores, protocol: Protocol, title: str = "") -> str:
     lines = [["metrics", *protocol.columns, *(["avg"] if own else [])]]
     for name, columns in scores.columns.items():
         values = [*columns.tolist(), *([scores.average[name]] if own else [])]
-        lines.append([name, *(_cell(scores, name, value) if own else f"{value:.4f}" for value in values)])
+        lines.append([name, *(_cell(scores, name, value) if own else _decimals(value, 4) for value in values)])
     table = ruled(lines, _centred)
     if not title:
         return table
@@ -104,7 +110,7 @@ def together(scores: Sequence[Scores], protocols: Sequence[Protocol]) -> str:
         cells = [one.protocol, str(one.n_scored)]
         for name, scale, digits in (("L2", 1, 4), ("obj_box_col", 100, 3)):
             values = [*(one.columns[name][i] for i in protocol.averaged), one.average[name]]
-            cells += [f"{scale * float(value):.{digits}f}" for value in values]
+            cells += [_decimals(scale * float(value), digits) for value in values]
         lines.append(cells)
     text = ["col is obj_box_col: the planned box hits and the true one does not. Never compare two lines: they measure different things."]
     for protocol in protocols:
@@ -121,7 +127,15 @@ def together(scores: Sequence[Scores], protocols: Sequence[Protocol]) -> str:
 
 
 def _cell(scores: Scores, name: str, value: float) -> str:
-    return f"{value * 100:.3f}%" if name in scores.events else f"{value:.4f}"
+    return f"{value * 100:.3f}%" if name in scores.events else _decimals(value, 4)
+
+
+def _decimals(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _or_dash(value: float) -> float | str:
+    return "-" if math.isnan(value) else value
 
 
 def _centred(text: str, width: int) -> str:

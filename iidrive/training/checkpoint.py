@@ -25,8 +25,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from iidrive.core.config_io import from_plain, to_plain
-from iidrive.core.errors import CheckpointError, ConfigError, LineageError
+from iidrive.core.errors import CheckpointError, ConfigError, DataError, LineageError
 from iidrive.core.lineage import INITIAL, Lineage, Parent, matched
+from iidrive.core.untrusted.json_text import parse_json
 from iidrive.models import states
 from iidrive.runtime.run_folder import Run
 
@@ -171,10 +172,10 @@ def read_manifest(path: str | Path) -> Manifest:
     """The manifest of a checkpoint (or of the newest of a run)."""
     file = find(path) / "manifest.json"
     try:
-        manifest = from_plain(Manifest, json.loads(file.read_text()), str(file))
+        manifest = from_plain(Manifest, parse_json(file.read_bytes(), "manifest.json"), str(file))
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror}). Use the checkpoint before it, or train again.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ConfigError, RecursionError) as error:
+    except (DataError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{file}: damaged manifest ({error}). Use the checkpoint before it, or train again.") from None
     if manifest.format != FORMAT:
         wrote = " (written by iidrive 0.1.0)" if manifest.format == 1 else ""

@@ -247,7 +247,7 @@ def _finished(drafts: Sequence[_Draft], lines: Sequence[str], where: str, losses
             draft.scored = draft.scored or draft.rows.scored or (hint if draft.rows.form == "slashes" else None)
             typed = _table(draft, len(out) + 1, where, first if draft is block[0] else draft.first, heading, remark)
             means = tuple(per_sample_means(lines, draft.first)) if draft.rows.style == "vad" else ()
-            marked = tuple(printable(mark) for mark in marks)
+            marked = tuple(printable(mark, 300) for mark in marks)
             out.append(settle(replace(typed, marks=marked, progress=progress, losses=mine, means=means)))
         end = last
     return out

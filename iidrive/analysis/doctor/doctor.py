@@ -149,7 +149,7 @@ def format_report(report: Report) -> str:
         table = diagnosis.table
         label = f" “{table.label}”" if table.label else ""
         heading = f": {table.heading}" if table.heading else ""
-        out.append(f"table {table.number}{label} ({printable(table.where)}, line {table.line}){heading}")
+        out.append(f"table {table.number}{label} ({printable(table.where, 300)}, line {table.line}){heading}")
         if table.remark:
             out.append(f"  remark: {table.remark}")
         for finding in diagnosis.findings:

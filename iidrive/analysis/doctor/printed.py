@@ -58,7 +58,7 @@ def is_log(path: str | Path) -> bool:
 
 def _nothing(reading: Reading) -> str:
     if reading.unread:
-        return f"no table found that can be read; {printable('; '.join(reading.unread[:3]))}. Give the header with the steps too."
+        return f"no table found that can be read; {printable('; '.join(reading.unread[:3]), 300)}. Give the header with the steps too."
     return (
         "no table found. Expected rows 'obj_col', 'obj_box_col' and 'L2' with six numbers and an average, as `iidrive score` and SparseDrive's "
         "evaluator print them, or another form of docs/doctor.md."

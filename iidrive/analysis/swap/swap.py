@@ -185,7 +185,16 @@ def _triple(grid: Grid, t: int, w: int, p: int, clips: ClipDataset, cases: Cases
         return Triple(t, w, p, problem=str(error))
     tokens, paths = infer.plans(partial(loaded.model.plan, ii=test_ii), clips)
     found = score.score(cases, align(cases, Predictions(paths, tokens, {}, "swap")))
-    return Triple(t, w, p, found.average["L2"], found.average["obj_box_col"], int(found.events["obj_box_col"].sum()), loaded.manifest.marks)
+    return Triple(t, w, p, found.average["L2"], found.average["obj_box_col"], _events(found), loaded.manifest.marks)
+
+
+def _events(found: score.Scores) -> int:
+    """Events over the six steps; -1 where collisions cannot be scored."""
+    return int(found.events["obj_box_col"].sum()) if "obj_box_col" in found.events else -1
+
+
+def _rate(value: float) -> str:
+    return "-" if np.isnan(value) else f"{100 * value:.3f}%"
 
 
 def _agree(first: tuple[Tokenizer, TokenCache], second: tuple[Tokenizer, TokenCache], tracks: list[EgoTrack]) -> tuple[Agreement, ...]:
@@ -256,7 +265,7 @@ def text(result: Swap, source: Source, split: str, test_ii: bool) -> str:
         lines += ["", text_row([head, "L2 avg, m", "obj_box_col avg", "events"], _PLANNING)]
     for x in result.triples:
         name = f"tokenizer {x.tokenizer + 1} + world {x.world + 1} + planner {x.planner + 1}"
-        cells = [name, f"{x.l2_m:.4f}", f"{100 * x.obj_box_col:.3f}%", str(x.events)]
+        cells = [name, f"{x.l2_m:.4f}", _rate(x.obj_box_col), "-" if x.events < 0 else str(x.events)]
         shown = text_row(cells, _PLANNING) if not x.problem else f"{name:<38}  {x.problem.splitlines()[0]}"
         lines.append(f"{shown}  {_state(x.marks, x.problem)}".rstrip())
     for (i, j), levels in result.agreements.items():

@@ -16,13 +16,20 @@ from iidrive.core import geometry
 from iidrive.core.classes import category_index
 from iidrive.core.errors import DataError
 from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES
-from iidrive.data.nuscenes.tables import TABLES, by_token, field, follow, numbers, quaternions, records, table_file, text
+from iidrive.core.text import printable
+from iidrive.data.nuscenes.tables import TABLES, by_token, field, follow, numbers, quaternions, records, table_file, text, whole
 from iidrive.runtime import atomic
 
 Array = np.ndarray
 
-FORMAT = 1
-"""Raise when the arrays below change, so that older cache files are rebuilt."""
+FORMAT = 2
+"""Raise when the arrays below change, or what is checked, so that older cache files are rebuilt."""
+
+
+_LAST_US = (1 << 62) - 1
+_MOST_POINTS = (1 << 31) - 1
+_LARGEST_M = 1e3
+_FASTEST_MPS = 150.0
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,7 @@ def build(folder: Path) -> Index:
     lidar = _lidar(paths, order)
     poses = _poses(paths, keyframes, lidar)
     starts = np.cumsum([0, *(n for _, _, n in scenes)])
+    _check_jumps(paths["ego_pose"], keyframes, poses["ego_translation"], starts)
     return Index(
         scene_name=np.array([name for name, _, _ in scenes]),
         location=np.array([location for _, location, _ in scenes]),
@@ -130,7 +138,7 @@ def _samples(paths: dict[str, Path]) -> tuple[list[tuple[str, int]], list[tuple[
         here = first
         while here:
             time, ahead, owner = samples[here]
-            if owner != token or not isinstance(time, int) or len(chain) >= len(samples):
+            if owner != token or type(time) is not int or not 0 <= time <= _LAST_US or len(chain) >= len(samples):
                 raise DataError(f"{paths['sample']}: record {here} is not a keyframe of {name} with a whole timestamp; unpack it again.")
             if chain and time <= chain[-1][1]:
                 raise DataError(f"{paths['sample']}: record {here} of {name} is not later than the one before it ({time} us).")
@@ -183,8 +191,14 @@ def _poses(paths: dict[str, Path], keyframes: list[tuple[str, int]], lidar: dict
         kept: dict[str, tuple[Any, Any]] = {}
         for record in records(path):  # ego_pose has one record per sweep of every sensor; only the keyframes' are kept
             if (token := text(path, record, "token")) in wanted:
+                if token in kept:
+                    raise DataError(f"{path}: token {printable(token)} stands twice. Unpack the table again.")
                 kept[token] = (field(path, record, "rotation"), field(path, record, "translation"))
         names = [lidar[token][which] for token, _ in keyframes]
+        if prefix == "ego" and len(wanted) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            both = [printable(token) for (token, _), name in zip(keyframes, names, strict=True) if name == twice][:2]
+            raise DataError(f"{paths['sample_data']}: samples {both[0]} and {both[1]} share the ego pose {printable(twice)}.")
         for (sample, _), name in zip(keyframes, names, strict=True):
             follow(paths["sample_data"], lidar[sample][0], f"{table}_token", name, kept)
         out[f"{prefix}_rotation"] = quaternions(path, names, [kept[name][0] for name in names])
@@ -192,17 +206,25 @@ def _poses(paths: dict[str, Path], keyframes: list[tuple[str, int]], lidar: dict
     return out
 
 
+def _check_jumps(path: Path, keyframes: list[tuple[str, int]], position: Float[Array, "k 3"], starts: Int[Array, "s+1"]) -> None:
+    """Raises DataError where a car moves faster than any car between two keyframes of a scene."""
+    metres = np.linalg.norm(np.diff(position, axis=0), axis=1)
+    seconds = np.diff(np.array([time for _, time in keyframes], np.float64)) * 1e-6
+    bad = metres > _FASTEST_MPS * seconds + 1.0
+    bad[starts[1:-1] - 1] = False  # from one scene to the next
+    if bad.any():
+        k = int(np.argmax(bad))
+        raise DataError(
+            f"{path}: from sample {printable(keyframes[k][0])} to {printable(keyframes[k + 1][0])} the car moves {metres[k]:.0f} m in "
+            f"{seconds[k]:.2f} s ({int(bad.sum())} such steps); a pose is damaged. Unpack the table again."
+        )
+
+
 def _boxes(paths: dict[str, Path], order: dict[str, int]) -> dict[str, Any]:
     """All boxes, in keyframe order and within a keyframe in table order, as fields of Index."""
     path = paths["sample_annotation"]
-    label_of_category = {
-        token: category_index(name, f"{paths['category']}, record {token}")
-        for token, (name,) in by_token(paths["category"], "name").items()
-    }
+    category_name = {token: name for token, (name,) in by_token(paths["category"], "name").items()}
     instances = by_token(paths["instance"], "category_token")
-    label_of = {
-        token: follow(paths["instance"], token, "category_token", category, label_of_category) for token, (category,) in instances.items()
-    }
     number_of = {token: i for i, token in enumerate(instances)}
     names = ("token", "sample_token", "instance_token", "translation", "size", "rotation", "num_lidar_pts")
     columns: tuple[list[Any], ...] = tuple([] for _ in names)
@@ -212,10 +234,21 @@ def _boxes(paths: dict[str, Path], order: dict[str, int]) -> dict[str, Any]:
     tokens, samples, owners, translation, size, rotation, points = columns
     keyframe = np.array([follow(path, t, "sample_token", s, order) for t, s in zip(tokens, samples, strict=True)], dtype=np.int64)
     instance = np.array([follow(path, t, "instance_token", o, number_of) for t, o in zip(tokens, owners, strict=True)], dtype=np.int32)
+    again = len(tokens) - len(set(map(str, tokens)))
+    if again:
+        seen: set[str] = set()
+        twice = next(str(t) for t in tokens if str(t) in seen or seen.add(str(t)))
+        raise DataError(f"{path}: token {printable(twice)} stands twice ({again} records are copies). Unpack the table again.")
     for token, count in zip(tokens, points, strict=True):
-        if count is not None and (not isinstance(count, int) or count < 0):
-            raise DataError(f"{path}: record {token} has num_lidar_pts {count}; expected a whole number, or null where it is unknown.")
-    width_length_height = numbers(path, tokens, "size", size, 3)
+        if count is not None:
+            whole(path, token, "num_lidar_pts", count, _MOST_POINTS)
+    # Only categories that an annotation uses: lidarseg and panoptic add others, and instances without boxes are nobody.
+    label_of: dict[str, int] = {}
+    for owner in dict.fromkeys(owners):
+        category = follow(paths["instance"], owner, "category_token", instances[owner][0], category_name)
+        name = text(paths["category"], {"token": instances[owner][0], "name": category}, "name")
+        label_of[owner] = category_index(name, f"{paths['category']}, record {printable(instances[owner][0])}")
+    width_length_height = numbers(path, tokens, "size", size, 3, _LARGEST_M)
     negative = (width_length_height < 0).any(axis=1)
     if negative.any():
         i = int(np.argmax(negative))
@@ -225,6 +258,15 @@ def _boxes(paths: dict[str, Path], order: dict[str, int]) -> dict[str, Any]:
         )
     turn = geometry.quaternion_to_matrix(quaternions(path, tokens, rotation))
     by_keyframe = np.argsort(keyframe, kind="stable")
+    pair = keyframe * max(len(instances), 1) + instance
+    order_of_pair = np.argsort(pair, kind="stable")
+    doubled = np.flatnonzero(pair[order_of_pair][1:] == pair[order_of_pair][:-1])
+    if len(doubled):
+        i = int(order_of_pair[doubled[0] + 1])
+        raise DataError(
+            f"{path}: instance {printable(owners[i])} stands twice in sample {printable(samples[i])}, again as {printable(tokens[i])} "
+            f"({len(doubled)} such records). Unpack the table again."
+        )
     label = np.array([label_of[owner] for owner in owners], dtype=np.int16)
     return {
         "box_start": np.searchsorted(keyframe[by_keyframe], np.arange(len(order) + 1)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
@@ -13,8 +12,13 @@ from jaxtyping import Bool, Float, UInt8
 from iidrive.core.classes import FREE, IGNORE
 from iidrive.core.errors import ConfigError, DataError
 from iidrive.core.scene import OCC3D_GRID, GridSpec, OccGrid
+from iidrive.core.text import printable
+from iidrive.core.untrusted.npz import read_npz
 
 Array = np.ndarray
+
+LIMIT = 1 << 28
+"""Bytes of the arrays of one file that are read: seven grids of eight bytes a voxel, and their velocities."""
 
 SEMANTICS_KEYS = {"labels": ("semantics",), "predicted": ("semantics", "pred", "arr_0")}
 """Accepted names of the class array; predicted files go by several."""
@@ -46,21 +50,21 @@ def read(path: Path, spec: GridSpec, source: Literal["labels", "predicted"]) -> 
 
 def _arrays(path: Path, wanted: Sequence[Sequence[str]], optional: int = 0, advice: str = "", missing: str = "") -> dict[str, np.ndarray]:
     """One array for each group of names in `wanted`, the first that the file has; the last `optional` groups may be absent."""
-    found: dict[str, np.ndarray] = {}
+    if not path.exists():
+        raise DataError(f"{path} is missing. {missing or advice}")
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            for k, names in enumerate(wanted):
-                name = next((n for n in names if n in arrays.files), None)
-                if name is not None:
-                    found[name] = np.asarray(arrays[name])
-                elif k < len(wanted) - optional:
-                    raise DataError(f"{path} has no array '{names[0]}'; found {', '.join(arrays.files) or 'none'}. {advice}")
-    except DataError:
-        raise
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is missing. {missing or advice}") from error
-    except Exception as error:  # zipfile, zlib and numpy each have their own ways to say that a file is broken
-        raise DataError(f"{path} is not a readable .npz file ({type(error).__name__}: {error}). {advice}") from error
+        held, others = read_npz(path, [name for names in wanted for name in names], LIMIT)
+    except DataError as error:
+        said = str(error).removeprefix(f"{path}: ").removesuffix(".")
+        raise DataError(f"{path} is not a readable .npz file ({said}). {advice}") from error
+    found: dict[str, np.ndarray] = {}
+    for k, names in enumerate(wanted):
+        name = next((n for n in names if n in held), None)
+        if name is not None:
+            found[name] = held[name]
+        elif k < len(wanted) - optional:
+            inside = printable(", ".join([*held, *others]), 200) or "none"
+            raise DataError(f"{path} has no array '{names[0]}'; found {inside}. {advice}")
     return found
 
 
@@ -96,8 +100,9 @@ def read_times(path: Path, source: Literal["labels", "predicted"]) -> tuple[UInt
         DataError: naming the file, if it is missing, damaged, or holds other things.
     """
     found = _arrays(path, ((SEMANTICS_KEYS[source]), ("mask_camera",)), optional=1, advice="Write the file again.")
+    kinds = {name: "iub" if name == "mask_camera" else "iu" for name in found}
     for name, array in found.items():
-        if array.shape[-3:] != OCC3D_GRID.shape or array.ndim not in (3, 4) or array.dtype.kind not in "iub":
+        if array.shape[-3:] != OCC3D_GRID.shape or array.ndim not in (3, 4) or array.dtype.kind not in kinds[name]:
             raise DataError(
                 f"{path}: '{name}' must hold integers in shape {OCC3D_GRID.shape}, or (times, {', '.join(map(str, OCC3D_GRID.shape))}); "
                 f"found {array.dtype} {array.shape}. Write the file again."

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,8 @@ from jaxtyping import Float
 
 from iidrive.core.errors import DataError
 from iidrive.core.scene import VectorMap
+from iidrive.core.text import printable
+from iidrive.core.untrusted.json_text import read_json
 
 Array = np.ndarray
 
@@ -22,6 +22,8 @@ LINES = ("lane_divider", "road_divider")
 LAYERS = (*SURFACES, *LINES, "centreline")
 
 _STEP_M = 1.0
+_FARTHEST_M = 1e7
+_LONGEST_M = 1e4
 _TURN = {"L": 1.0, "S": 0.0, "R": -1.0}
 _AGAIN = "Unpack the nuScenes map expansion again."
 
@@ -37,10 +39,10 @@ class LocationMap:
         """
         self.path = path
         try:
-            raw = json.loads(path.read_bytes())
+            raw = _read(path)
             tables = {name: raw[name] for name in ("node", "polygon", "line", *SURFACES, *LINES)}
             nodes = {node["token"]: (node["x"], node["y"]) for node in tables["node"]}
-            bad = next((token for token, (x, y) in nodes.items() if not (math.isfinite(x) and math.isfinite(y))), None)
+            bad = next((token for token, (x, y) in nodes.items() if not (abs(x) <= _FARTHEST_M and abs(y) <= _FARTHEST_M)), None)
             if bad is not None:
                 raise DataError(f"{path}: node {bad} lies at {nodes[bad]}; expected finite x and y. {_AGAIN}")
             polygons = {p["token"]: p for p in tables["polygon"]}
@@ -51,10 +53,12 @@ class LocationMap:
             for layer in LINES:
                 self._keep(layer, [_line([nodes[n] for n in lines[record["line_token"]]]) for record in tables[layer]])
             self._keep("centreline", _centrelines(raw.get("arcline_path_3", {})))
+        except DataError as error:
+            raise DataError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
         except KeyError as error:
-            raise DataError(f"{path}: no table, field or token {error}. {_AGAIN}") from error
+            raise DataError(f"{path}: no table, field or token {printable(str(error))}. {_AGAIN}") from error
         except (OSError, ValueError, TypeError, AttributeError, IndexError, shapely.errors.GEOSException) as error:
-            raise DataError(f"{path} is not a complete map file ({error}). {_AGAIN}") from error
+            raise DataError(f"{path} is not a complete map file ({printable(str(error), 120)}). {_AGAIN}") from error
         if not np.isfinite(shapely.get_coordinates(list(self.features.get("centreline", [])))).all():
             raise DataError(f"{path}: arcline_path_3 holds NaN, infinite values or a radius of 0. {_AGAIN}")
 
@@ -71,6 +75,13 @@ class LocationMap:
         x0, y0 = path_m.min(axis=0) - radius_m
         x1, y1 = path_m.max(axis=0) + radius_m
         return VectorMap({layer: _cut(geometries, layer in SURFACES, x0, y0, x1, y1) for layer, geometries in self.features.items()})
+
+
+def _read(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except DataError as error:
+        raise DataError(f"{path} is not a complete map file ({str(error).removeprefix(f'{path}: ')}) {_AGAIN}") from error
 
 
 def _cut(geometries: Array, surface: bool, x0: float, y0: float, x1: float, y1: float) -> shapely.Geometry:
@@ -111,8 +122,19 @@ def _centrelines(paths: Mapping[str, Any]) -> list[shapely.Geometry | None]:
         return []
     x, y, yaw = np.array([arc["start_pose"] for _, arc in arcs], dtype=np.float64).T
     lengths = np.array([arc["segment_length"] for _, arc in arcs], dtype=np.float64)
+    radius = np.array([arc["radius"] for _, arc in arcs], dtype=np.float64)
+    given = np.column_stack([x, y, yaw, lengths, radius])
+    bad = ~(np.abs(given) <= _FARTHEST_M).all(axis=1) | (lengths < 0).any(axis=1) | (lengths > _LONGEST_M).any(axis=1) | (radius == 0)
+    if bad.any():
+        lane = list(paths)[arcs[int(np.argmax(bad))][0]]
+        raise DataError(
+            f"arcline_path_3 of lane {printable(lane)} holds NaN, infinite values, a radius of 0, or a piece longer than {_LONGEST_M:g} m "
+            f"({int(bad.sum())} such pieces). {_AGAIN}"
+        )
+    if lengths.sum() > _LONGEST_M * 1000:
+        raise DataError(f"arcline_path_3 describes {lengths.sum() / 1000:.0f} km of lanes, more than any location has. {_AGAIN}")
     bend = np.array([[_TURN[piece] for piece in arc["shape"]] for _, arc in arcs])
-    bend = bend / np.array([arc["radius"] for _, arc in arcs], dtype=np.float64)[:, None]
+    bend = bend / radius[:, None]
     found: list[tuple[Array, Array]] = []  # (sort key, points): key = arc number, then place along the arc
     for piece in range(3):
         steps = np.maximum(np.ceil(lengths[:, piece] / _STEP_M), 1).astype(np.int64) + 1

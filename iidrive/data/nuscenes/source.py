@@ -8,16 +8,18 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NoReturn, get_args
 
 import numpy as np
 
 from iidrive.core import geometry
 from iidrive.core.errors import ConfigError, DataError, unknown
+from iidrive.core.paths import expanded
 from iidrive.core.scene import MANOEUVRES, Boxes, Command, CommandSource, GridSpec, Keyframe, OccGrid, OccSource, Pose, Scene, VectorMap
+from iidrive.core.text import printable
 from iidrive.data.nuscenes import index, labels
 from iidrive.data.nuscenes.map import LAYERS, LocationMap
-from iidrive.data.nuscenes.splits import SPLITS
+from iidrive.data.nuscenes.splits import SPLITS, is_list, read_list, splits_beside
 from iidrive.data.nuscenes.tables import TABLES, table_file
 from iidrive.data.voxelise import voxelise
 
@@ -67,19 +69,26 @@ class NuScenes:
         if not config.root:
             raise ConfigError("nuScenes needs --root (`root`), the folder that holds v1.0-…/ and maps/.")
         self.config = config
-        self.root = Path(config.root).expanduser()
-        self.folder = _version_folder(self.root, config.version)
-        self._gts = _label_folder("gts", config.gts or (str(self.root / "gts") if (self.root / "gts").is_dir() else ""))
+        given = expanded(config.root)
+        self.folder = _version_folder(given, config.version)
+        self.root = self.folder.parent
+        beside = next((folder / "gts" for folder in (self.root, given) if (folder / "gts").is_dir()), "")
+        self._gts = _label_folder("gts", config.gts or str(beside))
         self._predicted = _label_folder("predicted", config.predicted)
         for choice, folder in (("labels", self._gts), ("predicted", self._predicted)):
             if config.occupancy == choice and folder is None:
                 option = "gts" if choice == "labels" else choice
                 raise ConfigError(f"occupancy='{choice}' needs a folder of {choice}: give `{option}`, or choose occupancy='auto'.")
-        cache = Path(config.cache).expanduser() if config.cache else _default_cache()
+        cache = expanded(config.cache) if config.cache else _default_cache()
         self._index, self._cache_notes = index.load(self.folder, cache)
         self._scene_number = {str(name): s for s, name in enumerate(self._index.scene_name)}
+        self._map_folders = tuple(dict.fromkeys(base / "maps" / sub for base in (self.root, given) for sub in ("expansion", "")))
+        self._splits = {**splits_beside(self.folder), **SPLITS}
         self._maps: dict[str, LocationMap | None] = {}
         self._listed: dict[tuple[Path, str], frozenset[str]] = {}
+        for option, wanted, folder in (("gts", config.gts, self._gts), ("predicted", config.predicted, self._predicted)):
+            if wanted and folder is not None and not self._holds_any(folder):
+                self._refuse(option, folder)
 
     @property
     def command_source(self) -> CommandSource:
@@ -116,7 +125,8 @@ class NuScenes:
         return f"mini_{split}" if "mini" in self.folder.name else split
 
     def scene_names(self, split: str) -> tuple[str, ...]:
-        """Scene names of an official split (train, val, test, mini_train, mini_val) or of `all`, ascending.
+        """Scene names of a split, in its order: official (train, val, test, mini_train, mini_val), of the version's own splits.json, a file of
+        scene names, or `all`.
 
         Raises:
             ConfigError: for an unknown split, or one of which this version has no scene.
@@ -125,17 +135,19 @@ class NuScenes:
         have = self._scene_number
         if split == "all":
             return tuple(have)
-        if split not in SPLITS:
-            raise ConfigError(unknown("split", split, (*SPLITS, "all")))
-        absent = [name for name in SPLITS[split] if name not in have]
+        known = {**self._splits, split: read_list(split)} if is_list(split) and split not in self._splits else self._splits
+        if split not in known:
+            raise ConfigError(f"{unknown('split', split, (*known, 'all'))} A file with one scene name a line will do too.")
+        wanted = known[split]
+        absent = [name for name in wanted if name not in have]
         if not absent:
-            return SPLITS[split]
-        whole = ", ".join([*(s for s, names in SPLITS.items() if all(n in have for n in names)), "all"])
-        if len(absent) == len(SPLITS[split]):
+            return wanted
+        whole = ", ".join([*(s for s, names in self._splits.items() if all(n in have for n in names)), "all"])
+        if len(absent) == len(wanted):
             raise ConfigError(f"{self.folder} has no scene of split '{split}'; splits that it has: {whole}.")
         listed = ", ".join(absent[:8]) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
         raise DataError(
-            f"{self.folder}: split '{split}' has {len(SPLITS[split])} scenes, but scene.json lacks {len(absent)} of them ({listed}). "
+            f"{self.folder}: split '{split}' has {len(wanted)} scenes, but scene.json lacks {len(absent)} of them ({listed}). "
             f"Complete the tables, or use a split that is whole: {whole}."
         )
 
@@ -176,6 +188,8 @@ class NuScenes:
     def missing(self) -> tuple[str, ...]:
         """Sentences about what this copy of nuScenes lacks and what is done instead. Parses the maps of all locations."""
         index, out = self._index, list(self._cache_notes)
+        if not len(index.box_label):
+            out.append("sample_annotation.json is empty, as in v1.0-test: there are no boxes, so collisions cannot be scored")
         unknown_points = int((index.box_lidar_points < 0).sum())
         if unknown_points:
             out.append(f"num_lidar_pts is unknown for {unknown_points} of {len(index.box_label)} boxes: they are kept")
@@ -217,8 +231,9 @@ class NuScenes:
     def _location(self, location: str) -> LocationMap | None:
         """The map of a location, parsed once; None if there is no file."""
         if location not in self._maps:
-            path = self.root / "maps" / "expansion" / f"{location}.json"
-            self._maps[location] = LocationMap(path) if path.is_file() else None
+            paths = [folder / f"{location}.json" for folder in self._map_folders]
+            path = next((path for path in paths if path.is_file()), None)
+            self._maps[location] = LocationMap(path) if path else None
         return self._maps[location]
 
     def _source_of(self, scene: str, token: str) -> OccSource:
@@ -238,6 +253,21 @@ class NuScenes:
             self._listed[folder, scene] = frozenset(os.listdir(path)) if path.is_dir() else frozenset()
         return self._listed[folder, scene]
 
+    def _holds_any(self, folder: Path) -> bool:
+        """Whether a folder has occupancy for a single keyframe."""
+        return any(token in self._tokens(folder, scene) for scene, token in self._keyframes())
+
+    def _refuse(self, option: str, folder: Path) -> NoReturn:
+        """Raise DataError for a folder that was given and holds nothing of this version."""
+        scene, token = self._keyframes()[0]
+        inside = printable(", ".join(sorted(path.name for path in folder.iterdir())[:6]), 200) or "nothing"
+        below = next((path for path in sorted(folder.iterdir()) if path.is_dir() and self._holds_any(path)), None)
+        hint = f" Did you mean {below}?" if below else ""
+        raise DataError(
+            f"{folder}: `{option}` holds no occupancy of {self.folder}: expected files such as {folder / scene / token / 'labels.npz'}; "
+            f"found {inside}.{hint}"
+        )
+
     def _count(self, folder: Path | None) -> int:
         """Number of keyframes for which a folder has occupancy."""
         return sum(token in self._tokens(folder, scene) for scene, token in self._keyframes())
@@ -252,29 +282,47 @@ class NuScenes:
 
 
 def _version_folder(root: Path, version: str) -> Path:
-    """The folder of tables: the one named, or the only `v1.0-*` of the root."""
+    """The folder of tables: the one named, or the only one of the root; either may lie one folder deeper, as some archives unpack.
+
+    Raises:
+        DataError: if the root is no folder, is a version folder itself, or holds no version, or not the one named.
+        ConfigError: if it holds several and none was named.
+    """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; `root` must be the nuScenes folder that holds v1.0-…/ and maps/.")
     if (root / "scene.json").is_file():
         raise DataError(f"{root} is itself a version folder; `root` must be its parent, {root.resolve().parent}.")
-    found = sorted(p.name for p in root.glob("v1.0-*") if p.is_dir())
+    found: dict[str, Path] = {}
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        if (folder / "scene.json").is_file() or (folder.name.startswith("v1.0-") and not _inner(folder)):
+            found[folder.name] = folder
+        else:
+            found |= {inner.name: inner for inner in _inner(folder) if inner.name not in found}
     if version:
         if version not in found:
-            raise DataError(f"{root}: {unknown('version', version, found)}")
-        return root / version
+            raise DataError(f"{root}: {unknown('version', version, found)} Expected the tables at {root / version / 'scene.json'}.")
+        return found[version]
     if not found:
-        inside = ", ".join(sorted(p.name for p in root.iterdir())[:6]) or "nothing"
+        inside = printable(", ".join(sorted(p.name for p in root.iterdir())[:6]), 200) or "nothing"
         raise DataError(
             f"{root} holds no v1.0-* folder (found {inside}); `root` must be the nuScenes folder with v1.0-mini/, v1.0-trainval/ or such."
         )
     if len(found) > 1:
         raise ConfigError(f"{root} holds several versions: {', '.join(found)}. Say which one with `version`.")
-    return root / found[0]
+    return next(iter(found.values()))
+
+
+def _inner(folder: Path) -> list[Path]:
+    """Version folders directly inside a folder."""
+    try:
+        return sorted(path for path in folder.iterdir() if (path / "scene.json").is_file())
+    except OSError:  # a folder that may not be looked into holds no version for this user
+        return []
 
 
 def _label_folder(option: str, path: str) -> Path | None:
     """A folder of occupancy, or None if none was given."""
-    folder = Path(path).expanduser() if path else None
+    folder = expanded(path) if path else None
     if folder is not None and not folder.is_dir():
         raise DataError(f"{folder} is not a folder; `{option}` must hold <scene>/<sample token>/labels.npz.")
     return folder

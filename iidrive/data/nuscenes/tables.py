@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from iidrive.core.errors import DataError
+from iidrive.core.text import printable
 
 Array = np.ndarray
 Record = Mapping[str, Any]
@@ -60,16 +61,26 @@ def records(path: Path) -> Iterator[Record]:
         with path.open(encoding="utf-8") as file:
             buffer = file.read(_CHUNK).lstrip("\ufeff" + _BETWEEN)
             if not buffer.startswith("["):
-                raise DataError(f"{path}: expected a JSON array of records; found {buffer[:20]!r}. Unpack the table again.")
+                raise DataError(f"{path}: expected a JSON array of records; found {printable(repr(buffer[:20]))}. Unpack the table again.")
             at = 1
             while True:
                 while at < len(buffer) and buffer[at] in _BETWEEN:
                     at += 1
                 if buffer.startswith("]", at):
+                    rest = buffer[at + 1 :].strip() or file.read(_CHUNK).strip()
+                    if rest:
+                        raise DataError(
+                            f"{path}: after the array of {count} records there is more ({printable(repr(rest[:20]))}); a table is one array. "
+                            "Unpack the table again."
+                        )
                     return
                 try:
                     record, at = decode(buffer, at)
-                except json.JSONDecodeError as error:
+                except (RecursionError, ValueError) as error:
+                    if not isinstance(error, json.JSONDecodeError):
+                        raise DataError(
+                            f"{path}: record {count} cannot be read ({printable(str(error), 80)}). Unpack the table again."
+                        ) from error
                     more = "" if len(buffer) - at > _LONGEST_RECORD else file.read(_CHUNK)
                     if not more:
                         raise DataError(
@@ -93,7 +104,7 @@ def field(path: Path, record: Record, name: str) -> Any:
         DataError: naming the file and the record's token, if it is not there.
     """
     if name not in record:
-        raise DataError(f"{path}: record {record.get('token', '?')} has no field '{name}'; it has {', '.join(record)}.")
+        raise DataError(f"{path}: record {_token(record)} has no field '{name}'; it has {printable(', '.join(record), 200)}.")
     return record[name]
 
 
@@ -105,7 +116,18 @@ def text(path: Path, record: Record, name: str) -> str:
     """
     value = field(path, record, name)
     if not isinstance(value, str):
-        raise DataError(f"{path}: record {record.get('token', '?')} has {name} {value!r}; expected a string. Unpack the table again.")
+        raise DataError(f"{path}: record {_token(record)} has {name} {printable(value)}; expected a string. Unpack the table again.")
+    return value
+
+
+def _token(record: Record) -> str:
+    return printable(record.get("token", "?"))
+
+
+def whole(path: Path, token: str, name: str, value: Any, most: int) -> int:
+    """A field that must hold a whole number of 0 to `most`. Raises DataError naming the file and the record."""
+    if type(value) is not int or not 0 <= value <= most:
+        raise DataError(f"{path}: record {printable(token)} has {name} {printable(value)}; expected a whole number of 0 to {most}.")
     return value
 
 
@@ -119,7 +141,7 @@ def by_token(path: Path, *names: str) -> dict[str, tuple[Any, ...]]:
     for record in records(path):
         token = text(path, record, "token")
         if token in out:
-            raise DataError(f"{path}: token {token} stands twice. Unpack the table again.")
+            raise DataError(f"{path}: token {printable(token)} stands twice. Unpack the table again.")
         out[token] = tuple(field(path, record, name) for name in names)
     return out
 
@@ -133,29 +155,38 @@ def follow(path: Path, token: str, name: str, target: str, known: Mapping[str, A
     if not isinstance(target, str) or target not in known:
         where = name.removesuffix("_token")
         raise DataError(
-            f"{path}: record {token} points to {name} '{target}', which is not in {where}.json. "
+            f"{path}: record {printable(token)} points to {name} '{printable(target)}', which is not in {where}.json. "
             "The tables do not belong together; unpack them again from one archive."
         )
     return known[target]
 
 
-def numbers(path: Path, tokens: Sequence[str], name: str, values: Sequence[Any], width: int) -> Float[Array, "n width"]:
+def numbers(path: Path, tokens: Sequence[str], name: str, values: Sequence[Any], width: int, most: float = 1e7) -> Float[Array, "n width"]:
     """Vectors of one field of many records as float64.
 
     Raises:
-        DataError: naming the first record whose value is not `width` finite numbers.
+        DataError: naming the first record whose value is not `width` finite numbers, or holds one beyond `most`.
     """
     try:
         out = np.array(values, dtype=np.float64).reshape(-1, width) if len(values) else np.zeros((0, width))
         good = len(out) == len(values) and bool(np.isfinite(out).all())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         out, good = np.zeros((0, width)), False
     if good:
+        far = (np.abs(out) > most).any(axis=1)
+        if far.any():
+            i = int(np.argmax(far))
+            raise DataError(
+                f"{path}: record {printable(tokens[i])} has {name} {printable(values[i])}; numbers beyond {most:g} are damage "
+                f"({int(far.sum())} such records). Repair or drop the record."
+            )
         return out
     for token, value in zip(tokens, values, strict=True):
         is_list = isinstance(value, list) and len(value) == width
-        if not is_list or not all(isinstance(v, int | float) and np.isfinite(v) for v in value):
-            raise DataError(f"{path}: record {token} has {name} {value}; expected {width} finite numbers. Repair or drop the record.")
+        if not is_list or not all(isinstance(v, int | float) and abs(v) <= 1e300 for v in value):
+            raise DataError(
+                f"{path}: record {printable(token)} has {name} {printable(value)}; expected {width} finite numbers. Repair or drop the record."
+            )
     raise DataError(f"{path}: {name} is not {width} finite numbers in every record.")
 
 

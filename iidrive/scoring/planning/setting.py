@@ -138,6 +138,22 @@ def of_classes(cases: Cases, names: Sequence[str]) -> Bool[Array, "c"]:
     return np.array([DETECTION_OF.get(name, name) in names for name in cases.class_names], bool)
 
 
+def road_users(cases: Cases) -> Bool[Array, "c"]:
+    """Which of the cases' class names ST-P3 and VAD follow: vehicles and humans."""
+    kind = of_classes(cases, (*VEHICLES, "pedestrian"))
+    return kind | np.array([name.startswith(("vehicle.", "human.")) for name in cases.class_names], bool)
+
+
+def agent_numbers(cases: Cases) -> tuple[Int64[Array, "m"], int]:
+    """A number for each sample's agent, the same at every step, and how many there may be: never many more than boxes."""
+    agents = int(cases.box_agent.max(initial=0)) + 1
+    key = cases.box_case.astype(np.int64) * agents + cases.box_agent
+    if len(cases) * agents <= 16 * len(key) + (1 << 20):
+        return key, len(cases) * agents
+    known, dense = np.unique(key, return_inverse=True)
+    return dense.reshape(-1), len(known)
+
+
 DETECTION_OF: dict[str, str] = {
     "movable_object.barrier": "barrier",
     "vehicle.bicycle": "bicycle",

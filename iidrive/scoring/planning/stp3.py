@@ -17,7 +17,7 @@ from iidrive.core.geometry import turned_corners
 from iidrive.core.scene import FUTURE_STEPS
 from iidrive.scoring import raster
 from iidrive.scoring.cases import Cases
-from iidrive.scoring.planning.setting import VEHICLES, PlanningSteps, Setting, needs_poses, of_classes
+from iidrive.scoring.planning.setting import PlanningSteps, Setting, agent_numbers, needs_poses, road_users
 from iidrive.scoring.planning.uniad import CELL_M, CELLS, EDGE_M, EGO_CELLS
 
 Array = np.ndarray
@@ -135,12 +135,9 @@ def _planar(pose: torch.Tensor) -> torch.Tensor:
 
 def obstacles(cases: Cases) -> Int[Array, "k"]:
     """Rows of future boxes that are drawn: vehicles and humans whose agent stood in the present keyframe as such."""
-    kind = of_classes(cases, (*VEHICLES, "pedestrian"))
-    kind |= np.array([name.startswith(("vehicle.", "human.")) for name in cases.class_names])
-    drawn = kind[cases.box_label]
-    agents = int(cases.box_agent.max(initial=0)) + 1
-    key = cases.box_case.astype(np.int64) * agents + cases.box_agent
-    known = np.zeros(len(cases) * agents, bool)
+    drawn = road_users(cases)[cases.box_label]
+    key, agents = agent_numbers(cases)
+    known = np.zeros(agents, bool)
     known[key[drawn & (cases.box_t == 0)]] = True
     return np.flatnonzero(drawn & (cases.box_t > 0) & known[key])
 

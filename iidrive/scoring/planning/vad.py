@@ -15,7 +15,7 @@ from iidrive.core.geometry import turned_corners
 from iidrive.core.scene import FUTURE_STEPS
 from iidrive.scoring import raster
 from iidrive.scoring.cases import Cases
-from iidrive.scoring.planning.setting import VEHICLES, PlanningSteps, Setting, of_classes
+from iidrive.scoring.planning.setting import PlanningSteps, Setting, agent_numbers, road_users
 from iidrive.scoring.planning.uniad import CELL_M, CELLS, EDGE_M, EGO_CELLS
 
 Array = np.ndarray
@@ -54,16 +54,14 @@ def horizon(value: Array, steps: int, evaluated: Bool[Array, "n"]) -> Float32[Ar
 
 def followed(cases: Cases, within_m: tuple[float, float] | None) -> tuple[Float[Array, "k 4 2"], Int[Array, "k"]]:
     """Corners as cells (column, row) of every agent at every step that it is followed to, and the flat steps."""
-    kind = of_classes(cases, (*VEHICLES, "pedestrian"))
-    kind |= np.array([name.startswith(("vehicle.", "human.")) for name in cases.class_names])
-    agents = int(cases.box_agent.max(initial=0)) + 1
-    key = (cases.box_case.astype(np.int64) * agents + cases.box_agent) * (FUTURE_STEPS + 1)
+    key, agents = agent_numbers(cases)
+    key = key * (FUTURE_STEPS + 1)
     # One row an agent and sample, with the box of each step or -1.
-    first = np.flatnonzero((cases.box_t == 0) & kind[cases.box_label] & cases.box_valid)
+    first = np.flatnonzero((cases.box_t == 0) & road_users(cases)[cases.box_label] & cases.box_valid)
     if within_m is not None:
         near = (np.abs(cases.box[first, :2].astype(np.float32)) < np.array(within_m, np.float32)).all(axis=1)
         first = first[near]
-    where = np.full(len(cases) * agents * (FUTURE_STEPS + 1), -1)
+    where = np.full(agents * (FUTURE_STEPS + 1), -1)
     where[key + cases.box_t] = np.arange(len(key))
     track = where[key[first, None] + np.arange(FUTURE_STEPS + 1)]
     seen = np.logical_and.accumulate(track >= 0, axis=1)[:, 1:]

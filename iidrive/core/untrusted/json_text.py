@@ -1,0 +1,88 @@
+"""JSON that anybody may have written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iidrive.core.errors import DataError
+from iidrive.core.text import printable, printable_line
+from iidrive.core.untrusted.files import decode, read_bytes
+
+LIMIT = 1 << 28
+"""Bytes of a JSON file."""
+MOST_LEVELS = 100
+_CHUNK = 1 << 20
+
+Pairs = list[tuple[str, Any]]
+
+
+def read_json(path: str | Path, limit: int = LIMIT, repeated: Callable[[list[str]], str] | None = None) -> Any:
+    """The value of a JSON file in UTF-8. `repeated` words the error for names that stand twice in one object.
+
+    Raises:
+        DataError: naming the file, if it is missing, too large, not UTF-8 or not JSON, nested more than 100 levels deep, holds an integer of
+            more than 4300 digits (Python's own limit), or an object names a key twice.
+    """
+    where = printable_line(str(path))
+    return parse_json(decode(read_bytes(path, limit), where), where, repeated)
+
+
+def parse_json(text: str | bytes, where: str, repeated: Callable[[list[str]], str] | None = None) -> Any:
+    """The value of a JSON text; `where` names it in errors. Raises DataError as `read_json` does."""
+
+    def once(pairs: Pairs) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            seen: set[str] = set()
+            again = list(dict.fromkeys(key for key, _ in pairs if key in seen or seen.add(key)))
+            told = repeated(again) if repeated else f"the key '{printable(again[0])}' is given twice; keep one"
+            raise DataError(f"{where}: {told}.")
+        return found
+
+    if isinstance(text, bytes):
+        text = decode(text, where)
+    try:
+        found = json.loads(text, object_pairs_hook=once)
+    except DataError:
+        raise
+    except (ValueError, RecursionError, MemoryError) as error:
+        said = "nested too deeply" if isinstance(error, RecursionError) else printable(str(error), 120)
+        raise DataError(f"{where}: not readable as JSON ({said}); write it again.") from error
+    if _may_be_deep(text) and _is_deep(found):
+        raise DataError(f"{where}: not readable as JSON (nested more than {MOST_LEVELS} levels deep); write it again.")
+    return found
+
+
+def _may_be_deep(text: str) -> bool:
+    """False where fewer than `MOST_LEVELS` brackets are ever open. Brackets in strings count too, so True means nothing yet."""
+    depth = 0
+    for start in range(0, len(text), _CHUNK):
+        codes = np.frombuffer(text[start : start + _CHUNK].encode("utf-32-le", "surrogatepass"), np.uint32) | 32  # [ and {, ] and }
+        steps = (codes == ord("{")).astype(np.int32) - (codes == ord("}"))
+        if depth + int(steps.cumsum().max(initial=0)) > MOST_LEVELS:
+            return True
+        depth += int(steps.sum())
+    return False
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MOST_LEVELS + 1):
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item if isinstance(item, list) else ())]
+        if not level:
+            return False
+    return True
+
+
+def is_json(text: bytes) -> bool:
+    """Whether a text is JSON, whatever it holds."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError, MemoryError):
+        return False
+    return True

@@ -1,0 +1,71 @@
+"""`{token: path}`: AD-MLP, GPT-Driver and Agent-Driver, and whoever wrote a dict. Also a nuScenes submission, whose paths lie under `results`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from iidrive.core.errors import DataError
+from iidrive.core.scene import FUTURE_STEPS
+from iidrive.scoring.readers.rows import Rows, keys_of, named
+from iidrive.scoring.readers.shapes import numbers
+
+PATH_KEYS = ("trajectory", "final_planning", "planning_traj", "pred_traj")
+"""Names under which a row's path is looked for first."""
+
+
+def is_submission(value: Any) -> bool:
+    """Whether a value is a nuScenes submission."""
+    return isinstance(value, dict) and "results" in value and "meta" in value and set(value) == {"meta", "results"}
+
+
+def read_submission(value: Mapping[str, Any], where: str) -> Rows:
+    """Raises DataError as `rows.named`, and for results that are no table."""
+    inner = value["results"]
+    if not isinstance(inner, dict):
+        raise DataError(f"{where}: a nuScenes submission whose `results` are no table by sample token.")
+    return named(inner.items(), "a nuScenes submission", where, path_in)
+
+
+def is_table(value: Any) -> bool:
+    """Whether a value may be a table by token; the last form that is tried of dicts."""
+    return isinstance(value, dict)
+
+
+def read_table(value: Mapping[Any, Any], where: str) -> Rows:
+    """Raises DataError as `rows.named`."""
+    return named(value.items(), "a table by sample token", where, path_in)
+
+
+def path_in(value: Any) -> Any:
+    """The path of an entry: itself, or the only value of a dict that can be a path.
+
+    Raises:
+        DataError: naming the choices, if a dict has none or several.
+    """
+    if not isinstance(value, dict):
+        return value
+    for key in PATH_KEYS:
+        if key in value:
+            return value[key]
+    found = [key for key, inner in value.items() if may_be_path(inner)]
+    if len(found) == 1:
+        return value[found[0]]
+    if found:
+        raise DataError(
+            f"an entry has several values that may be the path, {', '.join(map(repr, found[:4]))}: name the right one 'trajectory'."
+        )
+    raise DataError(f"an entry has no path of six points; found {keys_of(value)}.")
+
+
+def may_be_path(value: Any) -> bool:
+    """Whether a value is an array of about the shape of a path."""
+    if not isinstance(value, list | tuple) and not hasattr(value, "__array__"):
+        return False
+    try:
+        shape = numbers(value, "").shape
+    except DataError:
+        return False
+    while len(shape) > 2 and shape[0] == 1:
+        shape = shape[1:]
+    return len(shape) == 2 and shape[0] >= FUTURE_STEPS - 1 and shape[1] in (2, 3)

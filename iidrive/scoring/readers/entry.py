@@ -1,0 +1,248 @@
+"""One entry for all forms: what kind of file it is, which form its content has, and what a reader of the score must know."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from iidrive.core.errors import ConfigError, DataError
+from iidrive.core.scene import FUTURE_STEPS
+from iidrive.core.text import printable_line
+from iidrive.core.untrusted import plain_pickle
+from iidrive.core.untrusted.files import decode, read_bytes
+from iidrive.core.untrusted.json_text import LIMIT, is_json, parse_json
+from iidrive.core.untrusted.npz import member_names, read_npy, read_npz
+from iidrive.scoring import npz
+from iidrive.scoring.cases import Predictions, read_predictions
+from iidrive.scoring.readers.by_token import is_submission, is_table, read_submission, read_table
+from iidrive.scoring.readers.listed_rows import is_listed, read_listed, token_key
+from iidrive.scoring.readers.rows import Rows, named, token_name, unnamed, what
+from iidrive.scoring.readers.shapes import numbers
+from iidrive.scoring.readers.sparsedrive import is_sparsedrive, read_sparsedrive
+from iidrive.scoring.readers.texts import is_texts, read_texts
+from iidrive.scoring.readers.uniad import is_uniad, read_uniad
+from iidrive.scoring.readers.vad import is_vad, read_vad
+
+_OWN_KEYS = frozenset({"trajectory", "pred", "token", "frame", "reference"})
+_KINDS = "Readable: npz, npy, pickle, torch.save, JSON and JSON lines (docs/score-your-planner.md says what must be in them)."
+_SUFFIXES = (".npz", ".npy", ".pkl", ".pickle", ".json", ".jsonl", ".pth", ".pt")
+_ARRAYS_LIMIT = 1 << 28
+"""Bytes of all arrays of a predictions file."""
+
+# What marks a form cannot stand in another one: a file in which two of them match is refused.
+_MARKED: tuple[tuple[str, Callable[[Any], bool], Callable[[Any, str], Rows]], ...] = (
+    ("VAD's results (plan_results, pts_bbox)", is_vad, read_vad),
+    ("UniAD's results (bbox_results, planning_traj)", is_uniad, read_uniad),
+    ("a nuScenes submission (meta, results)", is_submission, read_submission),
+)
+_OTHERS: tuple[tuple[Callable[[Any], bool], Callable[[Any, str], Rows]], ...] = (
+    (is_texts, read_texts),
+    (is_listed, read_listed),
+    (is_sparsedrive, read_sparsedrive),
+    (is_table, read_table),
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was read. `trusted`: what was joined by position, empty if nothing was. `assumed`: what the file does not say of itself.
+
+    `form` says what the file was read as, as in "VAD's results: …".
+    """
+
+    predictions: Predictions
+    trusted: str = ""
+    assumed: str = ""
+    form: str = ""
+
+
+def read_paths(path: str | Path, tokens: str | Path = "") -> Found:
+    """Read planned paths of any kind that the package's docstring lists; `tokens` names the rows of a file that carries no tokens.
+
+    Raises:
+        DataError: one sentence naming the file, if it is missing, damaged, of another kind, unsafe, may be read in two ways, or fails a
+            check of `Predictions`.
+        ConfigError: if `tokens` is given for a file that carries its own.
+    """
+    where = printable_line(str(path))
+    read, stated, form = _read(Path(path), where)
+    assumed = ""
+    if not stated:
+        assumed = f"{where}: read as {form}. It does not say its frame: x right, y forward, LIDAR_TOP's origin is taken for granted."
+    if not tokens:
+        return Found(read, assumed=assumed, form=form)
+    if read.token is not None:
+        raise ConfigError(f"{where} carries its own sample tokens: leave out --tokens.")
+    names = read_tokens(tokens)
+    if len(names) != len(read):
+        raise DataError(
+            f"{where}: {len(read)} paths, but {tokens} names {len(names)} samples; give the list of the set that was predicted."
+        )
+    trusted = (
+        f"{where} carries no sample tokens. Its {len(read)} rows were joined to those of {tokens} by position, which nothing can check: "
+        "a list in another order gives wrong scores."
+    )
+    return Found(replace(read, token=names), trusted, assumed, form)
+
+
+def is_paths(path: str | Path) -> bool:
+    """Whether a file is of a kind that holds planned paths (or is named like one), rather than a text."""
+    path = Path(path)
+    if path.suffix in _SUFFIXES and not (path.suffix == ".json" and path.is_file()):
+        return True
+    if not path.is_file():
+        return path.suffix in _SUFFIXES
+    with path.open("rb") as file:
+        start = file.read(1 << 16)
+    if start.startswith((b"PK", b"\x93NUMPY", b"\x80")):
+        return True
+    if _without_mark(start)[:1] not in (b"{", b"["):
+        return path.suffix in _SUFFIXES
+    if path.suffix == ".json":
+        return not _is_log(start)
+    return is_json(read_bytes(path, LIMIT))  # logs begin with a bracket too
+
+
+def _is_log(start: bytes) -> bool:
+    """Whether a file is lines of JSON without tokens, as training logs are."""
+    lines = _without_mark(start).splitlines()
+    if len(lines) < 2:
+        return False
+    try:
+        first = json.loads(lines[0])
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(first, dict) and not token_key(first)
+
+
+def read_tokens(path: str | Path) -> tuple[str, ...]:
+    """Sample tokens in order: a JSON list of text, or a text file with one token a line.
+
+    Raises:
+        DataError: naming the file, if it is missing, holds anything else, is empty, or names a sample twice.
+    """
+    where = printable_line(str(path))
+    text = decode(read_bytes(path, LIMIT, "give the list of tokens that was predicted"), where)
+    if text.lstrip().startswith(("[", "{")):
+        found = parse_json(text, where)
+        if not isinstance(found, list):
+            raise DataError(f"{where}: a list of tokens must be a JSON list of text; found {what(found)}.")
+    else:
+        found = text.splitlines()
+    names = tuple(token_name(token, i, where) for i, token in enumerate(found))
+    if not names:
+        raise DataError(f"{where}: no tokens in it; write one sample token a line.")
+    again = npz.repeated(names)
+    if again:
+        raise DataError(f"{where}: a sample may be listed only once; repeated: {npz.few(again)}.")
+    return names
+
+
+def _read(path: Path, where: str) -> tuple[Predictions, bool, str]:
+    """The paths, whether the file states their frame, and the form."""
+    start = _start(path, where)
+    if not start:
+        raise DataError(f"{where}: the file is empty; write it again.")
+    if start.startswith(b"PK") or path.suffix == ".npz":
+        return _archive(path, where)
+    if start.startswith(b"\x93NUMPY"):
+        return _made(_bare(read_npy(path, _ARRAYS_LIMIT), where), where)
+    if _without_mark(start)[:1] in (b"{", b"[") or path.suffix in (".json", ".jsonl"):
+        return _made(_form(_json(path, where), where), where)
+    if start.startswith(b"\x80") or path.suffix in (".pkl", ".pickle"):
+        return _made(_form(plain_pickle.load(path), where), where)
+    raise DataError(f"{where}: not a kind of file that is read here. {_KINDS}")
+
+
+def _made(rows: Rows, where: str) -> tuple[Predictions, bool, str]:
+    return Predictions(rows.path, rows.token, where=where), False, rows.form
+
+
+def _archive(path: Path, where: str) -> tuple[Predictions, bool, str]:
+    members = member_names(path)
+    if members is None:
+        return read_predictions(path), True, "iidrive's own predictions"  # says what is wrong with it
+    if any(name.split("/")[-1] == "data.pkl" for name in members):
+        value = plain_pickle.load_torch(path)
+        if not _has_tensor(value):
+            raise DataError(f"{where}: a file of torch.save without tensors; write JSON: json.dump({{token: path.tolist()}}, file).")
+        rows = _form(value, where)
+        return _made(replace(rows, form=f"a file of torch.save, {rows.form}"), where)
+    names = [name.removesuffix(".npy") for name in members]
+    if _OWN_KEYS & set(names):
+        form = "iidrive's own predictions" if "frame" in names else "an array of paths"
+        return read_predictions(path), "frame" in names, form
+    found, _ = read_npz(path, None, _ARRAYS_LIMIT)
+    return _made(named(found.items(), "an npz with one path under each sample token", where), where)
+
+
+def _has_tensor(value: Any) -> bool:
+    level, seen = [value], set[int]()
+    while level:
+        level = [item for item in level if id(item) not in seen and not seen.add(id(item))]
+        if any(isinstance(item, plain_pickle.Tensor) for item in level):
+            return True
+        level = [
+            inner
+            for item in level
+            for inner in (item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple) else ())
+        ]
+    return False
+
+
+def _form(value: Any, where: str) -> Rows:
+    """Paths out of dicts, lists and arrays, by the first form that fits."""
+    fits = [(name, read) for name, fit, read in _MARKED if fit(value)]
+    if len(fits) > 1:
+        raise DataError(f"{where}: it may be {' or '.join(name for name, _ in fits)}; keep one of them and write the file again.")
+    if fits:
+        return fits[0][1](value, where)
+    for fit, read in _OTHERS:
+        if fit(value):
+            return read(value, where)
+    if isinstance(value, list | tuple) or hasattr(value, "__array__"):
+        return _bare(value, where)
+    raise DataError(f"{where}: expected paths by sample token, or a list of paths; found {what(value)}.")
+
+
+def _bare(value: Any, where: str) -> Rows:
+    if hasattr(value, "__array__"):
+        try:
+            value = numbers(value, "the array")
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+        if value.ndim != 3:
+            raise DataError(f"{where}: an array of paths must have shape (n, {FUTURE_STEPS}, 2); found {value.shape}.")
+    return unnamed(value, "paths without tokens", where)
+
+
+def _json(path: Path, where: str) -> Any:
+    text = decode(read_bytes(path, LIMIT, _KINDS.removesuffix(".")), where)
+
+    def again(names: list[str]) -> str:
+        return f"a sample may be predicted only once; repeated: {npz.few(names, 'name')}; was the output merged twice?"
+
+    try:
+        return parse_json(text, where, again)
+    except DataError as error:
+        lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+        if "Extra data" not in str(error) or len(lines) < 2 or not lines[0][1].lstrip("\ufeff \t").startswith("{"):
+            raise
+    return [parse_json(line, f"{where}, line {i}", again) for i, line in lines]
+
+
+def _start(path: Path, where: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(64)
+    except FileNotFoundError as error:
+        raise DataError(f"{where}: no such file. {_KINDS}") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{where}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
+
+
+def _without_mark(start: bytes) -> bytes:
+    return start.lstrip(b"\xef\xbb\xbf \t\r\n")

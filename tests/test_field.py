@@ -1,0 +1,407 @@
+"""What people bring: results files as other code bases write them, damaged files, and installs of nuScenes with the usual differences."""
+
+from __future__ import annotations
+
+import collections
+import json
+import pickle
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_nuscenes
+import torch
+from make_cases import along, make_cases
+
+from iidrive.cli.main import main
+from iidrive.core.classes import FREE
+from iidrive.core.errors import DataError
+from iidrive.data.nuscenes.source import NuScenes, NuScenesConfig
+from iidrive.scoring.accumulate import PlanningScore
+from iidrive.scoring.cases import Predictions, write_cases
+from iidrive.scoring.occupancy import OccupancyScore
+from iidrive.scoring.readers import is_paths, read_paths
+from iidrive.scoring.score import score, to_json
+from iidrive.scoring.tables import format_scores
+
+N = 5
+PATH = (np.arange(1, 7)[None, :, None] * np.array([0.25, 2.0]) * np.arange(1, N + 1)[:, None, None]).astype(np.float32)
+TOKENS = [f"t{i}" for i in range(N)]
+OFFSETS = np.diff(PATH, axis=1, prepend=0)
+TURN = np.arctan2(OFFSETS[..., 1:], OFFSETS[..., :1])
+COMMAND = torch.tensor([[[[0.0, 1.0, 0.0]]]])
+
+
+def vad(i: int) -> torch.Tensor:
+    return torch.tensor(np.stack([OFFSETS[i] * 0.5, OFFSETS[i], OFFSETS[i] * 2]))
+
+
+def text(path: np.ndarray) -> str:
+    return "Thoughts: (1, 2) ahead\nTrajectory:\n[" + ", ".join(f"({x:.2f},{y:.2f})" for x, y in path) + "]"
+
+
+FORMS: dict[str, tuple[object, str]] = {
+    "AD-MLP": ({t: p[None] for t, p in zip(TOKENS, PATH, strict=True)}, "a table by sample token"),
+    "AD-MLP with heading": ({t: np.concatenate([p, p[:, :1]], 1)[None] for t, p in zip(TOKENS, PATH, strict=True)}, "heading) left out"),
+    "headings": ({t: np.concatenate([p, a], 1) for t, p, a in zip(TOKENS, PATH, TURN, strict=True)}, "heading) left out"),
+    "zero headings": ({t: np.concatenate([p, 0 * a], 1) for t, p, a in zip(TOKENS, PATH, TURN, strict=True)}, "heading) left out"),
+    "UniAD": (
+        {"bbox_results": [{"token": t, "planning_traj": torch.tensor(p)[None]} for t, p in zip(TOKENS, PATH, strict=True)], "occ": {}},
+        "UniAD's results",
+    ),
+    "UniAD's rows": ([{"token": t, "planning_traj": p[None], "planning_traj_gt": p} for t, p in zip(TOKENS, PATH, strict=True)], "UniAD"),
+    "VAD": ({"meta": {}, "results": {}, "plan_results": {t: [vad(i), COMMAND] for i, t in enumerate(TOKENS)}}, "VAD's results"),
+    "submission": ({"meta": {}, "results": dict(zip(TOKENS, PATH.tolist(), strict=True))}, "a nuScenes submission"),
+    "defaultdict": (collections.defaultdict(list, zip(TOKENS, PATH, strict=True)), "a table"),
+    "ordered": (collections.OrderedDict(zip(TOKENS, PATH, strict=True)), "a table"),
+    "seven": ({t: np.concatenate([[[0, 0]], p]) for t, p in zip(TOKENS, PATH, strict=True)}, "the present left out"),
+    "half": ({t: torch.tensor(p).half() for t, p in zip(TOKENS, PATH, strict=True)}, "a table"),
+    "nested": ({t: {"plan": p, "cmd": 2} for t, p in zip(TOKENS, PATH, strict=True)}, "a table"),
+    "other key": ([{"token": t, "pred_traj": p} for t, p in zip(TOKENS, PATH, strict=True)], "rows with a token each"),
+    "sample_token": ([{"sample_token": t, "trajectory": p} for t, p in zip(TOKENS, PATH, strict=True)], "rows with a sample token each"),
+    "answers": ({t: text(p) for t, p in zip(TOKENS, PATH, strict=True)}, "answers in text"),
+    "answers in rows": ([{"token": t, "GPT": text(p)} for t, p in zip(TOKENS, PATH, strict=True)], "rows with a token"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_results_as_others_write_them(form: str, tmp_path: Path) -> None:
+    value, said = FORMS[form]
+    (tmp_path / "r.pkl").write_bytes(pickle.dumps(value))
+    found = read_paths(tmp_path / "r.pkl")
+    assert found.predictions.token == tuple(TOKENS)
+    np.testing.assert_allclose(found.predictions.trajectory, PATH, rtol=1e-5)
+    assert said in found.form
+    assert found.form in found.assumed
+
+
+def test_rows_of_vad_have_no_tokens(tmp_path: Path) -> None:
+    rows = [{"pts_bbox": {"ego_fut_preds": vad(i), "ego_fut_cmd": COMMAND}, "metric_results": {}} for i in range(N)]
+    (tmp_path / "r.pkl").write_bytes(pickle.dumps(rows))
+    found = read_paths(tmp_path / "r.pkl").predictions
+    assert found.token is None
+    np.testing.assert_allclose(found.trajectory, PATH, rtol=1e-6)
+
+
+def test_lines_and_torch_files(tmp_path: Path) -> None:
+    lines = "\n".join(json.dumps({"token": t, "trajectory": p.tolist()}) for t, p in zip(TOKENS, PATH, strict=True))
+    (tmp_path / "a.jsonl").write_text(lines + "\n")
+    torch.save({t: torch.tensor(p) for t, p in zip(TOKENS, PATH, strict=True)}, tmp_path / "b.pth")
+    for name in ("a.jsonl", "b.pth"):
+        np.testing.assert_array_equal(read_paths(tmp_path / name).predictions.trajectory, PATH)
+        assert is_paths(tmp_path / name)
+    (tmp_path / "log.json").write_text('{"mode": "train", "loss": 1}\n{"mode": "train", "loss": 2}\n')
+    assert not is_paths(tmp_path / "log.json")
+    (tmp_path / "a.jsonl").write_text(lines + "\n{")
+    with pytest.raises(DataError, match="line 6"):
+        read_paths(tmp_path / "a.jsonl")
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "all bad ones counted": (
+        {**dict(zip(TOKENS, PATH, strict=True)), "t1": PATH[1][:5], "t3": PATH[3][:4]},
+        r"sample t1 must have shape \(6, 2\).*found \(5, 2\).*2 of 5 are like this: sample t1, sample t3",
+    ),
+    "eight steps": ({t: np.zeros((8, 2)) for t in TOKENS}, r"found \(8, 2\).*If they are 0.5 s apart, write the first 6"),
+    "seven without the present": ({t: np.ones((7, 2)) for t in TOKENS}, "its first point is not the present"),
+    "any third column": ({t: np.concatenate([p, p * 100], 1)[:, :3] for t, p in zip(TOKENS, PATH, strict=True)}, "is not the heading"),
+    "shapes that differ": ({"a": PATH[0], "b": np.zeros((7, 2))}, r"found \(7, 2\) after \(6, 2\)"),
+    "three paths": ({t: np.zeros((3, 6, 2)) for t in TOKENS}, "choose one"),
+    "two that may be it": ({t: {"plan": p, "other": p} for t, p in zip(TOKENS, PATH, strict=True)}, "'plan', 'other'"),
+    "two forms": ({"bbox_results": [], "plan_results": {}}, "it may be VAD's results .* or UniAD's results"),
+    "no command": ({"plan_results": {"a": [vad(0), COMMAND * 0]}}, "must hold a single 1 among 3"),
+    "not all commands": ({"plan_results": {"a": [vad(0)[0], COMMAND]}}, "one path a command"),
+    "booleans": ({"a": PATH[0] > 0}, "found booleans"),
+    "one boolean": ({"a": [[True, 0.5], *PATH[0][1:].tolist()]}, "found booleans"),
+    "kilometres": ({"a": PATH[0] * 1e30}, "farther than 100 km"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_results_that_are_refused(name: str, tmp_path: Path) -> None:
+    value, message = REFUSED[name]
+    (tmp_path / "r.pkl").write_bytes(pickle.dumps(value))
+    with pytest.raises(DataError, match=message) as error:
+        read_paths(tmp_path / "r.pkl")
+    assert "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------------------------------- cases
+
+CAR = (0.0, 5.0, 0.0, 4.0, 2.0, 1.5, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lidar_pose": np.full((2, 7, 3), np.nan)}, "lidar_pose of sample sample0 holds NaN"),
+        ({"ego_pose": np.full((2, 7, 3), 1e300)}, "ego_pose of sample sample0 holds NaN, infinity or more than 100000 m"),
+        ({"box_agent": np.array([0, -1])}, "box_agent must be 0"),
+        ({"box_agent": np.array([0, 1 << 40])}, "box_agent must be 0"),
+        ({"box_agent": np.array([3, 3])}, "box_agent 3 stands twice in step 1 of sample sample0"),
+        ({"box": np.array([CAR, (1e300, *CAR[1:])])}, "farther than 100000 m or is larger than 1000 m: row 1"),
+        ({"gt_ego_fut_offsets": np.full((2, 6, 2), 1e38)}, "moves more than 100000 m in step 1"),
+        ({"box": np.ones((2, 7), bool)}, "box must hold numbers; found bool"),
+    ],
+)
+def test_damaged_truth_is_refused(change: dict[str, Any], message: str) -> None:
+    cases = make_cases([along((0.0, 1.0))] * 2, [(0, 1, CAR), (0, 1, CAR)])
+    with pytest.raises(DataError, match=message):
+        replace(cases, **change)
+
+
+# ----------------------------------------------------------------------------------------------------------------- absence
+
+
+def test_without_boxes_collisions_are_no_zeros(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = make_cases([along((0.0, 1.0))] * 2)
+    for protocol in ("sparsedrive", "uniad", "vad"):
+        found = score(cases, cases.true_path(), protocol)
+        plain = to_json(found)[protocol]
+        assert isinstance(plain, dict)
+        assert plain["average"] == {"obj_col": None, "obj_box_col": None, "L2": 0.0}
+        assert plain["events"] == {"obj_col": None, "obj_box_col": None}
+        printed = format_scores(found)
+        assert "Collisions cannot be scored" in printed
+        assert "0.000%" not in printed
+        assert "nan" not in printed
+    write_cases(tmp_path / "c.npz", cases)
+    main(["score", str(tmp_path / "c.npz"), "--protocol", "sparsedrive,uniad", "--json", str(tmp_path / "s.json")])
+    assert "0.000" not in capsys.readouterr().out.replace("0.0000", "")
+    assert json.loads((tmp_path / "s.json").read_text())["uniad"]["columns"]["obj_col"] == [None] * 6
+    collected = PlanningScore("sparsedrive")
+    collected.update(cases, cases.true_path())
+    assert not collected.compute()["sparsedrive"].events
+
+
+def test_boxes_that_a_protocol_does_not_count_are_none() -> None:
+    cases = make_cases([along((0.0, 1.0))], [(0, 1, CAR), (0, 2, CAR)])
+    unseen = replace(cases, box_valid=np.zeros(2, bool))
+    assert "obj_col" not in score(unseen, unseen.true_path(), "sparsedrive").events
+    assert "obj_col" in score(unseen, unseen.true_path(), "uniad").events
+    people = replace(cases, box_label=np.ones(2, np.int8))
+    assert "obj_col" in score(people, people.true_path(), "sparsedrive").events
+    assert "obj_col" not in score(people, people.true_path(), "uniad").events
+
+
+def test_an_all_free_grid_is_no_perfect_forecast() -> None:
+    free = np.full((1, 7, 4, 4, 2), FREE, np.uint8)
+    found = OccupancyScore()
+    found.update(free, free)
+    scores = found.compute()
+    assert all(np.isnan(v) for v in scores["occworld"]["mIoU"])  # pyright: ignore[reportIndexIssue]
+    assert all(np.isnan(v) for v in scores["iiworld"]["mIoU"])  # pyright: ignore[reportIndexIssue]
+
+
+# ---------------------------------------------------------------------------------------------------------------- nuScenes
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return tiny_nuscenes.make(tmp_path / "nuscenes")
+
+
+def opened(root: Path, **options: Any) -> NuScenes:
+    return NuScenes(NuScenesConfig(str(root), cache=str(root.parent / "cache"), **options))
+
+
+def test_unused_categories_and_unknown_records_are_no_errors(tiny: Path) -> None:
+    before = opened(tiny).scene("scene-0103").keyframes[0].boxes
+    more = [{"token": f"x{i}", "name": name, "index": i} for i, name in enumerate(("noise", "flat.sidewalk", ["a", "list"]))]
+    tiny_nuscenes.edit(tiny, "category", lambda r: r.extend(more))
+    tiny_nuscenes.edit(tiny, "instance", lambda r: r.append({"token": "nobody", "category_token": "gone"}))
+    (tiny / "v1.0-mini" / "lidarseg.json").write_text("[]")
+    np.testing.assert_array_equal(opened(tiny).scene("scene-0103").keyframes[0].boxes.label, before.label)
+    tiny_nuscenes.edit(tiny, "category", lambda r: r[0].update(name=["a", "list"]))
+    with pytest.raises(DataError, match=r"category\.json.*expected a string"):
+        opened(tiny)
+
+
+def test_layouts_that_people_have(tiny: Path, tmp_path: Path) -> None:
+    (tiny / "maps" / "expansion" / "tinytown.json").rename(tiny / "maps" / "tinytown.json")
+    assert opened(tiny).scene("scene-0103").map.layers
+    nested = tmp_path / "nested"
+    nested.mkdir()
+    (nested / "v1.0-mini").symlink_to(tiny, target_is_directory=True)
+    assert opened(nested).folder == nested / "v1.0-mini" / "v1.0-mini"
+    assert opened(nested, version="v1.0-mini").scene("scene-0103").map.layers
+    (tiny / "v1.0-mini").rename(tiny / "advanced_12Hz_trainval")
+    assert opened(tiny).folder.name == opened(tiny, version="advanced_12Hz_trainval").folder.name == "advanced_12Hz_trainval"
+    with pytest.raises(DataError, match=r"Expected the tables at .*nuscenes.v1\.0-mini.scene\.json"):
+        opened(tiny, version="v1.0-mini")
+
+
+def test_splits_of_ones_own(tiny: Path, tmp_path: Path) -> None:
+    (tiny / "v1.0-mini" / "splits.json").write_text('{"mine": ["scene-0916"]}')
+    (tmp_path / "list.txt").write_text("scene-0916\n\nscene-0103\n")
+    (tmp_path / "list.json").write_text('["scene-0103"]')
+    source = opened(tiny)
+    assert source.scene_names("mine") == ("scene-0916",)
+    assert source.scene_names(str(tmp_path / "list.txt")) == ("scene-0916", "scene-0103")
+    assert source.scene_names(str(tmp_path / "list.json")) == ("scene-0103",)
+    (tmp_path / "list.json").write_text('["scene-0103", "scene-0103"]')
+    with pytest.raises(DataError, match="stands twice"):
+        source.scene_names(str(tmp_path / "list.json"))
+
+
+def test_explicit_folders_without_a_match_are_errors(tiny: Path) -> None:
+    path = tiny / "all" / "gts" / "scene-0103" / "scene-0103-sample-00" / "labels.npz"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"")
+    for option in ("gts", "predicted"):
+        with pytest.raises(DataError, match=rf"`{option}` holds no occupancy.*scene-0103-sample-00.labels\.npz.*Did you mean .*all.gts\?"):
+            opened(tiny, **{option: str(tiny / "all")})
+    opened(tiny, gts=str(tiny / "all" / "gts"))
+
+
+def far(records: list[dict[str, Any]]) -> None:
+    records[5]["translation"][0] += 1000
+
+
+def shared_pose(records: list[dict[str, Any]]) -> None:
+    records[5]["ego_pose_token"] = records[2]["ego_pose_token"]
+
+
+DAMAGE: dict[str, tuple[str, Any, str]] = {
+    "a box of 1e300 m": ("sample_annotation", lambda r: r[3].update(translation=[1e300, 0, 0]), "numbers beyond 1e\\+07"),
+    "an integer of 400 digits": ("sample_annotation", lambda r: r[3].update(translation=[10**400, 0, 0]), "expected 3 finite"),
+    "one pose for two samples": ("sample_data", shared_pose, "share the ego pose"),
+    "a jump of 1 km": ("ego_pose", far, "the car moves 100[0-9] m in 0.50 s"),
+    "an annotation twice": ("sample_annotation", lambda r: r.append(r[3]), "stands twice"),
+    "an instance twice": ("sample_annotation", lambda r: r.append({**r[3], "token": "copy"}), "stands twice in sample"),
+    "a pose twice": ("ego_pose", lambda r: r.append(r[5]), r"ego_pose\.json.*stands twice"),
+    "a timestamp beyond int64": ("sample", lambda r: r[7].update(timestamp=10**20), "whole timestamp"),
+    "a count beyond int64": ("sample_annotation", lambda r: r[3].update(num_lidar_pts=10**20), "expected a whole number of 0 to"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_tables_are_named(name: str, tiny: Path) -> None:
+    table, change, message = DAMAGE[name]
+    tiny_nuscenes.edit(tiny, table, change)
+    with pytest.raises(DataError, match=message):
+        opened(tiny)
+
+
+@pytest.mark.parametrize("rest", ["[]", "garbage", '[{"token": "a"}]'])
+def test_a_table_is_one_array(rest: str, tiny: Path) -> None:
+    path = tiny / "v1.0-mini" / "log.json"
+    path.write_text(path.read_text() + "\n" + rest)
+    with pytest.raises(DataError, match=r"log\.json: after the array of 1 records there is more"):
+        opened(tiny)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '[{"token": ' + "9" * 5000 + "}]"])
+def test_tables_that_no_reader_survives(text: str, tiny: Path) -> None:
+    (tiny / "v1.0-mini" / "log.json").write_text(text)
+    with pytest.raises(DataError, match=r"log\.json"):
+        opened(tiny)
+
+
+@pytest.mark.parametrize("change", [{"segment_length": [1e12, 0, 0]}, {"start_pose": [float("nan"), 0, 0]}, {"radius": 0}])
+def test_lanes_that_no_road_has(change: dict[str, Any], tiny: Path) -> None:
+    path = tiny / "maps" / "expansion" / "tinytown.json"
+    whole = json.loads(path.read_text())
+    whole["arcline_path_3"]["lane-0"][0].update(change)
+    path.write_text(json.dumps(whole))
+    with pytest.raises(DataError, match=r"tinytown\.json.*lane-0"):
+        opened(tiny).scene("scene-0103")
+
+
+# ---------------------------------------------------------------------------------------------- the inputs that were collected
+
+READ = ("p01", "p02", "p03", "p04", "p05", "p06", "p07", "p09", "p10", "p11", "p12", "p13", "p14", "p15", "p16", "p17", "p19", "p20")
+SAME = tuple(name for name in READ if name not in ("p07", "p14"))
+
+
+def test_collected_results_give_one_answer(shared: Path) -> None:
+    folder = shared / "fixtures" / "field" / "pred"
+    files = {path.name[:3]: path for path in folder.glob("p*")}
+    base = read_paths(files["p01"]).predictions
+    for name in READ:
+        found = read_paths(files[name]).predictions
+        assert len(found) == len(base) == 69
+        assert found.token == (None if name == "p06" else base.token)
+        if name in SAME:
+            np.testing.assert_allclose(found.trajectory, base.trajectory, atol=0.01)
+    for name, message in (("p08", "2 of 68 are like this"), ("p18", "found \\(8, 2\\)")):
+        with pytest.raises(DataError, match=message):
+            read_paths(files[name])
+
+
+@pytest.mark.parametrize("pattern", ["m1", "m2", "m3", "s1", "s2", "s3", "t1", "t3", "t4", "u1", "u2"])
+def test_collected_damage_is_one_sentence(pattern: str, shared: Path) -> None:
+    (path,) = (shared / "fixtures" / "field" / "fuzz").glob(f"{pattern}-*")
+    with pytest.raises(DataError) as error:
+        read_paths(path)
+    assert str(error.value).isprintable()
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["m7-recipe-anchor-bomb", "s13-recipe-key-twice", "t24-recipe-latin1", "t25-recipe-town-null"])
+def test_collected_recipes_are_refused_by_name(name: str, shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["recipes", str(shared / "fixtures" / "field" / "fuzz" / f"{name}.yaml")])
+    assert stop.value.code == 2
+    assert f"{name}.yaml" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_collected_installs_open(shared: Path, nuscenes_root: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    subprocess.run(["bash", str(shared / "fixtures" / "field" / "nus" / "make.sh"), str(nuscenes_root), str(made)], check=True)
+    whole = {"n01", "n02", "n03", "n04", "n20", "n21"}
+    for name in sorted(whole | {"n12"}):
+        source = NuScenes(NuScenesConfig(str(made / name), cache=str(tmp_path / "cache")))
+        assert len(source.scene("scene-0103").keyframes) == 40
+        assert source.scene("scene-0103").map.layers
+        assert bool(sum(len(k.boxes) for k in source.scene("scene-0103").keyframes)) == (name in whole)
+    assert NuScenes(NuScenesConfig(str(made / "n03"))).scene_names("mini_custom_val") == ("scene-0103", "scene-0916")
+
+
+def test_a_stage_in_a_recipe_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for content, message in (
+        (b"train_world: {batch: 0}", "r.yaml: train_world: batch must be at least 1"),
+        (b"train_world: {batch: x}", "r.yaml: --recipe.train_world.batch"),
+        (b"town: ~", "r.yaml: town must hold fields"),
+        (b"\xff\xfet\x00", "r.yaml: not text in UTF-8"),
+        (b"- 1", "r.yaml: expected names and values"),
+        (b"town: {seed: 1, seed: 2}", "'seed' is given twice"),
+    ):
+        (tmp_path / "r.yaml").write_bytes(content)
+        with pytest.raises(SystemExit):
+            main(["recipes", str(tmp_path / "r.yaml")])
+        assert message in capsys.readouterr().err.replace("\n", "")
+
+
+def test_scores_go_to_regular_files_only(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_cases("c.npz", make_cases([along((0.0, 1.0))], [(0, 1, CAR)]))
+    for option in ("--json", "--per-sample"):
+        for target in (".", "/dev/null"):
+            with pytest.raises(SystemExit) as stop:
+                main(["score", "c.npz", option, target])
+            assert stop.value.code == 2
+            assert "cannot be written" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["score", "c.npz", "--json", "/proc/x.json"])
+    assert Path("/dev/null").is_char_device()
+
+
+def test_control_characters_of_files_stay_in_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_cases(tmp_path / "c.npz", make_cases([along((0.0, 1.0))], [(0, 1, CAR)]))
+    path = tmp_path / "p.npz"
+    np.savez(path, token=np.array(["a"]), trajectory=PATH[:1], frame=np.array("\x1b[2J\n" + "x" * 100_000), reference=np.array("lidar_top"))
+    with pytest.raises(SystemExit):
+        main(["score", str(tmp_path / "c.npz"), "--predictions", str(path)])
+    said = capsys.readouterr().err
+    assert "\x1b" not in said
+    assert len(said) < 1000
+
+
+def test_predictions_of_no_samples_are_refused() -> None:
+    cases = make_cases([along((0.0, 1.0))], masks=[3])
+    with pytest.raises(DataError, match="none of the 1 samples"):
+        score(cases, Predictions(PATH[:1], ("sample0",)).trajectory)
