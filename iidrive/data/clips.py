@@ -58,9 +58,12 @@ class EgoTrack:
         )
 
 
-def read_tracks(source: Source, split: str) -> list[EgoTrack]:
-    """What clips need of every scene of a split."""
-    return [EgoTrack.of(scene) for scene in scenes(source, split)]
+def read_tracks(source: Source, of: str | Sequence[str]) -> list[EgoTrack]:
+    """What clips need of every scene of a split, or of some scenes by name."""
+    if isinstance(of, str):
+        return [EgoTrack.of(scene) for scene in scenes(source, of)]
+    source.prepare(of)
+    return [EgoTrack.of(source.scene(name)) for name in of]
 
 
 def keyframes(tracks: Iterable[EgoTrack]) -> int:

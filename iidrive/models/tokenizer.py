@@ -251,6 +251,12 @@ class Tokenizer(nn.Module):
         self.decoder = Decoder(config, compute)
         self.cells = config.cells()
 
+    def computing(self, compute: ComputeConfig) -> Tokenizer:
+        """The same weights, of the same type and on the same device, in a tokenizer that computes in another way; not in training mode."""
+        other = Tokenizer(self.config, compute).to(self.classes).eval()
+        other.load_state_dict(self.state_dict())
+        return other
+
     def compute_modules(self) -> list[nn.Module]:
         """The parts that take most of the time: what is compiled and what runs in mixed precision."""
         return [self.encoder, self.decoder]

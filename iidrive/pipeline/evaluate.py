@@ -75,9 +75,7 @@ class TestSet:
     @cached_property
     def tracks(self) -> list[EgoTrack]:
         """The scenes' ego tracks."""
-        if not self.names:
-            return read_tracks(self.source, self.split)
-        return [EgoTrack.of(self.source.scene(name)) for name in self.names]
+        return read_tracks(self.source, self.names or self.source.scene_names(self.split))
 
     @cached_property
     def cases(self) -> Cases:
@@ -86,8 +84,8 @@ class TestSet:
 
     def marks(self, manifest: Manifest) -> tuple[str, ...]:
         """The mark of a model that some of these scenes trained, itself or a stage that it is made of."""
-        here = {track.name for track in self.tracks}
-        kinds = [entry["kind"] for entry in manifest.trained_on if here & set(_scenes_of(entry, self.source))]
+        here, seed = {track.name for track in self.tracks}, self.source.identity().get("seed")
+        kinds = [entry["kind"] for entry in manifest.trained_on if entry["seed"] == seed and here & set(_scenes_of(entry, self.source))]
         return (f"{TRAINED_HERE}: {', '.join(dict.fromkeys(kinds))}",) if kinds else ()
 
     def judged(self, found: Checkpoint) -> Lineage:
@@ -204,7 +202,7 @@ EVALUATORS: dict[str, Callable[[Checkpoint, TestSet, Use], Result]] = {
 
 def _scenes_of(entry: Mapping[str, Any], source: Source) -> tuple[str, ...]:
     """The scenes of a source that trained a model, by what its manifest says; none where it was trained on other data."""
-    if entry.get("source") != source.name or entry.get("seed") != source.identity().get("seed"):
+    if entry["source"] != source.name:
         return ()
     try:
         return source.scene_names(entry["split"])

@@ -54,9 +54,7 @@ class LoadedTokenizer(Stage):
         """The same weights in a tokenizer that computes in another way."""
         if compute == ComputeConfig():
             return self
-        model = Tokenizer(self.model.config, compute)
-        model.load_state_dict(self.model.state_dict())
-        return replace(self, model=_ready(model))
+        return replace(self, model=_ready(self.model.computing(compute)))
 
 
 @dataclass(frozen=True)

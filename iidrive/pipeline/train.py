@@ -79,7 +79,8 @@ def train_tokenizer(recipe: Recipe, source: Source, split: str, run: Run, option
     path = fit(TrainTask(tokenizer, tokenizer, manifest, config, tokenizer.prepare, validate), clips, training, run, options)
     options.process_group.barrier()
     if token_check.RECORD not in checkpoint.read_manifest(path).metrics:
-        found = token_check.measure(_plain(tokenizer, compute), source, tracks)
+        measured = tokenizer if compute == ComputeConfig() else tokenizer.computing(ComputeConfig())
+        found = token_check.measure(measured, source, tracks)
         options.process_group.barrier()
         if options.process_group.is_rank_zero:
             checkpoint.amend(path, {token_check.RECORD: found})
@@ -238,15 +239,6 @@ def _started_from_others(run: Run) -> bool:
     return False
 
 
-def _plain(tokenizer: Tokenizer, compute: ComputeConfig) -> Tokenizer:
-    """The same weights in a tokenizer that computes in their own precision."""
-    if compute == ComputeConfig():
-        return tokenizer
-    plain = Tokenizer(tokenizer.config).to(next(tokenizer.parameters())).eval()
-    plain.load_state_dict(tokenizer.state_dict())
-    return plain
-
-
 def _manifest(
     kind: checkpoint.Kind,
     config: Any,
@@ -257,8 +249,9 @@ def _manifest(
     parents: tuple[Checkpoint, ...] = (),
     about: dict[str, Any] | None = None,
 ) -> Manifest:
-    data = {**source.identity(), "split": split, "occupancy": source.occupancy_source, "command": source.command_source}
-    own = {"kind": kind, "source": source.name, "seed": source.identity().get("seed"), "split": split}
+    identity = source.identity()
+    data = {**identity, "split": split, "occupancy": source.occupancy_source, "command": source.command_source}
+    own = {"kind": kind, "source": source.name, "seed": identity.get("seed"), "split": split}
     trained_on = _each_once([*(entry for parent in parents for entry in parent.manifest.trained_on), own])
     about = {"recipe": recipe.name, "town": to_plain(recipe.town), "trained_on": trained_on, **(about or {})}
     above = tuple(parent.as_parent for parent in parents)

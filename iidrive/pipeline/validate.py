@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from iidrive.data.clips import EgoTrack, scored_clips
+from iidrive.data.clips import EgoTrack, read_tracks, scored_clips
 from iidrive.data.source import Source
 from iidrive.models.forecast import Forecaster
 from iidrive.models.planner import Agent
@@ -26,7 +26,7 @@ def held_out(source: Source, training: TrainConfig) -> list[EgoTrack]:
     """The scenes that a training is validated on, if it is: the first ones of the usual validation split."""
     if not training.validate_every:
         return []
-    return [EgoTrack.of(source.scene(name)) for name in source.scene_names(source.usual_split("val"))[: training.validate_scenes]]
+    return read_tracks(source, source.scene_names(source.usual_split("val"))[: training.validate_scenes])
 
 
 def validate_tokenizer(tokenizer: Tokenizer, source: Source, tracks: list[EgoTrack]) -> Validation:

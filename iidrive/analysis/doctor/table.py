@@ -120,7 +120,7 @@ class Table:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """The columns' times in half seconds; empty if some are none."""
+        """The columns' times in half seconds; empty if a time is not a multiple of them."""
         steps = [round(time / STEP_S) for time in self.times_s]
         whole = all(abs(k * STEP_S - t) < 1e-6 and k > 0 for k, t in zip(steps, self.times_s, strict=True))
         return tuple(steps) if whole and steps == sorted(set(steps)) else ()

@@ -50,7 +50,7 @@ def evaluation_set(table: Table, counts: Decoded | None, n: int | None = None) -
 
 
 def _unknown(table: Table, n: int | None) -> Finding:
-    """Why no number of samples is known. Only a SparseDrive table at full detail that fits no number is suspect."""
+    """Why the number of samples is unknown. Only a SparseDrive table at full detail whose percentages fit none is suspect."""
     rates = [name for name in RATES if name in table.rows]
     if not rates:
         return Finding("set", "no collision row: neither the number of samples nor the set can be told.", open="the set")

@@ -59,7 +59,7 @@ def plain(cell: str) -> str:
 def number(cell: str) -> Number | None:
     """The number of a cell such as `0.742%`, `**0.09**`, `0,2388`, `0.020±0.004%` or `0.31 m`; None where the cell holds none.
 
-    A single comma is a decimal comma. Numbers beyond what a float holds are none.
+    A single comma is a decimal comma. A number too large for a float gives None.
     """
     simple = _SIMPLE.fullmatch(cell)
     if simple:
