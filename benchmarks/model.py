@@ -123,7 +123,7 @@ def forecaster(compute: ComputeConfig | None = None) -> tuple[Forecaster, Batch]
     """World model at published size with a batch of one sample of random codes."""
     recipe = recipes.full()
     small = tokenizer(compute)
-    model = Forecaster(small, WorldModel(recipe.world, small.cells, compute))
+    model = Forecaster(small, WorldModel(recipe.world, small.cells, small.config.grid, compute))
     with torch.no_grad():  # what starts at zero would hide the layers before it from the comparison of results
         for p in model.world.parameters():
             if not p.any():

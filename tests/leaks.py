@@ -31,7 +31,7 @@ GRID = RECIPE.tokenizer.grid
 def _driver() -> Agent:
     torch.manual_seed(0)
     tokenizer = Tokenizer(RECIPE.tokenizer).eval()
-    forecaster = Forecaster(tokenizer, WorldModel(RECIPE.world, tokenizer.cells))
+    forecaster = Forecaster(tokenizer, WorldModel(RECIPE.world, tokenizer.cells, tokenizer.config.grid))
     agent = Agent(forecaster, Planner(RECIPE.planner, tokenizer.cells), True)
     for weight in agent.planner.parameters():  # corrections start at zero; here everything must reach the plan
         weight.data += 0.05 * torch.randn_like(weight)

@@ -13,6 +13,7 @@ from iidrive.data.clips import EgoTrack, scored_clips
 from iidrive.data.town.source import Town, TownConfig
 from iidrive.models.forecast import Forecaster
 from iidrive.models.layers import transform_inverse
+from iidrive.models.occupancy_flow import FlowConfig
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.transport import transport, true_moves, without_boxes
 from iidrive.models.world import WorldModel
@@ -36,7 +37,7 @@ def forecaster() -> Forecaster:
     torch.manual_seed(0)
     recipe = recipes.tiny()
     tokenizer = Tokenizer(recipe.tokenizer).eval()
-    return Forecaster(tokenizer, WorldModel(recipe.world, tokenizer.cells)).eval()
+    return Forecaster(tokenizer, WorldModel(recipe.world, tokenizer.cells, tokenizer.config.grid)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +164,9 @@ def test_the_oracle_roll_out_follows_the_true_path(forecaster: Forecaster, clips
 def test_the_published_roll_out_has_no_oracle(forecaster: Forecaster, clips) -> None:
     config = recipes.tiny().world
     published = WorldModel(
-        type(config)(**{**vars(config), "motion": "map", "align": "none", "residual": "none", "voxel_weight": 0.0}),
+        type(config)(**{**vars(config), "motion": "map", "align": "none", "residual": "none", "voxel_weight": 0.0, "flow": FlowConfig()}),
         forecaster.tokenizer.cells,
+        forecaster.tokenizer.config.grid,
     )
     with pytest.raises(ConfigError, match="true path"):
         Forecaster(forecaster.tokenizer, published).imagine(clips.batch([0]).inputs, 1, torch.eye(4).expand(1, 1, 4, 4))

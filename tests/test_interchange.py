@@ -30,7 +30,7 @@ def states() -> tuple[State, State]:
     torch.manual_seed(0)
     recipe = recipes.published()
     tokenizer = iiworld_keys.tokenizer_to_published(Tokenizer(recipe.tokenizer).state_dict())
-    world = iiworld_keys.world_to_published(WorldModel(recipe.world, recipe.tokenizer.cells()).state_dict())
+    world = iiworld_keys.world_to_published(WorldModel(recipe.world, recipe.tokenizer.cells(), recipe.tokenizer.grid).state_dict())
     return {k: v.clone() for k, v in tokenizer.items()}, {k: v.clone() for k, v in world.items()}
 
 

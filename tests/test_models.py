@@ -46,7 +46,7 @@ def batch() -> Batch:
 
 def test_the_present_alone_will_do_for_a_memory(batch: Batch) -> None:
     tokenizer = Tokenizer(RECIPE.tokenizer)
-    forecaster = Forecaster(tokenizer, WorldModel(replace(RECIPE.world, history=1), tokenizer.cells))
+    forecaster = Forecaster(tokenizer, WorldModel(replace(RECIPE.world, history=1), tokenizer.cells, tokenizer.config.grid))
     forecaster.loss(batch)[0].backward()
     assert forecaster.eval().imagine(batch.inputs, 2).latents.isfinite().all()
 
@@ -55,7 +55,7 @@ def test_the_present_alone_will_do_for_a_memory(batch: Batch) -> None:
 def agent() -> Agent:
     torch.manual_seed(1)
     tokenizer = Tokenizer(RECIPE.tokenizer)
-    forecaster = Forecaster(tokenizer, WorldModel(RECIPE.world, tokenizer.cells))
+    forecaster = Forecaster(tokenizer, WorldModel(RECIPE.world, tokenizer.cells, tokenizer.config.grid))
     made = Agent(forecaster, Planner(RECIPE.planner, tokenizer.cells), train_ii=True)
     with torch.no_grad():
         for name, p in [*made.planner.named_parameters(), *forecaster.world.named_parameters()]:
@@ -74,7 +74,7 @@ def test_published_size() -> None:
     assert tokenizer.classes.numel() == 288
     assert sum(tokenizer.quantiser.level_cells) == 13_269
     published = replace(config.world, norm="batch", residual="none", motion="none")
-    world = WorldModel(published, tokenizer.cells)
+    world = WorldModel(published, tokenizer.cells, tokenizer.config.grid)
     assert parameters(world.intra) + parameters(world.inter) == 1_355_552 + 977_568
 
 
@@ -167,7 +167,7 @@ def test_motion_rests_at_identity() -> None:
 
 def test_an_untrained_world_model_carries_the_present_along(batch: Batch) -> None:
     tokenizer = Tokenizer(RECIPE.tokenizer)
-    forecaster = Forecaster(tokenizer, WorldModel(replace(RECIPE.world, motion="last"), tokenizer.cells)).eval()
+    forecaster = Forecaster(tokenizer, WorldModel(replace(RECIPE.world, motion="last"), tokenizer.cells, tokenizer.config.grid)).eval()
     inputs = batch.inputs
     imagined = forecaster.imagine(inputs, 2)
     last = forecaster.initial_state(inputs).motions[:, -1]
@@ -243,7 +243,7 @@ def test_without_ii_the_world_model_is_not_touched(batch: Batch, agent: Agent, m
 
 def test_an_untrained_ii_branch_changes_nothing(batch: Batch) -> None:
     tokenizer = Tokenizer(RECIPE.tokenizer)
-    forecaster = Forecaster(tokenizer, WorldModel(RECIPE.world, tokenizer.cells))
+    forecaster = Forecaster(tokenizer, WorldModel(RECIPE.world, tokenizer.cells, tokenizer.config.grid))
     fresh = Agent(forecaster, Planner(RECIPE.planner, tokenizer.cells), train_ii=False).eval()
     assert torch.equal(fresh.plan(batch.inputs, False), fresh.plan(batch.inputs, True))
 

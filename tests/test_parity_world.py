@@ -49,7 +49,7 @@ def latents(fixture: Fixture) -> Tensor:
 
 
 def model(published: dict[str, Tensor], config: WorldConfig) -> WorldModel:
-    made = WorldModel(config, RECIPE.tokenizer.cells())
+    made = WorldModel(config, RECIPE.tokenizer.cells(), RECIPE.tokenizer.grid)
     made.load_state_dict(iiworld_keys.world_from_published(published))
     return made
 
@@ -95,7 +95,7 @@ def test_every_published_name_is_ours_and_back(fixture: Fixture, published: dict
         own, tokenizer = iiworld_keys.nested(state)
         ours = iiworld_keys.world_from_published(own)
         assert {k: v.shape for k, v in ours.items()} == {
-            k: v.shape for k, v in WorldModel(RECIPE.world, RECIPE.tokenizer.cells()).state_dict().items()
+            k: v.shape for k, v in WorldModel(RECIPE.world, RECIPE.tokenizer.cells(), RECIPE.tokenizer.grid).state_dict().items()
         }
         assert {f"vqvae.{k}" for k in tokenizer} == {name for name, _, _ in entries if name.startswith("vqvae.")}
     ours = iiworld_keys.world_from_published(published)
@@ -108,7 +108,7 @@ def test_every_published_name_is_ours_and_back(fixture: Fixture, published: dict
 def test_parts_that_the_published_model_lacks_are_named() -> None:
     own = recipes.tiny()
     with pytest.raises(CheckpointError, match=r"unexpected \(\d+\): outside, .*prior"):
-        iiworld_keys.world_to_published(WorldModel(own.world, own.tokenizer.cells()).state_dict())
+        iiworld_keys.world_to_published(WorldModel(own.world, own.tokenizer.cells(), own.tokenizer.grid).state_dict())
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -41,7 +41,7 @@ def drive() -> Drive:
 
 def run(drive: Drive, *quirks: Quirk, carry: Carry | None = None) -> RollOut:
     torch.manual_seed(0)
-    world = WorldModel(replace(CONFIG, quirks=quirks), TINY.tokenizer.cells()).eval()
+    world = WorldModel(replace(CONFIG, quirks=quirks), TINY.tokenizer.cells(), TINY.tokenizer.grid).eval()
     with torch.no_grad():
         return roll_out(world, drive, carry)[0]
 
@@ -146,7 +146,7 @@ def test_rotation_everywhere(drive: Drive) -> None:
 def test_the_present_is_the_only_path_of_gradients(drive: Drive) -> None:
     """What is predicted reaches later steps through the present latent and pose, not through memory; a taught step cuts it."""
     torch.manual_seed(0)
-    world = WorldModel(replace(CONFIG, quirks=("copied-memory",)), TINY.tokenizer.cells())
+    world = WorldModel(replace(CONFIG, quirks=("copied-memory",)), TINY.tokenizer.cells(), TINY.tokenizer.grid)
     start = replace(drive, latents=drive.latents.clone().requires_grad_())
     for taught in (True, False):
         made, _ = roll_out(world, start, None, torch.full((2, 6), taught))

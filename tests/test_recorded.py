@@ -41,7 +41,7 @@ def batch() -> Batch:
 def forecaster() -> Forecaster:
     torch.manual_seed(0)
     tokenizer = Tokenizer(TINY.tokenizer)
-    return Forecaster(tokenizer, WorldModel(CONFIG, tokenizer.cells))
+    return Forecaster(tokenizer, WorldModel(CONFIG, tokenizer.cells, tokenizer.config.grid))
 
 
 def test_a_window_holds_what_a_stream_would_have_carried(batch: Batch) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,9 @@ from iidrive.data.source import Source, scenes, true_path
 Array = np.ndarray
 Frames = Callable[[str, Array], Array]
 """(scene name, keyframe indices) → stacked arrays: occupancy (n,X,Y,Z) uint8 or codes (n,m)."""
+
+Labels = Callable[[str, int], Mapping[str, Array]]
+"""(scene name, keyframe) → more targets of that sample, named as in `Targets`."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,10 @@ class ClipDataset:
         occupancy: Frames | None = None,
         codes: Frames | None = None,
         future: bool = False,
+        labels: Labels | None = None,
     ) -> None:
         self.tracks, self.spec, self.occupancy, self.codes, self.future = tuple(tracks), spec, occupancy, codes, future
+        self.labels = labels
         places = [
             [i for i in range(spec.first, len(track.tokens)) if track.path_valid[i].all() or not spec.full_future] for track in self.tracks
         ]
@@ -111,7 +116,7 @@ class ClipDataset:
     def without_occupancy(self) -> ClipDataset:
         """The same samples with codes alone, which is what planning reads. Nothing is cut again."""
         other = copy.copy(self)
-        other.occupancy, other.future = None, False
+        other.occupancy, other.future, other.labels = None, False, None
         return other
 
     def token(self, row: int) -> str:
@@ -131,6 +136,9 @@ class ClipDataset:
                 inputs[key], later = np.split(found, [self.spec.past + 1], axis=1)
                 if self.future:
                     targets[key] = later
+        if self.labels is not None:
+            each = [self.labels(self.tracks[number].name, now) for number, now in (self.samples[row] for row in rows)]
+            targets |= {key: np.stack([one[key] for one in each]) for key in each[0]}
         draw = np.zeros((len(rows), self.spec.future)) if draws is None else draws
         tokens = tuple(self.token(r) for r in rows)
         return Batch(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -20,6 +21,8 @@ from iidrive.core.errors import ConfigError
 from iidrive.models.iiworld import windows as recorded_windows
 from iidrive.models.layers import transform_inverse
 from iidrive.models.losses import Counts, masked_mean, voxel_counts
+from iidrive.models.occupancy_flow import OccupancyFlow
+from iidrive.models.road_users import movable_classes, transported
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import Imagined, RolloutState, WorldModel
 
@@ -60,11 +63,14 @@ class Forecaster(nn.Module):
         Raises:
             ConfigError: for `true_motion` and a world model with motion=map, whose roll-out has no such entry.
         """
+        latents = self._seen_latents(inputs)
         if self.world.config.motion == "map":
             if true_motion is not None:
                 raise ConfigError("motion=map cannot be rolled out along the true path: leave true_motion out.")
-            return recorded_windows.imagine(self.world, inputs, self._seen_latents(inputs), steps)
-        return self.world.imagine(self.initial_state(inputs), inputs.command, steps, true_motion)
+            imagined = recorded_windows.imagine(self.world, inputs, latents, steps)
+        else:
+            imagined = self.world.imagine(self.world.initial_state(inputs, latents), inputs.command, steps, true_motion)
+        return imagined if self.world.flow is None else replace(imagined, flow=self.world.flow.of(inputs, latents))
 
     @torch.no_grad()
     def forecast(
@@ -72,12 +78,32 @@ class Forecaster(nn.Module):
     ) -> tuple[UInt8[Tensor, "B H X Y Z"], Imagined]:
         """Occupancy at some steps, each in its own (predicted) ego frame (0 is the reconstructed present), and the roll-out.
 
+        With an occupancy flow, road users are those of the present, where the flow carries them; the decoded latents show everything else.
         `true_motion` as for `imagine`: an oracle.
         """
         assert inputs.codes is not None
         imagined = self.imagine(inputs, max(at), true_motion)
-        latents = torch.cat([self.latents(inputs.codes[:, -1:]), imagined.latents], 1)
-        return torch.stack([self.tokenizer.labels(latents[:, step]) for step in at], 1), imagined
+        present = self.tokenizer.labels(self.latents(inputs.codes[:, -1]))
+        ahead = [step - 1 for step in at if step > 0]
+        without = None if imagined.flow is None else movable_classes(present.device)
+        later = [self.tokenizer.labels(imagined.latents[:, step], without) for step in ahead]
+        if imagined.flow is not None and ahead:
+            later = self._with_road_users(torch.stack(later, 1), present, imagined, imagined.flow, ahead).unbind(1)
+        shown = iter(later)
+        return torch.stack([next(shown) if step > 0 else present for step in at], 1), imagined
+
+    def _with_road_users(
+        self,
+        ground: UInt8[Tensor, "B H X Y Z"],
+        present: UInt8[Tensor, "B X Y Z"],
+        imagined: Imagined,
+        flow: OccupancyFlow,
+        ahead: list[int],
+    ) -> UInt8[Tensor, "B H X Y Z"]:
+        assert self.world.flow is not None
+        net, later = self.world.flow, [step + 1 for step in ahead]
+        taken, flow_m, frames = flow.taken[:, later].sigmoid(), flow.flow_m[:, ahead], imagined.now_T_frame[:, ahead]
+        return transported(ground, present, taken, net.config.threshold, flow_m, frames, self.tokenizer.config.grid, net.fine)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Valid elements of a batch: future steps that exist; known voxels of the frames that the voxel loss decodes, and those frames."""

@@ -21,7 +21,7 @@ from typing import Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Float64, Int, UInt8
+from jaxtyping import Bool, Float, Float64, Int, UInt8
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -308,11 +308,16 @@ class Tokenizer(nn.Module):
         columns = rearrange(self.decoder(latent), "b (z e) x y -> b x y z e", e=self.config.class_width)
         return columns @ self.classes.T
 
-    def labels(self, latent: Float[Tensor, "B C x y"]) -> UInt8[Tensor, "B X Y Z"]:
-        """The most likely class of every voxel, among those that training has shown (all, where the config has no class weights)."""
+    def labels(self, latent: Float[Tensor, "B C x y"], without: Bool[Tensor, "K"] | None = None) -> UInt8[Tensor, "B X Y Z"]:
+        """The most likely class of every voxel, among those that training has shown (all, where the config has no class weights).
+
+        `without` leaves out some more classes: what is most likely if the voxel is none of them.
+        """
         logits = self.decode(latent)
         if self.config.class_weights:
             logits = logits.masked_fill(logits.new_tensor(self.config.class_weights) == 0, -torch.inf)
+        if without is not None:
+            logits = logits.masked_fill(without, -torch.inf)
         return logits.argmax(-1).to(torch.uint8)
 
     def voxel_loss(

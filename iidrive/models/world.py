@@ -16,7 +16,7 @@ Shapes: B batch, T past frames and now (oldest first), S future steps, C latent 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -28,13 +28,14 @@ from torch.utils.checkpoint import checkpoint
 
 from iidrive.core.batch import Inputs
 from iidrive.core.errors import ConfigError
-from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES
+from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES, GridSpec
 from iidrive.models.compute import ComputeConfig, in_autocast
 from iidrive.models.cpu.products import Linear, linear
 from iidrive.models.ego_motion import MOTION, MotionPrior, constant_turn, motion_between, past_motions
 from iidrive.models.iiworld.quirks import Quirk
 from iidrive.models.layers import BatchNorm, CellGrid, DeformableAttention, mlp, planar_transform, transform_inverse
 from iidrive.models.norm import Norm
+from iidrive.models.occupancy_flow import FlowConfig, FlowNet, OccupancyFlow
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class WorldConfig:
         quirks: which of the published roll-out's peculiarities are wanted, with motion=map (models/iiworld/quirks.py says what each does).
         start: initial weights: torch's own, or xavier for every matrix but the motion embedding's (published).
         prior_width: width of the motion prior.
+        flow: the occupancy flow, which says where road users will be; without one they are as the decoder repaints them (published).
         latent_weights: weight of the latent's loss at each future step.
         trajectory_weight: weight of the ego's distance from its true positions.
         rotation_weight: weight of the ego's turn away from its true headings.
@@ -78,6 +80,7 @@ class WorldConfig:
     quirks: tuple[Quirk, ...] = ()
     start: Literal["torch", "xavier"] = "torch"
     prior_width: int = 256
+    flow: FlowConfig = field(default_factory=FlowConfig)
     latent_weights: tuple[float, ...] = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25)
     trajectory_weight: float = 0.01
     rotation_weight: float = 1.0
@@ -131,10 +134,14 @@ class RolloutState:
 
 @dataclass(frozen=True)
 class Imagined:
-    """A roll-out: latents (B,S,C,x,y), each in its own predicted ego frame, and those frames as seen from the present (B,S,4,4)."""
+    """A roll-out: latents (B,S,C,x,y), each in its own predicted ego frame, and those frames as seen from the present (B,S,4,4).
+
+    `flow` says, in the present ego frame, where road users will be; only a world model with one has it.
+    """
 
     latents: Float[Tensor, "B S C x y"]
     now_T_frame: Float[Tensor, "B S 4 4"]
+    flow: OccupancyFlow | None = None
 
 
 class IntraLayer(nn.Module):
@@ -253,7 +260,8 @@ class InterDecoder(nn.ModuleList):
 class WorldModel(nn.Module):
     """One step and the roll-out. Holds weights only."""
 
-    def __init__(self, config: WorldConfig, cells: CellGrid, compute: ComputeConfig | None = None) -> None:
+    def __init__(self, config: WorldConfig, cells: CellGrid, grid: GridSpec, compute: ComputeConfig | None = None) -> None:
+        """`cells` and `grid`: where the tokenizer's latent cells and voxels lie."""
         super().__init__()
         self.config, self.cells, self.compute = config, cells, compute or ComputeConfig()
         if self.compute.activation_checkpointing and config.norm == "batch":
@@ -278,17 +286,18 @@ class WorldModel(nn.Module):
         self.condition = mlp(12, width, width)
         self.inter = InterDecoder(config, self.compute)
         self.change = Linear(width, width) if config.residual == "warped" else nn.Identity()
+        self.flow = FlowNet(config.flow, width, config.history, cells, grid, self.compute) if config.flow.width else None
         self._reset()
 
     def compute_modules(self) -> list[nn.Module]:
         """The parts that take most of the time: what is compiled and what runs in mixed precision."""
-        return [*self.intra, self.inter]
+        return [*self.intra, self.inter, *([] if self.flow is None else [self.flow])]
 
     def _reset(self) -> None:
         """The plan head starts at "go on as before" and the decoder at "nothing changes", where the config has these as its base."""
         if self.config.start == "xavier":
             for name, p in self.named_parameters():
-                if p.dim() > 1 and not name.startswith(("motion_", "plan_query", "prior")):
+                if p.dim() > 1 and not name.startswith(("motion_", "plan_query", "prior", "flow")):
                     nn.init.xavier_uniform_(p)
         if self.config.motion in ("prior", "last"):
             last = self.plan_head[2]

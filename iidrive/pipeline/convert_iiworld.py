@@ -102,7 +102,7 @@ def import_ii_world(stage1: str, stage2: str, out: str | Path) -> list[Path]:
             f"{states.first(different, 4)}). Give the tokenizer that belongs to it, or leave --stage1 out: the file holds its own."
         )
     recipe, source = recipes.published(), stage1 or stage2
-    tokenizer, model = Tokenizer(recipe.tokenizer), WorldModel(recipe.world, recipe.tokenizer.cells())
+    tokenizer, model = Tokenizer(recipe.tokenizer), WorldModel(recipe.world, recipe.tokenizer.cells(), recipe.tokenizer.grid)
     if given:
         published = iiworld_keys.tokenizer_to_published(tokenizer.state_dict() | {iiworld_keys.STARTED: torch.tensor(True)})
         states.require_fit(given, published, source)

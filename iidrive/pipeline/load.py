@@ -124,7 +124,7 @@ def load_forecaster(
     marks = found.require_parent("tokenizer", used.checkpoint.lineage, allow)
     config = from_plain(WorldConfig, found.manifest.architecture, str(found.path))
     require_width("world model's width", config.width, used.model)
-    world = WorldModel(config, used.model.cells, compute)
+    world = WorldModel(config, used.model.cells, used.model.config.grid, compute)
     _fill(world, found.weights(), found)
     manifest = replace(
         found.manifest,

@@ -15,6 +15,7 @@ from iidrive.core.scene import GridSpec
 from iidrive.data.town.source import TownConfig
 from iidrive.models.baselines import EgoMLPConfig
 from iidrive.models.iiworld.quirks import Quirk
+from iidrive.models.occupancy_flow import FlowConfig
 from iidrive.models.planner import PlannerConfig
 from iidrive.models.quantise import QuantiserConfig
 from iidrive.models.tokenizer import TokenizerConfig
@@ -34,6 +35,7 @@ class Recipe:
         ego_mlp: the baseline `ego-mlp`.
         train_tokenizer: how the tokenizer is trained.
         train_motion: how the world model's motion prior is trained, before the world model.
+        train_flow: how the world model's occupancy flow is trained, before the world model.
         train_world: how the world model is trained.
         train_planner: how the planner is trained.
         train_ego_mlp: how `ego-mlp` is trained.
@@ -48,6 +50,7 @@ class Recipe:
     ego_mlp: EgoMLPConfig = field(default_factory=EgoMLPConfig)
     train_tokenizer: TrainConfig = field(default_factory=TrainConfig)
     train_motion: TrainConfig = field(default_factory=TrainConfig)
+    train_flow: TrainConfig = field(default_factory=TrainConfig)
     train_world: TrainConfig = field(default_factory=TrainConfig)
     train_planner: TrainConfig = field(default_factory=TrainConfig)
     train_ego_mlp: TrainConfig = field(default_factory=TrainConfig)
@@ -85,7 +88,14 @@ def small() -> Recipe:
         lovasz_bins=256,
     )
     world = WorldConfig(
-        width=32, strides=(1, 2, 2), decoder_layers=2, feed_forward=64, voxel_weight=0.3, trajectory_weight=0.3, rotation_weight=10.0
+        width=32,
+        strides=(1, 2, 2),
+        decoder_layers=2,
+        feed_forward=64,
+        voxel_weight=0.3,
+        trajectory_weight=0.3,
+        rotation_weight=10.0,
+        flow=FlowConfig(width=32),
     )
     planner = PlannerConfig(latent_width=32, width=48, ii_fraction=0.25)
     base = TrainConfig(weight_decay=1e-2, max_grad_norm=1.0, ema_decay=0.995, ema_warmup_steps=100.0)
@@ -97,6 +107,7 @@ def small() -> Recipe:
         EgoMLPConfig(),
         replace(base, samples=9000, batch=2, learning_rate=4e-3, warmup=100, log_every=200, save_every=4000),
         replace(base, samples=102400, batch=64, learning_rate=1e-3, warmup=1280, log_every=6400, save_every=51200, ema_decay=0.99),
+        replace(base, samples=60_000, batch=12, learning_rate=2e-3, warmup=600, log_every=1200, save_every=6000),
         replace(base, samples=5600, batch=2, learning_rate=1e-3, warmup=100, log_every=80, save_every=1600),
         replace(base, samples=16000, batch=16, learning_rate=1e-3, warmup=640, log_every=320, save_every=8000),
         replace(base, samples=102400, batch=64, learning_rate=1e-3, warmup=1280, log_every=6400, save_every=51200, ema_decay=0.99),
@@ -112,6 +123,7 @@ def demo() -> Recipe:
         name="demo",
         train_tokenizer=replace(r.train_tokenizer, samples=1000),
         train_motion=replace(r.train_motion, samples=64000),
+        train_flow=replace(r.train_flow, samples=6000, log_every=600),
         train_world=replace(r.train_world, samples=160, log_every=20),
         train_planner=replace(r.train_planner, samples=1280, log_every=160),
         train_ego_mlp=replace(r.train_ego_mlp, samples=64000),
@@ -131,11 +143,14 @@ def tiny() -> Recipe:
         r,
         name="tiny",
         tokenizer=tokenizer,
-        world=replace(r.world, width=16, heads=4, decoder_layers=1, feed_forward=32, plan_width=16, prior_width=16),
+        world=replace(
+            r.world, width=16, heads=4, decoder_layers=1, feed_forward=32, plan_width=16, prior_width=16, flow=FlowConfig(width=8, lifted=4)
+        ),
         planner=replace(r.planner, latent_width=16, width=16, proposals=3),
         ego_mlp=EgoMLPConfig(hidden=16),
         train_tokenizer=replace(brief, batch=2),
         train_motion=brief,
+        train_flow=brief,
         train_world=brief,
         train_planner=brief,
         train_ego_mlp=brief,
@@ -160,8 +175,10 @@ def full() -> Recipe:
     return Recipe(
         "full",
         TokenizerConfig(mirror="clip"),
+        WorldConfig(flow=FlowConfig(width=64)),
         train_tokenizer=stage1,
         train_motion=replace(stage1, samples=256_000, learning_rate=1e-3, save_every=128_000, micro_batch=0),
+        train_flow=replace(stage1, samples=12 * 1999 * 64, learning_rate=1e-3, micro_batch=16),
         train_world=replace(stage1, samples=48 * 1999 * 64, learning_rate=1e-3, step_at=36 / 48, micro_batch=8),
         train_planner=replace(stage1, samples=12 * 1999 * 64, learning_rate=5e-4, micro_batch=16),
         train_ego_mlp=replace(stage1, samples=128_000, learning_rate=1e-3, save_every=64_000, micro_batch=0),
@@ -176,7 +193,7 @@ def published() -> Recipe:
     r = full()
     quantiser = replace(r.tokenizer.quantiser, inter="past", project_past=False, inter_loss=False, codebook_start="uniform")
     tokenizer = replace(r.tokenizer, quantiser=quantiser, warp="stream", cell_points="corner", mirror="frame", stale_mirror=True)
-    world = replace(r.world, norm="batch", align="none", residual="none", motion="map", quirks=get_args(Quirk), start="xavier")
+    world = replace(r.world, norm="batch", align="none", residual="none", motion="map", quirks=get_args(Quirk), start="xavier", flow=FlowConfig())
     train_tokenizer, train_world = (replace(t, ema_initial_steps=10_560, group=8) for t in (r.train_tokenizer, r.train_world))
     return replace(r, name="published", tokenizer=tokenizer, world=world, train_tokenizer=train_tokenizer, train_world=train_world)
 

@@ -22,6 +22,7 @@ from iidrive.core.config_io import to_plain
 from iidrive.core.errors import CheckpointError, ConfigError
 from iidrive.core.lineage import INITIAL, Lineage, Parent, joined
 from iidrive.core.scene import GridSpec
+from iidrive.data.box_tracks import FlowTargets
 from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, OccupancyFrames, keyframes, read_tracks
 from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache
@@ -30,6 +31,7 @@ from iidrive.models.compute import ComputeConfig
 from iidrive.models.ego_motion import MotionPrior
 from iidrive.models.forecast import Forecaster
 from iidrive.models.losses import class_weights, presence_weights
+from iidrive.models.occupancy_flow import FlowLearner, FlowNet
 from iidrive.models.planner import Agent, Planner
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
@@ -114,15 +116,18 @@ def train_world(
         )
     compute = compute_config(training, options)
     torch.manual_seed(training.seed)
-    world = WorldModel(config, stage1.model.cells, compute)
+    world = WorldModel(config, stage1.model.cells, stage1.model.config.grid, compute)
     tracks = read_tracks(source, split)
     zero, found = token_check.check(stage1.model, stage1.checkpoint.manifest, cache, source, tracks, allow)
     forecaster = Forecaster(stage1.computing(compute).model, world)
-    if world.prior is not None:
-        if options.init or (options.resume != "off" and _started_from_others(run)):  # its prior comes with its other weights
-            world.prior.requires_grad_(False)
-        else:
-            _train_prior(recipe, world.prior, source, split, tracks, run.below("motion"), options)
+    others = bool(options.init) or (options.resume != "off" and _started_from_others(run))
+    for part in (world.prior, world.flow):
+        if part is not None and others:  # it comes with the other weights
+            part.requires_grad_(False)
+    if world.prior is not None and not others:
+        _train_prior(recipe, world.prior, source, split, tracks, run.below("motion"), options)
+    if world.flow is not None and not others:
+        _train_flow(recipe, world.flow, stage1, compute, cache, source, split, tracks, run.below("flow"), options)
     occupancy = OccupancyFrames(source, stage1.model.config.grid, keyframes(tracks)) if config.voxel_weight else None
     clips = ClipDataset(tracks, ClipSpec(), occupancy, cache, future=True)
     manifest = _manifest("world", config, training, source, split, recipe, (stage1.checkpoint,))
@@ -229,6 +234,30 @@ def _train_prior(
         weights = checkpoint.load_tensors(run.folder)
         checkpoint.load_weights(prior.to(next(iter(weights.values())).dtype), weights, str(run.folder))
     prior.requires_grad_(False)
+
+
+def _train_flow(
+    recipe: Recipe,
+    net: FlowNet,
+    stage1: LoadedTokenizer,
+    compute: ComputeConfig,
+    cache: TokenCache,
+    source: Source,
+    split: str,
+    tracks: list[EgoTrack],
+    run: Run,
+    options: RunOptions,
+) -> None:
+    """Train the world model's occupancy flow, on the same tokens, or go on with the one of the run that is resumed; then freeze it."""
+    learner = FlowLearner(stage1.computing(compute).model, net)
+    manifest = _manifest("flow", recipe.world.flow, recipe.train_flow, source, split, recipe, (stage1.checkpoint,))
+    resume = "off" if options.resume == "off" else "auto"
+    process_group = options.process_group
+    Run.start(run.folder, {"what": "train occupancy flow", "config": manifest.training}, resume != "off", process_group)
+    clips = ClipDataset(tracks, ClipSpec(), codes=cache, labels=FlowTargets(source, net.fine))
+    alone = replace(options, resume=resume, stop_at=None)
+    fit(TrainTask(learner, net, manifest, recipe.world.flow), clips, recipe.train_flow, run, alone)
+    net.requires_grad_(False)
 
 
 def _started_from_others(run: Run) -> bool:

@@ -34,7 +34,7 @@ from iidrive.runtime.run_folder import Run
 FORMAT = 2
 """2: fields of configs and parameters were renamed after iidrive 0.1.0."""
 
-Kind = Literal["tokenizer", "motion", "world", "planner", "ego-mlp"]
+Kind = Literal["tokenizer", "motion", "flow", "world", "planner", "ego-mlp"]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,136 @@
+"""Boxes of a scene by track, and what a sample's own boxes do: where each is at present and at every future step, in one frame.
+
+Training alone reads this: labels of what moves where, and of what a plan would meet. No model is given any of it.
+
+Shapes: T keyframes of a scene, n tracks, H moments of a sample (the present first, then S future steps), X, Y cells.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, UInt8
+
+from iidrive.core import geometry
+from iidrive.core.classes import MOVABLE, OCC_OF_CATEGORY
+from iidrive.core.footprint import MARGIN_CELLS, rectangles
+from iidrive.core.scene import FUTURE_STEPS, GridSpec, Scene
+from iidrive.data.source import Source
+
+Array = np.ndarray
+
+_BEYOND_M = 12.0
+"""Boxes whose centre lies this far outside a grid cannot reach into it."""
+
+
+@dataclass(frozen=True)
+class BoxTracks:
+    """n boxes at H moments in one frame.
+
+    `centre_m` (H,n,3) and `yaw_rad` (H,n), where `known` (H,n) says that the track exists then; `size_m` (n,2) length and width; `label` (n,)
+    occupancy class.
+    """
+
+    centre_m: Float[Array, "H n 3"]
+    yaw_rad: Float[Array, "H n"]
+    known: Bool[Array, "H n"]
+    size_m: Float[Array, "n 2"]
+    label: UInt8[Array, "n"]
+
+    @staticmethod
+    def of(scene: Scene) -> BoxTracks:
+        """All tracks of a scene at all its keyframes, in the global frame. A size is that of the track's first box."""
+        place: dict[str, int] = {}
+        first = []
+        for keyframe in scene.keyframes:
+            boxes = keyframe.boxes
+            for i, track in enumerate(boxes.track):
+                if track not in place:
+                    place[track] = len(place)
+                    first.append((boxes.size_m[i, :2], OCC_OF_CATEGORY[boxes.label[i]]))
+        shape = len(scene), len(place)
+        centre, yaw, known = np.zeros((*shape, 3)), np.zeros(shape), np.zeros(shape, bool)
+        for t, keyframe in enumerate(scene.keyframes):
+            at = [place[track] for track in keyframe.boxes.track]
+            centre[t, at], yaw[t, at], known[t, at] = keyframe.boxes.centre_m, keyframe.boxes.yaw_rad, True
+        sizes = np.array([size for size, _ in first]).reshape(-1, 2)
+        return BoxTracks(centre, yaw, known, sizes, np.array([label for _, label in first], np.uint8))
+
+    def around(self, scene: Scene, index: int, reach_m: float, steps: int = FUTURE_STEPS) -> BoxTracks:
+        """The tracks that come within `reach_m` of the ego of keyframe `index`, at that keyframe and the next ones, in its ego frame.
+
+        Nothing is known of moments after the scene's end.
+        """
+        ego_T_global = geometry.invert(scene.keyframes[index].global_T_ego.matrix)
+        at = np.minimum(np.arange(index, index + steps + 1), len(scene) - 1)
+        known = self.known[at] & (np.arange(index, index + steps + 1) < len(scene))[:, None]
+        centre = geometry.apply(ego_T_global, self.centre_m[at])
+        near = (known & (abs(centre[..., :2]) < reach_m).all(-1)).any(0)
+        yaw = self.yaw_rad[at][:, near]
+        direction = np.stack([np.cos(yaw), np.sin(yaw)], -1) @ ego_T_global[:2, :2].T
+        return BoxTracks(
+            centre[:, near], np.arctan2(direction[..., 1], direction[..., 0]), known[:, near], self.size_m[near], self.label[near]
+        )
+
+
+@dataclass(frozen=True)
+class FlowLabels:
+    """What is truly taken by road users, seen from above in the present ego frame, and where that came from.
+
+    `taken` (H,X,Y) says which cells lie inside a box of a movable class at the present and at every future step. `flow_m` (S,X,Y,2) points
+    from a taken cell of a future step to where that point of its box is at present, along x and y; NaN elsewhere, and where the box is not
+    there at present.
+    """
+
+    taken: Bool[Array, "H X Y"]
+    flow_m: Float32[Array, "S X Y 2"]
+
+
+def flow_labels(boxes: BoxTracks, spec: GridSpec) -> FlowLabels:
+    """The labels of one sample on a grid in its present ego frame. Where boxes overlap, the smaller one has the cell."""
+    moments = len(boxes.known)
+    taken = np.zeros((moments, *spec.shape[:2]), bool)
+    origin = np.full((moments - 1, *spec.shape[:2], 2), np.nan, np.float32)
+    moment, box = np.nonzero(boxes.known & MOVABLE[boxes.label])
+    large_first = np.argsort(-boxes.size_m.prod(1)[box], kind="stable")  # numpy keeps the last of several writes: the smaller box
+    moment, box = moment[large_first], box[large_first]
+    cells = rectangles(boxes.centre_m[moment, box, :2], boxes.size_m[box], boxes.yaw_rad[moment, box], spec, MARGIN_CELLS * spec.voxel_m)
+    when, which = moment[cells.box], box[cells.box]
+    taken[when, cells.x, cells.y] = True
+    later = when > 0
+    when, which, x, y, local = (part[later] for part in (when, which, cells.x, cells.y, cells.local_m))
+    here = np.stack([spec.centres(0)[x], spec.centres(1)[y]], -1)
+    then = geometry.placed(boxes.centre_m[0, which, :2], boxes.yaw_rad[0, which], local)
+    origin[when - 1, x, y] = np.where(boxes.known[0, which, None], then - here, np.nan)
+    return FlowLabels(taken, origin)
+
+
+class SceneBoxes:
+    """Boxes around the samples of a source: (scene name, keyframe) → tracks. Scenes that were used last are kept."""
+
+    def __init__(self, source: Source, reach_m: float, scenes: int = 512) -> None:
+        self.source, self.reach_m, self.limit = source, reach_m, scenes
+        self.kept: OrderedDict[str, tuple[Scene, BoxTracks]] = OrderedDict()
+
+    def __call__(self, name: str, index: int) -> BoxTracks:
+        if name not in self.kept:
+            scene = self.source.scene(name)
+            self.kept[name] = scene, BoxTracks.of(scene)
+            while len(self.kept) > self.limit:
+                self.kept.popitem(last=False)
+        self.kept.move_to_end(name)
+        scene, tracks = self.kept[name]
+        return tracks.around(scene, index, self.reach_m)
+
+
+class FlowTargets:
+    """Flow labels of a source's samples, as a clip's labels: (scene name, keyframe) → `taken` and `flow_m`."""
+
+    def __init__(self, source: Source, spec: GridSpec) -> None:
+        self.spec = spec
+        self.boxes = SceneBoxes(source, max(map(abs, (*spec.lower_m[:2], *spec.upper_m[:2]))) + _BEYOND_M)
+
+    def __call__(self, name: str, index: int) -> dict[str, Array]:
+        return vars(flow_labels(self.boxes(name, index), self.spec))

@@ -1,0 +1,176 @@
+"""Occupancy flow: which cells around the ego road users will take, and where what takes them is at present.
+
+It is scene-centric: everything is told in the present ego frame, in which what stands still stays, and one answer serves every way that the ego
+may go. Each past latent is lifted to cells of half the size, where a road user is more than a blur, and carried to the present frame by the
+ego's motion. A small U-Net on latent cells reads all frames together. Each fine cell and step gets the probability that a road user takes it
+(intra: what is where) and the backward flow to where that road user is now (inter: how it got there). Terms as in the Waymo occupancy flow
+challenge (Mahjourian et al. 2022, arXiv 2203.03875).
+
+Shapes: B batch, T frames (oldest first, the last is now), C latent channels, x, y latent cells, S future steps, H = S + 1 moments (the present
+first), X, Y fine cells (2x, 2y).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from iidrive.core.batch import Batch, Inputs
+from iidrive.core.errors import ConfigError
+from iidrive.core.scene import FUTURE_STEPS, GridSpec
+from iidrive.models.compute import ComputeConfig, in_autocast
+from iidrive.models.layers import CellGrid, transform_inverse
+from iidrive.models.losses import Counts, masked_mean
+from iidrive.models.norm import Norm
+from iidrive.models.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """Widths of the occupancy flow, and its losses.
+
+    Attributes:
+        width: channels of the U-Net's finest maps, a multiple of 8; 0: there is no occupancy flow.
+        lifted: channels of a fine cell of one frame.
+        flow_weight: weight of the distance between predicted and true flow, metres, beside the cross entropy of a cell.
+        threshold: probability from which a forecast shows a road user in a cell.
+    """
+
+    width: int = 0
+    lifted: int = 8
+    flow_weight: float = 0.02
+    threshold: float = 0.4
+
+    def __post_init__(self) -> None:
+        if self.width % 8:
+            raise ConfigError(f"the occupancy flow's width must be a multiple of 8; found {self.width}.")
+
+
+@dataclass(frozen=True)
+class OccupancyFlow:
+    """Logits (B,H,X,Y) that a road user takes a cell, at present and at every future step, and the backward flow (B,S,X,Y,2): the way from a cell
+    to where that road user is at present, metres along x and y. All in the present ego frame."""
+
+    taken: Float[Tensor, "B H X Y"]
+    flow_m: Float[Tensor, "B S X Y 2"]
+
+
+def fine_grid(grid: GridSpec, latent_size: tuple[int, int]) -> GridSpec:
+    """The flow's cells: half a latent cell a side (a voxel at least), over the same ground; one cell high."""
+    voxels = max(grid.shape[0] // (2 * latent_size[0]), 1)
+    return GridSpec((grid.shape[0] // voxels, grid.shape[1] // voxels, 1), grid.lower_m, grid.voxel_m * voxels)
+
+
+class FlowNet(nn.Module):
+    """Latents of past frames → `OccupancyFlow`. Holds weights only."""
+
+    def __init__(
+        self, config: FlowConfig, latent_width: int, history: int, cells: CellGrid, grid: GridSpec, compute: ComputeConfig
+    ) -> None:
+        super().__init__()
+        self.config, self.history, self.compute = config, history, compute
+        self.fine = fine_grid(grid, cells.size)
+        if self.fine.shape[:2] != (2 * cells.size[0], 2 * cells.size[1]):
+            raise ConfigError(
+                f"occupancy flow needs latent cells of two voxels or more a side; found {grid.shape} voxels and {cells.size} cells."
+            )
+        half = self.fine.voxel_m / 2
+        self.cells = CellGrid(self.fine.shape[:2], (self.fine.lower_m[0] + half, self.fine.lower_m[1] + half), self.fine.voxel_m)
+        width, lifted = config.width, config.lifted
+        self.lift = nn.Sequential(nn.Conv2d(latent_width, 2 * width, 3, padding=1), nn.SiLU(), nn.Conv2d(2 * width, 4 * lifted, 1))
+        self.first = nn.Sequential(_conv(history * (4 * lifted + 1), width), _conv(width, width))
+        self.down = nn.ModuleList(nn.Sequential(_conv(low, 2 * width, 2), _conv(2 * width, 2 * width)) for low in (width, 2 * width))
+        self.middle = _conv(4 * width, 2 * width)
+        self.last = nn.Sequential(_conv(3 * width, width + 16), _conv(width + 16, width + 16))
+        self.out = nn.Conv2d(width + 16, 4 * (1 + 3 * FUTURE_STEPS), 1)
+        assert self.out.bias is not None
+        with torch.no_grad():  # nothing is taken, and nothing moves
+            self.out.weight.mul_(0.1)
+            self.out.bias.copy_(torch.cat([torch.full((4 * (1 + FUTURE_STEPS),), -3.0), torch.zeros(8 * FUTURE_STEPS)]))
+
+    @in_autocast
+    def forward(
+        self, latents: Float[Tensor, "B T C x y"], now_T_frame: Float[Tensor, "B T 4 4"], known: Bool[Tensor, "B T"]
+    ) -> tuple[Tensor, Tensor]:
+        """The parts of an `OccupancyFlow`."""
+        batch, frames = latents.shape[:2]
+        lifted = F.pixel_shuffle(self.lift(latents.flatten(0, 1)), 2).unflatten(0, (batch, frames))
+        frame_T_now = transform_inverse(now_T_frame[:, :-1])
+        before = self.cells.warp(lifted[:, :-1].flatten(0, 1), frame_T_now.flatten(0, 1)).unflatten(0, (batch, frames - 1))
+        seen = torch.cat([before, lifted[:, -1:]], 1) * known[:, :, None, None, None]
+        maps = F.pixel_unshuffle(seen.flatten(1, 2), 2)
+        told = known.to(maps.dtype)[:, :, None, None].expand(-1, -1, *maps.shape[2:])
+        fine = self.first(torch.cat([maps, told], 1))
+        middle = self.down[0](fine)
+        coarse = self.down[1](middle)
+        middle = self.middle(torch.cat([_enlarged(coarse, middle), middle], 1))
+        made = F.pixel_shuffle(self.out(self.last(torch.cat([_enlarged(middle, fine), fine], 1))), 2)
+        taken, flow = made.split([1 + FUTURE_STEPS, 2 * FUTURE_STEPS], 1)
+        return taken, _FLOW_M * flow.unflatten(1, (FUTURE_STEPS, 2)).permute(0, 1, 3, 4, 2)
+
+    def of(self, inputs: Inputs, latents: Float[Tensor, "B T C x y"]) -> OccupancyFlow:
+        """The occupancy flow of samples, from the latents of all their frames."""
+        return OccupancyFlow(*self(latents[:, -self.history :], inputs.now_T_frame[:, -self.history :], inputs.known[:, -self.history :]))
+
+
+_FLOW_M = 4.0
+"""Metres of flow that an output of 1 stands for."""
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1), Norm(8, outputs, silu=True))
+
+
+def _enlarged(small: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(small, like.shape[2:], mode="bilinear", align_corners=False)
+
+
+class FlowLearner(nn.Module):
+    """A flow net with the tokenizer whose latents it reads, for training."""
+
+    def __init__(self, tokenizer: Tokenizer, net: FlowNet) -> None:
+        super().__init__()
+        self.tokenizer, self.net = tokenizer.eval().requires_grad_(False), net
+
+    def train(self, mode: bool = True) -> FlowLearner:
+        """Only the net has a training mode here."""
+        super().train(mode)
+        self.tokenizer.eval()
+        return self
+
+    def compute_modules(self) -> list[nn.Module]:
+        """The parts that take most of the time."""
+        return [self.net]
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Valid elements of a batch: moments that exist, and cells whose flow is known."""
+        valid, known = _known(batch)
+        return {"moments": valid.sum(), "cells": known.sum()}
+
+    def loss(self, batch: Batch, counts: Counts | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Binary cross entropy of every cell and moment, in nats a cell, and the distance of predicted and true flow in cells where it is known."""
+        inputs, targets = batch.inputs, batch.targets
+        assert inputs.codes is not None
+        assert targets.taken is not None
+        assert targets.flow_m is not None
+        made = self.net.of(inputs, self.tokenizer.latent_of(inputs.codes[:, -self.net.history :]))
+        valid, known = _known(batch)
+        counts = counts or self.counts(batch)
+        entropy = F.binary_cross_entropy_with_logits(made.taken, targets.taken.to(made.taken.dtype), reduction="none").mean((2, 3))
+        off = F.smooth_l1_loss(made.flow_m, targets.flow_m.nan_to_num(0), reduction="none").sum(-1)
+        parts = {
+            "taken": masked_mean((entropy * valid).sum(), counts["moments"]),
+            "flow": self.net.config.flow_weight * masked_mean((off * known).sum(), counts["cells"]),
+        }
+        return parts["taken"] + parts["flow"], parts
+
+
+def _known(batch: Batch) -> tuple[Bool[Tensor, "B H"], Bool[Tensor, "B S X Y"]]:
+    targets = batch.targets
+    assert targets.flow_m is not None
+    valid = torch.cat([torch.ones_like(targets.valid[:, :1]), targets.valid], 1)
+    return valid, targets.flow_m[..., 0].isfinite() & targets.valid[:, :, None, None]
