@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from iidrive.analysis.leakage.audit import Make, Pipeline, forecast, tokenizing
+from iidrive.analysis.leakage.audit import Make, Pipeline, forecast, planned, tokenizing
 from iidrive.analysis.leakage.counterfactual import Wrapped
 from iidrive.core.batch import Batch
 from iidrive.core.scene import Command, Pose, Scene
@@ -18,7 +18,7 @@ from iidrive.data.source import Source, true_path
 from iidrive.data.town.source import Town
 from iidrive.models.baselines import KINEMATIC, EgoMLP, EgoMLPConfig, constant_velocity, copy_warped, ctrv
 from iidrive.models.forecast import Forecaster
-from iidrive.models.planner import Agent, Planner
+from iidrive.models.planner import Agent, Planner, PlannerConfig
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
 from iidrive.pipeline import recipes
@@ -28,17 +28,18 @@ TOWN = Town(RECIPE.town)
 GRID = RECIPE.tokenizer.grid
 
 
-def _driver() -> Agent:
+def _driver(planner: PlannerConfig) -> Agent:
     torch.manual_seed(0)
     tokenizer = Tokenizer(RECIPE.tokenizer).eval()
     forecaster = Forecaster(tokenizer, WorldModel(RECIPE.world, tokenizer.cells, tokenizer.config.grid))
-    agent = Agent(forecaster, Planner(RECIPE.planner, tokenizer.cells), True)
+    agent = Agent(forecaster, Planner(planner, tokenizer.cells), True)
     for weight in agent.planner.parameters():  # corrections start at zero; here everything must reach the plan
         weight.data += 0.05 * torch.randn_like(weight)
     return agent.eval()
 
 
-DRIVER = _driver()
+DRIVER = _driver(replace(RECIPE.planner, accelerations=()))
+CHOOSER = _driver(RECIPE.planner)
 ENCODE = tokenizing(DRIVER.forecaster.tokenizer)
 
 
@@ -244,6 +245,7 @@ CLEAN: dict[str, Make] = {
     "constant velocity": lambda: Pipeline(lambda b: {"plan": constant_velocity(b.inputs)}),
     "constant turn rate and velocity": lambda: Pipeline(lambda b: {"plan": ctrv(b.inputs)}),
     "ego-status MLP": lambda: Pipeline(lambda b: {"plan": MLP.plan(b.inputs)}),  # pyright: ignore
+    "planner that chooses": lambda: Pipeline(lambda b: planned(CHOOSER, b, True), ENCODE),
     "planner": lambda: Pipeline(lambda b: {"plan": DRIVER.plan(b.inputs, False)}, ENCODE),
     "planner with ii": lambda: Pipeline(_planned, ENCODE),
     "world model": lambda: Pipeline(lambda b: forecast(DRIVER.forecaster, b), ENCODE),

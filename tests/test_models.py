@@ -10,6 +10,7 @@ from torch import nn
 
 from iidrive.core.batch import Batch, Inputs, Targets
 from iidrive.core.errors import ConfigError
+from iidrive.data.box_tracks import BoxTargets
 from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, OccupancyFrames, draws
 from iidrive.data.source import scenes
 from iidrive.data.town.source import Town, TownConfig
@@ -23,6 +24,7 @@ from iidrive.models.world import WorldModel
 from iidrive.pipeline import recipes
 
 RECIPE = recipes.tiny()
+REGRESSOR = replace(RECIPE.planner, accelerations=())
 TOWN = Town(TownConfig(train_scenes=1, keyframes=14))
 
 
@@ -53,10 +55,11 @@ def test_the_present_alone_will_do_for_a_memory(batch: Batch) -> None:
 
 @pytest.fixture
 def agent() -> Agent:
+    """The regressor."""
     torch.manual_seed(1)
     tokenizer = Tokenizer(RECIPE.tokenizer)
     forecaster = Forecaster(tokenizer, WorldModel(RECIPE.world, tokenizer.cells, tokenizer.config.grid))
-    made = Agent(forecaster, Planner(RECIPE.planner, tokenizer.cells), train_ii=True)
+    made = Agent(forecaster, Planner(REGRESSOR, tokenizer.cells), train_ii=True)
     with torch.no_grad():
         for name, p in [*made.planner.named_parameters(), *forecaster.world.named_parameters()]:
             if p.abs().max() == 0:
@@ -184,8 +187,8 @@ def test_losses_reach_every_weight(batch: Batch, agent: Agent) -> None:
     assert idle == []
     agent.forecaster.world.requires_grad_(True)
     agent.forecaster.loss(batch)[0].backward()
-    idle = [n for n, p in agent.forecaster.world.named_parameters() if p.grad is None]
-    assert idle == []
+    idle = [n for n, p in agent.forecaster.world.named_parameters() if p.grad is None and not n.startswith("flow.")]
+    assert idle == []  # the occupancy flow is trained before
     agent.forecaster.world.requires_grad_(False)
     assert all(p.grad is None for p in agent.forecaster.tokenizer.parameters())
     agent.loss(batch)[0].backward()
@@ -244,8 +247,65 @@ def test_without_ii_the_world_model_is_not_touched(batch: Batch, agent: Agent, m
 def test_an_untrained_ii_branch_changes_nothing(batch: Batch) -> None:
     tokenizer = Tokenizer(RECIPE.tokenizer)
     forecaster = Forecaster(tokenizer, WorldModel(RECIPE.world, tokenizer.cells, tokenizer.config.grid))
-    fresh = Agent(forecaster, Planner(RECIPE.planner, tokenizer.cells), train_ii=False).eval()
+    fresh = Agent(forecaster, Planner(REGRESSOR, tokenizer.cells), train_ii=False).eval()
     assert torch.equal(fresh.plan(batch.inputs, False), fresh.plan(batch.inputs, True))
+
+
+@pytest.fixture
+def chooser(agent: Agent) -> Agent:
+    """A planner with candidates, on the same world model."""
+    torch.manual_seed(2)
+    made = Agent(agent.forecaster, Planner(RECIPE.planner, agent.forecaster.tokenizer.cells), train_ii=True)
+    with torch.no_grad():
+        made.planner.outcomes.out.weight.normal_(0, 0.3)
+        for name, p in made.planner.named_parameters():
+            if "correct" in name:
+                p.normal_(0, 0.1)
+    return made.eval()
+
+
+@pytest.fixture(scope="module")
+def boxed(batch: Batch) -> Batch:
+    clips = ClipDataset([EgoTrack.of(scene) for scene in scenes(TOWN, "train")], ClipSpec(past=5), labels=BoxTargets(TOWN))
+    found = clips.batch([0, 6]).targets
+    return replace(batch, targets=replace(batch.targets, boxes=found.boxes, boxes_known=found.boxes_known))
+
+
+def test_a_planner_with_candidates_plans_one_of_them(boxed: Batch, chooser: Agent) -> None:
+    for ii in (False, True):
+        choice = chooser.choice(boxed.inputs, ii)
+        assert choice.candidates.shape == (2, len(recipes.ACCELERATIONS), 6, 2)
+        best = choice.cost_m.argmin(1)
+        assert torch.equal(chooser.plan(boxed.inputs, ii), choice.candidates[torch.arange(2), best])
+        alone = chooser.choice(boxed.inputs.select(torch.tensor([0])), ii)
+        torch.testing.assert_close(alone.cost_m, choice.cost_m[:1], atol=1e-4, rtol=1e-4)
+    spread = (choice.candidates[:, :, -1] - choice.candidates[:, :1, -1]).norm(dim=-1).amax(1)
+    assert (spread > 2).any()  # metres at 3 s
+
+
+def test_only_the_imagined_scene_differs_with_ii(boxed: Batch, chooser: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    off, on = (chooser.choice(boxed.inputs, ii) for ii in (False, True))
+    assert torch.equal(off.candidates, on.candidates)
+    assert not torch.equal(off.cost_m, on.cost_m)
+
+    def forbidden(*_: object) -> None:
+        raise AssertionError("the world model's future was asked for")
+
+    monkeypatch.setattr(chooser.forecaster, "imagine", forbidden)
+    monkeypatch.setattr(chooser.forecaster, "taken", forbidden)
+    assert torch.equal(chooser.choice(boxed.inputs, False).cost_m, off.cost_m)
+    with pytest.raises(AssertionError, match="asked"):
+        chooser.choice(boxed.inputs, True)
+
+
+def test_outcome_losses_reach_the_head_and_leave_the_world_alone(boxed: Batch, chooser: Agent) -> None:
+    loss, parts = chooser.loss(boxed)
+    assert {"collision", "distance", "collision_ii", "distance_ii"} < set(parts)
+    loss.backward()
+    assert [n for n, p in chooser.planner.named_parameters() if p.grad is None] == []
+    assert all(p.grad is None for p in chooser.forecaster.parameters())
+    off = Agent(chooser.forecaster, chooser.planner, train_ii=False)
+    assert not any("ii" in name for name in off.loss(boxed)[1])
 
 
 def test_training_without_ii_leaves_its_branch_alone(batch: Batch, agent: Agent) -> None:

@@ -47,8 +47,10 @@ class Targets:
 
     `path` (B,S,2) is the LIDAR_TOP origin's in the current lidar frame. `draw` (B,S) are uniform numbers that follow from the seed and the
     sample's place in the training order, for scheduled sampling and the like: they do not depend on how a batch is shared out.
-    `taken` (B,S+1,X,Y) says which cells around the ego are a road user's, at present and at every step, and `flow_m` (B,S,X,Y,2) how far from
-    there it is at present, NaN where nobody knows; both are in the present ego frame (data/box_tracks.py).
+    `taken` (B,S+1,X,Y) says which cells around the ego are a road user's, at present and at every step, and `flow_m` (B,S,X,Y,2) the way
+    back from there to where that road user is at present, NaN where nobody knows. `boxes` (B,N,S+1,5) are tracked boxes around the ego at
+    present and at every step (x, y, heading, length, width), `boxes_known` (B,N,S+1) says which are there. All are in the present ego frame
+    (data/box_tracks.py).
     """
 
     now_T_frame: Float[Tensor, "B S 4 4"]
@@ -59,6 +61,8 @@ class Targets:
     codes: Int[Tensor, "B S n"] | None = None
     taken: Bool[Tensor, "B H X Y"] | None = None
     flow_m: Float[Tensor, "B S X Y 2"] | None = None
+    boxes: Float[Tensor, "B N H 5"] | None = None
+    boxes_known: Bool[Tensor, "B N H"] | None = None
 
     def to(self, device: torch.device) -> Targets:
         """The same on another device."""

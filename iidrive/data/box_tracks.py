@@ -21,6 +21,9 @@ from iidrive.data.source import Source
 
 Array = np.ndarray
 
+MOST_BOXES = 64
+"""Boxes that a sample's labels have room for."""
+
 _BEYOND_M = 12.0
 """Boxes whose centre lies this far outside a grid cannot reach into it."""
 
@@ -134,3 +137,22 @@ class FlowTargets:
 
     def __call__(self, name: str, index: int) -> dict[str, Array]:
         return vars(flow_labels(self.boxes(name, index), self.spec))
+
+
+class BoxTargets:
+    """The boxes nearest to the ego, as a clip's labels: (scene name, keyframe) → `boxes` and `boxes_known`, `MOST_BOXES` places of them."""
+
+    def __init__(self, source: Source, reach_m: float = 60.0) -> None:
+        self.boxes = SceneBoxes(source, reach_m)
+
+    def __call__(self, name: str, index: int) -> dict[str, Array]:
+        found = self.boxes(name, index)
+        far = np.where(found.known, np.hypot(found.centre_m[..., 0], found.centre_m[..., 1]), np.inf).min(0)
+        near = np.argsort(far, kind="stable")[:MOST_BOXES]
+        moments = len(found.known)
+        boxes, known = np.zeros((MOST_BOXES, moments, 5), np.float32), np.zeros((MOST_BOXES, moments), bool)
+        boxes[: len(near), :, :2] = found.centre_m[:, near, :2].transpose(1, 0, 2)
+        boxes[: len(near), :, 2] = found.yaw_rad[:, near].T
+        boxes[: len(near), :, 3:] = found.size_m[near, None]
+        known[: len(near)] = found.known[:, near].T
+        return {"boxes": boxes, "boxes_known": known}

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -18,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from iidrive.core.batch import Batch, Inputs
 from iidrive.core.classes import IGNORE
 from iidrive.core.errors import ConfigError
+from iidrive.core.scene import GridSpec
 from iidrive.models.iiworld import windows as recorded_windows
 from iidrive.models.layers import transform_inverse
 from iidrive.models.losses import Counts, masked_mean, voxel_counts
@@ -104,6 +106,28 @@ class Forecaster(nn.Module):
         net, later = self.world.flow, [step + 1 for step in ahead]
         taken, flow_m, frames = flow.taken[:, later].sigmoid(), flow.flow_m[:, ahead], imagined.now_T_frame[:, ahead]
         return transported(ground, present, taken, net.config.threshold, flow_m, frames, self.tokenizer.config.grid, net.fine)
+
+    @property
+    def flow_grid(self) -> GridSpec | None:
+        """The cells of the occupancy flow, if there is one."""
+        return None if self.world.flow is None else self.world.flow.fine
+
+    @torch.no_grad()
+    def taken(self, inputs: Inputs) -> Float[Tensor, "B S X Y"]:
+        """How likely a road user takes each cell of the occupancy flow at every future step, in the present ego frame."""
+        assert self.world.flow is not None
+        return self.world.flow.of(inputs, self._seen_latents(inputs)).taken[:, 1:].sigmoid()
+
+    @torch.no_grad()
+    def taken_now(self, inputs: Inputs) -> Float[Tensor, "B X Y"]:
+        """How likely a road user takes each of those cells at present: what the present latent shows. The world model is not asked."""
+        assert inputs.codes is not None
+        assert self.flow_grid is not None
+        logits = self.tokenizer.class_logits(self.latents(inputs.codes[:, -1]))
+        movable = movable_classes(logits.device)
+        found = logits.softmax(-1)[..., movable].sum(-1).amax(-1)
+        voxels = found.shape[1] // self.flow_grid.shape[0]
+        return F.max_pool2d(found[:, None], voxels)[:, 0] if voxels > 1 else found
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Valid elements of a batch: future steps that exist; known voxels of the frames that the voxel loss decodes, and those frames."""

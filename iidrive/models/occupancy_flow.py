@@ -36,14 +36,14 @@ class FlowConfig:
     Attributes:
         width: channels of the U-Net's finest maps, a multiple of 8; 0: there is no occupancy flow.
         lifted: channels of a fine cell of one frame.
-        flow_weight: weight of the distance between predicted and true flow, metres, beside the cross entropy of a cell.
+        flow_weight: weight of the distance between predicted and true flow, metres, beside the cross entropy in hundredths.
         threshold: probability from which a forecast shows a road user in a cell.
     """
 
     width: int = 0
     lifted: int = 8
-    flow_weight: float = 0.02
-    threshold: float = 0.4
+    flow_weight: float = 0.2
+    threshold: float = 0.25
 
     def __post_init__(self) -> None:
         if self.width % 8:
@@ -152,7 +152,7 @@ class FlowLearner(nn.Module):
         return {"moments": valid.sum(), "cells": known.sum()}
 
     def loss(self, batch: Batch, counts: Counts | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Binary cross entropy of every cell and moment, in nats a cell, and the distance of predicted and true flow in cells where it is known."""
+        """Binary cross entropy of every cell and moment, hundredths of a nat, and the distance of predicted and true flow where it is known."""
         inputs, targets = batch.inputs, batch.targets
         assert inputs.codes is not None
         assert targets.taken is not None
@@ -160,7 +160,7 @@ class FlowLearner(nn.Module):
         made = self.net.of(inputs, self.tokenizer.latent_of(inputs.codes[:, -self.net.history :]))
         valid, known = _known(batch)
         counts = counts or self.counts(batch)
-        entropy = F.binary_cross_entropy_with_logits(made.taken, targets.taken.to(made.taken.dtype), reduction="none").mean((2, 3))
+        entropy = 100 * F.binary_cross_entropy_with_logits(made.taken, targets.taken.to(made.taken.dtype), reduction="none").mean((2, 3))
         off = F.smooth_l1_loss(made.flow_m, targets.flow_m.nan_to_num(0), reduction="none").sum(-1)
         parts = {
             "taken": masked_mean((entropy * valid).sum(), counts["moments"]),

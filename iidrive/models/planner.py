@@ -1,12 +1,16 @@
-"""The planner: K proposed paths per command from the present latent, the ego's past and the command; optionally refined by the imagined future.
+"""The planner: a way that the ego may go, candidates that vary it, and the choice of one by what it would meet.
 
 - the ego's status and the command propose K corrections of the path that the world model's motion prior expects;
-- each proposal reads the latent along its own waypoints and corrects itself, twice;
-- **ii**: with the world model's imagined future at hand, each waypoint reads the latent imagined for its own moment, in the ego frame
-  imagined for that moment, and the proposals and scores are corrected once more. Without ii none of this is computed. The correction starts at
-  zero: an ii branch that was never trained changes nothing.
+- each proposal reads the present latent along its own waypoints and corrects itself, twice; the best-scored one is the way;
+- candidates drive that way at other speeds (`candidates.py`), and a head predicts what each would meet (`outcomes.py`). The cheapest is the plan;
+- **ii**: candidates are read along their own footprints in the scene that the world model imagines for every step. Without ii they are read in the
+  present scene, as if everybody stood still, and the world model's future is not computed.
 
-Shapes: B batch, K proposals, S steps, C latent channels, D width, x, y cells. Paths are LIDAR_TOP positions in the current lidar frame, metres.
+Without candidates (`accelerations` empty: the *regressor*) the proposals themselves read the imagined latents at their waypoints once more under
+ii, and the best-scored one is the plan. That correction starts at zero: an ii branch that was never trained changes nothing.
+
+Shapes: B batch, K proposals, A candidates, S steps, C latent channels, D width, x, y latent cells, X, Y cells of the occupancy flow. Paths are
+LIDAR_TOP positions in the current lidar frame, metres.
 """
 
 from __future__ import annotations
@@ -22,10 +26,12 @@ from iidrive.core.batch import Batch, Inputs
 from iidrive.core.errors import ConfigError
 from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES
 from iidrive.models.baselines import ctrv
+from iidrive.models.candidates import speed_profiles
 from iidrive.models.ego_motion import MOTION, ego_status, lidar_path
 from iidrive.models.forecast import Forecaster
 from iidrive.models.layers import CellGrid, ResBlock, mlp, transform_inverse
 from iidrive.models.losses import Counts, masked_mean
+from iidrive.models.outcomes import OutcomeHead, Outcomes, collisions
 from iidrive.models.world import Imagined
 
 
@@ -42,6 +48,8 @@ class PlannerConfig:
         reach_m: how far from a waypoint the four points lie that are read around it, metres.
         ii_fraction: share of a batch that is also planned with ii while training (when it is on): the roll-out is the costly part.
         best_weight: weight of the best proposal's distance, beside the distance expected by the scores.
+        accelerations: what candidates add to the plan's own speed, m/s², the first one 0; empty: there are none (the regressor).
+        collision_m: metres of distance from the expert's path that a step with a collision counts as much as.
     """
 
     latent_width: int = 128
@@ -52,12 +60,18 @@ class PlannerConfig:
     reach_m: float = 2.4
     ii_fraction: float = 0.5
     best_weight: float = 0.2
+    accelerations: tuple[float, ...] = ()
+    collision_m: float = 3.0
 
     def __post_init__(self) -> None:
         if self.width % 8:
             raise ConfigError(f"the planner's width must be a multiple of 8; found {self.width}.")
         if not 1 <= self.history <= 5:
             raise ConfigError(f"the planner's history is 1 to 5 motions (windows hold five keyframes before now); found {self.history}.")
+        if self.accelerations and self.accelerations[0] != 0:
+            raise ConfigError(
+                f"the first candidate is the plan at its own speed: accelerations must begin with 0; found {self.accelerations}."
+            )
 
 
 @dataclass(frozen=True)
@@ -70,6 +84,19 @@ class Proposals:
     def best(self) -> Float[Tensor, "B S 2"]:
         """The path with the highest score."""
         return self.paths[torch.arange(len(self.paths), device=self.paths.device), self.scores.argmax(1)]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Candidates (B,A,S,2), what each would meet, and what each costs (B,A), metres."""
+
+    candidates: Float[Tensor, "B A S 2"]
+    outcomes: Outcomes
+    cost_m: Float[Tensor, "B A"]
+
+    def best(self) -> Float[Tensor, "B S 2"]:
+        """The cheapest candidate."""
+        return self.candidates[torch.arange(len(self.candidates), device=self.candidates.device), self.cost_m.argmin(1)]
 
 
 class WaypointRefiner(nn.Module):
@@ -116,8 +143,13 @@ class Planner(nn.Module):
         self.overview = nn.Sequential(nn.AvgPool2d(4), nn.Conv2d(width, width, 3, padding=1), nn.ReLU())
         self.attend = nn.MultiheadAttention(width, 4, batch_first=True)
         self.refiners = nn.ModuleList(WaypointRefiner(config, cells) for _ in range(config.refinements))
-        self.future = nn.Sequential(nn.Conv2d(config.latent_width, width, 1), nn.ReLU())
-        self.ii_refiner = WaypointRefiner(config, cells)
+        if config.accelerations:
+            self.outcomes = OutcomeHead(width)
+            self.register_buffer("accelerations", torch.tensor(config.accelerations), persistent=False)
+            self.accelerations: Tensor
+        else:
+            self.future = nn.Sequential(nn.Conv2d(config.latent_width, width, 1), nn.ReLU())
+            self.ii_refiner = WaypointRefiner(config, cells)
 
     def forward(
         self, inputs: Inputs, latent: Float[Tensor, "B C x y"], base: Float[Tensor, "B S 2"]
@@ -138,6 +170,10 @@ class Planner(nn.Module):
             state, shift, score = refiner(read, state)
             stages.append(Proposals(stages[-1].paths + shift, stages[-1].scores + score))
         return stages, state
+
+    def candidates(self, way: Float[Tensor, "B S 2"]) -> Float[Tensor, "B A S 2"]:
+        """The way at other speeds, the first as it is."""
+        return speed_profiles(way, self.accelerations)
 
     def refine(self, inputs: Inputs, plan: Proposals, state: Float[Tensor, "B K D"], imagined: Imagined) -> Proposals:
         """The ii branch: correct proposals by what the world model imagines at each waypoint's moment."""
@@ -170,11 +206,35 @@ class Agent(nn.Module):
 
     @torch.no_grad()
     def plan(self, inputs: Inputs, ii: bool) -> Float[Tensor, "B S 2"]:
-        """Plans of a batch. Without `ii` the world model is not touched."""
+        """Plans of a batch. Without `ii` the world model's future is not computed."""
         assert inputs.codes is not None
+        if self.planner.config.accelerations:
+            return self.choice(inputs, ii).best()
         stages, state = self.planner(inputs, self.forecaster.latents(inputs.codes[:, -1]), self._base(inputs))
         plan = self.planner.refine(inputs, stages[-1], state, self.forecaster.imagine(inputs, FUTURE_STEPS)) if ii else stages[-1]
         return drivable(plan.best())
+
+    @torch.no_grad()
+    def choice(self, inputs: Inputs, ii: bool) -> Choice:
+        """The candidates of a batch and what they are predicted to meet; only for a planner that has candidates."""
+        assert inputs.codes is not None
+        stages, _ = self.planner(inputs, self.forecaster.latents(inputs.codes[:, -1]), self._base(inputs))
+        return self.choose(inputs, drivable(stages[-1].best()), self.scene(inputs, ii), ii)
+
+    @torch.no_grad()
+    def scene(self, inputs: Inputs, ii: bool) -> Float[Tensor, "B S X Y"]:
+        """How likely a road user takes each cell around the ego at every step: as imagined with ii, without it as the present shows it."""
+        if ii:
+            return self.forecaster.taken(inputs)
+        return self.forecaster.taken_now(inputs)[:, None].expand(-1, FUTURE_STEPS, -1, -1)
+
+    def choose(self, inputs: Inputs, way: Float[Tensor, "B S 2"], scene: Float[Tensor, "B S X Y"], ii: bool) -> Choice:
+        """Candidates along a way, and what each would meet in a scene. `ii` says whether the scene was imagined; a head that was never shown one
+        reads it as it reads the present."""
+        assert self.forecaster.flow_grid is not None
+        candidates = self.planner.candidates(way)
+        outcomes = self.planner.outcomes(candidates, way, scene, ii and self.train_ii, self.forecaster.flow_grid, inputs.ego_T_lidar)
+        return Choice(candidates, outcomes, outcomes.cost(self.planner.config.collision_m))
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Valid elements of a batch: samples with any future step, and those of them that are planned with ii too."""
@@ -189,6 +249,9 @@ class Agent(nn.Module):
         counts = counts or self.counts(batch)
         losses = [masked_mean(self._distance(stage, targets.path, targets.valid), counts["samples"]) for stage in stages]
         parts = {"plan": losses[-1], "first": 0.2 * torch.stack(losses[:-1]).mean()}
+        if self.planner.config.accelerations:
+            parts |= self._outcome_losses(batch, stages[-1].best().detach(), counts)
+            return torch.stack(list(parts.values())).sum(), parts
         some = self._with_ii(batch)
         if self.train_ii:
             parts["plan_ii"] = torch.zeros_like(parts["plan"])
@@ -198,6 +261,22 @@ class Agent(nn.Module):
             refined = self.planner.refine(part, Proposals(stages[-1].paths[some], stages[-1].scores[some]), state[some], imagined)
             parts["plan_ii"] = masked_mean(self._distance(refined, targets.path[some], targets.valid[some]), counts["samples_ii"])
         return torch.stack(list(parts.values())).sum(), parts
+
+    def _outcome_losses(self, batch: Batch, way: Float[Tensor, "B S 2"], counts: Counts) -> dict[str, Tensor]:
+        """Cross entropy of every candidate's collisions and distance of its predicted distance, without ii and, if it is trained, with it."""
+        inputs, targets = batch.inputs, batch.targets
+        way, valid = drivable(way), targets.valid
+        candidates = self.planner.candidates(way)
+        met = collisions(candidates, targets, inputs.ego_T_lidar).to(way.dtype)
+        distance = ((candidates - targets.path[:, None]).norm(dim=-1) * valid[:, None]).sum(-1) / valid.sum(1).clamp(min=1)[:, None]
+        parts = {}
+        for ii, name in ((False, ""), (True, "_ii"))[: 1 + self.train_ii]:
+            found = self.choose(inputs, way, self.scene(inputs, ii), ii).outcomes
+            entropy = F.binary_cross_entropy_with_logits(found.collision, met, reduction="none").mean(1)
+            parts["collision" + name] = masked_mean((entropy.sum(-1) * valid.all(1)).sum(), counts["samples"])
+            off = (found.distance_m - distance).abs().mean(1)
+            parts["distance" + name] = 0.2 * masked_mean((off * valid.any(1)).sum(), counts["samples"])
+        return parts
 
     def _with_ii(self, batch: Batch) -> Int[Tensor, "b"]:
         """Rows of a batch that are planned with ii too: `ii_fraction` of the global batch, evenly spread over its places, the first one included."""

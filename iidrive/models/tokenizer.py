@@ -57,6 +57,7 @@ class TokenizerConfig:
         voxel_loss: focal (published), or balanced: a cross entropy with class_weights.
         voxel_weight: weight of that loss.
         class_weights: one a class for the balanced loss; empty: taken from the training split's class frequencies.
+        prior: how much of the class_weights' bias to rare classes is taken back where labels are read: 0 none of it, 1 all.
         lovasz_weight: weight of the Lovász loss, which is taken frame by frame; 0: none.
         lovasz_bins: bins of a histogram that orders the errors; 0: they are sorted.
         lovasz_weights: one a class, where the voxel loss is balanced (otherwise the mean over a frame's classes, as published); empty: taken from
@@ -81,6 +82,7 @@ class TokenizerConfig:
     voxel_loss: Literal["focal", "balanced"] = "focal"
     voxel_weight: float = 10.0
     class_weights: tuple[float, ...] = ()
+    prior: float = 0.0
     lovasz_weight: float = 1.0
     lovasz_bins: int = 0
     lovasz_weights: tuple[float, ...] = ()
@@ -308,14 +310,19 @@ class Tokenizer(nn.Module):
         columns = rearrange(self.decoder(latent), "b (z e) x y -> b x y z e", e=self.config.class_width)
         return columns @ self.classes.T
 
-    def labels(self, latent: Float[Tensor, "B C x y"], without: Bool[Tensor, "K"] | None = None) -> UInt8[Tensor, "B X Y Z"]:
-        """The most likely class of every voxel, among those that training has shown (all, where the config has no class weights).
-
-        `without` leaves out some more classes: what is most likely if the voxel is none of them.
-        """
+    def class_logits(self, latent: Float[Tensor, "B C x y"]) -> Float[Tensor, "B X Y Z K"]:
+        """Class logits as labels are read from them: without classes that training has never shown (where the config has class weights), and with
+        `prior` of the weights' bias taken back."""
         logits = self.decode(latent)
-        if self.config.class_weights:
-            logits = logits.masked_fill(logits.new_tensor(self.config.class_weights) == 0, -torch.inf)
+        if not self.config.class_weights:
+            return logits
+        weights = logits.new_tensor(self.config.class_weights)
+        bias = torch.where(weights > 0, -self.config.prior * weights.clamp(min=1e-6).log(), -torch.inf)
+        return logits + bias
+
+    def labels(self, latent: Float[Tensor, "B C x y"], without: Bool[Tensor, "K"] | None = None) -> UInt8[Tensor, "B X Y Z"]:
+        """The most likely class of every voxel; `without` leaves out some: what is most likely if the voxel is none of them."""
+        logits = self.class_logits(latent)
         if without is not None:
             logits = logits.masked_fill(without, -torch.inf)
         return logits.argmax(-1).to(torch.uint8)

@@ -159,9 +159,12 @@ def evaluate_planner(found: Checkpoint, on: TestSet, use: Use) -> Result:
     clips = scored_clips(on.tracks, cache, on.source, agent.forecaster.tokenizer.config.grid)
     text, numbers = _forecast(agent.forecaster, clips, on, lineage)
     planned = _planned("planner", partial(agent.plan, ii=use.test_ii), clips.without_occupancy(), on, about, lineage)
-    note = (
-        "" if agent.train_ii or not use.test_ii else "\nnote: the ii branch was never trained; it changes nothing, so this equals ii off."
+    untrained = (
+        "the outcome head was trained on the present scene alone; it reads the imagined one as if it were the present."
+        if agent.planner.config.accelerations
+        else "the ii branch was never trained; it changes nothing, so this equals ii off."
     )
+    note = "" if agent.train_ii or not use.test_ii else f"\nnote: {untrained}"
     return replace(planned, text=f"{text}\n\n{planned.text}{note}", numbers={**planned.numbers, **numbers})
 
 

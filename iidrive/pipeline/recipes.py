@@ -66,6 +66,9 @@ class Recipe:
             )
 
 
+ACCELERATIONS = (0.0, -0.5, 0.5, -1.0, 1.0, -2.0, 2.0, -3.0, -4.0, -6.0)
+"""What candidates add to the plan's own speed, m/s²: the gentlest first."""
+
 COARSE_GRID = GridSpec((80, 80, 8), (-32.0, -32.0, -1.0), 0.8)
 """64 x 64 x 6.4 m around the ego in voxels of 0.8 m: Occ3D's, two by two by two, cropped."""
 
@@ -85,6 +88,7 @@ def small() -> Recipe:
         quantiser=quantiser,
         voxel_loss="balanced",
         voxel_weight=1.0,
+        prior=0.25,
         lovasz_bins=256,
     )
     world = WorldConfig(
@@ -97,7 +101,7 @@ def small() -> Recipe:
         rotation_weight=10.0,
         flow=FlowConfig(width=32),
     )
-    planner = PlannerConfig(latent_width=32, width=48, ii_fraction=0.25)
+    planner = PlannerConfig(latent_width=32, width=48, ii_fraction=0.25, accelerations=ACCELERATIONS)
     base = TrainConfig(weight_decay=1e-2, max_grad_norm=1.0, ema_decay=0.995, ema_warmup_steps=100.0)
     return Recipe(
         "small",
@@ -176,6 +180,7 @@ def full() -> Recipe:
         "full",
         TokenizerConfig(mirror="clip"),
         WorldConfig(flow=FlowConfig(width=64)),
+        PlannerConfig(accelerations=ACCELERATIONS),
         train_tokenizer=stage1,
         train_motion=replace(stage1, samples=256_000, learning_rate=1e-3, save_every=128_000, micro_batch=0),
         train_flow=replace(stage1, samples=12 * 1999 * 64, learning_rate=1e-3, micro_batch=16),
@@ -193,9 +198,19 @@ def published() -> Recipe:
     r = full()
     quantiser = replace(r.tokenizer.quantiser, inter="past", project_past=False, inter_loss=False, codebook_start="uniform")
     tokenizer = replace(r.tokenizer, quantiser=quantiser, warp="stream", cell_points="corner", mirror="frame", stale_mirror=True)
-    world = replace(r.world, norm="batch", align="none", residual="none", motion="map", quirks=get_args(Quirk), start="xavier", flow=FlowConfig())
+    world = replace(
+        r.world, norm="batch", align="none", residual="none", motion="map", quirks=get_args(Quirk), start="xavier", flow=FlowConfig()
+    )
     train_tokenizer, train_world = (replace(t, ema_initial_steps=10_560, group=8) for t in (r.train_tokenizer, r.train_world))
-    return replace(r, name="published", tokenizer=tokenizer, world=world, train_tokenizer=train_tokenizer, train_world=train_world)
+    return replace(
+        r,
+        name="published",
+        tokenizer=tokenizer,
+        world=world,
+        planner=PlannerConfig(),
+        train_tokenizer=train_tokenizer,
+        train_world=train_world,
+    )
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {"tiny": tiny, "demo": demo, "small": small, "full": full, "published": published}

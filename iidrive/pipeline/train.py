@@ -22,7 +22,7 @@ from iidrive.core.config_io import to_plain
 from iidrive.core.errors import CheckpointError, ConfigError
 from iidrive.core.lineage import INITIAL, Lineage, Parent, joined
 from iidrive.core.scene import GridSpec
-from iidrive.data.box_tracks import FlowTargets
+from iidrive.data.box_tracks import BoxTargets, FlowTargets
 from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, OccupancyFrames, keyframes, read_tracks
 from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache
@@ -164,7 +164,12 @@ def train_planner(
     agent = Agent(stage2.model, Planner(config, stage1.model.cells), train_ii)
     tracks = read_tracks(source, split)
     zero, found = token_check.check(stage1.model, stage1.checkpoint.manifest, cache, source, tracks, allow)
-    clips = ClipDataset(tracks, ClipSpec(), codes=cache)
+    if config.accelerations and stage2.model.flow_grid is None:
+        raise ConfigError(
+            "candidates are chosen by the world model's occupancy flow, and this world model has none: train one with "
+            "--recipe.world.flow.width 32, or plan without candidates: --recipe.planner.accelerations []."
+        )
+    clips = ClipDataset(tracks, ClipSpec(), codes=cache, labels=BoxTargets(source) if config.accelerations else None)
     parents = (stage1.checkpoint, stage2.checkpoint)
     manifest = _manifest("planner", config, training, source, split, recipe, parents, {"train_ii": train_ii})
     manifest = replace(manifest, metrics=zero.metrics(), marks=joined(stage2.manifest.marks, marks, found))

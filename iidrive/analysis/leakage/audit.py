@@ -26,6 +26,7 @@ from iidrive.data.source import Source, true_path, window
 from iidrive.data.tokens import TokenCache
 from iidrive.models.baselines import KINEMATIC
 from iidrive.models.forecast import Forecaster
+from iidrive.models.planner import Agent
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.pipeline.infer import HORIZON_STEPS
 from iidrive.pipeline.load import load_agent, load_ego_mlp, load_forecaster
@@ -144,15 +145,24 @@ def of_checkpoint(path: str, test_ii: bool = False, tokens: str = "") -> Make:
             own = copy.deepcopy(forecaster)
             return Pipeline(lambda batch: forecast(own, batch), encode, cache)
         fresh = copy.deepcopy(agent)
-        return Pipeline(lambda batch: {"plan": fresh.plan(batch.inputs, test_ii), **forecast(fresh.forecaster, batch)}, encode, cache)
+        return Pipeline(lambda batch: {**planned(fresh, batch, test_ii), **forecast(fresh.forecaster, batch)}, encode, cache)
 
     return make
+
+
+def planned(agent: Agent, batch: Batch, ii: bool) -> dict[str, torch.Tensor]:
+    """The plan, and what every candidate would cost: a leak may move that and leave the choice as it is."""
+    if not agent.planner.config.accelerations:
+        return {"plan": agent.plan(batch.inputs, ii)}
+    choice = agent.choice(batch.inputs, ii)
+    return {"plan": choice.best(), "cost": choice.cost_m}
 
 
 def forecast(forecaster: Forecaster, batch: Batch) -> dict[str, torch.Tensor]:
     """Labels 0 to 3 s ahead and the imagined latents and motion."""
     labels, imagined = forecaster.forecast(batch.inputs, HORIZON_STEPS)
-    return {"forecast": labels, "latents": imagined.latents, "motion": imagined.now_T_frame}
+    found = {"forecast": labels, "latents": imagined.latents, "motion": imagined.now_T_frame}
+    return found if imagined.flow is None else {**found, "taken": imagined.flow.taken}
 
 
 def choose(source: Source, split: str, count: int) -> list[Sample]:

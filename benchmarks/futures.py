@@ -1,0 +1,165 @@
+"""What is knowing the future worth to a planner? One way, ten speeds, chosen by different beliefs about where the others will be.
+
+    python benchmarks/futures.py PLANNER_RUN [--seed 907] [--scenes 60] [--split test]
+
+Towns of a seed that no recipe trains on. The way is the planner's own plan before it chooses. `rule` rows take the gentlest speed that is free by
+what is believed (where none is, the one that meets the least); a probability is free below a threshold. `head` rows let the planner's outcome
+head choose, at several weights of a collision. Events are steps of SparseDrive's obj_box_col. Rows by true boxes and by true occupancy know what no
+planner may; rows by present boxes know what no planner is given. Thresholds and weights are chosen on `val`, never on the towns that are reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections import defaultdict
+
+import numpy as np
+import torch
+
+from iidrive.core import geometry
+from iidrive.core.classes import MOVABLE
+from iidrive.core.scene import FUTURE_STEPS, STEP_S, Scene
+from iidrive.data.clips import read_tracks, scored_clips
+from iidrive.data.town.source import Town, TownConfig
+from iidrive.models.candidates import speed_profiles
+from iidrive.models.layers import transform_inverse
+from iidrive.models.outcomes import Outcomes, read_along
+from iidrive.models.planner import Agent, drivable
+from iidrive.pipeline.infer import truth
+from iidrive.pipeline.load import load_agent
+from iidrive.pipeline.recipes import ACCELERATIONS
+from iidrive.pipeline.tokens import write_tokens
+from iidrive.scoring.planning.sparsedrive import sparsedrive_hits, sparsedrive_yaw
+
+Array = np.ndarray
+THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.5)
+WEIGHTS_M = (1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0)
+
+
+def believed_boxes(scene: Scene, index: int, moving: float) -> list[Array]:
+    """Present boxes (n,7) in the present lidar frame at each step: where they stand (`moving` 0) or at their last velocity (1)."""
+    now, before = scene.keyframes[index], scene.keyframes[max(index - 1, 0)]
+    place = now.boxes.found_in(before.boxes)
+    velocity = np.where(place[:, None] >= 0, now.boxes.centre_m - before.boxes.centre_m[place], 0.0) / STEP_S
+    out = []
+    for step in range(1, FUTURE_STEPS + 1):
+        lidar = now.boxes.moved(geometry.invert(now.global_T_lidar), "lidar")
+        shift = moving * velocity * STEP_S * step @ geometry.invert(now.global_T_lidar)[:3, :3].T
+        out.append(np.concatenate([lidar.centre_m + shift, lidar.size_m, lidar.yaw_rad[:, None]], 1))
+    return out
+
+
+def movable_maps(grids: torch.Tensor, voxels: int) -> torch.Tensor:
+    """Which cells of the occupancy flow hold a voxel of a road user, (..., X, Y)."""
+    movable = torch.from_numpy(MOVABLE)[grids.long()].any(-1).float()
+    return torch.nn.functional.max_pool2d(movable.flatten(0, -3)[:, None], voxels)[:, 0].unflatten(0, movable.shape[:-2])
+
+
+def carried(maps: torch.Tensor, now_T_frame: torch.Tensor, agent: Agent) -> torch.Tensor:
+    """Maps (B,S,X,Y) of ego frames in the present one; where a frame saw nothing, 0."""
+    flow = agent.forecaster.world.flow
+    assert flow is not None
+    frame_T_now = transform_inverse(now_T_frame).flatten(0, 1)
+    return flow.cells.warp(maps.flatten(0, 1)[:, None], frame_T_now)[:, 0].unflatten(0, maps.shape[:2])
+
+
+@torch.no_grad()
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("planner")
+    parser.add_argument("--seed", type=int, default=907)
+    parser.add_argument("--scenes", type=int, default=60)
+    parser.add_argument("--split", default="test", choices=("val", "test"))
+    given = parser.parse_args()
+    loaded = load_agent(given.planner)
+    agent = loaded.model
+    grid, fine = agent.forecaster.tokenizer.config.grid, agent.forecaster.flow_grid
+    assert fine is not None
+    voxels = grid.shape[0] // fine.shape[0]
+    counts = {"train_scenes": 0, "val_scenes": 0, "test_scenes": 0, f"{given.split}_scenes": given.scenes}
+    source = Town(TownConfig(seed=given.seed, **counts))
+    tracks = read_tracks(source, given.split)
+    with tempfile.TemporaryDirectory() as scratch:
+        cache = write_tokens(loaded.world.tokenizer, source, [track.name for track in tracks], scratch)
+        clips = scored_clips(tracks, cache, source, grid)
+        batches = []
+        for start in range(0, len(clips), 16):
+            batch = clips.batch(range(start, min(start + 16, len(clips))))
+            inputs, targets = batch.inputs, batch.targets
+            assert inputs.occupancy is not None
+            assert targets.occupancy is not None
+            assert inputs.codes is not None
+            stages, _ = agent.planner(inputs, agent.forecaster.latents(inputs.codes[:, -1]), agent._base(inputs))
+            way = drivable(stages[-1].best())
+            candidates = speed_profiles(way, torch.tensor(ACCELERATIONS))
+            now = movable_maps(inputs.occupancy[:, -1:], voxels).expand(-1, FUTURE_STEPS, -1, -1)
+            then = carried(movable_maps(targets.occupancy, voxels), targets.now_T_frame, agent)
+            imagined = agent.forecaster.taken(inputs)
+            part = {"candidates": candidates.numpy(), "true": targets.path.numpy()}
+            for name, maps in (("present occupancy", now), ("true occupancy", then), ("imagined", imagined)):
+                part[name] = read_along(candidates, maps, fine, inputs.ego_T_lidar)[..., 0].numpy()
+            if agent.planner.config.accelerations:
+                for ii in (False, True):
+                    found = agent.choose(inputs, way, agent.scene(inputs, ii), ii).outcomes
+                    part[f"collision {ii}"], part[f"distance {ii}"] = found.collision.numpy(), found.distance_m.numpy()
+            batches.append((inputs.tokens, part))
+    tokens = [token for some, _ in batches for token in some]
+    found = {key: np.concatenate([part[key] for _, part in batches]) for key in batches[0][1]}
+    candidates, true = found["candidates"].astype(np.float32), found["true"]
+    cases = truth(source, tracks)
+    row = {token: k for k, token in enumerate(cases.token)}
+    index = np.array([row[token] for token in tokens])
+
+    def hits(path: Array, boxes: Array, steps: Array) -> Array:
+        full = np.zeros((len(cases.token), FUTURE_STEPS, 2), np.float32)
+        full[index] = path
+        return sparsedrive_hits(full, sparsedrive_yaw(full), boxes, np.arange(len(boxes)), steps)[index]
+
+    use = cases.box_valid & (cases.box_t > 0) & np.isin(cases.box_case, index)
+    real = cases.box[use], cases.box_case[use].astype(np.int64) * FUTURE_STEPS + cases.box_t[use] - 1
+    own = hits(true.astype(np.float32), *real)
+    met = np.stack([hits(candidates[:, k], *real) & ~own for k in range(candidates.shape[1])], 1)
+    distance = np.linalg.norm(candidates - true[:, None], axis=-1)
+
+    def show(name: str, cost: Array) -> None:
+        pick = np.where((cost <= 0).any(1), (cost <= 0).argmax(1), cost.argmin(1))
+        chosen = np.arange(len(pick)), pick
+        means = np.cumsum(distance[chosen].mean(0)) / np.arange(1, FUTURE_STEPS + 1)
+        events = met[chosen].sum(0)
+        print(
+            f"{name:34s} L2 {means[[1, 3, 5]].mean():.4f}  events {events.sum():4d} {events.tolist()}  changed {np.mean(pick > 0):.3f}",
+            flush=True,
+        )
+
+    print(f"{given.split} towns of seed {given.seed}: {given.scenes} scenes, {len(tokens)} samples, {len(tokens) * FUTURE_STEPS} steps")
+    none = np.zeros(met.shape[:2])
+    show("nothing", none)
+    show("rule: true boxes (oracle)", met.any(2).astype(float))
+    show("rule: true occupancy (oracle)", np.where((found["true occupancy"] > 0.5).any(2), found["true occupancy"].sum(2), 0.0))
+    by_scene: dict[float, list[Array]] = defaultdict(list)
+    steps = []
+    for track in tracks:
+        scene = source.scene(track.name)
+        for i, keyframe in enumerate(scene.keyframes):
+            if keyframe.token in row and row[keyframe.token] in set(index.tolist()):
+                for moving in (0.0, 1.0):
+                    by_scene[moving] += believed_boxes(scene, i, moving)
+                steps += [np.full(len(keyframe.boxes), row[keyframe.token] * FUTURE_STEPS + s) for s in range(FUTURE_STEPS)]
+    for moving, name in ((1.0, "rule: boxes at constant velocity"), (0.0, "rule: boxes standing still")):
+        boxes, at = np.concatenate(by_scene[moving]), np.concatenate(steps)
+        show(name, np.stack([hits(candidates[:, k], boxes, at) for k in range(candidates.shape[1])], 1).any(2).astype(float))
+    show("rule: present occupancy", np.where((found["present occupancy"] > 0.5).any(2), found["present occupancy"].sum(2), 0.0))
+    for threshold in THRESHOLDS:
+        show(f"rule: imagined, below {threshold}", np.where((found["imagined"] > threshold).any(2), found["imagined"].sum(2), 0.0))
+    if agent.planner.config.accelerations:
+        for ii in (False, True):
+            outcomes = Outcomes(torch.from_numpy(found[f"collision {ii}"]), torch.from_numpy(found[f"distance {ii}"]))
+            for weight in WEIGHTS_M:
+                cost = outcomes.cost(weight).numpy()
+                show(f"head: ii {'on' if ii else 'off'}, {weight:g} m a collision", cost - cost.min(1, keepdims=True))
+
+
+if __name__ == "__main__":
+    main()

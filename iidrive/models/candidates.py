@@ -1,0 +1,120 @@
+"""Candidate plans: the same way at different speeds, and beside it; and the ground that each would cover.
+
+Shapes: B batch, A candidates, S steps, P points of a footprint. Paths are LIDAR_TOP positions in the current lidar frame, metres (x right,
+y forward).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from iidrive.core.footprint import EGO_SIZE_M
+from iidrive.core.scene import STEP_S
+
+_PIECES = 10
+"""A step is driven in so many pieces of constant speed."""
+
+_LEAST_M = 0.1
+"""A hop that is shorter says nothing of a heading."""
+
+_SHIFT_M = 12.0
+"""Distance along the path over which a shifted one moves aside."""
+
+
+def speed_profiles(paths: Float[Tensor, "B S 2"], added_mps2: Float[Tensor, "A"]) -> Float[Tensor, "B A S 2"]:
+    """The way of each path at other speeds: a constant acceleration on top of the path's own speed, never backwards.
+
+    Who has stopped by braking stays there, but for a hair's breadth a step along the way: evaluators read a car's heading from its path, and from a
+    path that stands they read that it has turned to the side. Beyond its end a path goes straight on.
+    """
+    hops = torch.diff(paths, dim=1, prepend=torch.zeros_like(paths[:, :1]))
+    length = hops.norm(dim=-1)
+    count = hops.shape[1] * _PIECES
+    time = (torch.arange(count, device=paths.device, dtype=paths.dtype) + 1) * (STEP_S / _PIECES)
+    own = (length / STEP_S).repeat_interleave(_PIECES, 1)[:, None]
+    added = added_mps2[:, None] * time
+    speed = (own + added).clamp(min=0)
+    stopped = ((speed <= _STOPPED_MPS).cummax(2).values) & (own[..., :1] + added <= 0) & (added_mps2 < 0)[:, None]
+    gone = torch.where(stopped, _CREEP_M / STEP_S, speed).cumsum(2)[..., _PIECES - 1 :: _PIECES] * (STEP_S / _PIECES)
+    return along(paths, gone)
+
+
+_STOPPED_MPS = 0.01
+_CREEP_M = 0.005
+
+
+def along(paths: Float[Tensor, "B S 2"], gone_m: Float[Tensor, "B A N"]) -> Float[Tensor, "B A N 2"]:
+    """Points of each path after some metres from the origin; beyond its end straight on, ahead where it has not moved."""
+    hops = torch.diff(paths, dim=1, prepend=torch.zeros_like(paths[:, :1]))
+    length = hops.norm(dim=-1)
+    arc = length.cumsum(1)
+    unit = hops / length.clamp(min=1e-6)[..., None]
+    on_hop = (gone_m[..., None] - (arc - length)[:, None, None]).clamp(min=0).minimum(length[:, None, None])
+    ahead = torch.tensor([0.0, 1.0], device=paths.device, dtype=paths.dtype)
+    last = torch.where(length[:, -1:] > _LEAST_M, unit[:, -1], ahead)
+    beyond = (gone_m - arc[:, -1, None, None]).clamp(min=0)
+    return torch.einsum("bans,bsi->bani", on_hop, unit) + beyond[..., None] * last[:, None, None]
+
+
+def headings(paths: Float[Tensor, "*B S 2"]) -> Float[Tensor, "*B S 2"]:
+    """Unit vectors along each path at its points: halfway between the hop before and the one after; ahead where it does not move."""
+    padded = torch.cat([torch.zeros_like(paths[..., :1, :]), paths], -2)
+    hop = torch.cat([padded[..., 2:, :] - padded[..., :-2, :], padded[..., -1:, :] - padded[..., -2:-1, :]], -2)
+    length = hop.norm(dim=-1, keepdim=True)
+    unit = [torch.tensor([0.0, 1.0], device=paths.device, dtype=paths.dtype).expand_as(hop[..., 0, :])]
+    for k in range(hop.shape[-2]):
+        unit.append(torch.where(length[..., k, :] > _LEAST_M, hop[..., k, :] / length[..., k, :].clamp(min=1e-6), unit[-1]))
+    return torch.stack(unit[1:], -2)
+
+
+def shifted(paths: Float[Tensor, "B S 2"], aside_m: float) -> Float[Tensor, "B S 2"]:
+    """Paths that move aside to the left (negative: right), smoothly over the first metres, and go on beside the way."""
+    heading = headings(paths)
+    left = torch.stack([-heading[..., 1], heading[..., 0]], -1)
+    gone = torch.diff(paths, dim=1, prepend=torch.zeros_like(paths[:, :1])).norm(dim=-1).cumsum(1)
+    share = (gone / _SHIFT_M).clamp(0, 1)
+    return paths + (aside_m * share.square() * (3 - 2 * share))[..., None] * left
+
+
+def footprints(paths: Float[Tensor, "*B S 2"], points: tuple[int, int] = (9, 5), margin_m: float = 0.0) -> Float[Tensor, "*B S P 2"]:
+    """Points of the ego's rectangle at every step, in the lidar frame: a lattice over its length and width, its edge included."""
+    forward = headings(paths)
+    left = torch.stack([-forward[..., 1], forward[..., 0]], -1)
+    size = [side + 2 * margin_m for side in EGO_SIZE_M]
+    along_m, left_m = (
+        torch.linspace(-side / 2, side / 2, n, device=paths.device, dtype=paths.dtype) for side, n in zip(size, points, strict=True)
+    )
+    lattice = torch.stack(torch.meshgrid(along_m + LIDAR_TO_CENTRE_M, left_m, indexing="ij"), -1).flatten(0, 1)
+    return paths[..., None, :] + lattice[:, :1] * forward[..., None, :] + lattice[:, 1:] * left[..., None, :]
+
+
+LIDAR_TO_CENTRE_M = 0.5
+"""The ego's centre is so far ahead of LIDAR_TOP, as SparseDrive's protocol has it."""
+
+
+def rectangles_meet(
+    centre: Float[Tensor, "*B 2"],
+    forward: Float[Tensor, "*B 2"],
+    other_centre: Float[Tensor, "*B 2"],
+    other_forward: Float[Tensor, "*B 2"],
+    size_m: Float[Tensor, "*B 2"],
+    other_size_m: Float[Tensor, "*B 2"],
+) -> Float[Tensor, "*B"]:
+    """Whether rectangles share a point: no one of their four axes parts them. Shapes broadcast."""
+    between = other_centre - centre
+    left, other_left = (torch.stack([-f[..., 1], f[..., 0]], -1) for f in (forward, other_forward))
+    meet = torch.ones((), dtype=torch.bool, device=centre.device)
+    for axis in (forward, left, other_forward, other_left):
+        reach = sum(
+            (axis * side).sum(-1).abs() * size[..., k] / 2
+            for k, side, size in (
+                (0, forward, size_m),
+                (1, left, size_m),
+                (0, other_forward, other_size_m),
+                (1, other_left, other_size_m),
+            )
+        )
+        meet = meet & ((axis * between).sum(-1).abs() <= reach)
+    return meet

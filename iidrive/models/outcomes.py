@@ -1,0 +1,110 @@
+"""What each candidate plan would meet, and the choice among them.
+
+A candidate is read along its own footprint in a sequence of maps that say how likely a road user takes each cell: those imagined for each
+step (ii), or the present's at every step (no ii). From what was read, and from how the candidate drives, a small head predicts the probability
+of a collision at each step and the distance to the path that an expert would drive. Both are trained on exact labels of every candidate of every
+sample. The choice weighs them.
+
+Shapes: B batch, A candidates, S steps, N boxes, P points of a footprint, X, Y cells, F numbers of a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from iidrive.core.batch import Targets
+from iidrive.core.footprint import EGO_SIZE_M
+from iidrive.core.scene import FUTURE_STEPS, GridSpec
+from iidrive.models.candidates import LIDAR_TO_CENTRE_M, footprints, headings, rectangles_meet
+from iidrive.models.layers import mlp
+
+_MARGINS_M = (0.0, 0.6, 1.5)
+"""A footprint is read as it is, and with so much room around it."""
+
+_LATTICE = ((9, 5), (9, 5), (9, 7))
+
+_PER_STEP = len(_MARGINS_M) + 1 + 3
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Logits (B,A,S) of meeting a road user at each step, and the expected distance (B,A) from the expert's path, metres."""
+
+    collision: Float[Tensor, "B A S"]
+    distance_m: Float[Tensor, "B A"]
+
+    def cost(self, collision_m: float) -> Float[Tensor, "B A"]:
+        """What a candidate costs, metres: the distance, and `collision_m` for every step that is expected to meet somebody."""
+        return self.distance_m + collision_m * self.collision.sigmoid().sum(-1)
+
+
+class OutcomeHead(nn.Module):
+    """Reads maps along candidates. Holds weights only."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = mlp(FUTURE_STEPS * _PER_STEP + 3, 2 * width, width)
+        self.out = nn.Linear(width, FUTURE_STEPS + 1)
+        nn.init.zeros_(self.out.weight)
+        with torch.no_grad():
+            self.out.bias.copy_(torch.tensor([-4.0] * FUTURE_STEPS + [0.0]))
+
+    def forward(
+        self,
+        candidates: Float[Tensor, "B A S 2"],
+        base: Float[Tensor, "B S 2"],
+        maps: Float[Tensor, "B S X Y"],
+        imagined: bool,
+        grid: GridSpec,
+        ego_T_lidar: Float[Tensor, "B 4 4"],
+    ) -> Outcomes:
+        """Outcomes of candidates (lidar frame) by `maps` (probabilities, present ego frame). `base` is the plan that they vary; `imagined` says
+        whether the maps are of their steps or all of the present."""
+        ways = zip(_LATTICE, _MARGINS_M, strict=True)
+        read = torch.stack([read_along(candidates, maps, grid, ego_T_lidar, lattice, margin) for lattice, margin in ways], -1)
+        worst, mean = read[..., 0, :], read[..., 1, :1]
+        seen = torch.cat([torch.logit(worst.clamp(1e-3, 1 - 1e-3)) / 4, mean], -1)
+        hops = torch.diff(candidates, dim=2, prepend=torch.zeros_like(candidates[:, :, :1])).norm(dim=-1)
+        own = torch.diff(base, dim=1, prepend=torch.zeros_like(base[:, :1])).norm(dim=-1)[:, None].expand_as(hops)
+        away = (candidates - base[:, None]).norm(dim=-1)
+        driven = torch.stack([hops / 5, (hops - own) / 2, away / 5], -1)
+        whole = torch.stack([own[..., 0] / 5, away.mean(-1), torch.full_like(away[..., 0], float(imagined))], -1)
+        made = self.out(F.relu(self.net(torch.cat([torch.cat([seen, driven], -1).flatten(2), whole], -1))))
+        return Outcomes(made[..., :-1], (away.mean(-1) + made[..., -1]).clamp(min=0))
+
+
+def read_along(
+    candidates: Float[Tensor, "B A S 2"],
+    maps: Float[Tensor, "B S X Y"],
+    grid: GridSpec,
+    ego_T_lidar: Float[Tensor, "B 4 4"],
+    lattice: tuple[int, int] = (9, 5),
+    margin_m: float = 0.0,
+) -> Float[Tensor, "B A S 2"]:
+    """The largest and the mean value, bilinear, of every step's map under the candidate's footprint then; 0 outside the map."""
+    points = footprints(candidates, lattice, margin_m)
+    ego = torch.einsum("bij,baspj->bsapi", ego_T_lidar[:, :2, :2], points) + ego_T_lidar[:, None, None, None, :2, 3]
+    size = ego.new_tensor([grid.shape[1], grid.shape[0]]) * grid.voxel_m
+    places = 2 * (ego - ego.new_tensor(grid.lower_m[:2])).flip(-1) / size - 1
+    found = F.grid_sample(maps.flatten(0, 1)[:, None], places.flatten(0, 1), align_corners=False)[:, 0]
+    return torch.stack([found.amax(-1), found.mean(-1)], -1).unflatten(0, maps.shape[:2]).transpose(1, 2)
+
+
+def collisions(candidates: Float[Tensor, "B A S 2"], targets: Targets, ego_T_lidar: Float[Tensor, "B 4 4"]) -> Bool[Tensor, "B A S"]:
+    """Whether each candidate touches a true box at each step: exact labels, for training."""
+    assert targets.boxes is not None
+    assert targets.boxes_known is not None
+    forward = headings(candidates)
+    turn = ego_T_lidar[:, None, None, :2, :2]
+    centre = (turn @ (candidates + LIDAR_TO_CENTRE_M * forward)[..., None])[..., 0] + ego_T_lidar[:, None, None, :2, 3]
+    forward = (turn @ forward[..., None])[..., 0]
+    boxes = targets.boxes[:, :, 1:].transpose(1, 2)[:, None]  # B 1 S N 5
+    other = torch.stack([boxes[..., 2].cos(), boxes[..., 2].sin()], -1)
+    size = candidates.new_tensor(EGO_SIZE_M)
+    meet = rectangles_meet(centre[..., None, :], forward[..., None, :], boxes[..., :2], other, size, boxes[..., 3:])
+    return (meet & targets.boxes_known[:, :, 1:].transpose(1, 2)[:, None]).any(-1)
