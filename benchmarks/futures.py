@@ -23,7 +23,7 @@ from iidrive.core.scene import FUTURE_STEPS, STEP_S, Scene
 from iidrive.data.clips import read_tracks, scored_clips
 from iidrive.data.town.source import Town, TownConfig
 from iidrive.models.candidates import speed_profiles
-from iidrive.models.layers import transform_inverse
+from iidrive.models.layers import grid_centres, planar, read_grid, transform_inverse
 from iidrive.models.outcomes import Outcomes, read_along
 from iidrive.models.planner import Agent, drivable
 from iidrive.pipeline.infer import truth
@@ -60,8 +60,8 @@ def carried(maps: torch.Tensor, now_T_frame: torch.Tensor, agent: Agent) -> torc
     """Maps (B,S,X,Y) of ego frames in the present one; where a frame saw nothing, 0."""
     flow = agent.forecaster.world.flow
     assert flow is not None
-    frame_T_now = transform_inverse(now_T_frame).flatten(0, 1)
-    return flow.cells.warp(maps.flatten(0, 1)[:, None], frame_T_now)[:, 0].unflatten(0, maps.shape[:2])
+    there = planar(transform_inverse(now_T_frame), grid_centres(flow.fine, now_T_frame).expand(*maps.shape[:2], -1, -1, -1))
+    return read_grid(maps.flatten(0, 1)[:, None], there.flatten(0, 1), flow.fine)[:, 0].unflatten(0, maps.shape[:2])
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from iidrive.core.scene import GridSpec
 from iidrive.models.cpu.products import Linear, crossed, linear
 from iidrive.models.cpu.sampling import bordered, corners, table_of, weighted_rows
 from iidrive.models.norm import Norm
@@ -253,6 +254,29 @@ class CellGrid:
         """Cell centres (x, y) of frame dst in frame src, metres."""
         shift = src_T_dst[:, :2, 3] + self.height_m * src_T_dst[:, :2, 2]
         return torch.einsum("bij,xyj->bxyi", src_T_dst[:, :2, :2], self.points(src_T_dst)) + shift[:, None, None]
+
+
+def read_grid(maps: Float[Tensor, "B C X Y"], points_m: Float[Tensor, "B P Q 2"], grid: GridSpec) -> Float[Tensor, "B C P Q"]:
+    """Bilinear values, at points of its ego frame, of maps with a number for each cell of a grid; zero outside.
+
+    `CellGrid.read` does the same faster where maps have many channels and nobody asks for their gradient.
+    """
+    size = points_m.new_tensor([grid.shape[1], grid.shape[0]]) * grid.voxel_m
+    places = 2 * (points_m - points_m.new_tensor(grid.lower_m[:2])).flip(-1) / size - 1
+    return F.grid_sample(maps, places.to(maps.dtype), align_corners=False)
+
+
+def grid_centres(grid: GridSpec, like: Tensor) -> Float[Tensor, "X Y 2"]:
+    """Centres (x, y) of a grid's cells, metres in its ego frame."""
+    x, y = (
+        grid.lower_m[axis] + (torch.arange(grid.shape[axis], device=like.device, dtype=like.dtype) + 0.5) * grid.voxel_m for axis in (0, 1)
+    )
+    return torch.stack(torch.meshgrid(x, y, indexing="ij"), -1)
+
+
+def planar(dst_T_src: Float[Tensor, "*B 4 4"], points_m: Float[Tensor, "*B P Q 2"]) -> Float[Tensor, "*B P Q 2"]:
+    """Points on the ground of frame src in frame dst."""
+    return torch.einsum("...ij,...pqj->...pqi", dst_T_src[..., :2, :2], points_m) + dst_T_src[..., None, None, :2, 3]
 
 
 def _weight_inside(index: Tensor, count: int) -> Tensor:

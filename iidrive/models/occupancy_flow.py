@@ -23,7 +23,7 @@ from iidrive.core.batch import Batch, Inputs
 from iidrive.core.errors import ConfigError
 from iidrive.core.scene import FUTURE_STEPS, GridSpec
 from iidrive.models.compute import ComputeConfig, in_autocast
-from iidrive.models.layers import CellGrid, transform_inverse
+from iidrive.models.layers import CellGrid, grid_centres, planar, read_grid, transform_inverse
 from iidrive.models.losses import Counts, masked_mean
 from iidrive.models.norm import Norm
 from iidrive.models.tokenizer import Tokenizer
@@ -78,15 +78,13 @@ class FlowNet(nn.Module):
             raise ConfigError(
                 f"occupancy flow needs latent cells of two voxels or more a side; found {grid.shape} voxels and {cells.size} cells."
             )
-        half = self.fine.voxel_m / 2
-        self.cells = CellGrid(self.fine.shape[:2], (self.fine.lower_m[0] + half, self.fine.lower_m[1] + half), self.fine.voxel_m)
         width, lifted = config.width, config.lifted
-        self.lift = nn.Sequential(nn.Conv2d(latent_width, 2 * width, 3, padding=1), nn.SiLU(), nn.Conv2d(2 * width, 4 * lifted, 1))
+        self.lift = nn.Sequential(nn.Conv2d(latent_width, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, 4 * lifted, 1))
         self.first = nn.Sequential(_conv(history * (4 * lifted + 1), width), _conv(width, width))
         self.down = nn.ModuleList(nn.Sequential(_conv(low, 2 * width, 2), _conv(2 * width, 2 * width)) for low in (width, 2 * width))
         self.middle = _conv(4 * width, 2 * width)
-        self.last = nn.Sequential(_conv(3 * width, width + 16), _conv(width + 16, width + 16))
-        self.out = nn.Conv2d(width + 16, 4 * (1 + 3 * FUTURE_STEPS), 1)
+        self.last = nn.Sequential(_conv(3 * width, width), _conv(width, width))
+        self.out = nn.Conv2d(width, 4 * (1 + 3 * FUTURE_STEPS), 1)
         assert self.out.bias is not None
         with torch.no_grad():  # nothing is taken, and nothing moves
             self.out.weight.mul_(0.1)
@@ -100,7 +98,8 @@ class FlowNet(nn.Module):
         batch, frames = latents.shape[:2]
         lifted = F.pixel_shuffle(self.lift(latents.flatten(0, 1)), 2).unflatten(0, (batch, frames))
         frame_T_now = transform_inverse(now_T_frame[:, :-1])
-        before = self.cells.warp(lifted[:, :-1].flatten(0, 1), frame_T_now.flatten(0, 1)).unflatten(0, (batch, frames - 1))
+        there = planar(frame_T_now, grid_centres(self.fine, now_T_frame).expand(batch, frames - 1, -1, -1, -1))
+        before = read_grid(lifted[:, :-1].flatten(0, 1), there.flatten(0, 1), self.fine).unflatten(0, (batch, frames - 1))
         seen = torch.cat([before, lifted[:, -1:]], 1) * known[:, :, None, None, None]
         maps = F.pixel_unshuffle(seen.flatten(1, 2), 2)
         told = known.to(maps.dtype)[:, :, None, None].expand(-1, -1, *maps.shape[2:])

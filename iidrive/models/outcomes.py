@@ -21,7 +21,7 @@ from iidrive.core.batch import Targets
 from iidrive.core.footprint import EGO_SIZE_M
 from iidrive.core.scene import FUTURE_STEPS, GridSpec
 from iidrive.models.candidates import LIDAR_TO_CENTRE_M, footprints, headings, rectangles_meet
-from iidrive.models.layers import mlp
+from iidrive.models.layers import mlp, read_grid
 
 _MARGINS_M = (0.0, 0.6, 1.5)
 """A footprint is read as it is, and with so much room around it."""
@@ -89,9 +89,7 @@ def read_along(
     """The largest and the mean value, bilinear, of every step's map under the candidate's footprint then; 0 outside the map."""
     points = footprints(candidates, lattice, margin_m)
     ego = torch.einsum("bij,baspj->bsapi", ego_T_lidar[:, :2, :2], points) + ego_T_lidar[:, None, None, None, :2, 3]
-    size = ego.new_tensor([grid.shape[1], grid.shape[0]]) * grid.voxel_m
-    places = 2 * (ego - ego.new_tensor(grid.lower_m[:2])).flip(-1) / size - 1
-    found = F.grid_sample(maps.flatten(0, 1)[:, None], places.flatten(0, 1), align_corners=False)[:, 0]
+    found = read_grid(maps.flatten(0, 1)[:, None], ego.flatten(0, 1), grid)[:, 0]
     return torch.stack([found.amax(-1), found.mean(-1)], -1).unflatten(0, maps.shape[:2]).transpose(1, 2)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from iidrive.core.classes import FREE, MOVABLE, OCC_CLASSES
 from iidrive.core.scene import GridSpec
+from iidrive.models.layers import grid_centres, planar, read_grid
 
 _REACH = 2
 """A cell whose origin shows no road user takes the nearest one at most so many cells beside it, along either axis."""
@@ -39,12 +40,9 @@ def transported(
     of the nearest column beside it that has some.
     """
     batch, steps = taken.shape[:2]
-    points = _centres(grid, now_T_frame)
-    here = torch.einsum("bhij,xyj->bhxyi", now_T_frame[..., :2, :2], points) + now_T_frame[..., None, None, :2, 3]
+    here = planar(now_T_frame, grid_centres(grid, now_T_frame).expand(batch, steps, -1, -1, -1))
     cell, _ = _flat_cell(here, fine)
-    size = here.new_tensor([fine.shape[1], fine.shape[0]]) * fine.voxel_m
-    places = 2 * (here - here.new_tensor(fine.lower_m[:2])).flip(-1) / size - 1
-    shown = F.grid_sample(taken.flatten(0, 1)[:, None], places.flatten(0, 1), align_corners=False).view(cell.shape) >= threshold
+    shown = read_grid(taken.flatten(0, 1)[:, None], here.flatten(0, 1), fine).view(cell.shape) >= threshold
     back = flow_m.flatten(2, 3).gather(2, cell.flatten(2)[..., None].expand(-1, -1, -1, 2)).view(here.shape)
     column, there = _flat_cell(here + back, grid)
     movable = movable_classes(present.device)[present.long()]
@@ -52,13 +50,6 @@ def transported(
     column = _nearest(movable.any(-1)).flatten(1)[:, None].expand(-1, steps, -1).gather(2, column.flatten(2))
     voxels = columns.gather(1, column.flatten(1)[..., None].expand(-1, -1, columns.shape[-1])).view(batch, steps, *grid.shape)
     return torch.where((shown & there)[..., None] & (voxels != FREE), voxels, ground)
-
-
-def _centres(grid: GridSpec, like: Tensor) -> Float[Tensor, "X Y 2"]:
-    x, y = (
-        grid.lower_m[axis] + (torch.arange(grid.shape[axis], device=like.device, dtype=like.dtype) + 0.5) * grid.voxel_m for axis in (0, 1)
-    )
-    return torch.stack(torch.meshgrid(x, y, indexing="ij"), -1)
 
 
 def _flat_cell(points_m: Float[Tensor, "*P 2"], grid: GridSpec) -> tuple[Int[Tensor, "*P"], Bool[Tensor, "*P"]]:
