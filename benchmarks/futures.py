@@ -1,11 +1,16 @@
-"""What is knowing the future worth to a planner? One way, ten speeds, chosen by different beliefs about where the others will be.
+"""What is knowing the future worth to a planner? One way, ten speeds, chosen by different beliefs about where others will be.
 
     python benchmarks/futures.py PLANNER_RUN [--seed 907] [--scenes 60] [--split test]
 
-Towns of a seed that no recipe trains on. The way is the planner's own plan before it chooses. `rule` rows take the gentlest speed that is free by
-what is believed (where none is, the one that meets the least); a probability is free below a threshold. `head` rows let the planner's outcome
-head choose, at several weights of a collision. Events are steps of SparseDrive's obj_box_col. Rows by true boxes and by true occupancy know what no
-planner may; rows by present boxes know what no planner is given. Thresholds and weights are chosen on `val`, never on the towns that are reported.
+Towns of a seed that no recipe trains on. The way is the planner's own plan before it chooses.
+
+- `rule` rows take the gentlest speed that is free by what is believed (where none is, the one that meets the least); a probability is free
+  below a threshold.
+- `head` rows let the planner's outcome head choose, at several weights of a collision, by four scenes: ii off (the present), ii on (imagined),
+  shuffled (what was imagined for a sample of another scene with the same command: a placebo) and oracle (the true future occupancy).
+
+Events are steps of SparseDrive's obj_box_col. Rows by true boxes and by true occupancy know what no planner may; rows by present boxes know what no
+planner is given. Thresholds and weights are chosen on `val`, never on the towns that are reported.
 """
 
 from __future__ import annotations
@@ -84,7 +89,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         cache = write_tokens(loaded.world.tokenizer, source, [track.name for track in tracks], scratch)
         clips = scored_clips(tracks, cache, source, grid)
-        batches = []
+        batches, kept = [], []
         for start in range(0, len(clips), 16):
             batch = clips.batch(range(start, min(start + 16, len(clips))))
             inputs, targets = batch.inputs, batch.targets
@@ -100,10 +105,7 @@ def main() -> None:
             part = {"candidates": candidates.numpy(), "true": targets.path.numpy()}
             for name, maps in (("present occupancy", now), ("true occupancy", then), ("imagined", imagined)):
                 part[name] = read_along(candidates, maps, fine, inputs.ego_T_lidar)[..., 0].numpy()
-            if agent.planner.config.accelerations:
-                for ii in (False, True):
-                    found = agent.choose(inputs, way, agent.scene(inputs, ii), ii).outcomes
-                    part[f"collision {ii}"], part[f"distance {ii}"] = found.collision.numpy(), found.distance_m.numpy()
+            kept.append((inputs, way, imagined.half(), then.half()))
             batches.append((inputs.tokens, part))
     tokens = [token for some, _ in batches for token in some]
     found = {key: np.concatenate([part[key] for _, part in batches]) for key in batches[0][1]}
@@ -153,12 +155,36 @@ def main() -> None:
     show("rule: present occupancy", np.where((found["present occupancy"] > 0.5).any(2), found["present occupancy"].sum(2), 0.0))
     for threshold in THRESHOLDS:
         show(f"rule: imagined, below {threshold}", np.where((found["imagined"] > threshold).any(2), found["imagined"].sum(2), 0.0))
-    if agent.planner.config.accelerations:
-        for ii in (False, True):
-            outcomes = Outcomes(torch.from_numpy(found[f"collision {ii}"]), torch.from_numpy(found[f"distance {ii}"]))
-            for weight in WEIGHTS_M:
-                cost = outcomes.cost(weight).numpy()
-                show(f"head: ii {'on' if ii else 'off'}, {weight:g} m a collision", cost - cost.min(1, keepdims=True))
+    if not agent.planner.config.accelerations:
+        return
+    scenes = [clips.tracks[number].name for number, _ in clips.samples]
+    commands = torch.cat([inputs.command for inputs, *_ in kept]).tolist()
+    scenes_imagined = torch.cat([imagined for *_, imagined, _ in kept])
+    other = torch.tensor(partners(scenes, commands))
+    for title, ii in (("ii off", False), ("ii on", True), ("shuffled", True), ("oracle", True)):
+        collision, far, start = [], [], 0
+        for inputs, way, imagined, then in kept:
+            rows = slice(start, start + len(way))
+            start += len(way)
+            scene = {"ii on": imagined, "shuffled": scenes_imagined[other[rows]], "oracle": then}.get(title)
+            outcomes = agent.choose(inputs, way, agent.scene(inputs, False) if scene is None else scene.float(), ii).outcomes
+            collision.append(outcomes.collision)
+            far.append(outcomes.distance_m)
+        outcomes = Outcomes(torch.cat(collision), torch.cat(far))
+        for weight in WEIGHTS_M:
+            cost = outcomes.cost(weight).numpy()
+            show(f"head: {title}, {weight:g} m a collision", cost - cost.min(1, keepdims=True))
+
+
+def partners(scenes: list[str], commands: list[int]) -> list[int]:
+    """For every sample one of another scene with the same command (any other scene where there is none), by a fixed draw."""
+    generator = np.random.default_rng(0)
+    out = []
+    for scene, command in zip(scenes, commands, strict=True):
+        others = [i for i, (s, c) in enumerate(zip(scenes, commands, strict=True)) if s != scene and c == command]
+        others = others or [i for i, s in enumerate(scenes) if s != scene]
+        out.append(int(generator.choice(others)))
+    return out
 
 
 if __name__ == "__main__":

@@ -180,6 +180,21 @@ def test_an_untrained_world_model_carries_the_present_along(batch: Batch) -> Non
     torch.testing.assert_close(imagined.latents[:, 0], tokenizer.cells.warp(present, imagined.now_T_frame[:, 0]), atol=1e-4, rtol=1e-4)
 
 
+def test_labels_take_back_some_of_the_weights_bias() -> None:
+    """A rare class that is as likely as a frequent one under weighted training is less likely in truth; classes never shown are never said."""
+    weights = (0.0, *[1.0] * 10, 1.0, 1.0, 9.0, 1.0, 1.0, 1.0, 1.0)
+    told = []
+    for prior in (0.0, 0.5):
+        tokenizer = Tokenizer(replace(RECIPE.tokenizer, class_weights=weights, prior=prior)).eval()
+        logits = torch.full((1, 2, 2, 1, 18), -9.0)
+        logits[..., 0], logits[..., 13], logits[..., 11] = 9.0, 1.0, torch.tensor([[0.5], [-0.5]])[None]
+        tokenizer.decode = lambda latent, logits=logits: logits
+        told.append(tokenizer.labels(torch.zeros(1, 16, 1, 1))[0, 0, :, 0].tolist())
+        without = torch.arange(18) == 13
+        assert tokenizer.labels(torch.zeros(1, 16, 1, 1), without)[0, 0, :, 0].tolist() == [11, 11]
+    assert told == [[13, 13], [11, 13]]  # log 9 / 2 = 1.1: between the two differences
+
+
 def test_losses_reach_every_weight(batch: Batch, agent: Agent) -> None:
     tokenizer = Tokenizer(RECIPE.tokenizer).train()
     tokenizer.loss(batch)[0].backward()
