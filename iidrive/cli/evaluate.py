@@ -54,6 +54,7 @@ def evaluate(
     world: str = "",
     tokenizer: str = "",
     allow_mismatch: Switch = "off",
+    explain: Switch = "off",
     devices: int = 0,
     towns: TownFields = TownFields(),  # noqa: B008
 ) -> None:
@@ -69,6 +70,7 @@ def evaluate(
         world: run folder or checkpoint of stage 2 in place of the one that the planner names; it must be the same model.
         tokenizer: run folder or checkpoint of stage 1 in place of the one that the world model names; it must be the same model.
         allow_mismatch: use stages that do not belong together all the same; everything made with them is marked.
+        explain: also write RUN/choices.jsonl: for every sample each candidate, what it was predicted to meet and what it did meet.
         devices: processes on this machine that share the work; results do not depend on it.
         towns: fields of the towns that were given one by one.
     """
@@ -90,7 +92,7 @@ def evaluate(
     state = f"-ii-{test_ii}" if planner not in BASELINES else ""
     about = describe("evaluate", recipe, source, split) | {"test_ii": test_ii}
     started = Run.start(run or f"runs/evaluate-{name}-{split}{state}", about, process_group=process_group)
-    use = evaluation.Use(test_ii == "on", world, tokenizer, allow_mismatch == "on")
+    use = evaluation.Use(test_ii == "on", explain == "on", world, tokenizer, allow_mismatch == "on")
     on = evaluation.TestSet(source, split, started)
     result = evaluation.evaluate(subject, on, recipe, source.usual_split("train"), use)
     print(result.text)

@@ -119,6 +119,12 @@ class ClipDataset:
         other.occupancy, other.future, other.labels = None, False, None
         return other
 
+    def with_labels(self, labels: Labels) -> ClipDataset:
+        """The same samples with more targets."""
+        other = copy.copy(self)
+        other.labels = labels
+        return other
+
     def token(self, row: int) -> str:
         """Sample token of a row."""
         track, index = self.samples[row]

@@ -30,6 +30,7 @@ from iidrive.models.forecast import Forecaster
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.pipeline import infer
 from iidrive.pipeline.baselines import BASELINES, baseline
+from iidrive.pipeline.choices import choices
 from iidrive.pipeline.load import LoadedTokenizer, load_agent, load_ego_mlp, load_forecaster, load_tokenizer
 from iidrive.pipeline.recipes import Recipe
 from iidrive.pipeline.tokens import tokens_folder, write_tokens
@@ -109,10 +110,11 @@ class TestSet:
 class Use:
     """How a checkpoint is put together: `world` and `tokenizer` ("": those that it names) and whether others than its own are allowed.
 
-    `test_ii`: whether a planner uses the imagined future.
+    `test_ii`: whether a planner uses the imagined future. `explain`: whether its choices are written, sample by sample.
     """
 
     test_ii: bool = False
+    explain: bool = False
     world: str = ""
     tokenizer: str = ""
     allow: bool = False
@@ -164,6 +166,13 @@ def evaluate_planner(found: Checkpoint, on: TestSet, use: Use) -> Result:
         if agent.planner.config.accelerations
         else "the ii branch was never trained; it changes nothing, so this equals ii off."
     )
+    if agent.planner.config.accelerations:
+        made = choices(agent, use.test_ii, clips, on.source, on.run.process_group)
+        numbers = {**numbers, "choices": made.summary()}
+        planned = replace(planned, text=f"{planned.text}\n{made.text()}")
+        if use.explain:
+            on.run.write_text("choices.jsonl", made.lines())
+            planned = replace(planned, text=f"{planned.text}\nchoices: {on.run.folder / 'choices.jsonl'}")
     note = "" if agent.train_ii or not use.test_ii else f"\nnote: {untrained}"
     return replace(planned, text=f"{text}\n\n{planned.text}{note}", numbers={**planned.numbers, **numbers})
 

@@ -1,0 +1,101 @@
+"""What a planner chose among and why: every candidate of every sample, what it was predicted to meet, and what it did meet.
+
+Shapes: n samples, A candidates, S steps.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from iidrive.data.box_tracks import BoxTargets
+from iidrive.data.clips import ClipDataset
+from iidrive.data.source import Source
+from iidrive.models.outcomes import collisions
+from iidrive.models.planner import Agent
+from iidrive.runtime.distributed import ProcessGroup
+from iidrive.runtime.run_folder import device
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Samples `tokens`, their `chosen` (n,) candidates, and figures of every candidate (n,A).
+
+    By the head: `steps_expected` with a collision, `distance_expected_m` from the expert's path, and `cost_m`. In truth: `steps_met` with a box,
+    `distance_m` from the true path; and `apart_m`, how far from the unchanged way it ends.
+    """
+
+    tokens: tuple[str, ...]
+    accelerations: tuple[float, ...]
+    chosen: Int[Array, "n"]
+    steps_expected: Float[Array, "n A"]
+    distance_expected_m: Float[Array, "n A"]
+    cost_m: Float[Array, "n A"]
+    steps_met: Int[Array, "n A"]
+    distance_m: Float[Array, "n A"]
+    apart_m: Float[Array, "n A"]
+
+    def summary(self) -> dict[str, float]:
+        """Figures over all samples. The oracle takes the candidate that truly meets the least, and of those the nearest to the true path."""
+        rows = np.arange(len(self.chosen))
+        best = np.where(self.steps_met == self.steps_met.min(1, keepdims=True), self.distance_m, np.inf).argmin(1)
+        return {
+            "spread_3s_m": float(self.apart_m.max(1).mean()),
+            "changed": float((self.chosen != 0).mean()),
+            "steps_expected": float(self.steps_expected[rows, self.chosen].sum()),
+            "steps_met": int(self.steps_met[rows, self.chosen].sum()),
+            "steps_met_unchanged": int(self.steps_met[:, 0].sum()),
+            "steps_met_oracle": int(self.steps_met[rows, best].sum()),
+            "distance_m": float(self.distance_m[rows, self.chosen].mean()),
+            "distance_unchanged_m": float(self.distance_m[:, 0].mean()),
+            "distance_oracle_m": float(self.distance_m[rows, best].mean()),
+        }
+
+    def text(self) -> str:
+        """The summary as two sentences."""
+        s = self.summary()
+        return (
+            f"candidates: {len(self.accelerations)} speeds, the farthest ends {s['spread_3s_m']:.1f} m from the way at 3 s; the choice changed "
+            f"{100 * s['changed']:.1f} % of the plans.\n"
+            f"steps with a true box, mean distance from the true path: chosen {s['steps_met']} ({s['steps_expected']:.1f} expected), "
+            f"{s['distance_m']:.3f} m; unchanged {s['steps_met_unchanged']}, {s['distance_unchanged_m']:.3f} m; an oracle's choice "
+            f"{s['steps_met_oracle']}, {s['distance_oracle_m']:.3f} m."
+        )
+
+    def lines(self) -> str:
+        """One JSON object a sample: its token, the chosen candidate, and every candidate's figures."""
+        names = [field.name for field in fields(self) if field.name not in ("tokens", "accelerations", "chosen")]
+        out = []
+        for i, token in enumerate(self.tokens):
+            table = {name: np.round(getattr(self, name)[i].astype(float), 4).tolist() for name in names}
+            out.append(json.dumps({"token": token, "chosen": int(self.chosen[i]), "accelerations_mps2": list(self.accelerations), **table}))
+        return "\n".join(out) + "\n"
+
+
+@torch.no_grad()
+def choices(
+    agent: Agent, ii: bool, clips: ClipDataset, source: Source, process_group: ProcessGroup | None = None, batch: int = 64
+) -> Choices:
+    """The choices of a planner with candidates on every sample, beside the truth. The processes of a group share whole batches."""
+    process_group = process_group or ProcessGroup()
+    labelled = clips.without_occupancy().with_labels(BoxTargets(source))
+    made = {}
+    for start in process_group.shard(range(0, len(labelled), batch)):
+        part = labelled.batch(range(start, min(start + batch, len(labelled)))).to(device())
+        choice = agent.choice(part.inputs, ii)
+        met = collisions(choice.candidates, part.targets, part.inputs.ego_T_lidar).sum(-1)
+        off = (choice.candidates - part.targets.path[:, None]).norm(dim=-1).mean(-1)
+        apart = (choice.candidates[:, :, -1] - choice.candidates[:, :1, -1]).norm(dim=-1)
+        told = choice.outcomes.collision.sigmoid().sum(-1), choice.outcomes.distance_m, choice.cost_m
+        made[start] = part.inputs.tokens, [x.numpy(force=True) for x in (choice.cost_m.argmin(1), *told, met, off, apart)]
+    found = {start: one for some in process_group.gather(made) for start, one in some.items()}
+    ordered = [found[start] for start in sorted(found)]
+    columns = [np.concatenate(column) for column in zip(*(arrays for _, arrays in ordered), strict=True)]
+    tokens = tuple(token for some, _ in ordered for token in some)
+    return Choices(tokens, agent.planner.config.accelerations, *columns)

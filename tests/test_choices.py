@@ -1,0 +1,75 @@
+"""What is told of a planner's choices."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from iidrive.data.clips import read_tracks, scored_clips
+from iidrive.data.town.source import Town, TownConfig
+from iidrive.models.forecast import Forecaster
+from iidrive.models.planner import Agent, Planner
+from iidrive.models.tokenizer import Tokenizer
+from iidrive.models.world import WorldModel
+from iidrive.pipeline import recipes
+from iidrive.pipeline.choices import Choices, choices
+from iidrive.pipeline.tokens import codes_in_memory
+
+RECIPE = recipes.tiny()
+
+
+@pytest.fixture(scope="module")
+def found() -> tuple[Choices, Agent]:
+    torch.manual_seed(0)
+    source = Town(TownConfig(seed=907, train_scenes=0, val_scenes=0, test_scenes=1))
+    tokenizer = Tokenizer(RECIPE.tokenizer).eval()
+    world = WorldModel(RECIPE.world, tokenizer.cells, tokenizer.config.grid)
+    agent = Agent(Forecaster(tokenizer, world), Planner(RECIPE.planner, tokenizer.cells), True).eval()
+    with torch.no_grad():
+        agent.planner.outcomes.out.weight.normal_(0, 0.2)
+    tracks = read_tracks(source, "test")
+    clips = scored_clips(tracks, codes_in_memory(tokenizer, source, tracks))
+    whole = choices(agent, True, clips, source)
+    again = choices(agent, True, clips, source, batch=7)
+    for name in ("steps_met", "chosen"):
+        assert (getattr(whole, name) == getattr(again, name)).all()
+    return whole, agent
+
+
+def test_the_summary_counts_what_the_table_says(found: tuple[Choices, Agent]) -> None:
+    made, agent = found
+    n = len(made.tokens)
+    assert made.cost_m.shape == (n, len(recipes.ACCELERATIONS))
+    assert (made.chosen == made.cost_m.argmin(1)).all()
+    expected = agent.planner.config.collision_m * made.steps_expected + made.distance_expected_m
+    np.testing.assert_allclose(made.cost_m, expected, atol=1e-4)
+    summary = made.summary()
+    rows = np.arange(n)
+    assert summary["steps_met"] == made.steps_met[rows, made.chosen].sum()
+    assert summary["steps_met_oracle"] == made.steps_met.min(1).sum()
+    assert summary["steps_met_oracle"] <= summary["steps_met"]
+    assert summary["changed"] == np.mean(made.chosen != 0)
+    assert (made.apart_m[:, 0] == 0).all()
+    assert summary["spread_3s_m"] > 1
+    assert f"chosen {summary['steps_met']} " in made.text()
+
+
+def test_an_oracle_prefers_the_nearest_of_those_that_meet_nobody() -> None:
+    zero = np.zeros((1, 3))
+    made = Choices(("a",), (0.0, -1.0, -2.0), np.array([0]), zero, zero, zero, np.array([[2, 0, 0]]), np.array([[0.1, 0.7, 0.4]]), zero)
+    assert made.summary()["distance_oracle_m"] == 0.4
+    assert made.summary()["steps_met_oracle"] == 0
+    assert replace(made, steps_met=np.array([[2, 1, 1]])).summary()["steps_met_oracle"] == 1
+
+
+def test_every_line_explains_a_sample(found: tuple[Choices, Agent]) -> None:
+    made, _ = found
+    lines = [json.loads(line) for line in made.lines().splitlines()]
+    assert [line["token"] for line in lines] == list(made.tokens)
+    assert lines[3]["chosen"] == int(made.chosen[3])
+    assert lines[3]["accelerations_mps2"] == list(recipes.ACCELERATIONS)
+    assert lines[3]["steps_met"] == made.steps_met[3].tolist()
