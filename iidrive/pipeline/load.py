@@ -130,7 +130,7 @@ def load_forecaster(
         found.manifest,
         parents=(used.checkpoint.as_parent, *found.manifest.origins),
         marks=joined(found.manifest.marks, used.checkpoint.manifest.marks, marks),
-    )
+    ).also_trained_on(used.checkpoint.manifest)
     model = Forecaster(used.computing(compute).model, world)
     return LoadedForecaster(_ready(model), replace(found, manifest=manifest), used)
 
@@ -160,7 +160,7 @@ def load_agent(
         found.manifest,
         parents=(*used.manifest.parents, used.checkpoint.as_parent, *found.manifest.origins),
         marks=joined(found.manifest.marks, used.manifest.marks, *marks),
-    )
+    ).also_trained_on(used.manifest)
     agent = Agent(used.model, planner, bool(found.manifest.about.get("train_ii"))).to(device()).eval()
     return LoadedAgent(agent, replace(found, manifest=manifest), used)
 

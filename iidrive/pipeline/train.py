@@ -6,7 +6,6 @@ clips to the loop.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -215,8 +214,8 @@ def start_from(init: str, module: nn.Module, manifest: Manifest, allow: bool = F
         marks.append(found.require_parent(parent.kind, Lineage(parent.kind, parent.fingerprint, parent.path), allow))
     checkpoint.load_weights(module, found.weights(), init)
     origin = Parent(INITIAL + found.manifest.kind, str(found.folder.resolve()), found.manifest.fingerprint)
-    about = {**manifest.about, "trained_on": _each_once([*found.manifest.trained_on, *manifest.trained_on])}
-    return replace(manifest, parents=(*manifest.parents, origin), marks=joined(manifest.marks, found.manifest.marks, *marks), about=about)
+    above = (*manifest.parents, origin)
+    return replace(manifest, parents=above, marks=joined(manifest.marks, found.manifest.marks, *marks)).also_trained_on(found.manifest)
 
 
 def _train_prior(
@@ -286,11 +285,7 @@ def _manifest(
     identity = source.identity()
     data = {**identity, "split": split, "occupancy": source.occupancy_source, "command": source.command_source}
     own = {"kind": kind, "source": source.name, "seed": identity.get("seed"), "split": split}
-    trained_on = _each_once([*(entry for parent in parents for entry in parent.manifest.trained_on), own])
-    about = {"recipe": recipe.name, "town": to_plain(recipe.town), "trained_on": trained_on, **(about or {})}
+    about = {"recipe": recipe.name, "town": to_plain(recipe.town), "trained_on": [own], **(about or {})}
     above = tuple(parent.as_parent for parent in parents)
-    return Manifest(kind, "", to_plain(config), 0, code_version(), to_plain(data), to_plain(training), {}, about, above)
-
-
-def _each_once(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [entry for i, entry in enumerate(entries) if entry not in entries[:i]]
+    made = Manifest(kind, "", to_plain(config), 0, code_version(), to_plain(data), to_plain(training), {}, about, above)
+    return made.also_trained_on(*(parent.manifest for parent in parents))

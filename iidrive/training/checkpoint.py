@@ -67,6 +67,12 @@ class Manifest:
         """What trained this model and all that it was made with: kind of the model, source, seed (of towns) and split of each."""
         return tuple(self.about.get("trained_on", ()))
 
+    def also_trained_on(self, *others: Manifest) -> Manifest:
+        """The same manifest, with the data of other stages among those that trained it."""
+        entries = [entry for manifest in (*others, self) for entry in manifest.trained_on]
+        once = [entry for i, entry in enumerate(entries) if entry not in entries[:i]]
+        return replace(self, about={**self.about, "trained_on": once})
+
     @property
     def origins(self) -> tuple[Parent, ...]:
         """The checkpoint whose weights the training started from, if it did not start from nothing."""
