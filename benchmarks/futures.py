@@ -6,8 +6,9 @@ Towns of a seed that no recipe trains on. The way is the planner's own plan befo
 
 - `rule` rows take the gentlest speed that is free by what is believed (where none is, the one that meets the least); a probability is free
   below a threshold.
-- `head` rows let the planner's outcome head choose, at several weights of a collision, by four scenes: ii off (the present), ii on (imagined),
-  shuffled (what was imagined for a sample of another scene with the same command: a placebo) and oracle (the true future occupancy).
+- `head` rows let the planner's outcomes choose, at several weights of a collision and of overlap, by four scenes: ii off (the present), ii on
+  (imagined), shuffled (what was imagined for a sample of another scene with the same command: a placebo) and oracle (the true future
+  occupancy).
 
 Events are steps of SparseDrive's obj_box_col. Rows by true boxes and by true occupancy know what no planner may; rows by present boxes know what no
 planner is given. Thresholds and weights are chosen on `val`, never on the towns that are reported.
@@ -39,7 +40,7 @@ from iidrive.scoring.planning.sparsedrive import sparsedrive_hits, sparsedrive_y
 
 Array = np.ndarray
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.5)
-WEIGHTS_M = (1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0)
+WEIGHTS_M = ((5.0, 0.0), (10.0, 0.0), (20.0, 0.0), (50.0, 0.0), (0.0, 10.0), (0.0, 20.0), (10.0, 10.0), (10.0, 20.0), (10.0, 30.0))
 
 
 def believed_boxes(scene: Scene, index: int, moving: float) -> list[Array]:
@@ -162,7 +163,7 @@ def main() -> None:
     scenes_imagined = torch.cat([imagined for *_, imagined, _ in kept])
     other = torch.tensor(partners(scenes, commands))
     for title, ii in (("ii off", False), ("ii on", True), ("shuffled", True), ("oracle", True)):
-        collision, far, start = [], [], 0
+        collision, far, overlap, start = [], [], [], 0
         for inputs, way, imagined, then in kept:
             rows = slice(start, start + len(way))
             start += len(way)
@@ -170,10 +171,11 @@ def main() -> None:
             outcomes = agent.choose(inputs, way, agent.scene(inputs, False) if scene is None else scene.float(), ii).outcomes
             collision.append(outcomes.collision)
             far.append(outcomes.distance_m)
-        outcomes = Outcomes(torch.cat(collision), torch.cat(far))
-        for weight in WEIGHTS_M:
-            cost = outcomes.cost(weight).numpy()
-            show(f"head: {title}, {weight:g} m a collision", cost - cost.min(1, keepdims=True))
+            overlap.append(outcomes.overlap)
+        outcomes = Outcomes(torch.cat(collision), torch.cat(far), torch.cat(overlap))
+        for collision_m, overlap_m in WEIGHTS_M if ii else [w for w in WEIGHTS_M if not w[1]]:
+            cost = outcomes.cost(collision_m, overlap_m).numpy()
+            show(f"head: {title}, {collision_m:g} and {overlap_m:g} m", cost - cost.min(1, keepdims=True))
 
 
 def partners(scenes: list[str], commands: list[int]) -> list[int]:

@@ -176,7 +176,7 @@ def test_the_head_sees_who_stands_in_the_way() -> None:
         optimiser.step()
     right = (found.collision > 0) == (met > 0.5)
     assert right.float().mean() > 0.95
-    cost = found.cost(20.0)
+    cost = found.cost(20.0, 0.0)
     free = ~met.bool().any(-1)
     chosen = cost.argmin(1)
     assert free[torch.arange(32), chosen][free.any(1)].float().mean() > 0.9

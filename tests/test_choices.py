@@ -45,7 +45,8 @@ def test_the_summary_counts_what_the_table_says(found: tuple[Choices, Agent]) ->
     n = len(made.tokens)
     assert made.cost_m.shape == (n, len(recipes.ACCELERATIONS))
     assert (made.chosen == made.cost_m.argmin(1)).all()
-    expected = agent.planner.config.collision_m * made.steps_expected + made.distance_expected_m
+    config = agent.planner.config
+    expected = config.collision_m * made.steps_expected + config.overlap_m * made.overlap + made.distance_expected_m
     np.testing.assert_allclose(made.cost_m, expected, atol=1e-4)
     summary = made.summary()
     rows = np.arange(n)
@@ -60,7 +61,9 @@ def test_the_summary_counts_what_the_table_says(found: tuple[Choices, Agent]) ->
 
 def test_an_oracle_prefers_the_nearest_of_those_that_meet_nobody() -> None:
     zero = np.zeros((1, 3))
-    made = Choices(("a",), (0.0, -1.0, -2.0), np.array([0]), zero, zero, zero, np.array([[2, 0, 0]]), np.array([[0.1, 0.7, 0.4]]), zero)
+    made = Choices(
+        ("a",), (0.0, -1.0, -2.0), np.array([0]), zero, zero, zero, zero, np.array([[2, 0, 0]]), np.array([[0.1, 0.7, 0.4]]), zero
+    )
     assert made.summary()["distance_oracle_m"] == 0.4
     assert made.summary()["steps_met_oracle"] == 0
     assert replace(made, steps_met=np.array([[2, 1, 1]])).summary()["steps_met_oracle"] == 1

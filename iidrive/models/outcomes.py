@@ -2,8 +2,9 @@
 
 A candidate is read along its own footprint in a sequence of maps that say how likely a road user takes each cell: those imagined for each
 step (ii), or the present's at every step (no ii). From what was read, and from how the candidate drives, a small head predicts the probability
-of a collision at each step and the distance to the path that an expert would drive. Both are trained on exact labels of every candidate of every
-sample. The choice weighs them.
+of a collision at each step and the distance to the path that an expert would drive. Both are trained on exact labels of every candidate of
+every sample. Beside them stands an explicit cost: the share of the footprint that is expected to be taken in an imagined scene. The choice
+weighs all three.
 
 Shapes: B batch, A candidates, S steps, N boxes, P points of a footprint, X, Y cells, F numbers of a step.
 """
@@ -33,14 +34,19 @@ _PER_STEP = len(_MARGINS_M) + 1 + 3
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Logits (B,A,S) of meeting a road user at each step, and the expected distance (B,A) from the expert's path, metres."""
+    """Logits (B,A,S) of meeting a road user at each step, and the expected distance (B,A) from the expert's path, metres; both learned.
+
+    `overlap` (B,A) is read: the share of the footprint that is expected to be taken, summed over steps; 0 where no scene was imagined.
+    """
 
     collision: Float[Tensor, "B A S"]
     distance_m: Float[Tensor, "B A"]
+    overlap: Float[Tensor, "B A"]
 
-    def cost(self, collision_m: float) -> Float[Tensor, "B A"]:
-        """What a candidate costs, metres: the distance, and `collision_m` for every step that is expected to meet somebody."""
-        return self.distance_m + collision_m * self.collision.sigmoid().sum(-1)
+    def cost(self, collision_m: float, overlap_m: float) -> Float[Tensor, "B A"]:
+        """What a candidate costs, metres: the distance, `collision_m` for every step that is expected to meet somebody, and `overlap_m` for
+        every step whose whole footprint is expected to be taken."""
+        return self.distance_m + collision_m * self.collision.sigmoid().sum(-1) + overlap_m * self.overlap
 
 
 class OutcomeHead(nn.Module):
@@ -75,7 +81,8 @@ class OutcomeHead(nn.Module):
         driven = torch.stack([hops / 5, (hops - own) / 2, away / 5], -1)
         whole = torch.stack([own[..., 0] / 5, away.mean(-1), torch.full_like(away[..., 0], float(imagined))], -1)
         made = self.out(F.relu(self.net(torch.cat([torch.cat([seen, driven], -1).flatten(2), whole], -1))))
-        return Outcomes(made[..., :-1], (away.mean(-1) + made[..., -1]).clamp(min=0))
+        overlap = mean[..., 0].sum(-1) * float(imagined)
+        return Outcomes(made[..., :-1], (away.mean(-1) + made[..., -1]).clamp(min=0), overlap)
 
 
 def read_along(

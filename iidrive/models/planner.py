@@ -49,7 +49,8 @@ class PlannerConfig:
         ii_fraction: share of a batch that is also planned with ii while training (when it is on): the roll-out is the costly part.
         best_weight: weight of the best proposal's distance, beside the distance expected by the scores.
         accelerations: what candidates add to the plan's own speed, m/s², the first one 0; empty: there are none (the regressor).
-        collision_m: metres of distance from the expert's path that a step with a collision counts as much as.
+        collision_m: metres of distance from the expert's path that a step counts as much as in which the head expects a collision.
+        overlap_m: the same for a step in which the whole footprint is taken in the imagined scene.
     """
 
     latent_width: int = 128
@@ -61,7 +62,8 @@ class PlannerConfig:
     ii_fraction: float = 0.5
     best_weight: float = 0.2
     accelerations: tuple[float, ...] = ()
-    collision_m: float = 3.0
+    collision_m: float = 10.0
+    overlap_m: float = 20.0
 
     def __post_init__(self) -> None:
         if self.width % 8:
@@ -234,7 +236,7 @@ class Agent(nn.Module):
         assert self.forecaster.flow_grid is not None
         candidates = self.planner.candidates(way)
         outcomes = self.planner.outcomes(candidates, way, scene, ii and self.train_ii, self.forecaster.flow_grid, inputs.ego_T_lidar)
-        return Choice(candidates, outcomes, outcomes.cost(self.planner.config.collision_m))
+        return Choice(candidates, outcomes, outcomes.cost(self.planner.config.collision_m, self.planner.config.overlap_m))
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Valid elements of a batch: samples with any future step, and those of them that are planned with ii too."""

@@ -27,8 +27,8 @@ Array = np.ndarray
 class Choices:
     """Samples `tokens`, their `chosen` (n,) candidates, and figures of every candidate (n,A).
 
-    By the head: `steps_expected` with a collision, `distance_expected_m` from the expert's path, and `cost_m`. In truth: `steps_met` with a box,
-    `distance_m` from the true path; and `apart_m`, how far from the unchanged way it ends.
+    Predicted: `steps_expected` with a collision, `distance_expected_m` from the expert's path, `overlap` with the imagined scene, and
+    `cost_m`. In truth: `steps_met` with a box, `distance_m` from the true path; and `apart_m`, how far from the unchanged way it ends.
     """
 
     tokens: tuple[str, ...]
@@ -36,6 +36,7 @@ class Choices:
     chosen: Int[Array, "n"]
     steps_expected: Float[Array, "n A"]
     distance_expected_m: Float[Array, "n A"]
+    overlap: Float[Array, "n A"]
     cost_m: Float[Array, "n A"]
     steps_met: Int[Array, "n A"]
     distance_m: Float[Array, "n A"]
@@ -92,7 +93,7 @@ def choices(
         met = collisions(choice.candidates, part.targets, part.inputs.ego_T_lidar).sum(-1)
         off = (choice.candidates - part.targets.path[:, None]).norm(dim=-1).mean(-1)
         apart = (choice.candidates[:, :, -1] - choice.candidates[:, :1, -1]).norm(dim=-1)
-        told = choice.outcomes.collision.sigmoid().sum(-1), choice.outcomes.distance_m, choice.cost_m
+        told = choice.outcomes.collision.sigmoid().sum(-1), choice.outcomes.distance_m, choice.outcomes.overlap, choice.cost_m
         made[start] = part.inputs.tokens, [x.numpy(force=True) for x in (choice.cost_m.argmin(1), *told, met, off, apart)]
     found = {start: one for some in process_group.gather(made) for start, one in some.items()}
     ordered = [found[start] for start in sorted(found)]
