@@ -17,13 +17,22 @@ from iidrive.data.town.source import Town, TownConfig
 from iidrive.models.forecast import Forecaster
 from iidrive.models.iiworld.quirks import Quirk
 from iidrive.models.iiworld.windows import continuous, quaternion_of, recorded
+from iidrive.models.occupancy_flow import FlowConfig
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
 from iidrive.pipeline import recipes
 
 TINY = recipes.tiny()
 CONFIG = replace(
-    TINY.world, motion="map", align="none", residual="none", norm="batch", start="xavier", voxel_weight=0.0, quirks=get_args(Quirk)
+    TINY.world,
+    motion="map",
+    align="none",
+    residual="none",
+    norm="batch",
+    start="xavier",
+    voxel_weight=0.0,
+    flow=FlowConfig(),
+    quirks=get_args(Quirk),
 )
 
 
