@@ -174,7 +174,7 @@ def main() -> None:
             overlap.append(outcomes.overlap)
         outcomes = Outcomes(torch.cat(collision), torch.cat(far), torch.cat(overlap))
         for collision_m, overlap_m in WEIGHTS_M if ii else [w for w in WEIGHTS_M if not w[1]]:
-            cost = outcomes.cost(collision_m, overlap_m).numpy()
+            cost = outcomes.cost(collision_m, overlap_m, agent.planner.accelerations > 0).numpy()
             show(f"head: {title}, {collision_m:g} and {overlap_m:g} m", cost - cost.min(1, keepdims=True))
 
 

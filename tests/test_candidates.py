@@ -16,7 +16,7 @@ from iidrive.data.box_tracks import MOST_BOXES, BoxTargets
 from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack
 from iidrive.data.town.source import Town, TownConfig
 from iidrive.models.candidates import LIDAR_TO_CENTRE_M, along, footprints, headings, rectangles_meet, shifted, speed_profiles
-from iidrive.models.outcomes import OutcomeHead, collisions
+from iidrive.models.outcomes import OutcomeHead, Outcomes, collisions
 from iidrive.pipeline.infer import truth
 from iidrive.pipeline.recipes import ACCELERATIONS
 from iidrive.scoring.planning.sparsedrive import sparsedrive_hits, sparsedrive_yaw
@@ -147,6 +147,14 @@ def test_boxes_that_are_not_there_are_not_met() -> None:
     assert not collisions(path, replace(targets, boxes_known=~known), turn[None])[0, 0, [0, 1, 3, 4, 5]].any()
 
 
+def test_nobody_flees_forwards() -> None:
+    """The faster candidate would meet nobody, the unchanged one somebody: braking is worth it, speeding up is not."""
+    unsure = torch.tensor([[[0.0] * 6, [-9.0] * 6, [-9.0] * 6]])
+    made = Outcomes(unsure, torch.tensor([[0.0, 1.0, 1.0]]), torch.tensor([[1.0, 0.0, 0.0]]))
+    cost = made.cost(10.0, 20.0, torch.tensor([False, True, False]))
+    assert cost[0].tolist() == pytest.approx([50.0, 51.0, 1.0], abs=0.1)
+
+
 def test_the_head_sees_who_stands_in_the_way() -> None:
     """Trained for a moment on made scenes, the head tells a candidate that drives into somebody from one that stops before."""
     torch.manual_seed(0)
@@ -176,7 +184,7 @@ def test_the_head_sees_who_stands_in_the_way() -> None:
         optimiser.step()
     right = (found.collision > 0) == (met > 0.5)
     assert right.float().mean() > 0.95
-    cost = found.cost(20.0, 0.0)
+    cost = found.cost(20.0, 0.0, ADDED > 0)
     free = ~met.bool().any(-1)
     chosen = cost.argmin(1)
     assert free[torch.arange(32), chosen][free.any(1)].float().mean() > 0.9

@@ -43,10 +43,15 @@ class Outcomes:
     distance_m: Float[Tensor, "B A"]
     overlap: Float[Tensor, "B A"]
 
-    def cost(self, collision_m: float, overlap_m: float) -> Float[Tensor, "B A"]:
+    def cost(self, collision_m: float, overlap_m: float, faster: Bool[Tensor, "A"]) -> Float[Tensor, "B A"]:
         """What a candidate costs, metres: the distance, `collision_m` for every step that is expected to meet somebody, and `overlap_m` for
-        every step whose whole footprint is expected to be taken."""
-        return self.distance_m + collision_m * self.collision.sigmoid().sum(-1) + overlap_m * self.overlap
+        every step whose whole footprint is expected to be taken.
+
+        A candidate that is `faster` than the way, which is the first candidate, is never taken to be safer: who would be hit where it stands is not
+        to flee forwards, since the others see it and the imagined scene does not know that they do.
+        """
+        risk = collision_m * self.collision.sigmoid().sum(-1) + overlap_m * self.overlap
+        return self.distance_m + torch.where(faster, risk.maximum(risk[:, :1]), risk)
 
 
 class OutcomeHead(nn.Module):

@@ -236,7 +236,8 @@ class Agent(nn.Module):
         assert self.forecaster.flow_grid is not None
         candidates = self.planner.candidates(way)
         outcomes = self.planner.outcomes(candidates, way, scene, ii and self.train_ii, self.forecaster.flow_grid, inputs.ego_T_lidar)
-        return Choice(candidates, outcomes, outcomes.cost(self.planner.config.collision_m, self.planner.config.overlap_m))
+        config = self.planner.config
+        return Choice(candidates, outcomes, outcomes.cost(config.collision_m, config.overlap_m, self.planner.accelerations > 0))
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Valid elements of a batch: samples with any future step, and those of them that are planned with ii too."""
