@@ -275,7 +275,7 @@ def grid_centres(grid: GridSpec, like: Tensor) -> Float[Tensor, "X Y 2"]:
 
 
 def planar(dst_T_src: Float[Tensor, "*B 4 4"], points_m: Float[Tensor, "*B P Q 2"]) -> Float[Tensor, "*B P Q 2"]:
-    """Points on the ground of frame src in frame dst."""
+    """Points (x, y) of frame src in frame dst, for transforms whose z axes agree."""
     return torch.einsum("...ij,...pqj->...pqi", dst_T_src[..., :2, :2], points_m) + dst_T_src[..., None, None, :2, 3]
 
 

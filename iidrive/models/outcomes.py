@@ -22,7 +22,7 @@ from iidrive.core.batch import Targets
 from iidrive.core.footprint import EGO_SIZE_M
 from iidrive.core.scene import FUTURE_STEPS, GridSpec
 from iidrive.models.candidates import LIDAR_TO_CENTRE_M, footprints, headings, rectangles_meet
-from iidrive.models.layers import mlp, read_grid
+from iidrive.models.layers import mlp, planar, read_grid
 
 _MARGINS_M = (0.0, 0.6, 1.5)
 """A footprint is read as it is, and with so much room around it."""
@@ -100,7 +100,7 @@ def read_along(
 ) -> Float[Tensor, "B A S 2"]:
     """The largest and the mean value, bilinear, of every step's map under the candidate's footprint then; 0 outside the map."""
     points = footprints(candidates, lattice, margin_m)
-    ego = torch.einsum("bij,baspj->bsapi", ego_T_lidar[:, :2, :2], points) + ego_T_lidar[:, None, None, None, :2, 3]
+    ego = planar(ego_T_lidar, points.flatten(2, 3)).view_as(points).transpose(1, 2)
     found = read_grid(maps.flatten(0, 1)[:, None], ego.flatten(0, 1), grid)[:, 0]
     return torch.stack([found.amax(-1), found.mean(-1)], -1).unflatten(0, maps.shape[:2]).transpose(1, 2)
 
@@ -110,9 +110,8 @@ def collisions(candidates: Float[Tensor, "B A S 2"], targets: Targets, ego_T_lid
     assert targets.boxes is not None
     assert targets.boxes_known is not None
     forward = headings(candidates)
-    turn = ego_T_lidar[:, None, None, :2, :2]
-    centre = (turn @ (candidates + LIDAR_TO_CENTRE_M * forward)[..., None])[..., 0] + ego_T_lidar[:, None, None, :2, 3]
-    forward = (turn @ forward[..., None])[..., 0]
+    centre = planar(ego_T_lidar, candidates + LIDAR_TO_CENTRE_M * forward)
+    forward = torch.einsum("bij,basj->basi", ego_T_lidar[:, :2, :2], forward)
     boxes = targets.boxes[:, :, 1:].transpose(1, 2)[:, None]  # B 1 S N 5
     other = torch.stack([boxes[..., 2].cos(), boxes[..., 2].sin()], -1)
     size = candidates.new_tensor(EGO_SIZE_M)

@@ -29,7 +29,7 @@ from iidrive.models.baselines import ctrv
 from iidrive.models.candidates import speed_profiles
 from iidrive.models.ego_motion import MOTION, ego_status, lidar_path
 from iidrive.models.forecast import Forecaster
-from iidrive.models.layers import CellGrid, ResBlock, mlp, transform_inverse
+from iidrive.models.layers import CellGrid, ResBlock, mlp, planar, transform_inverse
 from iidrive.models.losses import Counts, masked_mean
 from iidrive.models.outcomes import OutcomeHead, Outcomes, collisions
 from iidrive.models.world import Imagined
@@ -167,7 +167,7 @@ class Planner(nn.Module):
         stages = [Proposals(base[:, None] + out[..., :-1].unflatten(-1, (FUTURE_STEPS, 2)), out[..., -1])]
         for refiner in self.refiners:
             assert isinstance(refiner, WaypointRefiner)
-            points = _in_ego_frame(stages[-1].paths, inputs.ego_T_lidar)
+            points = planar(inputs.ego_T_lidar, stages[-1].paths)
             read = refiner.read(maps, points.flatten(1, 2)).unflatten(1, points.shape[1:3])
             state, shift, score = refiner(read, state)
             stages.append(Proposals(stages[-1].paths + shift, stages[-1].scores + score))
@@ -179,7 +179,7 @@ class Planner(nn.Module):
 
     def refine(self, inputs: Inputs, plan: Proposals, state: Float[Tensor, "B K D"], imagined: Imagined) -> Proposals:
         """The ii branch: correct proposals by what the world model imagines at each waypoint's moment."""
-        points = _in_ego_frame(plan.paths, inputs.ego_T_lidar)
+        points = planar(inputs.ego_T_lidar, plan.paths)
         future_T_now = transform_inverse(imagined.now_T_frame)
         moved = torch.einsum("bsij,bksj->bksi", future_T_now[..., :2, :2], points) + future_T_now[:, None, :, :2, 3]
         maps = self.future(imagined.latents.flatten(0, 1))
@@ -321,8 +321,3 @@ def drivable(paths: Float[Tensor, "B S 2"], per_forward: float = 1.0, least_m: f
         length = kept.norm(dim=-1, keepdim=True)
         heading = torch.where(length > least_m, kept / length.clamp(min=1e-6), heading)
     return torch.stack(points, 1)
-
-
-def _in_ego_frame(paths: Float[Tensor, "B K S 2"], ego_T_lidar: Float[Tensor, "B 4 4"]) -> Float[Tensor, "B K S 2"]:
-    """Points at lidar height in the lidar frame → the ego frame's plane."""
-    return torch.einsum("bij,bksj->bksi", ego_T_lidar[:, :2, :2], paths) + ego_T_lidar[:, None, None, :2, 3]

@@ -256,11 +256,10 @@ def _train_flow(
     learner = FlowLearner(stage1.computing(compute).model, net)
     manifest = _manifest("flow", recipe.world.flow, recipe.train_flow, source, split, recipe, (stage1.checkpoint,))
     resume = "off" if options.resume == "off" else "auto"
-    process_group = options.process_group
-    Run.start(run.folder, {"what": "train occupancy flow", "config": manifest.training}, resume != "off", process_group)
+    Run.start(run.folder, {"what": "train occupancy flow", "config": manifest.training}, resume != "off", options.process_group)
     clips = ClipDataset(tracks, ClipSpec(), codes=cache, labels=FlowTargets(source, net.fine))
-    alone = replace(options, resume=resume, stop_at=None)
-    fit(TrainTask(learner, net, manifest, recipe.world.flow), clips, recipe.train_flow, run, alone)
+    to_its_end = replace(options, resume=resume, stop_at=None)
+    fit(TrainTask(learner, net, manifest, recipe.world.flow), clips, recipe.train_flow, run, to_its_end)
     net.requires_grad_(False)
 
 
