@@ -11,13 +11,13 @@ from make_cases import random_cases
 from make_tables import PLAIN_EVENTS, PLAIN_L2, print_table
 
 from iidrive.analysis.compare.compare import METRICS, compare, format_comparison, grid
-from iidrive.analysis.compare.stats import counts_differ, holm, paired, samples_needed
 from iidrive.analysis.compare.tables import compare_tables
 from iidrive.analysis.doctor.printed import WEIGHTS, parse_tables, read_tables
 from iidrive.cli.main import main
 from iidrive.core.errors import ConfigError, DataError
 from iidrive.scoring.cases import Predictions, read_cases, write_cases, write_predictions
 from iidrive.scoring.sampled import Sampled, read_runs, scored
+from iidrive.scoring.stats import counts_differ, holm, paired, samples_needed
 
 SAME = "no difference that these data can show"
 

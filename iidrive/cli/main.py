@@ -46,6 +46,12 @@ def _evaluate():
     return evaluate
 
 
+def _drive():
+    from iidrive.cli import drive
+
+    return drive
+
+
 def _score():
     from iidrive.cli import score
 
@@ -91,6 +97,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     ),
     "tokens": Command("write the token cache of a split", lambda: _train().tokens),
     "evaluate": Command("score a planner, world model, tokenizer or baseline on a split", lambda: _evaluate().evaluate),
+    "drive": Command("drive a planner in closed loop through towns that react", lambda: _drive().drive, OCCUPANCY),
     "recipes": Command("list the recipes, or explain every field of one", lambda: _explain().recipes),
     "cases": Command("write the truth of a split, to score predictions against", lambda: _score().cases, OCCUPANCY),
     "score": Command("score planned paths by public protocols", lambda: _score().score, ("data", *OCCUPANCY)),

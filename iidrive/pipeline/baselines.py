@@ -32,8 +32,8 @@ class Baseline:
     lineage: Lineage
 
 
-def baseline(name: str, recipe: Recipe, source: Source, train_split: str, run: Run) -> Baseline:
-    """A baseline planner by name. `ego-mlp` is trained on `train_split` and kept in the run folder.
+def baseline(name: str, recipe: Recipe, source: Source, train_split: str, run: Run, anew: bool = True) -> Baseline:
+    """A baseline planner by name. `ego-mlp` is trained on `train_split` and kept in the run folder; unless `anew`, one that was trained is used.
 
     Raises:
         ConfigError: for an unknown name.
@@ -42,10 +42,10 @@ def baseline(name: str, recipe: Recipe, source: Source, train_split: str, run: R
         return Baseline(KINEMATIC[name], Lineage(name))
     if name != "ego-mlp":
         raise ConfigError(unknown("planner", name, BASELINES))
-    if run.process_group.is_rank_zero:
+    if run.process_group.is_rank_zero and anew:
         shutil.rmtree(run.folder / name, ignore_errors=True)
     run.process_group.barrier()
-    started = Run.start(run.folder / name, {"for": name}, process_group=run.process_group)
-    train_ego_mlp(recipe, source, train_split, started, RunOptions(run.process_group))
+    started = Run.start(run.folder / name, {"for": name}, not anew, run.process_group)
+    train_ego_mlp(recipe, source, train_split, started, RunOptions(run.process_group, resume="off" if anew else "auto"))
     found = checkpoint.read(run.folder / name)
     return Baseline(load_ego_mlp(found).plan, found.lineage)

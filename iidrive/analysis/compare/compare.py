@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy import stats
 
-from iidrive.analysis.compare.stats import ALPHA, Test, holm, paired, samples_needed
 from iidrive.analysis.doctor.printed import RATES, WEIGHTS
 from iidrive.core.errors import ConfigError, DataError
 from iidrive.core.scene import FUTURE_STEPS, STEP_S
 from iidrive.core.text import text_row
 from iidrive.scoring import npz
 from iidrive.scoring.sampled import Sampled
+from iidrive.scoring.stats import ALPHA, Test, holm, paired, samples_needed
 
 Array = np.ndarray
 

@@ -9,11 +9,11 @@ import numpy as np
 from scipy import stats
 
 from iidrive.analysis.compare.compare import two_figures, verdict_sentence
-from iidrive.analysis.compare.stats import ALPHA, POWER_Z, counts_differ, holm
 from iidrive.analysis.doctor.decode import between
 from iidrive.analysis.doctor.findings.evaluation_set import count_lines
 from iidrive.analysis.doctor.printed import RATES, Decoded, Table, decode, read_tables
 from iidrive.core.errors import ConfigError, DataError
+from iidrive.scoring.stats import ALPHA, POWER_Z, counts_differ, holm
 from iidrive.scoring.tables import NUSCENES_VAL_SAMPLES
 
 VAL_SCENES = 150

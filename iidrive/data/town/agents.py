@@ -56,7 +56,10 @@ class Script:
 
 @dataclass(frozen=True)
 class Mover:
-    """A vehicle or cyclist: size, rear axle to box centre, wheelbase (metres), its route, where and how fast it starts, its driver."""
+    """A vehicle or cyclist: size, rear axle to box centre, wheelbase (metres), its route, where and how fast it starts, its driver.
+
+    `swerve_m` (n,) is how far to the right of each sample of its route it strays.
+    """
 
     category: str
     size_m: tuple[float, float, float]
@@ -70,6 +73,7 @@ class Mover:
     headway_s: float
     wander_phase: float
     script: Script | None = None
+    swerve_m: Float[Array, "n"] | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import copy
 from iidrive.core.errors import DataError
 from iidrive.core.scene import STEP_S, Boxes
 from iidrive.data.town.config import TownConfig
-from iidrive.data.town.record import boxes_at, track_names
+from iidrive.data.town.record import Cast, boxes_at, track_names
 from iidrive.data.town.traffic import DT_S, EgoState
 from iidrive.data.town.world import WARM_S, World, make_place, make_players
 
@@ -19,7 +19,8 @@ class LiveScene:
     """
 
     def __init__(self, config: TownConfig, world: World, keyframe: int = 0) -> None:
-        """The scene at one of its keyframes; its traffic is simulated up to there (some 3 ms a step of 0.1 s).
+        """The scene at one of its keyframes; its traffic is simulated up to there (some 3 ms a step of 0.1 s). The last eight keyframes before the
+        recorded ones, -8 to -1, are there too: traffic moves for four seconds before a scene begins.
 
         Raises:
             DataError: for a world that this config does not make.
@@ -49,10 +50,18 @@ class LiveScene:
         self.traffic.step(ego)
         self.time_s = round(self.time_s + DT_S, 3)
 
+    def cast(self) -> Cast:
+        """Everyone but the ego, of this one moment."""
+        return self._players.cast(self.traffic.now()).select(self._kept)
+
+    @property
+    def tracks(self) -> tuple[str, ...]:
+        """The names of everyone in the cast, as in the recorded scene."""
+        return self._names
+
     def boxes(self) -> Boxes:
         """Everyone within 80 m of the ego now, in the global frame, with the tracks that they have in the recorded scene."""
-        cast = self._players.cast(self.traffic.now()).select(self._kept)
-        return boxes_at(cast, 0, self.traffic.xy[0], self._names)
+        return boxes_at(self.cast(), 0, self.traffic.xy[0], self._names)
 
     def copy(self) -> LiveScene:
         """The same moment once more; neither of the two influences the other from then on."""

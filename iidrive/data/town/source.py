@@ -27,17 +27,17 @@ from iidrive.data.town.route import Route
 from iidrive.data.town.static import Raster, column_table, rasterise, static_columns
 from iidrive.data.town.stored import cache_key, decode, encode
 from iidrive.data.town.visibility import visible
-from iidrive.data.town.world import World, make_world
+from iidrive.data.town.world import World, make_world, route_reach
 
 __all__ = ["SPLITS", "VERSION", "Town", "TownConfig", "scene_seed"]
 
 Array = np.ndarray
 
 SEEN_AROUND_M = 62.0
-"""The raster reaches this far beyond the ego's path: the corner of an 80 m grid, and some more."""
+"""The raster reaches this far beyond the ego's route: the corner of an 80 m grid, and some more."""
 
-KEPT_RASTERS = 4
-"""Rasters are quick to make again and large (some 5 MB); scenes are neither (2 MB)."""
+KEPT_RASTERS = 32
+"""Rasters are quick to make again, and a megabyte each; a closed loop drives some scenes side by side."""
 
 
 class Town:
@@ -103,9 +103,13 @@ class Town:
         With `visible_only` in the config, voxels that are hidden from the LIDAR are unknown (255).
         """
         keyframe = scene.keyframes[index]
-        grid = self.occupancy_at(scene.name, keyframe.global_T_ego, keyframe.boxes, spec)
+        return self.seen_at(scene.name, keyframe.global_T_ego, keyframe.ego_T_lidar, keyframe.boxes, spec)
+
+    def seen_at(self, name: str, global_T_ego: Pose, ego_T_lidar: Pose, boxes: Boxes, spec: GridSpec) -> OccGrid:
+        """The same around an ego anywhere in a scene's surroundings, with these road users (boxes in the global frame)."""
+        grid = self.occupancy_at(name, global_T_ego, boxes, spec)
         if self.config.visible_only:
-            grid.semantics[~visible(grid.semantics, spec, keyframe.ego_T_lidar.translation_m)] = IGNORE
+            grid.semantics[~visible(grid.semantics, spec, ego_T_lidar.translation_m)] = IGNORE
         return grid
 
     def visible(self, scene: Scene, index: int, spec: GridSpec) -> Bool[Array, "x y z"]:
@@ -190,7 +194,8 @@ class Town:
     def _raster(self, name: str) -> Raster:
         if name not in self._rasters:
             world = self._world(name)
-            path = np.array([k.global_T_ego.translation_m[:2] for k in world.scene.keyframes])
+            driven = np.array([k.global_T_ego.translation_m[:2] for k in world.scene.keyframes])
+            path = np.concatenate([driven, world.route.points[: route_reach(self.config)]])
             low, high = path.min(0) - SEEN_AROUND_M, path.max(0) + SEEN_AROUND_M
             self._rasters[name] = rasterise(world.surroundings(), low, high, self.config.raster_m)
             while len(self._rasters) > KEPT_RASTERS:

@@ -89,6 +89,8 @@ class Traffic:
             n = len(v.route.points)
             along = np.arange(n) * STEP_M
             shift = v.right_m + 0.1 * np.sin(along / 9.0 + v.wander_phase) + 0.06 * np.sin(along / 4.3 + 2 * v.wander_phase)
+            if v.swerve_m is not None:
+                shift = shift + v.swerve_m
             normal = np.stack([np.sin(v.route.heading), -np.cos(v.route.heading)], -1)
             self.path[i, :n] = v.route.points + shift[:, None] * normal
             self.path[i, n:] = self.path[i, n - 1]

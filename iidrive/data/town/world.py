@@ -21,11 +21,13 @@ from iidrive.data.town.record import Cast, assemble, record, settle, track_names
 from iidrive.data.town.roads import Roads, build_roads
 from iidrive.data.town.route import STEP_M, Route
 from iidrive.data.town.static import Surroundings, build_surroundings
+from iidrive.data.town.swerve import swerving
 from iidrive.data.town.traffic import DT_S, Tracks, Traffic
 
 Array = np.ndarray
 
 WARM_S = 4.0
+_FASTEST_MPS = 9.0
 TOWNS, TRIES_PER_TOWN = 10, 4
 """Some streets are too tight for the traffic drawn, so after a few tries the town is drawn anew."""
 HARD_TOWNS = 200
@@ -97,8 +99,12 @@ def make_place(config: TownConfig, name: str, town: int) -> Place | None:
     ego = spawn_ego(rng, roads)
     if kind and not any(_stage(seed, kind, roads, ego, town, attempt) for attempt in range(TRIES_PER_TOWN)):
         return None
-    reach = int((WARM_S + config.keyframes * STEP_S) * 9.0 / STEP_M)
-    return Place(roads, ego, build_surroundings(rng, roads, ego.route.points[:reach:12]))
+    return Place(roads, ego, build_surroundings(rng, roads, ego.route.points[: route_reach(config) : 12]))
+
+
+def route_reach(config: TownConfig) -> int:
+    """How many samples of a route the ego can pass in a scene; surroundings are built around those."""
+    return int((WARM_S + config.keyframes * STEP_S) * _FASTEST_MPS / STEP_M)
 
 
 def _stage(seed: tuple[int, int, int], kind: HardKind, roads: Roads, ego: Mover, town: int, attempt: int) -> Stage | None:
@@ -110,7 +116,7 @@ def make_players(config: TownConfig, name: str, place: Place, town: int, attempt
     seed, kind = scene_seed(config, name), hard_kind(config, name)
     rng = np.random.default_rng((*seed, 1, town, attempt))
     if kind is None:
-        movers = spawn_movers(rng, place.roads, place.ego, config.traffic)
+        movers = spawn_movers(rng, place.roads, _at_the_wheel(config, name, place), config.traffic)
         walkers = spawn_walkers(rng, place.roads, place.around, place.ego, config.pedestrians)
         still = spawn_still(rng, place.roads, place.around, config.parked, config.pedestrians)
         return Players(place.roads, movers, walkers, still, rng.uniform(1.55, 1.9, len(walkers)), None)
@@ -121,6 +127,14 @@ def make_players(config: TownConfig, name: str, place: Place, town: int, attempt
     walkers = [*set_up.walkers, *spawn_walkers(rng, set_up.roads, place.around, set_up.ego, config.pedestrians)]
     still = [*set_up.still, *set_up.room(spawn_still(rng, set_up.roads, place.around, config.parked, config.pedestrians))]
     return Players(set_up.roads, movers, walkers, still, rng.uniform(1.55, 1.9, len(walkers)), set_up)
+
+
+def _at_the_wheel(config: TownConfig, name: str, place: Place) -> Mover:
+    """The ego of a scene without a conflict: in some training scenes it swerves."""
+    if config.swerves == 0 or name.split("-")[1] not in ("train", "val"):
+        return place.ego
+    rng = np.random.default_rng((*scene_seed(config, name), 4))
+    return replace(place.ego, swerve_m=swerving(rng, place.ego.route)) if rng.random() < config.swerves else place.ego
 
 
 def make_world(config: TownConfig, name: str) -> World:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from iidrive.analysis.compare.stats import COUNTS_PER_INCIDENT
 from iidrive.analysis.doctor.counts import disagreement
 from iidrive.analysis.doctor.decode import LARGEST_SET, USUAL_SIZES, Decoded, all_zero, between, luck
 from iidrive.analysis.doctor.findings.finding import Finding
 from iidrive.analysis.doctor.table import RATES, Table
+from iidrive.scoring.stats import COUNTS_PER_INCIDENT
 from iidrive.scoring.tables import NUSCENES_VAL_OBJ_COL, NUSCENES_VAL_SAMPLES
 
 VAL_SIZES = {

@@ -79,6 +79,18 @@ def paired(a: Float[Array, "n"], b: Float[Array, "n"], cluster: Int[Array, "n"],
     return Test(mean, float(interval.low), float(interval.high), float(permuted.pvalue), error)
 
 
+def mean_interval(values: Float[Array, "s"], resamples: int = 9999) -> tuple[float, float]:
+    """A 95 % interval of the mean of scenes' values, by bootstrap over scenes; the mean itself where all are equal or there is one scene.
+
+    Seeded: equal inputs give equal outputs.
+    """
+    mean = float(values.mean())
+    if len(values) < 2 or not (values != values[0]).any():
+        return mean, mean
+    drawn = stats.bootstrap((values,), np.mean, vectorized=True, n_resamples=resamples, method="percentile", **_seeded())
+    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
+
+
 def _seeded() -> dict[str, Any]:
     """The generator under the name that every supported SciPy takes."""
     return {"random_state": np.random.default_rng(_SEED)}

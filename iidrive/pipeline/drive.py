@@ -1,0 +1,202 @@
+"""Drive planners in closed loop, score what they drove, and put it into one table beside the baselines and the town's own driver."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from iidrive.core.batch import Inputs
+from iidrive.core.config_io import to_plain
+from iidrive.core.errors import ConfigError, unknown
+from iidrive.core.lineage import Lineage, mark_lines, mark_numbers
+from iidrive.core.scene import FUTURE_STEPS
+from iidrive.data.town.source import Town
+from iidrive.models.tokenizer import Tokenizer
+from iidrive.pipeline.baselines import BASELINES, baseline
+from iidrive.pipeline.evaluate import Assessment, TestSet, trained_on
+from iidrive.pipeline.load import load_agent, load_ego_mlp
+from iidrive.pipeline.recipes import Recipe
+from iidrive.runtime.progress import counting
+from iidrive.scoring.driving.epdms import score_drive
+from iidrive.scoring.driving.rollout import Rollout
+from iidrive.scoring.driving.summary import Difference, Row, text
+from iidrive.simulation.driven import road_of
+from iidrive.simulation.kept import read_rollout, write_rollout
+from iidrive.simulation.loop import LoopConfig, Plan, drive, drive_expert
+from iidrive.training import checkpoint
+from iidrive.training.checkpoint import Checkpoint
+
+EXPERT = "town's driver"
+_MOVES_MPS = 0.1
+
+
+@dataclass(frozen=True)
+class Driver:
+    """A planner that can drive: its row's name, what plans, the tokenizer whose codes it reads, what it descends from.
+
+    `ought_to_move`: whether plans that stay on the spot mean that something is broken.
+    """
+
+    name: str
+    plan: Plan
+    tokenizer: Tokenizer | None
+    lineage: Lineage
+    about: Mapping[str, object] = field(default_factory=dict)
+    ought_to_move: bool = True
+
+
+def drivers_of(subject: str | Checkpoint, test_ii: Sequence[bool], on: TestSet, recipe: Recipe) -> list[Driver]:
+    """What drives: a baseline by name, a planner's checkpoint (a row for each of `test_ii`), or anybody's `module:function`.
+
+    Raises:
+        ConfigError: for something that does not plan.
+    """
+    if isinstance(subject, str) and subject in BASELINES:
+        made = baseline(subject, recipe, on.source, on.source.usual_split("train"), on.run)
+        return [Driver(subject, made.plan, None, made.lineage, ought_to_move=subject != "still")]
+    if isinstance(subject, str):
+        return [Driver(subject, imported(subject), None, Lineage(subject))]
+    kind, about = subject.manifest.kind, {"trained on": trained_on(subject.manifest)}
+    if kind == "ego-mlp":
+        return [Driver("ego-mlp", load_ego_mlp(subject).plan, None, on.judged(subject), about)]
+    if kind != "planner":
+        raise ConfigError(
+            f"{subject.path} is a {kind}, which does not plan: drive a planner, an ego-mlp, or one of {', '.join(BASELINES)}."
+        )
+    loaded = load_agent(subject)
+    lineage, tokenizer = on.judged(loaded.checkpoint), loaded.model.forecaster.tokenizer
+    about |= {"train_ii": "on" if loaded.model.train_ii else "off"}
+    return [
+        Driver(f"planner, ii {'on' if ii else 'off'}", partial(loaded.model.plan, ii=ii), tokenizer, lineage, {**about, "test_ii": ii})
+        for ii in test_ii
+    ]
+
+
+def imported(name: str) -> Plan:
+    """The function that `module:function` names: from a batch of inputs to paths (B,6,2), as a tensor or an array.
+
+    Raises:
+        ConfigError: if there is no such module or function, or if it returns something else when it is called.
+    """
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{name}: expected module:function of a planner that can be imported ({error}).") from None
+    if not callable(found):
+        raise ConfigError(f"{name} cannot be called; expected a function from a batch of inputs to paths (B,6,2).")
+
+    def plan(inputs: Inputs) -> Tensor:
+        made = torch.as_tensor(found(inputs))
+        wanted = (len(inputs.tokens), FUTURE_STEPS, 2)
+        if tuple(made.shape) != wanted or not bool(torch.isfinite(made).all()):
+            raise ConfigError(f"{name} must return finite paths of shape {wanted}, metres; found shape {tuple(made.shape)}.")
+        return made
+
+    return plan
+
+
+def drive_rows(
+    subject: str | Checkpoint, test_ii: Sequence[bool], on: TestSet, recipe: Recipe, config: LoopConfig, beside: Sequence[str]
+) -> Assessment:
+    """Drive a planner, the town's own driver and the baselines `beside` it through the scenes of a test set, and score them.
+
+    Drives that the run folder holds already are not driven again. Writes `drive.txt`, `drive.json` and `scenes.jsonl`.
+
+    Raises:
+        ConfigError: for data without a world that goes on by itself, and for a planner that never moves.
+    """
+    town = on.source
+    if not isinstance(town, Town):
+        raise ConfigError(f"only towns can be driven in closed loop; found {town.name}, whose scenes are recordings.")
+    asked = drivers_of(subject, test_ii, on, recipe)
+    known = [driver.name for driver in asked]
+    drivers = [driver for name in beside if name not in known for driver in drivers_of(name, (), on, recipe)] + asked
+    names = on.names or town.scene_names(on.split)
+    roads = {name: road_of(town, name) for name in names}
+    expert = _kept(EXPERT, names, on, config, "", partial(drive_expert, town, config=config))
+    reference = tuple(score_drive(one, roads[one.name], one) for one in expert)
+    rows = [Row(EXPERT, reference, reference)]
+    for driver in drivers:
+        make = partial(drive, town, plan=driver.plan, tokenizer=driver.tokenizer, config=config)
+        found = _kept(driver.name, names, on, config, str(driver.lineage), make)
+        scores = tuple(score_drive(one, roads[one.name], best) for one, best in zip(found, expert, strict=True))
+        rows.append(Row(driver.name, scores, reference))
+        if driver.ought_to_move and all(one.plan_speed_mps.max(initial=0.0) < _MOVES_MPS for one in found):
+            raise ConfigError(
+                f"{driver.name} never means to move: all of its paths stay on the spot, in {len(names)} scenes. Are they metres, in the lidar frame?"
+            )
+    return _written(rows, asked, on, config)
+
+
+def _written(rows: Sequence[Row], asked: Sequence[Driver], on: TestSet, config: LoopConfig) -> Assessment:
+    own = [row for row in rows if row.name in {driver.name for driver in asked}]
+    differences = [Difference.of(own[0], other) for other in own[1:]]
+    lineage = asked[-1].lineage
+    about = {"planner": asked[-1].name, **on.about, **to_plain(config), **asked[-1].about, "lineage": lineage.child("drive").to_plain()}
+    line = f"data: {on.source.name} {on.split} · {len(own[0].scores)} scenes · others: {config.agents}"
+    line += " · displaced starts" if config.displace else ""
+    body = "\n".join([f"{mark_lines(lineage.marks)}{line}", text(rows, differences), _BY_CONSTRUCTION])
+    plain = {row.name: row.to_json() for row in rows}
+    values = {**plain[own[-1].name], "rows": plain, "differences": [difference.to_json() for difference in differences]}
+    scores = {**mark_numbers(values, lineage.marks), "about": about}
+    on.run.write_text("drive.txt", body + "\n")
+    on.run.write_json("drive.json", scores)
+    on.run.write_text("scenes.jsonl", "".join(json.dumps(line) + "\n" for row in rows for line in row.scene_lines()))
+    return Assessment(body, scores)
+
+
+_BY_CONSTRUCTION = (
+    f"{EXPERT}: scenes were drawn until nobody collided, so its zero collisions are by construction. EPDMS and parts in percent; "
+    "a drive ends at an at-fault collision or off the road, and windows that it did not drive count 0."
+)
+
+
+def _kept(
+    row: str, names: Sequence[str], on: TestSet, config: LoopConfig, lineage: str, make: Callable[..., list[Rollout]]
+) -> list[Rollout]:
+    """The drives of scenes, those that the run folder holds and those that are made now, by all processes together."""
+    group = on.run.process_group
+    mark = hashlib.sha256(json.dumps([row, lineage, asdict(config), on.source.identity()], sort_keys=True, default=str).encode())
+    folder = on.run.folder / "rollouts" / f"{row.replace(' ', '-').replace(',', '').replace(chr(39), '')}-{mark.hexdigest()[:8]}"
+    together = [tuple(names[k : k + config.together]) for k in range(0, len(names), config.together)]
+    with group.raise_on_all_ranks(), counting(f"drive: {row}", len(together), group) as tick:
+        for some in group.shard(together):
+            files = [folder / f"{name}.npz" for name in some]
+            if not all(file.is_file() for file in files):
+                for file, rollout in zip(files, make(names=some), strict=True):
+                    write_rollout(file, rollout)
+            tick(some[-1])
+    group.barrier()
+    return [read_rollout(folder / f"{name}.npz") for name in names]
+
+
+def subject_of(planner: str) -> str | Checkpoint:
+    """What a command line names: a baseline, a checkpoint, or `module:function`.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    if planner in BASELINES:
+        return planner
+    if Path(planner).exists():
+        return checkpoint.read(planner)
+    if ":" in planner:
+        return planner
+    raise ConfigError(f"{unknown('planner', planner, BASELINES)} Or give a run folder, a checkpoint, or module:function.")
+
+
+def enlarged(recipe: Recipe, split: str, scenes: int) -> Recipe:
+    """A recipe whose towns have at least so many scenes in a split."""
+    name = f"{split}_scenes"
+    if scenes <= 0 or not hasattr(recipe.town, name):
+        return recipe
+    return replace(recipe, town=replace(recipe.town, **{name: max(scenes, getattr(recipe.town, name))}))

@@ -1,0 +1,89 @@
+"""How a drive feels: accelerations and their changes against the limits of the public scorers.
+
+Shapes: T moments 0.1 s apart, P plans, K steps of a plan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy.signal import savgol_filter
+
+from iidrive.scoring.driving.rollout import Ego, Rollout
+from iidrive.scoring.driving.tracking import DT_S
+
+Array = np.ndarray
+
+_ORDER, _SMOOTH, _SLOPE = 2, 8, 15
+"""Order of the Savitzky-Golay filter, and how many moments it sees for values and for derivatives."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a passenger puts up with: metres, seconds, radians."""
+
+    jerk: float = 8.37
+    lateral_acceleration: float = 4.89
+    brake: float = -4.05
+    accelerate: float = 2.40
+    yaw_acceleration: float = 1.93
+    longitudinal_jerk: float = 4.13
+    yaw_rate: float = 0.95
+
+
+def comfortable(ego: Ego, limits: Limits | None = None) -> Bool[Array, "t"]:
+    """At which moments all limits hold. A drive of less than 1.5 s has no derivatives and counts as comfortable."""
+    limits, n = limits or Limits(), len(ego.yaw_rad)
+    if n < _SLOPE:
+        return np.ones(n, bool)
+    yaw = np.unwrap(ego.yaw_rad)
+    raw = np.diff(ego.speed_mps, append=ego.speed_mps[-1:]) / DT_S
+    sideways = ego.speed_mps * np.gradient(yaw, DT_S)
+    along, across = _smooth(raw, _SMOOTH), _smooth(sideways, _SMOOTH)
+    return (
+        (np.abs(_smooth(np.hypot(raw, sideways), _SLOPE, 1)) <= limits.jerk)
+        & (np.abs(across) <= limits.lateral_acceleration)
+        & (along >= limits.brake)
+        & (along <= limits.accelerate)
+        & (np.abs(_smooth(yaw, _SLOPE, 2)) <= limits.yaw_acceleration)
+        & (np.abs(_smooth(raw, _SLOPE, 1)) <= limits.longitudinal_jerk)
+        & (np.abs(_smooth(yaw, _SLOPE, 1)) <= limits.yaw_rate)
+    )
+
+
+def _smooth(values: Float[Array, "*p t"], window: int, derivative: int = 0) -> Float[Array, "*p t"]:
+    """Smoothed values, or their derivative, along the last axis."""
+    return np.asarray(savgol_filter(values, window, _ORDER, deriv=derivative, delta=DT_S))
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two consecutive plans may lie apart: root-mean-square differences, metres, seconds, radians."""
+
+    acceleration: float = 0.7
+    jerk: float = 0.5
+    yaw_rate: float = 0.1
+    yaw_acceleration: float = 0.1
+
+
+def consistent(rollout: Rollout, limits: Agreement | None = None) -> Bool[Array, "q"]:
+    """For every plan but the first, whether it goes on as the plan before it had meant to (extended comfort)."""
+    limits, later = limits or Agreement(), rollout.plan_every
+    plans = len(rollout.plan_speed_mps)
+    if plans < 2:
+        return np.zeros(0, bool)
+    speed, rate = rollout.plan_speed_mps, np.diff(rollout.plan_yaw_rad, axis=1) / DT_S
+    before, after = slice(later, None), slice(None, speed.shape[1] - later)
+    good = np.ones(plans - 1, bool)
+    for values, derivative, limit in (
+        (speed, 1, limits.acceleration),
+        (speed, 2, limits.jerk),
+        (rate, 0, limits.yaw_rate),
+        (rate, 1, limits.yaw_acceleration),
+    ):
+        change = _smooth(values, _SLOPE, derivative)
+        gap = change[1:, after] - change[:-1, before]
+        good &= np.sqrt((gap**2).mean(1)) <= limit
+    return good

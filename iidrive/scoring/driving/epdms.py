@@ -1,0 +1,178 @@
+"""The EPDMS score of drives: multipliers over the whole drive, times a weighted mean of parts that are scored every 4 s.
+
+The public score is made for 4 s. Over 20 s its yes/no parts would nearly all be 0, so the weighted parts are scored in windows of 4 s one after
+the other and averaged. A window that was not driven to its end counts 0. docs/closed-loop.md has every part in words.
+
+Source: NAVSIM's EPDMS (Dauner et al. 2024, arXiv 2406.15349; Cao et al. 2025, arXiv 2506.04218), after nuPlan's closed-loop score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float
+
+from iidrive.core.errors import DataError
+from iidrive.scoring.driving.comfort import comfortable, consistent
+from iidrive.scoring.driving.contacts import Contact, contacts
+from iidrive.scoring.driving.parts import about_to_collide, beside_lane, driving_direction, stations
+from iidrive.scoring.driving.rollout import Road, Rollout
+from iidrive.scoring.driving.tracking import DT_S
+
+Array = np.ndarray
+
+MULTIPLIERS = ("NC", "DAC", "DDC", "TLC")
+WEIGHTS: Mapping[str, float] = {"EP": 5.0, "TTC": 5.0, "LK": 2.0, "HC": 2.0, "EC": 2.0}
+PARTS = (*MULTIPLIERS, *WEIGHTS)
+
+WINDOW_S = 4.0
+_SHORT_M = 5.0
+"""Where the reference gets less far than this there is no progress to be made."""
+
+_TOUCHED_THING = 0.5
+"""What is left of the score of who touches something that is no road user."""
+
+
+@dataclass(frozen=True)
+class DriveScore:
+    """The score of one drive.
+
+    `multipliers` are values of the whole drive and `windows` (W,) those of each window, by part; parts that cannot be told are in `absent` with
+    the reason instead. `progress_m` (W,) is how far along the route each window got. `off_road` is the first moment at which the ego's centre is
+    beside the drivable area, if any: the road was left, while one corner beside it is enough to fail DAC. `finished`: driven to the end without
+    an at-fault contact and without leaving the road.
+    """
+
+    name: str
+    multipliers: Mapping[str, float]
+    windows: Mapping[str, Float[Array, "w"]]
+    absent: Mapping[str, str]
+    progress_m: Float[Array, "w"]
+    contacts: tuple[Contact, ...]
+    off_road: int | None
+    kilometres: float
+    seconds: float
+    whole: bool = field(default=True)
+
+    @property
+    def at_fault(self) -> int:
+        """Contacts with others that the ego is at fault for."""
+        return sum(contact.at_fault for contact in self.contacts)
+
+    @property
+    def finished(self) -> bool:
+        """Driven to the end, without an at-fault contact, on the road."""
+        return self.whole and not self.at_fault and self.off_road is None
+
+    @property
+    def parts(self) -> dict[str, float | None]:
+        """Every part as one number, windows averaged; None where it cannot be told."""
+        means = {name: float(values.mean()) for name, values in self.windows.items()}
+        return {name: {**self.multipliers, **means}.get(name) for name in PARTS}
+
+    @property
+    def epdms(self) -> float:
+        """The product of the multipliers times the weighted mean of the rest."""
+        return _combined(self.multipliers, self.windows)
+
+    def forgiving(self, expert: DriveScore) -> float:
+        """The same when every part that the expert fails too, in the same window, counts as passed."""
+        multipliers = {k: 1.0 if expert.multipliers.get(k, 1.0) < 1 else v for k, v in self.multipliers.items()}
+        windows = {k: np.where(expert.windows[k] <= 0, 1.0, v) if k in expert.windows else v for k, v in self.windows.items()}
+        return _combined(multipliers, windows)
+
+
+def _combined(multipliers: Mapping[str, float], windows: Mapping[str, Float[Array, "w"]]) -> float:
+    total = sum(WEIGHTS[name] for name in windows)
+    mean = sum(WEIGHTS[name] * values for name, values in windows.items()) / total
+    return float(np.prod(list(multipliers.values())) * np.mean(mean))
+
+
+def score_drive(rollout: Rollout, road: Road | None, expert: Rollout | None = None) -> DriveScore:
+    """Score one drive on its road. Progress is measured against the expert's drive of the same scene; without it that part is left out.
+
+    Raises:
+        DataError: for a drive that is shorter than one step.
+    """
+    ego, others = rollout.ego, rollout.others
+    if len(ego.yaw_rad) < 2:
+        raise DataError(f"drive {rollout.name}: a drive needs two moments or more; found {len(ego.yaw_rad)}.")
+    met = contacts(ego, others, road)
+    absent: dict[str, str] = {"TLC": "this source has no traffic lights"}
+    multipliers = {"NC": min((1.0 if not c.at_fault else 0.0 if c.agent else _TOUCHED_THING for c in met), default=1.0)}
+    off = np.zeros(len(ego.yaw_rad), bool)
+    if road is None:
+        absent["DAC"] = "this source has no drivable area"
+    else:
+        off = ~road.drives_on(ego.centre_m)
+        multipliers["DAC"] = float(not road.off(ego.corners_m).any())
+    if road is None or road.route is None:
+        absent["DDC"] = "this source has no lanes of the route"
+    else:
+        multipliers["DDC"] = driving_direction(ego, road)
+    spans = _spans(rollout)
+    windows: dict[str, Array] = {}
+    ignored = np.full(len(others.track), np.inf)
+    for contact in met:
+        if not contact.at_fault:
+            ignored[contact.other] = contact.moment
+    windows["TTC"] = _never(about_to_collide(ego, others, road, ignored), spans)
+    windows["HC"] = _never(~comfortable(ego), spans)
+    progress = np.zeros(len(spans))
+    if road is None or road.centreline_m is None:
+        absent["EP"] = absent["LK"] = "this source has no centreline of the route"
+    else:
+        along, away = stations(ego.centre_m, road.centreline_m)
+        progress = np.array([max(along[min(b, len(along) - 1)] - along[min(a, len(along) - 1)], 0.0) for a, b in spans])
+        windows["LK"] = _never(beside_lane(ego, road, away), spans)
+        if expert is None:
+            absent["EP"] = "there is no reference drive"
+        else:
+            best, _ = stations(expert.ego.centre_m, road.centreline_m)
+            windows["EP"] = np.array([_share(gone, best, span, len(along)) for gone, span in zip(progress, spans, strict=True)])
+    if len(rollout.plan_speed_mps) < 2:
+        absent["EC"] = "this driver makes no plans"
+    else:
+        windows["EC"] = _consistency(rollout, spans)
+    ordered = {name: windows[name] for name in WEIGHTS if name in windows}
+    left = int(np.argmax(off)) if off.any() else None
+    whole = len(ego.yaw_rad) >= rollout.planned_moments
+    return DriveScore(
+        rollout.name, multipliers, ordered, absent, progress, tuple(met), left, rollout.kilometres, rollout.seconds, whole
+    )  # fmt: skip
+
+
+def _spans(rollout: Rollout) -> list[tuple[int, int]]:
+    """First and last moment of every window of 4 s; one window where the drive was to be shorter."""
+    step, last = round(WINDOW_S / DT_S), rollout.planned_moments - 1
+    return [(a, a + step) for a in range(0, last - step + 1, step)] or [(0, last)]
+
+
+def _driven(moments: int, span: tuple[int, int]) -> bool:
+    return span[1] < moments
+
+
+def _never(bad: Array, spans: list[tuple[int, int]]) -> Float[Array, "w"]:
+    """1 for windows that were driven and in which it never happens."""
+    return np.array([float(_driven(len(bad), (a, b)) and not bad[a : b + 1].any()) for a, b in spans])
+
+
+def _share(gone_m: float, best: Array, span: tuple[int, int], moments: int) -> float:
+    a, b = (min(k, len(best) - 1) for k in span)
+    there = best[b] - best[a]
+    if there < _SHORT_M:
+        return float(_driven(moments, span))
+    return float(min(gone_m / there, 1.0))
+
+
+def _consistency(rollout: Rollout, spans: list[tuple[int, int]]) -> Float[Array, "w"]:
+    """The share of a window's plans that go on as the plan before had meant to; 0 for windows that were not driven."""
+    good, every = consistent(rollout), rollout.plan_every
+    made = (np.arange(len(good)) + 1) * every
+    out = []
+    for a, b in spans:
+        here = good[(made > a) & (made <= b)]
+        out.append(float(here.mean()) if len(here) and _driven(len(rollout.ego.yaw_rad), (a, b)) else 0.0)
+    return np.array(out)

@@ -1,0 +1,217 @@
+"""What was driven: the ego and everyone around it every 0.1 s, and the road that it was driven on.
+
+Shapes: T moments, n others, P plans, K steps of a plan. All in the global frame, metres, radians, seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import shapely
+from jaxtyping import Bool, Float, Int
+
+from iidrive.core import geometry
+from iidrive.core.footprint import EGO_CENTRE_M, EGO_SIZE_M
+from iidrive.core.scene import VectorMap
+from iidrive.scoring.driving.tracking import DT_S
+
+Array = np.ndarray
+
+End = Literal["", "collision", "off road"]
+"""Why a drive ended before its time: an at-fault collision, or the road was left."""
+
+
+@dataclass(frozen=True)
+class Others:
+    """Rectangles around the ego: centres (T,n,2), headings (T,n), sizes (n,2) length and width; `present` (T,n) false where one is not there.
+
+    `agent` (n,) is true for vehicles, pedestrians and cyclists, false for other objects. `track` names them.
+    """
+
+    centre_m: Float[Array, "t n 2"]
+    yaw_rad: Float[Array, "t n"]
+    size_m: Float[Array, "n 2"]
+    present: Bool[Array, "t n"]
+    agent: Bool[Array, "n"]
+    track: tuple[str, ...]
+
+    @cached_property
+    def speed_mps(self) -> Float[Array, "t n"]:
+        """How fast each moves towards the next moment (at the last: from the one before); 0 where one of the two is missing."""
+        if len(self.centre_m) < 2:
+            return np.zeros(self.yaw_rad.shape)
+        hop = np.hypot(*np.moveaxis(np.diff(self.centre_m, axis=0), -1, 0)) / DT_S
+        hop = np.where(self.present[:-1] & self.present[1:], hop, 0.0)
+        return np.concatenate([hop, hop[-1:]])
+
+    def until(self, moments: int) -> Others:
+        """The first moments alone."""
+        return replace(self, centre_m=self.centre_m[:moments], yaw_rad=self.yaw_rad[:moments], present=self.present[:moments])
+
+    def polygons(self, t: Int[Array, "m"], i: Int[Array, "m"]) -> Array:
+        """Polygons of others `i` at moments `t`."""
+        return _polygons(self.centre_m[t, i], self.size_m[i], self.yaw_rad[t, i])
+
+
+@dataclass(frozen=True)
+class Ego:
+    """The ego's rear axle (T,2), headings and speeds (T,)."""
+
+    xy_m: Float[Array, "t 2"]
+    yaw_rad: Float[Array, "t"]
+    speed_mps: Float[Array, "t"]
+
+    @cached_property
+    def ahead(self) -> Float[Array, "t 2"]:
+        """Unit vectors of its headings."""
+        return np.stack([np.cos(self.yaw_rad), np.sin(self.yaw_rad)], -1)
+
+    @cached_property
+    def centre_m(self) -> Float[Array, "t 2"]:
+        """Where its rectangle's centre is."""
+        return self.xy_m + EGO_CENTRE_M * self.ahead
+
+    @cached_property
+    def corners_m(self) -> Float[Array, "t 4 2"]:
+        """Corners of its rectangle, counter-clockwise from front left."""
+        length, width = (np.full(len(self.yaw_rad), side) for side in EGO_SIZE_M)
+        return geometry.box_corners_bev(self.centre_m, length, width, self.yaw_rad)
+
+    @cached_property
+    def polygons(self) -> Array:
+        """Its rectangle at every moment."""
+        return np.asarray(shapely.polygons(self.corners_m))
+
+    def pushed(self, seconds: float) -> Array:
+        """Its rectangle at every moment, had it gone straight on for so long."""
+        gone = (seconds * self.speed_mps)[:, None] * self.ahead
+        return np.asarray(shapely.polygons(self.corners_m + gone[:, None]))
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One scene, driven: `ego` and `others` every 0.1 s, the first moment is the start.
+
+    `plan_speed_mps` (P,K) and `plan_yaw_rad` (P,K+1) are the references of the plans that were followed, one every `plan_every` moments, headings
+    in the plan's own ego frame; empty for a driver that makes no plans. `planned_moments` is how long the drive was to be.
+    """
+
+    name: str
+    ego: Ego
+    others: Others
+    plan_speed_mps: Float[Array, "p k"]
+    plan_yaw_rad: Float[Array, "p k1"]
+    planned_moments: int
+    ended: End = ""
+    plan_every: int = 5
+
+    @property
+    def kilometres(self) -> float:
+        """How far the rear axle has gone."""
+        return float(np.hypot(*np.diff(self.ego.xy_m, axis=0).T).sum()) / 1000
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return (len(self.ego.yaw_rad) - 1) * DT_S
+
+
+@dataclass(frozen=True)
+class Road:
+    """What a drive is judged by: the drivable area, lanes and junctions, and the route's lanes and centreline.
+
+    What a source does not know is None; the parts of the score that need it are then left out, with the reason.
+    """
+
+    drivable: shapely.Geometry
+    lanes: tuple[shapely.Polygon, ...] = ()
+    junctions: shapely.Geometry | None = None
+    route: shapely.Geometry | None = None
+    centreline_m: Float[Array, "n 2"] | None = None
+
+    @staticmethod
+    def of(layers: VectorMap, route_lanes: Sequence[str] = (), centreline_m: Float[Array, "n 2"] | None = None) -> Road | None:
+        """The road of a map; None where it has no drivable area.
+
+        Lanes beside the route's that run the same way count as the route's.
+        """
+        drivable = layers.layers.get("drivable_area")
+        if drivable is None:
+            return None
+        junctions = shapely.union_all([j.polygon for j in layers.junctions]) if layers.junctions else None
+        streets = tuple(lane.polygon for lane in layers.lanes if not lane.junction)
+        route = _beside(layers, route_lanes) if route_lanes else None
+        for geometry_ in (drivable, junctions, route):
+            if geometry_ is not None:
+                shapely.prepare(geometry_)
+        return Road(drivable, streets, junctions, route, centreline_m)
+
+    def off(self, corners_m: Float[Array, "*t 4 2"]) -> Bool[Array, "*t"]:
+        """Whether at least one corner lies beside the drivable area."""
+        outside: Array = np.asarray(~self.drives_on(corners_m).all(-1))
+        return outside
+
+    def drives_on(self, points_m: Float[Array, "*t 2"]) -> Bool[Array, "*t"]:
+        """Whether points lie in the drivable area."""
+        inside: Array = np.asarray(shapely.intersects_xy(self.drivable, points_m[..., 0], points_m[..., 1]))
+        return inside
+
+    def in_junction(self, points_m: Float[Array, "*t 2"]) -> Bool[Array, "*t"]:
+        """Whether points lie in a junction."""
+        if self.junctions is None:
+            return np.zeros(points_m.shape[:-1], bool)
+        return np.asarray(shapely.intersects_xy(self.junctions, points_m[..., 0], points_m[..., 1]))
+
+    def on_route(self, points_m: Float[Array, "*t 2"]) -> Bool[Array, "*t"]:
+        """Whether points lie in a lane of the route."""
+        assert self.route is not None
+        return np.asarray(shapely.intersects_xy(self.route, points_m[..., 0], points_m[..., 1]))
+
+    def between_lanes(self, corners_m: Float[Array, "4 2"]) -> bool:
+        """Whether corners lie in more than one lane of a street, and no lane holds all four."""
+        points = shapely.points(corners_m)
+        held = [count for lane in self.lanes if (count := int(shapely.intersects(lane, points).sum()))]
+        return len(held) > 1 and max(held) < 4
+
+
+_BESIDE_M = 0.3
+_SAME_WAY = np.cos(np.deg2rad(60))
+
+
+def _beside(layers: VectorMap, ids: Sequence[str]) -> shapely.Geometry:
+    """The area of lanes by id, and of street lanes beside them that run the same way."""
+    wanted = set(ids)
+    own = [lane for lane in layers.lanes if lane.id in wanted]
+    found = [lane.polygon for lane in own]
+    for lane in layers.lanes:
+        if lane.id in wanted or lane.junction:
+            continue
+        for mine in own:
+            if mine.junction or shapely.distance(mine.polygon, lane.polygon) > _BESIDE_M:
+                continue
+            shared = shapely.intersection(shapely.buffer(mine.polygon, _BESIDE_M), lane.polygon)
+            if shared.length > 5.0 and _direction(mine.centreline_m) @ _direction(lane.centreline_m) > _SAME_WAY:
+                found.append(lane.polygon)
+                break
+    return shapely.union_all(found)
+
+
+def _direction(line_m: Float[Array, "n 2"]) -> Float[Array, "2"]:
+    way = line_m[-1] - line_m[0]
+    return way / max(float(np.hypot(*way)), 1e-9)
+
+
+def _polygons(centre_m: Array, size_m: Array, yaw_rad: Array) -> Array:
+    return np.asarray(shapely.polygons(geometry.box_corners_bev(centre_m, size_m[..., 0], size_m[..., 1], yaw_rad)))
+
+
+def near(ego: Ego, others: Others, reach_m: float = 0.0) -> tuple[Int[Array, "m"], Int[Array, "m"]]:
+    """Moments and others so close to the ego that their rectangles, the ego's grown by `reach_m`, may touch."""
+    radius = np.hypot(*EGO_SIZE_M) / 2 + np.hypot(others.size_m[:, 0], others.size_m[:, 1]) / 2 + reach_m
+    close = ((others.centre_m - ego.centre_m[:, None]) ** 2).sum(-1) < radius**2
+    t, i = np.nonzero(close & others.present)
+    return t, i

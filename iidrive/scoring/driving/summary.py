@@ -1,0 +1,186 @@
+"""Many drives as one row: rates, the score and its parts, with intervals over scenes; and the paired difference of two rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from iidrive.core.errors import DataError
+from iidrive.core.text import aligned
+from iidrive.scoring.driving.epdms import PARTS, DriveScore
+from iidrive.scoring.stats import Test, mean_interval, paired
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Row:
+    """The drives of one planner, scene by scene, and the expert's drives of the same scenes (the row itself, for the expert)."""
+
+    name: str
+    scores: tuple[DriveScore, ...]
+    expert: tuple[DriveScore, ...]
+
+    def __post_init__(self) -> None:
+        if [s.name for s in self.scores] != [s.name for s in self.expert] or not self.scores:
+            raise DataError(f"{self.name}: a row needs the expert's drives of the same scenes, in the same order, and at least one.")
+
+    @property
+    def epdms(self) -> Float[Array, "s"]:
+        """The score of every scene."""
+        return np.array([score.epdms for score in self.scores])
+
+    @property
+    def forgiving(self) -> Float[Array, "s"]:
+        """The same with the expert filter."""
+        return np.array([score.forgiving(expert) for score, expert in zip(self.scores, self.expert, strict=True)])
+
+    @property
+    def kilometres(self) -> float:
+        """Kilometres in all scenes."""
+        return sum(score.kilometres for score in self.scores)
+
+    @property
+    def at_fault(self) -> Float[Array, "s"]:
+        """At-fault contacts of every scene."""
+        return np.array([score.at_fault for score in self.scores], float)
+
+    @property
+    def departures(self) -> Float[Array, "s"]:
+        """1 for every scene in which the road was left."""
+        return np.array([score.off_road is not None for score in self.scores], float)
+
+    def per_km(self, count: float) -> float | None:
+        """A rate; None at 0 km."""
+        return count / self.kilometres if self.kilometres > 0 else None
+
+    def absent(self) -> dict[str, str]:
+        """Parts that cannot be told, and why."""
+        return {name: reason for score in self.scores[:1] for name, reason in score.absent.items()}
+
+    def parts(self) -> dict[str, float | None]:
+        """Every part, averaged over scenes; None where it cannot be told."""
+        found = {}
+        for name in PARTS:
+            values = [value for score in self.scores if (value := score.parts[name]) is not None]
+            found[name] = float(np.mean(values)) if values else None
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values. `null` stands only where `absent` has the reason, or for a rate at 0 km."""
+        seconds = sum(score.seconds for score in self.scores)
+        at_fault, departures = int(self.at_fault.sum()), int(self.departures.sum())
+        return {
+            "scenes": len(self.scores),
+            "km": self.kilometres,
+            "seconds": seconds,
+            "speed_mps": 1000 * self.kilometres / seconds if seconds else None,
+            "at_fault_collisions": at_fault,
+            "at_fault_collisions_per_km": self.per_km(at_fault),
+            "departures": departures,
+            "departures_per_km": self.per_km(departures),
+            "interventions_per_km": self.per_km(at_fault + departures),
+            "contacts_not_at_fault": sum(len(score.contacts) for score in self.scores) - at_fault,
+            "finished": float(np.mean([score.finished for score in self.scores])),
+            "epdms": float(self.epdms.mean()),
+            "epdms_interval": mean_interval(self.epdms),
+            "epdms_expert_filter": float(self.forgiving.mean()),
+            "forgiven": float((self.forgiving - self.epdms).mean()),
+            "parts": self.parts(),
+            "absent": self.absent(),
+        }
+
+    def scene_lines(self) -> list[dict[str, Any]]:
+        """One plain object a scene."""
+        return [
+            {
+                "planner": self.name,
+                "scene": score.name,
+                "epdms": score.epdms,
+                "epdms_expert_filter": float(forgiven),
+                **score.parts,
+                "km": score.kilometres,
+                "seconds": score.seconds,
+                "finished": score.finished,
+                "off_road_s": None if score.off_road is None else score.off_road / 10,
+                "contacts": [{**asdict(c), "moment": c.moment / 10} for c in score.contacts],
+            }
+            for score, forgiven in zip(self.scores, self.forgiving, strict=True)
+        ]
+
+
+HEADER = ("planner", "EPDMS", "95 %", "filtered", *PARTS, "at fault", "off road", "km", "per km", "m/s", "finished")
+
+
+def table(rows: Sequence[Row]) -> list[list[str]]:
+    """A header and one line a planner: EPDMS and its parts in percent, events, kilometres, interventions per km."""
+    lines = [list(HEADER)]
+    for row in rows:
+        values = row.to_json()
+        low, high = values["epdms_interval"]
+        lines.append(
+            [
+                row.name,
+                f"{100 * values['epdms']:.1f}",
+                f"{100 * low:.0f}-{100 * high:.0f}",
+                f"{100 * values['epdms_expert_filter']:.1f}",
+                *("-" if v is None else f"{100 * v:.1f}" for v in values["parts"].values()),
+                str(values["at_fault_collisions"]),
+                str(values["departures"]),
+                f"{values['km']:.2f}",
+                "-" if values["interventions_per_km"] is None else f"{values['interventions_per_km']:.2f}",
+                "-" if values["speed_mps"] is None else f"{values['speed_mps']:.2f}",
+                f"{100 * values['finished']:.0f} %",
+            ]
+        )
+    return lines
+
+
+def text(rows: Sequence[Row], differences: Sequence[Difference] = ()) -> str:
+    """The table, what it leaves out, and the differences of rows."""
+    absent: dict[str, list[str]] = {}
+    for row in rows:
+        for part, reason in row.absent().items():
+            absent.setdefault(f"{part}: {reason}", []).append(row.name)
+    notes = [f"left out, {what} ({'all rows' if len(who) == len(rows) else ', '.join(who)})" for what, who in absent.items()]
+    return "\n".join([aligned(table(rows)), *notes, *(difference.sentence() for difference in differences)])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How the second of two rows differs from the first, scene by scene: score, at-fault contacts and departures a scene."""
+
+    first: str
+    second: str
+    epdms: Test
+    at_fault: Test
+    departures: Test
+
+    @staticmethod
+    def of(first: Row, second: Row) -> Difference:
+        """The paired difference, second minus first. Raises DataError for rows of other scenes."""
+        if [s.name for s in first.scores] != [s.name for s in second.scores]:
+            raise DataError(f"{first.name} and {second.name} drove other scenes; only the same scenes can be compared.")
+        scene = np.arange(len(first.scores))
+        pairs = ((second.epdms, first.epdms), (second.at_fault, first.at_fault), (second.departures, first.departures))
+        return Difference(first.name, second.name, *(paired(b, a, scene) for b, a in pairs))
+
+    def sentence(self) -> str:
+        """One line."""
+
+        def told(test: Test, scale: float, unit: str) -> str:
+            return f"{scale * test.difference:+.2f}{unit} [{scale * test.low:+.2f}, {scale * test.high:+.2f}], p {test.p:.3f}"
+
+        return (
+            f"{self.second} against {self.first}, paired by scene: EPDMS {told(self.epdms, 100, ' points')}; "
+            f"at-fault collisions a scene {told(self.at_fault, 1, '')}; departures a scene {told(self.departures, 1, '')}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        tests = {name: asdict(getattr(self, name)) for name in ("epdms", "at_fault", "departures")}
+        return {"first": self.first, "second": self.second, **tests}

@@ -1,0 +1,176 @@
+"""From a plan to a drive: a controller that follows six waypoints with a kinematic bicycle, 0.1 s a step.
+
+A plan tells where LIDAR_TOP is to be. The rear axle follows it as a trailer follows its hitch, which gives the only heading that a car can have
+on that path. Speed and curvature of that reference are smoothed by least squares. The car accelerates and steers as the reference does, and
+corrects what it is off along the way and beside it.
+
+Shapes: N cars, K = 30 steps of 0.1 s. Frames: plans in the lidar frame of the moment they were made at, states in any fixed frame, metres, radians.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from jaxtyping import Float
+from scipy.interpolate import CubicSpline
+
+from iidrive.core.geometry import wrap_angle
+from iidrive.core.scene import FUTURE_STEPS, STEP_S
+
+Array = np.ndarray
+
+DT_S = 0.1
+"""A step of the controller and of the world around it."""
+
+STEPS = round(FUTURE_STEPS * STEP_S / DT_S)
+"""Steps of a plan."""
+
+WHEELBASE_M = 2.6
+STEER_RAD, STEER_RATE_RADPS = 0.65, 0.9
+"""What the wheels can do."""
+
+BRAKE_MPS2, ACCELERATE_MPS2 = -7.0, 4.0
+"""What the tyres and the engine can do."""
+
+_FADES_M = 3.0
+"""A car that is beside its path is back on it after a few times this distance, without swinging over."""
+
+_FADES_S = 1.0
+"""The same along the path, seconds."""
+
+_FINER = 5
+"""The trailer is pulled in so many pieces of a step: its heading lags by half a piece."""
+
+_STANDS_MPS = 0.03
+"""A car that is slower than this and not told to go stands."""
+
+_JERK, _BEND = 1e-4, 1e-2
+"""Weights of changes of acceleration and of curvature, beside the squared errors of the path."""
+
+
+@dataclass(frozen=True)
+class CarState:
+    """Cars (N): rear axles `xy_m` (N,2), headings, speeds (forwards), accelerations along the heading, angles of the front wheels."""
+
+    xy_m: Float[Array, "n 2"]
+    yaw_rad: Float[Array, "n"]
+    speed_mps: Float[Array, "n"]
+    acceleration_mps2: Float[Array, "n"]
+    steer_rad: Float[Array, "n"]
+
+    @staticmethod
+    def rolling(xy_m: Float[Array, "n 2"], yaw_rad: Float[Array, "n"], speed_mps: Float[Array, "n"]) -> CarState:
+        """Cars that roll straight ahead at constant speed."""
+        zero = np.zeros(len(xy_m))
+        return CarState(xy_m, yaw_rad, speed_mps, zero, zero)
+
+    def select(self, rows: Array) -> CarState:
+        """Some of the cars."""
+        return CarState(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a car is to do over K steps: rear axles `xy_m` (N,K+1,2) and headings (N,K+1), the present first, in the frame of its start; speeds and
+    curvatures (N,K) from each to the next."""
+
+    xy_m: Float[Array, "n k1 2"]
+    yaw_rad: Float[Array, "n k1"]
+    speed_mps: Float[Array, "n k"]
+    curvature_pm: Float[Array, "n k"]
+
+
+def reference(plans_m: Float[Array, "n 6 2"], lever_m: float) -> Reference:
+    """The reference of plans (LIDAR_TOP in the lidar frame, x right, y forward), in the ego frame of the same moment (rear axle, x forward).
+
+    `lever_m` is how far LIDAR_TOP is ahead of the rear axle.
+    """
+    start = np.zeros((len(plans_m), 1, 2))
+    ahead = np.concatenate([start, np.asarray(plans_m, np.float64)], 1)
+    lidar = np.stack([ahead[..., 1] + lever_m, -ahead[..., 0]], -1)
+    time = np.arange(FUTURE_STEPS + 1) * STEP_S
+    dense = CubicSpline(time, lidar, axis=1)(np.arange(STEPS * _FINER + 1) * (DT_S / _FINER))
+    xy, yaw = [np.zeros((len(plans_m), 2))], [np.zeros(len(plans_m))]
+    for k in range(1, STEPS * _FINER + 1):
+        rod = dense[:, k] - xy[-1]
+        angle = np.arctan2(rod[:, 1], rod[:, 0])
+        yaw.append(yaw[-1] + wrap_angle(angle - yaw[-1]))
+        xy.append(dense[:, k] - lever_m * np.stack([np.cos(angle), np.sin(angle)], -1))
+    path, heading = np.stack(xy[::_FINER], 1), np.stack(yaw[::_FINER], 1)
+    hop, turn = np.diff(path, axis=1), np.diff(heading, axis=1)
+    middle = heading[:, :-1] + turn / 2
+    gone = hop[..., 0] * np.cos(middle) + hop[..., 1] * np.sin(middle)
+    speed = _smooth_speeds(gone)
+    return Reference(path, heading, speed, _smooth_curvatures(turn, speed))
+
+
+def _smooth_speeds(gone_m: Float[Array, "n k"]) -> Float[Array, "n k"]:
+    """Speeds whose steps are `gone_m` with little jerk."""
+    k = gone_m.shape[1]
+    jerk = np.diff(np.eye(k), n=2, axis=0) / DT_S**2
+    normal = DT_S**2 * np.eye(k) + _JERK * DT_S**2 * jerk.T @ jerk
+    return np.maximum(np.linalg.solve(normal, DT_S * gone_m.T).T, 0.0)
+
+
+def _smooth_curvatures(turn_rad: Float[Array, "n k"], speed_mps: Float[Array, "n k"]) -> Float[Array, "n k"]:
+    """Curvatures whose turns are `turn_rad`, changing little; where the car stands they are those beside."""
+    n, k = turn_rad.shape
+    change = np.diff(np.eye(k), axis=0) / DT_S
+    step = np.maximum(speed_mps, 1e-3) * DT_S
+    normal = step[:, :, None] ** 2 * np.eye(k) + _BEND * DT_S**2 * change.T @ change
+    return np.linalg.solve(normal, (step * turn_rad)[..., None])[..., 0].reshape(n, k)
+
+
+def follow(state: CarState, plan: Reference, steps: int) -> list[CarState]:
+    """The next states of cars that follow plans made at `state`, each in the frame of `state`'s car.
+
+    Raises:
+        ValueError: for more steps than the plans have.
+    """
+    if steps > STEPS:
+        raise ValueError(f"a plan has {STEPS} steps; asked for {steps}.")
+    n = len(state.yaw_rad)
+    own = CarState(np.zeros((n, 2)), np.zeros(n), state.speed_mps, state.acceleration_mps2, state.steer_rad)
+    found = []
+    for k in range(steps):
+        own = bicycle_step(own, *_commands(own, plan, k))
+        found.append(placed_by(own, state))
+    return found
+
+
+def placed_by(own: CarState, at: CarState) -> CarState:
+    """States given in the frames of cars, in the frame that those cars are given in."""
+    cos, sin = np.cos(at.yaw_rad), np.sin(at.yaw_rad)
+    x, y = own.xy_m[:, 0], own.xy_m[:, 1]
+    xy = at.xy_m + np.stack([cos * x - sin * y, sin * x + cos * y], -1)
+    return CarState(xy, wrap_angle(at.yaw_rad + own.yaw_rad), own.speed_mps, own.acceleration_mps2, own.steer_rad)
+
+
+def _commands(own: CarState, plan: Reference, k: int) -> tuple[Array, Array]:
+    """Acceleration and wheel angle of step `k`: the reference's own, and what the car is off."""
+    last = plan.speed_mps.shape[1] - 1
+    cos, sin = np.cos(plan.yaw_rad[:, k]), np.sin(plan.yaw_rad[:, k])
+    off = own.xy_m - plan.xy_m[:, k]
+    along, beside = off[:, 0] * cos + off[:, 1] * sin, off[:, 1] * cos - off[:, 0] * sin
+    turned = wrap_angle(own.yaw_rad - plan.yaw_rad[:, k])
+    # A speed of the reference holds in the middle of its step: at the step's two ends it is halfway to its neighbours.
+    before, here, after = (plan.speed_mps[:, j] for j in (max(k - 1, 0), k, min(k + 1, last)))
+    wish, then = (before + here) / 2, (here + after) / 2
+    acceleration = (then - wish) / DT_S + 2 / _FADES_S * (wish - own.speed_mps) - along / _FADES_S**2
+    bend = plan.curvature_pm[:, k] - beside / _FADES_M**2 - 2 / _FADES_M * np.sin(turned)
+    stands = (own.speed_mps < _STANDS_MPS) & (then < _STANDS_MPS)
+    acceleration = np.where(stands, -own.speed_mps / DT_S, np.clip(acceleration, BRAKE_MPS2, ACCELERATE_MPS2))
+    return acceleration, np.where(stands, own.steer_rad, np.arctan(WHEELBASE_M * bend))
+
+
+def bicycle_step(car: CarState, acceleration_mps2: Float[Array, "n"], steer_rad: Float[Array, "n"]) -> CarState:
+    """One step of 0.1 s of a kinematic bicycle that cannot roll backwards and whose wheels turn only so far and so fast."""
+    speed = np.maximum(car.speed_mps + acceleration_mps2 * DT_S, 0.0)
+    reach = STEER_RATE_RADPS * DT_S
+    steer = np.clip(car.steer_rad + np.clip(steer_rad - car.steer_rad, -reach, reach), -STEER_RAD, STEER_RAD)
+    step = (car.speed_mps + speed) / 2 * DT_S
+    turn = step * np.tan(steer) / WHEELBASE_M
+    middle = car.yaw_rad + turn / 2
+    xy = car.xy_m + step[:, None] * np.stack([np.cos(middle), np.sin(middle)], -1)
+    return CarState(xy, wrap_angle(car.yaw_rad + turn), speed, (speed - car.speed_mps) / DT_S, steer)

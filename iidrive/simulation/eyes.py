@@ -1,0 +1,75 @@
+"""What a simulated ego knows, as a planner gets it in open loop: its motion, the command, and tokens of the occupancy that it has seen.
+
+Shapes: B scenes side by side, T = 6 keyframes (the last is now), n codes of a keyframe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from iidrive.core import geometry
+from iidrive.core.batch import Inputs
+from iidrive.data.town.record import EGO_T_LIDAR
+from iidrive.models.tokenizer import Tokenizer
+from iidrive.runtime.run_folder import device
+from iidrive.simulation.driven import PAST, DrivenScene
+
+Array = np.ndarray
+
+
+class Eyes:
+    """Looks at scenes, keyframe by keyframe. Without a tokenizer only motion and command are known: no occupancy is made.
+
+    Every keyframe is encoded once; its codes see the keyframes before it that the tokenizer looks back on.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None) -> None:
+        self.tokenizer = tokenizer
+        self._maps: dict[str, list[torch.Tensor]] = {}
+        self._codes: dict[str, list[torch.Tensor]] = {}
+
+    @torch.no_grad()
+    def look(self, scenes: Sequence[DrivenScene]) -> Inputs:
+        """The inputs of scenes at this moment."""
+        if self.tokenizer is not None:
+            while new := [s for s in scenes if len(self._codes.setdefault(s.name, [])) < len(s.keyframes)]:
+                self._encode(self.tokenizer, new)
+        seen = [scene.keyframes[-1 - PAST :] for scene in scenes]
+        poses = np.stack([[moment.global_T_ego.matrix for moment in one] for one in seen])
+        times = np.array([[moment.time_s for moment in one] for one in seen])
+        now_T_global = geometry.invert(poses[:, -1])
+        codes = [torch.stack(self._codes[s.name][-1 - PAST :]) for s in scenes] if self.tokenizer is not None else None
+        return Inputs(
+            tuple(f"{s.name}@{t[-1]:.1f}" for s, t in zip(scenes, times, strict=True)),
+            torch.from_numpy((now_T_global[:, None] @ poses).astype(np.float32)),
+            torch.ones(len(scenes), 1 + PAST, dtype=torch.bool),
+            torch.from_numpy((times[:, -1:] - times).astype(np.float32)),
+            torch.tensor([scene.command.index for scene in scenes]),
+            torch.from_numpy(np.broadcast_to(EGO_T_LIDAR.matrix.astype(np.float32), (len(scenes), 4, 4)).copy()),
+            codes=None if codes is None else torch.stack(codes),
+            global_T_now=torch.from_numpy(poses[:, -1]),
+        ).to(device())
+
+    def _encode(self, tokenizer: Tokenizer, scenes: Sequence[DrivenScene]) -> None:
+        """Codes of every scene's earliest keyframe that has none yet."""
+        grids, seen, back = [], [], []
+        for scene in scenes:
+            number = len(self._codes[scene.name])
+            moment = scene.keyframes[number]
+            grid = scene.town.seen_at(scene.name, moment.global_T_ego, EGO_T_LIDAR, moment.boxes, tokenizer.config.grid)
+            grids.append(torch.from_numpy(grid.semantics))
+            rows = (number - np.arange(tokenizer.config.quantiser.history, -1, -1)).clip(min=0)
+            seen.append(rows)
+            back.append([scene.keyframes[row].global_T_ego.matrix for row in rows])
+        maps = tokenizer.encode(torch.stack(grids).to(device()))
+        for scene, encoded in zip(scenes, maps, strict=True):
+            self._maps.setdefault(scene.name, []).append(encoded)
+        poses = np.array(back)
+        now_T_frame = torch.from_numpy(geometry.invert(poses[:, -1])[:, None] @ poses).to(maps)
+        around = torch.stack([torch.stack([self._maps[s.name][row] for row in rows]) for s, rows in zip(scenes, seen, strict=True)])
+        codes = tokenizer.quantiser(maps, *tokenizer.align(around, now_T_frame)).codes
+        for scene, made in zip(scenes, codes, strict=True):
+            self._codes[scene.name].append(made)

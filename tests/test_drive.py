@@ -1,0 +1,249 @@
+"""Closed loop: the world goes on as recorded when the ego does what it did, a planner gets what it gets in open loop, drives are reproducible."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from together import run_together
+
+from iidrive.cli.main import main
+from iidrive.core.batch import Inputs
+from iidrive.core.errors import ConfigError, DataError
+from iidrive.data.clips import EgoTrack, scored_clips
+from iidrive.data.town.source import Town, TownConfig
+from iidrive.models.baselines import KINEMATIC, ctrv
+from iidrive.models.tokenizer import Tokenizer
+from iidrive.pipeline import recipes
+from iidrive.pipeline.drive import drive_rows, subject_of
+from iidrive.pipeline.evaluate import TestSet
+from iidrive.pipeline.tokens import scene_codes
+from iidrive.runtime.distributed import ProcessGroup
+from iidrive.runtime.run_folder import Run
+from iidrive.scoring.driving.tracking import CarState
+from iidrive.simulation.displace import LATERAL_M, PACES, Start, drawn
+from iidrive.simulation.driven import PAST, DrivenScene
+from iidrive.simulation.eyes import Eyes
+from iidrive.simulation.kept import read_rollout, write_rollout
+from iidrive.simulation.loop import LoopConfig, begin, drive, drive_expert
+
+CONFIG = TownConfig(train_scenes=0, val_scenes=0, test_scenes=4, keyframes=17)
+NAMES = tuple(f"town-test-{k:05d}" for k in range(3))
+RECIPE = replace(recipes.tiny(), town=CONFIG)
+
+
+@pytest.fixture(scope="module")
+def town() -> Town:
+    return Town(CONFIG)
+
+
+def as_recorded(town: Town, name: str) -> DrivenScene:
+    """A scene whose ego was put where it was, every tenth of a second."""
+    expert = drive_expert(town, [name], LoopConfig())[0].ego
+    scene = DrivenScene(town, name)
+    for first in range(1, len(expert.yaw_rad), 5):
+        rows = range(first, first + 5)
+        scene.go([CarState.rolling(expert.xy_m[k][None], expert.yaw_rad[k][None], expert.speed_mps[k][None]) for k in rows], None)
+    return scene
+
+
+def test_the_towns_own_driver_drives_as_recorded(town: Town) -> None:
+    for rollout in drive_expert(town, NAMES, LoopConfig()):
+        scene = town.scene(rollout.name)
+        recorded = np.stack([k.global_T_ego.translation_m[:2] for k in scene.keyframes])
+        assert (rollout.ego.xy_m[::5] == recorded).all()
+        at = {track: i for i, track in enumerate(rollout.others.track)}
+        for k, keyframe in enumerate(scene.keyframes):
+            rows = [at[track] for track in keyframe.boxes.track]
+            assert (rollout.others.centre_m[5 * k, rows] == keyframe.boxes.centre_m[:, :2]).all()
+
+
+def test_a_planner_gets_what_it_gets_in_open_loop(town: Town) -> None:
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(RECIPE.tokenizer).eval()
+    recorded = town.scene(NAMES[0])
+    driven, eyes = as_recorded(town, NAMES[0]), Eyes(tokenizer)
+    got = eyes.look([driven])
+    track = EgoTrack.of(recorded)
+    codes = scene_codes(tokenizer, town, recorded)
+    clips = scored_clips([track], lambda name, rows: codes[rows])
+    # the last keyframe but six is the last sample with a full future; the drive goes on to the end of the scene
+    now = len(recorded) - 1
+    assert [m.time_s for m in driven.keyframes[-3:]] == [0.5 * (now - 2), 0.5 * (now - 1), 0.5 * now]
+    past = np.arange(now - PAST, now + 1)
+    assert (got.codes[0].numpy() == codes[past]).all()
+    wanted = np.linalg.inv(track.global_T_ego[now]) @ track.global_T_ego[past]
+    assert got.now_T_frame[0].numpy() == pytest.approx(wanted, abs=1e-5)
+    assert got.command[0] == track.command[now]
+    sample = clips.batch([len(clips) - 1]).inputs
+    assert (got.ego_T_lidar == sample.ego_T_lidar).all()
+    assert got.age_s[0].numpy() == pytest.approx(sample.age_s[0].numpy(), abs=1e-6)
+    assert got.known.all()
+
+
+def test_what_was_seen_before_the_start_is_the_warm_up(town: Town) -> None:
+    scene = DrivenScene(town, NAMES[1])
+    assert [m.time_s for m in scene.keyframes] == [-2.5, -2.0, -1.5, -1.0, -0.5, 0.0]
+    live = town.live(NAMES[1], -2)
+    assert scene.keyframes[3].global_T_ego.translation_m[:2] == pytest.approx(live.ego.xy_m)
+    assert scene.keyframes[-1].boxes.track == town.scene(NAMES[1]).keyframes[0].boxes.track
+
+
+def test_company_does_not_matter(town: Town) -> None:
+    together = drive(town, NAMES, ctrv, None, LoopConfig())
+    for rollout in together:
+        alone = drive(town, [rollout.name], ctrv, None, LoopConfig())[0]
+        assert (alone.ego.xy_m == rollout.ego.xy_m).all()
+        assert (alone.others.centre_m == rollout.others.centre_m).all()
+        assert alone.ended == rollout.ended
+
+
+def test_others_react_or_replay(town: Town) -> None:
+    still = KINEMATIC["still"]
+    reactive, replay = (drive(town, NAMES, still, None, LoopConfig(agents=a, go_on=True)) for a in ("reactive", "replay"))
+    expert = drive_expert(town, NAMES, LoopConfig())
+    for one, other, recorded in zip(reactive, replay, expert, strict=True):
+        assert (other.others.centre_m == recorded.others.centre_m).all()
+        assert one.ego.speed_mps[-1] == 0
+    assert any((one.others.centre_m != recorded.others.centre_m).any() for one, recorded in zip(reactive, expert, strict=True))
+
+
+def test_a_drive_ends_where_it_fails_unless_it_goes_on(town: Town) -> None:
+    def full_speed(inputs: Inputs) -> torch.Tensor:
+        return torch.tensor([0.0, 6.0]).expand(len(inputs.tokens), 6, 2) * torch.arange(1, 7)[:, None]
+
+    ended = drive(town, NAMES, full_speed, None, LoopConfig())
+    on = drive(town, NAMES, full_speed, None, LoopConfig(go_on=True))
+    assert all(one.ended for one in ended)
+    for one, other in zip(ended, on, strict=True):
+        moments = len(one.ego.yaw_rad)
+        assert moments < len(other.ego.yaw_rad) == 81
+        assert (one.ego.xy_m == other.ego.xy_m[:moments]).all()
+        assert not other.ended
+
+
+def test_displaced_starts_are_drawn_once_per_scene(town: Town) -> None:
+    config = LoopConfig(displace=True, moments=6)
+    first, again = (begin(town, NAMES[0], config) for _ in range(2))
+    assert (first.state.xy_m == again.state.xy_m).all()
+    nominal = begin(town, NAMES[0], LoopConfig()).state
+    way = first.state.xy_m[0] - nominal.xy_m[0]
+    left = np.array([-np.sin(nominal.yaw_rad[0]), np.cos(nominal.yaw_rad[0])])
+    assert np.abs(np.array(LATERAL_M) - way @ left).min() < 1e-9
+    assert np.abs(np.array(PACES) * nominal.speed_mps[0] - first.state.speed_mps[0]).min() < 1e-9
+    # the past goes along: seen from the ego it is as it was, at another pace
+    seen, before = ([np.linalg.inv(s.keyframes[-1].global_T_ego.matrix) @ m.global_T_ego.matrix for m in s.keyframes]
+                    for s in (first, begin(town, NAMES[0], LoopConfig())))  # fmt: skip
+    pace = first.state.speed_mps[0] / nominal.speed_mps[0]
+    assert np.stack(seen)[:, :2, 3] == pytest.approx(pace * np.stack(before)[:, :2, 3], abs=1e-9)
+    rollout = drive(town, NAMES[:1], ctrv, None, config)[0]
+    assert (rollout.ego.xy_m[0] == first.state.xy_m[0]).all()
+    expert = drive_expert(town, NAMES[:1], replace(config, moments=0))[0]
+    assert (expert.ego.xy_m[0] == first.state.xy_m[0]).all()
+    assert not expert.ended
+
+
+def test_a_start_is_drawn_until_it_is_good() -> None:
+    wanted = drawn((0, 2, 0), lambda start: start.left_m == 1.0 and start.pace == 0.7)
+    assert (wanted.left_m, wanted.pace) == (1.0, 0.7)
+    with pytest.raises(DataError, match="displaced starts"):
+        drawn((0, 2, 0), lambda start: False)
+    assert isinstance(wanted, Start)
+
+
+def test_a_kept_drive_reads_as_it_was_written(town: Town, tmp_path: Path) -> None:
+    rollout = drive(town, NAMES[:1], ctrv, None, LoopConfig())[0]
+    write_rollout(tmp_path / "a.npz", rollout)
+    found = read_rollout(tmp_path / "a.npz")
+    assert (found.name, found.ended, found.planned_moments) == (rollout.name, rollout.ended, rollout.planned_moments)
+    assert (found.ego.xy_m == rollout.ego.xy_m).all()
+    assert (found.others.centre_m == rollout.others.centre_m).all()
+    assert found.others.track == rollout.others.track
+    assert (found.plan_speed_mps == rollout.plan_speed_mps).all()
+    np.savez(tmp_path / "b.npz", name="x")
+    with pytest.raises(DataError, match=r"b\.npz: not a drive"):
+        read_rollout(tmp_path / "b.npz")
+
+
+def rows(folder: Path, process_group: ProcessGroup | None = None) -> dict:
+    on = TestSet(Town(CONFIG), "test", Run(folder, process_group or ProcessGroup()), NAMES)
+    folder.mkdir(exist_ok=True)
+    return drive_rows("ctrv", (), on, RECIPE, LoopConfig(together=2), ("still",)).scores
+
+
+def shared_drive(process_group: ProcessGroup, folder: Path) -> None:
+    rows(folder, process_group)
+
+
+def test_drives_go_on_and_processes_share_them(tmp_path: Path) -> None:
+    first = rows(tmp_path / "one")
+    files = sorted((tmp_path / "one").glob("rollouts/ctrv-*/*.npz"))
+    assert [f.stem for f in files] == list(NAMES)
+    before = {f: f.read_bytes() for f in files}
+    times = {f: f.stat().st_mtime_ns for f in files}
+    files[2].unlink()
+    assert rows(tmp_path / "one") == first
+    assert {f: f.read_bytes() for f in files} == before
+    assert [f for f in files if f.stat().st_mtime_ns != times[f]] == [files[2]]
+    run_together(2, shared_drive, tmp_path / "two")
+    shared = {f.relative_to(tmp_path / "two"): f.read_bytes() for f in (tmp_path / "two").glob("rollouts/*/*.npz")}
+    assert shared == {f.relative_to(tmp_path / "one"): f.read_bytes() for f in (tmp_path / "one").glob("rollouts/*/*.npz")}
+    assert (tmp_path / "one" / "drive.json").read_bytes() == (tmp_path / "two" / "drive.json").read_bytes()
+
+
+TOWN_OPTIONS = ["--recipe", "tiny", "--recipe.town.keyframes", "9", "--recipe.town.test_scenes", "1"]
+
+
+def test_the_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["drive", "still", "--scenes", "2", "--run", str(tmp_path / "run"), "--json", str(tmp_path / "s.json"), *TOWN_OPTIONS])
+    scores = json.loads((tmp_path / "s.json").read_text())
+    assert scores["scenes"] == 2
+    assert scores["at_fault_collisions"] == 0
+    assert set(scores["parts"]) == {"NC", "DAC", "DDC", "TLC", "EP", "TTC", "LK", "HC", "EC"}
+    assert {name for name, value in scores["parts"].items() if value is None} == set(scores["absent"]) == {"TLC"}
+    assert set(scores["rows"]) == {"town's driver", "still", "constant-velocity", "ctrv"}
+    assert 0 <= scores["epdms"] <= 1
+    assert "scenes were drawn until nobody collided" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "run" / "scenes.jsonl").read_text().splitlines()]
+    assert [line["scene"] for line in lines if line["planner"] == "still"] == ["town-test-00000", "town-test-00001"]
+
+
+def standing_path(inputs: Inputs) -> torch.Tensor:
+    return torch.zeros(len(inputs.tokens), 6, 2)
+
+
+def bad_path(inputs: Inputs) -> torch.Tensor:
+    return torch.zeros(len(inputs.tokens), 6, 3)
+
+
+def test_anybodys_function_drives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.py").write_text("from iidrive.models.baselines import ctrv\n\n\ndef plan(inputs):\n    return ctrv(inputs).numpy()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    options = ["--baselines", "off", *TOWN_OPTIONS]
+    main(["drive", "mine:plan", "--run", str(tmp_path / "a"), "--json", str(tmp_path / "a.json"), *options])
+    main(["drive", "ctrv", "--run", str(tmp_path / "b"), "--json", str(tmp_path / "b.json"), *options])
+    mine, own = (json.loads((tmp_path / f"{k}.json").read_text()) for k in "ab")
+    assert mine["epdms"] == own["epdms"]
+    assert mine["km"] == own["km"] > 0
+    for planner, said in (
+        ("test_drive:standing_path", "never means to move"),
+        ("test_drive:bad_path", "finite paths of shape"),
+        ("test_drive:nothing", "expected module:function"),
+        ("no_such_module:plan", "expected module:function"),
+        ("nobody", "planner"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["drive", planner, "--run", str(tmp_path / "c"), *options])
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
+
+
+def test_what_does_not_plan_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="module:function"):
+        subject_of("nothing")
+    with pytest.raises(SystemExit):
+        main(["drive", "still", "--scenes", "-1", "--run", str(tmp_path / "a"), *TOWN_OPTIONS])
