@@ -31,7 +31,8 @@ from iidrive.data.town.source import Town, TownConfig
 from iidrive.models.candidates import speed_profiles
 from iidrive.models.layers import grid_centres, planar, read_grid, transform_inverse
 from iidrive.models.outcomes import Outcomes, read_along
-from iidrive.models.planner import Agent, drivable
+from iidrive.models.planner import Agent
+from iidrive.pipeline.arms import partners
 from iidrive.pipeline.infer import truth
 from iidrive.pipeline.load import load_agent
 from iidrive.pipeline.recipes import ACCELERATIONS
@@ -96,9 +97,7 @@ def main() -> None:
             inputs, targets = batch.inputs, batch.targets
             assert inputs.occupancy is not None
             assert targets.occupancy is not None
-            assert inputs.codes is not None
-            stages, _ = agent.planner(inputs, agent.forecaster.latents(inputs.codes[:, -1]), agent._base(inputs))
-            way = drivable(stages[-1].best())
+            way = agent.way(inputs)
             candidates = speed_profiles(way, torch.tensor(ACCELERATIONS))
             now = movable_maps(inputs.occupancy[:, -1:], voxels).expand(-1, FUTURE_STEPS, -1, -1)
             then = carried(movable_maps(targets.occupancy, voxels), targets.now_T_frame, agent)
@@ -176,17 +175,6 @@ def main() -> None:
         for collision_m, overlap_m in WEIGHTS_M if ii else [w for w in WEIGHTS_M if not w[1]]:
             cost = outcomes.cost(collision_m, overlap_m, agent.planner.accelerations > 0).numpy()
             show(f"head: {title}, {collision_m:g} and {overlap_m:g} m", cost - cost.min(1, keepdims=True))
-
-
-def partners(scenes: list[str], commands: list[int]) -> list[int]:
-    """For every sample one of another scene with the same command (any other scene where there is none), by a fixed draw."""
-    generator = np.random.default_rng(0)
-    out = []
-    for scene, command in zip(scenes, commands, strict=True):
-        others = [i for i, (s, c) in enumerate(zip(scenes, commands, strict=True)) if s != scene and c == command]
-        others = others or [i for i, s in enumerate(scenes) if s != scene]
-        out.append(int(generator.choice(others)))
-    return out
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -33,8 +34,9 @@ def found() -> tuple[Choices, Agent]:
         agent.planner.outcomes.out.weight.normal_(0, 0.2)
     tracks = read_tracks(source, "test")
     clips = scored_clips(tracks, codes_in_memory(tokenizer, source, tracks))
-    whole = choices(agent, True, clips, source)
-    again = choices(agent, True, clips, source, batch=7)
+    choose = partial(agent.choice, ii=True)
+    whole = choices(choose, RECIPE.planner.accelerations, clips, source)
+    again = choices(choose, RECIPE.planner.accelerations, clips, source, batch=7)
     for name in ("steps_met", "chosen"):
         assert (getattr(whole, name) == getattr(again, name)).all()
     return whole, agent

@@ -14,12 +14,18 @@ from together import run_together
 from iidrive.cli.main import main
 from iidrive.core.batch import Inputs
 from iidrive.core.errors import ConfigError, DataError
+from iidrive.core.scene import GridSpec
+from iidrive.data.box_tracks import FlowTargets
 from iidrive.data.clips import EgoTrack, scored_clips
 from iidrive.data.town.source import Town, TownConfig
 from iidrive.models.baselines import KINEMATIC, ctrv
+from iidrive.models.forecast import Forecaster
+from iidrive.models.planner import Agent, Planner
 from iidrive.models.tokenizer import Tokenizer
+from iidrive.models.world import WorldModel
 from iidrive.pipeline import recipes
-from iidrive.pipeline.drive import drive_rows, subject_of
+from iidrive.pipeline.arms import Passing
+from iidrive.pipeline.drive import drive_rows, planning, subject_of
 from iidrive.pipeline.evaluate import TestSet
 from iidrive.pipeline.tokens import scene_codes
 from iidrive.runtime.distributed import ProcessGroup
@@ -28,12 +34,17 @@ from iidrive.scoring.driving.tracking import CarState
 from iidrive.simulation.displace import LATERAL_M, PACES, Start, drawn
 from iidrive.simulation.driven import PAST, DrivenScene
 from iidrive.simulation.eyes import Eyes
+from iidrive.simulation.foresight import truly_taken
 from iidrive.simulation.kept import read_rollout, write_rollout
 from iidrive.simulation.loop import LoopConfig, begin, drive, drive_expert
 
 CONFIG = TownConfig(train_scenes=0, val_scenes=0, test_scenes=4, keyframes=17)
 NAMES = tuple(f"town-test-{k:05d}" for k in range(3))
 RECIPE = replace(recipes.tiny(), town=CONFIG)
+
+
+def plain_ctrv(inputs: Inputs, scenes: object) -> torch.Tensor:
+    return ctrv(inputs)
 
 
 @pytest.fixture(scope="module")
@@ -94,16 +105,18 @@ def test_what_was_seen_before_the_start_is_the_warm_up(town: Town) -> None:
 
 
 def test_company_does_not_matter(town: Town) -> None:
-    together = drive(town, NAMES, ctrv, None, LoopConfig())
+    together = drive(town, NAMES, plain_ctrv, None, LoopConfig())
     for rollout in together:
-        alone = drive(town, [rollout.name], ctrv, None, LoopConfig())[0]
+        alone = drive(town, [rollout.name], plain_ctrv, None, LoopConfig())[0]
         assert (alone.ego.xy_m == rollout.ego.xy_m).all()
         assert (alone.others.centre_m == rollout.others.centre_m).all()
         assert alone.ended == rollout.ended
 
 
 def test_others_react_or_replay(town: Town) -> None:
-    still = KINEMATIC["still"]
+    def still(inputs: Inputs, scenes: object) -> torch.Tensor:
+        return KINEMATIC["still"](inputs)
+
     reactive, replay = (drive(town, NAMES, still, None, LoopConfig(agents=a, go_on=True)) for a in ("reactive", "replay"))
     expert = drive_expert(town, NAMES, LoopConfig())
     for one, other, recorded in zip(reactive, replay, expert, strict=True):
@@ -113,7 +126,7 @@ def test_others_react_or_replay(town: Town) -> None:
 
 
 def test_a_drive_ends_where_it_fails_unless_it_goes_on(town: Town) -> None:
-    def full_speed(inputs: Inputs) -> torch.Tensor:
+    def full_speed(inputs: Inputs, scenes: object) -> torch.Tensor:
         return torch.tensor([0.0, 6.0]).expand(len(inputs.tokens), 6, 2) * torch.arange(1, 7)[:, None]
 
     ended = drive(town, NAMES, full_speed, None, LoopConfig())
@@ -140,7 +153,7 @@ def test_displaced_starts_are_drawn_once_per_scene(town: Town) -> None:
                     for s in (first, begin(town, NAMES[0], LoopConfig())))  # fmt: skip
     pace = first.state.speed_mps[0] / nominal.speed_mps[0]
     assert np.stack(seen)[:, :2, 3] == pytest.approx(pace * np.stack(before)[:, :2, 3], abs=1e-9)
-    rollout = drive(town, NAMES[:1], ctrv, None, config)[0]
+    rollout = drive(town, NAMES[:1], plain_ctrv, None, config)[0]
     assert (rollout.ego.xy_m[0] == first.state.xy_m[0]).all()
     expert = drive_expert(town, NAMES[:1], replace(config, moments=0))[0]
     assert (expert.ego.xy_m[0] == first.state.xy_m[0]).all()
@@ -156,7 +169,7 @@ def test_a_start_is_drawn_until_it_is_good() -> None:
 
 
 def test_a_kept_drive_reads_as_it_was_written(town: Town, tmp_path: Path) -> None:
-    rollout = drive(town, NAMES[:1], ctrv, None, LoopConfig())[0]
+    rollout = drive(town, NAMES[:1], plain_ctrv, None, LoopConfig())[0]
     write_rollout(tmp_path / "a.npz", rollout)
     found = read_rollout(tmp_path / "a.npz")
     assert (found.name, found.ended, found.planned_moments) == (rollout.name, rollout.ended, rollout.planned_moments)
@@ -247,3 +260,48 @@ def test_what_does_not_plan_is_refused(tmp_path: Path) -> None:
         subject_of("nothing")
     with pytest.raises(SystemExit):
         main(["drive", "still", "--scenes", "-1", "--run", str(tmp_path / "a"), *TOWN_OPTIONS])
+
+
+@pytest.fixture(scope="module")
+def agent() -> Agent:
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(RECIPE.tokenizer).eval()
+    world = WorldModel(RECIPE.world, tokenizer.cells, tokenizer.config.grid)
+    made = Agent(Forecaster(tokenizer, world), Planner(replace(RECIPE.planner, overlap_m=1e3), tokenizer.cells), True).eval()
+    assert world.flow is not None
+    with torch.no_grad():
+        made.planner.outcomes.out.weight.normal_(0, 0.2)
+        world.flow.out.weight.normal_(0, 1.0)
+    return made
+
+
+def test_every_arm_drives_and_the_placebo_is_anothers_scene(town: Town, agent: Agent) -> None:
+    config, tokenizer = LoopConfig(moments=11), agent.forecaster.tokenizer
+    found = {arm: drive(town, NAMES, planning(agent, arm), tokenizer, config) for arm in ("off", "on", "shared", "shuffled", "oracle")}
+    ends = {arm: np.stack([one.ego.xy_m[-1] for one in rollouts]) for arm, rollouts in found.items()}
+    assert (ends["on"] == ends["shared"]).all()
+    assert all((ends[arm] != ends["on"]).any() for arm in ("off", "shuffled", "oracle"))
+    with pytest.raises(ConfigError, match="two scenes"):
+        drive(town, NAMES[:1], planning(agent, "shuffled"), tokenizer, config)
+
+
+def test_an_imagined_scene_is_passed_on_to_one_with_the_same_command() -> None:
+    inputs = Inputs(("a", "b", "c"), *(torch.zeros(3, 1) for _ in range(3)), torch.tensor([2, 0, 2]), torch.zeros(3, 4, 4))  # pyright: ignore
+    scenes = torch.arange(3.0)[:, None, None, None]
+    passing = Passing()
+    assert passing(["a", "b", "c"], inputs, scenes).flatten().tolist() == [2, 2, 0]
+    # c has ended; what was imagined for it last is still there
+    assert passing(["a", "b"], inputs.select(torch.tensor([0, 1])), 10 + scenes[:2]).flatten().tolist() == [2, 2]
+
+
+def test_the_oracle_sees_what_happens(town: Town) -> None:
+    scene, grid = as_recorded(town, NAMES[0]), GridSpec((40, 40, 1), (-32.0, -32.0, -1.0), 1.6)
+    expert = drive_expert(town, NAMES[:1], LoopConfig())[0].ego
+    early = DrivenScene(town, NAMES[0])
+    states = [CarState.rolling(expert.xy_m[k][None], expert.yaw_rad[k][None], expert.speed_mps[k][None]) for k in range(1, 31)]
+    seen = truly_taken(early, states, grid)
+    wanted = FlowTargets(town, grid)(NAMES[0], 0)["taken"][1:]
+    # the recorded scene lists boxes within 80 m of where the ego is then: the grid lies within
+    assert (seen == wanted).all()
+    assert seen.any()
+    assert len(scene.keyframes) > len(early.keyframes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ from iidrive.core.errors import ConfigError
 from iidrive.models.baselines import KINEMATIC
 from iidrive.pipeline import drive as driving
 from iidrive.pipeline import recipes
+from iidrive.pipeline.arms import TestII
 from iidrive.pipeline.baselines import BASELINES
 from iidrive.pipeline.evaluate import TestSet, town_of
 from iidrive.pipeline.recipes import Recipe
@@ -19,12 +21,12 @@ from iidrive.pipeline.train import describe
 from iidrive.runtime.run_folder import Run
 from iidrive.simulation.loop import LoopConfig
 
-_ARMS = {"off": (False,), "on": (True,), "both": (False, True)}
+_SEVERAL: Mapping[str, tuple[TestII, ...]] = {"both": ("off", "on"), "all": ("off", "on", "shuffled", "oracle")}
 
 
 def drive(
     planner: str,
-    test_ii: Literal["off", "on", "both"] = "both",
+    test_ii: Literal["off", "on", "shared", "shuffled", "oracle", "both", "all"] = "both",
     scenes: int = 0,
     agents: Literal["reactive", "replay"] = "reactive",
     displace: Switch = "off",
@@ -42,7 +44,8 @@ def drive(
     Args:
         planner: still, constant-velocity, ctrv, ego-mlp; a planner's run folder or checkpoint; or module:function, from a batch of inputs to
             paths (B,6,2).
-        test_ii: whether the planner uses the imagined future; both: a row for each, and their paired difference.
+        test_ii: what the planner is shown of the future, as for `iidrive evaluate`; both (off and on) and all give a row each, and their paired
+            differences.
         scenes: how many scenes to drive; more than the split has enlarge it; 0: all of it.
         agents: whether the others see the ego, or do what they did in the recorded scene.
         displace: start beside the path, turned, and at another speed.
@@ -70,8 +73,9 @@ def drive(
     started = Run.start(run or f"runs/drive-{name}-{split}", about, resume=True, process_group=process_group)
     source.prepare(names)
     on = TestSet(source, split, started, tuple(names))
+    arms = _SEVERAL[test_ii] if test_ii in ("both", "all") else (test_ii,)
     few = tuple(KINEMATIC) if isinstance(subject, str) and baselines == "auto" else BASELINES
-    result = driving.drive_rows(subject, _ARMS[test_ii], on, recipe, loop, () if baselines == "off" else few)
+    result = driving.drive_rows(subject, arms, on, recipe, loop, () if baselines == "off" else few)
     print(result.text)
     if json and process_group.is_rank_zero:
         write_json(json, result.scores)

@@ -19,6 +19,7 @@ from iidrive.models.baselines import KINEMATIC
 from iidrive.pipeline import demo as demo_
 from iidrive.pipeline import evaluate as evaluation
 from iidrive.pipeline import recipes
+from iidrive.pipeline.arms import TestII
 from iidrive.pipeline.baselines import BASELINES
 from iidrive.pipeline.recipes import Recipe
 from iidrive.pipeline.train import describe
@@ -46,7 +47,7 @@ def demo(
 
 def evaluate(
     planner: str,
-    test_ii: Switch = "off",
+    test_ii: TestII = "off",
     json: str = "",
     run: str = "",
     recipe: Recipe = recipes.small(),  # noqa: B008
@@ -63,7 +64,8 @@ def evaluate(
     Args:
         planner: still, constant-velocity, ctrv, ego-mlp; or a run folder or checkpoint (of a world model: forecasting alone).
         where: scenes to test on; default: the usual test split.
-        test_ii: whether the planner uses the imagined future now.
+        test_ii: what the planner is shown of the future: nothing (off), what the world model imagines (on; shared: the same for every candidate),
+            what it imagined for another scene (shuffled, a placebo), or the truth (oracle, marked as a leak).
         json: where to write the scores.
         run: run folder to write; default: runs/evaluate-PLANNER-SPLIT.
         recipe: names the towns and the ego-status MLP's training (a checkpoint's own towns are used, but for fields given one by one).
@@ -79,9 +81,9 @@ def evaluate(
         raise ConfigError(f"{unknown('planner', planner, BASELINES)} Or give a run folder or checkpoint that exists.")
     if planner in BASELINES and (world or tokenizer):
         raise ConfigError(f"{planner} has no world model and no tokenizer: leave out --world and --tokenizer.")
-    if planner in BASELINES and test_ii == "on":
+    if planner in BASELINES and test_ii != "off":
         raise ConfigError(
-            f"{planner} has no world model, so --test-ii on means nothing for it. Leave it out, or evaluate a planner's run folder."
+            f"{planner} has no world model, so --test-ii {test_ii} means nothing for it. Leave it out, or evaluate a planner's run folder."
         )
     subject = planner if planner in BASELINES else checkpoint.read(planner)
     if not isinstance(subject, str):
@@ -92,7 +94,7 @@ def evaluate(
     state = f"-ii-{test_ii}" if planner not in BASELINES else ""
     about = describe("evaluate", recipe, source, split) | {"test_ii": test_ii}
     started = Run.start(run or f"runs/evaluate-{name}-{split}{state}", about, process_group=process_group)
-    use = evaluation.Use(test_ii == "on", explain == "on", world, tokenizer, allow_mismatch == "on")
+    use = evaluation.Use(test_ii, explain == "on", world, tokenizer, allow_mismatch == "on")
     on = evaluation.TestSet(source, split, started)
     result = evaluation.evaluate(subject, on, recipe, source.usual_split("train"), use)
     print(result.text)

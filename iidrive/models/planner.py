@@ -219,9 +219,19 @@ class Agent(nn.Module):
     @torch.no_grad()
     def choice(self, inputs: Inputs, ii: bool) -> Choice:
         """The candidates of a batch and what they are predicted to meet; only for a planner that has candidates."""
+        return self.choose(inputs, self.way(inputs), self.scene(inputs, ii), ii)
+
+    @torch.no_grad()
+    def choice_in(self, inputs: Inputs, scene: Float[Tensor, "B S X Y"]) -> Choice:
+        """The same in a scene of the future that is given."""
+        return self.choose(inputs, self.way(inputs), scene, True)
+
+    @torch.no_grad()
+    def way(self, inputs: Inputs) -> Float[Tensor, "B S 2"]:
+        """The way that candidates vary: the best-scored proposal."""
         assert inputs.codes is not None
         stages, _ = self.planner(inputs, self.forecaster.latents(inputs.codes[:, -1]), self._base(inputs))
-        return self.choose(inputs, drivable(stages[-1].best()), self.scene(inputs, ii), ii)
+        return drivable(stages[-1].best())
 
     @torch.no_grad()
     def scene(self, inputs: Inputs, ii: bool) -> Float[Tensor, "B S X Y"]:

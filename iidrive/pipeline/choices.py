@@ -6,17 +6,19 @@ Shapes: n samples, A candidates, S steps.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from iidrive.core.batch import Inputs
 from iidrive.data.box_tracks import BoxTargets
 from iidrive.data.clips import ClipDataset
 from iidrive.data.source import Source
 from iidrive.models.outcomes import collisions
-from iidrive.models.planner import Agent
+from iidrive.models.planner import Choice
 from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.run_folder import device
 
@@ -81,7 +83,12 @@ class Choices:
 
 @torch.no_grad()
 def choices(
-    agent: Agent, ii: bool, clips: ClipDataset, source: Source, process_group: ProcessGroup | None = None, batch: int = 64
+    choose: Callable[[Inputs], Choice],
+    accelerations: tuple[float, ...],
+    clips: ClipDataset,
+    source: Source,
+    process_group: ProcessGroup | None = None,
+    batch: int = 64,
 ) -> Choices:
     """The choices of a planner with candidates on every sample, beside the truth. The processes of a group share whole batches."""
     process_group = process_group or ProcessGroup()
@@ -89,7 +96,7 @@ def choices(
     made = {}
     for start in process_group.shard(range(0, len(labelled), batch)):
         part = labelled.batch(range(start, min(start + batch, len(labelled)))).to(device())
-        choice = agent.choice(part.inputs, ii)
+        choice = choose(part.inputs)
         met = collisions(choice.candidates, part.targets, part.inputs.ego_T_lidar).sum(-1)
         off = (choice.candidates - part.targets.path[:, None]).norm(dim=-1).mean(-1)
         apart = (choice.candidates[:, :, -1] - choice.candidates[:, :1, -1]).norm(dim=-1)
@@ -99,4 +106,4 @@ def choices(
     ordered = [found[start] for start in sorted(found)]
     columns = [np.concatenate(column) for column in zip(*(arrays for _, arrays in ordered), strict=True)]
     tokens = tuple(token for some, _ in ordered for token in some)
-    return Choices(tokens, agent.planner.config.accelerations, *columns)
+    return Choices(tokens, accelerations, *columns)

@@ -10,16 +10,19 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from iidrive.core.batch import Inputs
 from iidrive.core.config_io import to_plain
 from iidrive.core.errors import ConfigError, unknown
-from iidrive.core.lineage import Lineage, mark_lines, mark_numbers
+from iidrive.core.lineage import Lineage, joined, mark_lines, mark_numbers
 from iidrive.core.scene import FUTURE_STEPS
 from iidrive.data.town.source import Town
+from iidrive.models.planner import Agent
 from iidrive.models.tokenizer import Tokenizer
+from iidrive.pipeline.arms import Passing, TestII, marks_of, require_candidates, uses_future
 from iidrive.pipeline.baselines import BASELINES, baseline
 from iidrive.pipeline.evaluate import Assessment, TestSet, trained_on
 from iidrive.pipeline.load import load_agent, load_ego_mlp
@@ -28,9 +31,11 @@ from iidrive.runtime.progress import counting
 from iidrive.scoring.driving.epdms import score_drive
 from iidrive.scoring.driving.rollout import Rollout
 from iidrive.scoring.driving.summary import Difference, Row, text
-from iidrive.simulation.driven import road_of
+from iidrive.scoring.driving.tracking import STEPS, follow, reference
+from iidrive.simulation.driven import LEVER_M, DrivenScene, road_of
+from iidrive.simulation.foresight import truly_taken
 from iidrive.simulation.kept import read_rollout, write_rollout
-from iidrive.simulation.loop import LoopConfig, Plan, drive, drive_expert
+from iidrive.simulation.loop import LoopConfig, Plan, drive, drive_expert, joined_states
 from iidrive.training import checkpoint
 from iidrive.training.checkpoint import Checkpoint
 
@@ -53,7 +58,7 @@ class Driver:
     ought_to_move: bool = True
 
 
-def drivers_of(subject: str | Checkpoint, test_ii: Sequence[bool], on: TestSet, recipe: Recipe) -> list[Driver]:
+def drivers_of(subject: str | Checkpoint, test_ii: Sequence[TestII], on: TestSet, recipe: Recipe) -> list[Driver]:
     """What drives: a baseline by name, a planner's checkpoint (a row for each of `test_ii`), or anybody's `module:function`.
 
     Raises:
@@ -61,12 +66,12 @@ def drivers_of(subject: str | Checkpoint, test_ii: Sequence[bool], on: TestSet, 
     """
     if isinstance(subject, str) and subject in BASELINES:
         made = baseline(subject, recipe, on.source, on.source.usual_split("train"), on.run)
-        return [Driver(subject, made.plan, None, made.lineage, ought_to_move=subject != "still")]
+        return [Driver(subject, _blind(made.plan), None, made.lineage, ought_to_move=subject != "still")]
     if isinstance(subject, str):
-        return [Driver(subject, imported(subject), None, Lineage(subject))]
+        return [Driver(subject, _blind(imported(subject)), None, Lineage(subject))]
     kind, about = subject.manifest.kind, {"trained on": trained_on(subject.manifest)}
     if kind == "ego-mlp":
-        return [Driver("ego-mlp", load_ego_mlp(subject).plan, None, on.judged(subject), about)]
+        return [Driver("ego-mlp", _blind(load_ego_mlp(subject).plan), None, on.judged(subject), about)]
     if kind != "planner":
         raise ConfigError(
             f"{subject.path} is a {kind}, which does not plan: drive a planner, an ego-mlp, or one of {', '.join(BASELINES)}."
@@ -74,13 +79,38 @@ def drivers_of(subject: str | Checkpoint, test_ii: Sequence[bool], on: TestSet, 
     loaded = load_agent(subject)
     lineage, tokenizer = on.judged(loaded.checkpoint), loaded.model.forecaster.tokenizer
     about |= {"train_ii": "on" if loaded.model.train_ii else "off"}
-    return [
-        Driver(f"planner, ii {'on' if ii else 'off'}", partial(loaded.model.plan, ii=ii), tokenizer, lineage, {**about, "test_ii": ii})
-        for ii in test_ii
-    ]
+    drivers = []
+    for arm in test_ii:
+        marked = replace(lineage, marks=joined(lineage.marks, marks_of(arm)))
+        drivers.append(Driver(f"planner, ii {arm}", planning(loaded.model, arm), tokenizer, marked, {**about, "test_ii": arm}))
+    return drivers
 
 
-def imported(name: str) -> Plan:
+def planning(agent: Agent, arm: TestII) -> Plan:
+    """What plans in a closed loop in an arm of `--test-ii`. Raises ConfigError for an arm that the planner does not have."""
+    require_candidates(agent, arm)
+    passing = Passing()
+
+    def shuffled(inputs: Inputs, scenes: Sequence[DrivenScene]) -> Tensor:
+        return agent.choice_in(inputs, passing([scene.name for scene in scenes], inputs, agent.scene(inputs, True))).best()
+
+    def oracle(inputs: Inputs, scenes: Sequence[DrivenScene]) -> Tensor:
+        grid = agent.forecaster.flow_grid
+        assert grid is not None
+        states = follow(joined_states(scenes), reference(agent.way(inputs).numpy(force=True).astype(np.float64), LEVER_M), STEPS)
+        taken = [truly_taken(scene, [s.select(np.array([row])) for s in states], grid) for row, scene in enumerate(scenes)]
+        return agent.choice_in(inputs, torch.from_numpy(np.stack(taken)).to(inputs.now_T_frame)).best()
+
+    special: dict[TestII, Plan] = {"shuffled": shuffled, "oracle": oracle}
+    return special.get(arm, _blind(partial(agent.plan, ii=uses_future(arm))))
+
+
+def _blind(plan: Callable[[Inputs], Tensor]) -> Plan:
+    """A plan that never looks at the scenes themselves."""
+    return lambda inputs, scenes: plan(inputs)
+
+
+def imported(name: str) -> Callable[[Inputs], Tensor]:
     """The function that `module:function` names: from a batch of inputs to paths (B,6,2), as a tensor or an array.
 
     Raises:
@@ -105,7 +135,7 @@ def imported(name: str) -> Plan:
 
 
 def drive_rows(
-    subject: str | Checkpoint, test_ii: Sequence[bool], on: TestSet, recipe: Recipe, config: LoopConfig, beside: Sequence[str]
+    subject: str | Checkpoint, test_ii: Sequence[TestII], on: TestSet, recipe: Recipe, config: LoopConfig, beside: Sequence[str]
 ) -> Assessment:
     """Drive a planner, the town's own driver and the baselines `beside` it through the scenes of a test set, and score them.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from iidrive.data.town.source import TownConfig
 from iidrive.models.forecast import Forecaster
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.pipeline import infer
+from iidrive.pipeline.arms import TestII, chooser, marks_of, planner_of, uses_future
 from iidrive.pipeline.baselines import BASELINES, baseline
 from iidrive.pipeline.choices import choices
 from iidrive.pipeline.load import LoadedTokenizer, load_agent, load_ego_mlp, load_forecaster, load_tokenizer
@@ -110,10 +111,10 @@ class TestSet:
 class Use:
     """How a checkpoint is put together: `world` and `tokenizer` ("": those that it names) and whether others than its own are allowed.
 
-    `test_ii`: whether a planner uses the imagined future. `explain`: whether its choices are written, sample by sample.
+    `test_ii`: what a planner is shown of the future (see arms.py). `explain`: whether its choices are written, sample by sample.
     """
 
-    test_ii: bool = False
+    test_ii: TestII = "off"
     explain: bool = False
     world: str = ""
     tokenizer: str = ""
@@ -155,25 +156,28 @@ def evaluate_planner(found: Checkpoint, on: TestSet, use: Use) -> Result:
     """The forecast table of its world model, then the planner's reference table."""
     loaded = load_agent(found, use.world or None, use.tokenizer or None, use.allow)
     agent, lineage = loaded.model, on.judged(loaded.checkpoint)
-    switches = {"train_ii": "on" if agent.train_ii else "off", "test_ii": "on" if use.test_ii else "off"}
+    lineage = replace(lineage, marks=joined(lineage.marks, marks_of(use.test_ii)))
+    switches = {"train_ii": "on" if agent.train_ii else "off", "test_ii": use.test_ii}
     about = {"planner": str(found.path), "trained on": trained_on(loaded.manifest), **switches}
     cache = on.tokens(loaded.world.tokenizer)
     clips = scored_clips(on.tracks, cache, on.source, agent.forecaster.tokenizer.config.grid)
-    text, numbers = _forecast(agent.forecaster, clips, on, lineage)
-    planned = _planned("planner", partial(agent.plan, ii=use.test_ii), clips.without_occupancy(), on, about, lineage)
+    plan = planner_of(agent, use.test_ii, clips, on.source)
+    text, numbers = _forecast(agent.forecaster, clips, on, on.judged(loaded.checkpoint))
+    planned = _planned("planner", plan, clips.without_occupancy(), on, about, lineage)
     untrained = (
         "the outcome head was trained on the present scene alone; it reads the imagined one as if it were the present."
         if agent.planner.config.accelerations
         else "the ii branch was never trained; it changes nothing, so this equals ii off."
     )
     if agent.planner.config.accelerations:
-        made = choices(agent, use.test_ii, clips, on.source, on.run.process_group)
+        choose = chooser(agent, use.test_ii, clips, on.source)
+        made = choices(choose, agent.planner.config.accelerations, clips, on.source, on.run.process_group)
         numbers = {**numbers, "choices": made.summary()}
         planned = replace(planned, text=f"{planned.text}\n{made.text()}")
         if use.explain:
             on.run.write_text("choices.jsonl", made.lines())
             planned = replace(planned, text=f"{planned.text}\nchoices: {on.run.folder / 'choices.jsonl'}")
-    note = "" if agent.train_ii or not use.test_ii else f"\nnote: {untrained}"
+    note = "" if agent.train_ii or not uses_future(use.test_ii) else f"\nnote: {untrained}"
     return replace(planned, text=f"{text}\n\n{planned.text}{note}", numbers={**planned.numbers, **numbers})
 
 

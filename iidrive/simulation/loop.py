@@ -24,8 +24,8 @@ from iidrive.simulation.driven import LEVER_M, STEPS_PER_KEYFRAME, Agents, Drive
 from iidrive.simulation.eyes import Eyes
 
 Array = np.ndarray
-Plan = Callable[[Inputs], Tensor]
-"""Inputs → paths (B,6,2) of LIDAR_TOP in the lidar frame, metres, 0.5 s apart."""
+Plan = Callable[[Inputs, Sequence[DrivenScene]], Tensor]
+"""Inputs → paths (B,6,2) of LIDAR_TOP in the lidar frame, metres, 0.5 s apart. Only an oracle looks at the scenes."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def drive(town: Town, names: Sequence[str], plan: Plan, tokenizer: Tokenizer | N
     """Drive scenes side by side. `tokenizer` makes the codes that `plan` reads; None for a planner that reads none."""
     scenes, eyes = [begin(town, name, config) for name in names], Eyes(tokenizer)
     while active := [scene for scene in scenes if not scene.over]:
-        plans = plan(eyes.look(active)).numpy(force=True).astype(np.float64)
-        states = joined([scene.state for scene in active])
+        plans = plan(eyes.look(active), active).numpy(force=True).astype(np.float64)
+        states = joined_states(active)
         wanted = reference(plans, LEVER_M)
         steps = follow(states, wanted, STEPS_PER_KEYFRAME)
         for row, scene in enumerate(active):
@@ -87,6 +87,6 @@ def begin(town: Town, name: str, config: LoopConfig) -> DrivenScene:
     return DrivenScene(town, name, config.agents, drawn(scene_seed(town.config, name), good), moments)
 
 
-def joined(states: Sequence[CarState]) -> CarState:
-    """Cars of several states as one."""
-    return CarState(*(np.concatenate([getattr(s, name) for s in states]) for name in CarState.__dataclass_fields__))
+def joined_states(scenes: Sequence[DrivenScene]) -> CarState:
+    """The egos of several scenes as one state."""
+    return CarState(*(np.concatenate([getattr(scene.state, name) for scene in scenes]) for name in CarState.__dataclass_fields__))

@@ -1,0 +1,40 @@
+"""What will truly happen to a simulated ego that follows a plan: the world is branched and goes on for three seconds.
+
+An oracle. Others see the branch's ego and react to it.
+
+Shapes: S future steps, X, Y cells.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool
+
+from iidrive.core import geometry
+from iidrive.core.classes import OCC_OF_CATEGORY
+from iidrive.core.scene import FUTURE_STEPS, GridSpec
+from iidrive.data.box_tracks import BoxTracks, flow_labels
+from iidrive.data.town.traffic import EgoState
+from iidrive.scoring.driving.tracking import CarState
+from iidrive.simulation.driven import STEPS_PER_KEYFRAME, DrivenScene
+
+Array = np.ndarray
+
+
+def truly_taken(scene: DrivenScene, states: list[CarState], spec: GridSpec) -> Bool[Array, "S X Y"]:
+    """Which cells around the ego others will truly take at every step while the ego follows `states` (one car, 0.1 s apart, three seconds)."""
+    branch, casts = scene.live.copy(), []
+    for k, state in enumerate(states, start=1):
+        ego = EgoState(state.xy_m[0], float(state.yaw_rad[0]), float(state.speed_mps[0]))
+        branch.step(ego if scene.agents == "reactive" else None)
+        if k % STEPS_PER_KEYFRAME == 0:
+            casts.append(branch.cast())
+    assert len(casts) == FUTURE_STEPS
+    casts = [scene.live.cast(), *casts]
+    ego_T_global = geometry.invert(scene.keyframes[-1].global_T_ego.matrix)
+    centre = np.concatenate([cast.centre for cast in casts])
+    yaw = np.concatenate([cast.yaw for cast in casts])
+    ego = geometry.apply(ego_T_global, np.concatenate([centre, np.zeros((*centre.shape[:2], 1))], -1))
+    turned = yaw + geometry.heading(ego_T_global)
+    boxes = BoxTracks(ego, turned, np.ones(yaw.shape, bool), casts[0].size[:, :2], OCC_OF_CATEGORY[casts[0].label])
+    return flow_labels(boxes, spec).taken[1:]
