@@ -28,6 +28,7 @@ def drive(
     planner: str,
     test_ii: Literal["off", "on", "shared", "shuffled", "oracle", "both", "all"] = "both",
     scenes: int = 0,
+    scene: str = "",
     agents: Literal["reactive", "replay"] = "reactive",
     displace: Switch = "off",
     go_on: Switch = "off",
@@ -47,6 +48,7 @@ def drive(
         test_ii: what the planner is shown of the future, as for `iidrive evaluate`; both (off and on) and all give a row each, and their paired
             differences.
         scenes: how many scenes to drive; more than the split has enlarge it; 0: all of it.
+        scene: drive this scene alone, by its name.
         agents: whether the others see the ego, or do what they did in the recorded scene.
         displace: start beside the path, turned, and at another speed.
         go_on: drive on after an at-fault contact and off the road.
@@ -67,6 +69,9 @@ def drive(
     recipe = driving.enlarged(recipe, where.split or "test", scenes)
     source, split = where.open(recipe, "test")
     names = source.scene_names(split)[: scenes or None]
+    if scene and scene not in names:
+        raise ConfigError(f"--scene {scene}: there is no such scene in {split}; its scenes are {names[0]} to {names[-1]}.")
+    names = (scene,) if scene else names
     name = Path(planner).name.replace(":", "-")
     loop = LoopConfig(agents, displace == "on", go_on == "on")
     about = describe("drive", recipe, source, split) | {"planner": planner, "test_ii": test_ii, "loop": to_plain(loop)}
@@ -76,6 +81,6 @@ def drive(
     arms = _SEVERAL[test_ii] if test_ii in ("both", "all") else (test_ii,)
     few = tuple(KINEMATIC) if isinstance(subject, str) and baselines == "auto" else BASELINES
     result = driving.drive_rows(subject, arms, on, recipe, loop, () if baselines == "off" else few)
-    print(result.text)
+    print(f"{result.text}\npictures: {started.folder / 'pictures'}")
     if json and process_group.is_rank_zero:
         write_json(json, result.scores)

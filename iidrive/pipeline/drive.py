@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from iidrive.core import geometry
 from iidrive.core.batch import Inputs
 from iidrive.core.config_io import to_plain
 from iidrive.core.errors import ConfigError, unknown
@@ -27,11 +28,12 @@ from iidrive.pipeline.baselines import BASELINES, baseline
 from iidrive.pipeline.evaluate import Assessment, TestSet, trained_on
 from iidrive.pipeline.load import load_agent, load_ego_mlp
 from iidrive.pipeline.recipes import Recipe
+from iidrive.report.drive_strip import DriveRow, drive_strip
 from iidrive.runtime.progress import counting
-from iidrive.scoring.driving.epdms import score_drive
+from iidrive.scoring.driving.epdms import DriveScore, score_drive
 from iidrive.scoring.driving.rollout import Rollout
 from iidrive.scoring.driving.summary import Difference, Row, text
-from iidrive.scoring.driving.tracking import STEPS, follow, reference
+from iidrive.scoring.driving.tracking import DT_S, STEPS, follow, reference
 from iidrive.simulation.driven import LEVER_M, DrivenScene, road_of
 from iidrive.simulation.foresight import truly_taken
 from iidrive.simulation.kept import read_rollout, write_rollout
@@ -153,18 +155,53 @@ def drive_rows(
     names = on.names or town.scene_names(on.split)
     roads = {name: road_of(town, name) for name in names}
     expert = _kept(EXPERT, names, on, config, "", partial(drive_expert, town, config=config))
-    reference = tuple(score_drive(one, roads[one.name], one) for one in expert)
-    rows = [Row(EXPERT, reference, reference)]
+    reference_scores = tuple(score_drive(one, roads[one.name], one) for one in expert)
+    rows = [Row(EXPERT, reference_scores, reference_scores)]
+    drives = {EXPERT: expert}
     for driver in drivers:
         make = partial(drive, town, plan=driver.plan, tokenizer=driver.tokenizer, config=config)
         found = _kept(driver.name, names, on, config, str(driver.lineage), make)
         scores = tuple(score_drive(one, roads[one.name], best) for one, best in zip(found, expert, strict=True))
-        rows.append(Row(driver.name, scores, reference))
+        rows.append(Row(driver.name, scores, reference_scores))
+        drives[driver.name] = found
         if driver.ought_to_move and all(one.plan_speed_mps.max(initial=0.0) < _MOVES_MPS for one in found):
             raise ConfigError(
                 f"{driver.name} never means to move: all of its paths stay on the spot, in {len(names)} scenes. Are they metres, in the lidar frame?"
             )
+    if on.run.process_group.is_rank_zero:
+        draw(town, rows, drives, [driver.name for driver in asked], on.run.folder / "pictures")
     return _written(rows, asked, on, config)
+
+
+DRAWN = 3
+"""Scenes that are drawn: where the drivers asked for differ most, or where the only one fares worst."""
+
+
+def draw(town: Town, rows: Sequence[Row], drives: Mapping[str, Sequence[Rollout]], asked: Sequence[str], folder: Path) -> list[Path]:
+    """A strip of each scene in which the drivers asked for differ most; of one driver, those that it fares worst in."""
+    found = {row.name: row for row in rows}
+    values = np.stack([found[name].epdms for name in asked])
+    telling = np.ptp(values, axis=0) if len(asked) > 1 else -values[0]
+    pictures = []
+    for place in np.argsort(-telling, kind="stable")[:DRAWN].tolist():
+        expert = drives[EXPERT][place]
+        strips = [_strip_row(name, found[name].scores[place], drives[name][place]) for name in (EXPERT, *asked)]
+        target = folder / f"{expert.name}.png"
+        pictures.append(drive_strip(expert.name, town.scene(expert.name).map, strips, expert.ego.xy_m, target, DT_S))
+    return pictures
+
+
+def _strip_row(name: str, score: DriveScore, rollout: Rollout) -> DriveRow:
+    ego, others = rollout.ego, rollout.others
+    corners = geometry.box_corners_bev(
+        others.centre_m, others.size_m[None, :, 0], others.size_m[None, :, 1], others.yaw_rad
+    )  # fmt: skip
+    touched = np.zeros(others.yaw_rad.shape, bool)
+    for contact in score.contacts:
+        touched[contact.moment :, contact.other] = True
+    return DriveRow(
+        name, f"EPDMS {100 * score.epdms:.0f}", ego.xy_m, ego.yaw_rad, ego.speed_mps, ego.corners_m, corners, touched, rollout.ended
+    )
 
 
 def _written(rows: Sequence[Row], asked: Sequence[Driver], on: TestSet, config: LoopConfig) -> Assessment:

@@ -213,7 +213,7 @@ def draw_view(axes: Axes, panel: ScenePanel) -> tuple[list[Artist], list[Artist]
     for spine in axes.spines.values():
         spine.set_color("#aaaaaa")
 
-    rest = _draw_map(axes, panel.map, now.global_T_ego.matrix, low, high)
+    rest = draw_map(axes, panel.map, now.global_T_ego.matrix, low, high)
     boxes = now.boxes.moved(geometry.invert(now.global_T_ego.matrix), "ego")
     place = to_picture(boxes.centre_m)
     boxes = boxes.select(np.all((place > low - 1) & (place < high + 1), axis=-1))
@@ -262,7 +262,7 @@ def _parts(shape: shapely.Geometry) -> Iterator[shapely.Geometry]:
             yield part
 
 
-def _draw_map(axes: Axes, layers: VectorMap, global_T_ego: Float[Array, "4 4"], low: Array, high: Array) -> list[Artist]:
+def draw_map(axes: Axes, layers: VectorMap, global_T_ego: Float[Array, "4 4"], low: Array, high: Array) -> list[Artist]:
     """Draw what the view shows of the map; returns legend handles of the layers that are there."""
     ego_T_global = geometry.invert(global_T_ego)
 
