@@ -208,7 +208,8 @@ def test_stations_follow_a_line_that_meets_itself() -> None:
 
 
 def row(name: str, drives: list[Rollout]) -> Row:
-    return Row(name, tuple(scored(d) for d in drives), tuple(scored(FREE) for _ in drives))
+    drives = [replace(drive, name=f"scene-{k}") for k, drive in enumerate(drives)]
+    return Row(name, tuple(scored(d) for d in drives), tuple(scored(replace(FREE, name=d.name)) for d in drives))
 
 
 def test_rows_count_rates_and_say_nothing_at_zero_km() -> None:

@@ -6,6 +6,7 @@ import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from iidrive.analysis import lineage_of
 from iidrive.analysis.leakage import audit as auditing
@@ -56,6 +57,7 @@ def evaluate(
     tokenizer: str = "",
     allow_mismatch: Switch = "off",
     explain: Switch = "off",
+    protocol: Literal["sparsedrive", "pdm"] = "sparsedrive",
     devices: int = 0,
     towns: TownFields = TownFields(),  # noqa: B008
 ) -> None:
@@ -73,6 +75,7 @@ def evaluate(
         tokenizer: run folder or checkpoint of stage 1 in place of the one that the world model names; it must be the same model.
         allow_mismatch: use stages that do not belong together all the same; everything made with them is marked.
         explain: also write RUN/choices.jsonl: for every sample each candidate, what it was predicted to meet and what it did meet.
+        protocol: pdm: beside the reference table, follow every plan for 3 s among the recorded boxes and score it as drives are (EPDMS).
         devices: processes on this machine that share the work; results do not depend on it.
         towns: fields of the towns that were given one by one.
     """
@@ -95,7 +98,7 @@ def evaluate(
     about = describe("evaluate", recipe, source, split) | {"test_ii": test_ii}
     started = Run.start(run or f"runs/evaluate-{name}-{split}{state}", about, process_group=process_group)
     use = evaluation.Use(test_ii, explain == "on", world, tokenizer, allow_mismatch == "on")
-    on = evaluation.TestSet(source, split, started)
+    on = evaluation.TestSet(source, split, started, pdm=protocol == "pdm")
     result = evaluation.evaluate(subject, on, recipe, source.usual_split("train"), use)
     print(result.text)
     if json and process_group.is_rank_zero:

@@ -20,10 +20,12 @@ from iidrive.core.errors import ConfigError
 from iidrive.core.lineage import joined, mark_lines, mark_numbers
 from iidrive.core.paths import expanded
 from iidrive.core.untrusted.files import require_regular
+from iidrive.data import DataName
 from iidrive.data.clips import read_tracks
 from iidrive.data.nuscenes.source import NuScenes, NuScenesConfig
 from iidrive.pipeline import recipes
 from iidrive.pipeline.infer import truth as true_cases
+from iidrive.pipeline.pdm import TRUE_PATH, pdm
 from iidrive.pipeline.recipes import Recipe
 from iidrive.runtime.progress import counting
 from iidrive.scoring import occupancy_folders
@@ -72,7 +74,8 @@ def score(
 
     Args:
         files: the truth: one cases file (npz), or else --data.
-        protocol: some of sparsedrive,uniad,stp3,vad,occworld,admlp,bevplanner, or all (those that the files can serve).
+        protocol: some of sparsedrive,uniad,stp3,vad,occworld,admlp,bevplanner, or all (those that the files can serve); or pdm, which follows
+            every plan for 3 s among the recorded boxes and scores it as drives are (EPDMS): it needs --data.
         predictions: planned paths by sample token (npz, pickle, JSON), or SparseDrive's results.pkl with --tokens; default: `pred` of
             the cases file, or the true path as a checksum.
         json: where to write the scores.
@@ -82,6 +85,9 @@ def score(
         data: truth from a dataset in place of a cases file.
         where: scenes to score; default: the usual test split.
     """
+    if protocol.strip() == "pdm":
+        _score_pdm(files, predictions, tokens, json, data, where)
+        return
     names = protocols_named(protocol)
     if tokens and not predictions:
         raise ConfigError("--tokens names the rows of a predictions file: add --predictions FILE.")
@@ -116,6 +122,29 @@ def score(
         write_json(json, mark_numbers(scoring.to_json(*scores), marks))
     if per_sample:
         scoring.write_per_sample(per_sample, *scores, scene=truth.scene, marks=marks)
+
+
+def _score_pdm(files: Sequence[str], predictions: str, tokens: str, json: str, data: DataName | Literal[""], where: DataOptions) -> None:
+    if files or not data or data == "town":
+        raise ConfigError(
+            "pdm needs maps and tracks, which cases files do not hold: add --data nuscenes --root PATH. "
+            "For towns: `iidrive evaluate PLANNER --protocol pdm`."
+        )
+    source, split = replace(where, data=data).open(recipes.small(), "test")
+    tracks = read_tracks(source, split)
+    marks: tuple[str, ...] = ()
+    if predictions:
+        found, marks = read_plans(predictions, tokens)
+        if found.token is None:
+            raise ConfigError(f"{predictions} names no sample tokens: add --tokens LIST.")
+        plans = dict(zip(found.token, found.trajectory, strict=True))
+    else:
+        print("no predictions given: scoring the true path itself.")
+        plans = {token: track.path[i] for track in tracks for i, token in enumerate(track.tokens)}
+    result = pdm(Path(predictions).stem if predictions else TRUE_PATH, source, tracks, plans)
+    print(f"{mark_lines(marks)}{result.text()}")
+    if json:
+        write_json(json, mark_numbers({"pdm": result.to_json()}, marks))
 
 
 def _truth(files: Sequence[str], data: Literal["", "town", "nuscenes"], where: DataOptions) -> Cases:

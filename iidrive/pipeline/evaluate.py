@@ -33,6 +33,7 @@ from iidrive.pipeline.arms import TestII, chooser, marks_of, planner_of, uses_fu
 from iidrive.pipeline.baselines import BASELINES, baseline
 from iidrive.pipeline.choices import choices
 from iidrive.pipeline.load import LoadedTokenizer, load_agent, load_ego_mlp, load_forecaster, load_tokenizer
+from iidrive.pipeline.pdm import pdm
 from iidrive.pipeline.recipes import Recipe
 from iidrive.pipeline.tokens import tokens_folder, write_tokens
 from iidrive.runtime.progress import counting
@@ -64,7 +65,7 @@ class Assessment:
 class TestSet:
     """The scenes that something is tested on (all of a split, or those in `names`), and the run folder that results go to.
 
-    Scenes and their truth are read once.
+    Scenes and their truth are read once. `pdm`: plans are also followed for 3 s and scored as drives are.
     """
 
     __test__ = False  # not a test class of pytest's
@@ -73,6 +74,7 @@ class TestSet:
     split: str
     run: Run
     names: tuple[str, ...] = ()
+    pdm: bool = False
 
     @cached_property
     def tracks(self) -> list[EgoTrack]:
@@ -289,10 +291,14 @@ def _forecast(forecaster: Forecaster, clips: ClipDataset, on: TestSet, lineage: 
 def _planned(name: str, plan: Plan, clips: ClipDataset, on: TestSet, about: dict[str, Any], lineage: Lineage) -> Result:
     about = {"planner": about["planner"], **on.about, **about}
     heading = about_line(on.source, on.split, {k: about[k] for k in ("planner", "train_ii", "test_ii", "trained on") if k in about})
-    scores, _ = plan_and_score(name, plan, clips, on, about, heading, lineage)
+    scores, plans = plan_and_score(name, plan, clips, on, about, heading, lineage)
+    numbers = scoring.to_json(scores)
     text = f"{mark_lines(lineage.marks)}{heading}\n{format_scores(scores)}"
+    if on.pdm:
+        driven = pdm(name, on.source, on.tracks, plans)
+        text, numbers = f"{text}\n\n{driven.text()}", {**numbers, "pdm": driven.to_json()}
     text += f"\npredictions: {on.run.folder / f'predictions-{name}.npz'}\nlineage: {lineage}"
-    return Result(text, scoring.to_json(scores), about, lineage)
+    return Result(text, numbers, about, lineage)
 
 
 def _written(on: TestSet, result: Result) -> Assessment:

@@ -79,15 +79,23 @@ def paired(a: Float[Array, "n"], b: Float[Array, "n"], cluster: Int[Array, "n"],
     return Test(mean, float(interval.low), float(interval.high), float(permuted.pvalue), error)
 
 
-def mean_interval(values: Float[Array, "s"], resamples: int = 9999) -> tuple[float, float]:
-    """A 95 % interval of the mean of scenes' values, by bootstrap over scenes; the mean itself where all are equal or there is one scene.
+def mean_interval(values: Float[Array, "n"], cluster: Int[Array, "n"], resamples: int = 9999) -> tuple[float, float]:
+    """A 95 % interval of the mean, by bootstrap over clusters; the mean itself where all values are equal or there is one cluster.
 
     Seeded: equal inputs give equal outputs.
     """
-    mean = float(values.mean())
-    if len(values) < 2 or not (values != values[0]).any():
+    mean, size = float(values.mean()), np.bincount(cluster).astype(np.float64)
+    if len(size) < 2 or not (values != values[0]).any():
         return mean, mean
-    drawn = stats.bootstrap((values,), np.mean, vectorized=True, n_resamples=resamples, method="percentile", **_seeded())
+    drawn = stats.bootstrap(
+        (np.bincount(cluster, values), size),
+        lambda x, m, axis: x.sum(axis=axis) / m.sum(axis=axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=resamples,
+        method="percentile",
+        **_seeded(),
+    )
     return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 

@@ -122,15 +122,19 @@ def score_drive(rollout: Rollout, road: Road | None, expert: Rollout | None = No
     windows["HC"] = _never(~comfortable(ego), spans)
     progress = np.zeros(len(spans))
     if road is None or road.centreline_m is None:
-        absent["EP"] = absent["LK"] = "this source has no centreline of the route"
+        absent["LK"] = "this source has no centreline of the route"
     else:
-        along, away = stations(ego.centre_m, road.centreline_m)
+        windows["LK"] = _never(beside_lane(ego, road, stations(ego.centre_m, road.centreline_m)[1]), spans)
+    line = None if road is None else road.centreline_m if road.centreline_m is not None else road.way_m
+    if line is None:
+        absent["EP"] = "this source has no route to measure progress along"
+    else:
+        along, _ = stations(ego.centre_m, line)
         progress = np.array([max(along[min(b, len(along) - 1)] - along[min(a, len(along) - 1)], 0.0) for a, b in spans])
-        windows["LK"] = _never(beside_lane(ego, road, away), spans)
         if expert is None:
             absent["EP"] = "there is no reference drive"
         else:
-            best, _ = stations(expert.ego.centre_m, road.centreline_m)
+            best, _ = stations(expert.ego.centre_m, line)
             windows["EP"] = np.array([_share(gone, best, span, len(along)) for gone, span in zip(progress, spans, strict=True)])
     if len(rollout.plan_speed_mps) < 2:
         absent["EC"] = "this driver makes no plans"

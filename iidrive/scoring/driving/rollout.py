@@ -124,7 +124,8 @@ class Rollout:
 class Road:
     """What a drive is judged by: the drivable area, lanes and junctions, and the route's lanes and centreline.
 
-    What a source does not know is None; the parts of the score that need it are then left out, with the reason.
+    `way_m` is a line to measure progress along where there is no centreline: what a recorded ego drove. What a source does not know is None; the
+    parts of the score that need it are then left out, with the reason.
     """
 
     drivable: shapely.Geometry
@@ -132,9 +133,15 @@ class Road:
     junctions: shapely.Geometry | None = None
     route: shapely.Geometry | None = None
     centreline_m: Float[Array, "n 2"] | None = None
+    way_m: Float[Array, "n 2"] | None = None
 
     @staticmethod
-    def of(layers: VectorMap, route_lanes: Sequence[str] = (), centreline_m: Float[Array, "n 2"] | None = None) -> Road | None:
+    def of(
+        layers: VectorMap,
+        route_lanes: Sequence[str] = (),
+        centreline_m: Float[Array, "n 2"] | None = None,
+        way_m: Float[Array, "n 2"] | None = None,
+    ) -> Road | None:
         """The road of a map; None where it has no drivable area.
 
         Lanes beside the route's that run the same way count as the route's.
@@ -148,7 +155,7 @@ class Road:
         for geometry_ in (drivable, junctions, route):
             if geometry_ is not None:
                 shapely.prepare(geometry_)
-        return Road(drivable, streets, junctions, route, centreline_m)
+        return Road(drivable, streets, junctions, route, centreline_m, way_m)
 
     def off(self, corners_m: Float[Array, "*t 4 2"]) -> Bool[Array, "*t"]:
         """Whether at least one corner lies beside the drivable area."""

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from iidrive.core.errors import DataError
 from iidrive.core.text import aligned
@@ -19,15 +19,24 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Row:
-    """The drives of one planner, scene by scene, and the expert's drives of the same scenes (the row itself, for the expert)."""
+    """The drives of one planner, and the expert's drives of the same scenes (the row itself, for the expert).
+
+    `scenes` names the scene of every drive, where several drives are of one scene: scenes are what is independent.
+    """
 
     name: str
     scores: tuple[DriveScore, ...]
     expert: tuple[DriveScore, ...]
+    scenes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if [s.name for s in self.scores] != [s.name for s in self.expert] or not self.scores:
             raise DataError(f"{self.name}: a row needs the expert's drives of the same scenes, in the same order, and at least one.")
+
+    @property
+    def cluster(self) -> Int[Array, "s"]:
+        """The number of every drive's scene."""
+        return np.unique(np.array(self.scenes or [score.name for score in self.scores]), return_inverse=True)[1]
 
     @property
     def epdms(self) -> Float[Array, "s"]:
@@ -75,7 +84,8 @@ class Row:
         seconds = sum(score.seconds for score in self.scores)
         at_fault, departures = int(self.at_fault.sum()), int(self.departures.sum())
         return {
-            "scenes": len(self.scores),
+            "scenes": int(self.cluster.max()) + 1,
+            "drives": len(self.scores),
             "km": self.kilometres,
             "seconds": seconds,
             "speed_mps": 1000 * self.kilometres / seconds if seconds else None,
@@ -87,7 +97,7 @@ class Row:
             "contacts_not_at_fault": sum(len(score.contacts) for score in self.scores) - at_fault,
             "finished": float(np.mean([score.finished for score in self.scores])),
             "epdms": float(self.epdms.mean()),
-            "epdms_interval": mean_interval(self.epdms),
+            "epdms_interval": mean_interval(self.epdms, self.cluster),
             "epdms_expert_filter": float(self.forgiving.mean()),
             "forgiven": float((self.forgiving - self.epdms).mean()),
             "parts": self.parts(),
@@ -165,7 +175,7 @@ class Difference:
         """The paired difference, second minus first. Raises DataError for rows of other scenes."""
         if [s.name for s in first.scores] != [s.name for s in second.scores]:
             raise DataError(f"{first.name} and {second.name} drove other scenes; only the same scenes can be compared.")
-        scene = np.arange(len(first.scores))
+        scene = first.cluster
         pairs = ((second.epdms, first.epdms), (second.at_fault, first.at_fault), (second.departures, first.departures))
         return Difference(first.name, second.name, *(paired(b, a, scene) for b, a in pairs))
 

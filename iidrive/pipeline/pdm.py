@@ -1,0 +1,73 @@
+"""`--protocol pdm`: single plans, each followed for 3 s among the recorded boxes and scored as drives are. No simulator, any source with a map."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from iidrive.core.errors import DataError
+from iidrive.data.clips import EgoTrack
+from iidrive.data.source import Source
+from iidrive.runtime.progress import counting
+from iidrive.scoring.driving.epdms import DriveScore
+from iidrive.scoring.driving.pdm import RecordedScene
+from iidrive.scoring.driving.summary import Difference, Row, text
+
+Array = np.ndarray
+TRUE_PATH = "true path"
+
+
+@dataclass(frozen=True)
+class PdmScores:
+    """The rows of plans and of the true path, which the same controller follows, over the same samples."""
+
+    plans: Row
+    truth: Row
+    left_out: int
+
+    def text(self) -> str:
+        """The table, and the paired difference to the true path (of the true path alone: its row)."""
+        rows = [self.truth] if self.plans.name == TRUE_PATH else [self.truth, self.plans]
+        table = text(rows, [Difference.of(*pair) for pair in itertools.pairwise(rows)])
+        without = f"; {self.left_out} without a plan or a full future" if self.left_out else ""
+        scored = len(self.plans.scores)
+        return f"{table}\npdm: every plan is followed for 3 s among recorded boxes, which do not react. {scored} samples{without}."
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**self.plans.to_json(), "rows": {row.name: row.to_json() for row in (self.truth, self.plans)}, "left_out": self.left_out}
+
+
+def pdm(name: str, source: Source, tracks: Sequence[EgoTrack], plans: Mapping[str, Float[Array, "6 2"]]) -> PdmScores:
+    """Score plans (LIDAR_TOP paths in the lidar frame, by sample token) of scenes by the closed-loop score.
+
+    Raises:
+        DataError: if no plan belongs to a sample with a full future.
+    """
+    own: list[DriveScore] = []
+    human: list[DriveScore] = []
+    scenes: list[str] = []
+    left_out = 0
+    with counting("pdm", len(tracks)) as tick:
+        for track in tracks:
+            recorded = RecordedScene.of(source.scene(track.name))
+            for index, token in enumerate(track.tokens):
+                if token not in plans or not track.path_valid[index].all():
+                    left_out += 1
+                    continue
+                mine, true = recorded.score(index, plans[token], track.path[index])
+                own.append(mine)
+                human.append(true)
+                scenes.append(track.name)
+            tick(track.name)
+    if not own:
+        raise DataError(
+            f"{name}: no plan belongs to a sample of these scenes with six future keyframes; are the sample tokens those of the data?"
+        )
+    truth = tuple(human)
+    return PdmScores(Row(name, tuple(own), truth, tuple(scenes)), Row(TRUE_PATH, truth, truth, tuple(scenes)), left_out)

@@ -1,0 +1,138 @@
+"""The closed-loop score of single plans among recorded boxes: each is followed for 3 s from the true start, and nobody reacts.
+
+This is NAVSIM's way of scoring without a simulator, on any source with boxes and a map. Progress is measured against the recorded ego, whose own
+path is followed by the same controller. Where a source knows no route, its lanes are those that the recorded ego drove on.
+
+Shapes: T = 31 moments of 0.1 s, n others. Frames: plans are LIDAR_TOP in the lidar frame of their keyframe, metres; the rest is global.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+from jaxtyping import Bool, Float
+
+from iidrive.core import geometry
+from iidrive.core.classes import CATEGORIES
+from iidrive.core.scene import FUTURE_STEPS, Scene
+from iidrive.scoring.driving.epdms import DriveScore, score_drive
+from iidrive.scoring.driving.rollout import Ego, Others, Road, Rollout
+from iidrive.scoring.driving.tracking import DT_S, STEPS, WHEELBASE_M, CarState, follow, reference
+
+Array = np.ndarray
+
+_BEYOND_M = 60.0
+"""The recorded way goes straight on for so long, so that whoever drives farther is measured too."""
+
+_AGENT = np.array([name.startswith(("vehicle.", "human.")) for name in CATEGORIES])
+
+
+@dataclass(frozen=True)
+class RecordedScene:
+    """A scene's ego and everyone around it at its keyframes, and its road, ready to be driven through from any keyframe."""
+
+    scene: Scene
+    road: Road | None
+    time_s: Float[Array, "k"]
+    pose: Float[Array, "k 3"]
+    centre_m: Float[Array, "k n 2"]
+    yaw_rad: Float[Array, "k n"]
+    known: Bool[Array, "k n"]
+    size_m: Float[Array, "n 2"]
+    agent: Bool[Array, "n"]
+    track: tuple[str, ...]
+
+    @staticmethod
+    def of(scene: Scene) -> RecordedScene:
+        """Read a scene once."""
+        frames = scene.keyframes
+        time = np.array([k.timestamp_us for k in frames]) / 1e6
+        pose = np.array([[*k.global_T_ego.translation_m[:2], float(geometry.heading(k.global_T_ego.matrix))] for k in frames])
+        place: dict[str, int] = {}
+        size, label = [], []
+        for keyframe in frames:
+            for i, track in enumerate(keyframe.boxes.track):
+                if track not in place:
+                    place[track] = len(place)
+                    size.append(keyframe.boxes.size_m[i, :2])
+                    label.append(int(keyframe.boxes.label[i]))
+        shape = len(frames), len(place)
+        centre, yaw, known = np.zeros((*shape, 2)), np.zeros(shape), np.zeros(shape, bool)
+        for t, keyframe in enumerate(frames):
+            at = [place[track] for track in keyframe.boxes.track]
+            centre[t, at], yaw[t, at], known[t, at] = keyframe.boxes.centre_m[:, :2], keyframe.boxes.yaw_rad, True
+        road = _road(scene, pose)
+        sizes, agent = np.array(size).reshape(-1, 2), _AGENT[np.array(label, int)]
+        return RecordedScene(scene, road, time - time[0], pose, centre, yaw, known, sizes, agent, tuple(place))
+
+    def others(self, index: int) -> Others:
+        """Everyone around over the 3 s from a keyframe, between keyframes by their tracks."""
+        at = self.time_s[index] + np.arange(STEPS + 1) * DT_S
+        before = np.clip(np.searchsorted(self.time_s, at + 1e-9, "right") - 1, 0, max(len(self.time_s) - 2, 0))
+        after = np.minimum(before + 1, len(self.time_s) - 1)
+        gap = np.maximum(self.time_s[after] - self.time_s[before], 1e-9)
+        share = np.clip((at - self.time_s[before]) / gap, 0, 1)[:, None]
+        turn = geometry.wrap_angle(self.yaw_rad[after] - self.yaw_rad[before])
+        present = np.where(
+            share < 1e-6, self.known[before], np.where(share > 1 - 1e-6, self.known[after], self.known[before] & self.known[after])
+        )
+        centre = self.centre_m[before] + share[..., None] * (self.centre_m[after] - self.centre_m[before])
+        return Others(centre, self.yaw_rad[before] + share * turn, self.size_m, present, self.agent, self.track)
+
+    def start(self, index: int) -> CarState:
+        """The recorded ego at a keyframe, its speed and turn by central difference."""
+        first, last = max(index - 1, 0), min(index + 1, len(self.pose) - 1)
+        seconds = max(self.time_s[last] - self.time_s[first], 1e-9)
+        moved = self.pose[last, :2] - self.pose[first, :2]
+        yaw = self.pose[index, 2]
+        speed = max(float(moved @ [np.cos(yaw), np.sin(yaw)]) / seconds, 0.0)
+        rate = float(geometry.wrap_angle(self.pose[last, 2] - self.pose[first, 2])) / seconds
+        steer = np.arctan(WHEELBASE_M * rate / speed) if speed > 0.5 else 0.0
+        return CarState(self.pose[index][None, :2], np.array([yaw]), np.array([speed]), np.zeros(1), np.array([steer]))
+
+    def drive(self, index: int, plan_m: Float[Array, "6 2"]) -> Rollout:
+        """A plan, followed from a keyframe among the recorded others."""
+        keyframe = self.scene.keyframes[index]
+        start = self.start(index)
+        states = [start, *follow(start, reference(np.asarray(plan_m)[None], float(keyframe.ego_T_lidar.translation_m[0])), STEPS)]
+        xy, yaw, speed = (np.concatenate([getattr(s, name) for s in states]) for name in ("xy_m", "yaw_rad", "speed_mps"))
+        none = np.zeros((0, 0))
+        return Rollout(keyframe.token, Ego(xy, yaw, speed), self.others(index), none, none, STEPS + 1)
+
+    def score(self, index: int, plan_m: Float[Array, "6 2"], true_m: Float[Array, "6 2"]) -> tuple[DriveScore, DriveScore]:
+        """The score of a plan, and of the recorded path that is followed by the same controller.
+
+        Extended comfort is left out: it compares two plans.
+        """
+        human = self.drive(index, true_m)
+        return score_drive(self.drive(index, plan_m), self.road, human), score_drive(human, self.road, human)
+
+
+def _road(scene: Scene, pose: Float[Array, "k 3"]) -> Road | None:
+    """The road with the lanes that the recorded ego drove on, and its way."""
+    heading = np.stack([np.cos(pose[:, 2]), np.sin(pose[:, 2])], -1)
+    centre = Ego(pose[:, :2], pose[:, 2], np.zeros(len(pose))).centre_m
+    moved = np.concatenate([[True], np.hypot(*np.diff(centre, axis=0).T) > 0.1])
+    way = np.concatenate([centre[moved], (centre[-1] + _BEYOND_M * heading[-1])[None]])
+    return Road.of(scene.map, _driven(scene, centre, heading), None, way)
+
+
+def _driven(scene: Scene, centre_m: Float[Array, "k 2"], heading: Float[Array, "k 2"]) -> tuple[str, ...]:
+    """Ids of the lanes whose polygon holds the recorded ego at some keyframe, running its way."""
+    found = []
+    for lane in scene.map.lanes:
+        inside = np.flatnonzero(shapely.intersects_xy(lane.polygon, centre_m[:, 0], centre_m[:, 1]))
+        if not len(inside):
+            continue
+        nearest = ((lane.centreline_m[:-1, None] - centre_m[inside]) ** 2).sum(-1).argmin(0)
+        way = np.diff(lane.centreline_m, axis=0)[nearest]
+        if ((way * heading[inside]).sum(-1) > 0).any():
+            found.append(lane.id)
+    return tuple(found)
+
+
+def complete(scene: Scene) -> range:
+    """Keyframes with six keyframes after them."""
+    return range(max(len(scene) - FUTURE_STEPS, 0))
