@@ -25,7 +25,8 @@ from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
 from iidrive.pipeline import recipes
 from iidrive.pipeline.arms import Passing
-from iidrive.pipeline.drive import drive_rows, planning, subject_of
+from iidrive.pipeline.drive import drive_rows
+from iidrive.pipeline.drivers import planning, subject_of
 from iidrive.pipeline.evaluate import TestSet
 from iidrive.pipeline.tokens import scene_codes
 from iidrive.runtime.distributed import ProcessGroup

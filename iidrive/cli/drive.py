@@ -15,6 +15,7 @@ from iidrive.pipeline import drive as driving
 from iidrive.pipeline import recipes
 from iidrive.pipeline.arms import TestII
 from iidrive.pipeline.baselines import BASELINES
+from iidrive.pipeline.drivers import subject_of
 from iidrive.pipeline.evaluate import TestSet, town_of
 from iidrive.pipeline.recipes import Recipe
 from iidrive.pipeline.train import describe
@@ -63,7 +64,7 @@ def drive(
     process_group = enter(devices)
     if scenes < 0:
         raise ConfigError(f"--scenes {scenes}: expected how many scenes to drive, or 0 for all of the split.")
-    subject = driving.subject_of(planner)
+    subject = subject_of(planner)
     if not isinstance(subject, str):
         recipe = replace(recipe, town=town_of(subject.manifest, recipe.town, towns.given))
     recipe = driving.enlarged(recipe, where.split or "test", scenes)

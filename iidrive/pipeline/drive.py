@@ -3,42 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from iidrive.core import geometry
-from iidrive.core.batch import Inputs
 from iidrive.core.config_io import to_plain
-from iidrive.core.errors import ConfigError, unknown
-from iidrive.core.lineage import Lineage, joined, mark_lines, mark_numbers
-from iidrive.core.scene import FUTURE_STEPS
+from iidrive.core.errors import ConfigError
+from iidrive.core.lineage import mark_lines, mark_numbers
 from iidrive.data.town.source import Town
-from iidrive.models.planner import Agent
-from iidrive.models.tokenizer import Tokenizer
-from iidrive.pipeline.arms import Passing, TestII, marks_of, require_candidates, uses_future
-from iidrive.pipeline.baselines import BASELINES, baseline
-from iidrive.pipeline.evaluate import Assessment, TestSet, trained_on
-from iidrive.pipeline.load import load_agent, load_ego_mlp
+from iidrive.pipeline.arms import TestII
+from iidrive.pipeline.drivers import Driver, drivers_of
+from iidrive.pipeline.evaluate import Assessment, TestSet
 from iidrive.pipeline.recipes import Recipe
 from iidrive.report.drive_strip import DriveRow, drive_strip
 from iidrive.runtime.progress import counting
 from iidrive.scoring.driving.epdms import DriveScore, score_drive
 from iidrive.scoring.driving.rollout import Rollout
 from iidrive.scoring.driving.summary import Difference, Row, text
-from iidrive.scoring.driving.tracking import DT_S, STEPS, follow, reference
-from iidrive.simulation.driven import LEVER_M, DrivenScene, road_of
-from iidrive.simulation.foresight import truly_taken
+from iidrive.scoring.driving.tracking import DT_S
+from iidrive.simulation.driven import road_of
 from iidrive.simulation.kept import read_rollout, write_rollout
-from iidrive.simulation.loop import LoopConfig, Plan, drive, drive_expert, joined_states
-from iidrive.training import checkpoint
+from iidrive.simulation.loop import LoopConfig, drive, drive_expert
 from iidrive.training.checkpoint import Checkpoint
 
 EXPERT = "town's driver"
@@ -46,94 +36,16 @@ _MOVES_MPS = 0.1
 
 
 @dataclass(frozen=True)
-class Driver:
-    """A planner that can drive: its row's name, what plans, the tokenizer whose codes it reads, what it descends from.
+class Driven:
+    """What drivers did in the same scenes: a row each, the town's own driver first, and their drives by row."""
 
-    `ought_to_move`: whether plans that stay on the spot mean that something is broken.
-    """
+    town: Town
+    rows: tuple[Row, ...]
+    drives: Mapping[str, Sequence[Rollout]]
 
-    name: str
-    plan: Plan
-    tokenizer: Tokenizer | None
-    lineage: Lineage
-    about: Mapping[str, object] = field(default_factory=dict)
-    ought_to_move: bool = True
-
-
-def drivers_of(subject: str | Checkpoint, test_ii: Sequence[TestII], on: TestSet, recipe: Recipe) -> list[Driver]:
-    """What drives: a baseline by name, a planner's checkpoint (a row for each of `test_ii`), or anybody's `module:function`.
-
-    Raises:
-        ConfigError: for something that does not plan.
-    """
-    if isinstance(subject, str) and subject in BASELINES:
-        made = baseline(subject, recipe, on.source, on.source.usual_split("train"), on.run)
-        return [Driver(subject, _blind(made.plan), None, made.lineage, ought_to_move=subject != "still")]
-    if isinstance(subject, str):
-        return [Driver(subject, _blind(imported(subject)), None, Lineage(subject))]
-    kind, about = subject.manifest.kind, {"trained on": trained_on(subject.manifest)}
-    if kind == "ego-mlp":
-        return [Driver("ego-mlp", _blind(load_ego_mlp(subject).plan), None, on.judged(subject), about)]
-    if kind != "planner":
-        raise ConfigError(
-            f"{subject.path} is a {kind}, which does not plan: drive a planner, an ego-mlp, or one of {', '.join(BASELINES)}."
-        )
-    loaded = load_agent(subject)
-    lineage, tokenizer = on.judged(loaded.checkpoint), loaded.model.forecaster.tokenizer
-    about |= {"train_ii": "on" if loaded.model.train_ii else "off"}
-    drivers = []
-    for arm in test_ii:
-        marked = replace(lineage, marks=joined(lineage.marks, marks_of(arm)))
-        drivers.append(Driver(f"planner, ii {arm}", planning(loaded.model, arm), tokenizer, marked, {**about, "test_ii": arm}))
-    return drivers
-
-
-def planning(agent: Agent, arm: TestII) -> Plan:
-    """What plans in a closed loop in an arm of `--test-ii`. Raises ConfigError for an arm that the planner does not have."""
-    require_candidates(agent, arm)
-    passing = Passing()
-
-    def shuffled(inputs: Inputs, scenes: Sequence[DrivenScene]) -> Tensor:
-        return agent.choice_in(inputs, passing([scene.name for scene in scenes], inputs, agent.scene(inputs, True))).best()
-
-    def oracle(inputs: Inputs, scenes: Sequence[DrivenScene]) -> Tensor:
-        grid = agent.forecaster.flow_grid
-        assert grid is not None
-        states = follow(joined_states(scenes), reference(agent.way(inputs).numpy(force=True).astype(np.float64), LEVER_M), STEPS)
-        taken = [truly_taken(scene, [s.select(np.array([row])) for s in states], grid) for row, scene in enumerate(scenes)]
-        return agent.choice_in(inputs, torch.from_numpy(np.stack(taken)).to(inputs.now_T_frame)).best()
-
-    special: dict[TestII, Plan] = {"shuffled": shuffled, "oracle": oracle}
-    return special.get(arm, _blind(partial(agent.plan, ii=uses_future(arm))))
-
-
-def _blind(plan: Callable[[Inputs], Tensor]) -> Plan:
-    """A plan that never looks at the scenes themselves."""
-    return lambda inputs, scenes: plan(inputs)
-
-
-def imported(name: str) -> Callable[[Inputs], Tensor]:
-    """The function that `module:function` names: from a batch of inputs to paths (B,6,2), as a tensor or an array.
-
-    Raises:
-        ConfigError: if there is no such module or function, or if it returns something else when it is called.
-    """
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{name}: expected module:function of a planner that can be imported ({error}).") from None
-    if not callable(found):
-        raise ConfigError(f"{name} cannot be called; expected a function from a batch of inputs to paths (B,6,2).")
-
-    def plan(inputs: Inputs) -> Tensor:
-        made = torch.as_tensor(found(inputs))
-        wanted = (len(inputs.tokens), FUTURE_STEPS, 2)
-        if tuple(made.shape) != wanted or not bool(torch.isfinite(made).all()):
-            raise ConfigError(f"{name} must return finite paths of shape {wanted}, metres; found shape {tuple(made.shape)}.")
-        return made
-
-    return plan
+    def row(self, name: str) -> Row:
+        """The row of a driver."""
+        return next(row for row in self.rows if row.name == name)
 
 
 def drive_rows(
@@ -144,14 +56,25 @@ def drive_rows(
     Drives that the run folder holds already are not driven again. Writes `drive.txt`, `drive.json` and `scenes.jsonl`.
 
     Raises:
+        ConfigError: as `drive_all` does.
+    """
+    asked = drivers_of(subject, test_ii, on, recipe)
+    known = [driver.name for driver in asked]
+    driven = drive_all([d for name in beside if name not in known for d in drivers_of(name, (), on, recipe)] + asked, on, config)
+    if on.run.process_group.is_rank_zero:
+        draw(driven, known, on.run.folder / "pictures")
+    return _written(driven.rows, asked, on, config)
+
+
+def drive_all(drivers: Sequence[Driver], on: TestSet, config: LoopConfig) -> Driven:
+    """Drive the town's own driver and some others through the scenes of a test set, and score them.
+
+    Raises:
         ConfigError: for data without a world that goes on by itself, and for a planner that never moves.
     """
     town = on.source
     if not isinstance(town, Town):
         raise ConfigError(f"only towns can be driven in closed loop; found {town.name}, whose scenes are recordings.")
-    asked = drivers_of(subject, test_ii, on, recipe)
-    known = [driver.name for driver in asked]
-    drivers = [driver for name in beside if name not in known for driver in drivers_of(name, (), on, recipe)] + asked
     names = on.names or town.scene_names(on.split)
     roads = {name: road_of(town, name) for name in names}
     expert = _kept(EXPERT, names, on, config, "", partial(drive_expert, town, config=config))
@@ -168,26 +91,23 @@ def drive_rows(
             raise ConfigError(
                 f"{driver.name} never means to move: all of its paths stay on the spot, in {len(names)} scenes. Are they metres, in the lidar frame?"
             )
-    if on.run.process_group.is_rank_zero:
-        draw(town, rows, drives, [driver.name for driver in asked], on.run.folder / "pictures")
-    return _written(rows, asked, on, config)
+    return Driven(town, tuple(rows), drives)
 
 
 DRAWN = 3
 """Scenes that are drawn: where the drivers asked for differ most, or where the only one fares worst."""
 
 
-def draw(town: Town, rows: Sequence[Row], drives: Mapping[str, Sequence[Rollout]], asked: Sequence[str], folder: Path) -> list[Path]:
+def draw(driven: Driven, asked: Sequence[str], folder: Path) -> list[Path]:
     """A strip of each scene in which the drivers asked for differ most; of one driver, those that it fares worst in."""
-    found = {row.name: row for row in rows}
-    values = np.stack([found[name].epdms for name in asked])
+    values = np.stack([driven.row(name).epdms for name in asked])
     telling = np.ptp(values, axis=0) if len(asked) > 1 else -values[0]
     pictures = []
     for place in np.argsort(-telling, kind="stable")[:DRAWN].tolist():
-        expert = drives[EXPERT][place]
-        strips = [_strip_row(name, found[name].scores[place], drives[name][place]) for name in (EXPERT, *asked)]
+        expert = driven.drives[EXPERT][place]
+        strips = [_strip_row(name, driven.row(name).scores[place], driven.drives[name][place]) for name in (EXPERT, *asked)]
         target = folder / f"{expert.name}.png"
-        pictures.append(drive_strip(expert.name, town.scene(expert.name).map, strips, expert.ego.xy_m, target, DT_S))
+        pictures.append(drive_strip(expert.name, driven.town.scene(expert.name).map, strips, expert.ego.xy_m, target, DT_S))
     return pictures
 
 
@@ -244,21 +164,6 @@ def _kept(
             tick(some[-1])
     group.barrier()
     return [read_rollout(folder / f"{name}.npz") for name in names]
-
-
-def subject_of(planner: str) -> str | Checkpoint:
-    """What a command line names: a baseline, a checkpoint, or `module:function`.
-
-    Raises:
-        ConfigError: for anything else.
-    """
-    if planner in BASELINES:
-        return planner
-    if Path(planner).exists():
-        return checkpoint.read(planner)
-    if ":" in planner:
-        return planner
-    raise ConfigError(f"{unknown('planner', planner, BASELINES)} Or give a run folder, a checkpoint, or module:function.")
 
 
 def enlarged(recipe: Recipe, split: str, scenes: int) -> Recipe:

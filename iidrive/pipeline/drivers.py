@@ -1,0 +1,137 @@
+"""Planners that can drive: baselines, checkpoints in an arm of `--test-ii`, and anybody's `module:function`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iidrive.core.batch import Inputs
+from iidrive.core.errors import ConfigError, unknown
+from iidrive.core.lineage import Lineage, joined
+from iidrive.core.scene import FUTURE_STEPS
+from iidrive.models.planner import Agent
+from iidrive.models.tokenizer import Tokenizer
+from iidrive.pipeline.arms import Passing, TestII, marks_of, require_candidates, uses_future
+from iidrive.pipeline.baselines import BASELINES, baseline
+from iidrive.pipeline.evaluate import TestSet, trained_on
+from iidrive.pipeline.load import load_agent, load_ego_mlp
+from iidrive.pipeline.recipes import Recipe
+from iidrive.scoring.driving.tracking import STEPS, follow, reference
+from iidrive.simulation.driven import LEVER_M, DrivenScene
+from iidrive.simulation.foresight import truly_taken
+from iidrive.simulation.loop import Plan, joined_states
+from iidrive.training import checkpoint
+from iidrive.training.checkpoint import Checkpoint
+
+
+def subject_of(planner: str) -> str | Checkpoint:
+    """What a command line names: a baseline, a checkpoint, or `module:function`.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    if planner in BASELINES:
+        return planner
+    if Path(planner).exists():
+        return checkpoint.read(planner)
+    if ":" in planner:
+        return planner
+    raise ConfigError(f"{unknown('planner', planner, BASELINES)} Or give a run folder, a checkpoint, or module:function.")
+
+
+@dataclass(frozen=True)
+class Driver:
+    """A planner that can drive: its row's name, what plans, the tokenizer whose codes it reads, what it descends from.
+
+    `ought_to_move`: whether plans that stay on the spot mean that something is broken.
+    """
+
+    name: str
+    plan: Plan
+    tokenizer: Tokenizer | None
+    lineage: Lineage
+    about: Mapping[str, object] = field(default_factory=dict)
+    ought_to_move: bool = True
+
+
+def drivers_of(subject: str | Checkpoint, test_ii: Sequence[TestII], on: TestSet, recipe: Recipe) -> list[Driver]:
+    """What drives: a baseline by name, a planner's checkpoint (a row for each of `test_ii`), or anybody's `module:function`.
+
+    Raises:
+        ConfigError: for something that does not plan.
+    """
+    if isinstance(subject, str) and subject in BASELINES:
+        made = baseline(subject, recipe, on.source, on.source.usual_split("train"), on.run)
+        return [Driver(subject, _blind(made.plan), None, made.lineage, ought_to_move=subject != "still")]
+    if isinstance(subject, str):
+        return [Driver(subject, _blind(imported(subject)), None, Lineage(subject))]
+    kind, about = subject.manifest.kind, {"trained on": trained_on(subject.manifest)}
+    if kind == "ego-mlp":
+        return [Driver("ego-mlp", _blind(load_ego_mlp(subject).plan), None, on.judged(subject), about)]
+    if kind != "planner":
+        raise ConfigError(
+            f"{subject.path} is a {kind}, which does not plan: drive a planner, an ego-mlp, or one of {', '.join(BASELINES)}."
+        )
+    loaded = load_agent(subject)
+    lineage, tokenizer = on.judged(loaded.checkpoint), loaded.model.forecaster.tokenizer
+    about |= {"train_ii": "on" if loaded.model.train_ii else "off"}
+    drivers = []
+    for arm in test_ii:
+        marked = replace(lineage, marks=joined(lineage.marks, marks_of(arm)))
+        drivers.append(Driver(f"planner, ii {arm}", planning(loaded.model, arm), tokenizer, marked, {**about, "test_ii": arm}))
+    return drivers
+
+
+def planning(agent: Agent, arm: TestII) -> Plan:
+    """What plans in a closed loop in an arm of `--test-ii`. Raises ConfigError for an arm that the planner does not have."""
+    require_candidates(agent, arm)
+    passing = Passing()
+
+    def shuffled(inputs: Inputs, scenes: Sequence[DrivenScene]) -> Tensor:
+        return agent.choice_in(inputs, passing([scene.name for scene in scenes], inputs, agent.scene(inputs, True))).best()
+
+    def oracle(inputs: Inputs, scenes: Sequence[DrivenScene]) -> Tensor:
+        grid = agent.forecaster.flow_grid
+        assert grid is not None
+        states = follow(joined_states(scenes), reference(agent.way(inputs).numpy(force=True).astype(np.float64), LEVER_M), STEPS)
+        taken = [truly_taken(scene, [s.select(np.array([row])) for s in states], grid) for row, scene in enumerate(scenes)]
+        return agent.choice_in(inputs, torch.from_numpy(np.stack(taken)).to(inputs.now_T_frame)).best()
+
+    special: dict[TestII, Plan] = {"shuffled": shuffled, "oracle": oracle}
+    return special.get(arm, _blind(partial(agent.plan, ii=uses_future(arm))))
+
+
+def _blind(plan: Callable[[Inputs], Tensor]) -> Plan:
+    """A plan that never looks at the scenes themselves."""
+    return lambda inputs, scenes: plan(inputs)
+
+
+def imported(name: str) -> Callable[[Inputs], Tensor]:
+    """The function that `module:function` names: from a batch of inputs to paths (B,6,2), as a tensor or an array.
+
+    Raises:
+        ConfigError: if there is no such module or function, or if it returns something else when it is called.
+    """
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{name}: expected module:function of a planner that can be imported ({error}).") from None
+    if not callable(found):
+        raise ConfigError(f"{name} cannot be called; expected a function from a batch of inputs to paths (B,6,2).")
+
+    def plan(inputs: Inputs) -> Tensor:
+        made = torch.as_tensor(found(inputs))
+        wanted = (len(inputs.tokens), FUTURE_STEPS, 2)
+        if tuple(made.shape) != wanted or not bool(torch.isfinite(made).all()):
+            raise ConfigError(f"{name} must return finite paths of shape {wanted}, metres; found shape {tuple(made.shape)}.")
+        return made
+
+    return plan
