@@ -37,7 +37,7 @@ from iidrive.simulation.driven import PAST, DrivenScene
 from iidrive.simulation.eyes import Eyes
 from iidrive.simulation.foresight import truly_taken
 from iidrive.simulation.kept import read_rollout, write_rollout
-from iidrive.simulation.loop import LoopConfig, begin, drive, drive_expert
+from iidrive.simulation.loop import LoopConfig, Starts, begin, drive, drive_expert
 
 CONFIG = TownConfig(train_scenes=0, val_scenes=0, test_scenes=4, keyframes=17)
 NAMES = tuple(f"town-test-{k:05d}" for k in range(3))
@@ -55,7 +55,7 @@ def town() -> Town:
 
 def as_recorded(town: Town, name: str) -> DrivenScene:
     """A scene whose ego was put where it was, every tenth of a second."""
-    expert = drive_expert(town, [name], LoopConfig())[0].ego
+    expert = drive_expert([name], Starts(town, LoopConfig()))[0].ego
     scene = DrivenScene(town, name)
     for first in range(1, len(expert.yaw_rad), 5):
         rows = range(first, first + 5)
@@ -64,7 +64,7 @@ def as_recorded(town: Town, name: str) -> DrivenScene:
 
 
 def test_the_towns_own_driver_drives_as_recorded(town: Town) -> None:
-    for rollout in drive_expert(town, NAMES, LoopConfig()):
+    for rollout in drive_expert(NAMES, Starts(town, LoopConfig())):
         scene = town.scene(rollout.name)
         recorded = np.stack([k.global_T_ego.translation_m[:2] for k in scene.keyframes])
         assert (rollout.ego.xy_m[::5] == recorded).all()
@@ -106,9 +106,9 @@ def test_what_was_seen_before_the_start_is_the_warm_up(town: Town) -> None:
 
 
 def test_company_does_not_matter(town: Town) -> None:
-    together = drive(town, NAMES, plain_ctrv, None, LoopConfig())
+    together = drive(NAMES, Starts(town, LoopConfig()), plain_ctrv, None)
     for rollout in together:
-        alone = drive(town, [rollout.name], plain_ctrv, None, LoopConfig())[0]
+        alone = drive([rollout.name], Starts(town, LoopConfig()), plain_ctrv, None)[0]
         assert (alone.ego.xy_m == rollout.ego.xy_m).all()
         assert (alone.others.centre_m == rollout.others.centre_m).all()
         assert alone.ended == rollout.ended
@@ -118,8 +118,8 @@ def test_others_react_or_replay(town: Town) -> None:
     def still(inputs: Inputs, scenes: object) -> torch.Tensor:
         return KINEMATIC["still"](inputs)
 
-    reactive, replay = (drive(town, NAMES, still, None, LoopConfig(agents=a, go_on=True)) for a in ("reactive", "replay"))
-    expert = drive_expert(town, NAMES, LoopConfig())
+    reactive, replay = (drive(NAMES, Starts(town, LoopConfig(agents=a, go_on=True)), still, None) for a in ("reactive", "replay"))
+    expert = drive_expert(NAMES, Starts(town, LoopConfig()))
     for one, other, recorded in zip(reactive, replay, expert, strict=True):
         assert (other.others.centre_m == recorded.others.centre_m).all()
         assert one.ego.speed_mps[-1] == 0
@@ -130,8 +130,8 @@ def test_a_drive_ends_where_it_fails_unless_it_goes_on(town: Town) -> None:
     def full_speed(inputs: Inputs, scenes: object) -> torch.Tensor:
         return torch.tensor([0.0, 6.0]).expand(len(inputs.tokens), 6, 2) * torch.arange(1, 7)[:, None]
 
-    ended = drive(town, NAMES, full_speed, None, LoopConfig())
-    on = drive(town, NAMES, full_speed, None, LoopConfig(go_on=True))
+    ended = drive(NAMES, Starts(town, LoopConfig()), full_speed, None)
+    on = drive(NAMES, Starts(town, LoopConfig(go_on=True)), full_speed, None)
     assert all(one.ended for one in ended)
     for one, other in zip(ended, on, strict=True):
         moments = len(one.ego.yaw_rad)
@@ -154,9 +154,9 @@ def test_displaced_starts_are_drawn_once_per_scene(town: Town) -> None:
                     for s in (first, begin(town, NAMES[0], LoopConfig())))  # fmt: skip
     pace = first.state.speed_mps[0] / nominal.speed_mps[0]
     assert np.stack(seen)[:, :2, 3] == pytest.approx(pace * np.stack(before)[:, :2, 3], abs=1e-9)
-    rollout = drive(town, NAMES[:1], plain_ctrv, None, config)[0]
+    rollout = drive(NAMES[:1], Starts(town, config), plain_ctrv, None)[0]
     assert (rollout.ego.xy_m[0] == first.state.xy_m[0]).all()
-    expert = drive_expert(town, NAMES[:1], replace(config, moments=0))[0]
+    expert = drive_expert(NAMES[:1], Starts(town, replace(config, moments=0)))[0]
     assert (expert.ego.xy_m[0] == first.state.xy_m[0]).all()
     assert not expert.ended
 
@@ -170,7 +170,7 @@ def test_a_start_is_drawn_until_it_is_good() -> None:
 
 
 def test_a_kept_drive_reads_as_it_was_written(town: Town, tmp_path: Path) -> None:
-    rollout = drive(town, NAMES[:1], plain_ctrv, None, LoopConfig())[0]
+    rollout = drive(NAMES[:1], Starts(town, LoopConfig()), plain_ctrv, None)[0]
     write_rollout(tmp_path / "a.npz", rollout)
     found = read_rollout(tmp_path / "a.npz")
     assert (found.name, found.ended, found.planned_moments) == (rollout.name, rollout.ended, rollout.planned_moments)
@@ -278,12 +278,14 @@ def agent() -> Agent:
 
 def test_every_arm_drives_and_the_placebo_is_anothers_scene(town: Town, agent: Agent) -> None:
     config, tokenizer = LoopConfig(moments=11), agent.forecaster.tokenizer
-    found = {arm: drive(town, NAMES, planning(agent, arm), tokenizer, config) for arm in ("off", "on", "shared", "shuffled", "oracle")}
+    found = {
+        arm: drive(NAMES, Starts(town, config), planning(agent, arm), tokenizer) for arm in ("off", "on", "shared", "shuffled", "oracle")
+    }
     ends = {arm: np.stack([one.ego.xy_m[-1] for one in rollouts]) for arm, rollouts in found.items()}
     assert (ends["on"] == ends["shared"]).all()
     assert all((ends[arm] != ends["on"]).any() for arm in ("off", "shuffled", "oracle"))
     with pytest.raises(ConfigError, match="two scenes"):
-        drive(town, NAMES[:1], planning(agent, "shuffled"), tokenizer, config)
+        drive(NAMES[:1], Starts(town, config), planning(agent, "shuffled"), tokenizer)
 
 
 def test_an_imagined_scene_is_passed_on_to_one_with_the_same_command() -> None:
@@ -297,7 +299,7 @@ def test_an_imagined_scene_is_passed_on_to_one_with_the_same_command() -> None:
 
 def test_the_oracle_sees_what_happens(town: Town) -> None:
     scene, grid = as_recorded(town, NAMES[0]), GridSpec((40, 40, 1), (-32.0, -32.0, -1.0), 1.6)
-    expert = drive_expert(town, NAMES[:1], LoopConfig())[0].ego
+    expert = drive_expert(NAMES[:1], Starts(town, LoopConfig()))[0].ego
     early = DrivenScene(town, NAMES[0])
     states = [CarState.rolling(expert.xy_m[k][None], expert.yaw_rad[k][None], expert.speed_mps[k][None]) for k in range(1, 31)]
     seen = truly_taken(early, states, grid)

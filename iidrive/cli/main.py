@@ -52,6 +52,12 @@ def _drive():
     return drive
 
 
+def _study():
+    from iidrive.cli import study
+
+    return study
+
+
 def _score():
     from iidrive.cli import score
 
@@ -98,6 +104,10 @@ COMMANDS: Mapping[str, Command | Group] = {
     "tokens": Command("write the token cache of a split", lambda: _train().tokens),
     "evaluate": Command("score a planner, world model, tokenizer or baseline on a split", lambda: _evaluate().evaluate),
     "drive": Command("drive a planner in closed loop through towns that react", lambda: _drive().drive, OCCUPANCY),
+    "study": Group(
+        "answer a question by experiment",
+        {"ii": Command("does a world model help the planner?", lambda: _study().ii)},
+    ),
     "recipes": Command("list the recipes, or explain every field of one", lambda: _explain().recipes),
     "cases": Command("write the truth of a split, to score predictions against", lambda: _score().cases, OCCUPANCY),
     "score": Command("score planned paths by public protocols", lambda: _score().score, ("data", *OCCUPANCY)),

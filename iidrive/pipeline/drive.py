@@ -28,7 +28,7 @@ from iidrive.scoring.driving.summary import Difference, Row, text
 from iidrive.scoring.driving.tracking import DT_S
 from iidrive.simulation.driven import road_of
 from iidrive.simulation.kept import read_rollout, write_rollout
-from iidrive.simulation.loop import LoopConfig, drive, drive_expert
+from iidrive.simulation.loop import LoopConfig, Starts, drive, drive_expert
 from iidrive.training.checkpoint import Checkpoint
 
 EXPERT = "town's driver"
@@ -76,13 +76,14 @@ def drive_all(drivers: Sequence[Driver], on: TestSet, config: LoopConfig) -> Dri
     if not isinstance(town, Town):
         raise ConfigError(f"only towns can be driven in closed loop; found {town.name}, whose scenes are recordings.")
     names = on.names or town.scene_names(on.split)
+    starts = Starts(town, config)
     roads = {name: road_of(town, name) for name in names}
-    expert = _kept(EXPERT, names, on, config, "", partial(drive_expert, town, config=config))
+    expert = _kept(EXPERT, names, on, config, "", partial(drive_expert, starts=starts))
     reference_scores = tuple(score_drive(one, roads[one.name], one) for one in expert)
     rows = [Row(EXPERT, reference_scores, reference_scores)]
     drives = {EXPERT: expert}
     for driver in drivers:
-        make = partial(drive, town, plan=driver.plan, tokenizer=driver.tokenizer, config=config)
+        make = partial(drive, starts=starts, plan=driver.plan, tokenizer=driver.tokenizer)
         found = _kept(driver.name, names, on, config, str(driver.lineage), make)
         scores = tuple(score_drive(one, roads[one.name], best) for one, best in zip(found, expert, strict=True))
         rows.append(Row(driver.name, scores, reference_scores))

@@ -6,6 +6,7 @@ stands in for its past.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -90,6 +91,13 @@ class DrivenScene:
         casts = [cast for _, cast in seen[:-1]] + [self.live.cast()]
         self.keyframes = [self._moment(ego, cast, time) for ego, cast, time in zip(egos, casts, times, strict=True)]
         self._touched: set[str] = set()
+
+    def copy(self) -> DrivenScene:
+        """The same moment once more; neither of the two influences the other from then on."""
+        other = copy.copy(self)
+        other.live, other.keyframes, other._touched = self.live.copy(), list(self.keyframes), set(self._touched)
+        other.record = Record(list(self.record.ego), list(self.record.casts), list(self.record.plans), self.record.ended)
+        return other
 
     @property
     def state(self) -> CarState:

@@ -47,9 +47,23 @@ class LoopConfig:
     together: int = 16
 
 
-def drive(town: Town, names: Sequence[str], plan: Plan, tokenizer: Tokenizer | None, config: LoopConfig) -> list[Rollout]:
+class Starts:
+    """Scenes of a town at their starts, each made once and handed out as often as somebody is to drive it."""
+
+    def __init__(self, town: Town, config: LoopConfig) -> None:
+        self.town, self.config = town, config
+        self._made: dict[str, DrivenScene] = {}
+
+    def __call__(self, name: str) -> DrivenScene:
+        """A scene at its start, the caller's own."""
+        if name not in self._made:
+            self._made[name] = begin(self.town, name, self.config)
+        return self._made[name].copy()
+
+
+def drive(names: Sequence[str], starts: Starts, plan: Plan, tokenizer: Tokenizer | None) -> list[Rollout]:
     """Drive scenes side by side. `tokenizer` makes the codes that `plan` reads; None for a planner that reads none."""
-    scenes, eyes = [begin(town, name, config) for name in names], Eyes(tokenizer)
+    scenes, eyes, config = [starts(name) for name in names], Eyes(tokenizer), starts.config
     while active := [scene for scene in scenes if not scene.over]:
         plans = plan(eyes.look(active), active).numpy(force=True).astype(np.float64)
         states = joined_states(active)
@@ -62,11 +76,11 @@ def drive(town: Town, names: Sequence[str], plan: Plan, tokenizer: Tokenizer | N
     return [scene.rollout() for scene in scenes]
 
 
-def drive_expert(town: Town, names: Sequence[str], config: LoopConfig) -> list[Rollout]:
+def drive_expert(names: Sequence[str], starts: Starts) -> list[Rollout]:
     """The same with the town's own driver at the wheel. Scenes were drawn until nobody collided, so it has no collisions by construction."""
     found = []
     for name in names:
-        scene = begin(town, name, config)
+        scene = starts(name)
         while not scene.over:
             scene.let_drive()
         found.append(scene.rollout())

@@ -46,7 +46,7 @@ class TownConfig:
         cyclists_beside: fraction of scenes in which the ego comes upon a cyclist.
         stopped_leaders: fraction of scenes in which the car ahead stops.
         left_turns: fraction of scenes in which the ego turns left across oncoming traffic.
-        swerves: fraction of the other train and val scenes in which the ego swerves aside now and then, and comes back.
+        swerves: fraction of the other train scenes in which the ego swerves aside now and then, and comes back.
         visible_only: whether voxels that are hidden from the LIDAR are unknown, in targets as well as in inputs.
 
     Raises:

@@ -131,7 +131,7 @@ def make_players(config: TownConfig, name: str, place: Place, town: int, attempt
 
 def _at_the_wheel(config: TownConfig, name: str, place: Place) -> Mover:
     """The ego of a scene without a conflict: in some training scenes it swerves."""
-    if config.swerves == 0 or name.split("-")[1] not in ("train", "val"):
+    if config.swerves == 0 or name.split("-")[1] != "train":
         return place.ego
     rng = np.random.default_rng((*scene_seed(config, name), 4))
     return replace(place.ego, swerve_m=swerving(rng, place.ego.route)) if rng.random() < config.swerves else place.ego

@@ -1,0 +1,165 @@
+"""What the study found: values by arm, seed and scene; differences from the arm without ii, paired by scene and corrected; sentences.
+
+Shapes: s scenes, k seeds, p planners.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import rankdata
+
+from iidrive.analysis.study.arms import ARMS, LEFT_OUT, NONE
+from iidrive.core.text import aligned
+from iidrive.scoring.stats import ALPHA, Test, holm, mean_interval, paired
+
+Array = np.ndarray
+
+METRICS: Mapping[str, tuple[str, float, bool]] = {
+    "events": ("collision events a scene", 1.0, False),
+    "L2": ("L2, m", 1.0, False),
+    "EPDMS": ("EPDMS, points", 100.0, True),
+    "EP": ("progress EP, points", 100.0, True),
+    "at_fault": ("at-fault collisions a scene", 1.0, False),
+    "departures": ("departures a scene", 1.0, False),
+}
+"""Metric → what it is called, the factor it is shown with, whether more is better."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way of testing: values by arm and metric (k,s), seeds by scenes, over the same scenes; `kinds` sorts the scenes.
+
+    `others` are further planners, which have one seed (s,).
+    """
+
+    name: str
+    scenes: tuple[str, ...]
+    kinds: tuple[str, ...]
+    values: Mapping[str, Mapping[str, Float[Array, "k s"]]]
+    others: Mapping[str, Mapping[str, Float[Array, "s"]]]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What is measured here."""
+        return tuple(next(iter(self.values.values())))
+
+    def mean(self, arm: str, metric: str) -> Float[Array, "s"]:
+        """An arm's values by scene, seeds averaged."""
+        return self.values[arm][metric].mean(0)
+
+    def differences(self, metric: str) -> dict[str, tuple[Test, float]]:
+        """Every other arm minus the one without ii, paired by scene, with the p-value corrected for the number of arms (Holm)."""
+        arms = [arm for arm in self.values if arm != NONE]
+        cluster = np.arange(len(self.scenes))
+        tests = [paired(self.mean(arm, metric), self.mean(NONE, metric), cluster) for arm in arms]
+        return dict(zip(arms, zip(tests, holm([test.p for test in tests]), strict=True), strict=True))
+
+    def table(self) -> str:
+        """One line an arm: means with intervals over scenes."""
+        cluster = np.arange(len(self.scenes))
+        lines = [["arm", *(METRICS[m][0] for m in self.metrics)]]
+        for name, values in [*((arm, {m: self.mean(arm, m) for m in self.metrics}) for arm in self.values), *self.others.items()]:
+            cells = []
+            for metric in self.metrics:
+                scale = METRICS[metric][1]
+                low, high = mean_interval(values[metric], cluster)
+                cells.append(f"{scale * values[metric].mean():.3g} [{scale * low:.3g}, {scale * high:.3g}]")
+            lines.append([name, *cells])
+        return aligned(lines)
+
+    def by_kind(self, metric: str) -> str:
+        """One line an arm, one column a kind of scene: means."""
+        scale, kinds = METRICS[metric][1], sorted(set(self.kinds))
+        lines = [[METRICS[metric][0], *(f"{kind} ({self.kinds.count(kind)})" for kind in kinds)]]
+        place = np.array(self.kinds)
+        for arm in self.values:
+            lines.append([arm, *(f"{scale * self.mean(arm, metric)[place == kind].mean():.3g}" for kind in kinds)])
+        return aligned(lines)
+
+    def sentences(self) -> list[str]:
+        """One careful sentence a metric and arm."""
+        said = []
+        for metric in self.metrics:
+            what, scale, more = METRICS[metric]
+            for arm, (test, p) in self.differences(metric).items():
+                good = (test.difference > 0) == more
+                verdict = "no difference that these scenes can show" if p > ALPHA else "better" if good else "worse"
+                low, high = scale * test.low, scale * test.high
+                found = f"{what} {scale * test.difference:+.3g} [{low:+.3g}, {high:+.3g}], corrected p {p:.3g}"
+                said.append(f"{self.name}, {arm} against {NONE}: {found}: {verdict}.")
+        return said
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; arms that cannot be run are null."""
+        arms: dict[str, Any] = {
+            arm: {m: {"mean": float(self.mean(arm, m).mean()), "by_seed": self.values[arm][m].mean(1).tolist()} for m in self.metrics}
+            for arm in self.values
+        }
+        differences = {m: {arm: {**asdict(test), "p_corrected": p} for arm, (test, p) in self.differences(m).items()} for m in self.metrics}
+        others = {name: {m: float(values[m].mean()) for m in self.metrics} for name, values in self.others.items()}
+        return {"scenes": len(self.scenes), "arms": {**arms, **dict.fromkeys(LEFT_OUT)}, "differences": differences, "others": others}
+
+
+@dataclass(frozen=True)
+class Misled:
+    """Rank correlation of an open-loop figure with the closed-loop score over planners, with a 95 % interval by bootstrap over scenes."""
+
+    metric: str
+    planners: int
+    rho: float
+    low: float
+    high: float
+
+    def sentence(self) -> str:
+        """One line."""
+        return (
+            f"rank correlation of {METRICS[self.metric][0]} in open loop with EPDMS in closed loop over {self.planners} planners: "
+            f"{self.rho:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+        )
+
+
+def misleads(open_loop: Setting, closed_loop: Setting, resamples: int = 1999) -> list[Misled]:
+    """How far open-loop figures rank planners as closed loop does: over every arm and seed and every further planner in both settings."""
+    found = []
+    score = _planners(closed_loop, "EPDMS")
+    for metric in open_loop.metrics:
+        values = _planners(open_loop, metric)
+        names = [name for name in values if name in score]
+        if len(names) < 3:
+            continue
+        a, b = np.stack([values[n] for n in names]), np.stack([score[n] for n in names])
+        rng, drawn = np.random.default_rng(16), []
+        for _ in range(resamples):
+            at, to = rng.integers(0, a.shape[1], a.shape[1]), rng.integers(0, b.shape[1], b.shape[1])
+            drawn.append(_rank(a[:, at].mean(1), b[:, to].mean(1)))
+        told = np.array(drawn)[np.isfinite(drawn)]
+        low, high = np.quantile(told, (0.025, 0.975)) if len(told) else (np.nan, np.nan)
+        found.append(Misled(metric, len(names), _rank(a.mean(1), b.mean(1)), float(low), float(high)))
+    return found
+
+
+def _rank(a: Float[Array, "p"], b: Float[Array, "p"]) -> float:
+    if not (a != a[0]).any() or not (b != b[0]).any():
+        return float("nan")
+    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
+
+
+def _planners(setting: Setting, metric: str) -> dict[str, Float[Array, "s"]]:
+    seeds = {f"{arm} {k}": row for arm, values in setting.values.items() for k, row in enumerate(values[metric])}
+    return {**seeds, **{name: values[metric] for name, values in setting.others.items()}}
+
+
+def report(settings: Sequence[Setting], fixed: Sequence[str]) -> str:
+    """All tables and sentences as text."""
+    arms = aligned([[arm.key, arm.what] for arm in ARMS] + [[key, f"left out: {why}"] for key, why in LEFT_OUT.items()])
+    parts = ["\n".join(fixed), arms]
+    for setting in settings:
+        parts.append("\n".join([f"{setting.name}, {len(setting.scenes)} scenes", setting.table(), *setting.sentences()]))
+        if len(set(setting.kinds)) > 1:
+            parts.append(setting.by_kind("EPDMS" if "EPDMS" in setting.metrics else "events"))
+    return "\n\n".join(parts)

@@ -1,0 +1,275 @@
+"""Run the study: train what the arms need, test every arm in open loop, in closed loop, from displaced starts and on hard scenes, and compare.
+
+What is fixed: tokenizer, world model, candidates, head, past, labels, number of steps, scenes. What differs: whether imagined futures are seen in
+training, and which scene candidates are read in while planning. Everything lies below one folder, and what is there already is not done again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from iidrive.analysis.study.arms import ARMS, CHOSEN_IN, LEFT_OUT, WEIGHTS, Arm, Weights, recipe_of
+from iidrive.analysis.study.results import Setting, misleads, report
+from iidrive.core.errors import ConfigError
+from iidrive.core.scene import Scene
+from iidrive.core.text import aligned
+from iidrive.core.untrusted.json_text import parse_json
+from iidrive.data.clips import ClipDataset, scored_clips
+from iidrive.data.tokens import TokenCache
+from iidrive.data.town.source import Town
+from iidrive.pipeline.arms import planner_of
+from iidrive.pipeline.baselines import BASELINES
+from iidrive.pipeline.drive import EXPERT, Driven, draw, drive_all
+from iidrive.pipeline.drivers import Driver, drivers_of, planning
+from iidrive.pipeline.evaluate import Plan, TestSet
+from iidrive.pipeline.infer import plans
+from iidrive.pipeline.load import LoadedAgent, load_agent, load_tokenizer
+from iidrive.pipeline.recipes import Recipe
+from iidrive.pipeline.tokens import tokens_folder, write_tokens
+from iidrive.pipeline.train import describe, train_planner, train_tokenizer, train_world
+from iidrive.report.page import Page, write_index
+from iidrive.runtime.progress import counting
+from iidrive.runtime.run_folder import Run
+from iidrive.scoring.cases import Predictions, align
+from iidrive.scoring.driving.summary import Row
+from iidrive.scoring.score import score
+from iidrive.simulation.loop import LoopConfig
+from iidrive.training import checkpoint
+from iidrive.training.options import RunOptions
+
+Array = np.ndarray
+
+RATES = (1.0, 0.5, 2.0)
+"""Factors on the learning rate that are tried, in this order."""
+
+EVENT_M = 10.0
+"""Metres that a step with a collision counts as much as, when a learning rate is chosen on `val`."""
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """How much is done.
+
+    Attributes:
+        seeds: planners of each kind, trained from different seeds.
+        scenes: scenes of each test; 0: the split's.
+        tries: learning rates that are tried for every kind of planner, on `val`, at most three; 1: the recipe's is taken.
+    """
+
+    seeds: int = 2
+    scenes: int = 60
+    tries: int = 3
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1 or self.scenes < 0 or not 1 <= self.tries <= len(RATES):
+            raise ConfigError(f"a study needs a seed or more and 1 to {len(RATES)} tries; found {self.seeds} seeds and {self.tries} tries.")
+
+
+@dataclass(frozen=True)
+class Base:
+    """What every arm stands on: a world model with its tokens of the training scenes."""
+
+    world: Path
+    cache: TokenCache
+
+
+def study(recipe: Recipe, town: Town, out: Path, config: StudyConfig, world: str = "") -> dict[str, object]:
+    """Run or go on with a study below `out`; writes study.txt, study.json and index.html. `world` is a run folder or checkpoint to stand on.
+
+    Raises:
+        ConfigError: for a world model without an occupancy flow, which no candidate can be read in.
+    """
+    run = Run.start(out, describe("study ii", recipe, town, "test") | {"study": vars(config), "world": world}, resume=True)
+    base = prepare(recipe, town, out, world)
+    rates: dict[Weights, float] = {weights: tuned(recipe, town, base, out, weights, config.tries) for weights in WEIGHTS}
+    agents: dict[tuple[Weights, int], LoadedAgent] = {
+        (weights, seed): load_agent(trained(recipe, town, base, out / "planners" / f"{weights}-{seed}", weights, seed, rates[weights]))
+        for weights in rates
+        for seed in range(config.seeds)
+    }
+    settings, pictures = tests(recipe, town, out, config, agents)
+    fixed = [
+        f"world model: {checkpoint.read_manifest(base.world).fingerprint}; {config.seeds} planner seeds a kind; recipe {recipe.name}",
+        f"learning rate, chosen on val of {config.tries} tries each: {', '.join(f'{k} x {v:g}' for k, v in rates.items())}",
+    ]
+    misled = misleads(settings[0], settings[1])
+    text = report(settings, fixed) + "\n\n" + "\n".join(one.sentence() for one in misled)
+    values = {
+        "arms": {arm.key: arm.what for arm in ARMS} | dict.fromkeys(LEFT_OUT),
+        "left_out": dict(LEFT_OUT),
+        "rates": rates,
+        "settings": {setting.name: setting.to_json() for setting in settings},
+        "misleads": [vars(one) for one in misled],
+    }
+    run.write_text("study.txt", text + "\n")
+    run.write_json("study.json", values)
+    write_index(out, _page(settings, fixed, [one.sentence() for one in misled], pictures))
+    print(text)
+    return values
+
+
+def prepare(recipe: Recipe, town: Town, out: Path, world: str) -> Base:
+    """The world model that is given, or one that is trained here; and its tokens of the training scenes."""
+    auto = RunOptions(resume="auto")
+
+    def begin(stage: str) -> Run:
+        return Run.start(out / stage, describe(f"train {stage}", recipe, town, "train"), resume=True)
+
+    if not world:
+        tokenizer = train_tokenizer(recipe, town, "train", begin("tokenizer"), auto)
+        train_world(recipe, tokenizer, _tokens(tokenizer, town, out), town, "train", begin("world"), auto)
+    found = checkpoint.read(world or out / "world")
+    return Base(found.path, _tokens(found.parent_path("tokenizer"), town, out))
+
+
+def _tokens(tokenizer: str | Path, town: Town, out: Path) -> TokenCache:
+    used, names = load_tokenizer(tokenizer), town.scene_names("train")
+    with counting("tokens", len(names)) as tick:
+        return write_tokens(used, town, names, tokens_folder(out, used, town), tick)
+
+
+def trained(recipe: Recipe, town: Town, base: Base, folder: Path, weights: Weights, seed: int, rate: float) -> Path:
+    """The checkpoint of a planner, trained as far as it is not yet."""
+    own = recipe_of(recipe, weights, seed, rate)
+    run = Run.start(folder, describe("train planner", own, town, "train"), resume=True)
+    return train_planner(own, base.world, base.cache, town, "train", run, weights != "present", RunOptions(resume="auto"))
+
+
+def tuned(recipe: Recipe, town: Town, base: Base, out: Path, weights: Weights, tries: int) -> float:
+    """The factor on the learning rate with which a planner of this kind costs least on `val`: distance, and metres for every event."""
+    if tries == 1:
+        return RATES[0]
+    on = TestSet(town, "val", Run(out / "val"))
+    arm = next(arm for arm in ARMS if arm.key == CHOSEN_IN[weights])
+    costs = []
+    for rate in RATES[:tries]:
+        loaded = load_agent(trained(recipe, town, base, out / "tries" / f"{weights}-x{rate:g}", weights, 0, rate))
+        values = open_loop(_plan(loaded, arm, on), _clips(loaded, on), on, out / "tries" / f"{weights}-x{rate:g}.json")
+        costs.append(float(values["L2"].mean() + EVENT_M * values["events"].sum() / len(on.cases.token)))
+    return RATES[int(np.argmin(costs))]
+
+
+def tests(
+    recipe: Recipe, town: Town, out: Path, config: StudyConfig, agents: Mapping[tuple[Weights, int], LoadedAgent]
+) -> tuple[list[Setting], list[tuple[str, str]]]:
+    """Every arm and baseline in every setting, and pictures of the scenes in which planning with and without ii differ most."""
+    settings, pictures = [], []
+    for name, split, loop in (
+        ("open loop, test", "test", None),
+        ("closed loop, test", "test", LoopConfig()),
+        ("closed loop, hard", "hard", LoopConfig()),
+        ("closed loop, test, displaced starts", "test", LoopConfig(displace=True)),
+    ):
+        names = town.scene_names(split)[: config.scenes or None]
+        town.prepare(names)
+        folder = out / name.replace(", ", "-").replace(" ", "-")
+        folder.mkdir(parents=True, exist_ok=True)
+        on = TestSet(town, split, Run(folder), tuple(names))
+        if loop is None:
+            settings.append(_open(name, on, recipe, agents, config.seeds))
+            continue
+        setting, driven = _closed(name, on, recipe, agents, config.seeds, loop)
+        settings.append(setting)
+        for path in draw(driven, ("none, seed 0", "shared, seed 0"), folder / "pictures"):
+            pictures.append((f"{name}: {path.stem}", str(path.relative_to(out))))
+    return settings, pictures
+
+
+def _open(name: str, on: TestSet, recipe: Recipe, agents: Mapping[tuple[Weights, int], LoadedAgent], seeds: int) -> Setting:
+    values = {}
+    for arm in ARMS:
+        rows = []
+        for seed in range(seeds):
+            loaded = agents[arm.weights, seed]
+            kept = on.run.folder / f"{arm.key.replace(' ', '-')}-{seed}.json"
+            rows.append(open_loop(_plan(loaded, arm, on), _clips(loaded, on), on, kept))
+        values[arm.key] = {metric: np.stack([row[metric] for row in rows]) for metric in rows[0]}
+    others, bare = {}, scored_clips(on.tracks)
+    for driver in _baselines(on, recipe):
+        others[driver.name] = open_loop(lambda inputs, plan=driver.plan: plan(inputs, ()), bare, on, on.run.folder / f"{driver.name}.json")
+    return Setting(name, tuple(track.name for track in on.tracks), _manoeuvres(on), values, others)
+
+
+def open_loop(plan: Plan, clips: ClipDataset, on: TestSet, kept: Path) -> dict[str, Float[Array, "s"]]:
+    """Collision events and mean L2 of every scene; read from `kept` where they were computed before."""
+    if kept.is_file():
+        return {name: np.array(values) for name, values in parse_json(kept.read_text(), str(kept)).items()}
+    tokens, paths = plans(plan, clips)
+    cases = on.cases
+    found = score(cases, align(cases, Predictions(paths, tokens, {}, kept.stem)))
+    place, steps = {track.name: k for k, track in enumerate(on.tracks)}, found.steps
+    rows = np.flatnonzero(steps.evaluated)
+    scene = np.array([place[name] for name in np.asarray(cases.scene)[rows]])
+    events, far = steps.per_step["obj_box_col"][rows].sum(-1), steps.per_step["L2"][rows].mean(-1)
+    counted = np.bincount(scene, minlength=len(place))
+    values = {"events": np.bincount(scene, events, len(place)), "L2": np.bincount(scene, far, len(place)) / np.maximum(counted, 1)}
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    Run(kept.parent).write_text(kept.name, json.dumps({name: column.tolist() for name, column in values.items()}))
+    return values
+
+
+def _closed(
+    name: str, on: TestSet, recipe: Recipe, agents: Mapping[tuple[Weights, int], LoadedAgent], seeds: int, loop: LoopConfig
+) -> tuple[Setting, Driven]:
+    drivers = _baselines(on, recipe)
+    for arm in ARMS:
+        for seed in range(seeds):
+            loaded = agents[arm.weights, seed]
+            plan = planning(loaded.model, arm.test_ii)
+            drivers.append(Driver(f"{arm.key}, seed {seed}", plan, loaded.model.forecaster.tokenizer, loaded.lineage))
+    driven = drive_all(drivers, on, loop)
+    values = {}
+    for arm in ARMS:
+        rows = [_by_scene(driven.row(f"{arm.key}, seed {seed}")) for seed in range(seeds)]
+        values[arm.key] = {metric: np.stack([row[metric] for row in rows]) for metric in rows[0]}
+    others = {row.name: _by_scene(row) for row in driven.rows if row.name in (*BASELINES, EXPERT)}
+    kinds = tuple(scene.conflict.kind if scene.conflict else kind for scene, kind in zip(_scenes(on), _manoeuvres(on), strict=True))
+    return Setting(name, tuple(score.name for score in driven.rows[0].scores), kinds, values, others), driven
+
+
+def _by_scene(row: Row) -> dict[str, Float[Array, "s"]]:
+    progress = np.array([value if (value := score.parts["EP"]) is not None else np.nan for score in row.scores])
+    return {"EPDMS": row.epdms, "EP": progress, "at_fault": row.at_fault, "departures": row.departures}
+
+
+def _baselines(on: TestSet, recipe: Recipe) -> list[Driver]:
+    return [driver for name in BASELINES for driver in drivers_of(name, (), on, recipe)]
+
+
+def _plan(loaded: LoadedAgent, arm: Arm, on: TestSet) -> Plan:
+    return planner_of(loaded.model, arm.test_ii, _clips(loaded, on), on.source)
+
+
+def _clips(loaded: LoadedAgent, on: TestSet) -> ClipDataset:
+    return scored_clips(on.tracks, on.tokens(loaded.world.tokenizer))
+
+
+def _scenes(on: TestSet) -> list[Scene]:
+    return [on.source.scene(track.name) for track in on.tracks]
+
+
+def _manoeuvres(on: TestSet) -> tuple[str, ...]:
+    """What each scene's route asks for: a turn to the left or right, both, or neither."""
+    kinds = []
+    for scene in _scenes(on):
+        turns = sorted({k.command.manoeuvre for k in scene.keyframes} - {"straight"})
+        kinds.append(" and ".join(turns) or "straight")
+    return tuple(kinds)
+
+
+def _page(settings: Sequence[Setting], fixed: Sequence[str], misled: Sequence[str], pictures: list[tuple[str, str]]) -> Page:
+    arms = aligned([[arm.key, arm.what] for arm in ARMS])
+    tables = [("The arms", arms)]
+    for setting in settings:
+        tables.append((f"{setting.name}, {len(setting.scenes)} scenes: means and 95 % intervals over scenes", setting.table()))
+        tables.append((f"{setting.name}: against the arm without ii, paired by scene, corrected by Holm", "\n".join(setting.sentences())))
+    tables.append(("How far open loop ranks planners as closed loop does", "\n".join(misled)))
+    lead = "The same planner, with and without a world model's imagined future."
+    notes = [*fixed, *(f"{key}: left out, {why}" for key, why in LEFT_OUT.items())]
+    return Page("Does a world model help the planner?", lead, [], tables, pictures, notes)

@@ -1,0 +1,47 @@
+"""The command that answers whether a world model helps the planner."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from iidrive.analysis.study.study import StudyConfig, study
+from iidrive.cli.options import TownFields, write_json
+from iidrive.data.town.source import Town
+from iidrive.pipeline import recipes
+from iidrive.pipeline.drive import enlarged
+from iidrive.pipeline.evaluate import town_of
+from iidrive.pipeline.recipes import Recipe
+from iidrive.training import checkpoint
+
+
+def ii(
+    out: str = "runs/study",
+    world: str = "",
+    seeds: int = 2,
+    scenes: int = 60,
+    tries: int = 3,
+    json: str = "",
+    recipe: Recipe = recipes.demo(),  # noqa: B008
+    towns: TownFields = TownFields(),  # noqa: B008
+) -> None:
+    """Does a world model help the planner? The same planner with and without an imagined future, in open and in closed loop.
+
+    Args:
+        out: folder of the study; what it holds already is not done again.
+        world: run folder or checkpoint of a world model to stand on; default: one is trained by the recipe.
+        seeds: planners of each kind, trained from different seeds.
+        scenes: scenes of each test; more than the split has enlarge it; 0: all of it.
+        tries: learning rates that are tried for each kind of planner, on the validation scenes; 1: the recipe's is taken.
+        json: where to write the numbers besides.
+        recipe: what is trained, and how; names the towns (a world model's own towns are used, but for fields given one by one).
+        towns: fields of the towns that were given one by one.
+    """
+    config = StudyConfig(seeds, scenes, tries)
+    if world:
+        recipe = replace(recipe, town=town_of(checkpoint.read_manifest(world), recipe.town, towns.given))
+    for split in ("test", "hard"):
+        recipe = enlarged(recipe, split, scenes)
+    found = study(recipe, Town(recipe.town), Path(out), config, world)
+    if json:
+        write_json(json, found)

@@ -1,0 +1,115 @@
+"""The study: arms differ as they say, numbers are paired by scene and corrected, and the command goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from iidrive.analysis.study.arms import ARMS, CHOSEN_IN, LEFT_OUT, NONE, recipe_of
+from iidrive.analysis.study.results import Setting, misleads
+from iidrive.analysis.study.study import StudyConfig
+from iidrive.cli.main import main
+from iidrive.core.errors import ConfigError
+from iidrive.pipeline import recipes
+
+SCENES = tuple(f"scene-{k}" for k in range(12))
+
+
+def setting(shared: np.ndarray, none: np.ndarray, metric: str = "EPDMS", name: str = "closed") -> Setting:
+    values = {NONE: {metric: none}, "shared": {metric: shared}, "oracle": {metric: none}}
+    return Setting(name, SCENES, ("a",) * 6 + ("b",) * 6, values, {"still": {metric: none[0]}})
+
+
+def test_arms_differ_in_what_they_say() -> None:
+    assert {arm.key for arm in ARMS} | set(LEFT_OUT) == {"none", "loss only", "shared", "per candidate", "shuffled", "oracle", "regressor"}
+    recipe = recipes.demo()
+    assert recipe_of(recipe, "regressor", 0).planner.accelerations == ()
+    assert recipe_of(recipe, "ii", 3, 0.5).train_planner.seed == 3
+    assert recipe_of(recipe, "ii", 3, 0.5).train_planner.learning_rate == recipe.train_planner.learning_rate / 2
+    assert recipe_of(recipe, "present", 0) == recipe
+    assert {CHOSEN_IN[arm.weights] for arm in ARMS} <= {arm.key for arm in ARMS}
+
+
+def test_differences_average_seeds_and_pair_scenes() -> None:
+    rng = np.random.default_rng(0)
+    hard = rng.random(12)
+    none = np.stack([hard, hard])
+    better = setting(np.stack([hard + 0.3, hard + 0.1]), none)
+    test, p = better.differences("EPDMS")["shared"]
+    assert test.difference == pytest.approx(0.2)
+    assert p == pytest.approx(2 * 2 / 2**12)  # two arms are compared, so that the smaller p counts twice
+    assert better.differences("EPDMS")["oracle"][1] == 1
+    said = better.sentences()
+    assert said[0].endswith(": better.")
+    assert said[1].endswith("no difference that these scenes can show.")
+    fewer = setting(np.zeros((2, 12)), np.ones((2, 12)), "at_fault")
+    assert fewer.sentences()[0].endswith(": better.")
+    worse = setting(np.ones((2, 12)), np.zeros((2, 12)), "at_fault")
+    assert worse.sentences()[0].endswith(": worse.")
+
+
+def test_kinds_are_told_apart() -> None:
+    none = np.zeros((1, 12))
+    found = setting(np.repeat([[1.0, 0.5]], 6, axis=1).reshape(1, 12), none)
+    lines = found.by_kind("EPDMS").splitlines()
+    assert lines[0].split() == ["EPDMS,", "points", "a", "(6)", "b", "(6)"]
+    values = found.mean("shared", "EPDMS")
+    assert lines[2].split() == ["shared", f"{100 * values[:6].mean():.3g}", f"{100 * values[6:].mean():.3g}"]
+    assert "still" in found.table()
+    assert found.to_json()["arms"]["per candidate"] is None
+
+
+def test_open_loop_can_mislead() -> None:
+    """Planners whose open-loop distance grows with their closed-loop score are ranked upside down."""
+    quality = np.array([0.1, 0.5, 0.9])
+    closed = {name: {"EPDMS": np.full((1, 12), q) + 0.01 * np.arange(12)} for name, q in zip(("none", "b", "c"), quality, strict=True)}
+    opened = {name: {"L2": np.full((1, 12), q)} for name, q in zip(("none", "b", "c"), quality, strict=True)}
+    told = misleads(Setting("open", SCENES, ("",) * 12, opened, {}), Setting("closed", SCENES, ("",) * 12, closed, {}))
+    assert [(one.metric, one.rho, one.planners) for one in told] == [("L2", pytest.approx(1.0), 3)]
+    two = {name: opened[name] for name in ("none", "b")}
+    assert misleads(Setting("open", SCENES, ("",) * 12, two, {}), Setting("closed", SCENES, ("",) * 12, closed, {})) == []
+
+
+def test_what_cannot_be_studied_is_refused() -> None:
+    for wrong in ({"seeds": 0}, {"tries": 0}, {"tries": 4}, {"scenes": -1}):
+        with pytest.raises(ConfigError, match="a study needs"):
+            StudyConfig(**wrong)
+
+
+def test_the_command_runs_every_arm_and_goes_on(tmp_path: Path) -> None:
+    options = [
+        "--recipe",
+        "tiny",
+        "--seeds",
+        "1",
+        "--scenes",
+        "2",
+        "--tries",
+        "1",
+        "--out",
+        str(tmp_path),
+        "--json",
+        str(tmp_path / "s.json"),
+    ]
+    town = [
+        f"--recipe.town.{k}={v}"
+        for k, v in {"train_scenes": 2, "val_scenes": 1, "test_scenes": 2, "hard_scenes": 2, "keyframes": 11}.items()
+    ]
+    main(["study", "ii", *options, *town])
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert list(found["settings"]) == ["open loop, test", "closed loop, test", "closed loop, hard", "closed loop, test, displaced starts"]
+    for setting_ in found["settings"].values():
+        assert set(setting_["arms"]) == {arm.key for arm in ARMS} | set(LEFT_OUT)
+        assert setting_["scenes"] == 2
+        assert "ego-mlp" in setting_["others"]
+    assert "town's driver" in found["settings"]["closed loop, hard"]["others"]
+    page = (tmp_path / "index.html").read_text()
+    assert "Does a world model help the planner?" in page
+    drives = sorted(tmp_path.glob("closed-*/rollouts/*/*.npz"))
+    before = {path: path.stat().st_mtime_ns for path in drives}
+    main(["study", "ii", *options, *town])
+    assert json.loads((tmp_path / "s.json").read_text()) == found
+    assert {path: path.stat().st_mtime_ns for path in drives} == before
