@@ -68,6 +68,10 @@ class Targets:
         """The same on another device."""
         return _moved(self, device)
 
+    def select(self, rows: Int[Tensor, "b"]) -> Targets:
+        """Some of the samples."""
+        return _each(self, lambda tensor: tensor[rows])
+
 
 Part = TypeVar("Part", "Inputs", "Targets")
 

@@ -46,7 +46,8 @@ class PlannerConfig:
         refinements: how often a proposal reads the present latent along its waypoints and corrects itself.
         history: latest motions of the ego that it knows.
         reach_m: how far from a waypoint the four points lie that are read around it, metres.
-        ii_fraction: share of a batch that is also planned with ii while training (when it is on): the roll-out is the costly part.
+        ii_fraction: share of a batch whose candidates are read while training, in the present scene and (when ii is on) in the imagined one; without
+            candidates: that is also planned with ii. Scenes are the costly part, and ways need more samples than outcomes do.
         best_weight: weight of the best proposal's distance, beside the distance expected by the scores.
         accelerations: what candidates add to the plan's own speed, m/s², the first one 0; empty: there are none (the regressor).
         collision_m: metres of distance from the expert's path that a step counts as much as in which the head expects a collision.
@@ -255,17 +256,18 @@ class Agent(nn.Module):
         return {"samples": exists.sum(), "samples_ii": exists[self._with_ii(batch)].sum()}
 
     def loss(self, batch: Batch, counts: Counts | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Expected distance of the scored proposals to the true path, plus the nearest proposal's; ii as a second reading of some samples."""
+        """Expected distance of the scored proposals to the true path, plus the nearest proposal's; candidates, or ii as a second reading, of some
+        samples."""
         inputs, targets = batch.inputs, batch.targets
         assert inputs.codes is not None
         stages, state = self.planner(inputs, self.forecaster.latents(inputs.codes[:, -1]), self._base(inputs))
         counts = counts or self.counts(batch)
         losses = [masked_mean(self._distance(stage, targets.path, targets.valid), counts["samples"]) for stage in stages]
         parts = {"plan": losses[-1], "first": 0.2 * torch.stack(losses[:-1]).mean()}
-        if self.planner.config.accelerations:
-            parts |= self._outcome_losses(batch, stages[-1].best().detach(), counts)
-            return torch.stack(list(parts.values())).sum(), parts
         some = self._with_ii(batch)
+        if self.planner.config.accelerations:
+            parts |= self._outcome_losses(batch, stages[-1].best().detach(), some, counts)
+            return torch.stack(list(parts.values())).sum(), parts
         if self.train_ii:
             parts["plan_ii"] = torch.zeros_like(parts["plan"])
         if self.train_ii and len(some):
@@ -275,24 +277,31 @@ class Agent(nn.Module):
             parts["plan_ii"] = masked_mean(self._distance(refined, targets.path[some], targets.valid[some]), counts["samples_ii"])
         return torch.stack(list(parts.values())).sum(), parts
 
-    def _outcome_losses(self, batch: Batch, way: Float[Tensor, "B S 2"], counts: Counts) -> dict[str, Tensor]:
-        """Cross entropy of every candidate's collisions and distance of its predicted distance, without ii and, if it is trained, with it."""
-        inputs, targets = batch.inputs, batch.targets
-        way, valid = drivable(way), targets.valid
+    def _outcome_losses(self, batch: Batch, way: Float[Tensor, "B S 2"], some: Int[Tensor, "b"], counts: Counts) -> dict[str, Tensor]:
+        """Cross entropy of every candidate's collisions and distance of its predicted distance, without ii and, if it is trained, with it.
+
+        Of `some` samples of the batch.
+        """
+        names = [("collision", "distance"), ("collision_ii", "distance_ii")][: 1 + self.train_ii]
+        if not len(some):
+            return {name: way.new_zeros(()) for pair in names for name in pair}
+        inputs, targets = batch.inputs.select(some), batch.targets.select(some)
+        way, valid = drivable(way[some]), targets.valid
         candidates = self.planner.candidates(way)
         met = collisions(candidates, targets, inputs.ego_T_lidar).to(way.dtype)
         distance = ((candidates - targets.path[:, None]).norm(dim=-1) * valid[:, None]).sum(-1) / valid.sum(1).clamp(min=1)[:, None]
         parts = {}
-        for ii, name in ((False, ""), (True, "_ii"))[: 1 + self.train_ii]:
+        for ii, (collision, distance_name) in zip((False, True), names, strict=False):
             found = self.choose(inputs, way, self.scene(inputs, ii), ii).outcomes
             entropy = F.binary_cross_entropy_with_logits(found.collision, met, reduction="none").mean(1)
-            parts["collision" + name] = masked_mean((entropy.sum(-1) * valid.all(1)).sum(), counts["samples"])
+            parts[collision] = masked_mean((entropy.sum(-1) * valid.all(1)).sum(), counts["samples_ii"])
             off = (found.distance_m - distance).abs().mean(1)
-            parts["distance" + name] = 0.2 * masked_mean((off * valid.any(1)).sum(), counts["samples"])
+            parts[distance_name] = 0.2 * masked_mean((off * valid.any(1)).sum(), counts["samples_ii"])
         return parts
 
     def _with_ii(self, batch: Batch) -> Int[Tensor, "b"]:
-        """Rows of a batch that are planned with ii too: `ii_fraction` of the global batch, evenly spread over its places, the first one included."""
+        """Rows of a batch whose candidates are read, or that are planned with ii too: `ii_fraction` of the global batch, evenly spread over its
+        places, the first one included."""
         place = torch.arange(len(batch.targets.valid)) if batch.place is None else batch.place.cpu()
         some = ((place + 1) * self.planner.config.ii_fraction).ceil() > (place * self.planner.config.ii_fraction).ceil()
         return some.nonzero()[:, 0].to(batch.targets.valid.device)
