@@ -74,7 +74,7 @@ def test_open_loop_can_mislead() -> None:
 
 
 def test_what_cannot_be_studied_is_refused() -> None:
-    for wrong in ({"seeds": 0}, {"tries": 0}, {"tries": 4}, {"scenes": -1}):
+    for wrong in ({"seeds": 0}, {"tries": 0}, {"tries": 4}, {"scenes": -1}, {"tests": ()}):
         with pytest.raises(ConfigError, match="a study needs"):
             StudyConfig(**wrong)
 
@@ -94,18 +94,16 @@ def test_the_command_runs_every_arm_and_goes_on(tmp_path: Path) -> None:
         "--json",
         str(tmp_path / "s.json"),
     ]
-    town = [
-        f"--recipe.town.{k}={v}"
-        for k, v in {"train_scenes": 2, "val_scenes": 1, "test_scenes": 2, "hard_scenes": 2, "keyframes": 11}.items()
-    ]
+    town = [f"--recipe.town.{k}={v}" for k, v in {"train_scenes": 2, "val_scenes": 1, "test_scenes": 2, "keyframes": 9}.items()]
+    options += ["--tests", '["open", "closed"]']
     main(["study", "ii", *options, *town])
     found = json.loads((tmp_path / "s.json").read_text())
-    assert list(found["settings"]) == ["open loop, test", "closed loop, test", "closed loop, hard", "closed loop, test, displaced starts"]
+    assert list(found["settings"]) == ["open loop, test", "closed loop, test"]
     for setting_ in found["settings"].values():
         assert set(setting_["arms"]) == {arm.key for arm in ARMS} | set(LEFT_OUT)
         assert setting_["scenes"] == 2
         assert "ego-mlp" in setting_["others"]
-    assert "town's driver" in found["settings"]["closed loop, hard"]["others"]
+    assert "town's driver" in found["settings"]["closed loop, test"]["others"]
     page = (tmp_path / "index.html").read_text()
     assert "Does a world model help the planner?" in page
     drives = sorted(tmp_path.glob("closed-*/rollouts/*/*.npz"))

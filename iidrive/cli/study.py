@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from iidrive.analysis.study.study import StudyConfig, study
+from iidrive.analysis.study.study import TESTS, StudyConfig, TestName, study
 from iidrive.cli.options import TownFields, write_json
 from iidrive.data.town.source import Town
 from iidrive.pipeline import recipes
@@ -21,6 +21,7 @@ def ii(
     seeds: int = 2,
     scenes: int = 60,
     tries: int = 3,
+    tests: tuple[TestName, ...] = tuple(TESTS),
     json: str = "",
     recipe: Recipe = recipes.demo(),  # noqa: B008
     towns: TownFields = TownFields(),  # noqa: B008
@@ -33,11 +34,12 @@ def ii(
         seeds: planners of each kind, trained from different seeds.
         scenes: scenes of each test; more than the split has enlarge it; 0: all of it.
         tries: learning rates that are tried for each kind of planner, on the validation scenes; 1: the recipe's is taken.
+        tests: which of open, closed, hard and displaced are done.
         json: where to write the numbers besides.
         recipe: what is trained, and how; names the towns (a world model's own towns are used, but for fields given one by one).
         towns: fields of the towns that were given one by one.
     """
-    config = StudyConfig(seeds, scenes, tries)
+    config = StudyConfig(seeds, scenes, tries, tests)
     if world:
         recipe = replace(recipe, town=town_of(checkpoint.read_manifest(world), recipe.town, towns.given))
     for split in ("test", "hard"):

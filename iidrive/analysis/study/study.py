@@ -10,12 +10,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
 from iidrive.analysis.study.arms import ARMS, CHOSEN_IN, LEFT_OUT, WEIGHTS, Arm, Weights, recipe_of
 from iidrive.analysis.study.results import Setting, misleads, report
+from iidrive.core.config_io import to_plain
 from iidrive.core.errors import ConfigError
 from iidrive.core.scene import Scene
 from iidrive.core.text import aligned
@@ -52,6 +54,17 @@ EVENT_M = 10.0
 """Metres that a step with a collision counts as much as, when a learning rate is chosen on `val`."""
 
 
+TestName = Literal["open", "closed", "hard", "displaced"]
+
+TESTS: Mapping[TestName, tuple[str, str, LoopConfig | None]] = {
+    "open": ("open loop, test", "test", None),
+    "closed": ("closed loop, test", "test", LoopConfig()),
+    "hard": ("closed loop, hard", "hard", LoopConfig()),
+    "displaced": ("closed loop, test, displaced starts", "test", LoopConfig(displace=True)),
+}
+"""Name → what it is called in tables, the split, how it is driven (None: it is not)."""
+
+
 @dataclass(frozen=True)
 class StudyConfig:
     """How much is done.
@@ -60,13 +73,17 @@ class StudyConfig:
         seeds: planners of each kind, trained from different seeds.
         scenes: scenes of each test; 0: the split's.
         tries: learning rates that are tried for every kind of planner, on `val`, at most three; 1: the recipe's is taken.
+        tests: which of the tests are done.
     """
 
     seeds: int = 2
     scenes: int = 60
     tries: int = 3
+    tests: tuple[TestName, ...] = tuple(TESTS)
 
     def __post_init__(self) -> None:
+        if not self.tests:
+            raise ConfigError(f"a study needs a test or more of {', '.join(TESTS)}; found none.")
         if self.seeds < 1 or self.scenes < 0 or not 1 <= self.tries <= len(RATES):
             raise ConfigError(f"a study needs a seed or more and 1 to {len(RATES)} tries; found {self.seeds} seeds and {self.tries} tries.")
 
@@ -85,7 +102,7 @@ def study(recipe: Recipe, town: Town, out: Path, config: StudyConfig, world: str
     Raises:
         ConfigError: for a world model without an occupancy flow, which no candidate can be read in.
     """
-    run = Run.start(out, describe("study ii", recipe, town, "test") | {"study": vars(config), "world": world}, resume=True)
+    run = Run.start(out, describe("study ii", recipe, town, "test") | {"study": to_plain(config), "world": world}, resume=True)
     base = prepare(recipe, town, out, world)
     rates: dict[Weights, float] = {weights: tuned(recipe, town, base, out, weights, config.tries) for weights in WEIGHTS}
     agents: dict[tuple[Weights, int], LoadedAgent] = {
@@ -98,7 +115,8 @@ def study(recipe: Recipe, town: Town, out: Path, config: StudyConfig, world: str
         f"world model: {checkpoint.read_manifest(base.world).fingerprint}; {config.seeds} planner seeds a kind; recipe {recipe.name}",
         f"learning rate, chosen on val of {config.tries} tries each: {', '.join(f'{k} x {v:g}' for k, v in rates.items())}",
     ]
-    misled = misleads(settings[0], settings[1])
+    opened, closed = (next((s for s in settings if s.name == TESTS[name][0]), None) for name in ("open", "closed"))
+    misled = misleads(opened, closed) if opened and closed else []
     text = report(settings, fixed) + "\n\n" + "\n".join(one.sentence() for one in misled)
     values = {
         "arms": {arm.key: arm.what for arm in ARMS} | dict.fromkeys(LEFT_OUT),
@@ -160,12 +178,7 @@ def tests(
 ) -> tuple[list[Setting], list[tuple[str, str]]]:
     """Every arm and baseline in every setting, and pictures of the scenes in which planning with and without ii differ most."""
     settings, pictures = [], []
-    for name, split, loop in (
-        ("open loop, test", "test", None),
-        ("closed loop, test", "test", LoopConfig()),
-        ("closed loop, hard", "hard", LoopConfig()),
-        ("closed loop, test, displaced starts", "test", LoopConfig(displace=True)),
-    ):
+    for name, split, loop in (TESTS[test] for test in config.tests):
         names = town.scene_names(split)[: config.scenes or None]
         town.prepare(names)
         folder = out / name.replace(", ", "-").replace(" ", "-")
@@ -269,7 +282,8 @@ def _page(settings: Sequence[Setting], fixed: Sequence[str], misled: Sequence[st
     for setting in settings:
         tables.append((f"{setting.name}, {len(setting.scenes)} scenes: means and 95 % intervals over scenes", setting.table()))
         tables.append((f"{setting.name}: against the arm without ii, paired by scene, corrected by Holm", "\n".join(setting.sentences())))
-    tables.append(("How far open loop ranks planners as closed loop does", "\n".join(misled)))
+    if misled:
+        tables.append(("How far open loop ranks planners as closed loop does", "\n".join(misled)))
     lead = "The same planner, with and without a world model's imagined future."
     notes = [*fixed, *(f"{key}: left out, {why}" for key, why in LEFT_OUT.items())]
     return Page("Does a world model help the planner?", lead, [], tables, pictures, notes)
