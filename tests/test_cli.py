@@ -178,7 +178,7 @@ def test_help_shows_options_as_they_are_typed(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         main(["evaluate", "--help"])
     shown = capsys.readouterr().out
-    assert "--test-ii {on,off}" in shown
+    assert "--test-ii {off,on,shared,shuffled,oracle}" in shown
     assert "--test_ii" not in shown
     assert "--recipe.FIELD VALUE" in shown
     assert "iidrive recipes" in shown
@@ -244,7 +244,7 @@ def test_runs_say_what_they_were_scored_on(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("evaluate ctrv --test-ii maybe", "--test-ii: Expected one of 'on', 'off'. Got value: maybe."),
+        ("evaluate ctrv --test-ii maybe", "--test-ii: Expected one of 'off', 'on', 'shared', 'shuffled', 'oracle'. Got value: maybe."),
         ("audit ctrv --samples x", "--samples: Expected int. Got value: x. `iidrive audit --help` lists every option."),
         ("score --data nuscens", "--data: Expected one of '', 'town', 'nuscenes'. Got value: nuscens."),
         ("evaluate ctrv --tets-ii on", "unrecognized arguments: --tets-ii. Did you mean --test-ii?"),

@@ -66,17 +66,16 @@ def evaluate(
     Args:
         planner: still, constant-velocity, ctrv, ego-mlp; or a run folder or checkpoint (of a world model: forecasting alone).
         where: scenes to test on; default: the usual test split.
-        test_ii: what the planner is shown of the future: nothing (off), what the world model imagines (on; shared: the same for every candidate),
-            what it imagined for another scene (shuffled, a placebo), or the truth (oracle, marked as a leak).
+        test_ii: the future it sees: none, imagined, another scene's, the true one.
         json: where to write the scores.
         run: run folder to write; default: runs/evaluate-PLANNER-SPLIT.
         recipe: names the towns and the ego-status MLP's training (a checkpoint's own towns are used, but for fields given one by one).
-        world: run folder or checkpoint of stage 2 in place of the one that the planner names; it must be the same model.
-        tokenizer: run folder or checkpoint of stage 1 in place of the one that the world model names; it must be the same model.
-        allow_mismatch: use stages that do not belong together all the same; everything made with them is marked.
+        world: run folder or checkpoint of stage 2, the same model as the planner names.
+        tokenizer: run folder or checkpoint of stage 1, the same model as the world model names.
+        allow_mismatch: use stages that do not belong together; what they make is marked.
         explain: also write RUN/choices.jsonl: for every sample each candidate, what it was predicted to meet and what it did meet.
-        protocol: pdm: beside the reference table, follow every plan for 3 s among the recorded boxes and score it as drives are (EPDMS).
-        devices: processes on this machine that share the work; results do not depend on it.
+        protocol: pdm: also follow every plan for 3 s and score it as drives are.
+        devices: processes on this machine that share the work; results stay the same.
         towns: fields of the towns that were given one by one.
     """
     process_group = enter(devices)

@@ -77,8 +77,9 @@ def drive_all(drivers: Sequence[Driver], on: TestSet, config: LoopConfig) -> Dri
         raise ConfigError(f"only towns can be driven in closed loop; found {town.name}, whose scenes are recordings.")
     names = on.names or town.scene_names(on.split)
     starts = Starts(town, config)
+    own = starts if config.agents == "reactive" else Starts(town, replace(config, agents="reactive"))  # others react to their own driver
     roads = {name: road_of(town, name) for name in names}
-    expert = _kept(EXPERT, names, on, config, "", partial(drive_expert, starts=starts))
+    expert = _kept(EXPERT, names, on, config, "", partial(drive_expert, starts=own))
     reference_scores = tuple(score_drive(one, roads[one.name], one) for one in expert)
     rows = [Row(EXPERT, reference_scores, reference_scores)]
     drives = {EXPERT: expert}

@@ -41,12 +41,12 @@ class Others:
 
     @cached_property
     def speed_mps(self) -> Float[Array, "t n"]:
-        """How fast each moves towards the next moment (at the last: from the one before); 0 where one of the two is missing."""
+        """How fast each came from the moment before (at the first: goes to the next); 0 where one of the two is missing."""
         if len(self.centre_m) < 2:
             return np.zeros(self.yaw_rad.shape)
         hop = np.hypot(*np.moveaxis(np.diff(self.centre_m, axis=0), -1, 0)) / DT_S
         hop = np.where(self.present[:-1] & self.present[1:], hop, 0.0)
-        return np.concatenate([hop, hop[-1:]])
+        return np.concatenate([hop[:1], hop])
 
     def until(self, moments: int) -> Others:
         """The first moments alone."""
