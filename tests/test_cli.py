@@ -246,7 +246,7 @@ def test_runs_say_what_they_were_scored_on(tmp_path: Path, capsys: pytest.Captur
     [
         ("evaluate ctrv --test-ii maybe", "--test-ii: Expected one of 'off', 'on', 'shared', 'shuffled', 'oracle'. Got value: maybe."),
         ("audit ctrv --samples x", "--samples: Expected int. Got value: x. `iidrive audit --help` lists every option."),
-        ("score --data nuscens", "--data: Expected one of '', 'town', 'nuscenes'. Got value: nuscens."),
+        ("score --data nuscens", "--data: Expected one of '', 'town', 'nuscenes', 'av2'. Got value: nuscens."),
         ("evaluate ctrv --tets-ii on", "unrecognized arguments: --tets-ii. Did you mean --test-ii?"),
         ("score-occupancy a b --truth c", "unrecognized arguments: b."),
         ("compare a b --smaples 3", "unrecognized arguments: --smaples. Did you mean --samples?"),

@@ -39,7 +39,7 @@ def demo(
     """Train all three models, evaluate them beside the baselines, print the tables and draw the pictures.
 
     Args:
-        where: towns, or nuScenes (train on mini_train or train, test on mini_val or val).
+        where: towns, nuScenes (train on mini_train or train, test on mini_val or val) or Argoverse 2 (train on train, test on val).
         recipe: what is trained, and how.
         out: run folder.
     """

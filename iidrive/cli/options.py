@@ -47,9 +47,9 @@ class DataOptions:
     """Which scenes.
 
     Attributes:
-        data: embedded towns or nuScenes.
-        root: folder of nuScenes that holds v1.0-…/ and maps/.
-        split: which scenes; default: the usual ones to train, or to test, on.
+        data: embedded towns, nuScenes or Argoverse 2 sensor logs.
+        root: folder of nuScenes (v1.0-…/, maps/) or of Argoverse 2 (train/, val/).
+        split: a split, or a file of scene names; default: the usual one.
         occupancy: which occupancy of nuScenes to use.
         gts: folder of Occ3D labels; default: ROOT/gts.
         predicted: folder of predicted labels in the Occ3D layout.

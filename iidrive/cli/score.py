@@ -67,7 +67,7 @@ def score(
     per_sample: str = "",
     tokens: str = "",
     cases: str = "",
-    data: Literal["", "town", "nuscenes"] = "",
+    data: DataName | Literal[""] = "",
     where: DataOptions = DataOptions(),  # noqa: B008
 ) -> None:
     """Score planned paths by public protocols, in one pass.
@@ -127,7 +127,7 @@ def score(
 def _score_pdm(files: Sequence[str], predictions: str, tokens: str, json: str, data: DataName | Literal[""], where: DataOptions) -> None:
     if files or not data or data == "town":
         raise ConfigError(
-            "pdm needs maps and tracks, which cases files do not hold: add --data nuscenes --root PATH. "
+            "pdm needs maps and tracks, which cases files do not hold: add --data nuscenes (av2) --root PATH. "
             "For towns: `iidrive evaluate PLANNER --protocol pdm`."
         )
     source, split = replace(where, data=data).open(recipes.small(), "test")
@@ -147,7 +147,7 @@ def _score_pdm(files: Sequence[str], predictions: str, tokens: str, json: str, d
         write_json(json, mark_numbers({"pdm": result.to_json()}, marks))
 
 
-def _truth(files: Sequence[str], data: Literal["", "town", "nuscenes"], where: DataOptions) -> Cases:
+def _truth(files: Sequence[str], data: DataName | Literal[""], where: DataOptions) -> Cases:
     """The truth from a cases file or straight from a dataset."""
     if len(files) > 1:
         raise ConfigError(
@@ -155,7 +155,7 @@ def _truth(files: Sequence[str], data: Literal["", "town", "nuscenes"], where: D
         )
     cases = files[0] if files else ""
     if not data and (where.root or where.split or where.version):
-        raise ConfigError("--root, --split and --version describe a dataset: add --data nuscenes.")
+        raise ConfigError("--root, --split and --version describe a dataset: add --data nuscenes or --data av2.")
     if cases and data:
         raise ConfigError(f"the truth was given twice, by {cases} and by --data {data}: leave one out.")
     if data == "town":
@@ -166,9 +166,11 @@ def _truth(files: Sequence[str], data: Literal["", "town", "nuscenes"], where: D
         print(_counted(found, f"{source.name} {split}"))
         return found
     if not cases:
-        raise ConfigError("score needs the truth: `iidrive score CASES.npz …`, or --data nuscenes --root PATH.")
+        raise ConfigError("score needs the truth: `iidrive score CASES.npz …`, or --data nuscenes (av2) --root PATH.")
     if Path(cases).is_dir():
-        raise ConfigError(f"{cases} is a folder, not a cases file. For the truth of a nuScenes folder: --data nuscenes --root {cases}.")
+        raise ConfigError(
+            f"{cases} is a folder, not a cases file. For the truth of a dataset: --data nuscenes --root {cases}, or --data av2."
+        )
     return read_cases(cases)
 
 

@@ -19,7 +19,8 @@ from iidrive.core.errors import ConfigError, DataError, unknown
 from iidrive.core.scene import FUTURE_STEPS, OCC3D_GRID, STEP_S, Scene
 from iidrive.data.flow import velocities
 from iidrive.data.nuscenes.source import NuScenes, labels
-from iidrive.data.nuscenes.splits import SPLITS, is_list, read_list
+from iidrive.data.nuscenes.splits import SPLITS, is_list
+from iidrive.data.scene_lists import read_list
 from iidrive.scoring.flow_error import FlowErrors, flow_errors
 from iidrive.scoring.movers import MoverCounts, MoverTruth, count, mover_truth, movers_in
 from iidrive.scoring.npz import few

@@ -8,6 +8,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from tiny_av2 import make as make_av2
 from tiny_nuscenes import make
 
 from iidrive.core.classes import FREE, IGNORE
@@ -27,11 +28,14 @@ def options(name: str, folder: Path) -> Data:
     return {
         "town": lambda: Data(),
         "nuscenes": lambda: Data("nuscenes", str(make(folder, scenes=("scene-0103", "scene-0916", "scene-0061"), keyframes=10))),
+        "av2": lambda: Data("av2", str(make_av2(folder))),
     }[name]()
 
 
 @pytest.fixture(params=sorted(SOURCES))
 def source(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
+    if request.param == "av2":
+        pytest.importorskip("pyarrow")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return options(request.param, tmp_path / "root").open(TOWN)
 

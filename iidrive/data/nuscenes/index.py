@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from iidrive.core import geometry
 from iidrive.core.classes import category_index
 from iidrive.core.errors import DataError
-from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES
 from iidrive.core.text import printable
+from iidrive.data.commands import oracle_commands
 from iidrive.data.nuscenes.tables import TABLES, by_token, field, follow, numbers, quaternions, records, table_file, text, whole
 from iidrive.runtime import atomic
 
@@ -281,24 +281,10 @@ def _boxes(paths: dict[str, Path], order: dict[str, int]) -> dict[str, Any]:
 
 
 def _commands(poses: dict[str, Any], starts: Int[Array, "s+1"]) -> Int[Array, "k"]:
-    """Oracle commands of all keyframes, by the rule of the SparseDrive and VAD converters.
-
-    From x of the sixth future point (the scene's last point when it ends earlier) in the keyframe's lidar frame: >= 2 m right, <= -2 m
-    left, else straight. Same arithmetic as `source.true_path`: offsets in float64, rounded and cumulated in float32.
-    """
+    """Oracle commands of all keyframes."""
     ego = geometry.rigid(geometry.quaternion_to_matrix(poses["ego_rotation"]), poses["ego_translation"])
     lidar = geometry.rigid(geometry.quaternion_to_matrix(poses["lidar_rotation"]), poses["lidar_translation"])
-    global_T_lidar = ego @ lidar
-    lidar_T_global = geometry.invert(global_T_lidar)
-    end = np.repeat(starts[1:] - 1, np.diff(starts))
-    ahead = np.minimum(np.arange(len(end))[:, None] + np.arange(FUTURE_STEPS + 1), end[:, None])
-    points = np.einsum("kj,ktj->kt", lidar_T_global[:, 0, :3], global_T_lidar[ahead, :3, 3]) + lidar_T_global[:, None, 0, 3]
-    points[:, 0] = 0.0  # the path starts at the sensor itself
-    at_end = np.arange(len(end)) == end
-    points[at_end] = 0.0
-    x = np.cumsum(np.diff(points, axis=1).astype(np.float32), axis=1, dtype=np.float32)[:, -1]
-    right, left, straight = (MANOEUVRES.index(m) for m in ("right", "left", "straight"))
-    return np.where(x >= 2, right, np.where(x <= -2, left, straight)).astype(np.int8)
+    return oracle_commands(ego @ lidar, starts)
 
 
 def _key(folder: Path) -> str:

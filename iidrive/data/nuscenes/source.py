@@ -19,8 +19,9 @@ from iidrive.core.scene import MANOEUVRES, Boxes, Command, CommandSource, GridSp
 from iidrive.core.text import printable
 from iidrive.data.nuscenes import index, labels
 from iidrive.data.nuscenes.map import LAYERS, LocationMap
-from iidrive.data.nuscenes.splits import SPLITS, is_list, read_list, splits_beside
+from iidrive.data.nuscenes.splits import SPLITS, is_list, splits_beside
 from iidrive.data.nuscenes.tables import TABLES, table_file
+from iidrive.data.scene_lists import read_list
 from iidrive.data.voxelise import voxelise
 
 MAP_RADIUS_M = 120.0

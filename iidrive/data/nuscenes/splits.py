@@ -7,8 +7,8 @@ from pathlib import Path
 
 from iidrive.core.errors import DataError
 from iidrive.core.text import printable
-from iidrive.core.untrusted.files import decode, read_bytes
-from iidrive.core.untrusted.json_text import parse_json, read_json
+from iidrive.core.untrusted.json_text import read_json
+from iidrive.data.scene_lists import LONGEST, checked_names
 
 _NUMBERS: dict[str, str] = {
     "train": """
@@ -38,9 +38,6 @@ def _names(numbers: str) -> tuple[str, ...]:
 SPLITS: dict[str, tuple[str, ...]] = {split: _names(numbers) for split, numbers in _NUMBERS.items()}
 """Split name → scene names in ascending order: 700 train, 150 val, 150 test, 8 mini_train, 2 mini_val."""
 
-_LONGEST = 1 << 24
-"""Bytes of a file of splits or scene names."""
-
 
 def splits_beside(folder: Path) -> Mapping[str, tuple[str, ...]]:
     """Splits of a version's own `splits.json`, as the devkit reads them: name → scene names. Empty where there is no such file.
@@ -51,32 +48,12 @@ def splits_beside(folder: Path) -> Mapping[str, tuple[str, ...]]:
     path = folder / "splits.json"
     if not path.exists():
         return {}
-    found = read_json(path, _LONGEST)
+    found = read_json(path, LONGEST)
     if not isinstance(found, dict):
         raise DataError(f"{path}: expected split names with lists of scene names; found {printable(found, 40)}.")
-    return {printable(name): _scenes(names, f"{path}, split {printable(name)}") for name, names in found.items()}
+    return {printable(name): checked_names(names, f"{path}, split {printable(name)}") for name, names in found.items()}
 
 
 def is_list(split: str) -> bool:
     """Whether what was given for a split is a file with scene names."""
     return split not in SPLITS and split != "all" and Path(split).is_file()
-
-
-def read_list(path: str) -> tuple[str, ...]:
-    """Scene names of a file: a JSON list, or one name a line.
-
-    Raises:
-        DataError: naming the file, if it is empty, names a scene twice or holds anything else.
-    """
-    text = decode(read_bytes(path, _LONGEST), path)
-    names = parse_json(text, path) if text.lstrip().startswith(("[", "{")) else [line.strip() for line in text.splitlines() if line.strip()]
-    return _scenes(names, path)
-
-
-def _scenes(names: object, where: str) -> tuple[str, ...]:
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name.isprintable() for name in names):
-        raise DataError(f"{where}: expected a list of scene names, as in ['scene-0103']; found {printable(names, 60)}.")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"{where}: scene {printable(twice)} stands twice; keep one.")
-    return tuple(names)

@@ -1,0 +1,247 @@
+"""Argoverse 2 sensor logs as a source of scenes, read from the official files; the av2 package is not needed, pyarrow is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from iidrive.core import geometry
+from iidrive.core.errors import ConfigError, DataError, unknown
+from iidrive.core.paths import expanded
+from iidrive.core.scene import STEP_S, CommandSource, GridSpec, OccGrid, OccSource, Scene
+from iidrive.core.text import printable, printable_line
+from iidrive.data.av2.log import ANNOTATIONS, AXLE_HEIGHT_M, CALIBRATION, POSES, About, read_log
+from iidrive.data.av2.tables import require_pyarrow
+from iidrive.data.scene_lists import read_list
+from iidrive.data.voxelise import voxelise
+
+SPLITS = ("train", "val", "test")
+"""Folders of the official layout, each with a folder for every log."""
+
+OFFICIAL_LOGS = {"train": 700, "val": 150, "test": 150}
+
+FORMAT = 1
+"""Raise when the same files come to give other scenes, so that no tokens of older ones are taken for theirs."""
+
+_KEPT_SCENES = 64
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class AV2Config:
+    """Where Argoverse 2 lies. `root` is the folder that holds `train/`, `val/` and `test/`, or `sensor/` with these in it."""
+
+    root: str
+
+
+class AV2:
+    """A `Source` over sensor logs. Commands are oracles; occupancy is derived from cuboids and the map.
+
+    A log is one scene, every fifth of its moments a keyframe. A log that cannot be read is left out of its split and named by `missing`.
+    A path alone is the root.
+
+    Raises:
+        ConfigError: if pyarrow is not installed, or no root is given.
+        DataError: naming the folder, if the root holds no logs, or one log lies in two splits.
+    """
+
+    name = "av2"
+
+    def __init__(self, config: AV2Config | str | Path) -> None:
+        if not isinstance(config, AV2Config):
+            config = AV2Config(str(config))
+        if not config.root:
+            raise ConfigError(
+                "Argoverse 2 needs --root (`root`), the folder that holds train/, val/ and test/, or sensor/ with these in it."
+            )
+        require_pyarrow()
+        self.config = config
+        self.root = _split_root(expanded(config.root))
+        self._splits = {split: _logs(self.root / split) for split in SPLITS if (self.root / split).is_dir()}
+        self._folders: dict[str, Path] = {}
+        for split, folders in self._splits.items():
+            for folder in folders:
+                if folder.name in self._folders:
+                    raise DataError(
+                        f"{self.root}: log {printable(folder.name)} lies in {self._folders[folder.name].parent.name}/ and in {split}/; "
+                        "remove one, or a scene would be trained and tested on."
+                    )
+                self._folders[folder.name] = folder
+        if not self._folders:
+            raise DataError(f"{self.root}: {', '.join(f'{split}/' for split in self._splits)} hold no logs; each log is a folder in there.")
+        self._about: dict[str, About | DataError] = {}
+        self._scenes: OrderedDict[str, Scene] = OrderedDict()
+
+    @property
+    def command_source(self) -> CommandSource:
+        """Always `oracle`: sensor logs have no routes, so commands are taken from the true future."""
+        return "oracle"
+
+    @property
+    def occupancy_source(self) -> OccSource:
+        """Always `derived`: Argoverse 2 has no occupancy of its own."""
+        return "derived"
+
+    def identity(self) -> dict[str, object]:
+        """How many logs there are in each split, a hash over the names and sizes of their files, and what scenes depend on besides."""
+        listing = hashlib.sha256()
+        for name, folder in sorted(self._folders.items()):
+            paths = [folder / ANNOTATIONS, folder / POSES, folder / CALIBRATION, *(folder / "map").glob("log_map_archive_*.json")]
+            sizes = ((path.name, path.stat().st_size) for path in sorted(paths) if path.is_file())
+            listing.update(repr((folder.parent.name, name, *sizes)).encode())
+        return {
+            "name": self.name,
+            "format": FORMAT,
+            "logs": {split: len(folders) for split, folders in self._splits.items()},
+            "files_sha256": listing.hexdigest(),
+            "keyframe_s": STEP_S,
+            "axle_height_m": AXLE_HEIGHT_M,
+            "occupancy": self.occupancy_source,
+        }
+
+    def usual_split(self, part: Literal["train", "val", "test"]) -> str:
+        """train, or val to choose and to test on: the cuboids of test are not public."""
+        return "train" if part == "train" else "val"
+
+    def scene_names(self, split: str) -> tuple[str, ...]:
+        """Log ids of a split in ascending order: those of train or val that can be read, `all` of these, or a file of log ids, in its order.
+
+        Raises:
+            ConfigError: for an unknown split, or one that is not in the root.
+            DataError: if no log of a split can be read, or a log that a file names cannot.
+        """
+        if split in self._splits:
+            return self._readable(split, self._splits[split])
+        if split == "all":
+            return self._readable(split, list(self._folders.values()))
+        if split in SPLITS:
+            raise ConfigError(f"{self.root} has no split '{split}'; splits that it has: {', '.join((*self._splits, 'all'))}.")
+        if not Path(split).is_file():
+            raise ConfigError(f"{unknown('split', split, (*self._splits, 'all'))} A file with one log id a line will do too.")
+        wanted = read_list(split)
+        absent = [name for name in wanted if name not in self._folders]
+        if absent:
+            raise DataError(
+                f"{printable_line(split)}: {len(absent)} of {len(wanted)} logs are not in {self.root} ({_few(absent)}). Scores over a part would "
+                "pass for the whole: complete the logs, or shorten the list."
+            )
+        for name in wanted:
+            if isinstance(problem := self._look(name), DataError):
+                raise DataError(f"{printable_line(split)}: log {name} cannot be read: {problem}") from problem
+        return wanted
+
+    def prepare(self, names: Sequence[str]) -> None:
+        """Nothing: scenes are only read."""
+
+    def scene(self, name: str) -> Scene:
+        """One log with its keyframes, cuboids in the global frame, and its map.
+
+        Raises:
+            DataError: naming the file, for a log that is not there or cannot be read.
+        """
+        if name not in self._folders:
+            raise DataError(f"{self.root}: {unknown('log', name, list(self._folders)[:_NAMED])}")
+        if name not in self._scenes and isinstance(problem := self._read(name), DataError):
+            raise problem
+        self._scenes.move_to_end(name)
+        return self._scenes[name]
+
+    def occupancy(self, scene: Scene, index: int, spec: GridSpec) -> OccGrid:
+        """Occupancy of one keyframe on a grid in its ego frame, derived from its cuboids and the map."""
+        keyframe = scene.keyframes[index]
+        boxes = keyframe.boxes.moved(geometry.invert(keyframe.global_T_ego.matrix), "ego")
+        return voxelise(boxes, scene.map, keyframe.global_T_ego, spec)
+
+    def missing(self) -> tuple[str, ...]:
+        """Sentences about what this copy of Argoverse 2 lacks and what is done instead. Reads every log once."""
+        out: list[str] = []
+        for split, folders in self._splits.items():
+            if split != "test" and len(folders) < OFFICIAL_LOGS[split]:
+                out.append(f"{split} holds {len(folders)} of the {OFFICIAL_LOGS[split]} official logs: scores are of these")
+        closed = [folder for folder in self._splits.get("test", []) if not (folder / ANNOTATIONS).exists()]
+        if closed:
+            out.append(
+                f"{closed[0] / ANNOTATIONS} is missing, as the cuboids of test are not public: {len(closed)} logs of test are left out"
+            )
+        about = {name: self._look(name) for name, folder in self._folders.items() if folder not in closed}
+        broken = [f"log {printable(name)} is left out: {found}" for name, found in about.items() if isinstance(found, DataError)]
+        out += [*broken[:_NAMED], *([f"and {len(broken) - _NAMED} more logs are left out"] if len(broken) > _NAMED else [])]
+        read = {name: found for name, found in about.items() if isinstance(found, About)}
+        stand_ins: tuple[tuple[str, str, Callable[[About], bool]], ...] = (
+            ("map/log_map_archive_….json", "{} have no map", lambda found: found.mapped),
+            (CALIBRATION, "in {} the lidar stands where it usually does", lambda found: found.calibrated),
+        )
+        for file, then, has in stand_ins:
+            lacking = [name for name, found in read.items() if not has(found)]
+            if lacking:
+                out.append(f"{self._folders[lacking[0]] / file} is missing: {then.format(f'{len(lacking)} of {len(read)} logs')}")
+        ego = [name for name, found in read.items() if found.ego_rows]
+        if ego:
+            out.append(f"{self._folders[ego[0]] / ANNOTATIONS} has cuboids of the car itself: left out of {len(ego)} logs")
+        lost = sum((found.without_counterpart for found in read.values()), Counter[str]())
+        if lost:
+            counts = ", ".join(f"{count} {category}" for category, count in sorted(lost.items()))
+            out.append(f"nuScenes has no category for {counts}: these cuboids are left out of the keyframes")
+        return tuple(out)
+
+    def _readable(self, split: str, folders: list[Path]) -> tuple[str, ...]:
+        """Names of the logs that can be read."""
+        problems = {folder.name: self._look(folder.name) for folder in folders}
+        names = tuple(sorted(name for name, found in problems.items() if isinstance(found, About)))
+        if names:
+            return names
+        if not problems:
+            raise DataError(f"{self.root / split} holds no logs; each log is a folder in there.")
+        raise DataError(f"none of the {len(folders)} logs of split '{split}' can be read: {next(iter(problems.values()))}")
+
+    def _look(self, name: str) -> About | DataError:
+        """What a log lacks, or why it cannot be read; it is read the first time."""
+        return self._about[name] if name in self._about else self._read(name)
+
+    def _read(self, name: str) -> About | DataError:
+        folder = self._folders[name]
+        try:
+            if folder.parent.name == "test" and not (folder / ANNOTATIONS).exists():
+                raise DataError(
+                    f"{folder / ANNOTATIONS} is missing: the cuboids of Argoverse 2's test split are not public, so nothing can be scored or "
+                    "trained there. Use val or train."
+                )
+            self._scenes[name], self._about[name] = read_log(folder)
+            while len(self._scenes) > _KEPT_SCENES:
+                self._scenes.popitem(last=False)
+        except DataError as error:
+            self._about[name] = error
+        return self._about[name]
+
+
+def _split_root(root: Path) -> Path:
+    """The folder that holds the splits: the root or `sensor/` in it.
+
+    Raises:
+        DataError: if the root is no folder, or holds no split.
+    """
+    if not root.is_dir():
+        raise DataError(
+            f"{printable_line(str(root))} is not a folder; `root` must hold train/, val/ and test/, or sensor/ with these in it."
+        )
+    for folder in (root, root / "sensor"):
+        if any((folder / split).is_dir() for split in SPLITS):
+            return folder
+    levels = 1 if (root / ANNOTATIONS).exists() else 0
+    if levels or any((path / ANNOTATIONS).exists() for path in root.iterdir()):
+        raise DataError(f"{root} is itself a {'log' if levels else 'split'}; `root` must be {root.resolve().parents[levels]}.")
+    inside = printable(", ".join(sorted(path.name for path in root.iterdir())[:6]), 200) or "nothing"
+    raise DataError(f"{root} holds no train/, val/ or test/, and no sensor/ with these in it (found {inside}).")
+
+
+def _logs(split: Path) -> list[Path]:
+    """The folders of a split's logs, in ascending order."""
+    return sorted(path for path in split.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _few(names: Sequence[str]) -> str:
+    return printable(", ".join(names[:_NAMED]), 240) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
