@@ -105,10 +105,9 @@ def keyframe_moments(moment_ns: Int[Array, "m"], where: str) -> Int[Array, "k"]:
     while (next_ns := chosen[-1] + _STEP_NS) <= moment_ns[-1] + _END_NS:
         nearest = int(moment_ns[np.argmin(np.abs(moment_ns - next_ns))])
         if abs(nearest - next_ns) > _GAP_NS:
-            later = int(moment_ns[moment_ns > chosen[-1] + _GAP_NS][0])
+            before, after = (int(moment_ns[np.searchsorted(moment_ns, next_ns) + k]) for k in (-1, 0))
             raise DataError(
-                f"{where}: keyframes are 0.5 s apart, but nothing is annotated around {next_ns} ns, and after keyframe {chosen[-1]} the next "
-                f"moment that could be one is {(later - chosen[-1]) * 1e-9:.2f} s later. {AGAIN}"
+                f"{where}: keyframes are 0.5 s apart, but from {before} to {after} ns, {(after - before) * 1e-9:.2f} s, nothing is annotated. {AGAIN}"
             )
         chosen.append(nearest)
     return np.array(chosen, np.int64)

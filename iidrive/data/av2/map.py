@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import shapely
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from iidrive.core.errors import DataError
 from iidrive.core.scene import Junction, Lane, VectorMap
@@ -102,34 +102,46 @@ def _marks(segments: list[Any]) -> list[tuple[bool, Float[Array, "n 2"]]]:
 
 def _lanes(segments: list[Any]) -> tuple[tuple[Lane, ...], tuple[Junction, ...]]:
     """Lanes that cars drive on, and the junctions of those in intersections."""
-    polygons, centrelines = [], []
-    for segment in segments:
-        left, right = _points(segment["left_lane_boundary"]), _points(segment["right_lane_boundary"])
-        parts = shapely.get_parts(_polygon(np.concatenate([left, right[::-1]])))
-        polygons.append(max((p for p in parts if p.geom_type == "Polygon"), key=lambda p: p.area, default=None))
-        count = max(len(left), len(right))
-        centrelines.append((_resampled(left, count) + _resampled(right, count)) / 2)
-    kept = [i for i, polygon in enumerate(polygons) if polygon is not None]
+    if not segments:
+        return (), ()
+    left, right = ([_points(segment[f"{side}_lane_boundary"]) for segment in segments] for side in ("left", "right"))
+    rings = [np.concatenate([l, r[::-1]]) for l, r in zip(left, right, strict=True)]
+    corners = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
+    areas: Any = shapely.polygons(shapely.linearrings(np.concatenate(rings), indices=corners))
+    crooked = ~shapely.is_valid(areas)
+    areas[crooked] = [_largest(area) for area in shapely.make_valid(areas[crooked])]
+    kept = np.flatnonzero(shapely.area(areas) > 0)
+    count = np.maximum([len(l) for l in left], [len(r) for r in right])
+    centrelines = (_resampled(left, count) + _resampled(right, count)) / 2
+    centrelines = np.split(centrelines, np.cumsum(count)[:-1])
     ids = {str(segments[i]["id"]) for i in kept}
-    crossing = [i for i in kept if segments[i]["is_intersection"]]
-    areas = shapely.get_parts(shapely.union_all([polygons[i] for i in crossing]))
-    tree = shapely.STRtree(areas)
-    junction = {i: f"junction-{int(tree.nearest(polygons[i].representative_point()))}" for i in crossing}
+    crossing = kept[[bool(segments[i]["is_intersection"]) for i in kept]]
+    joined = shapely.get_parts(shapely.union_all(areas[crossing]))
+    nearest = shapely.STRtree(joined).query_nearest(shapely.point_on_surface(areas[crossing]), all_matches=False)[1] if len(joined) else []
+    junction = {int(i): f"junction-{k}" for i, k in zip(crossing, nearest, strict=True)}
     lanes = tuple(
         Lane(
             id=str(segments[i]["id"]),
-            polygon=polygons[i],
+            polygon=areas[i],
             centreline_m=centrelines[i],
             successors=tuple(str(s) for s in segments[i]["successors"] if str(s) in ids),
-            junction=junction.get(i, ""),
+            junction=junction.get(int(i), ""),
         )
         for i in kept
     )
-    return lanes, tuple(Junction(f"junction-{k}", area) for k, area in enumerate(areas))
+    return lanes, tuple(Junction(f"junction-{k}", area) for k, area in enumerate(joined))
 
 
-def _resampled(line: Float[Array, "n 2"], count: int) -> Float[Array, "count 2"]:
-    """A line with `count` points at equal parts of its length."""
-    along = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))])
-    at = np.linspace(0.0, along[-1], count)
-    return np.stack([np.interp(at, along, line[:, c]) for c in (0, 1)], -1)
+def _largest(area: shapely.Geometry) -> shapely.Geometry:
+    """The largest polygon of a geometry; an empty one where it has none."""
+    parts = [part for part in shapely.get_parts(area) if part.geom_type == "Polygon"]
+    return max(parts, key=shapely.area, default=shapely.Polygon())
+
+
+def _resampled(lines: list[Float[Array, "_ 2"]], count: Int[Array, "n"]) -> Float[Array, "m 2"]:
+    """Every line with `count` points at equal parts of its length, all lines one after the other."""
+    owner = np.repeat(np.arange(len(lines)), count)
+    place = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
+    line: Any = shapely.linestrings(np.concatenate(lines), indices=np.repeat(np.arange(len(lines)), [len(one) for one in lines]))
+    points = shapely.line_interpolate_point(line[owner], place / (count[owner] - 1), normalized=True)
+    return shapely.get_coordinates(points)
