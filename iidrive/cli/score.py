@@ -67,7 +67,7 @@ def score(
     per_sample: str = "",
     tokens: str = "",
     cases: str = "",
-    data: DataName | Literal[""] = "",
+    data: Literal["", "town", "nuscenes", "av2"] = "",
     where: DataOptions = DataOptions(),  # noqa: B008
 ) -> None:
     """Score planned paths by public protocols, in one pass.
