@@ -9,6 +9,7 @@ The names below are the ones to start from; each is imported when it is first us
     agent = iidrive.load("runs/planner").model
     leaks = iidrive.audit("runs/planner", iidrive.Town())
     report = iidrive.doctor("train.log")
+    print(iidrive.drive("ctrv", iidrive.Town(), scenes=8).text())
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from iidrive.analysis.leakage.audit import audit
     from iidrive.data.nuscenes.source import NuScenes
     from iidrive.data.town.source import Town
+    from iidrive.pipeline.drive import drive
     from iidrive.pipeline.load import load
     from iidrive.scoring.cases import Predictions, align, read_cases, read_predictions
     from iidrive.scoring.sampled import scored
@@ -38,6 +40,7 @@ __all__ = [
     "audit",
     "compare",
     "doctor",
+    "drive",
     "load",
     "read_cases",
     "read_predictions",
@@ -58,6 +61,8 @@ def __getattr__(name: str) -> object:
         from iidrive.data.nuscenes import source as room
     elif name == "Town":
         from iidrive.data.town import source as room
+    elif name == "drive":
+        from iidrive.pipeline import drive as room
     elif name == "load":
         from iidrive.pipeline import load as room
     elif name in ("Predictions", "align", "read_cases", "read_predictions"):

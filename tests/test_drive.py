@@ -11,6 +11,7 @@ import pytest
 import torch
 from together import run_together
 
+import iidrive
 from iidrive.cli.main import main
 from iidrive.core.batch import Inputs
 from iidrive.core.errors import ConfigError, DataError
@@ -37,7 +38,7 @@ from iidrive.simulation.driven import PAST, DrivenScene
 from iidrive.simulation.eyes import Eyes
 from iidrive.simulation.foresight import truly_taken
 from iidrive.simulation.kept import read_rollout, write_rollout
-from iidrive.simulation.loop import LoopConfig, Starts, begin, drive, drive_expert
+from iidrive.simulation.loop import LoopConfig, Starts, begin, drive_expert, drive_scenes
 
 CONFIG = TownConfig(train_scenes=0, val_scenes=0, test_scenes=4, keyframes=17)
 NAMES = tuple(f"town-test-{k:05d}" for k in range(3))
@@ -106,9 +107,9 @@ def test_what_was_seen_before_the_start_is_the_warm_up(town: Town) -> None:
 
 
 def test_company_does_not_matter(town: Town) -> None:
-    together = drive(NAMES, Starts(town, LoopConfig()), plain_ctrv, None)
+    together = drive_scenes(NAMES, Starts(town, LoopConfig()), plain_ctrv, None)
     for rollout in together:
-        alone = drive([rollout.name], Starts(town, LoopConfig()), plain_ctrv, None)[0]
+        alone = drive_scenes([rollout.name], Starts(town, LoopConfig()), plain_ctrv, None)[0]
         assert (alone.ego.xy_m == rollout.ego.xy_m).all()
         assert (alone.others.centre_m == rollout.others.centre_m).all()
         assert alone.ended == rollout.ended
@@ -118,7 +119,7 @@ def test_others_react_or_replay(town: Town) -> None:
     def still(inputs: Inputs, scenes: object) -> torch.Tensor:
         return KINEMATIC["still"](inputs)
 
-    reactive, replay = (drive(NAMES, Starts(town, LoopConfig(agents=a, go_on=True)), still, None) for a in ("reactive", "replay"))
+    reactive, replay = (drive_scenes(NAMES, Starts(town, LoopConfig(agents=a, go_on=True)), still, None) for a in ("reactive", "replay"))
     expert = drive_expert(NAMES, Starts(town, LoopConfig()))
     for one, other, recorded in zip(reactive, replay, expert, strict=True):
         assert (other.others.centre_m == recorded.others.centre_m).all()
@@ -130,8 +131,8 @@ def test_a_drive_ends_where_it_fails_unless_it_goes_on(town: Town) -> None:
     def full_speed(inputs: Inputs, scenes: object) -> torch.Tensor:
         return torch.tensor([0.0, 6.0]).expand(len(inputs.tokens), 6, 2) * torch.arange(1, 7)[:, None]
 
-    ended = drive(NAMES, Starts(town, LoopConfig()), full_speed, None)
-    on = drive(NAMES, Starts(town, LoopConfig(go_on=True)), full_speed, None)
+    ended = drive_scenes(NAMES, Starts(town, LoopConfig()), full_speed, None)
+    on = drive_scenes(NAMES, Starts(town, LoopConfig(go_on=True)), full_speed, None)
     assert all(one.ended for one in ended)
     for one, other in zip(ended, on, strict=True):
         moments = len(one.ego.yaw_rad)
@@ -154,7 +155,7 @@ def test_displaced_starts_are_drawn_once_per_scene(town: Town) -> None:
                     for s in (first, begin(town, NAMES[0], LoopConfig())))  # fmt: skip
     pace = first.state.speed_mps[0] / nominal.speed_mps[0]
     assert np.stack(seen)[:, :2, 3] == pytest.approx(pace * np.stack(before)[:, :2, 3], abs=1e-9)
-    rollout = drive(NAMES[:1], Starts(town, config), plain_ctrv, None)[0]
+    rollout = drive_scenes(NAMES[:1], Starts(town, config), plain_ctrv, None)[0]
     assert (rollout.ego.xy_m[0] == first.state.xy_m[0]).all()
     expert = drive_expert(NAMES[:1], Starts(town, replace(config, moments=0)))[0]
     assert (expert.ego.xy_m[0] == first.state.xy_m[0]).all()
@@ -170,7 +171,7 @@ def test_a_start_is_drawn_until_it_is_good() -> None:
 
 
 def test_a_kept_drive_reads_as_it_was_written(town: Town, tmp_path: Path) -> None:
-    rollout = drive(NAMES[:1], Starts(town, LoopConfig()), plain_ctrv, None)[0]
+    rollout = drive_scenes(NAMES[:1], Starts(town, LoopConfig()), plain_ctrv, None)[0]
     write_rollout(tmp_path / "a.npz", rollout)
     found = read_rollout(tmp_path / "a.npz")
     assert (found.name, found.ended, found.planned_moments) == (rollout.name, rollout.ended, rollout.planned_moments)
@@ -256,6 +257,15 @@ def test_anybodys_function_drives(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert said in capsys.readouterr().err
 
 
+def test_from_python(tmp_path: Path) -> None:
+    town = Town(replace(CONFIG, keyframes=9))
+    driven = iidrive.drive(ctrv, town, scenes=1, run=tmp_path / "a")
+    named = iidrive.drive("ctrv", town, scenes=1, run=tmp_path / "b")
+    assert [row.name for row in driven.rows] == ["town's driver", "ctrv"]
+    assert driven.row("ctrv").to_json() == named.row("ctrv").to_json()
+    assert "ctrv" in driven.text()
+
+
 def test_what_does_not_plan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="module:function"):
         subject_of("nothing")
@@ -279,13 +289,14 @@ def agent() -> Agent:
 def test_every_arm_drives_and_the_placebo_is_anothers_scene(town: Town, agent: Agent) -> None:
     config, tokenizer = LoopConfig(moments=11), agent.forecaster.tokenizer
     found = {
-        arm: drive(NAMES, Starts(town, config), planning(agent, arm), tokenizer) for arm in ("off", "on", "shared", "shuffled", "oracle")
+        arm: drive_scenes(NAMES, Starts(town, config), planning(agent, arm), tokenizer)
+        for arm in ("off", "on", "shared", "shuffled", "oracle")
     }
     ends = {arm: np.stack([one.ego.xy_m[-1] for one in rollouts]) for arm, rollouts in found.items()}
     assert (ends["on"] == ends["shared"]).all()
     assert all((ends[arm] != ends["on"]).any() for arm in ("off", "shuffled", "oracle"))
     with pytest.raises(ConfigError, match="two scenes"):
-        drive(NAMES[:1], Starts(town, config), planning(agent, "shuffled"), tokenizer)
+        drive_scenes(NAMES[:1], Starts(town, config), planning(agent, "shuffled"), tokenizer)
 
 
 def test_an_imagined_scene_is_passed_on_to_one_with_the_same_command() -> None:

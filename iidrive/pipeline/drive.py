@@ -10,25 +10,28 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from iidrive.core import geometry
+from iidrive.core.batch import Inputs
 from iidrive.core.config_io import to_plain
 from iidrive.core.errors import ConfigError
 from iidrive.core.lineage import mark_lines, mark_numbers
 from iidrive.data.town.source import Town
 from iidrive.pipeline.arms import TestII
-from iidrive.pipeline.drivers import Driver, drivers_of
+from iidrive.pipeline.drivers import Driver, driver_of, drivers_of, subject_of
 from iidrive.pipeline.evaluate import Assessment, TestSet
-from iidrive.pipeline.recipes import Recipe
+from iidrive.pipeline.recipes import Recipe, small
 from iidrive.report.drive_strip import DriveRow, drive_strip
 from iidrive.runtime.progress import counting
+from iidrive.runtime.run_folder import Run
 from iidrive.scoring.driving.epdms import DriveScore, score_drive
 from iidrive.scoring.driving.rollout import Rollout
 from iidrive.scoring.driving.summary import Difference, Row, text
 from iidrive.scoring.driving.tracking import DT_S
 from iidrive.simulation.driven import road_of
 from iidrive.simulation.kept import read_rollout, write_rollout
-from iidrive.simulation.loop import LoopConfig, Starts, drive, drive_expert
+from iidrive.simulation.loop import LoopConfig, Starts, drive_expert, drive_scenes
 from iidrive.training.checkpoint import Checkpoint
 
 EXPERT = "town's driver"
@@ -43,9 +46,39 @@ class Driven:
     rows: tuple[Row, ...]
     drives: Mapping[str, Sequence[Rollout]]
 
+    def text(self) -> str:
+        """The table of all rows."""
+        return text(self.rows)
+
     def row(self, name: str) -> Row:
         """The row of a driver."""
         return next(row for row in self.rows if row.name == name)
+
+
+def drive(
+    planner: str | Callable[[Inputs], Tensor],
+    town: Town,
+    split: str = "test",
+    scenes: int = 0,
+    test_ii: Sequence[TestII] = ("off", "on"),
+    config: LoopConfig | None = None,
+    run: str | Path = "runs/drive",
+) -> Driven:
+    """Drive a planner through scenes of a town, from Python: `iidrive.drive`.
+
+    `planner` is what the command takes, or a function from a batch of inputs to paths (B,6,2) of LIDAR_TOP in the lidar frame, metres. `run` is a
+    folder; drives that it holds already are not driven again.
+
+    Raises:
+        ConfigError: for a planner that does not plan or never moves, and for an unknown split.
+    """
+    names = tuple(town.scene_names(split)[: scenes or None])
+    on = TestSet(town, split, Run.start(run, {"what": "drive", "data": town.identity(), "split": split}, resume=True), names)
+    if callable(planner):
+        drivers = [driver_of(planner, getattr(planner, "__name__", "planner"))]
+    else:
+        drivers = drivers_of(subject_of(planner), test_ii, on, small())
+    return drive_all(drivers, on, config or LoopConfig())
 
 
 def drive_rows(
@@ -84,7 +117,7 @@ def drive_all(drivers: Sequence[Driver], on: TestSet, config: LoopConfig) -> Dri
     rows = [Row(EXPERT, reference_scores, reference_scores)]
     drives = {EXPERT: expert}
     for driver in drivers:
-        make = partial(drive, starts=starts, plan=driver.plan, tokenizer=driver.tokenizer)
+        make = partial(drive_scenes, starts=starts, plan=driver.plan, tokenizer=driver.tokenizer)
         found = _kept(driver.name, names, on, config, str(driver.lineage), make)
         scores = tuple(score_drive(one, roads[one.name], best) for one, best in zip(found, expert, strict=True))
         rows.append(Row(driver.name, scores, reference_scores))

@@ -89,6 +89,11 @@ def drivers_of(subject: str | Checkpoint, test_ii: Sequence[TestII], on: TestSet
     return drivers
 
 
+def driver_of(plan: Callable[[Inputs], Tensor], name: str) -> Driver:
+    """Any function from a batch of inputs to paths (B,6,2) as a driver."""
+    return Driver(name, _blind(plan), None, Lineage(name))
+
+
 def planning(agent: Agent, arm: TestII) -> Plan:
     """What plans in a closed loop in an arm of `--test-ii`. Raises ConfigError for an arm that the planner does not have."""
     require_candidates(agent, arm)

@@ -61,7 +61,7 @@ class Starts:
         return self._made[name].copy()
 
 
-def drive(names: Sequence[str], starts: Starts, plan: Plan, tokenizer: Tokenizer | None) -> list[Rollout]:
+def drive_scenes(names: Sequence[str], starts: Starts, plan: Plan, tokenizer: Tokenizer | None) -> list[Rollout]:
     """Drive scenes side by side. `tokenizer` makes the codes that `plan` reads; None for a planner that reads none."""
     scenes, eyes, config = [starts(name) for name in names], Eyes(tokenizer), starts.config
     while active := [scene for scene in scenes if not scene.over]:
