@@ -224,10 +224,8 @@ def test_the_losses_of_parts_add_up_to_the_batchs(agent: Agent) -> None:
         found = []
         for parts in ([[5, 1, 12, 0]], [[5], [1, 12, 0]], [[5, 1], [12], [0]]):
             module.zero_grad()
-            places = torch.arange(4).split([len(p) for p in parts])
-            made = [
-                replace(clips.batch(rows, draws(0, int(at[0]), len(at), 6), 0.3), place=at) for rows, at in zip(parts, places, strict=True)
-            ]
+            places = [at.tolist() for at in torch.arange(4).split([len(p) for p in parts])]
+            made = [replace(clips.batch(rows, draws(0, at[0], len(at), 6), 0.3), place=at) for rows, at in zip(parts, places, strict=True)]
             made = [part.as_type(torch.float64) for part in made]
             counts = {k: sum((owner.counts(p)[k] for p in made), torch.zeros(())) for k in owner.counts(made[0])}
             total = sum(owner.loss(part, counts)[0] for part in made)
@@ -243,7 +241,7 @@ def test_plans_do_not_depend_on_the_rest_of_the_batch(batch: Batch, agent: Agent
     inputs = batch.inputs
     for ii in (False, True):
         both = agent.plan(inputs, ii)
-        torch.testing.assert_close(agent.plan(inputs.select(torch.tensor([0])), ii), both[:1], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(agent.plan(inputs.select([0]), ii), both[:1], atol=1e-5, rtol=1e-5)
 
 
 def test_without_ii_the_world_model_is_not_touched(batch: Batch, agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +290,7 @@ def test_a_planner_with_candidates_plans_one_of_them(boxed: Batch, chooser: Agen
         assert choice.candidates.shape == (2, len(recipes.ACCELERATIONS), 6, 2)
         best = choice.cost_m.argmin(1)
         assert torch.equal(chooser.plan(boxed.inputs, ii), choice.candidates[torch.arange(2), best])
-        alone = chooser.choice(boxed.inputs.select(torch.tensor([0])), ii)
+        alone = chooser.choice(boxed.inputs.select([0]), ii)
         torch.testing.assert_close(alone.cost_m, choice.cost_m[:1], atol=1e-4, rtol=1e-4)
     spread = (choice.candidates[:, :, -1] - choice.candidates[:, :1, -1]).norm(dim=-1).amax(1)
     assert (spread > 2).any()  # metres at 3 s

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -35,10 +35,11 @@ class Inputs:
         """The same on another device."""
         return _moved(self, device)
 
-    def select(self, rows: Int[Tensor, "b"]) -> Inputs:
+    def select(self, rows: Sequence[int]) -> Inputs:
         """Some of the samples."""
-        part = {k: v[rows] for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, tokens=tuple(self.tokens[int(row)] for row in rows), **part)
+        index = torch.cat([self.command.new_full((1,), row) for row in rows])  # written on the device, which waits for nothing then
+        part = {k: v[index] for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, tokens=tuple(self.tokens[row] for row in rows), **part)
 
 
 @dataclass(frozen=True)
@@ -88,14 +89,14 @@ def _each(part: Part, change: Callable[[Tensor], Tensor]) -> Part:
 class Batch:
     """B training samples. Models read `inputs` to predict and `targets` only inside their loss.
 
-    `progress` is the share of the training already done, 0..1, for schedules. `place` (B) is every sample's place in the global batch, where
-    this is a part of one.
+    `progress` is the share of the training already done, 0..1, for schedules. `place` is every sample's place in the global batch, where this
+    is a part of one.
     """
 
     inputs: Inputs
     targets: Targets
     progress: float = 1.0
-    place: Int[Tensor, "B"] | None = None
+    place: Sequence[int] | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""

@@ -130,7 +130,7 @@ class ClipDataset:
         track, index = self.samples[row]
         return self.tracks[track].tokens[index]
 
-    def batch(self, rows: Sequence[int], draws: Array | None = None, progress: float = 1.0, place: torch.Tensor | None = None) -> Batch:
+    def batch(self, rows: Sequence[int], draws: Array | None = None, progress: float = 1.0, place: Sequence[int] | None = None) -> Batch:
         """Tensors of some samples. `draws` (len(rows), future) are the uniform numbers of `Targets.draw` (zeros if absent)."""
         rows = list(rows)
         inputs = {k: v[rows] for k, v in self.inputs.items()}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from iidrive.core.footprint import EGO_SIZE_M
 from iidrive.core.scene import STEP_S
+from iidrive.models.layers import constant
 
 _PIECES = 10
 """A step is driven in so many pieces of constant speed."""
@@ -52,7 +53,7 @@ def along(paths: Float[Tensor, "B S 2"], gone_m: Float[Tensor, "B A N"]) -> Floa
     arc = length.cumsum(1)
     unit = hops / length.clamp(min=1e-6)[..., None]
     on_hop = (gone_m[..., None] - (arc - length)[:, None, None]).clamp(min=0).minimum(length[:, None, None])
-    ahead = torch.tensor([0.0, 1.0], device=paths.device, dtype=paths.dtype)
+    ahead = constant((0.0, 1.0), paths)
     last = torch.where(length[:, -1:] > _LEAST_M, unit[:, -1], ahead)
     beyond = (gone_m - arc[:, -1, None, None]).clamp(min=0)
     return torch.einsum("bans,bsi->bani", on_hop, unit) + beyond[..., None] * last[:, None, None]
@@ -63,7 +64,7 @@ def headings(paths: Float[Tensor, "*B S 2"]) -> Float[Tensor, "*B S 2"]:
     padded = torch.cat([torch.zeros_like(paths[..., :1, :]), paths], -2)
     hop = torch.cat([padded[..., 2:, :] - padded[..., :-2, :], padded[..., -1:, :] - padded[..., -2:-1, :]], -2)
     length = hop.norm(dim=-1, keepdim=True)
-    unit = [torch.tensor([0.0, 1.0], device=paths.device, dtype=paths.dtype).expand_as(hop[..., 0, :])]
+    unit = [constant((0.0, 1.0), paths).expand_as(hop[..., 0, :])]
     for k in range(hop.shape[-2]):
         unit.append(torch.where(length[..., k, :] > _LEAST_M, hop[..., k, :] / length[..., k, :].clamp(min=1e-6), unit[-1]))
     return torch.stack(unit[1:], -2)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from iidrive.core.batch import Batch, Inputs
 from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES, STEP_S
-from iidrive.models.layers import planar_transform, transform_inverse
+from iidrive.models.layers import identity, planar_transform, transform_inverse
 from iidrive.models.losses import Counts, masked_mean
 
 MOTION = 9
@@ -24,7 +24,7 @@ def motion_between(prev_T_next: Float[Tensor, "*B 4 4"], seconds: Float[Tensor, 
     xy = prev_T_next[..., :2, 3]
     zero = torch.zeros_like(yaw)
     quaternion = torch.stack([(yaw / 2).cos(), zero, zero, (yaw / 2).sin()], -1)
-    time = torch.as_tensor(seconds, device=yaw.device, dtype=yaw.dtype)
+    time = seconds if isinstance(seconds, Tensor) else torch.full_like(yaw, seconds)
     return torch.cat([xy, quaternion, xy / time[..., None], (yaw / time)[..., None]], -1)
 
 
@@ -35,7 +35,7 @@ def past_motions(
     step = transform_inverse(now_T_frame[:, :-1]) @ now_T_frame[:, 1:]
     seconds = torch.where(known[:, :-1], age_s[:, :-1] - age_s[:, 1:], STEP_S).clamp(min=1e-3)
     motions = motion_between(step, seconds)
-    still = motion_between(torch.eye(4, device=step.device, dtype=step.dtype).expand_as(step))
+    still = motion_between(identity(step).expand_as(step))
     return torch.where(known[:, :-1, None], motions, still)
 
 
@@ -90,7 +90,7 @@ class MotionPrior(nn.Module):
     def forward(self, inputs: Inputs) -> Float[Tensor, "B S 4 4"]:
         """Future ego poses in the current ego frame."""
         base = constant_turn(inputs)
-        start = torch.eye(4, device=base.device, dtype=base.dtype).expand(len(base), 1, 4, 4)
+        start = identity(base).expand(len(base), 1, 4, 4)
         steps = transform_inverse(torch.cat([start, base[:, :-1]], 1)) @ base
         out = self.net(ego_status(inputs, self.history)).view(-1, FUTURE_STEPS, 3)
         yaw = torch.atan2(steps[..., 1, 0], steps[..., 0, 0]) + 0.1 * out[..., 2]

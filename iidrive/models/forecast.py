@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
@@ -17,11 +18,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from iidrive.core.batch import Batch, Inputs
-from iidrive.core.classes import IGNORE
+from iidrive.core.classes import IGNORE, MOVABLE
 from iidrive.core.errors import ConfigError
 from iidrive.core.scene import GridSpec
 from iidrive.models.iiworld import windows as recorded_windows
-from iidrive.models.layers import transform_inverse
+from iidrive.models.layers import constant, identity, transform_inverse
 from iidrive.models.losses import Counts, masked_mean, voxel_counts
 from iidrive.models.occupancy_flow import OccupancyFlow
 from iidrive.models.road_users import movable_classes, transported
@@ -87,7 +88,7 @@ class Forecaster(nn.Module):
         imagined = self.imagine(inputs, max(at), true_motion)
         present = self.tokenizer.labels(self.latents(inputs.codes[:, -1]))
         ahead = [step - 1 for step in at if step > 0]
-        without = None if imagined.flow is None else movable_classes(present.device)
+        without = None if imagined.flow is None else movable_classes(present)
         later = [self.tokenizer.labels(imagined.latents[:, step], without) for step in ahead]
         if imagined.flow is not None and ahead:
             later = self._with_road_users(torch.stack(later, 1), present, imagined, imagined.flow, ahead).unbind(1)
@@ -103,8 +104,10 @@ class Forecaster(nn.Module):
         ahead: list[int],
     ) -> UInt8[Tensor, "B H X Y Z"]:
         assert self.world.flow is not None
-        net, later = self.world.flow, [step + 1 for step in ahead]
-        taken, flow_m, frames = flow.taken[:, later].sigmoid(), flow.flow_m[:, ahead], imagined.now_T_frame[:, ahead]
+        net = self.world.flow
+        taken, flow_m, frames = (
+            torch.stack([told[:, step] for step in ahead], 1) for told in (flow.taken[:, 1:].sigmoid(), flow.flow_m, imagined.now_T_frame)
+        )
         return transported(ground, present, taken, net.config.threshold, flow_m, frames, self.tokenizer.config.grid, net.fine)
 
     @property
@@ -124,7 +127,7 @@ class Forecaster(nn.Module):
         assert inputs.codes is not None
         assert self.flow_grid is not None
         logits = self.tokenizer.class_logits(self.latents(inputs.codes[:, -1]))
-        movable = movable_classes(logits.device)
+        movable = constant(np.flatnonzero(MOVABLE[: logits.shape[-1]]).tolist(), inputs.command)
         found = logits.softmax(-1)[..., movable].sum(-1).amax(-1)
         voxels = found.shape[1] // self.flow_grid.shape[0]
         return F.max_pool2d(found[:, None], voxels)[:, 0] if voxels > 1 else found
@@ -146,12 +149,12 @@ class Forecaster(nn.Module):
         rate = math.exp(-config.teacher_decay * batch.progress)
         if config.motion == "map":
             return recorded_windows.loss(self.world, inputs, self._seen_latents(inputs), targets, truth, targets.draw < rate)
-        frames = torch.cat([torch.eye(4).to(truth).expand(len(truth), 1, 4, 4), targets.now_T_frame], 1)
+        frames = torch.cat([identity(truth).expand(len(truth), 1, 4, 4), targets.now_T_frame], 1)
         motions = transform_inverse(frames[:, :-1]) @ frames[:, 1:]
         state = self.initial_state(inputs)
         step = partial(checkpoint, self.world.step, use_reentrant=False) if self.world.compute.activation_checkpointing else self.world.step
         latents, poses = [], []
-        pose = torch.eye(4).to(truth).expand(len(truth), 4, 4)
+        pose = identity(truth).expand(len(truth), 4, 4)
         for k in range(truth.shape[1]):
             teach = targets.draw[:, k] < rate
             state, latent, moved = step(state, inputs.command, motions[:, k], teach)
@@ -160,7 +163,7 @@ class Forecaster(nn.Module):
             poses.append(pose)
             state = state.observed(truth[:, k], teach)
         predicted, chain = torch.stack(latents, 1), torch.stack(poses, 1)
-        weight = targets.valid * truth.new_tensor(config.latent_weights)[: truth.shape[1]]
+        weight = targets.valid * constant(config.latent_weights[: truth.shape[1]], truth)
         counts = counts or self.counts(batch)
         sums = {
             "latent": ((predicted - truth).square().mean((2, 3, 4)) * weight).sum(),

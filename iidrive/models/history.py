@@ -19,7 +19,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from iidrive.models.layers import CellGrid
+from iidrive.models.layers import CellGrid, identity
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def warp_once(
     past = []
     for step in range(history):
         index = max(clip.shape[1] - 2 - step, 0)
-        frame_T_now = torch.linalg.inv(now_T_frame[:, index].double()).to(clip.dtype)
+        frame_T_now = torch.linalg.inv_ex(now_T_frame[:, index].double()).inverse.to(clip.dtype)
         if mirrors is not None:
             frame_T_now = mirrors[:, index] @ frame_T_now @ mirrors[:, -1]
         past.append(cells.warp(clip[:, index], frame_T_now))
@@ -57,10 +57,10 @@ def warp_stream(
     stale_mirror: bool = False,
 ) -> Float[Tensor, "B J C x y"]:
     """The same, as a stream that starts with the clip would have it: see `advance`."""
-    eye = torch.eye(4, device=clip.device, dtype=clip.dtype).expand(len(clip), 4, 4)
+    eye = identity(clip).expand(len(clip), 4, 4)
     stream, past = None, clip[:, :1]
     for k in range(clip.shape[1]):
-        prev_T_now = torch.linalg.solve(now_T_frame[:, max(k - 1, 0)].double(), now_T_frame[:, k].double()).to(clip.dtype)
+        prev_T_now = torch.linalg.solve_ex(now_T_frame[:, max(k - 1, 0)].double(), now_T_frame[:, k].double()).result.to(clip.dtype)
         mirror = eye if mirrors is None else mirrors[:, k]
         past, stream = advance(cells, stream, clip[:, k], prev_T_now, mirror, history, stale_mirror=stale_mirror)
     return past
@@ -88,7 +88,7 @@ def advance(
     elif starts is not None:
         new = starts[:, None, None]
         stream = Stream(torch.where(new[..., None, None], copies, stream.maps), torch.where(new, mirror, stream.mirror))
-        prev_T_now = torch.where(new, torch.eye(4, device=now.device, dtype=prev_T_now.dtype), prev_T_now)
+        prev_T_now = torch.where(new, identity(prev_T_now), prev_T_now)
     then_T_now = stream.mirror @ prev_T_now @ mirror
     flat = rearrange(stream.maps, "b j c x y -> b (j c) x y")
     past = rearrange(cells.warp(flat, then_T_now), "b (j c) x y -> b j c x y", j=history)
@@ -105,7 +105,7 @@ def mirrored(
     frames = torch.arange(occupancy.shape[1], device=draw.device)
     place = 2 * (frames if mirror == "frame" else torch.zeros_like(frames))
     bits = (draw.double() * 2**20).long()[:, None] >> place
-    sign = torch.ones(*bits.shape, 4, device=draw.device)
+    sign = draw.new_ones(*bits.shape, 4)
     for axis in (0, 1):
         flip = (bits >> axis) % 2 == 1
         occupancy = torch.where(flip[..., None, None, None], occupancy.flip(2 + axis), occupancy)

@@ -6,18 +6,19 @@ Shapes: B batch, C channels, X, Y cells of a bird's-eye map (axes forward and le
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from iidrive.core.scene import GridSpec
+from iidrive.models import cpu
 from iidrive.models.cpu.products import Linear, crossed, linear
 from iidrive.models.cpu.sampling import bordered, corners, table_of, weighted_rows
 from iidrive.models.norm import Norm
@@ -95,7 +96,7 @@ class CellAttention(nn.Module):
 
 def _mixed(q: Float[Tensor, "B N C"], k: Float[Tensor, "B N C"], v: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
     """Attention: by torch, in tiles, on a GPU and in mixed precision; else with a matrix of all cells by all cells, which is faster on a CPU."""
-    if q.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+    if cpu.pays_for(q) and not torch.is_autocast_enabled("cpu"):
         return torch.stack([_attention(*parts) for parts in zip(q, k, v, strict=True)]) if len(q) else v
     return F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
 
@@ -166,7 +167,7 @@ class DeformableAttention(nn.Module):
         x, y = size
         points = self.heads * self.points
         # one product gives all three; points lie before cells in memory, so that what follows runs along cells, not along four or two numbers
-        scale = tokens.new_tensor([2 / y, 2 / x]).repeat(points)
+        scale = constant((2 / y, 2 / x), tokens).repeat(points)
         weight = torch.cat([self.value.weight, self.offsets.weight * scale[:, None], self.weights.weight])
         bias = torch.cat([self.value.bias, self.offsets.bias * scale, self.weights.bias])
         value, offsets, weights = linear(tokens, weight, bias).split([width, 2 * points, points], -1)
@@ -231,7 +232,11 @@ class CellGrid:
 
     def read(self, maps: Float[Tensor, "B C X Y"], points_m: Float[Tensor, "B P Q 2"]) -> Float[Tensor, "B C P Q"]:
         """Bilinear values of maps at points (x, y) in their own ego frame; zero outside. Plain: `plain.read`."""
-        cells, weights = corners(*self._index(points_m), self.size)
+        x, y = self._index(points_m)
+        if not cpu.pays_for(maps):
+            places = torch.stack([(2 * y + 1) / self.size[1] - 1, (2 * x + 1) / self.size[0] - 1], -1)  # the last axis first
+            return F.grid_sample(maps, places.to(maps.dtype), align_corners=False)
+        cells, weights = corners(x, y, self.size)
         first = torch.arange(len(maps), device=cells.device, dtype=cells.dtype) * math.prod(bordered(self.size))
         rows = cells + first[:, None, None]
         read = weighted_rows(table_of(maps.permute(0, 2, 3, 1)), rows.flatten(1), weights.flatten(1))
@@ -243,7 +248,7 @@ class CellGrid:
         return (_weight_inside(x, self.size[0]) * _weight_inside(y, self.size[1]))[:, None]
 
     def _index(self, points_m: Tensor) -> tuple[Tensor, Tensor]:
-        x, y = ((points_m - points_m.new_tensor(self.first_m)) / self.cell_m).unbind(-1)
+        x, y = ((points_m[..., axis] - self.first_m[axis]) / self.cell_m for axis in (0, 1))
         return x, y
 
     def warp(self, maps: Float[Tensor, "B C X Y"], src_T_dst: Float[Tensor, "B 4 4"]) -> Float[Tensor, "B C X Y"]:
@@ -261,9 +266,8 @@ def read_grid(maps: Float[Tensor, "B C X Y"], points_m: Float[Tensor, "B P Q 2"]
 
     `CellGrid.read` does the same faster where maps have many channels and nobody asks for their gradient.
     """
-    size = points_m.new_tensor([grid.shape[1], grid.shape[0]]) * grid.voxel_m
-    places = 2 * (points_m - points_m.new_tensor(grid.lower_m[:2])).flip(-1) / size - 1
-    return F.grid_sample(maps, places.to(maps.dtype), align_corners=False)
+    y, x = (2 * (points_m[..., axis] - grid.lower_m[axis]) / (grid.shape[axis] * grid.voxel_m) - 1 for axis in (1, 0))
+    return F.grid_sample(maps, torch.stack([y, x], -1).to(maps.dtype), align_corners=False)
 
 
 def grid_centres(grid: GridSpec, like: Tensor) -> Float[Tensor, "X Y 2"]:
@@ -282,6 +286,16 @@ def planar(dst_T_src: Float[Tensor, "*B 4 4"], points_m: Float[Tensor, "*B P Q 2
 def _weight_inside(index: Tensor, count: int) -> Tensor:
     """Bilinear weight, along one axis, of the cells of a map around points told in cells."""
     return (torch.minimum(index, count - 1 - index) + 1).clamp(0, 1)
+
+
+def constant(values: Sequence[float], like: Tensor) -> Shaped[Tensor, "n"]:
+    """A few numbers on the device and of the type of a tensor, written there one by one: a GPU would wait for `like.new_tensor(values)`."""
+    return torch.cat([like.new_empty(0), *(like.new_full((1,), value) for value in values)])
+
+
+def identity(like: Tensor) -> Float[Tensor, "4 4"]:
+    """The transform that leaves points where they are, on the device and of the type of a tensor."""
+    return torch.eye(4, device=like.device, dtype=like.dtype)
 
 
 def transform_inverse(transform: Float[Tensor, "*B 4 4"]) -> Float[Tensor, "*B 4 4"]:

@@ -13,11 +13,13 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from iidrive.core.classes import IGNORE
-from iidrive.models.cpu.voxel_losses import focal_sum, lovasz_of_classes
+from iidrive.models import cpu
+from iidrive.models.cpu.voxel_losses import exact, focal_sum, interval, lovasz_of_classes, sorted_weights, weights_of_intervals
+from iidrive.models.layers import constant
 
 Array = np.ndarray
 Counts = Mapping[str, Tensor]
@@ -82,8 +84,8 @@ def balanced_cross_entropy(
 ) -> Float[Tensor, ""]:
     """Softmax cross entropy, every voxel weighted by its class (all alike without weights), averaged over known voxels."""
     known = labels != IGNORE
-    target = torch.where(known, labels.int(), -100).reshape(-1).long() if not bool(known.all()) else labels.reshape(-1).long()
-    table = torch.tensor(weights or (1.0,) * logits.shape[-1], dtype=logits.dtype, device=logits.device)
+    target = torch.where(known, labels.long(), -100).reshape(-1)
+    table = constant(weights or (1.0,) * logits.shape[-1], logits)
     total = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), target, weight=table, ignore_index=-100, reduction="sum")
     return masked_mean(total, known.sum() if count is None else count)
 
@@ -109,8 +111,36 @@ def lovasz(logits: Float[Tensor, "*V K"], labels: UInt8[Tensor, "*V"], bins: int
     intervals share one weight for true and one for false elements. Linear time; the value differs from the exact one by at most 1 / bins.
     """
     known = labels != IGNORE
+    if not cpu.pays_for(logits):
+        return _lovasz_at_once(exact(logits).flatten(0, -2), labels.flatten(), known.flatten(), bins, weights)
     everywhere = bool(known.all())
     target = (labels if everywhere else labels[known]).reshape(-1).long()
     if not len(target):
         return logits.sum() * 0.0
     return lovasz_of_classes((logits if everywhere else logits[known]).reshape(-1, logits.shape[-1]), target, bins, weights)
+
+
+def _lovasz_at_once(
+    logits: Float[Tensor, "V K"], labels: UInt8[Tensor, "V"], known: Bool[Tensor, "V"], bins: int, weights: tuple[float, ...]
+) -> Float[Tensor, ""]:
+    """`lovasz` for a GPU: all classes together, the absent ones too, and unknown voxels as if they were right. No size depends on the labels."""
+    probabilities = logits.softmax(1).T
+    truth = (labels == torch.arange(len(probabilities), device=labels.device)[:, None]) & known
+    error = torch.where(known, torch.where(truth, 1 - probabilities, probabilities), 0.0)
+    present = truth.any(1)
+    with torch.no_grad():
+        gradient = _counted_weights(error, truth, known, bins) if bins else sorted_weights(error, truth)
+        gradient.masked_fill_(~present[:, None], 0.0)
+    share = constant(weights, error) if weights else 1 / present.sum().clamp(min=1).to(error.dtype)
+    return ((error * gradient).sum(1) * share).sum()
+
+
+def _counted_weights(error: Float[Tensor, "K V"], truth: Bool[Tensor, "K V"], known: Bool[Tensor, "V"], bins: int) -> Float[Tensor, "K V"]:
+    """`histogram_weights` of every class."""
+    place = interval(error, bins)
+    count, hits = (
+        error.new_zeros(len(error), bins, dtype=torch.int64).scatter_add_(1, place, some.expand_as(place).long()).double()
+        for some in (known, truth)
+    )
+    for_false, for_true = (weights.to(error.dtype).gather(1, place) for weights in weights_of_intervals(count, hits))
+    return torch.where(truth, for_true, for_false)

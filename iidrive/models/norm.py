@@ -15,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from iidrive.models import cpu
+
 
 class Norm(nn.GroupNorm):
     """GroupNorm, then SiLU if asked. Plain: `plain.norm`.
@@ -28,7 +30,7 @@ class Norm(nn.GroupNorm):
 
     def forward(self, input: Float[Tensor, "B C X Y"]) -> Float[Tensor, "B C X Y"]:
         cells = input.permute(0, 2, 3, 1)
-        if input.is_contiguous() or not cells.is_contiguous() or input.device.type != "cpu" or input.dtype == torch.bfloat16:
+        if input.is_contiguous() or not cells.is_contiguous() or not cpu.pays_for(input) or input.dtype == torch.bfloat16:
             made = super().forward(input.contiguous())
             return F.silu(made) if self.silu else made
         made = _ChannelsLast.apply(cells.flatten(1, 2), self.weight, self.bias, self.num_groups, self.eps, self.silu)

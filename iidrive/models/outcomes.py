@@ -22,7 +22,7 @@ from iidrive.core.batch import Targets
 from iidrive.core.footprint import EGO_SIZE_M
 from iidrive.core.scene import FUTURE_STEPS, GridSpec
 from iidrive.models.candidates import LIDAR_TO_CENTRE_M, footprints, headings, rectangles_meet
-from iidrive.models.layers import mlp, planar, read_grid
+from iidrive.models.layers import constant, mlp, planar, read_grid
 
 _MARGINS_M = (0.0, 0.6, 1.5)
 """A footprint is read as it is, and with so much room around it."""
@@ -114,6 +114,6 @@ def collisions(candidates: Float[Tensor, "B A S 2"], targets: Targets, ego_T_lid
     forward = torch.einsum("bij,basj->basi", ego_T_lidar[:, :2, :2], forward)
     boxes = targets.boxes[:, :, 1:].transpose(1, 2)[:, None]  # B 1 S N 5
     other = torch.stack([boxes[..., 2].cos(), boxes[..., 2].sin()], -1)
-    size = candidates.new_tensor(EGO_SIZE_M)
+    size = constant(EGO_SIZE_M, candidates)
     meet = rectangles_meet(centre[..., None, :], forward[..., None, :], boxes[..., :2], other, size, boxes[..., 3:])
     return (meet & targets.boxes_known[:, :, 1:].transpose(1, 2)[:, None]).any(-1)

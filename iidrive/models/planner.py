@@ -15,11 +15,12 @@ LIDAR_TOP positions in the current lidar frame, metres.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from iidrive.core.batch import Batch, Inputs
@@ -29,7 +30,7 @@ from iidrive.models.baselines import ctrv
 from iidrive.models.candidates import speed_profiles
 from iidrive.models.ego_motion import MOTION, ego_status, lidar_path
 from iidrive.models.forecast import Forecaster
-from iidrive.models.layers import CellGrid, ResBlock, mlp, planar, transform_inverse
+from iidrive.models.layers import CellGrid, ResBlock, constant, mlp, planar, transform_inverse
 from iidrive.models.losses import Counts, masked_mean
 from iidrive.models.outcomes import OutcomeHead, Outcomes, collisions
 from iidrive.models.world import Imagined
@@ -253,7 +254,7 @@ class Agent(nn.Module):
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Valid elements of a batch: samples with any future step, and those of them that are planned with ii too."""
         exists = batch.targets.valid.any(1)
-        return {"samples": exists.sum(), "samples_ii": exists[self._with_ii(batch)].sum()}
+        return {"samples": exists.sum(), "samples_ii": exists[constant(self._with_ii(batch), batch.inputs.command)].sum()}
 
     def loss(self, batch: Batch, counts: Counts | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Expected distance of the scored proposals to the true path, plus the nearest proposal's; candidates, or ii as a second reading, of some
@@ -270,23 +271,24 @@ class Agent(nn.Module):
             return torch.stack(list(parts.values())).sum(), parts
         if self.train_ii:
             parts["plan_ii"] = torch.zeros_like(parts["plan"])
-        if self.train_ii and len(some):
-            part = inputs.select(some)
+        if self.train_ii and some:
+            part, some = inputs.select(some), constant(some, inputs.command)
             imagined = self.forecaster.imagine(part, FUTURE_STEPS)
             refined = self.planner.refine(part, Proposals(stages[-1].paths[some], stages[-1].scores[some]), state[some], imagined)
             parts["plan_ii"] = masked_mean(self._distance(refined, targets.path[some], targets.valid[some]), counts["samples_ii"])
         return torch.stack(list(parts.values())).sum(), parts
 
-    def _outcome_losses(self, batch: Batch, way: Float[Tensor, "B S 2"], some: Int[Tensor, "b"], counts: Counts) -> dict[str, Tensor]:
+    def _outcome_losses(self, batch: Batch, way: Float[Tensor, "B S 2"], some: list[int], counts: Counts) -> dict[str, Tensor]:
         """Cross entropy of every candidate's collisions and distance of its predicted distance, without ii and, if it is trained, with it.
 
         Of `some` samples of the batch.
         """
         names = [("collision", "distance"), ("collision_ii", "distance_ii")][: 1 + self.train_ii]
-        if not len(some):
+        if not some:
             return {name: way.new_zeros(()) for pair in names for name in pair}
-        inputs, targets = batch.inputs.select(some), batch.targets.select(some)
-        way, valid = drivable(way[some]), targets.valid
+        rows = constant(some, batch.inputs.command)
+        inputs, targets = batch.inputs.select(some), batch.targets.select(rows)
+        way, valid = drivable(way[rows]), targets.valid
         candidates = self.planner.candidates(way)
         met = collisions(candidates, targets, inputs.ego_T_lidar).to(way.dtype)
         distance = ((candidates - targets.path[:, None]).norm(dim=-1) * valid[:, None]).sum(-1) / valid.sum(1).clamp(min=1)[:, None]
@@ -299,12 +301,12 @@ class Agent(nn.Module):
             parts[distance_name] = 0.2 * masked_mean((off * valid.any(1)).sum(), counts["samples_ii"])
         return parts
 
-    def _with_ii(self, batch: Batch) -> Int[Tensor, "b"]:
+    def _with_ii(self, batch: Batch) -> list[int]:
         """Rows of a batch whose candidates are read, or that are planned with ii too: `ii_fraction` of the global batch, evenly spread over its
         places, the first one included."""
-        place = torch.arange(len(batch.targets.valid)) if batch.place is None else batch.place.cpu()
-        some = ((place + 1) * self.planner.config.ii_fraction).ceil() > (place * self.planner.config.ii_fraction).ceil()
-        return some.nonzero()[:, 0].to(batch.targets.valid.device)
+        share = self.planner.config.ii_fraction
+        places = range(len(batch.targets.valid)) if batch.place is None else batch.place
+        return [row for row, place in enumerate(places) if math.ceil((place + 1) * share) > math.ceil(place * share)]
 
     @torch.no_grad()
     def _base(self, inputs: Inputs) -> Tensor:
@@ -326,7 +328,7 @@ def drivable(paths: Float[Tensor, "B S 2"], per_forward: float = 1.0, least_m: f
     Each hop is judged by the heading before it, which starts straight ahead and follows every hop longer than `least_m` metres; a shorter
     one goes straight ahead. A path that drives is left as it is; centimetres of noise at a standstill, which would turn the car on the spot, go.
     """
-    heading = torch.tensor([0.0, 1.0], device=paths.device, dtype=paths.dtype).expand(len(paths), 2)
+    heading = constant((0.0, 1.0), paths).expand(len(paths), 2)
     hops = torch.diff(paths, dim=1, prepend=torch.zeros_like(paths[:, :1]))
     points, here = [], torch.zeros_like(paths[:, 0])
     for hop in hops.unbind(1):

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from iidrive.core.classes import FREE, MOVABLE, OCC_CLASSES
 from iidrive.core.scene import GridSpec
-from iidrive.models.layers import grid_centres, planar, read_grid
+from iidrive.models.layers import constant, grid_centres, planar, read_grid
 
 _REACH = 2
 """A cell whose origin shows no road user takes the nearest one at most so many cells beside it, along either axis."""
 
 
-def movable_classes(device: torch.device) -> Bool[Tensor, "K"]:
-    """Which classes are road users'."""
-    return torch.from_numpy(MOVABLE[: len(OCC_CLASSES)]).to(device)
+def movable_classes(like: Tensor) -> Bool[Tensor, "K"]:
+    """Which classes are road users', on the device of a tensor."""
+    return constant(MOVABLE[: len(OCC_CLASSES)].tolist(), like.new_empty(0, dtype=torch.bool))
 
 
 def transported(
@@ -45,7 +45,7 @@ def transported(
     shown = read_grid(taken.flatten(0, 1)[:, None], here.flatten(0, 1), fine).view(cell.shape) >= threshold
     back = flow_m.flatten(2, 3).gather(2, cell.flatten(2)[..., None].expand(-1, -1, -1, 2)).view(here.shape)
     column, there = _flat_cell(here + back, grid)
-    movable = movable_classes(present.device)[present.long()]
+    movable = movable_classes(present)[present.long()]
     columns = torch.where(movable, present, FREE).flatten(1, 2)
     column = _nearest(movable.any(-1)).flatten(1)[:, None].expand(-1, steps, -1).gather(2, column.flatten(2))
     voxels = columns.gather(1, column.flatten(1)[..., None].expand(-1, -1, columns.shape[-1])).view(batch, steps, *grid.shape)

@@ -32,7 +32,7 @@ from iidrive.core.scene import GridSpec
 from iidrive.models.compute import ComputeConfig, in_autocast
 from iidrive.models.cpu.convolve import EnlargedConv, convolve_columns
 from iidrive.models.history import mirrored, warp_once, warp_stream
-from iidrive.models.layers import CellAttention, CellGrid, ResBlock
+from iidrive.models.layers import CellAttention, CellGrid, ResBlock, constant
 from iidrive.models.losses import Counts, balanced_cross_entropy, distance_weight, focal, lovasz_by_frame, masked_mean, voxel_counts
 from iidrive.models.norm import Norm
 from iidrive.models.quantise import Quantised, QuantiserConfig, ResidualQuantiser
@@ -292,11 +292,11 @@ class Tokenizer(nn.Module):
     def tokenize_scene(self, occupancy: UInt8[Tensor, "T X Y Z"], global_T_ego: Float64[Tensor, "T 4 4"]) -> Int[Tensor, "T n"]:
         """Codes of every keyframe of a scene, each seeing the four before it; encodes every frame once."""
         maps = torch.cat([self.encode(part) for part in occupancy.split(8)])
-        back = torch.arange(self.config.quantiser.history, -1, -1)
+        back = torch.arange(self.config.quantiser.history, -1, -1, device=maps.device)
         codes = []
-        for now in torch.arange(len(maps)).split(8):
+        for now in torch.arange(len(maps), device=maps.device).split(8):
             seen = (now[:, None] - back).clamp(min=0)
-            now_T_frame = torch.linalg.inv(global_T_ego[now])[:, None] @ global_T_ego[seen]
+            now_T_frame = torch.linalg.inv_ex(global_T_ego[now]).inverse[:, None] @ global_T_ego[seen]
             codes.append(self.quantiser(maps[now], *self.align(maps[seen], now_T_frame.to(maps.dtype))).codes)
         return torch.cat(codes)
 
@@ -316,7 +316,7 @@ class Tokenizer(nn.Module):
         logits = self.decode(latent)
         if not self.config.class_weights:
             return logits
-        weights = logits.new_tensor(self.config.class_weights)
+        weights = constant(self.config.class_weights, logits)
         bias = torch.where(weights > 0, -self.config.prior * weights.clamp(min=1e-6).log(), -torch.inf)
         return logits + bias
 
@@ -355,7 +355,7 @@ class Tokenizer(nn.Module):
         assert batch.inputs.occupancy is not None
         chosen = _chosen(batch)
         truth = batch.inputs.occupancy[torch.arange(len(chosen), device=chosen.device), chosen]
-        return {**voxel_counts(truth), "clips": torch.tensor(len(chosen), device=chosen.device)}
+        return {**voxel_counts(truth), "clips": chosen.new_full((), len(chosen))}
 
     def loss(self, batch: Batch, counts: Counts | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Reconstruction and codebook loss of one frame of every clip in `batch.inputs`: the last one for half of the clips, any for the others.
@@ -379,7 +379,7 @@ class Tokenizer(nn.Module):
             maps = rearrange(self.encode(before.flatten(0, 1)), "(b t) c x y -> b t c x y", b=clips)
             maps = maps[rows[:, None], index.clamp(max=maps.shape[1] - 1)]
         poses = seen.now_T_frame[rows[:, None], index]
-        here_T_frame = torch.linalg.inv(poses[:, -1:].double()).to(poses.dtype) @ poses
+        here_T_frame = torch.linalg.inv_ex(poses[:, -1:].double()).inverse.to(poses.dtype) @ poses
         past, saw = self.align(maps, here_T_frame, None if mirrors is None else mirrors[rows[:, None], index])
         return self.frame_loss(truth, past, saw, counts or self.counts(batch))
 
@@ -391,7 +391,7 @@ class Tokenizer(nn.Module):
         counts: Counts | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Reconstruction and codebook loss of frames, given the aligned past of each."""
-        clips = torch.tensor(len(occupancy), device=occupancy.device)
+        clips = torch.full((), len(occupancy), device=occupancy.device)
         counts = counts or {**voxel_counts(occupancy), "clips": clips}
         quantised = self.quantiser(self.encode(occupancy), past, seen)
         voxels, parts = self.voxel_loss(self.decode(quantised.latent), occupancy, counts)

@@ -29,11 +29,12 @@ from torch.utils.checkpoint import checkpoint
 from iidrive.core.batch import Inputs
 from iidrive.core.errors import ConfigError
 from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES, GridSpec
+from iidrive.models import cpu
 from iidrive.models.compute import ComputeConfig, in_autocast
 from iidrive.models.cpu.products import Linear, linear
 from iidrive.models.ego_motion import MOTION, MotionPrior, constant_turn, motion_between, past_motions
 from iidrive.models.iiworld.quirks import Quirk
-from iidrive.models.layers import BatchNorm, CellGrid, DeformableAttention, mlp, planar_transform, transform_inverse
+from iidrive.models.layers import BatchNorm, CellGrid, DeformableAttention, identity, mlp, planar_transform, transform_inverse
 from iidrive.models.norm import Norm
 from iidrive.models.occupancy_flow import FlowConfig, FlowNet, OccupancyFlow
 
@@ -126,7 +127,7 @@ class RolloutState:
         """The same memory with an observed latent as the present one (and as the anchor) of some samples."""
         here = where[:, None, None, None]
         now = torch.where(here, latent, self.now)
-        eye = torch.eye(4).to(self.now_T_anchor).expand_as(self.now_T_anchor)
+        eye = identity(self.now_T_anchor).expand_as(self.now_T_anchor)
         anchor = torch.where(here, latent, self.anchor)
         now_T_anchor = torch.where(where[:, None, None], eye, self.now_T_anchor)
         return RolloutState(self.before, now, self.now_T_frame, self.motions, anchor, now_T_anchor, self.expected)
@@ -202,10 +203,10 @@ class InterLayer(nn.Module):
     def forward(self, x: Float[Tensor, "B N C"], remembered: Float[Tensor, "B N C"], size: tuple[int, int]) -> Float[Tensor, "B N C"]:
         x = self.norms[0](x + self.attention(x, size))
         x = self.norms[1](x + self.mixed(x, remembered))
-        # its wide middle is made again backwards: four times the tokens' memory for a fiftieth of a step's time
+        # on a CPU its wide middle is made again backwards: four times the tokens' memory for a fiftieth of a step's time
         change = (
             checkpoint(self.feed_forward, x, use_reentrant=False, preserve_rng_state=False)
-            if torch.is_grad_enabled()
+            if torch.is_grad_enabled() and cpu.pays_for(x)
             else self.feed_forward(x)
         )
         assert isinstance(change, Tensor)
@@ -313,7 +314,7 @@ class WorldModel(nn.Module):
         keep, now_T_frame = self.config.history, inputs.now_T_frame
         motions = past_motions(now_T_frame, inputs.known, inputs.age_s)
         future = self.prior(inputs) if self.prior is not None else constant_turn(inputs)
-        start = torch.eye(4, device=future.device, dtype=future.dtype).expand(len(future), 1, 4, 4)
+        start = identity(future).expand(len(future), 1, 4, 4)
         expected = motion_between(transform_inverse(torch.cat([start, future[:, :-1]], 1)) @ future)
         before, now = _in_a_row(latents[:, -keep:-1]), latents[:, -1]
         return RolloutState(before, now, now_T_frame[:, -keep:], motions[:, -keep:], now, now_T_frame[:, -1], expected)
@@ -335,7 +336,7 @@ class WorldModel(nn.Module):
         used = predicted if true_motion is None or teach is None else torch.where(teach[:, None, None], true_motion, predicted)
         latent = self._imagine(maps, state, used)
         next_T_now = transform_inverse(used.detach())
-        frames = torch.cat([next_T_now[:, None] @ state.now_T_frame, torch.eye(4).to(used).expand(len(used), 1, 4, 4)], 1)
+        frames = torch.cat([next_T_now[:, None] @ state.now_T_frame, identity(used).expand(len(used), 1, 4, 4)], 1)
         after = RolloutState(
             _in_a_row(state.before, state.now.detach()[:, None])[:, 1:],
             latent,
@@ -359,7 +360,7 @@ class WorldModel(nn.Module):
         Oracle: with `true_motion`, prev_T_next of every step, the ego follows it and every step is conditioned on it.
         """
         latents, frames = [], []
-        now_T_frame = torch.eye(4).to(state.now_T_frame).expand(len(command), 4, 4)
+        now_T_frame = identity(state.now_T_frame).expand(len(command), 4, 4)
         told = torch.ones(len(command), dtype=torch.bool, device=command.device)
         for k in range(steps):
             if true_motion is None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from iidrive.core.batch import Batch
@@ -154,23 +155,26 @@ def _step(state: State, parts: Sequence[Batch], steps: Steps, run: Run, process_
         for key, value in {"loss": loss, **logs}.items():
             totals[key] = totals.get(key, torch.zeros_like(value)) + value.detach() * share
     parameters = [p for p in task.module.parameters() if p.requires_grad]
-    found = _summed(parameters, totals, process_group)
+    names = sorted(totals)
+    values = _summed(parameters, torch.stack([totals[name].to(parameters[0].dtype) for name in names]), process_group)
+    scaler = state.precision.scaler
+    if scaler is not None:
+        scaler.unscale_(state.optimiser)
+    norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+    *read, length = _read(torch.cat([values, norm[None]]))
+    found = dict(zip(names, read, strict=True))
     if not math.isfinite(found["loss"]):
         tokens = ", ".join(steps.tokens(state.seen // config.batch)[:4])
         raise SharedError(
             f"the loss became {found['loss']} after {state.seen} samples (batch of {tokens} …; parts {found}). {_remedy(state, run)}"
         )
-    scaler = state.precision.scaler
-    if scaler is not None:
-        scaler.unscale_(state.optimiser)
-    norm = float(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
     if scaler is not None:
         scaler.step(state.optimiser)  # skips the step and lowers the scale where a gradient left float16's range
         scaler.update()
-    elif math.isfinite(norm):
+    elif math.isfinite(length):
         state.optimiser.step()
     else:
-        raise SharedError(f"the gradient became {norm} after {state.seen} samples. {_remedy(state, run)}")
+        raise SharedError(f"the gradient became {length} after {state.seen} samples. {_remedy(state, run)}")
     _settle(task.module, len(parts), process_group)
     return found
 
@@ -184,18 +188,21 @@ def _counts(task: TrainTask, parts: Sequence[Batch], process_group: ProcessGroup
 
 
 @torch.no_grad()
-def _summed(parameters: Sequence[nn.Parameter], totals: Mapping[str, Tensor], process_group: ProcessGroup) -> dict[str, float]:
-    """Sum gradients and losses over processes, as one vector: every process then has the same bits. A weight without any gradient stays so."""
-    names = sorted(totals)
-    values = torch.stack([totals[name].to(parameters[0].dtype) for name in names])
+def _summed(parameters: Sequence[nn.Parameter], values: Float[Tensor, "n"], process_group: ProcessGroup) -> Float[Tensor, "n"]:
+    """Sum gradients and other values over processes, as one vector: every process then has the same bits. A weight without any gradient stays so."""
     if process_group.size > 1:
-        has = torch.stack([values.new_tensor(float(p.grad is not None)) for p in parameters])
+        has = values.new_tensor([p.grad is not None for p in parameters])
         grads = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
         sizes = [len(values), len(has), *map(len, grads)]
         values, has, *grads = process_group.sum(torch.cat([values, has, *grads])).split(sizes)
-        for parameter, grad, some in zip(parameters, grads, has.tolist(), strict=True):
+        for parameter, grad, some in zip(parameters, grads, _read(has), strict=True):
             parameter.grad = grad.view_as(parameter) if some else None
-    return dict(zip(names, values.tolist(), strict=True))
+    return values
+
+
+def _read(values: Float[Tensor, "n"]) -> list[float]:
+    """Numbers that decide how a step goes on. Only here does a step wait for the GPU: once alone, twice with other processes."""
+    return values.tolist()
 
 
 def _settle(module: nn.Module, groups: int, process_group: ProcessGroup) -> None:

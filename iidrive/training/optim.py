@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from iidrive.core.errors import ConfigError
 
@@ -104,9 +104,8 @@ class EMA:
     def update(self, module: nn.Module, steps: int) -> None:
         """Move towards the module's present state, after optimiser step number `steps` (from 1)."""
         decay = self.config.ema_decay * (1 - math.exp(-(self.config.ema_initial_steps + steps) / self.config.ema_warmup_steps))
-        for key, value in module.state_dict().items():
-            kept: Tensor = self.state[key]
-            if value.dtype.is_floating_point:
-                kept.lerp_(value, 1 - decay)
-            else:
-                kept.copy_(value)
+        now = module.state_dict()
+        moving = [key for key, value in now.items() if value.dtype.is_floating_point]
+        torch._foreach_lerp_([self.state[key] for key in moving], [now[key] for key in moving], 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        for key in now.keys() - set(moving):
+            self.state[key].copy_(now[key])

@@ -50,7 +50,7 @@ class Steps(Dataset[Step | IIDriveError]):
         start = step * self.order.batch + part.start
         rows = order(len(self.clips), self.order.seed, start, len(part)).tolist()
         numbers = draws(self.order.seed, start, len(part), self.clips.spec.future)
-        return self.clips.batch(rows, numbers, step * self.order.batch / self.order.samples, torch.tensor(part))
+        return self.clips.batch(rows, numbers, step * self.order.batch / self.order.samples, part)
 
 
 def feed(steps: Steps, which: range, workers: int = 0, ahead: int = 2) -> Iterator[Step]:

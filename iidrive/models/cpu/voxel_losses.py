@@ -1,5 +1,7 @@
 """Voxel losses with their gradients in closed form: millions of logits are read piece by piece, and no intermediate value is kept for all of them.
 
+A GPU reads the logits of the focal loss in one piece, and has a Lovász loss of its own (`losses.py`), which weighs errors as is done here.
+
 Shapes: V voxels, K classes, N voxels of one class's turn.
 """
 
@@ -9,19 +11,25 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from iidrive.models import cpu
+
 _AT_ONCE = 2**15
 """Voxels of a piece: what is made of them stays in the processor's cache."""
+
+
+def _at_once(logits: Tensor) -> int:
+    return _AT_ONCE if cpu.pays_for(logits) else max(len(logits), 1)
 
 
 def focal_sum(
     logits: Float[Tensor, "V K"], target: Int[Tensor, "V"], weight: Float[Tensor, "V"], alpha: float, gamma: float
 ) -> Float[Tensor, ""]:
     """Sigmoid focal loss summed over voxels, each with its weight, and classes. Plain: `plain.focal_sum`."""
-    made = _Focal.apply(_exact(logits), target, weight, alpha, gamma)
+    made = _Focal.apply(exact(logits), target, weight, alpha, gamma)
     assert isinstance(made, Tensor)
     return made
 
@@ -33,12 +41,12 @@ def lovasz_of_classes(
 
     Plain: `plain.lovasz_of_classes`.
     """
-    made = _Lovasz.apply(_exact(logits), target, bins, weights)
+    made = _Lovasz.apply(exact(logits), target, bins, weights)
     assert isinstance(made, Tensor)
     return made
 
 
-def _exact(logits: Tensor) -> Tensor:
+def exact(logits: Tensor) -> Tensor:
     """At least float32, whatever precision the network ran in."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
@@ -49,7 +57,7 @@ class _Focal(torch.autograd.Function):
         ctx.save_for_backward(logits, target, weight)
         ctx.alpha, ctx.gamma = alpha, gamma
         total = logits.new_zeros(())
-        for z, index, weighting in zip(logits.split(_AT_ONCE), target.split(_AT_ONCE), weight.split(_AT_ONCE), strict=True):
+        for z, index, weighting in zip(*(v.split(_at_once(logits)) for v in (logits, target, weight)), strict=True):
             absent = (1 - alpha) * z.sigmoid().pow_(gamma) * F.softplus(z)
             x = z.gather(1, index[:, None])
             present = alpha * (-x).sigmoid().pow(gamma) * F.softplus(-x)
@@ -63,7 +71,7 @@ class _Focal(torch.autograd.Function):
         logits, target, weight = ctx.saved_tensors
         alpha, gamma = ctx.alpha, ctx.gamma
         back = torch.empty_like(logits)
-        for z, index, weighting, out in zip(*(v.split(_AT_ONCE) for v in (logits, target, weight, back)), strict=True):
+        for z, index, weighting, out in zip(*(v.split(_at_once(logits)) for v in (logits, target, weight, back)), strict=True):
             x = z.gather(1, index[:, None])
             torch.mul(_focal_gradient(z, gamma), (1 - alpha) * grad * weighting[:, None], out=out)
             out.scatter_(1, index[:, None], _focal_gradient(-x, gamma) * (-alpha * grad * weighting[:, None]))
@@ -110,19 +118,19 @@ class _Lovasz(torch.autograd.Function):
         return back, None, None, None
 
 
-def sorted_weights(error: Float[Tensor, "N"], truth: Bool[Tensor, "N"]) -> Float[Tensor, "N"]:
-    """Gradient of the Lovász extension at each element of a class, by sorting errors in descending order.
+def sorted_weights(error: Float[Tensor, "*K N"], truth: Bool[Tensor, "*K N"]) -> Float[Tensor, "*K N"]:
+    """Gradient of the Lovász extension at each element of a class (of each by itself), by sorting errors in descending order.
 
     It is what calling one more element wrong adds to the Jaccard loss: 1 / union for a true one, and for a false one, which makes the union
     larger by itself, intersection / (union before and after).
     """
     values, order = _descending(error, truth)
-    hits = values.cumsum(0, dtype=torch.int32)
-    total = hits[-1]
-    union = torch.arange(len(error), device=error.device, dtype=torch.int32).add_(total + 1).sub_(hits)
+    hits = values.cumsum(-1, dtype=torch.int32)
+    total = hits[..., -1:]
+    union = (total + 1 - hits).add_(torch.arange(error.shape[-1], device=error.device, dtype=torch.int32))
     # of a true element the union before it may be 0; it is not asked for
     steps = torch.where(values.bool(), 1, (total - hits).to(error.dtype).div_(union - 1)).div_(union)
-    return torch.empty_like(error).scatter_(0, order, steps)
+    return torch.empty_like(error).scatter_(-1, order, steps)
 
 
 def _descending(error: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,27 +141,38 @@ def _descending(error: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """
     if error.dtype != torch.float32:
         order = error.argsort(descending=True)
-        return truth[order].int(), order
+        return truth.gather(-1, order).int(), order
     values, order = torch.add(truth, error.view(torch.int32), alpha=-2).sort()
     return values.bitwise_and_(1), order
 
 
 def histogram_weights(error: Float[Tensor, "N"], truth: Bool[Tensor, "N"], bins: int) -> Float[Tensor, "N"]:
     """The same from a histogram: elements in one of `bins` equal intervals share one weight for true and one for false elements."""
-    # an error that is no number gets some place: the sum of errors is none either, and the training says so
-    place = (error * -bins).add_(bins - 1e-3).nan_to_num_(0).clamp_(0, bins - 1).long()
+    place = interval(error, bins)
     count = torch.bincount(place, minlength=bins).double()
     hits = torch.bincount(place[truth], minlength=bins).double()
-    total = hits.sum()
-    wrong_hits, seen = hits.cumsum(0), count.cumsum(0)
+    for_false, for_true = weights_of_intervals(count, hits)
+    return torch.where(truth, for_true.to(error.dtype)[place], for_false.to(error.dtype)[place])
+
+
+def interval(error: Float[Tensor, "*N"], bins: int) -> Int[Tensor, "*N"]:
+    """Which of `bins` equal intervals an error between 0 and 1 falls into, the largest errors first; NaN into any: the loss is NaN all the same."""
+    return (error * -bins).add_(bins - 1e-3).nan_to_num_(0).clamp_(0, bins - 1).long()
+
+
+def weights_of_intervals(
+    count: Float64[Tensor, "*K N"], hits: Float64[Tensor, "*K N"]
+) -> tuple[Float64[Tensor, "*K N"], Float64[Tensor, "*K N"]]:
+    """Weights of the false and of the true elements of each interval, from how many elements it has and how many of them are true."""
+    total = hits.sum(-1, keepdim=True)
+    wrong_hits, seen = hits.cumsum(-1), count.cumsum(-1)
     jaccard = _jaccard(wrong_hits, seen, total)
-    step = torch.diff(jaccard, prepend=jaccard.new_zeros(1))
+    step = torch.diff(jaccard, prepend=torch.zeros_like(total))
     # Within an interval a true element adds 1 / union and a false one intersection / union^2, both at the interval's middle.
     union = (total + seen - wrong_hits - (count - hits) / 2).clamp(min=1)
     for_true, for_false = 1 / union, (total - wrong_hits + hits / 2) / union.square()
     scale = step / (hits * for_true + (count - hits) * for_false).clamp(min=1e-12)
-    weights = torch.stack([for_false * scale, for_true * scale]).to(error.dtype)
-    return torch.where(truth, weights[1][place], weights[0][place])
+    return for_false * scale, for_true * scale
 
 
 def _jaccard(hits: Tensor, seen: Tensor, total: Tensor) -> Tensor:

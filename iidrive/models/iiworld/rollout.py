@@ -23,7 +23,7 @@ from torch import Tensor
 from iidrive.core.errors import ConfigError
 from iidrive.core.scene import STEP_S
 from iidrive.models.iiworld.quirks import Quirk
-from iidrive.models.layers import transform_inverse
+from iidrive.models.layers import constant, transform_inverse
 from iidrive.models.world import WorldConfig, WorldModel
 
 Quirks = Collection[Quirk]
@@ -111,7 +111,7 @@ def begin(drive: Drive, carry: Carry | None, quirks: Quirks, history: int) -> Ca
 def at_rest(quirks: Quirks, like: Tensor) -> Float[Tensor, "M"]:
     """The motion that stands for the time before a sequence."""
     rotation = [1.0, 1.0, 1.0, 1.0] if "ones-rotation" in quirks else [1.0, 0.0, 0.0, 0.0]
-    return like.new_tensor([0.0, 0.0, *rotation, 0.0, 0.0, 0.0])
+    return constant((0.0, 0.0, *rotation, 0.0, 0.0, 0.0), like)
 
 
 def roll_out(
@@ -147,7 +147,7 @@ def roll_out(
         speed = moved[:2].norm() / STEP_S if "batch-speed" in quirks else moved[:, :2].norm(dim=-1) / STEP_S
         velocity = velocities(reached - heading, speed, reached, quirks)
         if "rate-first" in quirks:
-            velocity = velocity[:, [2, 0, 1]]
+            velocity = velocity.roll(1, -1)
         heading, last = reached, next_position.detach()
         steps.append((latent, translation, turn, next_rotation, next_position, velocity, next_T_now))
         if k + 1 == drive.command.shape[1]:
@@ -165,7 +165,7 @@ def roll_out(
 
 def losses(config: WorldConfig, made: RollOut, drive: Drive) -> dict[str, Tensor]:
     """Latent losses of every step, trajectory and rotation loss, all weighted; their sum is what is minimised."""
-    weight = torch.tensor(config.latent_weights, device=made.latents.device)
+    weight = constant(config.latent_weights, made.latents)
     error = (made.latents - drive.latents[:, 1:]).square().mean((2, 3, 4)) * drive.valid
     latent = weight * error.sum(0) / drive.valid.sum(0).clamp(min=1)
     distance = (made.translations.double().cumsum(1) - drive.translations.cumsum(1)).square().sum(-1)
@@ -219,7 +219,7 @@ def pose_matrix(rotation: Float[Tensor, "*B 4"], position: Float[Tensor, "*B 3"]
     cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
     eye = torch.eye(3, device=v.device, dtype=v.dtype)
     upper = torch.cat([eye + 2 * w * cross + 2 * cross @ cross, position[..., None]], -1)
-    bottom = eye.new_tensor([0.0, 0, 0, 1]).expand(*upper.shape[:-2], 1, 4)
+    bottom = constant((0.0, 0.0, 0.0, 1.0), v).expand(*upper.shape[:-2], 1, 4)
     return torch.cat([upper, bottom], -2)
 
 
