@@ -305,7 +305,7 @@ def test_an_imagined_scene_is_passed_on_to_one_with_the_same_command() -> None:
     passing = Passing()
     assert passing(["a", "b", "c"], inputs, scenes).flatten().tolist() == [2, 2, 0]
     # c has ended; what was imagined for it last is still there
-    assert passing(["a", "b"], inputs.select(torch.tensor([0, 1])), 10 + scenes[:2]).flatten().tolist() == [2, 2]
+    assert passing(["a", "b"], inputs.select([0, 1]), 10 + scenes[:2]).flatten().tolist() == [2, 2]
 
 
 def test_the_oracle_sees_what_happens(town: Town) -> None:
