@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
@@ -18,14 +17,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from iidrive.core.batch import Batch, Inputs
-from iidrive.core.classes import IGNORE, MOVABLE
+from iidrive.core.classes import IGNORE
 from iidrive.core.errors import ConfigError
 from iidrive.core.scene import GridSpec
 from iidrive.models.iiworld import windows as recorded_windows
 from iidrive.models.layers import constant, identity, transform_inverse
 from iidrive.models.losses import Counts, masked_mean, voxel_counts
 from iidrive.models.occupancy_flow import OccupancyFlow
-from iidrive.models.road_users import movable_classes, transported
+from iidrive.models.road_users import ROAD_USERS, movable_classes, transported
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import Imagined, RolloutState, WorldModel
 
@@ -127,7 +126,7 @@ class Forecaster(nn.Module):
         assert inputs.codes is not None
         assert self.flow_grid is not None
         logits = self.tokenizer.class_logits(self.latents(inputs.codes[:, -1]))
-        movable = constant(np.flatnonzero(MOVABLE[: logits.shape[-1]]).tolist(), inputs.command)
+        movable = constant(ROAD_USERS, inputs.command)
         found = logits.softmax(-1)[..., movable].sum(-1).amax(-1)
         voxels = found.shape[1] // self.flow_grid.shape[0]
         return F.max_pool2d(found[:, None], voxels)[:, 0] if voxels > 1 else found

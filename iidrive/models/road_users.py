@@ -18,9 +18,13 @@ _REACH = 2
 """A cell whose origin shows no road user takes the nearest one at most so many cells beside it, along either axis."""
 
 
+ROAD_USERS: tuple[int, ...] = tuple(k for k in range(len(OCC_CLASSES)) if MOVABLE[k])
+"""The classes of road users."""
+
+
 def movable_classes(like: Tensor) -> Bool[Tensor, "K"]:
     """Which classes are road users', on the device of a tensor."""
-    return constant(MOVABLE[: len(OCC_CLASSES)].tolist(), like.new_empty(0, dtype=torch.bool))
+    return constant([k in ROAD_USERS for k in range(len(OCC_CLASSES))], like.new_empty(0, dtype=torch.bool))
 
 
 def transported(

@@ -1,0 +1,112 @@
+"""torch.compile takes each model whole, once: no break in the graph, and no second compilation for other inputs of the same shape.
+
+Compiled, a model gives what it gives without, up to rounding: it takes a GPU's way, not a CPU's shortcuts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from iidrive.core.batch import Inputs
+from iidrive.models.forecast import Forecaster
+from iidrive.models.layers import planar_transform
+from iidrive.models.planner import Agent, Planner
+from iidrive.models.tokenizer import Tokenizer
+from iidrive.models.world import WorldModel
+from iidrive.pipeline import recipes
+
+TINY = recipes.tiny()
+ROWS, FRAMES = 2, 6
+
+
+@pytest.fixture(scope="module")
+def agent() -> Agent:
+    """Tiny models with attention, whose outputs all depend on their inputs."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(replace(TINY.tokenizer, middle_attention=True, class_weights=(1.0,) * 18))
+    world = WorldModel(replace(TINY.world, strides=(2,)), tokenizer.cells, tokenizer.config.grid)
+    made = Agent(Forecaster(tokenizer, world), Planner(TINY.planner, tokenizer.cells), train_ii=True).eval()
+    for p in made.parameters():
+        if not bool(p.any()):
+            nn.init.normal_(p, std=0.05)
+    return made
+
+
+def inputs(agent: Agent, seed: int) -> Inputs:
+    """A batch of drives in noise."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def poses(*shape: int) -> Tensor:
+        yaw = torch.randn(*shape, generator=draw) / 10
+        return planar_transform(torch.randn(*shape, 2, generator=draw), yaw.cos(), yaw.sin())
+
+    cells = sum(agent.forecaster.tokenizer.quantiser.level_cells)
+    return Inputs(
+        tuple(f"{seed}-{row}" for row in range(ROWS)),
+        torch.cat([poses(ROWS, FRAMES - 1), torch.eye(4).expand(ROWS, 1, 4, 4)], 1),
+        torch.rand(ROWS, FRAMES, generator=draw) > 0.2,
+        torch.arange(FRAMES - 1.0, -1, -1).expand(ROWS, -1) / 2,
+        torch.randint(0, 3, (ROWS,), generator=draw),
+        poses(ROWS),
+        torch.randint(0, 18, (ROWS, FRAMES, *TINY.tokenizer.grid.shape), generator=draw).to(torch.uint8),
+        torch.randint(0, TINY.tokenizer.quantiser.codes, (ROWS, FRAMES, cells), generator=draw),
+    )
+
+
+def encode(agent: Agent, x: Inputs) -> Tensor:
+    assert x.occupancy is not None
+    return agent.forecaster.tokenizer.tokenize(x.occupancy, x.now_T_frame).codes
+
+
+def decode(agent: Agent, x: Inputs) -> Tensor:
+    assert x.codes is not None
+    return agent.forecaster.tokenizer.class_logits(agent.forecaster.latents(x.codes[:, -1]))
+
+
+def roll_out(agent: Agent, x: Inputs) -> Tensor:
+    """Two steps: the second begins with what the first has made."""
+    forecaster = agent.forecaster
+    return forecaster.world.imagine(forecaster.initial_state(x), x.command, 2).latents
+
+
+def plan(agent: Agent, x: Inputs) -> Tensor:
+    return agent.choice(x, ii=True).cost_m
+
+
+@pytest.mark.parametrize("run", [encode, decode, roll_out, plan])
+def test_whole_and_once(run: Callable[[Agent, Inputs], Tensor], agent: Agent) -> None:
+    torch._dynamo.reset()
+    backend = CompileCounterWithBackend("eager")
+    compiled = torch.compile(run, backend=backend, fullgraph=True, dynamic=False)
+    with torch.no_grad():
+        batches = [inputs(agent, seed) for seed in (1, 2)]
+        made = [run(agent, x) for x in batches]
+        found = [compiled(agent, x) for x in batches]
+    assert backend.frame_count == 1
+    assert not torch.equal(made[0], made[1])
+    if run is encode:  # a code beside the boundary may be the next one
+        assert all(bool((a != b).float().mean() < 0.01) for a, b in zip(made, found, strict=True))
+    else:
+        torch.testing.assert_close(found, made, atol=1e-4, rtol=1e-4)
+
+
+def test_a_break_and_a_second_compilation_would_be_found(agent: Agent) -> None:
+    """A value that the host reads breaks the graph; one that it keeps compiles it anew."""
+    torch._dynamo.reset()
+
+    def reads(x: Tensor) -> Tensor:
+        return x * 2 if bool(x.sum() > 0) else x
+
+    with pytest.raises(torch._dynamo.exc.TorchDynamoException):
+        torch.compile(reads, backend="eager", fullgraph=True)(torch.ones(3))
+    backend = CompileCounterWithBackend("eager")
+    scaled = torch.compile(lambda x, by: x * by, backend=backend, fullgraph=True, dynamic=False)
+    for by in (1.0, 2.0):
+        scaled(torch.ones(3), by)
+    assert backend.frame_count == 2
