@@ -352,6 +352,9 @@ class Conflict:
 class Scene:
     """Consecutive keyframes (about 40 at 2 Hz) and the map around them; `conflict` where the scene is known to be hard, and why.
 
+    `intended` (t,6,3) where the ego was disturbed: the rear axle and heading (x, y, yaw; global frame) over the next six steps of every
+    keyframe, as its driver would have gone on from there. It is for training: what happened is in the keyframes.
+
     Raises:
         DataError: if times do not increase or a token stands twice.
     """
@@ -360,6 +363,7 @@ class Scene:
     keyframes: tuple[Keyframe, ...]
     map: VectorMap
     conflict: Conflict | None = None
+    intended: Float[Array, "t 6 3"] | None = None
 
     def __post_init__(self) -> None:
         times = [k.timestamp_us for k in self.keyframes]

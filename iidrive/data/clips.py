@@ -17,7 +17,7 @@ from iidrive.core import geometry
 from iidrive.core.batch import Batch, Inputs, Targets
 from iidrive.core.errors import DataError
 from iidrive.core.scene import FUTURE_STEPS, GridSpec, Scene, Trajectory
-from iidrive.data.source import Source, scenes, true_path
+from iidrive.data.source import Source, intended_path, scenes, true_path
 
 Array = np.ndarray
 Frames = Callable[[str, Array], Array]
@@ -29,7 +29,7 @@ Labels = Callable[[str, int], Mapping[str, Array]]
 
 @dataclass(frozen=True)
 class EgoTrack:
-    """What a scene's clips need, without its voxels: tokens, ego poses, times, commands, true paths."""
+    """What a scene's clips need, without its voxels: tokens, ego poses, times, commands, true paths, and the paths that the driver intended."""
 
     name: str
     tokens: tuple[str, ...]
@@ -39,6 +39,7 @@ class EgoTrack:
     command: Array
     path: Array
     path_valid: Array
+    intended: Array
 
     def true_path(self, index: int) -> Trajectory:
         """The path of keyframe `index`, as `source.true_path` gives it."""
@@ -58,6 +59,7 @@ class EgoTrack:
             np.array([k.command.index for k in frames]),
             np.stack([p.points_m for p in paths]),
             np.stack([p.valid for p in paths]),
+            np.stack([intended_path(scene, i).points_m for i in range(len(scene))]),
         )
 
 
@@ -78,13 +80,15 @@ def keyframes(tracks: Iterable[EgoTrack]) -> int:
 class ClipSpec:
     """How clips are cut: `past` and `future` keyframes around now, and which samples count.
 
-    `full_future` keeps only samples with all six future keyframes.
+    `full_future` keeps only samples with all six future keyframes. `intended` makes the path what the ego's driver would have done if nothing had
+    disturbed him: what is taught, never what is scored.
     """
 
     past: int = 5
     future: int = FUTURE_STEPS
     full_future: bool = True
     first: int = 0
+    intended: bool = False
 
 
 class ClipDataset:
@@ -187,7 +191,7 @@ def _cut(track: EgoTrack, now: Array, spec: ClipSpec) -> tuple[dict[str, Array],
     targets = {
         "now_T_frame": (now_T_global @ track.global_T_ego[next_]).astype(np.float32),
         "valid": future < len(track.tokens),
-        "path": track.path[now, : spec.future].astype(np.float32),
+        "path": (track.intended if spec.intended else track.path)[now, : spec.future].astype(np.float32),
     }
     return inputs, targets
 

@@ -18,6 +18,7 @@ from iidrive.core.scene import (
     Observation,
     OccGrid,
     OccSource,
+    Pose,
     Scene,
     Target,
     Trajectory,
@@ -97,6 +98,19 @@ def true_path(scene: Scene, index: int) -> Trajectory:
     offsets[: len(future)] = np.diff(position, axis=0)[: len(future)].astype(np.float32)
     valid = np.arange(FUTURE_STEPS) < len(future)
     return Trajectory(np.cumsum(offsets, axis=0, dtype=np.float32), "lidar", "lidar_top", valid)
+
+
+def intended_path(scene: Scene, index: int) -> Trajectory:
+    """What a planner is taught at keyframe `index`: the path that the driver would have taken if nothing had disturbed the ego from then on. It is
+    the true path where nothing did."""
+    true = true_path(scene, index)
+    if scene.intended is None:
+        return true
+    now = scene.keyframes[index]
+    lidar_T_global, ego_T_lidar = geometry.invert(now.global_T_lidar), now.ego_T_lidar.matrix
+    poses = np.stack([Pose.from_xy_yaw(*pose).matrix for pose in scene.intended[index]])
+    points = (lidar_T_global @ poses @ ego_T_lidar)[:, :2, 3]
+    return Trajectory(points.astype(np.float32), "lidar", "lidar_top", true.valid)
 
 
 def boxes_ahead(scene: Scene, index: int) -> tuple[Boxes | None, ...]:

@@ -168,13 +168,14 @@ def train_planner(
             "candidates are chosen by the world model's occupancy flow, and this world model has none: train one with "
             "--recipe.world.flow.width 32, or plan without candidates: --recipe.planner.accelerations []."
         )
-    clips = ClipDataset(tracks, ClipSpec(), codes=cache, labels=BoxTargets(source) if config.accelerations else None)
+    clips = ClipDataset(tracks, ClipSpec(intended=True), codes=cache, labels=BoxTargets(source) if config.accelerations else None)
     parents = (stage1.checkpoint, stage2.checkpoint)
     manifest = _manifest("planner", config, training, source, split, recipe, parents, {"train_ii": train_ii})
     manifest = replace(manifest, metrics=zero.metrics(), marks=joined(stage2.manifest.marks, marks, found))
     manifest = start_from(options.init, agent.planner, manifest, allow)
     validate = partial(validate_planner, agent, source, held_out(source, training), options.process_group)
-    return fit(TrainTask(agent, agent.planner, manifest, config, validate=validate), clips, training, run, options)
+    apart = (agent.planner.outcomes,) if config.accelerations else ()
+    return fit(TrainTask(agent, agent.planner, manifest, config, validate=validate, apart=apart), clips, training, run, options)
 
 
 def train_ego_mlp(recipe: Recipe, source: Source, split: str, run: Run, options: RunOptions | None = None) -> Path:
@@ -182,7 +183,7 @@ def train_ego_mlp(recipe: Recipe, source: Source, split: str, run: Run, options:
     config, training = recipe.ego_mlp, recipe.train_ego_mlp
     torch.manual_seed(training.seed)
     model = EgoMLP(config)
-    clips = ClipDataset(read_tracks(source, split), ClipSpec())
+    clips = ClipDataset(read_tracks(source, split), ClipSpec(intended=True))
     manifest = _manifest("ego-mlp", config, training, source, split, recipe)
     return fit(TrainTask(model, model, manifest, config), clips, training, run, options)
 

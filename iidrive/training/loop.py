@@ -160,7 +160,7 @@ def _step(state: State, parts: Sequence[Batch], steps: Steps, run: Run, process_
     scaler = state.precision.scaler
     if scaler is not None:
         scaler.unscale_(state.optimiser)
-    norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+    norm = _clipped(parameters, task.apart, config.max_grad_norm)
     *read, length = _read(torch.cat([values, norm[None]]))
     found = dict(zip(names, read, strict=True))
     if not math.isfinite(found["loss"]):
@@ -177,6 +177,14 @@ def _step(state: State, parts: Sequence[Batch], steps: Steps, run: Run, process_
         raise SharedError(f"the gradient became {length} after {state.seen} samples. {_remedy(state, run)}")
     _settle(task.module, len(parts), process_group)
     return found
+
+
+def _clipped(parameters: Sequence[nn.Parameter], apart: Sequence[nn.Module], most: float) -> Tensor:
+    """Clip the gradients of every module in `apart`, and of what is left, to the norm `most`; returns the norm of all of them before."""
+    groups = [[p for p in module.parameters() if p.requires_grad] for module in apart]
+    taken = {id(p) for group in groups for p in group}
+    groups.append([p for p in parameters if id(p) not in taken])
+    return torch.stack([nn.utils.clip_grad_norm_(group, most) for group in groups]).norm()
 
 
 def _counts(task: TrainTask, parts: Sequence[Batch], process_group: ProcessGroup) -> dict[str, Tensor]:

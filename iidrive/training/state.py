@@ -67,7 +67,8 @@ class TrainTask:
 
     `manifest` is the checkpoint's, complete but for what training adds (fingerprint, samples seen, metrics). `prepare` sees the first samples
     before the first step, the same on every process. `validate` scores the model as it is: (numbers, text), the first number is the one that
-    says which checkpoint is best, larger is better.
+    says which checkpoint is best, larger is better. Gradients of the modules in `apart` are clipped each by itself: they learn something of their
+    own, and a steep batch of theirs would slow the rest.
     """
 
     model: Trainable
@@ -76,6 +77,7 @@ class TrainTask:
     architecture: Any
     prepare: Callable[[Batch], None] | None = None
     validate: Callable[[], tuple[dict[str, float], str]] | None = None
+    apart: tuple[nn.Module, ...] = ()
 
 
 class Precision:

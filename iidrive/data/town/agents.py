@@ -9,6 +9,7 @@ import shapely
 from jaxtyping import Float
 
 from iidrive.core import footprint
+from iidrive.data.town.disturb import Lapse
 from iidrive.data.town.roads import Roads, arclength, sample, tangents
 from iidrive.data.town.route import Route, walk_route
 from iidrive.data.town.static import Surroundings
@@ -58,7 +59,7 @@ class Script:
 class Mover:
     """A vehicle or cyclist: size, rear axle to box centre, wheelbase (metres), its route, where and how fast it starts, its driver.
 
-    `swerve_m` (n,) is how far to the right of each sample of its route it strays.
+    `swerve_m` (n,) is how far to the right of each sample of its route it strays, and in `lapses` it slows down for no reason.
     """
 
     category: str
@@ -74,6 +75,7 @@ class Mover:
     wander_phase: float
     script: Script | None = None
     swerve_m: Float[Array, "n"] | None = None
+    lapses: tuple[Lapse, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ class TownConfig:
         stopped_leaders: fraction of scenes in which the car ahead stops.
         left_turns: fraction of scenes in which the ego turns left across oncoming traffic.
         swerves: fraction of the other train scenes in which the ego swerves aside now and then, and comes back.
+        lapses: fraction of the same scenes in which it slows down for no reason now and then, and drives on.
         visible_only: whether voxels that are hidden from the LIDAR are unknown, in targets as well as in inputs.
 
     Raises:
@@ -72,6 +73,7 @@ class TownConfig:
     stopped_leaders: float = 0.0
     left_turns: float = 0.0
     swerves: float = 0.0
+    lapses: float = 0.0
     visible_only: bool = False
 
     def __post_init__(self) -> None:
@@ -91,7 +93,7 @@ class TownConfig:
         for name in ("traffic", "pedestrians", "parked"):
             if not 0 <= getattr(self, name) <= 3:
                 raise ConfigError(f"TownConfig.{name} is a factor from 0 to 3; found {getattr(self, name)}.")
-        for name in (*FACTORS, "swerves"):
+        for name in (*FACTORS, "swerves", "lapses"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"TownConfig.{name} is a share of the training scenes, from 0 to 1; found {getattr(self, name)}.")
         if (total := sum(getattr(self, name) for name in FACTORS)) > 1 + 1e-9:

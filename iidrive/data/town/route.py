@@ -26,6 +26,12 @@ LATERAL_ACC = 2.6
 BRAKE_ACC = 1.8
 
 
+def smooth(x: Array) -> Array:
+    """0 below 0, 1 above 1, without a bend in between."""
+    x = np.clip(x, 0.0, 1.0)
+    return x * x * (3 - 2 * x)
+
+
 def lane_id(lane: int) -> str:
     """How the map calls a lane of a street."""
     return f"lane-{lane}"

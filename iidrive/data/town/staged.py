@@ -13,7 +13,7 @@ import numpy as np
 
 from iidrive.data.town.agents import Still
 from iidrive.data.town.roads import tangents
-from iidrive.data.town.route import STEP_M
+from iidrive.data.town.route import STEP_M, smooth
 
 if TYPE_CHECKING:
     from iidrive.data.town.traffic import Traffic
@@ -36,12 +36,6 @@ class Narrow:
 
     begin_s: float
     end_s: float
-
-
-def smooth(x: Array) -> Array:
-    """0 below 0, 1 above 1, without a bend in between."""
-    x = np.clip(x, 0.0, 1.0)
-    return x * x * (3 - 2 * x)
 
 
 def set_path(traffic: Traffic, i: int, right_m: Array) -> None:

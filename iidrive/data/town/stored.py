@@ -101,6 +101,8 @@ def encode(world: World) -> bytes:
         "posts": around.posts,
         **shapes.tensors(),
     }
+    if world.scene.intended is not None:
+        tensors["intended"] = world.scene.intended
     text = json.dumps(words, default=_plain).encode()
     tensors["words"] = np.frombuffer(text, np.uint8)
     tensors = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
@@ -244,7 +246,7 @@ def _world(t: Mapping[str, Array], words: Mapping[str, Any]) -> World:
         tuple((begin, end, manoeuvre) for begin, end, manoeuvre in words["turns"]),
     )
     conflict = words["conflict"] and Conflict(**words["conflict"])
-    scene = Scene(words["name"], _keyframes(t, words), vector_map, conflict)
+    scene = Scene(words["name"], _keyframes(t, words), vector_map, conflict, t.get("intended"))
     town, attempt = words["draw"]
     return World(scene, t["ego"], route, drawn.around, (town, attempt), t["kept"])
 

@@ -15,8 +15,10 @@ import numpy as np
 from jaxtyping import Float
 
 from iidrive.core.geometry import wrap_angle
+from iidrive.core.scene import FUTURE_STEPS, STEP_S
 from iidrive.data.town import staged
 from iidrive.data.town.agents import Mover, Still, Walker
+from iidrive.data.town.disturb import way_back
 from iidrive.data.town.roads import Roads
 from iidrive.data.town.route import STEP_M
 
@@ -87,13 +89,7 @@ class Traffic:
         self.profile = np.zeros((m, count))
         for i, v in enumerate(movers):
             n = len(v.route.points)
-            along = np.arange(n) * STEP_M
-            shift = v.right_m + 0.1 * np.sin(along / 9.0 + v.wander_phase) + 0.06 * np.sin(along / 4.3 + 2 * v.wander_phase)
-            if v.swerve_m is not None:
-                shift = shift + v.swerve_m
-            normal = np.stack([np.sin(v.route.heading), -np.cos(v.route.heading)], -1)
-            self.path[i, :n] = v.route.points + shift[:, None] * normal
-            self.path[i, n:] = self.path[i, n - 1]
+            self._lay_path(i, v.swerve_m)
             self.path_heading[i, :n], self.path_heading[i, n:] = v.route.heading, v.route.heading[-1]
             self.profile[i, :n] = v.route.speed_mps
         self.path_cos, self.path_sin = np.cos(self.path_heading).astype(np.float32), np.sin(self.path_heading).astype(np.float32)
@@ -124,7 +120,21 @@ class Traffic:
         self.holding: dict[int, dict[int, int]] = {}
         self.ego_given = False
         self.ego_stood_s = 0.0
+        self.time_s = 0.0
+        self.lapses = movers[0].lapses
         self._walker_state()
+
+    def _lay_path(self, i: int, swerve_m: Array | None) -> None:
+        """Where mover `i` wants to drive: beside its route as it likes to, and as far as it strays."""
+        v = self.movers[i]
+        n = len(v.route.points)
+        along = np.arange(n) * STEP_M
+        shift = v.right_m + 0.1 * np.sin(along / 9.0 + v.wander_phase) + 0.06 * np.sin(along / 4.3 + 2 * v.wander_phase)
+        if swerve_m is not None:
+            shift = shift + swerve_m
+        normal = np.stack([np.sin(v.route.heading), -np.cos(v.route.heading)], -1)
+        self.path[i, :n] = v.route.points + shift[:, None] * normal
+        self.path[i, n:] = self.path[i, n - 1]
 
     def _discs(self) -> None:
         """Bodies as rows of discs: owner and place along the body, for the gap to a leader."""
@@ -156,13 +166,25 @@ class Traffic:
         self.waited = np.full(w, DT_S)
         self._place_walkers()
 
-    def run(self, warm_s: float, keyframes: int, every: int = 5) -> Tracks:
-        """Simulate and return the states at the keyframes, the first after `warm_s` seconds."""
+    def intended(self) -> Float[Array, "s 3"]:
+        """The ego's rear axle and heading (x, y, yaw) at the next keyframes, as its driver would go on from now if nothing disturbed him."""
+        other, out = self.undisturbed(), []
+        for _ in range(FUTURE_STEPS):
+            for _ in range(round(STEP_S / DT_S)):
+                other.step()
+            out.append([*other.xy[0], other.psi[0]])
+        return np.array(out)
+
+    def run(self, warm_s: float, keyframes: int, every: int = 5, intentions: list[Array] | None = None) -> Tracks:
+        """Simulate and return the states at the keyframes, the first after `warm_s` seconds. What the ego's driver intends then is added to
+        `intentions`."""
         out: list[tuple[Array, ...]] = []
         warm = round(warm_s / DT_S)
         for step in range(warm + (keyframes - 1) * every + 1):
             if step >= warm and (step - warm) % every == 0:
                 out.append((self.xy.copy(), self.psi.copy(), self.v.copy(), self.wxy.copy(), self.wpsi.copy()))
+                if intentions is not None:
+                    intentions.append(self.intended())
             self.step()
         xy, psi, v, wxy, wpsi = (np.stack(column) for column in zip(*out, strict=True))
         return Tracks(xy, psi, v, wxy, wpsi)
@@ -189,6 +211,7 @@ class Traffic:
         self._walk()
         self._move(acceleration, ego)
         self.ego_stood_s = self.ego_stood_s + DT_S if self.v[0] < 0.25 else 0.0
+        self.time_s += DT_S
 
     def copy(self) -> Traffic:
         """The same moment once more; neither of the two influences the other from then on."""
@@ -197,6 +220,16 @@ class Traffic:
             setattr(other, name, getattr(self, name).copy())
         other.waiting = {node: list(queue) for node, queue in self.waiting.items()}
         other.holding = {node: dict(held) for node, held in self.holding.items()}
+        return other
+
+    def undisturbed(self) -> Traffic:
+        """The same moment once more, from which on nothing disturbs the ego's driver: he brings the ego back and drives on."""
+        other = self.copy()
+        other.lapses = ()
+        swerve_m = self.movers[0].swerve_m
+        if swerve_m is not None:
+            other.path = self.path.copy()
+            other._lay_path(0, way_back(swerve_m, min(int(self.s[0] / STEP_M), len(swerve_m) - 1)))
         return other
 
     def _leaders(self) -> tuple[Array, Array]:
@@ -249,6 +282,7 @@ class Traffic:
         out = np.minimum(free, np.where(np.isfinite(gap), follow(gap, lead, STANDSTILL_M, self.headway), np.inf))
         out = np.minimum(out, np.where(np.isfinite(stop), follow(stop, np.zeros_like(v), 0.3, np.full_like(v, 0.5)), np.inf))
         out[staged.standing(self)] = HARD_BRAKE
+        out[0] = min([out[0], *(lapse.limit_mps2(self.time_s, float(v[0])) for lapse in self.lapses)])
         return np.clip(out, HARD_BRAKE, None)
 
     def _move(self, acceleration: Array, ego: EgoState | None = None) -> None:

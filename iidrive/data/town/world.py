@@ -15,13 +15,13 @@ from iidrive.core.errors import DataError
 from iidrive.core.scene import STEP_S, Conflict, Scene
 from iidrive.data.town.agents import Mover, Still, Walker, spawn_ego, spawn_movers, spawn_still, spawn_walkers
 from iidrive.data.town.config import FACTORS, HARD, TownConfig, scene_seed
+from iidrive.data.town.disturb import lapsing, swerving
 from iidrive.data.town.hard import AHEAD_S, HARD_KINDS, LEAST_DRIVEN_M, HardKind, Stage, evidence, stage
 from iidrive.data.town.lanes import vector_map
 from iidrive.data.town.record import Cast, assemble, record, settle, track_names
 from iidrive.data.town.roads import Roads, build_roads
 from iidrive.data.town.route import STEP_M, Route
 from iidrive.data.town.static import Surroundings, build_surroundings
-from iidrive.data.town.swerve import swerving
 from iidrive.data.town.traffic import DT_S, Tracks, Traffic
 
 Array = np.ndarray
@@ -72,6 +72,11 @@ class Players:
     def traffic(self) -> Traffic:
         """Their traffic, before its first step."""
         return Traffic(self.roads, self.movers, self.walkers, self.stage.blocks if self.stage else ())
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether the ego now and then does not do what its driver would."""
+        return self.movers[0].swerve_m is not None or bool(self.movers[0].lapses)
 
     def cast(self, tracks: Tracks) -> Cast:
         """Everyone but the ego where the tracks have them."""
@@ -130,11 +135,15 @@ def make_players(config: TownConfig, name: str, place: Place, town: int, attempt
 
 
 def _at_the_wheel(config: TownConfig, name: str, place: Place) -> Mover:
-    """The ego of a scene without a conflict: in some training scenes it swerves."""
-    if config.swerves == 0 or name.split("-")[1] != "train":
-        return place.ego
-    rng = np.random.default_rng((*scene_seed(config, name), 4))
-    return replace(place.ego, swerve_m=swerving(rng, place.ego.route)) if rng.random() < config.swerves else place.ego
+    """The ego of a scene without a conflict: in some training scenes it is disturbed."""
+    ego, seed = place.ego, scene_seed(config, name)
+    if name.split("-")[1] != "train":
+        return ego
+    if config.swerves and (rng := np.random.default_rng((*seed, 4))).random() < config.swerves:
+        ego = replace(ego, swerve_m=swerving(rng, ego.route))
+    if config.lapses and (rng := np.random.default_rng((*seed, 5))).random() < config.lapses:
+        ego = replace(ego, lapses=lapsing(rng, WARM_S + config.keyframes * STEP_S))
+    return ego
 
 
 def make_world(config: TownConfig, name: str) -> World:
@@ -161,8 +170,10 @@ def make_world(config: TownConfig, name: str) -> World:
 def _played(config: TownConfig, name: str, place: Place, players: Players, draw: tuple[int, int], kind: HardKind | None) -> World | None:
     """Let the traffic run; None when somebody touched somebody, or when the scene is not as hard as it should be, and early enough."""
     every = round(STEP_S / DT_S)
+    intended: list[Array] = []
     fine = players.traffic().run(WARM_S, (config.keyframes - 1) * every + 1, 1) if kind else None
-    tracks = fine.every(every) if fine else players.traffic().run(WARM_S, config.keyframes)
+    told = intended if players.disturbed else None
+    tracks = fine.every(every) if fine else players.traffic().run(WARM_S, config.keyframes, intentions=told)
     cast = players.cast(tracks)
     kept = settle(cast, tracks)
     if kept is None:
@@ -175,7 +186,9 @@ def _played(config: TownConfig, name: str, place: Place, players: Players, draw:
             return None
     scene = record(name, cast.select(kept), tracks, route, vector_map(place.roads, place.around))
     ego = np.concatenate([tracks.axle[:, 0], tracks.heading[:, :1]], 1)
-    return World(replace(scene, conflict=conflict), ego, route, lambda: place.around, draw, kept)
+    return World(
+        replace(scene, conflict=conflict, intended=np.stack(intended) if intended else None), ego, route, lambda: place.around, draw, kept
+    )
 
 
 def _conflict(name: str, kind: HardKind, players: Players, fine: Tracks, kept: Array, route: Route) -> Conflict | None:
