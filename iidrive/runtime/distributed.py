@@ -63,6 +63,15 @@ class ProcessGroup:
             assert isinstance(total, Tensor)
             return total.to(values.device)
 
+    def broadcast(self, value: T) -> T:
+        """The value of rank 0, in every process."""
+        if self.fabric is None:
+            return value
+        values = [value]
+        with _connected(self):
+            torch.distributed.broadcast_object_list(values)
+        return values[0]
+
     def gather(self, value: T) -> list[T]:
         """One value of every process, by rank."""
         if self.fabric is None:
@@ -101,6 +110,8 @@ class ProcessGroup:
 def _connected(process_group: ProcessGroup) -> Iterator[None]:
     try:
         yield
+    except torch.OutOfMemoryError:  # a RuntimeError too, but the others are there
+        raise
     except RuntimeError as error:
         why = re.sub(r"^\[.*?\] |\. This is typically.*", "", str(error).splitlines()[0])
         raise IIDriveError(

@@ -19,7 +19,7 @@ from iidrive.core.errors import IIDriveError
 from iidrive.data.clips import ClipDataset
 from iidrive.models.layers import BatchNorm
 from iidrive.runtime.distributed import ProcessGroup, SharedError
-from iidrive.runtime.run_folder import Run, device
+from iidrive.runtime.run_folder import Run, allow_tf32, device
 from iidrive.training import checkpoint
 from iidrive.training.optim import TrainConfig, learning_rate
 from iidrive.training.options import Request, RunOptions, StopRequested, stop_requests
@@ -58,6 +58,7 @@ def fit(task: TrainTask, clips: ClipDataset, config: TrainConfig, run: Run, opti
         if isinstance(first, IIDriveError):
             raise first
         task.prepare(_ready(first[0], state, place))
+    _share_start(task.module, process_group)
     end = config.samples if options.stop_at is None else min(options.stop_at, config.samples)
     logs: dict[str, float] = {}
     path: Path | None = None
@@ -73,7 +74,11 @@ def fit(task: TrainTask, clips: ClipDataset, config: TrainConfig, run: Run, opti
                 _end(process_group, stop, problem, state.seen, steps)
             for group in state.optimiser.param_groups:
                 group["lr"] = learning_rate(config, state.seen)
-            logs = _step(state, [_ready(part, state, place) for part in made or []], steps, run, process_group)
+            allow_tf32(config.precision == "tf32")
+            try:
+                logs = _step(state, [_ready(part, state, place) for part in made or []], steps, run, process_group)
+            except torch.OutOfMemoryError:
+                raise IIDriveError(options.parallel.out_of_memory(config, _stage(state), len(parts[0]))) from None
             state.seen += config.batch
             if state.ema is not None:
                 state.ema.update(task.module, state.seen // config.batch)
@@ -85,6 +90,13 @@ def fit(task: TrainTask, clips: ClipDataset, config: TrainConfig, run: Run, opti
     task.model.eval()
     task.module.load_state_dict(dict(state.weights))
     return path or checkpoint.find(run.folder)
+
+
+def _share_start(module: nn.Module, process_group: ProcessGroup) -> None:
+    """Start every process with the weights of rank 0: GPUs of different makes may have prepared different codebooks."""
+    if process_group.size > 1:
+        start = {key: value.cpu() for key, value in module.state_dict().items()} if process_group.is_rank_zero else {}
+        module.load_state_dict(process_group.broadcast(start))
 
 
 def _due(seen: int, every: int, config: TrainConfig, end: int) -> bool:
@@ -129,11 +141,15 @@ def _end(process_group: ProcessGroup, stop: int, problem: IIDriveError | None, s
     raise (SharedError if process_group.size > 1 else type(problem or SharedError("")))(message)
 
 
+def _stage(state: State) -> str:
+    """How the recipe names what is trained."""
+    return state.manifest.kind.replace("-", "_")
+
+
 def _remedy(state: State, run: Run) -> str:
     """What can be done about a training that diverged: a checkpoint is only offered where there is one."""
     found = checkpoint.newest_first(run.folder)
-    stage = {"ego-mlp": "ego_mlp"}.get(state.manifest.kind, state.manifest.kind)
-    lower = f"--recipe.train_{stage}.learning_rate {state.config.learning_rate / 2:g}"
+    lower = f"--recipe.train_{_stage(state)}.learning_rate {state.config.learning_rate / 2:g}"
     if not found:
         return f"There is no checkpoint yet: start again with a lower learning rate ({lower})."
     return (

@@ -22,7 +22,8 @@ class TrainConfig:
         micro_batch: most samples that a device computes at once; 0: its whole share. Results do not depend on it.
         group: samples that are a batch of their own, with their own loss and BatchNorm statistics; the step takes the groups' mean, as the published
             code does with the 8 samples of a GPU. 0: the loss is the global batch's.
-        precision: 32 or 64: float32 or float64. bf16 or 16: mixed with bfloat16 or float16.
+        precision: 32 or 64: float32 or float64. bf16 or 16: mixed with bfloat16 or float16. tf32: float32, but a GPU rounds what products and
+            convolutions multiply (on a CPU it is 32).
         freeze: parts of the model (prefixes of parameter names) that keep their weights.
         learning_rate: highest learning rate.
         weight_decay: AdamW's weight decay.
@@ -44,7 +45,7 @@ class TrainConfig:
     batch: int = 64
     micro_batch: int = 0
     group: int = 0
-    precision: Literal["32", "64", "bf16", "16"] = "32"
+    precision: Literal["32", "64", "bf16", "16", "tf32"] = "32"
     freeze: tuple[str, ...] = ()
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2

@@ -65,6 +65,19 @@ class ParallelConfig:
             "(--devices, --parallel.micro_batch_size, --parallel.grad_accum_steps)."
         )
 
+    def out_of_memory(self, config: TrainConfig, stage: str, at_once: int) -> str:
+        """What to say when a GPU's memory is not enough for `at_once` samples of a stage: the options that save memory, and what each costs."""
+        ways = []
+        if at_once > max(config.group, 1):
+            fewer = max(n for n in range(1, at_once) if at_once % n == 0)
+            ways.append(f"--parallel.micro_batch_size {fewer} (the same result, a little slower)")
+        if not self.activation_checkpointing and not config.group:
+            ways.append("--parallel.activation_checkpointing on (the same result, a tenth to a third slower)")
+        if config.precision in ("32", "tf32"):
+            ways.append(f"--recipe.train_{stage}.precision bf16 (other rounding)")
+        ways.append("a GPU with more memory")
+        return f"the GPU's memory is not enough for {at_once} samples at once. What helps: {'; '.join(ways)}."
+
 
 def _nearest(batch: int, unit: int, wanted: tuple[int, int, int]) -> tuple[int, int, int]:
     """Devices, samples at once and parts that make the batch, each as near as can be to what was asked for; devices weigh most."""

@@ -34,6 +34,8 @@ class Progress:
         self.board: Any = _board(run) if options.tensorboard and self.is_rank_zero else None
 
     def __enter__(self) -> Progress:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         if self.bar.console.is_terminal:
             self.bar.start()
         return self
@@ -76,7 +78,7 @@ class _Bar(Bar):
 
 
 def memory_gb() -> float:
-    """The most memory used so far, GiB: of the GPU where there is one, of this process otherwise."""
+    """The most memory used, GiB: of the GPU since this training began where there is one, of this process so far otherwise."""
     return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else peak_memory_gb()
 
 

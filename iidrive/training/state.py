@@ -124,7 +124,8 @@ class State:
         moving = [p for p in task.module.parameters() if p.requires_grad]
         if not moving:
             raise ConfigError(f"freeze: nothing of this {task.manifest.kind} would be left to train.")
-        optimiser = torch.optim.AdamW(moving, lr=config.learning_rate, weight_decay=config.weight_decay)
+        fused = device.type == "cuda"
+        optimiser = torch.optim.AdamW(moving, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused)
         return State(task, config, task.manifest, optimiser, EMA(task.module, config) if config.ema_decay else None, precision)
 
     @property
@@ -182,11 +183,12 @@ class State:
                 "Resume with the same ones, or start a new run with `--run NEW_RUN`."
             )
         checkpoint.load_weights(task.module, {k[7:]: v for k, v in training.items() if k.startswith("module.")}, str(path))
+        fused = self.optimiser.defaults["fused"]  # it counts its steps on the device, too
         for name, parameter in task.module.named_parameters():
             prefix = f"optimiser.{name}."
             state = {k[len(prefix) :]: v for k, v in training.items() if k.startswith(prefix)}
             if state:
-                self.optimiser.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
+                self.optimiser.state[parameter] = {k: v if k == "step" and not fused else v.to(parameter.device) for k, v in state.items()}
         if self.ema is not None:
             self.ema.state = {k: v.to(self.ema.state[k].device) for k, v in checkpoint.load_tensors(path).items()}
         if self.precision.scaler is not None and "scaler" in training:

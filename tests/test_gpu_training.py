@@ -1,0 +1,107 @@
+"""What a training does for GPUs and that a CPU can show: one start for all, one setting for TF32, and what to do when memory runs out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from together import run_together
+from torch import Tensor
+
+from iidrive.core.batch import Batch
+from iidrive.core.errors import IIDriveError
+from iidrive.data.clips import ClipDataset, ClipSpec, read_tracks
+from iidrive.data.town.source import Town, TownConfig
+from iidrive.models.baselines import EgoMLP, EgoMLPConfig
+from iidrive.runtime import distributed
+from iidrive.runtime.distributed import ProcessGroup
+from iidrive.runtime.run_folder import Run, allow_tf32, device
+from iidrive.training import checkpoint
+from iidrive.training.checkpoint import Manifest
+from iidrive.training.loop import fit
+from iidrive.training.optim import EMA, TrainConfig
+from iidrive.training.options import RunOptions
+from iidrive.training.parallel import ParallelConfig
+from iidrive.training.state import TrainTask
+
+CONFIG = TrainConfig(samples=16, batch=4, log_every=16, save_every=16, ema_decay=0.0)
+
+
+def train(folder: Path, model: EgoMLP, config: TrainConfig = CONFIG, process_group: ProcessGroup | None = None) -> Path:
+    """Four steps of the smallest model; every process prepares other weights."""
+    process_group = process_group or ProcessGroup()
+    clips = ClipDataset(read_tracks(Town(TownConfig(train_scenes=1, keyframes=14)), "train"), ClipSpec())
+
+    def prepare(batch: Batch) -> None:
+        with torch.no_grad():
+            model.net[0].weight.add_(process_group.rank)  # pyright: ignore[reportOperatorIssue, reportCallIssue]
+
+    task = TrainTask(model, model, Manifest("ego-mlp", "", {}, 0, "", {}), {}, prepare)
+    return fit(task, clips, config, Run.start(folder, {}, process_group=process_group), RunOptions(process_group))
+
+
+def made() -> EgoMLP:
+    torch.manual_seed(0)
+    return EgoMLP(EgoMLPConfig(hidden=8))
+
+
+def train_one(process_group: ProcessGroup, folder: Path) -> None:
+    model = made()
+    train(folder / "run", model, process_group=process_group)
+    torch.save(model.state_dict(), folder / f"{process_group.rank}.pt")
+
+
+def test_all_processes_start_from_the_weights_of_the_first(tmp_path: Path) -> None:
+    run_together(2, train_one, tmp_path)
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    train(tmp_path / "alone", alone := made())
+    for name, weight in alone.state_dict().items():
+        assert torch.equal(one[name], other[name])
+        torch.testing.assert_close(one[name], weight, atol=1e-4, rtol=1e-4)
+
+
+def test_tf32_is_one_setting_and_changes_nothing_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, rounded = (train(tmp_path / p, made(), replace(CONFIG, precision=p)) for p in ("32", "tf32"))
+    weights = [checkpoint.load_tensors(path) for path in (plain, rounded)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    for backend in (torch.backends.cuda.matmul, torch.backends.cudnn):
+        monkeypatch.setattr(backend, "allow_tf32", True)
+    device()
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.cuda, "is_available", lambda: True)
+        allow_tf32(True)
+    assert torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.allow_tf32
+    allow_tf32(False)
+
+
+def test_when_memory_runs_out_the_options_that_save_some_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loss(self: EgoMLP, batch: Batch, counts: object = None) -> tuple[Tensor, dict[str, Tensor]]:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(EgoMLP, "loss", loss)
+    expected = r"not enough for 4 samples at once.*micro_batch_size 2 \(the same.*activation_checkpointing on.*train_ego_mlp.precision bf16"
+    with pytest.raises(IIDriveError, match=expected):
+        train(tmp_path, made())
+    last = ParallelConfig(activation_checkpointing=True).out_of_memory(replace(CONFIG, precision="bf16"), "world", 1)
+    assert last == "the GPU's memory is not enough for 1 samples at once. What helps: a GPU with more memory."
+    with pytest.raises(torch.OutOfMemoryError), distributed._connected(ProcessGroup(0, 2)):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_the_moving_average_of_all_tensors_is_that_of_each() -> None:
+    """Decay 0.5 from the first step on: halfway to the present weights each time."""
+    model = made().double()
+    average = EMA(model, TrainConfig(ema_decay=0.5, ema_initial_steps=10**6))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1.0)
+    average.update(model, 1)
+    for name, value in before.items():
+        np.testing.assert_allclose(average.state[name], value + 0.5, rtol=1e-12)
