@@ -67,8 +67,7 @@ def test_tf32_is_one_setting_and_changes_nothing_on_a_cpu(tmp_path: Path, monkey
     plain, rounded = (train(tmp_path / p, made(), replace(CONFIG, precision=p)) for p in ("32", "tf32"))
     weights = [checkpoint.load_tensors(path) for path in (plain, rounded)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    for backend in (torch.backends.cuda.matmul, torch.backends.cudnn):
-        monkeypatch.setattr(backend, "allow_tf32", True)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     device()
     assert not torch.backends.cuda.matmul.allow_tf32
     assert not torch.backends.cudnn.allow_tf32
