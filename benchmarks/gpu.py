@@ -172,7 +172,7 @@ def measured(case: str, mode: str, size: int, frames: int, call: Callable[[], ob
         wait()
         if k >= 2:
             times.append(time.perf_counter() - start)
-        if len(times) >= 3 and sum(times) > seconds:
+        if times and sum(times) >= seconds:
             break
     median = sorted(times)[len(times) // 2]
     peak_gb = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else peak_memory_gb()

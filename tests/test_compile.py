@@ -70,9 +70,9 @@ def decode(agent: Agent, x: Inputs) -> Tensor:
 
 
 def roll_out(agent: Agent, x: Inputs) -> Tensor:
-    """Two steps: the second begins with what the first has made."""
+    """One step: a compiler writes out every further one as it does the first, for ten seconds each."""
     forecaster = agent.forecaster
-    return forecaster.world.imagine(forecaster.initial_state(x), x.command, 2).latents
+    return forecaster.world.imagine(forecaster.initial_state(x), x.command, 1).latents
 
 
 def plan(agent: Agent, x: Inputs) -> Tensor:
