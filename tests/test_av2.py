@@ -20,8 +20,8 @@ from iidrive.core.errors import ConfigError, DataError
 from iidrive.core.scene import OCC3D_GRID, GridSpec
 from iidrive.data import Data
 from iidrive.data.av2.categories import CATEGORY, WITHOUT_COUNTERPART
-from iidrive.data.av2.log import AXLE_HEIGHT_M, keyframe_moments
-from iidrive.data.av2.source import AV2
+from iidrive.data.av2.log import AXLE_HEIGHT_M, keyframe_moments, read_log
+from iidrive.data.av2.source import AV2, AV2Config
 from iidrive.data.source import true_path
 from iidrive.data.town.source import TownConfig
 from iidrive.scoring.cases import read_cases, write_predictions
@@ -278,6 +278,35 @@ def test_one_broken_log_among_many(tmp_path: Path) -> None:
         (root / "sensor" / "val" / name / "annotations.feather").write_bytes(b"")
     with pytest.raises(DataError, match=r"none of the 20 logs of split 'val' can be read: .*log-000.annotations.feather"):
         AV2(root).scene_names("val")
+
+
+def test_logs_that_were_read_are_known_until_their_files_change(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = AV2Config(str(root), str(tmp_path / "cache"))
+    read: list[str] = []
+
+    def counted(folder: Path) -> Any:
+        read.append(folder.name)
+        return read_log(folder)
+
+    monkeypatch.setattr("iidrive.data.av2.source.read_log", counted)
+    told = AV2(config).missing()
+    assert read == ["log-a", "log-b", "log-c"]
+    read.clear()
+    again = AV2(config)
+    assert again.missing() == told
+    assert read == []
+    assert again.scene_names("val") == ("log-b", "log-c")
+    assert len(again.scene("log-b")) == 12
+    assert read == ["log-b"]
+    read.clear()
+    tiny_av2.edit(root / "sensor" / "val" / "log-c" / "annotations.feather", lambda columns: columns.pop("track_uuid"))
+    assert AV2(config).scene_names("val") == AV2(config).scene_names("val") == ("log-b",)
+    assert read == ["log-c", "log-c"]  # what cannot be read is tried every time
+    for damaged in ("", "[]", "{}", '{"version": 1, "logs": 2}', '{"logs": {"log-a": 3}}'):
+        read.clear()
+        next((tmp_path / "cache").iterdir()).write_text(damaged)
+        AV2(config).missing()
+        assert read == ["log-a", "log-b", "log-c"]
 
 
 def test_a_log_without_map_has_no_road(root: Path) -> None:

@@ -14,9 +14,11 @@ from iidrive.core.errors import ConfigError, DataError, unknown
 from iidrive.core.paths import expanded
 from iidrive.core.scene import STEP_S, CommandSource, GridSpec, OccGrid, OccSource, Scene
 from iidrive.core.text import printable, printable_line
-from iidrive.data.av2.log import ANNOTATIONS, AXLE_HEIGHT_M, CALIBRATION, POSES, About, read_log
+from iidrive.data.av2.known import KnownLogs, log_files
+from iidrive.data.av2.log import ANNOTATIONS, AXLE_HEIGHT_M, CALIBRATION, About, read_log
 from iidrive.data.av2.tables import require_pyarrow
 from iidrive.data.scene_lists import read_list
+from iidrive.data.town.cache import cache_folder
 from iidrive.data.voxelise import voxelise
 
 SPLITS = ("train", "val", "test")
@@ -33,9 +35,14 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class AV2Config:
-    """Where Argoverse 2 lies. `root` is the folder that holds `train/`, `val/` and `test/`, or `sensor/` with these in it."""
+    """Where Argoverse 2 lies.
+
+    root: the folder that holds `train/`, `val/` and `test/`, or `sensor/` with these in it.
+    cache: folder for what is known of logs that were read; empty takes the usual one (see `iidrive cache`).
+    """
 
     root: str
+    cache: str = ""
 
 
 class AV2:
@@ -73,6 +80,7 @@ class AV2:
                 self._folders[folder.name] = folder
         if not self._folders:
             raise DataError(f"{self.root}: {', '.join(f'{split}/' for split in self._splits)} hold no logs; each log is a folder in there.")
+        self._known = KnownLogs(self.root, FORMAT, expanded(config.cache) if config.cache else cache_folder())
         self._about: dict[str, About | DataError] = {}
         self._scenes: OrderedDict[str, Scene] = OrderedDict()
 
@@ -90,8 +98,7 @@ class AV2:
         """How many logs there are in each split, a hash over the names and sizes of their files, and what scenes depend on besides."""
         listing = hashlib.sha256()
         for name, folder in sorted(self._folders.items()):
-            paths = [folder / ANNOTATIONS, folder / POSES, folder / CALIBRATION, *(folder / "map").glob("log_map_archive_*.json")]
-            sizes = ((path.name, path.stat().st_size) for path in sorted(paths) if path.is_file())
+            sizes = ((path.name, path.stat().st_size) for path in log_files(folder))
             listing.update(repr((folder.parent.name, name, *sizes)).encode())
         return {
             "name": self.name,
@@ -157,7 +164,7 @@ class AV2:
         return voxelise(boxes, scene.map, keyframe.global_T_ego, spec)
 
     def missing(self) -> tuple[str, ...]:
-        """Sentences about what this copy of Argoverse 2 lacks and what is done instead. Reads every log once."""
+        """Sentences about what this copy of Argoverse 2 lacks and what is done instead. Reads every log that is not known yet."""
         out: list[str] = []
         for split, folders in self._splits.items():
             if split != "test" and len(folders) < OFFICIAL_LOGS[split]:
@@ -171,6 +178,7 @@ class AV2:
         broken = [f"log {printable(name)} is left out: {found}" for name, found in about.items() if isinstance(found, DataError)]
         out += [*broken[:_NAMED], *([f"and {len(broken) - _NAMED} more logs are left out"] if len(broken) > _NAMED else [])]
         read = {name: found for name, found in about.items() if isinstance(found, About)}
+        self._known.save()
         stand_ins: tuple[tuple[str, str, Callable[[About], bool]], ...] = (
             ("map/log_map_archive_….json", "{} have no map", lambda found: found.mapped),
             (CALIBRATION, "in {} the lidar stands where it usually does", lambda found: found.calibrated),
@@ -191,6 +199,7 @@ class AV2:
     def _readable(self, split: str, folders: list[Path]) -> tuple[str, ...]:
         """Names of the logs that can be read."""
         problems = {folder.name: self._look(folder.name) for folder in folders}
+        self._known.save()
         names = tuple(sorted(name for name, found in problems.items() if isinstance(found, About)))
         if names:
             return names
@@ -200,6 +209,8 @@ class AV2:
 
     def _look(self, name: str) -> About | DataError:
         """What a log lacks, or why it cannot be read; it is read the first time."""
+        if name not in self._about and (known := self._known.get(self._folders[name])) is not None:
+            self._about[name] = known
         return self._about[name] if name in self._about else self._read(name)
 
     def _read(self, name: str) -> About | DataError:
@@ -210,7 +221,10 @@ class AV2:
                     f"{folder / ANNOTATIONS} is missing: the cuboids of Argoverse 2's test split are not public, so nothing can be scored or "
                     "trained there. Use val or train."
                 )
-            self._scenes[name], self._about[name] = read_log(folder)
+            self._scenes[name], about = read_log(folder)
+            if self._about.get(name) != about:
+                self._about[name] = about
+                self._known.add(folder, about)
             while len(self._scenes) > _KEPT_SCENES:
                 self._scenes.popitem(last=False)
         except DataError as error:
