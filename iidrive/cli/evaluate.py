@@ -16,6 +16,7 @@ from iidrive.analysis.swap import swap as swap_
 from iidrive.cli.options import DataOptions, Switch, TownFields, enter, read_plans, write_json
 from iidrive.core.errors import ConfigError, unknown
 from iidrive.core.lineage import mark_lines, mark_numbers
+from iidrive.data.scene_lists import is_list
 from iidrive.models.baselines import KINEMATIC
 from iidrive.pipeline import demo as demo_
 from iidrive.pipeline import evaluate as evaluation
@@ -58,6 +59,7 @@ def evaluate(
     allow_mismatch: Switch = "off",
     explain: Switch = "off",
     protocol: Literal["sparsedrive", "pdm"] = "sparsedrive",
+    train_split: str = "",
     devices: int = 0,
     towns: TownFields = TownFields(),  # noqa: B008
 ) -> None:
@@ -70,9 +72,10 @@ def evaluate(
         json: where to write the scores.
         run: run folder to write; default: runs/evaluate-PLANNER-SPLIT.
         recipe: names the towns and the ego-status MLP's training (a checkpoint's own towns are used, but for fields given one by one).
-        world: run folder or checkpoint of stage 2, the same model as the planner names.
-        tokenizer: run folder or checkpoint of stage 1, the same model as the world model names.
+        world: run folder or checkpoint of stage 2, the planner's own model.
+        tokenizer: run folder or checkpoint of stage 1, the world model's own.
         allow_mismatch: use stages that do not belong together; what they make is marked.
+        train_split: scenes that train ego-mlp; default: the usual ones.
         explain: also write RUN/choices.jsonl: for every sample each candidate, what it was predicted to meet and what it did meet.
         protocol: pdm: also follow every plan for 3 s and score it as drives are.
         devices: processes on this machine that share the work; results stay the same.
@@ -92,13 +95,25 @@ def evaluate(
         recipe = replace(recipe, town=evaluation.town_of(subject.manifest, recipe.town, towns.given))
     source, split = where.open(recipe, "test")
     name = Path(planner).name if planner not in BASELINES else planner
-    source.scene_names(split)
+    trained = train_split or source.usual_split("train")
+    if train_split and planner != "ego-mlp":
+        raise ConfigError(f"--train-split names the scenes that train ego-mlp here; {planner} is not trained here. Leave it out.")
+    tested = set(source.scene_names(split))
+    both = (
+        [name for name in source.scene_names(trained) if name in tested] if planner == "ego-mlp" and (train_split or is_list(split)) else []
+    )
+    if both:
+        raise ConfigError(
+            f"ego-mlp would be trained on {len(both)} of the scenes that it is tested on ({', '.join(both[:3])}). Name others with --train-split."
+        )
     state = f"-ii-{test_ii}" if planner not in BASELINES else ""
     about = describe("evaluate", recipe, source, split) | {"test_ii": test_ii}
-    started = Run.start(run or f"runs/evaluate-{name}-{split}{state}", about, process_group=process_group)
+    started = Run.start(
+        run or f"runs/evaluate-{name}-{Path(split).stem if is_list(split) else split}{state}", about, process_group=process_group
+    )
     use = evaluation.Use(test_ii, explain == "on", world, tokenizer, allow_mismatch == "on")
     on = evaluation.TestSet(source, split, started, pdm=protocol == "pdm")
-    result = evaluation.evaluate(subject, on, recipe, source.usual_split("train"), use)
+    result = evaluation.evaluate(subject, on, recipe, trained, use)
     print(result.text)
     if json and process_group.is_rank_zero:
         write_json(json, result.scores)

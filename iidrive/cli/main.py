@@ -82,6 +82,12 @@ def _explain():
     return explain
 
 
+def _folds():
+    from iidrive.cli import folds
+
+    return folds
+
+
 def _cache():
     from iidrive.cli import cache
 
@@ -110,6 +116,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     ),
     "recipes": Command("list the recipes, or explain every field of one", lambda: _explain().recipes),
     "cases": Command("write the truth of a split, to score predictions against", lambda: _score().cases, OCCUPANCY),
+    "folds": Command("divide scenes, so that each is tested on once", lambda: _folds().folds, OCCUPANCY),
     "score": Command("score planned paths by public protocols", lambda: _score().score, ("data", *OCCUPANCY)),
     "score-occupancy": Command("score occupancy grids by public rules", lambda: _score().score_occupancy, ("data", *OCCUPANCY)),
     "compare": Command("is A better than B, worse, or is there no difference that shows?", lambda: _score().compare),

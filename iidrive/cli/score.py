@@ -33,7 +33,7 @@ from iidrive.scoring import score as scoring
 from iidrive.scoring.cases import Cases, Predictions, align, read_cases, write_cases
 from iidrive.scoring.protocols import protocols_named
 from iidrive.scoring.readers import read_paths
-from iidrive.scoring.sampled import holds_arrays, predictions_in, read_runs
+from iidrive.scoring.sampled import holds_arrays, pieces_of, predictions_in, read_runs
 from iidrive.scoring.tables import format_scores, format_together
 
 _FAR_M = 1.5
@@ -227,15 +227,15 @@ def compare(files: list[str], cases: str = "", tables: bool = False, grid: bool 
     """Say whether two runs differ: A is better, worse, or there is no difference that these data can show.
 
     Args:
-        files: A B: predictions (npz, pickle, JSON), per-sample files or run folders; several seeds of a side joined by commas; or two
-            texts with tables.
+        files: A B: predictions (npz, pickle, JSON), per-sample files or run folders; several seeds of a side joined by
+            commas, folds of a seed by +; or two texts with tables.
         cases: truth of the samples, needed for predictions; names the scenes of per-sample files.
         tables: A and B are printed tables (FILE#2 is the second table of a file); texts are recognised without it.
         grid: any number of files that say their train_ii and test_ii: print the 2×2 and compare its rows and columns.
         samples: how many samples the tables were scored on, where their digits do not say it.
         tokens: sample tokens of predictions that carry none, in their order: one a line, or a JSON list.
     """
-    if tables or not any(holds_arrays(part) and not is_log(part) for file in files for part in file.split(",")):
+    if tables or not any(holds_arrays(part) and not is_log(part) for file in files for seed in file.split(",") for part in pieces_of(seed)):
         if tokens:
             raise ConfigError("--tokens names the rows of predictions, and tables have none: leave it out.")
         print(compare_table_files(files, samples or None))

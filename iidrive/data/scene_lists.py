@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from iidrive.core.errors import DataError
+from collections.abc import Sequence
+from pathlib import Path
+
+from iidrive.core.errors import ConfigError, DataError
 from iidrive.core.text import printable
 from iidrive.core.untrusted.files import decode, read_bytes
 from iidrive.core.untrusted.json_text import parse_json
 
 LONGEST = 1 << 24
 """Bytes of a file of splits or scene names."""
+
+
+def is_list(split: str) -> bool:
+    """Whether what was given for a split is a file."""
+    return Path(split).is_file()
 
 
 def read_list(path: str) -> tuple[str, ...]:
@@ -30,3 +38,14 @@ def checked_names(names: object, where: str) -> tuple[str, ...]:
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"{where}: scene {printable(twice)} stands twice; keep one.")
     return tuple(names)
+
+
+def folds(names: Sequence[str], count: int) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Scenes to train on and to test on, `count` times: every scene is tested on once. Fold k tests on names k, k + count, ….
+
+    Raises:
+        ConfigError: for fewer than two folds, or more than there are scenes.
+    """
+    if not 2 <= count <= len(names):
+        raise ConfigError(f"{len(names)} scenes make 2 to {len(names)} folds; {count} were asked for.")
+    return [(tuple(name for i, name in enumerate(names) if i % count != k), tuple(names[k::count])) for k in range(count)]

@@ -222,6 +222,8 @@ def _scenes_of(entry: Mapping[str, Any], source: Source) -> tuple[str, ...]:
     """The scenes of a source that trained a model, by what its manifest says; none where it was trained on other data."""
     if entry["source"] != source.name:
         return ()
+    if "scenes" in entry:  # those of a file
+        return tuple(entry["scenes"])
     try:
         return source.scene_names(entry["split"])
     except (ConfigError, DataError):  # this version has no such split

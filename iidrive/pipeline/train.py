@@ -23,6 +23,7 @@ from iidrive.core.lineage import INITIAL, Lineage, Parent, joined
 from iidrive.core.scene import GridSpec
 from iidrive.data.box_tracks import BoxTargets, FlowTargets
 from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, OccupancyFrames, keyframes, read_tracks
+from iidrive.data.scene_lists import is_list
 from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache
 from iidrive.models.baselines import EgoMLP
@@ -284,7 +285,9 @@ def _manifest(
 ) -> Manifest:
     identity = source.identity()
     data = {**identity, "split": split, "occupancy": source.occupancy_source, "command": source.command_source}
-    own = {"kind": kind, "source": source.name, "seed": identity.get("seed"), "split": split}
+    own: dict[str, Any] = {"kind": kind, "source": source.name, "seed": identity.get("seed"), "split": split}
+    if is_list(split):
+        own["scenes"] = list(source.scene_names(split))  # the file may change or go
     about = {"recipe": recipe.name, "town": to_plain(recipe.town), "trained_on": [own], **(about or {})}
     above = tuple(parent.as_parent for parent in parents)
     made = Manifest(kind, "", to_plain(config), 0, code_version(), to_plain(data), to_plain(training), {}, about, above)

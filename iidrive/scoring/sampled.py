@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -51,19 +51,58 @@ def read_runs(
 ) -> list[Sampled]:
     """Seeds of one side: files or run folders, several joined by commas or matched by a pattern (`'runs/a-*'`). `read` reads a predictions file.
 
+    Folds of one seed are joined by `+`, or matched by a pattern after it (`'+runs/a-fold*'`): their samples are pooled.
+
     Raises:
         ConfigError: if nothing matches, or predictions are given without cases.
         DataError: for files that cannot be read or joined.
     """
-    found: list[Path] = []
+    found: list[Sampled] = []
     for part in choice.split(","):
-        path = Path(part)
-        anchor = Path(path.anchor) if path.is_absolute() else Path()
-        matches = [path] if path.exists() else sorted(anchor.glob(str(path.relative_to(anchor)))) if any(c in part for c in "*?[") else []
-        if not matches:
-            raise ConfigError(f"'{part}' does not exist. Give a predictions file, a per-sample file or a run folder.")
-        found += matches
-    return [_read(predictions_in(path), cases, read) for path in found]
+        pieces = pieces_of(part)
+        runs = [_read(predictions_in(path), cases, read) for piece in pieces for path in _matches(piece)]
+        found += runs if pieces == [part] else [pooled(runs)]
+    return found
+
+
+def pieces_of(part: str) -> list[str]:
+    """The folds that a seed of a side is made of, as they were written; the seed itself where it is one file, run folder or pattern."""
+    return [part] if "+" not in part or Path(part).exists() else [piece for piece in part.split("+") if piece]
+
+
+def _matches(piece: str) -> list[Path]:
+    path = Path(piece)
+    anchor = Path(path.anchor) if path.is_absolute() else Path()
+    matches = [path] if path.exists() else sorted(anchor.glob(str(path.relative_to(anchor)))) if any(c in piece for c in "*?[") else []
+    if not matches:
+        raise ConfigError(f"'{piece}' does not exist. Give a predictions file, a per-sample file or a run folder.")
+    return matches
+
+
+def pooled(folds: Sequence[Sampled]) -> Sampled:
+    """Runs on different scenes as one: each sample is of the run that was tested on it. What all of them say of themselves is kept.
+
+    Raises:
+        DataError: if two of them score the same sample.
+    """
+    of: dict[str, str] = {}
+    for fold in folds:
+        again = [token for token in fold.token if token in of]
+        if again:
+            raise DataError(
+                f"{of[again[0]]} and {fold.name} both score {npz.few(again)}: folds share no sample. Join seeds, which share all, by commas."
+            )
+        of |= dict.fromkeys(fold.token, fold.name)
+    scenes = [fold.scene for fold in folds if fold.scene is not None]
+    return Sampled(
+        "+".join(fold.name for fold in folds),
+        tuple(of),
+        *(np.concatenate([getattr(fold, name) for fold in folds]) for name in ("L2", "hit", "gt_col")),
+        scene=tuple(name for scene in scenes for name in scene) if len(scenes) == len(folds) else None,
+        about={key: value for key, value in folds[0].about.items() if all(fold.about.get(key) == value for fold in folds)},
+        notes=tuple(dict.fromkeys(note for fold in folds for note in fold.notes)),
+        marks=tuple(dict.fromkeys(mark for fold in folds for mark in fold.marks)),
+    )
 
 
 def holds_arrays(path: str) -> bool:

@@ -17,7 +17,7 @@ from iidrive.core.text import printable, printable_line
 from iidrive.data.av2.known import KnownLogs, log_files
 from iidrive.data.av2.log import ANNOTATIONS, AXLE_HEIGHT_M, CALIBRATION, About, read_log
 from iidrive.data.av2.tables import require_pyarrow
-from iidrive.data.scene_lists import read_list
+from iidrive.data.scene_lists import is_list, read_list
 from iidrive.data.town.cache import cache_folder
 from iidrive.data.voxelise import voxelise
 
@@ -127,7 +127,7 @@ class AV2:
             return self._readable(split, list(self._folders.values()))
         if split in SPLITS:
             raise ConfigError(f"{self.root} has no split '{split}'; splits that it has: {', '.join((*self._splits, 'all'))}.")
-        if not Path(split).is_file():
+        if not is_list(split):
             raise ConfigError(f"{unknown('split', split, (*self._splits, 'all'))} A file with one log id a line will do too.")
         wanted = read_list(split)
         absent = [name for name in wanted if name not in self._folders]

@@ -18,6 +18,7 @@ from iidrive.core import geometry
 from iidrive.core.classes import IGNORE
 from iidrive.core.errors import ConfigError, DataError, unknown
 from iidrive.core.scene import Boxes, CommandSource, GridSpec, OccGrid, OccSource, Pose, Scene
+from iidrive.data.scene_lists import is_list, read_list
 from iidrive.data.town import workers
 from iidrive.data.town.cache import SceneCache
 from iidrive.data.town.config import ALL_SPLITS, SPLITS, VERSION, TownConfig, scene_counts, scene_seed
@@ -80,9 +81,18 @@ class Town:
         return part
 
     def scene_names(self, split: str) -> tuple[str, ...]:
-        """Scene names of a split, `town-train-00000` and on. Raises ConfigError for an unknown split."""
+        """Scene names of a split, `town-train-00000` and on, or of a file of scene names.
+
+        Raises:
+            ConfigError: for an unknown split.
+            DataError: if a file names a scene that these towns do not hold.
+        """
         if split not in ALL_SPLITS:
-            raise ConfigError(f"town: {unknown('split', split, ALL_SPLITS)}")
+            if not is_list(split):
+                raise ConfigError(f"town: {unknown('split', split, ALL_SPLITS)} A file with one scene name a line will do too.")
+            for name in (names := read_list(split)):
+                scene_seed(self.config, name)
+            return names
         return tuple(f"town-{split}-{k:05d}" for k in range(scene_counts(self.config)[split]))
 
     def scene(self, name: str) -> Scene:
