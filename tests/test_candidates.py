@@ -14,11 +14,12 @@ from iidrive.core.footprint import EGO_SIZE_M
 from iidrive.core.scene import GridSpec
 from iidrive.data.box_tracks import MOST_BOXES, BoxTargets
 from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack
+from iidrive.data.town.record import EGO_T_LIDAR
 from iidrive.data.town.source import Town, TownConfig
 from iidrive.models.candidates import LIDAR_TO_CENTRE_M, along, footprints, headings, rectangles_meet, shifted, speed_profiles
-from iidrive.models.outcomes import OutcomeHead, Outcomes, collisions
+from iidrive.models.outcomes import OutcomeHead, Outcomes, collisions, on_the_road
 from iidrive.pipeline.infer import truth
-from iidrive.pipeline.recipes import ACCELERATIONS
+from iidrive.pipeline.recipes import ACCELERATIONS, SHIFTS_M
 from iidrive.scoring.planning.sparsedrive import sparsedrive_hits, sparsedrive_yaw
 
 ADDED = torch.tensor(ACCELERATIONS)
@@ -188,3 +189,20 @@ def test_the_head_sees_who_stands_in_the_way() -> None:
     free = ~met.bool().any(-1)
     chosen = cost.argmin(1)
     assert free[torch.arange(32), chosen][free.any(1)].float().mean() > 0.9
+
+
+def test_a_way_that_leaves_the_road_is_moved_back() -> None:
+    """The road ends 1.6 m to the right of the ego's middle; who drives in its middle stays there to the bit."""
+    grid = GridSpec((80, 80, 1), (-32.0, -32.0, 0.0), 0.8)
+    off_road = torch.zeros(1, 80, 80)
+    off_road[:, :, :38] = 1.0  # y < -1.6 in the ego frame
+    frame = torch.tensor(EGO_T_LIDAR.matrix, dtype=torch.float32)[None]
+    middle = straight(8.0)
+    assert torch.equal(on_the_road(middle, off_road, grid, frame, SHIFTS_M, 40.0), middle)
+    drifting = middle + torch.tensor([0.0, 0.1, 0.3, 0.6, 1.0, 1.4])[None, :, None] * torch.tensor([1.0, 0.0])
+    kept = on_the_road(drifting, off_road, grid, frame, SHIFTS_M, 40.0)
+    assert float(kept[0, -1, 0]) < 0.7
+    assert torch.equal(on_the_road(drifting, off_road, grid, frame, SHIFTS_M, 0.0), drifting)
+    torch.testing.assert_close(
+        on_the_road(drifting * torch.tensor([-1.0, 1.0]), off_road, grid, frame, SHIFTS_M, 40.0)[..., 0], -drifting[..., 0]
+    )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -24,9 +24,18 @@ from iidrive.models.iiworld import windows as recorded_windows
 from iidrive.models.layers import constant, identity, transform_inverse
 from iidrive.models.losses import Counts, masked_mean, voxel_counts
 from iidrive.models.occupancy_flow import OccupancyFlow
-from iidrive.models.road_users import ROAD_USERS, movable_classes, transported
+from iidrive.models.road_users import DRIVEABLE, ROAD_USERS, movable_classes, transported
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import Imagined, RolloutState, WorldModel
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The present in the present ego frame: how likely a road user takes each cell, and how likely a cell is no road. Where a road user stands, there
+    is road."""
+
+    taken: Float[Tensor, "B X Y"]
+    off_road: Float[Tensor, "B X Y"]
 
 
 class Forecaster(nn.Module):
@@ -121,15 +130,17 @@ class Forecaster(nn.Module):
         return self.world.flow.of(inputs, self._seen_latents(inputs)).taken[:, 1:].sigmoid()
 
     @torch.no_grad()
-    def taken_now(self, inputs: Inputs) -> Float[Tensor, "B X Y"]:
-        """How likely a road user takes each of those cells at present: what the present latent shows. The world model is not asked."""
+    def seen_now(self, inputs: Inputs) -> Seen:
+        """What the present latent shows on the cells of the occupancy flow. The world model is not asked."""
         assert inputs.codes is not None
         assert self.flow_grid is not None
-        logits = self.tokenizer.class_logits(self.latents(inputs.codes[:, -1]))
-        movable = constant(ROAD_USERS, inputs.command)
-        found = logits.softmax(-1)[..., movable].sum(-1).amax(-1)
+        found = self.tokenizer.class_logits(self.latents(inputs.codes[:, -1])).softmax(-1)
+        user = found[..., constant(ROAD_USERS, inputs.command)].sum(-1)
+        taken, road = user.amax(-1), (user + found[..., DRIVEABLE]).amax(-1)
         voxels = found.shape[1] // self.flow_grid.shape[0]
-        return F.max_pool2d(found[:, None], voxels)[:, 0] if voxels > 1 else found
+        if voxels == 1:
+            return Seen(taken, 1 - road)
+        return Seen(F.max_pool2d(taken[:, None], voxels)[:, 0], 1 - F.avg_pool2d(road[:, None], voxels)[:, 0])
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Valid elements of a batch: future steps that exist; known voxels of the frames that the voxel loss decodes, and those frames."""

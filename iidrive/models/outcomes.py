@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from iidrive.core.batch import Targets
 from iidrive.core.footprint import EGO_SIZE_M
 from iidrive.core.scene import FUTURE_STEPS, GridSpec
-from iidrive.models.candidates import LIDAR_TO_CENTRE_M, footprints, headings, rectangles_meet
+from iidrive.models.candidates import LIDAR_TO_CENTRE_M, footprints, headings, rectangles_meet, shifted
 from iidrive.models.layers import constant, mlp, planar, read_grid
 
 _MARGINS_M = (0.0, 0.6, 1.5)
@@ -103,6 +103,26 @@ def read_along(
     ego = planar(ego_T_lidar, points.flatten(2, 3)).view_as(points).transpose(1, 2)
     found = read_grid(maps.flatten(0, 1)[:, None], ego.flatten(0, 1), grid)[:, 0]
     return torch.stack([found.amax(-1), found.mean(-1)], -1).unflatten(0, maps.shape[:2]).transpose(1, 2)
+
+
+def on_the_road(
+    way: Float[Tensor, "B S 2"],
+    off_road: Float[Tensor, "B X Y"],
+    grid: GridSpec,
+    ego_T_lidar: Float[Tensor, "B 4 4"],
+    shifts_m: tuple[float, ...],
+    road_m: float,
+) -> Float[Tensor, "B S 2"]:
+    """The cheapest of some paths beside a way (lidar frame): what each costs is how far aside it lies, metres, and `road_m` times the share of its
+    corners, over all steps, that is expected off the road. Corners have a little room around them; what lies outside the map is road."""
+    paths = torch.stack([shifted(way, aside) if aside else way for aside in shifts_m], 1)
+    maps = off_road[:, None].expand(-1, way.shape[1], -1, -1)
+    off = read_along(paths, maps, grid, ego_T_lidar, (2, 2), _ROOM_M)[..., 1].mean(-1)
+    cost = road_m * off + constant([abs(aside) for aside in shifts_m], way)
+    return paths[torch.arange(len(way), device=way.device), cost.argmin(1)]
+
+
+_ROOM_M = 0.2
 
 
 def collisions(candidates: Float[Tensor, "B A S 2"], targets: Targets, ego_T_lidar: Float[Tensor, "B 4 4"]) -> Bool[Tensor, "B A S"]:

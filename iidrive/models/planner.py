@@ -2,6 +2,7 @@
 
 - the ego's status and the command propose K corrections of the path that the world model's motion prior expects;
 - each proposal reads the present latent along its own waypoints and corrects itself, twice; the best-scored one is the way;
+- where it would leave the road that the present tokens show, a path beside it takes its place;
 - candidates drive that way at other speeds (`candidates.py`), and a head predicts what each would meet (`outcomes.py`). The cheapest is the plan;
 - **ii**: candidates are read along their own footprints in the scene that the world model imagines for every step. Without ii they are read in the
   present scene, as if everybody stood still, and the world model's future is not computed.
@@ -29,10 +30,10 @@ from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES
 from iidrive.models.baselines import ctrv
 from iidrive.models.candidates import speed_profiles
 from iidrive.models.ego_motion import MOTION, ego_status, lidar_path
-from iidrive.models.forecast import Forecaster
+from iidrive.models.forecast import Forecaster, Seen
 from iidrive.models.layers import CellGrid, ResBlock, constant, mlp, planar, transform_inverse
 from iidrive.models.losses import Counts, masked_mean
-from iidrive.models.outcomes import OutcomeHead, Outcomes, collisions
+from iidrive.models.outcomes import OutcomeHead, Outcomes, collisions, on_the_road
 from iidrive.models.world import Imagined
 
 
@@ -53,6 +54,8 @@ class PlannerConfig:
         accelerations: what candidates add to the plan's own speed, m/s², the first one 0; empty: there are none (the regressor).
         collision_m: metres of distance from the expert's path that a step counts as much as in which the head expects a collision.
         overlap_m: the same for a step in which the whole footprint is taken in the imagined scene.
+        shifts_m: how far beside the way paths lie that are tried before speeds are, metres, 0 first; empty: the way is driven as it is.
+        road_m: metres aside that a path is worth whose corners are off the road from its first step to its last, as the present tokens show it.
     """
 
     latent_width: int = 128
@@ -66,6 +69,8 @@ class PlannerConfig:
     accelerations: tuple[float, ...] = ()
     collision_m: float = 10.0
     overlap_m: float = 20.0
+    shifts_m: tuple[float, ...] = ()
+    road_m: float = 40.0
 
     def __post_init__(self) -> None:
         if self.width % 8:
@@ -76,6 +81,8 @@ class PlannerConfig:
             raise ConfigError(
                 f"the first candidate is the plan at its own speed: accelerations must begin with 0; found {self.accelerations}."
             )
+        if self.shifts_m and self.shifts_m[0] != 0:
+            raise ConfigError(f"the first path is the way itself: shifts_m must begin with 0; found {self.shifts_m}.")
 
 
 @dataclass(frozen=True)
@@ -221,7 +228,8 @@ class Agent(nn.Module):
     @torch.no_grad()
     def choice(self, inputs: Inputs, ii: bool) -> Choice:
         """The candidates of a batch and what they are predicted to meet; only for a planner that has candidates."""
-        return self.choose(inputs, self.way(inputs), self.scene(inputs, ii), ii)
+        seen = None if ii and not self.planner.config.shifts_m else self.forecaster.seen_now(inputs)
+        return self.choose(inputs, self.way(inputs, seen), self.scene(inputs, ii, seen), ii)
 
     @torch.no_grad()
     def choice_in(self, inputs: Inputs, scene: Float[Tensor, "B S X Y"]) -> Choice:
@@ -229,18 +237,23 @@ class Agent(nn.Module):
         return self.choose(inputs, self.way(inputs), scene, True)
 
     @torch.no_grad()
-    def way(self, inputs: Inputs) -> Float[Tensor, "B S 2"]:
-        """The way that candidates vary: the best-scored proposal."""
+    def way(self, inputs: Inputs, seen: Seen | None = None) -> Float[Tensor, "B S 2"]:
+        """The way that candidates vary: the best-scored proposal, moved aside where it would leave the road. `seen`: the present, if it was read."""
         assert inputs.codes is not None
+        config, grid = self.planner.config, self.forecaster.flow_grid
         stages, _ = self.planner(inputs, self.forecaster.latents(inputs.codes[:, -1]), self._base(inputs))
-        return drivable(stages[-1].best())
+        way = drivable(stages[-1].best())
+        if not config.shifts_m or grid is None:
+            return way
+        off_road = (seen or self.forecaster.seen_now(inputs)).off_road
+        return on_the_road(way, off_road, grid, inputs.ego_T_lidar, config.shifts_m, config.road_m)
 
     @torch.no_grad()
-    def scene(self, inputs: Inputs, ii: bool) -> Float[Tensor, "B S X Y"]:
+    def scene(self, inputs: Inputs, ii: bool, seen: Seen | None = None) -> Float[Tensor, "B S X Y"]:
         """How likely a road user takes each cell around the ego at every step: as imagined with ii, without it as the present shows it."""
         if ii:
             return self.forecaster.taken(inputs)
-        return self.forecaster.taken_now(inputs)[:, None].expand(-1, FUTURE_STEPS, -1, -1)
+        return (seen or self.forecaster.seen_now(inputs)).taken[:, None].expand(-1, FUTURE_STEPS, -1, -1)
 
     def choose(self, inputs: Inputs, way: Float[Tensor, "B S 2"], scene: Float[Tensor, "B S X Y"], ii: bool) -> Choice:
         """Candidates along a way, and what each would meet in a scene. `ii` says whether the scene was imagined; a head that was never shown one

@@ -22,6 +22,9 @@ ROAD_USERS: tuple[int, ...] = tuple(k for k in range(len(OCC_CLASSES)) if MOVABL
 """The classes of road users."""
 
 
+DRIVEABLE = OCC_CLASSES.index("driveable_surface")
+
+
 def movable_classes(like: Tensor) -> Bool[Tensor, "K"]:
     """Which classes are road users', on the device of a tensor."""
     return constant([k in ROAD_USERS for k in range(len(OCC_CLASSES))], like.new_empty(0, dtype=torch.bool))

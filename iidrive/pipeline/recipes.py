@@ -69,6 +69,9 @@ class Recipe:
 ACCELERATIONS = (0.0, -0.5, 0.5, -1.0, 1.0, -2.0, 2.0, -3.0, -4.0, -6.0)
 """What candidates add to the plan's own speed, m/s²: the gentlest first."""
 
+SHIFTS_M = (0.0, 0.3, -0.3, 0.6, -0.6, 1.0, -1.0, 1.5, -1.5)
+"""How far to the left and right of the way paths lie that keep to the road."""
+
 COARSE_GRID = GridSpec((80, 80, 8), (-32.0, -32.0, -1.0), 0.8)
 """64 x 64 x 6.4 m around the ego in voxels of 0.8 m: Occ3D's, two by two by two, cropped."""
 
@@ -101,7 +104,7 @@ def small() -> Recipe:
         rotation_weight=10.0,
         flow=FlowConfig(width=32),
     )
-    planner = PlannerConfig(latent_width=32, width=48, ii_fraction=0.25, accelerations=ACCELERATIONS)
+    planner = PlannerConfig(latent_width=32, width=48, ii_fraction=0.25, accelerations=ACCELERATIONS, shifts_m=SHIFTS_M)
     base = TrainConfig(weight_decay=1e-2, max_grad_norm=1.0, ema_decay=0.995, ema_warmup_steps=100.0)
     return Recipe(
         "small",
@@ -180,7 +183,7 @@ def full() -> Recipe:
         "full",
         TokenizerConfig(mirror="clip"),
         WorldConfig(flow=FlowConfig(width=64)),
-        PlannerConfig(accelerations=ACCELERATIONS),
+        PlannerConfig(accelerations=ACCELERATIONS, shifts_m=SHIFTS_M),
         train_tokenizer=stage1,
         train_motion=replace(stage1, samples=256_000, learning_rate=1e-3, save_every=128_000, micro_batch=0),
         train_flow=replace(stage1, samples=12 * 1999 * 64, learning_rate=1e-3, micro_batch=16),
