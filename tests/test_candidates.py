@@ -64,8 +64,11 @@ def test_along_reads_points_of_the_path_and_beyond() -> None:
 def test_shifted_paths_run_beside() -> None:
     found = shifted(straight(10.0), 1.5)[0]
     assert torch.allclose(found[:, 1], straight(10.0)[0, :, 1])
-    assert torch.allclose(found[3:, 0], torch.full((3,), -1.5))
-    assert -0.6 < float(found[0, 0]) < 0
+    assert float(found[-1, 0]) == pytest.approx(-1.5)
+    assert (torch.diff(found[:, 0]) < 0).all()
+    assert -0.2 < float(found[0, 0]) < 0
+    slow = shifted(straight(2.0), 1.5)[0]  # 6 m in all: halfway over
+    assert float(slow[-1, 0]) == pytest.approx(-0.75)
 
 
 def test_headings_are_those_of_the_protocol_where_the_path_moves() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from together import run_together
 import iidrive
 from iidrive.cli.main import main
 from iidrive.core.batch import Inputs
+from iidrive.core.classes import FREE
 from iidrive.core.errors import ConfigError, DataError
 from iidrive.core.scene import GridSpec
 from iidrive.data.box_tracks import FlowTargets
@@ -125,6 +127,38 @@ def test_others_react_or_replay(town: Town) -> None:
         assert (other.others.centre_m == recorded.others.centre_m).all()
         assert one.ego.speed_mps[-1] == 0
     assert any((one.others.centre_m != recorded.others.centre_m).any() for one, recorded in zip(reactive, expert, strict=True))
+
+
+def test_a_late_plan_is_driven_late(town: Town) -> None:
+    """Who means to stop at the second plan has stopped later by the delay; without one nothing changes."""
+
+    def stops(inputs: Inputs, scenes: Sequence[DrivenScene]) -> torch.Tensor:
+        along = torch.stack([torch.zeros(6), 5.0 * 0.5 * torch.arange(1, 7)], -1).expand(len(scenes), 6, 2)
+        return torch.where(torch.tensor([len(scene.record.plans) == 0 for scene in scenes])[:, None, None], along, torch.zeros_like(along))
+
+    gone = []
+    for delay_s in (0.0, 0.2, 0.5):
+        rollout = drive_scenes(NAMES[:1], Starts(town, LoopConfig(go_on=True, moments=31, delay_s=delay_s)), stops, None)[0]
+        gone.append(float(np.hypot(*np.diff(rollout.ego.xy_m, axis=0).T).sum()))
+    assert gone[0] + 0.5 < gone[1] < gone[2] - 0.5
+    with pytest.raises(ConfigError, match=r"between 0 and 0\.5 s"):
+        LoopConfig(delay_s=0.6)
+
+
+def test_dropped_columns_look_free_and_are_drawn_from_the_seed(town: Town, agent: Agent) -> None:
+    tokenizer, scene = agent.forecaster.tokenizer, DrivenScene(town, NAMES[0])
+    seen = [Eyes(tokenizer, share).look([scene]).codes for share in (0.0, 0.3, 0.3)]
+    assert seen[0] is not None
+    assert seen[1] is not None
+    assert seen[2] is not None
+    assert torch.equal(seen[1], seen[2])
+    assert not torch.equal(seen[0], seen[1])
+    grid = np.full((40, 40, 4), 11, np.uint8)
+    kept = Eyes(tokenizer, 0.3)._seen(grid, (1, 2))
+    gone = (kept == FREE).all(-1)
+    assert (kept[~gone] == 11).all()
+    assert 0.25 < gone.mean() < 0.35
+    assert Eyes(tokenizer)._seen(grid, (1, 2)) is grid
 
 
 def test_a_drive_ends_where_it_fails_unless_it_goes_on(town: Town) -> None:

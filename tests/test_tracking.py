@@ -93,3 +93,16 @@ def test_the_true_path_of_a_town_is_driven_within_a_tenth_of_a_metre() -> None:
     off = np.stack([np.hypot(*(state.xy_m - xy[at + k]).T) for k, state in enumerate(states, start=1)])
     assert off.mean() < 0.04
     assert off.max() < 0.15
+
+
+def test_a_plan_is_followed_from_its_middle_as_from_its_start() -> None:
+    """Who has followed half a plan and goes on by it from there comes to the same places."""
+    plan = np.stack([0.1 * TIME**2, 4.0 * TIME + 0.3 * TIME**2], -1)[None]
+    wanted, start = reference(plan, LEVER_M), car(4.0, (10.0, -3.0), 0.7)
+    whole = follow(start, wanted, 20)
+    rest = follow(whole[9], wanted, 10, start, 10)
+    for one, other in zip(whole[10:], rest, strict=True):
+        np.testing.assert_allclose(one.xy_m, other.xy_m, atol=1e-9)
+        np.testing.assert_allclose(one.yaw_rad, other.yaw_rad, atol=1e-9)
+    with pytest.raises(ValueError, match="asked for 31"):
+        follow(start, wanted, 21, start, 10)

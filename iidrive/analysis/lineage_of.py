@@ -12,7 +12,7 @@ from iidrive.core.text import printable
 from iidrive.core.untrusted.json_text import read_json
 from iidrive.data.tokens import TokenCache
 from iidrive.scoring.cases import Predictions, read_predictions
-from iidrive.training import checkpoint
+from iidrive.training import checkpoint, shipped
 
 
 def trace(path: str | Path) -> list[Lineage]:
@@ -21,7 +21,7 @@ def trace(path: str | Path) -> list[Lineage]:
     Raises:
         DataError: if nothing there has a chain.
     """
-    path = Path(path)
+    path = shipped.place(path) or Path(path)
     if not path.exists():
         raise DataError(f"{path}: not there. Give a checkpoint, a token cache, a predictions file, a scores file or a run folder.")
     found = _of_file(path) if path.is_file() else _of_folder(path, depth=2)

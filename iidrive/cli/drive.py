@@ -32,6 +32,8 @@ def drive(
     scene: str = "",
     agents: Literal["reactive", "replay"] = "reactive",
     displace: Switch = "off",
+    delay_s: float = 0.0,
+    drop: float = 0.0,
     go_on: Switch = "off",
     baselines: Literal["auto", "on", "off"] = "auto",
     json: str = "",
@@ -46,12 +48,13 @@ def drive(
     Args:
         planner: still, constant-velocity, ctrv, ego-mlp; a planner's run folder or checkpoint; or module:function, from a batch of inputs to
             paths (B,6,2).
-        test_ii: what the planner is shown of the future, as for `iidrive evaluate`; both (off and on) and all give a row each, and their paired
-            differences.
+        test_ii: what the planner is shown of the future; both (off and on) and all: a row each, and paired differences.
         scenes: how many scenes to drive; more than the split has enlarge it; 0: all of it.
         scene: drive this scene alone, by its name.
         agents: whether the others see the ego, or do what they did in the recorded scene.
         displace: start beside the path, turned, and at another speed.
+        delay_s: so long a plan takes, at most 0.5 s; meanwhile the car goes on by the plan before.
+        drop: share of the columns of the occupancy that look free to the planner.
         go_on: drive on after an at-fault contact and off the road.
         baselines: also drive the baselines; auto: those without weights, and beside a trained planner the ego-status MLP too.
         json: where to write the scores besides.
@@ -74,7 +77,7 @@ def drive(
         raise ConfigError(f"--scene {scene}: there is no such scene in {split}; its scenes are {names[0]} to {names[-1]}.")
     names = (scene,) if scene else names
     name = Path(planner).name.replace(":", "-")
-    loop = LoopConfig(agents, displace == "on", go_on == "on")
+    loop = LoopConfig(agents, displace == "on", go_on == "on", delay_s=delay_s, dropped=drop)
     about = describe("drive", recipe, source, split) | {"planner": planner, "test_ii": test_ii, "loop": to_plain(loop)}
     started = Run.start(run or f"runs/drive-{name}-{split}", about, resume=True, process_group=process_group)
     source.prepare(names)

@@ -13,7 +13,7 @@ from iidrive.analysis.leakage import audit as auditing
 from iidrive.analysis.leakage import findings
 from iidrive.analysis.leakage import plausible as plausibility
 from iidrive.analysis.swap import swap as swap_
-from iidrive.cli.options import DataOptions, Switch, TownFields, enter, read_plans, write_json
+from iidrive.cli.options import DataOptions, RecipeGiven, Switch, TownFields, enter, read_plans, write_json
 from iidrive.core.errors import ConfigError, unknown
 from iidrive.core.lineage import mark_lines, mark_numbers
 from iidrive.data.scene_lists import is_list
@@ -29,22 +29,26 @@ from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run
 from iidrive.scoring.cases import align, read_cases
 from iidrive.scoring.sampled import holds_arrays
-from iidrive.training import checkpoint
+from iidrive.training import checkpoint, shipped
 
 
 def demo(
+    train: bool = False,
     recipe: Recipe = recipes.demo(),  # noqa: B008
     out: str = "runs/demo",
     where: DataOptions = DataOptions(),  # noqa: B008
+    given: RecipeGiven = RecipeGiven(),  # noqa: B008
 ) -> None:
-    """Train all three models, evaluate them beside the baselines, print the tables and draw the pictures.
+    """Evaluate the weights that come with iidrive beside the baselines, or train all three models first; print tables, draw pictures.
 
     Args:
+        train: train all three models (some minutes); --recipe and other data than towns mean this too.
         where: towns, nuScenes (train on mini_train or train, test on mini_val or val) or Argoverse 2 (train on train, test on val).
         recipe: what is trained, and how.
         out: run folder.
+        given: whether a recipe was named.
     """
-    demo_.run(recipe, where.source, Path(out))
+    (demo_.run if train or given.named or where.data != "town" else demo_.show)(recipe, where.source, Path(out))
 
 
 def evaluate(
@@ -82,8 +86,8 @@ def evaluate(
         towns: fields of the towns that were given one by one.
     """
     process_group = enter(devices)
-    if planner not in BASELINES and not Path(planner).exists():
-        raise ConfigError(f"{unknown('planner', planner, BASELINES)} Or give a run folder or checkpoint that exists.")
+    if planner not in BASELINES and not shipped.exists(planner):
+        raise ConfigError(f"{unknown('planner', planner, (*BASELINES, *shipped.names()))} Or give a run folder or checkpoint that exists.")
     if planner in BASELINES and (world or tokenizer):
         raise ConfigError(f"{planner} has no world model and no tokenizer: leave out --world and --tokenizer.")
     if planner in BASELINES and test_ii != "off":
@@ -193,7 +197,7 @@ def audit(
             raise ConfigError("--cases is the truth for a predictions file; a model is audited on --data.")
         make = auditing.of_checkpoint(model, test_ii == "on", tokens)
         marks = ()
-        if model not in KINEMATIC and Path(model).exists():
+        if model not in KINEMATIC and shipped.exists(model):
             manifest = checkpoint.read_manifest(model)
             recipe, marks = replace(recipe, town=evaluation.town_of(manifest, recipe.town, towns.given)), manifest.marks
         source, split = where.open(recipe, "test")

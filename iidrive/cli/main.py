@@ -98,7 +98,7 @@ OCCUPANCY = ("occupancy", "gts", "predicted")
 """Options about occupancy: nothing to choose where none is read."""
 
 COMMANDS: Mapping[str, Command | Group] = {
-    "demo": Command("train all three models, evaluate them beside the baselines, draw", lambda: _evaluate().demo, ("split",)),
+    "demo": Command("evaluate the weights that come with iidrive, or train your own; draw", lambda: _evaluate().demo, ("split",)),
     "train": Group(
         "train a stage",
         {
@@ -114,6 +114,7 @@ COMMANDS: Mapping[str, Command | Group] = {
         "answer a question by experiment",
         {"ii": Command("does a world model help the planner?", lambda: _study().ii)},
     ),
+    "weights": Command("list the weights that come with iidrive, or say all about one", lambda: _weights().weights),
     "recipes": Command("list the recipes, or explain every field of one", lambda: _explain().recipes),
     "cases": Command("write the truth of a split, to score predictions against", lambda: _score().cases, OCCUPANCY),
     "folds": Command("divide scenes, so that each is tested on once", lambda: _folds().folds, OCCUPANCY),

@@ -85,6 +85,13 @@ class TownFields:
 
 
 @dataclass(frozen=True)
+class RecipeGiven:
+    """Whether the command line named a recipe, with `--recipe` or in `--config`; fields of towns alone do not count."""
+
+    named: bool = False
+
+
+@dataclass(frozen=True)
 class TrainOptions:
     """Where a training is kept, where it starts, and how it is spread over devices.
 

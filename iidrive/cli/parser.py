@@ -32,7 +32,7 @@ from jsonargparse import (
 from jsonargparse._actions import _ActionConfigLoad
 from jsonargparse._typehints import ActionTypeHint
 
-from iidrive.cli.options import DataOptions, TownFields, TrainOptions
+from iidrive.cli.options import DataOptions, RecipeGiven, TownFields, TrainOptions
 from iidrive.core.config_io import from_plain, to_plain
 from iidrive.core.errors import ConfigError, DataError
 from iidrive.core.text import printable
@@ -137,7 +137,7 @@ def parser_of(function: Callable[..., Any], prog: str, without: Sequence[str] = 
     """The parser of a command's function. `without` names fields of `FLAT` types that mean nothing for it."""
     parser, helps, hints = Parser(prog), meanings(function), get_type_hints(function)
     parameters = inspect.signature(function).parameters
-    own = [name for name in parameters if hints[name] in (list[str], bool, TownFields, *FLAT)]
+    own = [name for name in parameters if hints[name] in (list[str], bool, TownFields, RecipeGiven, *FLAT)]
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip=set(own))
     for name in own:
         default = parameters[name].default
@@ -238,6 +238,8 @@ def call(function: Callable[..., Any], parser: Parser, arguments: Sequence[str])
             given[name] = dataclasses.replace(parameter.default, **{field: parsed[field] for field in fields})
         elif hints[name] is TownFields:
             given[name] = TownFields(tuple(found[1] for word in arguments if (found := re.match(r"--recipe\.town\.(\w+)", word))))
+        elif hints[name] is RecipeGiven:
+            given[name] = RecipeGiven(any(re.match(r"--(config|recipe(?!\.town\.))", word) for word in arguments))
         else:
             given[name] = parsed[name]
     function(**given)

@@ -1,9 +1,39 @@
-"""Weights of other projects, in and out."""
+"""Weights that come with iidrive, and those of other projects, in and out."""
 
 from __future__ import annotations
 
+from iidrive.core.errors import ConfigError, unknown
+from iidrive.core.text import aligned
 from iidrive.pipeline import convert_iiworld
-from iidrive.training import checkpoint
+from iidrive.training import checkpoint, shipped
+
+
+def weights(names: list[str] = []) -> None:  # noqa: B006 - never written to
+    """List the weights that come with iidrive: every command takes these names where it takes a run folder.
+
+    Args:
+        names: sets to print all about: their cards, with data, tables, limits, and the commands that made them.
+    """
+    for name in names:
+        card = shipped.card(name)
+        if card is None:
+            raise ConfigError(unknown("set of weights", name, shipped.sets()))
+        print(card)
+    if names:
+        return
+    rows = [["name", "kind", "recipe", "trained on", "samples", "MB", "fingerprint"]]
+    for known in shipped.names():
+        found = checkpoint.read(known)
+        manifest = found.manifest
+        size = sum(path.stat().st_size for path in found.folder.iterdir()) / 1e6
+        data = f"{manifest.data['source']} {manifest.data['split']}"
+        rows.append(
+            [known, manifest.kind, manifest.about["recipe"], data, f"{manifest.samples_seen:,}", f"{size:.1f}", manifest.fingerprint]
+        )
+    print(aligned(rows))
+    print(
+        f"\n`iidrive weights {shipped.sets()[0]}` says how they were made; `iidrive evaluate {shipped.sets()[0]} --test-ii on` tests them."
+    )
 
 
 def import_ii_world(stage1: str = "", stage2: str = "", out: str = "runs/ii-world") -> None:

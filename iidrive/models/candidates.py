@@ -21,7 +21,7 @@ _LEAST_M = 0.1
 """A hop that is shorter says nothing of a heading."""
 
 _SHIFT_M = 12.0
-"""Distance along the path over which a shifted one moves aside."""
+"""A shifted path moves aside over its whole length, but over so many metres at least."""
 
 
 def speed_profiles(paths: Float[Tensor, "B S 2"], added_mps2: Float[Tensor, "A"]) -> Float[Tensor, "B A S 2"]:
@@ -71,11 +71,11 @@ def headings(paths: Float[Tensor, "*B S 2"]) -> Float[Tensor, "*B S 2"]:
 
 
 def shifted(paths: Float[Tensor, "B S 2"], aside_m: float) -> Float[Tensor, "B S 2"]:
-    """Paths that move aside to the left (negative: right), smoothly over the first metres, and go on beside the way."""
+    """Paths that move aside to the left (negative: right), smoothly up to their end; one of few metres is not there yet at its end."""
     heading = headings(paths)
     left = torch.stack([-heading[..., 1], heading[..., 0]], -1)
     gone = torch.diff(paths, dim=1, prepend=torch.zeros_like(paths[:, :1])).norm(dim=-1).cumsum(1)
-    share = (gone / _SHIFT_M).clamp(0, 1)
+    share = gone / gone[:, -1:].clamp(min=_SHIFT_M)
     return paths + (aside_m * share.square() * (3 - 2 * share))[..., None] * left
 
 

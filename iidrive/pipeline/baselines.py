@@ -1,14 +1,15 @@
-"""Baseline planners by name: kinematic ones, and the ego-status MLP, which is trained on the spot."""
+"""Baseline planners by name: kinematic ones, and the ego-status MLP, which is trained on the spot unless the same one comes with iidrive."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from iidrive.core.batch import Inputs
+from iidrive.core.config_io import to_plain
 from iidrive.core.errors import ConfigError, unknown
 from iidrive.core.lineage import Lineage
 from iidrive.data.source import Source
@@ -17,7 +18,8 @@ from iidrive.pipeline.load import load_ego_mlp
 from iidrive.pipeline.recipes import Recipe
 from iidrive.pipeline.train import train_ego_mlp
 from iidrive.runtime.run_folder import Run
-from iidrive.training import checkpoint
+from iidrive.training import checkpoint, shipped
+from iidrive.training.checkpoint import Checkpoint
 from iidrive.training.options import RunOptions
 
 BASELINES = (*KINEMATIC, "ego-mlp")
@@ -34,6 +36,7 @@ class Baseline:
 
 def baseline(name: str, recipe: Recipe, source: Source, train_split: str, run: Run, anew: bool = True) -> Baseline:
     """A baseline planner by name. `ego-mlp` is trained on `train_split` and kept in the run folder; unless `anew`, one that was trained is used.
+    Where the weights that come with iidrive are what this training would give, they are taken.
 
     Raises:
         ConfigError: for an unknown name.
@@ -42,6 +45,9 @@ def baseline(name: str, recipe: Recipe, source: Source, train_split: str, run: R
         return Baseline(KINEMATIC[name], Lineage(name))
     if name != "ego-mlp":
         raise ConfigError(unknown("planner", name, BASELINES))
+    ready = _shipped(recipe, source, train_split)
+    if ready is not None:
+        return Baseline(load_ego_mlp(ready).plan, ready.lineage)
     if run.process_group.is_rank_zero and anew:
         shutil.rmtree(run.folder / name, ignore_errors=True)
     run.process_group.barrier()
@@ -49,3 +55,20 @@ def baseline(name: str, recipe: Recipe, source: Source, train_split: str, run: R
     train_ego_mlp(recipe, source, train_split, started, RunOptions(run.process_group, resume="off" if anew else "auto"))
     found = checkpoint.read(run.folder / name)
     return Baseline(load_ego_mlp(found).plan, found.lineage)
+
+
+def _shipped(recipe: Recipe, source: Source, train_split: str) -> Checkpoint | None:
+    """The ego-status MLP among the weights that come with iidrive which was trained just so, on the same scenes."""
+    wanted = (to_plain(recipe.ego_mlp), to_plain(recipe.train_ego_mlp), train_split, _training_data(source.identity()))
+    for name in shipped.sets():
+        found = checkpoint.read(f"{name}/ego-mlp")
+        manifest = found.manifest
+        if (manifest.architecture, manifest.training, manifest.data["split"], _training_data(manifest.data)) == wanted:
+            return found
+    return None
+
+
+def _training_data(identity: Mapping[str, object]) -> dict[str, object]:
+    """What of a source's identity decides the scenes that train."""
+    others = ("val_scenes", "test_scenes", "hard_scenes", "split", "occupancy", "command")
+    return {key: value for key, value in to_plain(dict(identity)).items() if key not in others}

@@ -1,29 +1,36 @@
-"""The main job in one go: train tokenizer, world model and planner, evaluate beside the baselines, print tables, draw pictures."""
+"""The main job in one go: the weights that come with iidrive, or a training of all three models, beside the baselines; tables and pictures."""
 
 from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
 from iidrive.core.config_io import to_plain
+from iidrive.core.errors import DataError
+from iidrive.core.lineage import Lineage
 from iidrive.core.scene import FUTURE_STEPS
 from iidrive.core.text import aligned
+from iidrive.core.untrusted.json_text import read_json
 from iidrive.data import Data
 from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, scored_clips
 from iidrive.data.source import Source, window
 from iidrive.data.tokens import TokenCache
+from iidrive.models.baselines import KINEMATIC
 from iidrive.models.planner import Agent
 from iidrive.pipeline import infer
-from iidrive.pipeline.baselines import BASELINES, baseline
-from iidrive.pipeline.evaluate import TestSet, about_line, plan_and_score, reconstruction_miou
-from iidrive.pipeline.load import LoadedAgent, LoadedTokenizer, Place, load_agent
+from iidrive.pipeline.baselines import BASELINES, Baseline, baseline
+from iidrive.pipeline.drive import drive_rows
+from iidrive.pipeline.evaluate import Assessment, TestSet, about_line, plan_and_score, reconstruction_miou
+from iidrive.pipeline.load import LoadedAgent, LoadedTokenizer, Place, load_agent, load_ego_mlp
 from iidrive.pipeline.recipes import Recipe
 from iidrive.pipeline.tokens import write_tokens
 from iidrive.pipeline.train import describe, train_planner, train_tokenizer, train_world
@@ -34,9 +41,17 @@ from iidrive.runtime.run_folder import Run, device, peak_memory_gb
 from iidrive.scoring.forecast import ForecastScores
 from iidrive.scoring.score import Scores, to_json
 from iidrive.scoring.tables import format_scores
+from iidrive.simulation.loop import LoopConfig
+from iidrive.training import checkpoint
 
 Array = np.ndarray
 Plans = dict[str, dict[str, Float[Array, "6 2"]]]
+
+SHIPPED = "town-small"
+"""The weights that the demo shows."""
+
+DRIVEN = 4
+"""So many test scenes are driven in closed loop."""
 
 
 @dataclass(frozen=True)
@@ -48,37 +63,88 @@ class Trained:
     planner: Path
 
 
+def show(recipe: Recipe, data: Data, out: Path) -> None:
+    """The weights that come with iidrive: open loop, forecast, and a few scenes in closed loop; everything goes below `out`."""
+    began = time.perf_counter()
+    on = _begin(recipe, data, out, {"weights": SHIPPED}, ("tokens-test", "pictures", "rollouts"))
+    mlp = checkpoint.read(f"{SHIPPED}/ego-mlp")
+    beside = {name: Baseline(KINEMATIC[name], Lineage(name)) for name in KINEMATIC}
+    beside["ego-mlp"] = Baseline(load_ego_mlp(mlp).plan, on.judged(mlp))
+    driven = _drive(recipe, on)
+    _shown(SHIPPED, recipe, load_agent(SHIPPED), beside, on, began, driven)
+    print("Train your own in minutes and see both in one table: iidrive demo --train")
+
+
 def run(recipe: Recipe, data: Data, out: Path) -> None:
     """Train on the usual training split, test on the usual test split; everything goes below `out`."""
     began = time.perf_counter()
+    old = ("tokenizer", "world", "planner", "tokens-train", "tokens-test", "ego-mlp", "pictures")
+    on = _begin(recipe, data, out, {}, old)
+    train = on.source.usual_split("train")
+    trained = train_all(recipe, on.source, train, out)
+    beside = {name: baseline(name, recipe, on.source, train, on.run) for name in BASELINES}
+    _shown("planner", recipe, load_agent(trained.planner), beside, on, began)
+
+
+def _begin(recipe: Recipe, data: Data, out: Path, about: dict[str, str], old: tuple[str, ...]) -> TestSet:
     source = data.open(recipe.town)
     for sentence in source.missing():
         print(f"note: {sentence}")
-    for old in ("tokenizer", "world", "planner", "tokens-train", "tokens-test", "ego-mlp", "pictures"):
-        shutil.rmtree(out / old, ignore_errors=True)
+    for name in old:
+        shutil.rmtree(out / name, ignore_errors=True)
     train, test = source.usual_split("train"), source.usual_split("test")
-    whole = Run.start(out, {"what": "demo", "recipe": to_plain(recipe), "data": source.identity(), "train": train, "test": test})
-    trained = train_all(recipe, source, train, out)
-    on = TestSet(source, test, whole)
-    loaded = load_agent(trained.planner)
+    told = {"what": "demo", "recipe": to_plain(recipe), "data": source.identity(), "train": train, "test": test}
+    return TestSet(source, test, Run.start(out, told | about))
+
+
+def _drive(recipe: Recipe, on: TestSet) -> Assessment:
+    """The first test scenes in closed loop."""
+    names = on.source.scene_names(on.split)[:DRIVEN]
+    some = TestSet(on.source, on.split, on.run, tuple(names))
+    return drive_rows(checkpoint.read(SHIPPED), ("off", "on"), some, recipe, LoopConfig(), ())
+
+
+def _shown(
+    name: str,
+    recipe: Recipe,
+    loaded: LoadedAgent,
+    beside: Mapping[str, Baseline],
+    on: TestSet,
+    began: float,
+    driven: Assessment | None = None,
+) -> None:
+    """Score, print, draw, and write the page."""
+    source, out = on.source, on.run.folder
     tokenizer = loaded.model.forecaster.tokenizer
-    cache = _tokens(loaded.world.tokenizer, source, test, out / "tokens-test")
+    cache = _tokens(loaded.world.tokenizer, source, on.split, out / "tokens-test")
     clips = scored_clips(on.tracks, cache, source, tokenizer.config.grid)
     forecast = infer.forecasts(loaded.model.forecaster, clips, tokenizer.config.grid, source=source)
     reconstruction = reconstruction_miou(tokenizer, cache, on)
-    scores, plans = score_all(recipe, train, loaded, clips.without_occupancy(), on)
-    about = about_line(source, test, {"recipe": recipe.name})
-    summary = summary_table(scores)
+    scores, plans = score_all(name, recipe, loaded, beside, clips.without_occupancy(), on)
+    about = about_line(source, on.split, {"weights": name} if driven else {"recipe": recipe.name})
+    summary = _beside_earlier(name, summary_table(scores), on)
     seconds = time.perf_counter() - began
     print(f"\n{about}\n")
-    for name in ("planner, ii off", "planner, ii on"):
-        print(f"{name}\n{format_scores(scores[name])}\n")
+    states = [f"{name}, ii off", f"{name}, ii on"]
+    for state in states:
+        print(f"{state}\n{format_scores(scores[state])}\n")
     print(aligned([summary.header, *summary.rows]))
     print(f"\n{forecast.table()}\n\ntokenizer: reconstruction mIoU {100 * reconstruction:.2f} %")
-    pictures = draw(on, loaded.model, clips, plans)
-    values = {name: to_json(s)["sparsedrive"] for name, s in scores.items()}
-    whole.write_json("scores.json", {"planning": values, "forecast": forecast.to_json(), "reconstruction": reconstruction})
-    index = write_index(out, _page(recipe, source, test, about, scores, summary, forecast, reconstruction, pictures, seconds))
+    if driven:
+        print(f"\nclosed loop\n{driven.text}")
+    pictures = draw(on, loaded.model, clips, plans, ("ctrv", "ego-mlp", *states))
+    values: dict[str, Any] = {
+        "planning": {name: to_json(s)["sparsedrive"] for name, s in scores.items()},
+        "forecast": forecast.to_json(),
+        "reconstruction": reconstruction,
+    }
+    if driven:
+        values["drive"] = driven.scores
+        strips = sorted((out / "pictures").glob("drive-*.png"))
+        pictures = [(f"{path.stem.removeprefix('drive-')} driven in closed loop", f"pictures/{path.name}") for path in strips] + pictures
+    on.run.write_json("scores.json", values)
+    page = _page(name, recipe, on, about, [scores[state] for state in states], summary, forecast, reconstruction, pictures, seconds, driven)
+    index = write_index(out, page)
     print(f"\n{seconds / 60:.1f} min, {peak_memory_gb():.1f} GB at most. Pictures and tables: {index}")
 
 
@@ -95,23 +161,45 @@ def train_all(recipe: Recipe, source: Source, split: str, out: Path) -> Trained:
     return Trained(tokenizer, world, planner)
 
 
-def score_all(recipe: Recipe, train: str, loaded: LoadedAgent, clips: ClipDataset, on: TestSet) -> tuple[dict[str, Scores], Plans]:
-    """Every baseline, and the planner with ii off and on, on the same samples."""
+def score_all(
+    name: str, recipe: Recipe, loaded: LoadedAgent, beside: Mapping[str, Baseline], clips: ClipDataset, on: TestSet
+) -> tuple[dict[str, Scores], Plans]:
+    """The baselines, and the planner `name` with ii off and on, on the same samples."""
     bare = scored_clips(on.tracks)
     scores: dict[str, Scores] = {}
     plans: Plans = {}
-    for name in BASELINES:
-        made = baseline(name, recipe, on.source, train, on.run)
-        heading, about = about_line(on.source, on.split, {"planner": name}), {"planner": name, "split": on.split}
-        scores[name], plans[name] = plan_and_score(name, made.plan, bare, on, about, heading, made.lineage)
+    for known, made in beside.items():
+        heading, about = about_line(on.source, on.split, {"planner": known}), {"planner": known, "split": on.split}
+        scores[known], plans[known] = plan_and_score(known, made.plan, bare, on, about, heading, made.lineage)
     for ii in (False, True):
         state = "on" if ii else "off"
-        about = {"planner": "planner", "split": on.split, "train_ii": "on", "test_ii": state}
-        name = f"planner, ii {state}"
-        heading = about_line(on.source, on.split, {"planner": recipe.name, "train_ii": "on", "test_ii": state})
+        about = {"planner": name, "split": on.split, "train_ii": "on", "test_ii": state}
+        row = f"{name}, ii {state}"
+        heading = about_line(
+            on.source, on.split, {"planner": recipe.name if name == "planner" else name, "train_ii": "on", "test_ii": state}
+        )
         plan = partial(loaded.model.plan, ii=ii)
-        scores[name], plans[name] = plan_and_score(f"planner-ii-{state}", plan, clips, on, about, heading, loaded.lineage)
+        scores[row], plans[row] = plan_and_score(f"{name}-ii-{state}", plan, clips, on, about, heading, on.judged(loaded.checkpoint))
     return scores, plans
+
+
+def _beside_earlier(name: str, summary: Table, on: TestSet) -> Table:
+    """The rows of this run, and of other models that were shown in the same folder on the same scenes."""
+    file, test = on.run.folder / "planners.json", {**on.source.identity(), "split": on.split}
+    test.pop("train_scenes", None)
+    rows: dict[str, list[list[str]]] = {}
+    if file.is_file():
+        try:
+            held = read_json(file)
+            if held["test"] == test:
+                rows = {str(key): [[str(cell) for cell in row] for row in value] for key, value in held["rows"].items()}
+        except (DataError, LookupError, TypeError, AttributeError):
+            pass  # of another version: these rows are shown alone
+    own = [list(row) for row in summary.rows]
+    rows[name] = [row for row in own if row[0].startswith(name)]
+    on.run.write_json("planners.json", {"test": test, "rows": rows})
+    others = [row for key, some in rows.items() if key != name for row in some if len(row) == len(summary.header)]
+    return Table(summary.header, [*own, *others])
 
 
 def summary_table(scores: dict[str, Scores]) -> Table:
@@ -127,8 +215,8 @@ def summary_table(scores: dict[str, Scores]) -> Table:
     return Table(header, rows)
 
 
-def draw(on: TestSet, agent: Agent, clips: ClipDataset, plans: Plans) -> list[tuple[str, str]]:
-    """One picture a held-out scene (at most twelve), at the keyframe where the ego's speed changes most over the next 3 s."""
+def draw(on: TestSet, agent: Agent, clips: ClipDataset, plans: Plans, shown: tuple[str, ...]) -> list[tuple[str, str]]:
+    """One picture a held-out scene (at most twelve) with the plans `shown`, at the keyframe where the ego's speed changes most over the next 3 s."""
     pictures = []
     chosen = on.tracks[:12]
     row_of = {sample: row for row, sample in enumerate(clips.samples)}
@@ -142,7 +230,6 @@ def draw(on: TestSet, agent: Agent, clips: ClipDataset, plans: Plans) -> list[tu
             assert batch.targets.occupancy is not None
             imagined, _ = agent.forecaster.forecast(batch.inputs.to(device()), infer.HORIZON_STEPS)
             real = torch.cat([batch.inputs.occupancy[:, -1:], batch.targets.occupancy], 1)[0].numpy()
-            shown = ("ctrv", "ego-mlp", "planner, ii off", "planner, ii on")
             panel = ScenePanel(
                 f"{track.name}, keyframe {index}",
                 observation,
@@ -175,31 +262,36 @@ def _tokens(tokenizer: Place | LoadedTokenizer, source: Source, split: str, fold
 
 
 def _page(
+    name: str,
     recipe: Recipe,
-    source: Source,
-    test: str,
+    on: TestSet,
     about: str,
-    scores: dict[str, Scores],
+    states: list[Scores],
     summary: Table,
     forecast: ForecastScores,
     reconstruction: float,
     pictures: list[tuple[str, str]],
     seconds: float,
+    driven: Assessment | None,
 ) -> Page:
     tables: list[tuple[str, str | Table]] = [("All planners by the same protocol (SparseDrive's)", summary)]
-    tables += [(f"Reference table: {name}", format_scores(scores[name])) for name in ("planner, ii off", "planner, ii on")]
+    if driven:
+        tables.append((f"The first {DRIVEN} scenes in closed loop, others react", driven.text))
+    tables += [(f"Reference table: {name}, ii {ii}", format_scores(scores)) for ii, scores in zip(("off", "on"), states, strict=True)]
     tables.append(("Forecasting, percent; mIoU and IoU in the ego frame that each forecaster predicts", forecast.table()))
+    source = on.source
     facts = [
-        ("recipe", recipe.name),
-        ("data", f"{source.name} {test}, {forecast.samples} samples"),
+        ("weights" if driven else "recipe", name if driven else recipe.name),
+        ("data", f"{source.name} {on.split}, {forecast.samples} samples"),
         ("occupancy", source.occupancy_source),
         ("command", source.command_source),
         ("reconstruction mIoU", f"{100 * reconstruction:.2f} %"),
         ("time", f"{seconds / 60:.1f} min"),
         ("memory", f"{peak_memory_gb():.1f} GB at most"),
     ]
+    made = f"come with iidrive (iidrive weights {name})" if driven else f"are of the recipe '{recipe.name}', trained in this run"
     notes = [
-        f"Every number here is of the recipe '{recipe.name}', trained in this run.",
+        f"The models behind these numbers {made}. None of these scenes trained them.",
         "Two planners whose collisions differ by a handful of events, or whose L2 differs by millimetres, do not differ.",
     ]
     return Page("iidrive: tokenizer, world model, planner", about, facts, tables, pictures, notes)

@@ -141,7 +141,7 @@ def draw(driven: Driven, asked: Sequence[str], folder: Path) -> list[Path]:
     for place in np.argsort(-telling, kind="stable")[:DRAWN].tolist():
         expert = driven.drives[EXPERT][place]
         strips = [_strip_row(name, driven.row(name).scores[place], driven.drives[name][place]) for name in (EXPERT, *asked)]
-        target = folder / f"{expert.name}.png"
+        target = folder / f"drive-{expert.name}.png"
         pictures.append(drive_strip(expert.name, driven.town.scene(expert.name).map, strips, expert.ego.xy_m, target, DT_S))
     return pictures
 
@@ -166,6 +166,8 @@ def _written(rows: Sequence[Row], asked: Sequence[Driver], on: TestSet, config: 
     about = {"planner": asked[-1].name, **on.about, **to_plain(config), **asked[-1].about, "lineage": lineage.child("drive").to_plain()}
     line = f"data: {on.source.name} {on.split} · {len(own[0].scores)} scenes · others: {config.agents}"
     line += " · displaced starts" if config.displace else ""
+    line += f" · plans {config.delay_s:g} s late" if config.delay_s else ""
+    line += f" · {100 * config.dropped:g} % of columns dropped" if config.dropped else ""
     body = "\n".join([f"{mark_lines(lineage.marks)}{line}", text(rows, differences), _BY_CONSTRUCTION])
     plain = {row.name: row.to_json() for row in rows}
     values = {**plain[own[-1].name], "rows": plain, "differences": [difference.to_json() for difference in differences]}

@@ -6,7 +6,6 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from iidrive.scoring.driving.tracking import STEPS, follow, reference
 from iidrive.simulation.driven import LEVER_M, DrivenScene
 from iidrive.simulation.foresight import truly_taken
 from iidrive.simulation.loop import Plan, joined_states
-from iidrive.training import checkpoint
+from iidrive.training import checkpoint, shipped
 from iidrive.training.checkpoint import Checkpoint
 
 
@@ -39,11 +38,13 @@ def subject_of(planner: str) -> str | Checkpoint:
     """
     if planner in BASELINES:
         return planner
-    if Path(planner).exists():
+    if shipped.exists(planner):
         return checkpoint.read(planner)
     if ":" in planner:
         return planner
-    raise ConfigError(f"{unknown('planner', planner, BASELINES)} Or give a run folder, a checkpoint, or module:function.")
+    raise ConfigError(
+        f"{unknown('planner', planner, (*BASELINES, *shipped.names()))} Or give a run folder, a checkpoint, or module:function."
+    )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Complete named configs: the only file that says which parts, how wide and how long.
 
-`tiny` is for tests, `demo` fits six minutes on two cores, `small` about an hour, `full` is the published size and `published` the same with the
+`tiny` is for tests, `demo` fits some minutes on two cores, `small` some three hours, `full` is the published size and `published` the same with the
 published code's own arithmetic. Any field can be overridden on the command line.
 """
 
@@ -77,7 +77,7 @@ COARSE_GRID = GridSpec((80, 80, 8), (-32.0, -32.0, -1.0), 0.8)
 
 
 def small() -> Recipe:
-    """A small model that two cores train in about an hour."""
+    """A small model that two cores train in about three hours, most of it the world model and the planner."""
     quantiser = QuantiserConfig(codes=512, width=32)
     tokenizer = TokenizerConfig(
         grid=COARSE_GRID,
@@ -116,9 +116,9 @@ def small() -> Recipe:
         replace(base, samples=102400, batch=64, learning_rate=1e-3, warmup=1280, log_every=6400, save_every=51200, ema_decay=0.99),
         replace(base, samples=36_000, batch=6, learning_rate=2e-3, warmup=300, log_every=600, save_every=6000),
         replace(base, samples=5600, batch=2, learning_rate=1e-3, warmup=100, log_every=80, save_every=1600),
-        replace(base, samples=16000, batch=16, learning_rate=1e-3, warmup=640, log_every=320, save_every=8000),
+        replace(base, samples=96_000, batch=16, learning_rate=1e-3, warmup=640, log_every=1600, save_every=8000),
         replace(base, samples=102400, batch=64, learning_rate=1e-3, warmup=1280, log_every=6400, save_every=51200, ema_decay=0.99),
-        TownConfig(train_scenes=220, test_scenes=24),
+        TownConfig(train_scenes=220, test_scenes=24, swerves=0.75, lapses=0.75),
     )
 
 
@@ -132,9 +132,9 @@ def demo() -> Recipe:
         train_motion=replace(r.train_motion, samples=64000),
         train_flow=replace(r.train_flow, samples=6000, batch=4, log_every=600),
         train_world=replace(r.train_world, samples=160, log_every=20),
-        train_planner=replace(r.train_planner, samples=1280, log_every=160),
+        train_planner=replace(r.train_planner, samples=1280, log_every=160, save_every=1280),
         train_ego_mlp=replace(r.train_ego_mlp, samples=64000),
-        town=replace(r.town, train_scenes=32, test_scenes=5),
+        town=replace(r.town, train_scenes=32, test_scenes=5, swerves=0.0, lapses=0.0),
     )
 
 
@@ -161,7 +161,7 @@ def tiny() -> Recipe:
         train_world=brief,
         train_planner=brief,
         train_ego_mlp=brief,
-        town=replace(r.town, train_scenes=16, test_scenes=4),
+        town=replace(r.town, train_scenes=16, test_scenes=4, swerves=0.0, lapses=0.0),
         clip_frames=3,
     )
 

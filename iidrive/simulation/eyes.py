@@ -9,9 +9,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 
 from iidrive.core import geometry
 from iidrive.core.batch import Inputs
+from iidrive.core.classes import FREE
+from iidrive.data.town.config import scene_seed
 from iidrive.data.town.record import EGO_T_LIDAR
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.runtime.run_folder import device
@@ -26,8 +29,9 @@ class Eyes:
     Every keyframe is encoded once; its codes see the keyframes before it that the tokenizer looks back on.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer | None, dropped: float = 0.0) -> None:
+        """`dropped`: share of columns that look free, drawn from the scene's seed for every keyframe."""
+        self.tokenizer, self.dropped = tokenizer, dropped
         self._maps: dict[str, list[torch.Tensor]] = {}
         self._codes: dict[str, list[torch.Tensor]] = {}
 
@@ -53,6 +57,12 @@ class Eyes:
             global_T_now=torch.from_numpy(poses[:, -1]),
         ).to(device())
 
+    def _seen(self, semantics: UInt8[Array, "X Y Z"], seed: tuple[int, ...]) -> UInt8[Array, "X Y Z"]:
+        if not self.dropped:
+            return semantics
+        gone = np.random.default_rng(seed).random(semantics.shape[:2]) < self.dropped
+        return np.where(gone[..., None], np.uint8(FREE), semantics)
+
     def _encode(self, tokenizer: Tokenizer, scenes: Sequence[DrivenScene]) -> None:
         """Codes of every scene's earliest keyframe that has none yet."""
         grids, seen, back = [], [], []
@@ -60,7 +70,7 @@ class Eyes:
             number = len(self._codes[scene.name])
             moment = scene.keyframes[number]
             grid = scene.town.seen_at(scene.name, moment.global_T_ego, EGO_T_LIDAR, moment.boxes, tokenizer.config.grid)
-            grids.append(torch.from_numpy(grid.semantics))
+            grids.append(torch.from_numpy(self._seen(grid.semantics, (*scene_seed(scene.town.config, scene.name), 6, number))))
             rows = (number - np.arange(tokenizer.config.quantiser.history, -1, -1)).clip(min=0)
             seen.append(rows)
             back.append([scene.keyframes[row].global_T_ego.matrix for row in rows])

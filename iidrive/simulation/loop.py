@@ -13,12 +13,14 @@ import numpy as np
 from torch import Tensor
 
 from iidrive.core.batch import Inputs
+from iidrive.core.errors import ConfigError
+from iidrive.core.scene import STEP_S
 from iidrive.data.town.config import scene_seed
 from iidrive.data.town.source import Town
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.scoring.driving.contacts import contacts
 from iidrive.scoring.driving.rollout import Rollout
-from iidrive.scoring.driving.tracking import CarState, Reference, follow, reference
+from iidrive.scoring.driving.tracking import DT_S, CarState, Reference, follow, reference
 from iidrive.simulation.displace import Start, drawn
 from iidrive.simulation.driven import LEVER_M, STEPS_PER_KEYFRAME, Agents, DrivenScene
 from iidrive.simulation.eyes import Eyes
@@ -38,6 +40,8 @@ class LoopConfig:
         go_on: drive on after an at-fault contact and off the road.
         moments: moments of 0.1 s after which a drive ends; 0: with the scene.
         together: scenes that are driven side by side: their plans are one forward pass.
+        delay_s: how long a plan takes: so long the car goes on by the plan before. At most the time from plan to plan.
+        dropped: share of the occupancy's columns that are free in what the planner sees, drawn anew for every keyframe.
     """
 
     agents: Agents = "reactive"
@@ -45,6 +49,14 @@ class LoopConfig:
     go_on: bool = False
     moments: int = 0
     together: int = 16
+    delay_s: float = 0.0
+    dropped: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.delay_s <= STEP_S:
+            raise ConfigError(f"delay_s lies between 0 and {STEP_S} s, the time from plan to plan; found {self.delay_s:g}.")
+        if not 0 <= self.dropped <= 1:
+            raise ConfigError(f"dropped is a share, from 0 to 1; found {self.dropped:g}.")
 
 
 class Starts:
@@ -63,17 +75,28 @@ class Starts:
 
 def drive_scenes(names: Sequence[str], starts: Starts, plan: Plan, tokenizer: Tokenizer | None) -> list[Rollout]:
     """Drive scenes side by side. `tokenizer` makes the codes that `plan` reads; None for a planner that reads none."""
-    scenes, eyes, config = [starts(name) for name in names], Eyes(tokenizer), starts.config
+    config = starts.config
+    scenes, eyes = [starts(name) for name in names], Eyes(tokenizer, config.dropped)
+    late = round(config.delay_s / DT_S)
+    before: dict[str, tuple[Reference, CarState]] = {}
     while active := [scene for scene in scenes if not scene.over]:
         plans = plan(eyes.look(active), active).numpy(force=True).astype(np.float64)
-        states = joined_states(active)
         wanted = reference(plans, LEVER_M)
-        steps = follow(states, wanted, STEPS_PER_KEYFRAME)
         for row, scene in enumerate(active):
-            one = np.array([row])
-            mine = Reference(wanted.xy_m[one], wanted.yaw_rad[one], wanted.speed_mps[one], wanted.curvature_pm[one])
-            scene.go([step.select(one) for step in steps], mine, config.go_on)
+            mine, state = wanted.select(np.array([row])), scene.state
+            scene.go(_followed(state, mine, before.get(scene.name), late), mine, config.go_on)
+            before[scene.name] = mine, state
     return [scene.rollout() for scene in scenes]
+
+
+def _followed(state: CarState, plan: Reference, before: tuple[Reference, CarState] | None, late: int) -> list[CarState]:
+    """The states of one car until the next plan. For the first `late` of them it goes on by the plan before, if there was one."""
+    if not late or before is None:
+        return follow(state, plan, STEPS_PER_KEYFRAME)
+    old, made_at = before
+    waited = follow(state, old, late, made_at, STEPS_PER_KEYFRAME)
+    rest = STEPS_PER_KEYFRAME - late
+    return waited + (follow(waited[-1], plan, rest, state, late) if rest else [])
 
 
 def drive_expert(names: Sequence[str], starts: Starts) -> list[Rollout]:

@@ -30,6 +30,7 @@ from iidrive.core.lineage import INITIAL, Lineage, Parent, matched
 from iidrive.core.untrusted.json_text import parse_json
 from iidrive.models import states
 from iidrive.runtime.run_folder import Run
+from iidrive.training import shipped
 
 FORMAT = 2
 """2: fields of configs and parameters were renamed after iidrive 0.1.0."""
@@ -160,17 +161,19 @@ def remove(folder: Path) -> None:
 
 
 def find(path: str | Path) -> Path:
-    """The checkpoint folder that a path means: itself, or the newest under a run folder.
+    """The checkpoint folder that a path means: itself, the newest under a run folder, or that of weights which come with the package.
 
     Raises:
         CheckpointError: if there is none.
     """
-    path = Path(path)
+    path = shipped.place(path) or Path(path)
     if (path / "manifest.json").is_file() and (path / "weights.safetensors").is_file():
         return path
     newest = newest_first(path)
     if not newest:
-        raise CheckpointError(f"{path}: no checkpoint here. Give a run folder of `iidrive train`, or a folder with manifest.json.")
+        raise CheckpointError(
+            f"{path}: no checkpoint here. Give a run folder of `iidrive train`, a folder with manifest.json, or a name of `iidrive weights`."
+        )
     return newest[0]
 
 
@@ -207,7 +210,8 @@ class Checkpoint:
     @property
     def as_parent(self) -> Parent:
         """How a checkpoint that is made with this one names it."""
-        return Parent(self.manifest.kind, str(self.folder.resolve()), self.manifest.fingerprint)
+        place = shipped.name_of(self.folder) or str(self.folder.resolve())
+        return Parent(self.manifest.kind, place, self.manifest.fingerprint)
 
     def parent_path(self, kind: str) -> Path:
         """Where the parent of a kind lies now: at its recorded place, or at the same place relative to a run that was moved as a whole."""
@@ -280,7 +284,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], where: str) -
 def moved(recorded: str | Path, child: str | Path) -> Path:
     """Where a parent lies now: at its recorded place, or at the same place relative to a run folder that was moved as a whole with `child`."""
     recorded = Path(recorded)
-    if recorded.exists():
+    if shipped.exists(recorded):
         return recorded
     try:
         there = find(child).resolve().parents[2].joinpath(*recorded.parts[-3:])

@@ -33,7 +33,7 @@ from iidrive.pipeline.load import load_agent, load_ego_mlp, load_forecaster
 from iidrive.pipeline.tokens import scene_codes
 from iidrive.runtime.run_folder import device
 from iidrive.scoring.cases import cases_from_windows
-from iidrive.training import checkpoint
+from iidrive.training import checkpoint, shipped
 
 Array = np.ndarray
 BATCH = 4
@@ -119,7 +119,7 @@ def of_checkpoint(path: str, test_ii: bool = False, tokens: str = "") -> Make:
     if path in KINEMATIC:
         plan = KINEMATIC[path]
         return lambda: Pipeline(lambda batch: {"plan": plan(batch.inputs)})
-    if not Path(path).exists():
+    if not shipped.exists(path):
         raise ConfigError(
             f"{path}: neither a checkpoint nor one of {', '.join(KINEMATIC)}. Give the run folder of a planner or world model."
         )

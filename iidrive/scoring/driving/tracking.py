@@ -80,6 +80,10 @@ class Reference:
     speed_mps: Float[Array, "n k"]
     curvature_pm: Float[Array, "n k"]
 
+    def select(self, rows: Array) -> Reference:
+        """Those of some cars."""
+        return Reference(*(getattr(self, f.name)[rows] for f in fields(self)))
+
 
 def reference(plans_m: Float[Array, "n 6 2"], lever_m: float) -> Reference:
     """The reference of plans (LIDAR_TOP in the lidar frame, x right, y forward), in the ego frame of the same moment (rear axle, x forward).
@@ -122,21 +126,32 @@ def _smooth_curvatures(turn_rad: Float[Array, "n k"], speed_mps: Float[Array, "n
     return np.linalg.solve(normal, (step * turn_rad)[..., None])[..., 0].reshape(n, k)
 
 
-def follow(state: CarState, plan: Reference, steps: int) -> list[CarState]:
-    """The next states of cars that follow plans made at `state`, each in the frame of `state`'s car.
+def follow(state: CarState, plan: Reference, steps: int, made_at: CarState | None = None, first: int = 0) -> list[CarState]:
+    """The next states of cars that follow plans, from step `first` of the plans on. A plan is in the frame of its car at `made_at` (None: now).
 
     Raises:
         ValueError: for more steps than the plans have.
     """
-    if steps > STEPS:
-        raise ValueError(f"a plan has {STEPS} steps; asked for {steps}.")
-    n = len(state.yaw_rad)
-    own = CarState(np.zeros((n, 2)), np.zeros(n), state.speed_mps, state.acceleration_mps2, state.steer_rad)
+    if first + steps > STEPS:
+        raise ValueError(f"a plan has {STEPS} steps; asked for {first + steps}.")
+    n, origin = len(state.yaw_rad), made_at or state
+    if made_at is None:
+        own = CarState(np.zeros((n, 2)), np.zeros(n), state.speed_mps, state.acceleration_mps2, state.steer_rad)
+    else:
+        own = seen_from(state, made_at)
     found = []
-    for k in range(steps):
+    for k in range(first, first + steps):
         own = bicycle_step(own, *_commands(own, plan, k))
-        found.append(placed_by(own, state))
+        found.append(placed_by(own, origin))
     return found
+
+
+def seen_from(state: CarState, at: CarState) -> CarState:
+    """States in the frames of the cars `at`, both given in one frame."""
+    cos, sin = np.cos(at.yaw_rad), np.sin(at.yaw_rad)
+    x, y = (state.xy_m - at.xy_m).T
+    xy = np.stack([cos * x + sin * y, cos * y - sin * x], -1)
+    return CarState(xy, wrap_angle(state.yaw_rad - at.yaw_rad), state.speed_mps, state.acceleration_mps2, state.steer_rad)
 
 
 def placed_by(own: CarState, at: CarState) -> CarState:
