@@ -1,0 +1,126 @@
+"""Weights that come with the package: found by name, what they say of themselves, and a wheel that holds them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from iidrive.cli.main import main
+from iidrive.core.errors import CheckpointError
+from iidrive.data.town.source import Town, TownConfig
+from iidrive.pipeline import recipes
+from iidrive.pipeline.baselines import baseline
+from iidrive.pipeline.evaluate import TestSet
+from iidrive.pipeline.load import LoadedAgent, load
+from iidrive.runtime.run_folder import Run
+from iidrive.training import checkpoint, shipped
+
+KINDS = {"town-small": "planner", "town-small/ego-mlp": "ego-mlp", "town-small/tokenizer": "tokenizer", "town-small/world": "world"}
+SMALL = ["--recipe.town.test_scenes", "1", "--recipe.town.keyframes", "16"]
+
+
+def test_every_name_is_a_whole_checkpoint_that_fits_its_parents(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert {name: checkpoint.read_manifest(name).kind for name in shipped.names()} == KINDS
+    for name in KINDS:
+        checkpoint.require_whole(checkpoint.find(name))
+    agent = load("town-small")
+    assert isinstance(agent, LoadedAgent)
+    assert not agent.manifest.marks
+    assert [str(parent.path) for parent in agent.manifest.parents if parent.path] == ["town-small/tokenizer", "town-small/world"]
+
+
+def test_together_they_are_small() -> None:
+    assert sum(path.stat().st_size for path in shipped.FOLDER.rglob("*") if path.is_file()) < 8e6
+
+
+def test_a_folder_of_the_same_name_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("town-small").mkdir()
+    assert shipped.place("town-small") is None
+    with pytest.raises(CheckpointError, match="no checkpoint here"):
+        checkpoint.find("town-small")
+    assert shipped.place("town-large") is None
+
+
+def test_they_are_listed_and_say_how_they_were_made(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["weights"])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in KINDS)
+    main(["weights", "town-small"])
+    card = capsys.readouterr().out
+    for command in checkpoint.read_manifest("town-small").about["made_by"]:
+        assert command in card
+    with pytest.raises(SystemExit):
+        main(["weights", "town-smal"])
+    assert "town-small" in capsys.readouterr().err
+    main(["lineage", "town-small"])
+    assert "town-small/world" in capsys.readouterr().out
+
+
+def test_no_test_scene_trained_them(tmp_path: Path) -> None:
+    town = Town(recipes.small().town)
+    for split, marked in (("test", False), ("hard", False), ("val", False), ("train", True)):
+        on = TestSet(town, split, Run(tmp_path), town.scene_names(split)[:1])
+        assert bool(on.marks(checkpoint.read_manifest("town-small"))) == marked
+
+
+def test_the_ego_mlp_is_taken_where_the_same_one_would_be_trained(tmp_path: Path) -> None:
+    recipe = recipes.small()
+    more = Town(TownConfig(**{**vars(recipe.town), "test_scenes": 60}))
+    assert (
+        baseline("ego-mlp", recipe, more, "train", Run(tmp_path)).lineage.fingerprint
+        == checkpoint.read_manifest("town-small/ego-mlp").fingerprint
+    )
+    assert not list(tmp_path.iterdir())
+    tiny = recipes.tiny()
+    made = baseline("ego-mlp", tiny, Town(TownConfig(train_scenes=1, keyframes=14)), "train", Run.start(tmp_path / "own", {}))
+    assert made.lineage.fingerprint != checkpoint.read_manifest("town-small/ego-mlp").fingerprint
+
+
+@pytest.mark.slow
+def test_the_demo_shows_them_beside_what_was_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "demo"
+    main(["demo", "--out", str(out), *SMALL])
+    printed = capsys.readouterr().out
+    for row in ("still", "ego-mlp", "town-small, ii off", "town-small, ii on", "transport", "town's driver", "iidrive demo --train"):
+        assert row in printed
+    scores = json.loads((out / "scores.json").read_text())
+    assert set(scores["planning"]) >= {"town-small, ii off", "town-small, ii on"}
+    assert set(scores["drive"]["rows"]) == {"town's driver", "planner, ii off", "planner, ii on"}
+    assert (out / "pictures" / "drive-town-test-00000.png").is_file()
+    assert "drive-town-test-00000.png" in (out / "index.html").read_text()
+    main(["demo", "--out", str(out), "--recipe", "tiny", "--recipe.town.train_scenes", "2", *SMALL])
+    together = capsys.readouterr().out
+    assert "planner, ii on" in together
+    assert "town-small, ii on" in together
+
+
+@pytest.mark.slow
+def test_a_wheel_runs_outside_the_checkout(tmp_path: Path) -> None:
+    """The wheel is unpacked where nothing else of the project lies, and evaluates its own weights there."""
+    root = Path(__file__).parents[1]
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(root)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size < 8e6
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "site")
+    for name in KINDS:
+        folder = name if "/" in name else f"{name}/planner"
+        assert f"iidrive/weights/{folder}/weights.safetensors" in names
+    assert "iidrive/weights/town-small/README.md" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    (tmp_path / "work").mkdir()
+    command = [sys.executable, "-m", "iidrive", "evaluate", "town-small", "--test-ii", "on", "--json", "scores.json", *SMALL]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    subprocess.run(command, check=True, cwd=tmp_path / "work", env=environment, capture_output=True)
+    scores = json.loads((tmp_path / "work" / "scores.json").read_text())
+    assert scores["about"]["planner"] == "town-small"
