@@ -41,7 +41,9 @@ def ship(planner: str, ego_mlp: str, name: str, made_by: Sequence[str]) -> Path:
 
 
 def _named(found: Checkpoint, name: str) -> Manifest:
-    parents = tuple(Parent(p.kind, "" if p in found.manifest.origins else f"{name}/{p.kind}", p.fingerprint) for p in found.manifest.parents)
+    parents = tuple(
+        Parent(p.kind, "" if p in found.manifest.origins else f"{name}/{p.kind}", p.fingerprint) for p in found.manifest.parents
+    )
     return replace(found.manifest, parents=parents, files={})
 
 
