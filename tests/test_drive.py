@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shapely
 import torch
 from together import run_together
 
@@ -34,9 +35,10 @@ from iidrive.pipeline.evaluate import TestSet
 from iidrive.pipeline.tokens import scene_codes
 from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.run_folder import Run
+from iidrive.scoring.driving.rollout import Road
 from iidrive.scoring.driving.tracking import CarState
 from iidrive.simulation.displace import LATERAL_M, PACES, Start, drawn
-from iidrive.simulation.driven import PAST, DrivenScene
+from iidrive.simulation.driven import PAST, DrivenScene, road_of
 from iidrive.simulation.eyes import Eyes
 from iidrive.simulation.foresight import truly_taken
 from iidrive.simulation.kept import read_rollout, write_rollout
@@ -353,3 +355,22 @@ def test_the_oracle_sees_what_happens(town: Town) -> None:
     assert (seen == wanted).all()
     assert seen.any()
     assert len(scene.keyframes) > len(early.keyframes)
+
+
+def test_a_scene_that_begins_off_the_road_is_left_out_and_named(town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can be judged there, the town's own driver included."""
+    elsewhere = shapely.box(-1e4, -1e4, -9e3, -9e3)
+
+    def somewhere(of: Town, name: str) -> Road:
+        road = road_of(of, name)
+        return replace(road, drivable=elsewhere) if name == NAMES[1] else road
+
+    monkeypatch.setattr("iidrive.pipeline.drive.road_of", somewhere)
+    on = TestSet(town, "test", Run.start(tmp_path, {}), NAMES)
+    found = drive_rows("ctrv", (), on, RECIPE, LoopConfig(moments=6), ())
+    assert found.scores["left_out"] == [NAMES[1]]
+    assert found.scores["scenes"] == 2
+    assert f"left out, 1 of the scenes: the map has no road where the ego starts ({NAMES[1]})" in found.text
+    alone = TestSet(town, "test", Run.start(tmp_path / "alone", {}), NAMES[1:2])
+    with pytest.raises(ConfigError, match="no road where the ego starts in any of these scenes"):
+        drive_rows("ctrv", (), alone, RECIPE, LoopConfig(moments=6), ())

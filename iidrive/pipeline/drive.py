@@ -40,15 +40,23 @@ _MOVES_MPS = 0.1
 
 @dataclass(frozen=True)
 class Driven:
-    """What drivers did in the same scenes: a row each, the town's own driver first, and their drives by row."""
+    """What drivers did in the same scenes: a row each, the town's own driver first, and their drives by row. `left_out` are scenes that nobody can be
+    judged in, since they begin off the road."""
 
     town: Town
     rows: tuple[Row, ...]
     drives: Mapping[str, Sequence[Rollout]]
+    left_out: tuple[str, ...] = ()
 
     def text(self) -> str:
         """The table of all rows."""
-        return text(self.rows)
+        return "\n".join([text(self.rows), *self.notes()])
+
+    def notes(self) -> list[str]:
+        """What must be known beside the table."""
+        if not self.left_out:
+            return []
+        return [f"left out, {len(self.left_out)} of the scenes: the map has no road where the ego starts ({', '.join(self.left_out)})"]
 
     def row(self, name: str) -> Row:
         """The row of a driver."""
@@ -96,7 +104,7 @@ def drive_rows(
     driven = drive_all([d for name in beside if name not in known for d in drivers_of(name, (), on, recipe)] + asked, on, config)
     if on.run.process_group.is_rank_zero:
         draw(driven, known, on.run.folder / "pictures")
-    return _written(driven.rows, asked, on, config)
+    return _written(driven, asked, on, config)
 
 
 def drive_all(drivers: Sequence[Driver], on: TestSet, config: LoopConfig) -> Driven:
@@ -113,6 +121,11 @@ def drive_all(drivers: Sequence[Driver], on: TestSet, config: LoopConfig) -> Dri
     own = starts if config.agents == "reactive" else Starts(town, replace(config, agents="reactive"))  # others react to their own driver
     roads = {name: road_of(town, name) for name in names}
     expert = _kept(EXPERT, names, on, config, "", partial(drive_expert, starts=own))
+    left_out = tuple(one.name for one in expert if not roads[one.name].drives_on(one.ego.centre_m[:1]).all())
+    names = tuple(name for name in names if name not in left_out)
+    if not names:
+        raise ConfigError(f"there is no road where the ego starts in any of these scenes ({', '.join(left_out[:3])}).")
+    expert = [one for one in expert if one.name not in left_out]
     reference_scores = tuple(score_drive(one, roads[one.name], one) for one in expert)
     rows = [Row(EXPERT, reference_scores, reference_scores)]
     drives = {EXPERT: expert}
@@ -126,7 +139,7 @@ def drive_all(drivers: Sequence[Driver], on: TestSet, config: LoopConfig) -> Dri
             raise ConfigError(
                 f"{driver.name} never means to move: all of its paths stay on the spot, in {len(names)} scenes. Are they metres, in the lidar frame?"
             )
-    return Driven(town, tuple(rows), drives)
+    return Driven(town, tuple(rows), drives, left_out)
 
 
 DRAWN = 3
@@ -159,7 +172,8 @@ def _strip_row(name: str, score: DriveScore, rollout: Rollout) -> DriveRow:
     )
 
 
-def _written(rows: Sequence[Row], asked: Sequence[Driver], on: TestSet, config: LoopConfig) -> Assessment:
+def _written(driven: Driven, asked: Sequence[Driver], on: TestSet, config: LoopConfig) -> Assessment:
+    rows = driven.rows
     own = [row for row in rows if row.name in {driver.name for driver in asked}]
     differences = [Difference.of(own[0], other) for other in own[1:]]
     lineage = asked[-1].lineage
@@ -168,9 +182,14 @@ def _written(rows: Sequence[Row], asked: Sequence[Driver], on: TestSet, config: 
     line += " · displaced starts" if config.displace else ""
     line += f" · plans {config.delay_s:g} s late" if config.delay_s else ""
     line += f" · {100 * config.dropped:g} % of columns dropped" if config.dropped else ""
-    body = "\n".join([f"{mark_lines(lineage.marks)}{line}", text(rows, differences), _BY_CONSTRUCTION])
+    body = "\n".join([f"{mark_lines(lineage.marks)}{line}", text(rows, differences), *driven.notes(), _BY_CONSTRUCTION])
     plain = {row.name: row.to_json() for row in rows}
-    values = {**plain[own[-1].name], "rows": plain, "differences": [difference.to_json() for difference in differences]}
+    values = {
+        **plain[own[-1].name],
+        "rows": plain,
+        "differences": [difference.to_json() for difference in differences],
+        "left_out": list(driven.left_out),
+    }
     scores = {**mark_numbers(values, lineage.marks), "about": about}
     on.run.write_text("drive.txt", body + "\n")
     on.run.write_json("drive.json", scores)
