@@ -36,7 +36,7 @@ def reproduce(
             tokenizer), r5 (fine-tuned from published weights).
         out: folder that all five share.
         recipe: tiny, demo, small, full, published or a YAML file.
-        devices: processes on this machine; r1 and r2 are trained on one all the same where r3 is to be compared with them.
+        devices: processes on this machine; where r3 is compared with r1 and r2, these two are trained on one.
         stage1: published .pth file of the scene tokenizer; without files, models trained from another seed stand in.
         stage2: published .pth file of the world model.
         show: print the commands and do nothing.

@@ -19,7 +19,7 @@ MARKED = "MISMATCH ALLOWED"
 TRAINED_HERE = "TRAINED ON THESE SCENES"
 """What the table of a number starts with whose scenes trained the model. Such a mark starts with it too."""
 
-OVERRIDE = "To run it all the same, with every number marked: --allow-mismatch on."
+OVERRIDE = "To run it in spite of that, and mark every number: --allow-mismatch on."
 
 WHY = {
     "tokenizer": "Two codebooks trained apart do not agree on what a token means",

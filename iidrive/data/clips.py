@@ -49,6 +49,7 @@ class EgoTrack:
     def of(scene: Scene) -> EgoTrack:
         """Read a scene once."""
         paths = [true_path(scene, i) for i in range(len(scene))]
+        intended = paths if scene.intended is None else [intended_path(scene, i) for i in range(len(scene))]
         frames = scene.keyframes
         return EgoTrack(
             scene.name,
@@ -59,7 +60,7 @@ class EgoTrack:
             np.array([k.command.index for k in frames]),
             np.stack([p.points_m for p in paths]),
             np.stack([p.valid for p in paths]),
-            np.stack([intended_path(scene, i).points_m for i in range(len(scene))]),
+            np.stack([p.points_m for p in intended]),
         )
 
 

@@ -62,7 +62,7 @@ class Audit:
 def changed(before: Answers, after: Answers, tolerance: float = 0.0) -> Bool[Array, "n"]:
     """Which samples have another answer, bit for bit.
 
-    With a `tolerance`: another plan by more than that many metres, or more than 1 % of other labels; what is neither is not looked at.
+    With a `tolerance`, plans count that moved by more than so many metres, and labels of which more than 1 % changed; nothing else is compared.
     """
     out: Array | None = None
     for key, old in before.items():

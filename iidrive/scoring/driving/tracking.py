@@ -134,12 +134,8 @@ def follow(state: CarState, plan: Reference, steps: int, made_at: CarState | Non
     """
     if first + steps > STEPS:
         raise ValueError(f"a plan has {STEPS} steps; asked for {first + steps}.")
-    n, origin = len(state.yaw_rad), made_at or state
-    if made_at is None:
-        own = CarState(np.zeros((n, 2)), np.zeros(n), state.speed_mps, state.acceleration_mps2, state.steer_rad)
-    else:
-        own = seen_from(state, made_at)
-    found = []
+    origin = made_at or state
+    own, found = seen_from(state, origin), []
     for k in range(first, first + steps):
         own = bicycle_step(own, *_commands(own, plan, k))
         found.append(placed_by(own, origin))
