@@ -74,9 +74,12 @@ def test_open_loop_can_mislead() -> None:
 
 
 def test_what_cannot_be_studied_is_refused() -> None:
-    for wrong in ({"seeds": 0}, {"tries": 0}, {"tries": 4}, {"scenes": -1}, {"tests": ()}):
+    for wrong in ({"seeds": 0}, {"tries": 0}, {"tries": 4}, {"scenes": -1}, {"tests": ()}, {"arms": ("shared",)}, {"arms": ("none",)}):
         with pytest.raises(ConfigError, match="a study needs"):
             StudyConfig(**wrong)
+    few = StudyConfig(arms=("oracle", "none"))
+    assert [arm.key for arm in few.done] == ["none", "oracle"]
+    assert few.weights == ("present", "ii")
 
 
 def test_the_command_runs_every_arm_and_goes_on(tmp_path: Path) -> None:
@@ -95,17 +98,18 @@ def test_the_command_runs_every_arm_and_goes_on(tmp_path: Path) -> None:
         str(tmp_path / "s.json"),
     ]
     town = [f"--recipe.town.{k}={v}" for k, v in {"train_scenes": 2, "val_scenes": 1, "test_scenes": 2, "keyframes": 9}.items()]
-    options += ["--tests", '["open", "closed"]']
+    options += ["--tests", '["open", "closed"]', "--arms", '["none", "shared", "shuffled", "oracle", "regressor"]']
     main(["study", "ii", *options, *town])
     found = json.loads((tmp_path / "s.json").read_text())
     assert list(found["settings"]) == ["open loop, test", "closed loop, test"]
     for setting_ in found["settings"].values():
-        assert set(setting_["arms"]) == {arm.key for arm in ARMS} | set(LEFT_OUT)
+        assert set(setting_["arms"]) == {"none", "shared", "shuffled", "oracle", "regressor"} | set(LEFT_OUT)
         assert setting_["scenes"] == 2
         assert "ego-mlp" in setting_["others"]
     assert "town's driver" in found["settings"]["closed loop, test"]["others"]
     page = (tmp_path / "index.html").read_text()
     assert "Does a world model help the planner?" in page
+    assert {folder.name for folder in (tmp_path / "planners").iterdir()} == {"present-0", "ii-0", "regressor-0"}
     drives = sorted(tmp_path.glob("closed-*/rollouts/*/*.npz"))
     before = {path: path.stat().st_mtime_ns for path in drives}
     main(["study", "ii", *options, *town])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from iidrive.analysis.study.arms import ARMS, ArmName
 from iidrive.analysis.study.study import TESTS, StudyConfig, TestName, study
 from iidrive.cli.options import TownFields, write_json
 from iidrive.data.town.source import Town
@@ -14,6 +15,9 @@ from iidrive.pipeline.evaluate import town_of
 from iidrive.pipeline.recipes import Recipe
 from iidrive.training import checkpoint
 
+DISTURBED = ("swerves", "lapses")
+"""Fields of the towns that say how far planners in training find their ego off its way: the planner's recipe decides them, not the world model's."""
+
 
 def ii(
     out: str = "runs/study",
@@ -22,6 +26,7 @@ def ii(
     scenes: int = 60,
     tries: int = 3,
     tests: tuple[TestName, ...] = tuple(TESTS),
+    arms: tuple[ArmName, ...] = tuple(arm.key for arm in ARMS),
     json: str = "",
     recipe: Recipe = recipes.demo(),  # noqa: B008
     towns: TownFields = TownFields(),  # noqa: B008
@@ -35,13 +40,15 @@ def ii(
         scenes: scenes of each test; more than the split has enlarge it; 0: all of it.
         tries: learning rates that are tried for each kind of planner, on the validation scenes; 1: the recipe's is taken.
         tests: which of open, closed, hard and displaced are done.
+        arms: which arms are done: `none`, with which all others are compared, and one or more besides.
         json: where to write the numbers besides.
-        recipe: what is trained, and how; names the towns (a world model's own towns are used, but for fields given one by one).
+        recipe: what is trained, and how; names the towns (a world model's own towns are used, but for swerves, lapses and fields given one by one).
         towns: fields of the towns that were given one by one.
     """
-    config = StudyConfig(seeds, scenes, tries, tests)
+    config = StudyConfig(seeds, scenes, tries, tests, arms)
     if world:
-        recipe = replace(recipe, town=town_of(checkpoint.read_manifest(world), recipe.town, towns.given))
+        given = (*towns.given, *DISTURBED)
+        recipe = replace(recipe, town=town_of(checkpoint.read_manifest(world), recipe.town, given))
     for split in ("test", "hard"):
         recipe = enlarged(recipe, split, scenes)
     found = study(recipe, Town(recipe.town), Path(out), config, world)

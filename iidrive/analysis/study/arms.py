@@ -12,12 +12,14 @@ from iidrive.pipeline.recipes import Recipe
 Weights = Literal["present", "ii", "regressor"]
 """Planners that are trained: without imagined futures, with them, and without candidates (the planner that only corrects its proposals)."""
 
+ArmName = Literal["none", "loss only", "shared", "shuffled", "oracle", "regressor"]
+
 
 @dataclass(frozen=True)
 class Arm:
     """`weights` of the planner and its `test_ii`; `what` it is in words."""
 
-    key: str
+    key: ArmName
     weights: Weights
     test_ii: TestII
     what: str
@@ -25,7 +27,7 @@ class Arm:
 
 WEIGHTS: tuple[Weights, ...] = ("present", "ii", "regressor")
 
-NONE = "none"
+NONE: ArmName = "none"
 
 ARMS = (
     Arm(NONE, "present", "off", "never saw an imagined future; plans by the present"),
@@ -36,7 +38,7 @@ ARMS = (
     Arm("regressor", "regressor", "on", "has no candidates: corrects its proposals by the imagined latents"),
 )
 
-CHOSEN_IN: Mapping[Weights, str] = {"present": NONE, "ii": "shared", "regressor": "regressor"}
+CHOSEN_IN: Mapping[Weights, ArmName] = {"present": NONE, "ii": "shared", "regressor": "regressor"}
 """The arm in which the learning rate of each kind of planner is chosen."""
 
 LEFT_OUT: Mapping[str, str] = {"per candidate": "no world model here was trained to imagine what others do about a candidate"}

@@ -156,7 +156,8 @@ def _planners(setting: Setting, metric: str) -> dict[str, Float[Array, "s"]]:
 
 def report(settings: Sequence[Setting], fixed: Sequence[str]) -> str:
     """All tables and sentences as text."""
-    arms = aligned([[arm.key, arm.what] for arm in ARMS] + [[key, f"left out: {why}"] for key, why in LEFT_OUT.items()])
+    done = settings[0].values
+    arms = aligned([[arm.key, arm.what] for arm in ARMS if arm.key in done] + [[key, f"left out: {why}"] for key, why in LEFT_OUT.items()])
     parts = ["\n".join(fixed), arms]
     for setting in settings:
         parts.append("\n".join([f"{setting.name}, {len(setting.scenes)} scenes", setting.table(), *setting.sentences()]))

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from iidrive.analysis.study.arms import ARMS, CHOSEN_IN, LEFT_OUT, WEIGHTS, Arm, Weights, recipe_of
+from iidrive.analysis.study.arms import ARMS, CHOSEN_IN, LEFT_OUT, NONE, WEIGHTS, Arm, ArmName, Weights, recipe_of
 from iidrive.analysis.study.results import Setting, misleads, report
 from iidrive.core.config_io import to_plain
 from iidrive.core.errors import ConfigError
@@ -74,18 +74,35 @@ class StudyConfig:
         scenes: scenes of each test; 0: the split's.
         tries: learning rates that are tried for every kind of planner, on `val`, at most three; 1: the recipe's is taken.
         tests: which of the tests are done.
+        arms: keys of the arms that are done: `none`, with which all others are compared, and one or more besides.
     """
 
     seeds: int = 2
     scenes: int = 60
     tries: int = 3
     tests: tuple[TestName, ...] = tuple(TESTS)
+    arms: tuple[ArmName, ...] = tuple(arm.key for arm in ARMS)
 
     def __post_init__(self) -> None:
         if not self.tests:
             raise ConfigError(f"a study needs a test or more of {', '.join(TESTS)}; found none.")
+        if NONE not in self.arms or len(set(self.arms)) < 2:
+            known = ", ".join(arm.key for arm in ARMS)
+            raise ConfigError(
+                f"a study needs the arm `{NONE}`, which others are compared with, and one more of {known}; found {list(self.arms)}."
+            )
         if self.seeds < 1 or self.scenes < 0 or not 1 <= self.tries <= len(RATES):
             raise ConfigError(f"a study needs a seed or more and 1 to {len(RATES)} tries; found {self.seeds} seeds and {self.tries} tries.")
+
+    @property
+    def done(self) -> tuple[Arm, ...]:
+        """The arms that are done, in the order of the design."""
+        return tuple(arm for arm in ARMS if arm.key in self.arms)
+
+    @property
+    def weights(self) -> tuple[Weights, ...]:
+        """The kinds of planners that these arms need."""
+        return tuple(kind for kind in WEIGHTS if kind in {arm.weights for arm in self.done})
 
 
 @dataclass(frozen=True)
@@ -104,7 +121,7 @@ def study(recipe: Recipe, town: Town, out: Path, config: StudyConfig, world: str
     """
     run = Run.start(out, describe("study ii", recipe, town, "test") | {"study": to_plain(config), "world": world}, resume=True)
     base = prepare(recipe, town, out, world)
-    rates: dict[Weights, float] = {weights: tuned(recipe, town, base, out, weights, config.tries) for weights in WEIGHTS}
+    rates: dict[Weights, float] = {weights: tuned(recipe, town, base, out, weights, config.tries) for weights in config.weights}
     agents: dict[tuple[Weights, int], LoadedAgent] = {
         (weights, seed): load_agent(trained(recipe, town, base, out / "planners" / f"{weights}-{seed}", weights, seed, rates[weights]))
         for weights in rates
@@ -119,7 +136,7 @@ def study(recipe: Recipe, town: Town, out: Path, config: StudyConfig, world: str
     misled = misleads(opened, closed) if opened and closed else []
     text = report(settings, fixed) + "\n\n" + "\n".join(one.sentence() for one in misled)
     values = {
-        "arms": {arm.key: arm.what for arm in ARMS} | dict.fromkeys(LEFT_OUT),
+        "arms": {arm.key: arm.what for arm in config.done} | dict.fromkeys(LEFT_OUT),
         "left_out": dict(LEFT_OUT),
         "rates": rates,
         "settings": {setting.name: setting.to_json() for setting in settings},
@@ -185,20 +202,26 @@ def tests(
         folder.mkdir(parents=True, exist_ok=True)
         on = TestSet(town, split, Run(folder), tuple(names))
         if loop is None:
-            settings.append(_open(name, on, recipe, agents, config.seeds))
+            settings.append(_open(name, on, recipe, agents, config))
             continue
-        setting, driven = _closed(name, on, recipe, agents, config.seeds, loop)
+        setting, driven = _closed(name, on, recipe, agents, config, loop)
         settings.append(setting)
-        for path in draw(driven, ("none, seed 0", "shared, seed 0"), folder / "pictures"):
+        for path in draw(driven, (f"{NONE}, seed 0", f"{_foresight(config)}, seed 0"), folder / "pictures"):
             pictures.append((f"{name}: {path.stem}", str(path.relative_to(out))))
     return settings, pictures
 
 
-def _open(name: str, on: TestSet, recipe: Recipe, agents: Mapping[tuple[Weights, int], LoadedAgent], seeds: int) -> Setting:
+def _foresight(config: StudyConfig) -> str:
+    """The arm whose scenes are drawn beside those of the arm without ii: `shared`, or the first of the others."""
+    others = [key for key in config.arms if key != NONE]
+    return "shared" if "shared" in others else others[0]
+
+
+def _open(name: str, on: TestSet, recipe: Recipe, agents: Mapping[tuple[Weights, int], LoadedAgent], config: StudyConfig) -> Setting:
     values = {}
-    for arm in ARMS:
+    for arm in config.done:
         rows = []
-        for seed in range(seeds):
+        for seed in range(config.seeds):
             loaded = agents[arm.weights, seed]
             kept = on.run.folder / f"{arm.key.replace(' ', '-')}-{seed}.json"
             rows.append(open_loop(_plan(loaded, arm, on), _clips(loaded, on), on, kept))
@@ -228,18 +251,18 @@ def open_loop(plan: Plan, clips: ClipDataset, on: TestSet, kept: Path) -> dict[s
 
 
 def _closed(
-    name: str, on: TestSet, recipe: Recipe, agents: Mapping[tuple[Weights, int], LoadedAgent], seeds: int, loop: LoopConfig
+    name: str, on: TestSet, recipe: Recipe, agents: Mapping[tuple[Weights, int], LoadedAgent], config: StudyConfig, loop: LoopConfig
 ) -> tuple[Setting, Driven]:
     drivers = _baselines(on, recipe)
-    for arm in ARMS:
-        for seed in range(seeds):
+    for arm in config.done:
+        for seed in range(config.seeds):
             loaded = agents[arm.weights, seed]
             plan = planning(loaded.model, arm.test_ii)
             drivers.append(Driver(f"{arm.key}, seed {seed}", plan, loaded.model.forecaster.tokenizer, loaded.lineage))
     driven = drive_all(drivers, on, loop)
     values = {}
-    for arm in ARMS:
-        rows = [_by_scene(driven.row(f"{arm.key}, seed {seed}")) for seed in range(seeds)]
+    for arm in config.done:
+        rows = [_by_scene(driven.row(f"{arm.key}, seed {seed}")) for seed in range(config.seeds)]
         values[arm.key] = {metric: np.stack([row[metric] for row in rows]) for metric in rows[0]}
     others = {row.name: _by_scene(row) for row in driven.rows if row.name in (*BASELINES, EXPERT)}
     kinds = tuple(scene.conflict.kind if scene.conflict else kind for scene, kind in zip(_scenes(on), _manoeuvres(on), strict=True))
@@ -277,7 +300,7 @@ def _manoeuvres(on: TestSet) -> tuple[str, ...]:
 
 
 def _page(settings: Sequence[Setting], fixed: Sequence[str], misled: Sequence[str], pictures: list[tuple[str, str]]) -> Page:
-    arms = aligned([[arm.key, arm.what] for arm in ARMS])
+    arms = aligned([[arm.key, arm.what] for arm in ARMS if arm.key in settings[0].values])
     tables = [("The arms", arms)]
     for setting in settings:
         tables.append((f"{setting.name}, {len(setting.scenes)} scenes: means and 95 % intervals over scenes", setting.table()))
