@@ -73,7 +73,9 @@ def test_the_page_holds_everything(folder: Path) -> None:
     assert page.text["dt"] == ["data", "seconds"]
     assert page.text["dd"] == ["town, seed 0", "12"]
     assert page.text["li"] == ["A small run.", "Another note."]
-    assert page.text["th"] == ["planner", "L2 3 s"]
+    assert page.text["a"] == ["figures/scene 1#.png"]
+    assert page.text["span"] == ["7 B"]
+    assert page.text["button"] == ["planner", "L2 3 s"]
     assert page.text["td"] == ["ii on", "0.31 ± 0.02", "ii off", "—"]
     assert page.text["pre"] == ["\n  mIoU   IoU\n  31.2  42.1"]
     assert page.text["figcaption"] == ["planning", "forecast", "a scene"]
@@ -88,7 +90,8 @@ def test_nothing_comes_from_elsewhere(folder: Path) -> None:
     assert "https:" not in text
     assert "@import" not in text
     page = _Reader(text)
-    assert not page.attributes("script")
+    assert page.attributes("script") == [{}], "written into the page"
+    assert not _Reader(render(Page("No table", "", tables=[("text", "1 2")]))).attributes("script")
     assert not page.attributes("link")
     assert "prefers-color-scheme" in text
 
@@ -103,12 +106,13 @@ def test_everything_is_escaped() -> None:
         [EVIL],
     )
     text = render(everywhere)
-    assert "<script>" not in text
+    assert text.count("<script>") == 1, "the page's own"
+    assert "alert(" not in text.split("<script>")[1]
     assert "<b>" not in text
     page = _Reader(text)
     assert all(set(a) == {"src", "alt"} for a in page.attributes("img")), "no attribute slips in"
     assert [a["alt"] for a in page.attributes("img")] == [EVIL, EVIL]
-    for tag in ("title", "h1", "p", "dt", "dd", "th", "td", "li"):
+    for tag in ("title", "h1", "p", "dt", "dd", "button", "td", "li"):
         assert page.text[tag] == [EVIL], tag
 
 
@@ -129,6 +133,39 @@ def test_columns_of_numbers_are_told_from_words() -> None:
     rows = [("a", "1.5", "3%", "-0.2 [-0.4, 0.1]", "—", "1e-3"), ("2", "—", "12", "1.2 ± 0.1", "", "nan")]
     table = Table(tuple("abcdef"), rows)
     assert [table.numeric(k) for k in range(6)] == [False, True, True, True, False, True]
+
+
+def test_intervals_are_drawn_in_the_range_of_their_column() -> None:
+    table = Table(("planner", "EPDMS"), [("a", "40.0 [30, 50]"), ("b", "60.0 [55, 70.0]"), ("c", "-")])
+    first, second = table.span(0, 1), table.span(1, 1)
+    assert first is not None
+    assert second is not None
+    assert (first.value, first.interval) == ("40.0", "[30, 50]")
+    assert (first.low, second.high) == (2, 98)
+    assert first.at == 2 + 96 * 10 / 40
+    assert table.span(2, 1) is None
+    assert table.span(0, 0) is None
+    assert table.numeric(1)
+    text = render(Page("t", "", tables=[("drives", table)]))
+    assert text.count("<svg") == 2
+    assert _Reader(text).text["small"] == ["[30, 50]", "[55, 70.0]"]
+    alone = Table(("x",), [("1 [1, 1]",)]).span(0, 0)
+    assert alone is not None
+    assert alone.at == 50
+    assert Table(("x",), [("1 [a, b]",)]).span(0, 0) is None
+
+
+def test_every_file_is_linked_and_folders_of_many_are_one_line(folder: Path) -> None:
+    (folder / "scores.json").write_text("{}" * 700)
+    (folder / ".hidden").write_text("")
+    (folder / "rollouts" / "deep").mkdir(parents=True)
+    for k in range(13):
+        (folder / "rollouts" / "deep" / f"{k}.npz").write_bytes(b"")
+    write_index(folder, PAGE)
+    page = _Reader(write_index(folder, PAGE).read_text(encoding="utf-8"))
+    assert page.text["a"] == ["figures/scene 1#.png", "rollouts/", "scores.json"]
+    assert page.text["span"] == ["7 B", "13 files", "1 kB"]
+    assert [(folder / unquote(str(a["href"]))).exists() for a in page.attributes("a")] == [True] * 4  # and the picture's own
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from iidrive.core import geometry
 from iidrive.core.batch import Batch
 from iidrive.core.classes import FREE, IGNORE
 from iidrive.core.scene import STEP_S, GridSpec, Scene
+from iidrive.data.box_tracks import FlowTargets
 from iidrive.data.clips import ClipDataset
 from iidrive.data.source import Source
 from iidrive.models.baselines import copy_last, copy_warped
@@ -24,7 +25,7 @@ from iidrive.models.forecast import Forecaster
 from iidrive.models.layers import transform_inverse
 from iidrive.models.transport import constant_turn_moves, transport, true_moves, without_boxes
 from iidrive.scoring import metrics
-from iidrive.scoring.forecast import RowCounts
+from iidrive.scoring.forecast import ALL_CELLS, CORRIDOR, RowCounts
 from iidrive.scoring.movers import (
     MoverCounts,
     MoverTruth,
@@ -37,6 +38,7 @@ from iidrive.scoring.movers import (
     read_at,
     tracks_inside,
 )
+from iidrive.scoring.reliability import Reliability
 
 Array = np.ndarray
 
@@ -55,10 +57,14 @@ ROWS = {
 
 @dataclass(frozen=True)
 class Rows:
-    """One forecaster's grids, and the ego frames that they are in, as seen from the present; None: the true ones, none is predicted."""
+    """One forecaster's grids, and the ego frames that they are in, as seen from the present; None: the true ones, none is predicted.
+
+    `taken`: how likely a road user takes each cell of the occupancy flow at the horizons ahead, in the present ego frame, if it says so.
+    """
 
     labels: UInt8[Array, "B H X Y Z"]
     now_T_frame: Float[Array, "B H 4 4"] | None = None
+    taken: Float[Array, "B h x y"] | None = None
 
 
 @dataclass(frozen=True)
@@ -134,8 +140,9 @@ def forecast_rows(forecaster: Forecaster, batch: Batch, spec: GridSpec, steps: S
         return torch.cat([now[:, None]] * (len(at) - len(later)) + [ahead], 1).numpy(force=True)
 
     labels, imagined = forecaster.forecast(inputs, at)
+    taken = None if imagined.flow is None else imagined.flow.taken[:, [step for step in at if step > 0]].sigmoid().numpy(force=True)
     out = {
-        "world model": Rows(labels.numpy(force=True), _at_steps(imagined.now_T_frame, at)),
+        "world model": Rows(labels.numpy(force=True), _at_steps(imagined.now_T_frame, at), taken),
         "copy last": Rows(copied(copy_last(now, len(later)))),
         "copy warped": Rows(copied(copy_warped(now, own[:, later], spec)), _at_steps(own, at)),
         "copy warped, true motion (oracle)": Rows(copied(copy_warped(now, true[:, later], spec))),
@@ -193,6 +200,19 @@ def count_rows(rows: Mapping[str, Rows], batch: Batch, steps: Sequence[int], spe
         within = _movers(found, seen.movers, seen.corridor)
         out[name] = RowCounts(len(real), histogram, in_true_frame, unseen, movers, inside_now, within, path_m, paths)
     return out
+
+
+def count_probabilities(
+    taken: Float[Array, "B h x y"], clips: ClipDataset, rows: Sequence[int], batch: Batch, labels: FlowTargets, steps: Sequence[int]
+) -> dict[str, Reliability]:
+    """Count the cells of a batch, which are samples `rows` of `clips`, by the probability that each was given at the steps ahead."""
+    ahead = [step for step in steps if step > 0]
+    samples = [clips.samples[row] for row in rows]
+    true = np.stack([labels(clips.tracks[number].name, index)["taken"][ahead] for number, index in samples])
+    driven = constant_turn(batch.inputs)[:, 0].numpy(force=True).astype(np.float64)
+    points = cell_points(labels.spec)
+    swept = np.stack([corridor(points, one[0, 3] / STEP_S, float(geometry.heading(one)) / STEP_S) for one in driven])
+    return {ALL_CELLS: Reliability.of(taken, true), CORRIDOR: Reliability.of(taken, true, swept)}
 
 
 def real_grids(batch: Batch, steps: Sequence[int]) -> UInt8[Array, "B H X Y Z"]:

@@ -11,17 +11,19 @@ from torch import Tensor
 
 from iidrive.core.batch import Inputs
 from iidrive.core.scene import GridSpec, Observation, Target
+from iidrive.data.box_tracks import FlowTargets
 from iidrive.data.clips import ClipDataset, EgoTrack, Frames
 from iidrive.data.source import Source, window
 from iidrive.models.forecast import Forecaster
 from iidrive.models.tokenizer import Tokenizer
-from iidrive.pipeline.forecast_rows import ROWS, Truths, count_rows, forecast_rows, transport_rows
+from iidrive.pipeline.forecast_rows import ROWS, Truths, count_probabilities, count_rows, forecast_rows, transport_rows
 from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.run_folder import device
 from iidrive.scoring import metrics
 from iidrive.scoring.cases import Cases, cases_from_windows
-from iidrive.scoring.forecast import ForecastScores, RowCounts
+from iidrive.scoring.forecast import ALL_CELLS, CORRIDOR, ForecastScores, RowCounts
 from iidrive.scoring.movers import MoverCounts
+from iidrive.scoring.reliability import Reliability
 
 Array = np.ndarray
 HORIZON_STEPS = (0, 2, 4, 6)
@@ -87,6 +89,8 @@ def forecasts(
     totals: dict[str, RowCounts] = {}
     none = MoverCounts.zero(len(steps))
     ceiling = none, none
+    flow = None if source is None or forecaster.flow_grid is None else FlowTargets(source, forecaster.flow_grid)
+    told: dict[str, Reliability] = {}
     for start in process_group.shard(range(0, len(clips), batch)):
         rows = range(start, min(start + batch, len(clips)))
         part = clips.batch(rows).to(device())
@@ -99,12 +103,19 @@ def forecasts(
             ceiling = ceiling[0] + seen.ceiling[0], ceiling[1] + seen.ceiling[1]
         for name, counts in count_rows(made, part, steps, spec, seen).items():
             totals[name] = totals[name] + counts if name in totals else counts
-    parts = process_group.gather((totals, ceiling))
-    names = [name for name in ROWS if any(name in found for found, _ in parts)]
-    whole = {name: sum((found[name] for found, _ in parts if name in found), RowCounts.zero(len(steps))) for name in names}
-    ceiling = sum((found[0] for _, found in parts), none), sum((found[1] for _, found in parts), none)
+        taken = made["world model"].taken
+        if flow is not None and taken is not None:
+            for name, counts in count_probabilities(taken, clips, rows, part, flow, steps).items():
+                told[name] = told[name] + counts if name in told else counts
+    parts = process_group.gather((totals, ceiling, told))
+    names = [name for name in ROWS if any(name in found for found, _, _ in parts)]
+    whole = {name: sum((found[name] for found, _, _ in parts if name in found), RowCounts.zero(len(steps))) for name in names}
+    ceiling = sum((found[0] for _, found, _ in parts), none), sum((found[1] for _, found, _ in parts), none)
     privileged = {name: ROWS[name] for name in names if ROWS[name]}
-    return ForecastScores(whole[names[0]].samples, whole, steps, ceiling if source is not None else None, privileged)
+    ahead = sum(step > 0 for step in steps)
+    places = [name for name in (ALL_CELLS, CORRIDOR) if any(name in found for _, _, found in parts)]
+    reliability = {name: sum((found[name] for _, _, found in parts if name in found), Reliability.zero(ahead)) for name in places}
+    return ForecastScores(whole[names[0]].samples, whole, steps, ceiling if source is not None else None, privileged, reliability)
 
 
 @torch.no_grad()

@@ -19,9 +19,13 @@ from iidrive.core.scene import STEP_S
 from iidrive.core.text import text_row
 from iidrive.scoring import metrics
 from iidrive.scoring.movers import MoverCounts
+from iidrive.scoring.reliability import Reliability
 
 Array = np.ndarray
 
+
+ALL_CELLS, CORRIDOR = "all cells", "cells that plausible plans sweep"
+"""Where probabilities are counted."""
 
 ORACLE = "(oracle)"
 """Stands in the name of a row that knows the ego's true future; other privileged rows are marked by a star in the table."""
@@ -103,7 +107,8 @@ class ForecastScores:
     """Counts per forecaster and horizon (`steps` of 0.5 s), and the number of samples.
 
     `ceiling` holds what the true occupancy itself shows of all movers, and of those that were inside the grid at present. `privileged` says
-    of some rows what they know and no forecaster may know.
+    of some rows what they know and no forecaster may know. `reliability` counts the cells by the probability of a road user that a world model
+    with an occupancy flow gives them, at the horizons ahead, on all cells (ALL_CELLS) and on those of the corridor (CORRIDOR).
     """
 
     samples: int
@@ -111,6 +116,7 @@ class ForecastScores:
     steps: tuple[int, ...]
     ceiling: tuple[MoverCounts, MoverCounts] | None = None
     privileged: Mapping[str, str] = field(default_factory=dict)
+    reliability: Mapping[str, Reliability] = field(default_factory=dict)
 
     def miou(self, name: str) -> list[float]:
         """mIoU over the 17 non-free classes, per horizon; classes that neither truth nor forecast holds are left out."""
@@ -133,7 +139,14 @@ class ForecastScores:
         if self.ceiling is not None:
             every, seen = self.ceiling
             out["movers_ceiling"] = {"movers_IoU": _plain(every.iou().tolist()), "movers_seen_IoU": _plain(seen.iou().tolist())}
+        if self.reliability:
+            out["reliability"] = {"seconds": self.ahead_s, **{name: counts.to_json() for name, counts in self.reliability.items()}}
         return {**out, "privileged": dict(self.privileged)}
+
+    @property
+    def ahead_s(self) -> list[float]:
+        """The horizons ahead, seconds."""
+        return [step * STEP_S for step in self.steps if step > 0]
 
     def table(self) -> str:
         """mIoU and IoU in percent, one row a forecaster; then, where they were counted, the movers and the rest."""
@@ -166,7 +179,12 @@ class ForecastScores:
 
     def _notes(self) -> list[str]:
         notes = [f"* {name}: {knows}" for name, knows in self.privileged.items() if name in self.rows]
-        return [*notes, *(f"{name}: {row.samples} samples" for name, row in self.rows.items() if row.samples != self.samples)]
+        notes += [f"{name}: {row.samples} samples" for name, row in self.rows.items() if row.samples != self.samples]
+        when = " / ".join(f"{s:g}" for s in self.ahead_s)
+        for where, counts in self.reliability.items():
+            error, share = (" / ".join(_percent(v) for v in values) for values in (counts.error(), counts.share_taken()))
+            notes.append(f"probability of a road user, {where}: off by {error} points at {when} s, where {share} % of the cells are taken")
+        return notes
 
 
 def _percent(value: float) -> str:
