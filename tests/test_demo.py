@@ -22,7 +22,8 @@ def test_demo_on_towns_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         out = tmp_path / name
         main(["demo", "--out", str(out), *TINY])
         assert (out / "index.html").stat().st_size > 3000
-        assert len(list((out / "pictures").glob("*.png"))) == 2
+        pictures = sorted(path.name.rsplit("town")[0] for path in (out / "pictures").glob("*.png"))
+        assert pictures == ["", "", "planners.png", "reliability.png", *["worst-"] * 4]
         marks = [checkpoint.read_manifest(out / stage).fingerprint for stage in ("tokenizer", "world", "planner")]
         codes = [p.read_bytes() for p in sorted((out / "tokens-test").rglob("*.safetensors"))]
         tables.append((marks, codes, (out / "scores.json").read_text()))

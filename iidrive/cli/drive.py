@@ -85,6 +85,6 @@ def drive(
     arms = _SEVERAL[test_ii] if test_ii in ("both", "all") else (test_ii,)
     few = tuple(KINEMATIC) if isinstance(subject, str) and baselines == "auto" else BASELINES
     result = driving.drive_rows(subject, arms, on, recipe, loop, () if baselines == "off" else few)
-    print(f"{result.text}\npictures: {started.folder / 'pictures'}")
+    print(f"{result.text}\npage: {started.folder / 'index.html'}")
     if json and process_group.is_rank_zero:
         write_json(json, result.scores)

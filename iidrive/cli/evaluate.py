@@ -23,6 +23,7 @@ from iidrive.pipeline import evaluate as evaluation
 from iidrive.pipeline import recipes
 from iidrive.pipeline.arms import TestII
 from iidrive.pipeline.baselines import BASELINES
+from iidrive.pipeline.pages import evaluation_page
 from iidrive.pipeline.recipes import Recipe
 from iidrive.pipeline.train import describe
 from iidrive.runtime.progress import counting
@@ -119,6 +120,9 @@ def evaluate(
     on = evaluation.TestSet(source, split, started, pdm=protocol == "pdm")
     result = evaluation.evaluate(subject, on, recipe, trained, use)
     print(result.text)
+    if process_group.is_rank_zero:
+        title = f"{name}, ii {test_ii}" if state else name
+        print(f"page: {evaluation_page(title, result, on)}")
     if json and process_group.is_rank_zero:
         write_json(json, result.scores)
 

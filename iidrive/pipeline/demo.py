@@ -11,33 +11,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from iidrive.core.config_io import to_plain
 from iidrive.core.errors import DataError
 from iidrive.core.lineage import Lineage
-from iidrive.core.scene import FUTURE_STEPS
 from iidrive.core.text import aligned
 from iidrive.core.untrusted.json_text import read_json
 from iidrive.data import Data
-from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, scored_clips
-from iidrive.data.source import Source, window
+from iidrive.data.clips import ClipDataset, scored_clips
+from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache
 from iidrive.models.baselines import KINEMATIC
-from iidrive.models.planner import Agent
 from iidrive.pipeline import infer
 from iidrive.pipeline.baselines import BASELINES, Baseline, baseline
 from iidrive.pipeline.drive import drive_rows
 from iidrive.pipeline.evaluate import Assessment, TestSet, about_line, plan_and_score, reconstruction_miou
 from iidrive.pipeline.load import LoadedAgent, LoadedTokenizer, Place, load_agent, load_ego_mlp
+from iidrive.pipeline.pages import charts_of, forecast_table, worst_table
+from iidrive.pipeline.pictures import Bad, draw, telling, worst
 from iidrive.pipeline.recipes import Recipe
 from iidrive.pipeline.tokens import write_tokens
 from iidrive.pipeline.train import describe, train_planner, train_tokenizer, train_world
-from iidrive.report.figures import ScenePanel, scene_figure
 from iidrive.report.page import Page, Table, write_index
 from iidrive.runtime.progress import counting
-from iidrive.runtime.run_folder import Run, device, peak_memory_gb
+from iidrive.runtime.run_folder import Run, peak_memory_gb
 from iidrive.scoring.forecast import ForecastScores
 from iidrive.scoring.score import Scores, to_json
 from iidrive.scoring.tables import format_scores
@@ -132,7 +130,11 @@ def _shown(
     print(f"\n{forecast.table()}\n\ntokenizer: reconstruction mIoU {100 * reconstruction:.2f} %")
     if driven:
         print(f"\nclosed loop\n{driven.text}")
-    pictures = draw(on, loaded.model, clips, plans, ("ctrv", "ego-mlp", *states))
+    beside_it = {row: plans[row] for row in ("ctrv", "ego-mlp", *states)}
+    pictures = draw(on, loaded.model.forecaster, clips, beside_it, telling(on.tracks))
+    bad = worst(scores[states[1]], on.tracks)
+    charts = charts_of(scores, forecast, out)
+    pictures = charts + pictures + draw(on, loaded.model.forecaster, clips, beside_it, [one.sample for one in bad], "worst-")
     values: dict[str, Any] = {
         "planning": {name: to_json(s)["sparsedrive"] for name, s in scores.items()},
         "forecast": forecast.to_json(),
@@ -143,7 +145,9 @@ def _shown(
         strips = sorted((out / "pictures").glob("drive-*.png"))
         pictures = [(f"{path.stem.removeprefix('drive-')} driven in closed loop", f"pictures/{path.name}") for path in strips] + pictures
     on.run.write_json("scores.json", values)
-    page = _page(name, recipe, on, about, [scores[state] for state in states], summary, forecast, reconstruction, pictures, seconds, driven)
+    page = _page(
+        name, recipe, on, about, [scores[state] for state in states], summary, forecast, reconstruction, pictures, seconds, driven, bad
+    )
     index = write_index(out, page)
     print(f"\n{seconds / 60:.1f} min, {peak_memory_gb():.1f} GB at most. Pictures and tables: {index}")
 
@@ -215,46 +219,6 @@ def summary_table(scores: dict[str, Scores]) -> Table:
     return Table(header, rows)
 
 
-def draw(on: TestSet, agent: Agent, clips: ClipDataset, plans: Plans, shown: tuple[str, ...]) -> list[tuple[str, str]]:
-    """One picture a held-out scene (at most twelve) with the plans `shown`, at the keyframe where the ego's speed changes most over the next 3 s."""
-    pictures = []
-    chosen = on.tracks[:12]
-    row_of = {sample: row for row, sample in enumerate(clips.samples)}
-    with counting("pictures", len(chosen)) as tick:
-        for place, track in enumerate(chosen):
-            scene = on.source.scene(track.name)
-            index = _telling(track)
-            observation, target = window(on.source, scene, index, past=ClipSpec().past)
-            batch = clips.batch([row_of[place, index]])
-            assert batch.inputs.occupancy is not None
-            assert batch.targets.occupancy is not None
-            imagined, _ = agent.forecaster.forecast(batch.inputs.to(device()), infer.HORIZON_STEPS)
-            real = torch.cat([batch.inputs.occupancy[:, -1:], batch.targets.occupancy], 1)[0].numpy()
-            panel = ScenePanel(
-                f"{track.name}, keyframe {index}",
-                observation,
-                target,
-                scene.map,
-                {name: plans[name][observation.token] for name in shown},
-                tuple(real[list(infer.HORIZON_STEPS)]),
-                tuple(imagined[0].numpy(force=True)),
-                agent.forecaster.tokenizer.config.grid,
-            )
-            path = scene_figure(panel, on.run.folder / "pictures" / f"{track.name}.png")
-            pictures.append((f"{track.name} ({on.split}), keyframe {index}", f"pictures/{path.name}"))
-            tick(track.name)
-    return pictures
-
-
-def _telling(track: EgoTrack) -> int:
-    """The keyframe whose next 3 s differ most from going straight on."""
-    paths = track.path.astype(np.float64)
-    speed = np.linalg.norm(np.diff(track.global_T_ego[:, :3, 3], axis=0, prepend=track.global_T_ego[:1, :3, 3]), axis=1)
-    straight = speed[:, None, None] * np.arange(1, FUTURE_STEPS + 1)[:, None] * np.array([0.0, 1.0])
-    change = np.linalg.norm(paths - straight, axis=-1).mean(-1)
-    return int(np.argmax(np.where(track.path_valid.all(1) & (np.arange(len(paths)) > ClipSpec().past), change, -1)))
-
-
 def _tokens(tokenizer: Place | LoadedTokenizer, source: Source, split: str, folder: Path) -> TokenCache:
     names = source.scene_names(split)
     with counting("tokens", len(names)) as tick:
@@ -273,12 +237,15 @@ def _page(
     pictures: list[tuple[str, str]],
     seconds: float,
     driven: Assessment | None,
+    bad: list[Bad],
 ) -> Page:
     tables: list[tuple[str, str | Table]] = [("All planners by the same protocol (SparseDrive's)", summary)]
     if driven:
         tables.append((f"The first {DRIVEN} scenes in closed loop, others react", driven.text))
     tables += [(f"Reference table: {name}, ii {ii}", format_scores(scores)) for ii, scores in zip(("off", "on"), states, strict=True)]
-    tables.append(("Forecasting, percent; mIoU and IoU in the ego frame that each forecaster predicts", forecast.table()))
+    tables.append((f"The worst samples of {name}, ii on, at most two of a scene", worst_table(bad, on)))
+    tables.append(("Forecasting, percent; mIoU and IoU in the ego frame that each forecaster predicts", forecast_table(forecast)))
+    tables.append(("All figures of the forecasts", forecast.table()))
     source = on.source
     facts = [
         ("weights" if driven else "recipe", name if driven else recipe.name),

@@ -23,11 +23,12 @@ from iidrive.pipeline.drivers import Driver, driver_of, drivers_of, subject_of
 from iidrive.pipeline.evaluate import Assessment, TestSet
 from iidrive.pipeline.recipes import Recipe, small
 from iidrive.report.drive_strip import DriveRow, drive_strip
+from iidrive.report.page import Page, Table, write_index
 from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run
 from iidrive.scoring.driving.epdms import DriveScore, score_drive
 from iidrive.scoring.driving.rollout import Rollout
-from iidrive.scoring.driving.summary import Difference, Row, text
+from iidrive.scoring.driving.summary import DIFFERENCES, Difference, Row, table, text
 from iidrive.scoring.driving.tracking import DT_S
 from iidrive.simulation.driven import road_of
 from iidrive.simulation.kept import read_rollout, write_rollout
@@ -194,7 +195,35 @@ def _written(driven: Driven, asked: Sequence[Driver], on: TestSet, config: LoopC
     on.run.write_text("drive.txt", body + "\n")
     on.run.write_json("drive.json", scores)
     on.run.write_text("scenes.jsonl", "".join(json.dumps(line) + "\n" for row in rows for line in row.scene_lines()))
+    if on.run.process_group.is_rank_zero:
+        _page(driven, [row.name for row in own], differences, line, on)
     return Assessment(body, scores)
+
+
+def _page(driven: Driven, asked: Sequence[str], differences: Sequence[Difference], line: str, on: TestSet) -> None:
+    """index.html of the drives: the table, every scene, and the strips."""
+    header, *lines = table(driven.rows, joined=True)
+    tables: list[tuple[str, str | Table]] = [
+        ("Closed loop: EPDMS and its parts in percent, with 95 % intervals over scenes", Table(header, lines))
+    ]
+    if differences:
+        tables.append(("Differences, paired by scene, with 95 % intervals", Table(DIFFERENCES, [one.cells() for one in differences])))
+    rows = [driven.row(name) for name in (EXPERT, *asked)]
+    scenes = [
+        [score.name, *(f"{100 * row.scores[place].epdms:.1f}" for row in rows), *(_ending(row.scores[place]) for row in rows[1:])]
+        for place, score in enumerate(rows[0].scores)
+    ]
+    headings = ["scene", *(row.name for row in rows), *(f"{row.name}: end" for row in rows[1:])]
+    tables.append(("Every scene: EPDMS, and how the drive ended", Table(headings, scenes)))
+    strips = sorted((on.run.folder / "pictures").glob("drive-*.png"))
+    pictures = [(f"{path.stem.removeprefix('drive-')} driven in closed loop", f"pictures/{path.name}") for path in strips]
+    write_index(on.run.folder, Page(f"iidrive: {asked[-1]} at the wheel", line, [], tables, pictures, [*driven.notes(), _BY_CONSTRUCTION]))
+
+
+def _ending(score: DriveScore) -> str:
+    if score.at_fault:
+        return "at-fault collision"
+    return "off the road" if score.off_road is not None else "drove on"
 
 
 _BY_CONSTRUCTION = (

@@ -10,7 +10,7 @@ One function a kind; each returns what is printed and the same as plain values.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -41,6 +41,7 @@ from iidrive.runtime.run_folder import Run
 from iidrive.scoring import metrics
 from iidrive.scoring import score as scoring
 from iidrive.scoring.cases import Cases, Predictions, align, write_predictions
+from iidrive.scoring.forecast import ForecastScores
 from iidrive.scoring.sampled import rows_beside
 from iidrive.scoring.score import Scores
 from iidrive.scoring.tables import format_scores
@@ -54,11 +55,24 @@ COMMANDS = {"route": "route (known at the time)", "oracle": "oracle (derived fro
 
 
 @dataclass(frozen=True)
+class Shown:
+    """What a page can show beside the text: a planner's `planned` scores and its `plans` by token, a world model's forecast with its forecaster, and
+    the samples that they are of."""
+
+    clips: ClipDataset
+    planned: Scores | None = None
+    plans: Mapping[str, Float[Array, "6 2"]] = field(default_factory=dict)
+    forecast: ForecastScores | None = None
+    forecaster: Forecaster | None = None
+
+
+@dataclass(frozen=True)
 class Assessment:
     """What is printed, and the same as plain values (`scores` has the layout of `iidrive score`'s JSON, plus `about` and `forecast`)."""
 
     text: str
     scores: dict[str, Any]
+    shown: Shown | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +145,7 @@ class Result:
     numbers: dict[str, Any]
     about: dict[str, Any]
     lineage: Lineage
+    shown: Shown | None = None
 
 
 def evaluate(planner: str | Checkpoint, on: TestSet, recipe: Recipe, train_split: str, use: Use | None = None) -> Assessment:
@@ -164,7 +179,8 @@ def evaluate_planner(found: Checkpoint, on: TestSet, use: Use) -> Result:
     cache = on.tokens(loaded.world.tokenizer)
     clips = scored_clips(on.tracks, cache, on.source, agent.forecaster.tokenizer.config.grid)
     plan = planner_of(agent, use.test_ii, clips, on.source)
-    text, numbers = _forecast(agent.forecaster, clips, on, on.judged(loaded.checkpoint))
+    text, forecast = _forecast(agent.forecaster, clips, on, on.judged(loaded.checkpoint))
+    numbers: dict[str, Any] = {"forecast": forecast.to_json()}
     planned = _planned("planner", plan, clips.without_occupancy(), on, about, lineage)
     untrained = (
         "the outcome head was trained on the present scene alone; it reads the imagined one as if it were the present."
@@ -180,7 +196,9 @@ def evaluate_planner(found: Checkpoint, on: TestSet, use: Use) -> Result:
             on.run.write_text("choices.jsonl", made.lines())
             planned = replace(planned, text=f"{planned.text}\nchoices: {on.run.folder / 'choices.jsonl'}")
     note = "" if agent.train_ii or not uses_future(use.test_ii) else f"\nnote: {untrained}"
-    return replace(planned, text=f"{text}\n\n{planned.text}{note}", numbers={**planned.numbers, **numbers})
+    assert planned.shown is not None
+    shown = replace(planned.shown, clips=clips, forecast=forecast, forecaster=agent.forecaster)
+    return replace(planned, text=f"{text}\n\n{planned.text}{note}", numbers={**planned.numbers, **numbers}, shown=shown)
 
 
 def evaluate_world(found: Checkpoint, on: TestSet, use: Use) -> Result:
@@ -188,8 +206,10 @@ def evaluate_world(found: Checkpoint, on: TestSet, use: Use) -> Result:
     loaded = load_forecaster(found, use.tokenizer or None, use.allow)
     clips = scored_clips(on.tracks, on.tokens(loaded.tokenizer), on.source, loaded.model.tokenizer.config.grid)
     lineage = on.judged(loaded.checkpoint)
-    text, numbers = _forecast(loaded.model, clips, on, lineage)
-    return Result(text, numbers, {"planner": str(found.path), "trained on": trained_on(loaded.manifest)}, lineage)
+    text, forecast = _forecast(loaded.model, clips, on, lineage)
+    about = {"planner": str(found.path), "trained on": trained_on(loaded.manifest)}
+    shown = Shown(clips, forecast=forecast, forecaster=loaded.model)
+    return Result(text, {"forecast": forecast.to_json()}, about, lineage, shown)
 
 
 def evaluate_tokenizer(found: Checkpoint, on: TestSet, use: Use) -> Result:
@@ -282,12 +302,12 @@ def town_of(manifest: Manifest, wanted: TownConfig, given: Sequence[str] = ()) -
     return replace(from_plain(TownConfig, plain, "the checkpoint's towns"), **{name: getattr(wanted, name) for name in given})
 
 
-def _forecast(forecaster: Forecaster, clips: ClipDataset, on: TestSet, lineage: Lineage) -> tuple[str, dict[str, Any]]:
-    """The forecast table, which is also written to the run, and its numbers."""
+def _forecast(forecaster: Forecaster, clips: ClipDataset, on: TestSet, lineage: Lineage) -> tuple[str, ForecastScores]:
+    """The forecast table, which is also written to the run, and what it is made of."""
     scores = infer.forecasts(forecaster, clips, forecaster.tokenizer.config.grid, on.run.process_group, source=on.source)
     text = f"{mark_lines(lineage.marks)}{about_line(on.source, on.split)}\n{scores.table()}\n({scores.samples} samples)"
     on.run.write_text("forecast.txt", text + "\n")
-    return text, {"forecast": scores.to_json()}
+    return text, scores
 
 
 def _planned(name: str, plan: Plan, clips: ClipDataset, on: TestSet, about: dict[str, Any], lineage: Lineage) -> Result:
@@ -300,11 +320,11 @@ def _planned(name: str, plan: Plan, clips: ClipDataset, on: TestSet, about: dict
         driven = pdm(name, on.source, on.tracks, plans)
         text, numbers = f"{text}\n\n{driven.text()}", {**numbers, "pdm": driven.to_json()}
     text += f"\npredictions: {on.run.folder / f'predictions-{name}.npz'}\nlineage: {lineage}"
-    return Result(text, numbers, about, lineage)
+    return Result(text, numbers, about, lineage, Shown(clips, scores, plans))
 
 
 def _written(on: TestSet, result: Result) -> Assessment:
     about = {"planner": result.about["planner"], **on.about, **result.about, "lineage": result.lineage.child("scores").to_plain()}
     scores = {**mark_numbers(result.numbers, result.lineage.marks), "about": about}
     on.run.write_json("scores.json", scores)
-    return Assessment(result.text, scores)
+    return Assessment(result.text, scores, result.shown)

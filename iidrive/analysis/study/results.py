@@ -61,6 +61,10 @@ class Setting:
 
     def table(self) -> str:
         """One line an arm: means with intervals over scenes."""
+        return aligned(self.lines())
+
+    def lines(self) -> list[list[str]]:
+        """The cells of `table`, a header first."""
         cluster = np.arange(len(self.scenes))
         lines = [["arm", *(METRICS[m][0] for m in self.metrics)]]
         for name, values in [*((arm, {m: self.mean(arm, m) for m in self.metrics}) for arm in self.values), *self.others.items()]:
@@ -70,7 +74,7 @@ class Setting:
                 low, high = mean_interval(values[metric], cluster)
                 cells.append(f"{scale * values[metric].mean():.3g} [{scale * low:.3g}, {scale * high:.3g}]")
             lines.append([name, *cells])
-        return aligned(lines)
+        return lines
 
     def by_kind(self, metric: str) -> str:
         """One line an arm, one column a kind of scene: means."""

@@ -35,7 +35,7 @@ from iidrive.pipeline.load import LoadedAgent, load_agent, load_tokenizer
 from iidrive.pipeline.recipes import Recipe
 from iidrive.pipeline.tokens import tokens_folder, write_tokens
 from iidrive.pipeline.train import describe, train_planner, train_tokenizer, train_world
-from iidrive.report.page import Page, write_index
+from iidrive.report.page import Page, Table, write_index
 from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run
 from iidrive.scoring.cases import Predictions, align
@@ -301,9 +301,10 @@ def _manoeuvres(on: TestSet) -> tuple[str, ...]:
 
 def _page(settings: Sequence[Setting], fixed: Sequence[str], misled: Sequence[str], pictures: list[tuple[str, str]]) -> Page:
     arms = aligned([[arm.key, arm.what] for arm in ARMS if arm.key in settings[0].values])
-    tables = [("The arms", arms)]
+    tables: list[tuple[str, str | Table]] = [("The arms", arms)]
     for setting in settings:
-        tables.append((f"{setting.name}, {len(setting.scenes)} scenes: means and 95 % intervals over scenes", setting.table()))
+        header, *lines = setting.lines()
+        tables.append((f"{setting.name}, {len(setting.scenes)} scenes: means and 95 % intervals over scenes", Table(header, lines)))
         tables.append((f"{setting.name}: against the arm without ii, paired by scene, corrected by Holm", "\n".join(setting.sentences())))
     if misled:
         tables.append(("How far open loop ranks planners as closed loop does", "\n".join(misled)))

@@ -123,20 +123,23 @@ class Row:
         ]
 
 
-HEADER = ("planner", "EPDMS", "95 %", "filtered", *PARTS, "at fault", "off road", "km", "per km", "m/s", "finished")
+INTERVAL = "95 %"
+HEADER = ("planner", "EPDMS", INTERVAL, "filtered", *PARTS, "at fault", "off road", "km", "per km", "m/s", "finished")
 
 
-def table(rows: Sequence[Row]) -> list[list[str]]:
-    """A header and one line a planner: EPDMS and its parts in percent, events, kilometres, interventions per km."""
-    lines = [list(HEADER)]
+def table(rows: Sequence[Row], joined: bool = False) -> list[list[str]]:
+    """A header and one line a planner: EPDMS and its parts in percent, events, kilometres, interventions per km.
+
+    `joined` puts EPDMS and its interval into one cell, as pages draw it.
+    """
+    lines = [[name for name in HEADER if not (joined and name == INTERVAL)]]
     for row in rows:
         values = row.to_json()
-        low, high = values["epdms_interval"]
+        mean, low, high = (100 * value for value in (values["epdms"], *values["epdms_interval"]))
         lines.append(
             [
                 row.name,
-                f"{100 * values['epdms']:.1f}",
-                f"{100 * low:.0f}-{100 * high:.0f}",
+                *([f"{mean:.1f} [{low:.1f}, {high:.1f}]"] if joined else [f"{mean:.1f}", f"{low:.0f}-{high:.0f}"]),
                 f"{100 * values['epdms_expert_filter']:.1f}",
                 *("-" if v is None else f"{100 * v:.1f}" for v in values["parts"].values()),
                 str(values["at_fault_collisions"]),
@@ -190,7 +193,18 @@ class Difference:
             f"at-fault collisions a scene {told(self.at_fault, 1, '')}; departures a scene {told(self.departures, 1, '')}"
         )
 
+    def cells(self) -> list[str]:
+        """One line of a table under `DIFFERENCES`."""
+        cells = [f"{self.second} against {self.first}"]
+        for test, scale in ((self.epdms, 100), (self.at_fault, 1), (self.departures, 1)):
+            cells += [f"{scale * test.difference:+.2f} [{scale * test.low:+.2f}, {scale * test.high:+.2f}]", f"{test.p:.4f}"]
+        return cells
+
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         tests = {name: asdict(getattr(self, name)) for name in ("epdms", "at_fault", "departures")}
         return {"first": self.first, "second": self.second, **tests}
+
+
+DIFFERENCES = ("planners", "EPDMS, points", "p", "at-fault collisions a scene", "p", "departures a scene", "p")
+"""Headings of `Difference.cells`."""
