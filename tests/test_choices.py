@@ -79,3 +79,16 @@ def test_every_line_explains_a_sample(found: tuple[Choices, Agent]) -> None:
     assert lines[3]["chosen"] == int(made.chosen[3])
     assert lines[3]["accelerations_mps2"] == list(recipes.ACCELERATIONS)
     assert lines[3]["steps_met"] == made.steps_met[3].tolist()
+
+
+def test_why_a_choice_meets_a_box_is_told_from_what_was_expected_and_what_was_free() -> None:
+    zero = np.zeros((4, 2))
+    met = np.array([[1, 2], [3, 0], [1, 0], [0, 1]])  # all meet; a free one was there, twice; the chosen one meets nobody
+    expected = np.array([[2.0, 2.0], [0.49, 0.0], [0.5, 0.6], [1.0, 0.0]])
+    made = Choices(tuple("abcd"), (0.0, -1.0), np.zeros(4, int), expected, zero, zero, zero, met, zero, zero)
+    assert made.failures() == {"a": "no free candidate", "b": "not foreseen", "c": "foreseen, not avoided"}
+    assert made.to_json()["failures"] == {"no free candidate": 1, "not foreseen": 1, "foreseen, not avoided": 1}
+    assert "meets a box: 3 (no free candidate 1; not foreseen 1; foreseen, not avoided 1)." in made.text()
+    free = replace(made, steps_met=np.zeros((4, 2), int))
+    assert free.failures() == {}
+    assert free.text().endswith("meets a box: 0.")

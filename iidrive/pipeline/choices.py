@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,12 @@ from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.run_folder import device
 
 Array = np.ndarray
+
+NO_WAY_OUT, NOT_FORESEEN, NOT_AVOIDED = "no free candidate", "not foreseen", "foreseen, not avoided"
+FAILURES = (NO_WAY_OUT, NOT_FORESEEN, NOT_AVOIDED)
+"""Why a chosen candidate meets a box: all do; it was expected to meet less than `FORESEEN_STEPS` steps with one; it was chosen all the same."""
+
+FORESEEN_STEPS = 0.5
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,11 @@ class Choices:
     distance_m: Float[Array, "n A"]
     apart_m: Float[Array, "n A"]
 
+    def to_json(self) -> dict[str, Any]:
+        """The summary, and how many samples fail for each reason."""
+        why = list(self.failures().values())
+        return {**self.summary(), "failures": {kind: why.count(kind) for kind in FAILURES}}
+
     def summary(self) -> dict[str, float]:
         """Figures over all samples. The oracle takes the candidate that truly meets the least, and of those the nearest to the true path."""
         rows = np.arange(len(self.chosen))
@@ -60,15 +72,26 @@ class Choices:
             "distance_oracle_m": float(self.distance_m[rows, best].mean()),
         }
 
+    def failures(self) -> dict[str, str]:
+        """Samples whose chosen candidate meets a box, by token, and why: one of `FAILURES`."""
+        rows = np.arange(len(self.chosen))
+        blocked = self.steps_met.min(1) > 0
+        foreseen = self.steps_expected[rows, self.chosen] >= FORESEEN_STEPS
+        met = np.flatnonzero(self.steps_met[rows, self.chosen] > 0)
+        return {self.tokens[k]: NO_WAY_OUT if blocked[k] else NOT_AVOIDED if foreseen[k] else NOT_FORESEEN for k in met}
+
     def text(self) -> str:
-        """The summary as two sentences."""
+        """The summary as three sentences."""
         s = self.summary()
+        why = list(self.failures().values())
+        failed = "; ".join(f"{kind} {why.count(kind)}" for kind in FAILURES)
         return (
             f"candidates: {len(self.accelerations)} speeds, the farthest ends {s['spread_3s_m']:.1f} m from the way at 3 s; the choice changed "
             f"{100 * s['changed']:.1f} % of the plans.\n"
             f"steps with a true box, mean distance from the true path: chosen {s['steps_met']} ({s['steps_expected']:.1f} expected), "
             f"{s['distance_m']:.3f} m; unchanged {s['steps_met_unchanged']}, {s['distance_unchanged_m']:.3f} m; an oracle's choice "
-            f"{s['steps_met_oracle']}, {s['distance_oracle_m']:.3f} m."
+            f"{s['steps_met_oracle']}, {s['distance_oracle_m']:.3f} m.\n"
+            f"samples whose choice meets a box: {len(why)}" + (f" ({failed})." if why else ".")
         )
 
     def lines(self) -> str:

@@ -56,14 +56,15 @@ COMMANDS = {"route": "route (known at the time)", "oracle": "oracle (derived fro
 
 @dataclass(frozen=True)
 class Shown:
-    """What a page can show beside the text: a planner's `planned` scores and its `plans` by token, a world model's forecast with its forecaster, and
-    the samples that they are of."""
+    """What a page can show beside the text: a planner's `planned` scores and its `plans` by token, a world model's forecast with its forecaster,
+    the samples that they are of, and why a planner with candidates failed, by token."""
 
     clips: ClipDataset
     planned: Scores | None = None
     plans: Mapping[str, Float[Array, "6 2"]] = field(default_factory=dict)
     forecast: ForecastScores | None = None
     forecaster: Forecaster | None = None
+    failures: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -187,17 +188,18 @@ def evaluate_planner(found: Checkpoint, on: TestSet, use: Use) -> Result:
         if agent.planner.config.accelerations
         else "the ii branch was never trained; it changes nothing, so this equals ii off."
     )
+    failures: dict[str, str] = {}
     if agent.planner.config.accelerations:
         choose = chooser(agent, use.test_ii, clips, on.source)
         made = choices(choose, agent.planner.config.accelerations, clips, on.source, on.run.process_group)
-        numbers = {**numbers, "choices": made.summary()}
-        planned = replace(planned, text=f"{planned.text}\n{made.text()}")
+        numbers = {**numbers, "choices": made.to_json()}
+        planned, failures = replace(planned, text=f"{planned.text}\n{made.text()}"), made.failures()
         if use.explain:
             on.run.write_text("choices.jsonl", made.lines())
             planned = replace(planned, text=f"{planned.text}\nchoices: {on.run.folder / 'choices.jsonl'}")
     note = "" if agent.train_ii or not uses_future(use.test_ii) else f"\nnote: {untrained}"
     assert planned.shown is not None
-    shown = replace(planned.shown, clips=clips, forecast=forecast, forecaster=agent.forecaster)
+    shown = replace(planned.shown, clips=clips, forecast=forecast, forecaster=agent.forecaster, failures=failures)
     return replace(planned, text=f"{text}\n\n{planned.text}{note}", numbers={**planned.numbers, **numbers}, shown=shown)
 
 

@@ -30,7 +30,7 @@ def evaluation_page(name: str, found: Assessment, on: TestSet) -> Path:
         if shown.planned is not None:
             bad = worst(shown.planned, on.tracks)
             tables.append(("Reference table", format_scores(shown.planned)))
-            tables.append((f"The worst {len(bad)} samples, at most two of a scene", worst_table(bad, on)))
+            tables.append((f"The worst {len(bad)} samples, at most two of a scene", worst_table(bad, on, shown.failures)))
             pictures += draw(on, shown.forecaster, shown.clips, {name: shown.plans}, [one.sample for one in bad], "worst-")
         if shown.forecast is not None:
             tables.append(("Forecasting, percent", forecast_table(shown.forecast)))
@@ -63,10 +63,13 @@ def charts_of(scores: Mapping[str, Scores], forecast: ForecastScores | None, fol
     return pictures
 
 
-def worst_table(bad: Sequence[Bad], on: TestSet) -> Table:
-    """One line a sample: scene, keyframe, token, steps with a collision, mean L2."""
+def worst_table(bad: Sequence[Bad], on: TestSet, failures: Mapping[str, str] | None = None) -> Table:
+    """One line a sample: scene, keyframe, token, steps with a collision, mean L2, and where choices were looked at, why it collides."""
     rows = [[on.tracks[b.sample.track].name, str(b.sample.keyframe), b.token, str(b.events), f"{b.l2_m:.3f}"] for b in bad]
-    return Table(["scene", "keyframe", "token", "steps with a collision", "L2, m"], rows)
+    header = ["scene", "keyframe", "token", "steps with a collision", "L2, m"]
+    if failures:
+        return Table([*header, "why"], [[*row, failures.get(b.token, "")] for row, b in zip(rows, bad, strict=True)])
+    return Table(header, rows)
 
 
 def forecast_table(forecast: ForecastScores) -> Table:
