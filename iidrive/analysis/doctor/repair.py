@@ -10,6 +10,7 @@ from jaxtyping import Float
 from iidrive.analysis.doctor.doctor import Report, diagnose
 from iidrive.analysis.doctor.findings.finding import Finding
 from iidrive.analysis.doctor.printed import WEIGHTS, parse_tables
+from iidrive.analysis.leakage.parts import known_parts, nearest_steady
 from iidrive.core.scene import FUTURE_STEPS
 from iidrive.scoring.cases import Cases, Predictions
 from iidrive.scoring.sampled import scored
@@ -17,6 +18,9 @@ from iidrive.scoring.score import score
 from iidrive.scoring.tables import format_scores
 
 Array = np.ndarray
+
+
+_ASK = "Find out how these samples differ: did they train the model, or does it read their future? `iidrive audit` asks the model itself."
 
 
 def diagnose_predictions(cases: Cases, predictions: Predictions) -> Report:
@@ -41,7 +45,18 @@ def diagnose_predictions(cases: Cases, predictions: Predictions) -> Report:
     diagnosis = report.tables[0]
     notes = [Finding("joining", note) for note in run.notes]
     repair = _repair(path, true)
-    return Report((replace(diagnosis, findings=(*diagnosis.findings, *notes, repair)),))
+    error, nearest = np.full((2, len(cases)), np.nan)
+    error[order], nearest[order] = np.linalg.norm(path - true, axis=-1)[:, -1], nearest_steady(true)
+    known = [
+        Finding(
+            "leak in part",
+            part.sentence(),
+            True,
+            decide="Ask how these samples differ: were they trained on, or is their future read? `iidrive audit`.",
+        )
+        for part in known_parts(error, nearest, cases.scene)
+    ]
+    return Report((replace(diagnosis, findings=(*diagnosis.findings, *notes, repair, *known)),))
 
 
 def _repair(path: Float[Array, "n 6 2"], true: Float[Array, "n 6 2"]) -> Finding:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from iidrive.analysis.doctor.findings.growth import LEAK_ACCELERATION
+from iidrive.analysis.leakage.parts import known_parts, nearest_steady, steady
 from iidrive.core.errors import DataError
 from iidrive.core.scene import FUTURE_STEPS, STEP_S
 from iidrive.core.text import text_row
@@ -50,19 +51,6 @@ def truth_noise(path: Float[Array, "n 6 2"]) -> float:
     return float(np.median(np.linalg.norm(third, axis=-1)) / np.sqrt(20 * 2 * np.log(2)))
 
 
-def steady(path: Float[Array, "n 6 2"]) -> dict[str, Float[Array, "6"]]:
-    """Mean error at each step of drives that keep the true first half second's velocity, or its speed along its turn."""
-    path = path.astype(np.float64)
-    k = np.arange(1, FUTURE_STEPS + 1)
-    straight = path[:, :1] * k[None, :, None]
-    heading = np.arctan2(path[:, 0, 0], path[:, 0, 1])  # of the first hop, away from the lidar's y: half of the turn in it
-    turn = 2 * np.where(np.linalg.norm(path[:, 0], axis=-1) > 0.1, heading, 0.0)
-    angle = turn[:, None] * (k[None] - 0.5)
-    hop = np.linalg.norm(path[:, 0], axis=-1)[:, None, None] * np.stack([np.sin(angle), np.cos(angle)], -1)
-    found = {"true first velocity kept": straight, "true first speed and turn kept": np.cumsum(hop, 1)}
-    return {name: np.linalg.norm(drive - path, axis=-1).mean(0) for name, drive in found.items()}
-
-
 def plausible(cases: Cases, plan: Float[Array, "n 6 2"], baselines: Mapping[str, Float[Array, "n 6 2"]] | None = None) -> Plausibility:
     """Judge planned paths, in the order of the cases (`cases.align`). `baselines` are kinematic planners' paths, if there are any.
 
@@ -75,7 +63,11 @@ def plausible(cases: Cases, plan: Float[Array, "n 6 2"], baselines: Mapping[str,
     path = cases.true_path()[full].astype(np.float64)
     distance = np.linalg.norm(plan[full] - path, axis=-1)
     steps = distance.mean(0)
-    others = {**steady(path), **{k: np.linalg.norm(v[full] - path, axis=-1).mean(0) for k, v in (baselines or {}).items()}}
+    drives = steady(path)
+    others = {
+        **{k: v.mean(0) for k, v in drives.items()},
+        **{k: np.linalg.norm(v[full] - path, axis=-1).mean(0) for k, v in (baselines or {}).items()},
+    }
     noise = min(truth_noise(path), 0.1)
     moving = np.linalg.norm(path[:, -1], axis=-1) > EVIDENT_M
     exact = int(((distance.max(1) < 1e-4) & moving).sum())
@@ -84,6 +76,10 @@ def plausible(cases: Cases, plan: Float[Array, "n 6 2"], baselines: Mapping[str,
     reasons = reasons if exact > 0.01 * moving.sum() else []
     if len(distance) >= FEWEST:
         reasons += _too_near(steps, others, noise, luck)
+    if not reasons:
+        errors, nearest = np.full((2, len(full)), np.nan)
+        errors[full], nearest[full] = distance[:, -1], nearest_steady(path)
+        reasons += [f"known in part: {part.sentence()}" for part in known_parts(errors, nearest, cases.scene)]
     return Plausibility(len(distance), steps, others, noise, luck, tuple(reasons))
 
 
