@@ -177,6 +177,16 @@ def test_pictures_must_lie_in_the_folder(folder: Path, name: str) -> None:
     assert not (folder / "index.html").exists()
 
 
+def test_views_are_shown_inside_the_page_and_must_lie_in_the_folder(folder: Path) -> None:
+    (folder / "scene 1.html").write_text("view")
+    page = _Reader(write_index(folder, replace(PAGE, views=[("drag to turn", "scene 1.html")])).read_text(encoding="utf-8"))
+    (frame,) = page.attributes("iframe")
+    assert (folder / unquote(str(frame["src"]))).read_text() == "view"
+    assert frame["title"] == "drag to turn"
+    with pytest.raises(DataError, match="no view"):
+        write_index(folder, replace(PAGE, views=[("no view", "gone.html")]))
+
+
 def test_rows_must_fit_the_header() -> None:
     with pytest.raises(DataError, match="row 2"):
         Table(("a", "b"), [("1", "2"), ("1",)])

@@ -46,6 +46,12 @@ def _evaluate():
     return evaluate
 
 
+def _view():
+    from iidrive.cli import view
+
+    return view
+
+
 def _drive():
     from iidrive.cli import drive
 
@@ -114,6 +120,7 @@ COMMANDS: Mapping[str, Command | Group] = {
         "answer a question by experiment",
         {"ii": Command("does a world model help the planner?", lambda: _study().ii)},
     ),
+    "view": Command("show a sample in three dimensions, as one page", lambda: _view().view),
     "weights": Command("list the weights that come with iidrive, or say all about one", lambda: _weights().weights),
     "recipes": Command("list the recipes, or explain every field of one", lambda: _explain().recipes),
     "cases": Command("write the truth of a split, to score predictions against", lambda: _score().cases, OCCUPANCY),

@@ -29,11 +29,13 @@ from iidrive.pipeline.drive import drive_rows
 from iidrive.pipeline.evaluate import Assessment, TestSet, about_line, plan_and_score, reconstruction_miou
 from iidrive.pipeline.load import LoadedAgent, LoadedTokenizer, Place, load_agent, load_ego_mlp
 from iidrive.pipeline.pages import charts_of, forecast_table, worst_table
-from iidrive.pipeline.pictures import Bad, draw, telling, worst
+from iidrive.pipeline.pictures import Bad, Sample, draw, telling, worst
 from iidrive.pipeline.recipes import Recipe
 from iidrive.pipeline.tokens import write_tokens
 from iidrive.pipeline.train import describe, train_planner, train_tokenizer, train_world
+from iidrive.pipeline.view import view_of
 from iidrive.report.page import Page, Table, write_index
+from iidrive.report.view.page import write_view
 from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run, peak_memory_gb
 from iidrive.scoring.forecast import ForecastScores
@@ -47,6 +49,8 @@ Plans = dict[str, dict[str, Float[Array, "6 2"]]]
 
 SHIPPED = "town-small"
 """The weights that the demo shows."""
+
+VIEW = "scene.html"
 
 DRIVEN = 4
 """So many test scenes are driven in closed loop."""
@@ -145,11 +149,22 @@ def _shown(
         strips = sorted((out / "pictures").glob("drive-*.png"))
         pictures = [(f"{path.stem.removeprefix('drive-')} driven in closed loop", f"pictures/{path.name}") for path in strips] + pictures
     on.run.write_json("scores.json", values)
+    place = _saved(scores[states[0]], scores[states[1]], on)
     page = _page(
         name, recipe, on, about, [scores[state] for state in states], summary, forecast, reconstruction, pictures, seconds, driven, bad
     )
+    write_view(view_of(loaded.model, source, on.tracks[place.track].name, place.keyframe), out / VIEW)
     index = write_index(out, page)
     print(f"\n{seconds / 60:.1f} min, {peak_memory_gb():.1f} GB at most. Pictures and tables: {index}")
+
+
+def _saved(off: Scores, on_: Scores, on: TestSet) -> Sample:
+    """The sample in which the imagined scene avoids most collisions; where there is none, the first scene's most telling one."""
+    spared = off.steps.per_step["obj_box_col"].sum(1) - on_.steps.per_step["obj_box_col"].sum(1).astype(float)
+    row = int(np.argmax(np.where(off.steps.evaluated, spared, -np.inf)))
+    if spared[row] <= 0:
+        return telling(on.tracks, 1)[0]
+    return next(Sample(k, track.tokens.index(off.token[row])) for k, track in enumerate(on.tracks) if off.token[row] in track.tokens)
 
 
 def train_all(recipe: Recipe, source: Source, split: str, out: Path) -> Trained:
@@ -261,4 +276,5 @@ def _page(
         f"The models behind these numbers {made}. None of these scenes trained them.",
         "Two planners whose collisions differ by a handful of events, or whose L2 differs by millimetres, do not differ.",
     ]
-    return Page("iidrive: tokenizer, world model, planner", about, facts, tables, pictures, notes)
+    views = [("True beside imagined occupancy, and what the planner chose among: drag to turn, space plays.", VIEW)]
+    return Page("iidrive: tokenizer, world model, planner", about, facts, tables, pictures, notes, views)

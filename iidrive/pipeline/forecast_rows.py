@@ -142,9 +142,9 @@ def forecast_rows(forecaster: Forecaster, batch: Batch, spec: GridSpec, steps: S
     labels, imagined = forecaster.forecast(inputs, at)
     taken = None if imagined.flow is None else imagined.flow.taken[:, [step for step in at if step > 0]].sigmoid().numpy(force=True)
     out = {
-        "world model": Rows(labels.numpy(force=True), _at_steps(imagined.now_T_frame, at), taken),
+        "world model": Rows(labels.numpy(force=True), frames_at(imagined.now_T_frame, at), taken),
         "copy last": Rows(copied(copy_last(now, len(later)))),
-        "copy warped": Rows(copied(copy_warped(now, own[:, later], spec)), _at_steps(own, at)),
+        "copy warped": Rows(copied(copy_warped(now, own[:, later], spec)), frames_at(own, at)),
         "copy warped, true motion (oracle)": Rows(copied(copy_warped(now, true[:, later], spec))),
     }
     if oracle and forecaster.world.config.motion != "map":
@@ -159,7 +159,7 @@ def transport_rows(at: Sequence[tuple[Scene, int]], batch: Batch, spec: GridSpec
     assert batch.inputs.occupancy is not None
     now = batch.inputs.occupancy[:, -1].numpy(force=True)
     now = np.where(now == IGNORE, np.uint8(FREE), now)
-    own, true = _at_steps(constant_turn(batch.inputs), steps), true_frames(batch, steps)
+    own, true = frames_at(constant_turn(batch.inputs), steps), true_frames(batch, steps)
 
     ahead = [h for h, step in enumerate(steps) if step > 0]
     made = {"transport": np.repeat(now[:, None], len(steps), 1), "transport, true flow": np.repeat(now[:, None], len(steps), 1)}
@@ -224,10 +224,10 @@ def real_grids(batch: Batch, steps: Sequence[int]) -> UInt8[Array, "B H X Y Z"]:
 
 def true_frames(batch: Batch, steps: Sequence[int]) -> Float[Array, "B H 4 4"]:
     """True ego frames at some steps, seen from the present."""
-    return _at_steps(batch.targets.now_T_frame, steps)
+    return frames_at(batch.targets.now_T_frame, steps)
 
 
-def _at_steps(now_T_future: torch.Tensor, steps: Sequence[int]) -> Float[Array, "B H 4 4"]:
+def frames_at(now_T_future: torch.Tensor, steps: Sequence[int]) -> Float[Array, "B H 4 4"]:
     """Frames at some steps from those of steps 1 on; step 0 is the present."""
     frames = now_T_future.double()
     eye = torch.eye(4).to(frames).expand(len(frames), 1, 4, 4)

@@ -74,8 +74,8 @@ class Table:
 class Page:
     """What the page shows, from the top: title, one paragraph, tables, pictures, facts, notes. All text is plain; it is escaped.
 
-    `facts` are (name, value); `tables` (caption, preformatted text or a `Table`); `pictures` (caption, path relative to the page's
-    folder, with forward slashes).
+    `facts` are (name, value); `tables` (caption, preformatted text or a `Table`); `pictures` and `views` (caption, path relative to the page's
+    folder, with forward slashes). Views are pages of their own, shown inside this one.
     """
 
     title: str
@@ -84,6 +84,7 @@ class Page:
     tables: Sequence[tuple[str, str | Table]] = ()
     pictures: Sequence[tuple[str, str]] = ()
     notes: Sequence[str] = ()
+    views: Sequence[tuple[str, str]] = ()
 
 
 def _interval(cell: str) -> tuple[str, str, tuple[float, float, float]] | None:
@@ -136,7 +137,7 @@ def write_index(folder: Path | str, page: Page) -> Path:
         DataError: for a picture that is not in the folder, or whose path leaves it.
     """
     folder = Path(folder)
-    for caption, name in page.pictures:
+    for caption, name in (*page.pictures, *page.views):
         relative = PurePosixPath(name)
         if relative.is_absolute() or ".." in relative.parts or ":" in name or "\\" in name:
             raise DataError(f"picture '{caption}': expected a path below the page's folder, like figures/scene.png; found '{name}'.")

@@ -15,6 +15,8 @@ figure { margin: 0 0 1.8rem; }
 figcaption { margin: .45rem 0; max-width: 60rem; color: var(--soft); font-size: .95rem; }
 .table > figcaption { color: var(--ink); font-weight: 600; }
 img { display: block; width: 100%; height: auto; border: 1px solid var(--line); border-radius: 6px; background: #ffffff; }
+iframe { display: block; width: 100%; height: 40rem; max-height: 90vh; border: 1px solid var(--line); border-radius: 6px; }
+figcaption a { color: var(--mark); display: inline; }
 .scroll, pre { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; background: var(--shade); }
 pre { margin: 0; padding: .8rem 1rem; }
 pre, table { font: .85rem/1.5 ui-monospace, Consolas, "DejaVu Sans Mono", monospace; }
@@ -116,6 +118,17 @@ TEMPLATE = """\
 </table>
 </div>
 {% endif %}
+</figure>
+{% endfor %}
+</section>
+{% endif %}
+{% if page.views %}
+<section>
+<h2>In three dimensions</h2>
+{% for caption, path in page.views %}
+<figure>
+<iframe src="{{ path | urlencode }}" title="{{ caption }}" loading="lazy"></iframe>
+<figcaption>{{ caption }} <a href="{{ path | urlencode }}">Open it alone</a></figcaption>
 </figure>
 {% endfor %}
 </section>

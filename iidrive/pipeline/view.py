@@ -1,0 +1,183 @@
+"""What a page in three dimensions shows of a sample: what was true, what a world model imagined, and what a planner chose among."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from iidrive.core import geometry
+from iidrive.core.batch import Batch
+from iidrive.core.errors import ConfigError, DataError
+from iidrive.core.scene import FUTURE_STEPS, STEP_S, GridSpec, Scene
+from iidrive.data.box_tracks import BoxTargets
+from iidrive.data.clips import ClipDataset, EgoTrack, read_tracks, scored_clips
+from iidrive.data.source import Source
+from iidrive.models.forecast import Forecaster
+from iidrive.models.outcomes import collisions
+from iidrive.models.planner import Agent
+from iidrive.pipeline.forecast_rows import frames_at, real_grids, true_frames
+from iidrive.pipeline.load import load_agent, load_forecaster
+from iidrive.pipeline.pictures import telling
+from iidrive.pipeline.tokens import codes_in_memory
+from iidrive.report.view.page import Candidate, Panel, View
+from iidrive.runtime.run_folder import device
+from iidrive.scoring.cases import Predictions
+from iidrive.scoring.driving.tracking import DT_S, reference
+from iidrive.training.checkpoint import Checkpoint
+
+Array = np.ndarray
+
+STEPS = tuple(range(FUTURE_STEPS + 1))
+VIEW_GRID = GridSpec((80, 80, 8), (-32.0, -32.0, -1.0), 0.8)
+"""The grid that predictions are shown on, which come with none of their own."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample with a full future: its scene, keyframe, row of `clips`, and batch of one with boxes."""
+
+    scene: Scene
+    track: EgoTrack
+    keyframe: int
+    batch: Batch
+    clips: ClipDataset
+
+    @property
+    def token(self) -> str:
+        """The sample token."""
+        return self.track.tokens[self.keyframe]
+
+
+def view_of_checkpoint(found: Checkpoint, source: Source, name: str, keyframe: int | None = None, ii: bool = True) -> View:
+    """A planner's or world model's sample of the scene `name`; without `keyframe` the one whose next 3 s differ most from going straight on.
+
+    Raises:
+        ConfigError: for other kinds of checkpoints, and for a keyframe without a full future.
+    """
+    kind = found.manifest.kind
+    if kind not in ("planner", "world"):
+        raise ConfigError(f"{found.path} is a {kind}, which imagines nothing. View a planner, a world model, or predictions.")
+    model = load_agent(found).model if kind == "planner" else load_forecaster(found).model
+    return view_of(model, source, name, keyframe, ii)
+
+
+def view_of(model: Agent | Forecaster, source: Source, name: str, keyframe: int | None = None, ii: bool = True) -> View:
+    """The same of a model that is loaded. Raises ConfigError for a keyframe without a full future."""
+    agent = model if isinstance(model, Agent) else None
+    forecaster = model.forecaster if isinstance(model, Agent) else model
+    grid = forecaster.tokenizer.config.grid
+    tracks = read_tracks(source, [name])
+    sample = _sample(source, scored_clips(tracks, codes_in_memory(forecaster.tokenizer, source, tracks), source, grid), keyframe)
+    view = replace(_true(sample, grid), imagined=_imagined(forecaster, sample.batch))
+    return view if agent is None else _with_choice(view, agent, sample, ii)
+
+
+def view_of_predictions(found: Predictions, source: Source, name: str, keyframe: int | None = None) -> View:
+    """The planned path of a sample beside what was true.
+
+    Raises:
+        DataError: if no path belongs to the sample. ConfigError: for a keyframe without a full future.
+    """
+    tracks = read_tracks(source, [name])
+    sample = _sample(source, scored_clips(tracks, None, source, VIEW_GRID), keyframe)
+    rows = {token: row for row, token in enumerate(found.token or ())}
+    if sample.token not in rows:
+        raise DataError(
+            f"{found.where}: no path of sample {sample.token} ({name}, keyframe {sample.keyframe}); name another with --keyframe."
+        )
+    plan = torch.from_numpy(found.trajectory[rows[sample.token]]).float()[None, None]
+    met = int(collisions(plan, sample.batch.targets, sample.batch.inputs.ego_T_lidar).sum())
+    points = _in_ego_frame(plan[0, 0].numpy(), sample)
+    one = Candidate(found.where, points, float(met > 0), (str(met),))
+    return replace(_true(sample, VIEW_GRID), candidates=(one,), headings=("path", "steps with a box"), chosen=0)
+
+
+def _sample(source: Source, clips: ClipDataset, keyframe: int | None) -> Sample:
+    (track,) = clips.tracks
+    index = telling([track])[0].keyframe if keyframe is None else keyframe
+    if (0, index) not in clips.samples:
+        last = max((k for _, k in clips.samples), default=-1)
+        raise ConfigError(f"{track.name}: keyframe {index} has no full future; those that have one are 0 to {last}.")
+    labelled = clips.with_labels(BoxTargets(source))
+    batch = labelled.batch([clips.samples.index((0, index))]).to(device())
+    return Sample(source.scene(track.name), track, index, batch, clips)
+
+
+def _true(sample: Sample, grid: GridSpec) -> View:
+    frames = true_frames(sample.batch, STEPS)[0]
+    here = geometry.invert(sample.scene.keyframes[sample.keyframe].global_T_ego.matrix)
+    boxes = []
+    for step in STEPS:
+        found = sample.scene.keyframes[sample.keyframe + step].boxes
+        yaw = geometry.wrap_angle(found.yaw_rad + np.arctan2(here[1, 0], here[0, 0]))
+        boxes.append(np.concatenate([geometry.apply(here, found.centre_m), found.size_m, yaw[:, None]], 1).reshape(-1, 7))
+    command = sample.scene.keyframes[sample.keyframe].command
+    facts = [("scene", sample.track.name), ("keyframe", str(sample.keyframe)), ("token", sample.token)]
+    facts.append(("command", f"{command.manoeuvre} ({command.source})"))
+    true = Panel(real_grids(sample.batch, STEPS)[0], frames, _poses(frames))
+    path = _in_ego_frame(sample.track.path[sample.keyframe], sample)
+    lead = "0 to 3 s ahead, seen from the present"
+    seconds = [step * STEP_S for step in STEPS]
+    return View(f"{sample.track.name}, keyframe {sample.keyframe}", lead, grid, seconds, true, boxes, path_m=path, facts=facts)
+
+
+def _imagined(forecaster: Forecaster, batch: Batch) -> Panel:
+    labels, imagined = forecaster.forecast(batch.inputs, STEPS)
+    frames = frames_at(imagined.now_T_frame, STEPS)[0]
+    return Panel(labels[0].numpy(force=True), frames, _poses(frames))
+
+
+def _with_choice(view: View, agent: Agent, sample: Sample, ii: bool) -> View:
+    """With the planner's candidates, or its only plan, and the ego of the imagined panel on the chosen one."""
+    inputs, state = sample.batch.inputs, "on" if ii else "off"
+    facts = [*view.facts, ("ii", state)]
+    if not agent.planner.config.accelerations:
+        plan = agent.plan(inputs, ii).numpy(force=True)[0]
+        one = Candidate("plan", _in_ego_frame(plan, sample), 0.0)
+        return replace(view, candidates=(one,), headings=("path",), chosen=0, facts=facts)
+    choice = agent.choice(inputs, ii)
+    risk = choice.outcomes.collision.sigmoid()[0].numpy(force=True)
+    met = collisions(choice.candidates, sample.batch.targets, inputs.ego_T_lidar)[0].sum(-1).tolist()
+    cost, chosen = choice.cost_m[0].tolist(), int(choice.cost_m[0].argmin())
+    paths = choice.candidates[0].numpy(force=True)
+    order = np.argsort(agent.planner.config.accelerations, kind="stable").tolist()
+    made = [
+        Candidate(_speed(value), _in_ego_frame(path, sample), float(p.max()), (f"{p.sum():.2f}", str(hits), f"{metres:.1f}"))
+        for value, path, p, hits, metres in zip(agent.planner.config.accelerations, paths, risk, met, cost, strict=True)
+    ]
+    assert view.imagined is not None
+    imagined = replace(view.imagined, ego=_driven(paths[chosen], sample))
+    candidates, headings = [made[k] for k in order], ("m/s²", "expected", "met", "cost, m")
+    return replace(view, imagined=imagined, candidates=candidates, headings=headings, chosen=order.index(chosen), note=_NOTE, facts=facts)
+
+
+_NOTE = (
+    "Each drives the way faster or slower. Expected and met: steps with somebody in the way. Green: nobody is expected; red: somebody is. "
+    "The wide one was chosen: it costs least. Black: the true path."
+)
+
+
+def _speed(acceleration_mps2: float) -> str:
+    return "as proposed" if acceleration_mps2 == 0 else f"{acceleration_mps2:+g}"
+
+
+def _poses(frames: Float[Array, "S 4 4"]) -> Float[Array, "S 3"]:
+    return np.stack([frames[:, 0, 3], frames[:, 1, 3], np.arctan2(frames[:, 1, 0], frames[:, 0, 0])], 1)
+
+
+def _driven(plan: Float[Array, "6 2"], sample: Sample) -> Float[Array, "S 3"]:
+    """Where the rear axle is when LIDAR_TOP follows a plan."""
+    lever = float(sample.track.ego_T_lidar[sample.keyframe][0, 3])
+    told = reference(plan[None].astype(np.float64), lever)
+    every: Sequence[int] = [round(step * STEP_S / DT_S) for step in STEPS]
+    return np.concatenate([told.xy_m[0, every], told.yaw_rad[0, every, None]], 1)
+
+
+def _in_ego_frame(path: Float[Array, "6 2"], sample: Sample) -> Float[Array, "7 2"]:
+    """Positions of LIDAR_TOP in the lidar frame → in the ego frame, after where it is at present."""
+    points = np.concatenate([np.zeros((1, 3)), np.concatenate([path, np.zeros((len(path), 1))], 1)])
+    return geometry.apply(sample.track.ego_T_lidar[sample.keyframe].astype(np.float64), points)[:, :2]

@@ -1,0 +1,223 @@
+"""The page in three dimensions: what it is given is what is true and imagined, and in a real browser it shows it and asks nobody."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import opened
+
+import iidrive.report.view
+from iidrive.cli.main import main
+from iidrive.core.classes import FREE, IGNORE
+from iidrive.core.errors import DataError
+from iidrive.core.scene import GridSpec
+from iidrive.data.town.source import Town, TownConfig
+from iidrive.report.page import Page, Table, write_index
+from iidrive.report.view.page import Candidate, Panel, View, render_view, write_view
+
+WEB = Path(iidrive.report.view.__file__).parent / "web"
+SPEC = GridSpec((6, 5, 3), (-3.0, -2.5, -1.0), 1.0)
+TOWN = ["--recipe.town.test_scenes=2", "--recipe.town.keyframes=14"]
+
+
+def small_view() -> View:
+    labels = np.full((7, *SPEC.shape), FREE, np.uint8)
+    labels[:, :, :, 0] = 11  # road
+    labels[:, 5, 4, 1] = IGNORE
+    for step in range(7):
+        labels[step, min(step, 5), 2, 1] = 4  # a car that drives ahead
+    frames = np.tile(np.eye(4), (7, 1, 1))
+    frames[:, 0, 3] = np.arange(7)
+    ego = np.stack([np.arange(7.0), np.zeros(7), np.zeros(7)], 1)
+    boxes = [np.array([[float(step), 0, 0.5, 4, 2, 1.5, 0.1]]) for step in range(7)]
+    path = np.stack([np.arange(7.0), np.zeros(7)], 1)
+    candidates = (Candidate("-1", path / 2, 0.9, ("1.00",)), Candidate("</script><b>x", path, 0.0, ("0.00",)))
+    return View(
+        "A <b>street</b>", "lead", SPEC, [0.5 * k for k in range(7)], Panel(labels, frames, ego), boxes, Panel(labels[::-1], frames, ego), path,
+        candidates, ("m/s²", "expected"), 1, facts=[("token", "abc")],
+    )  # fmt: skip
+
+
+def read(page: str) -> dict[str, Any]:
+    """What the page's script is given."""
+    match = re.search(r'<script type="application/json" id="view">(.*?)</script>', page, re.DOTALL)
+    assert match
+    return json.loads(match[1])
+
+
+def grids(data: dict[str, Any]) -> np.ndarray:
+    labels = np.frombuffer(gzip.decompress(base64.b64decode(data["grids"])), np.uint8)
+    return labels.reshape(len(data["panels"]), len(data["seconds"]), *data["shape"])
+
+
+def test_the_bundle_is_made_of_this_source() -> None:
+    first = (WEB / "view.bundle.js").read_text(encoding="utf-8").splitlines()[0]
+    assert hashlib.sha256((WEB / "view.js").read_bytes()).hexdigest() in first, "run `npm install && npm run build` in report/view/web"
+    assert "MIT" in (WEB / "three.LICENSE").read_text(encoding="utf-8")
+
+
+def test_the_page_holds_the_grids_and_nothing_from_elsewhere(tmp_path: Path) -> None:
+    view = small_view()
+    page = write_view(view, tmp_path / "new" / "scene.html").read_text(encoding="utf-8")
+    data = read(page)
+    assert view.imagined is not None
+    assert (grids(data) == np.stack([view.true.labels, view.imagined.labels])).all()
+    assert data["candidates"][1]["name"] == "</script><b>x", "no text ends the element that holds it"
+    assert "<b>" not in page.split("<body>")[1].split("<script")[0]
+    assert data["panels"]["true"]["ego"][2][0] == pytest.approx(2 + 1.44, abs=0.1), "the ego's centre lies ahead of its rear axle"
+    outside = re.findall(r'(?:src|href|action)\s*=\s*"?\s*(?:https?:)?//', page.split('id="view">')[0])
+    assert not outside
+    assert "default-src 'none'" in page
+    assert page == render_view(view), "the same bytes each time"
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    view = small_view()
+    with pytest.raises(DataError, match="true occupancy must be"):
+        replace(view, true=replace(view.true, labels=view.true.labels[:3]))
+    with pytest.raises(DataError, match="boxes of 7 moments"):
+        replace(view, boxes=view.boxes[:2])
+
+
+_LOOK = """
+  const wait = ms => new Promise(done => setTimeout(done, ms)), found = {};
+  for (let k = 0; k < 200 && !document.documentElement.dataset.ready; k++) await wait(100);
+  const view = window.iidriveView, canvas = document.getElementById("canvas"), slider = document.getElementById("slider");
+  const colours = part => {
+    const small = Object.assign(document.createElement("canvas"), { width: 64, height: 64 }), pen = small.getContext("2d");
+    pen.drawImage(canvas, part * canvas.width / 2, 0, canvas.width / 2, canvas.height, 0, 0, 64, 64);
+    const all = pen.getImageData(0, 0, 64, 64).data, kinds = new Set();
+    for (let k = 0; k < all.length; k += 4) kinds.add(all[k] << 16 | all[k + 1] << 8 | all[k + 2]);
+    return kinds.size;
+  };
+  const key = name => dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true }));
+  const frame = () => new Promise(requestAnimationFrame);
+  const picture = async () => { await frame(); await frame(); return canvas.toDataURL(); };
+  found.ready = document.documentElement.dataset.ready;
+  await wait(500);
+  found.colours = [colours(0), colours(1)];
+  const first = await picture();
+  found.counts = [view.counts("true"), view.counts("imagined")];
+  slider.value = 4;
+  slider.dispatchEvent(new Event("input", { bubbles: true }));
+  const later = await picture();
+  found.moved = first !== later;
+  found.time = document.getElementById("time").textContent;
+  key("ArrowRight");
+  found.step = view.state.step;
+  key("b");
+  found.boxes = [view.shown.boxes, document.querySelector("[data-layer=boxes]").getAttribute("aria-pressed")];
+  found.hidden = later !== await picture();
+  key("2");
+  await wait(200);
+  found.labels = ["true", "imagined"].map(name => document.getElementById(`label-${name}`).hidden);
+  const still = await picture();
+  canvas.dispatchEvent(new PointerEvent("pointerdown", { pointerId: 1, clientX: 300, clientY: 300, button: 0, bubbles: true, isPrimary: true }));
+  document.dispatchEvent(new PointerEvent("pointermove", { pointerId: 1, clientX: 380, clientY: 330, bubbles: true, isPrimary: true }));
+  canvas.dispatchEvent(new PointerEvent("pointermove", { pointerId: 1, clientX: 380, clientY: 330, bubbles: true, isPrimary: true }));
+  found.turned = still !== await picture();
+  key(" ");
+  await wait(1200);
+  found.played = [view.state.playing, view.state.step !== 5];
+  found.rows = [...document.querySelectorAll("#rows tr")].map(row => [row.className, row.textContent]);
+  found.classes = [...document.querySelectorAll("#classes li")].map(item => item.textContent);
+  return found;
+"""
+
+
+def test_the_browser_shows_both_and_asks_nobody(tmp_path: Path) -> None:
+    page = write_view(small_view(), tmp_path / "scene.html")
+    with opened(page, tmp_path) as tab:
+        found = tab.run(_LOOK)
+    assert tab.said == []
+    assert tab.requests == [page.resolve().as_uri()]
+    assert found["ready"] == "yes"
+    assert min(found["colours"]) > 8, "both panels show more than their background"
+    assert found["counts"] == [{"ground": 30, "static": 0, "users": 1}] * 2
+    assert found["moved"]
+    assert found["time"] == "2.0 s"
+    assert found["step"] == 5
+    assert found["boxes"] == [False, "false"]
+    assert found["hidden"]
+    assert found["labels"] == [False, True]
+    assert found["turned"]
+    assert found["played"] == [True, True]
+    assert found["rows"] == [["", "-11.00"], ["chosen", "</script><b>x0.00"]]
+    assert found["classes"] == ["car", "driveable surface"]
+
+
+def test_tables_sort_in_the_browser_and_intervals_keep_their_rows(tmp_path: Path) -> None:
+    table = Table(("planner", "EPDMS"), [("b", "9.5 [8, 10]"), ("a", "-"), ("c", "10.2 [9, 12]"), ("d", "-3.0 [-4, 1]")])
+    page = write_index(tmp_path, Page("t", "", tables=[("drives", table)]))
+    with opened(page, tmp_path) as tab:
+        found = tab.run("""
+  const found = {};
+  const rows = () => [...document.querySelectorAll("tbody tr")].map(row => row.cells[0].textContent).join("");
+  const heads = [...document.querySelectorAll("th button")];
+  found.orders = [rows()];
+  for (const k of [1, 1, 1, 0, 0]) { heads[k].click(); found.orders.push(rows()); }
+  found.sort = [...document.querySelectorAll("th")].map(head => head.getAttribute("aria-sort"));
+  return found;
+""")
+    assert tab.said == []
+    assert found["orders"] == ["bacd", "cbda", "dbca", "bacd", "abcd", "dcba"]
+    assert found["sort"] == ["descending", "none"]
+
+
+def test_the_command_shows_a_planner_a_world_model_and_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["view", "town-small", "--scene", "town-test-00001", "--out", str(tmp_path / "p.html"), *TOWN])
+    data = read((tmp_path / "p.html").read_text(encoding="utf-8"))
+    assert list(data["panels"]) == ["true", "imagined"]
+    assert len(data["candidates"]) == 10
+    assert [float(one["name"]) for one in data["candidates"] if one["name"] != "as proposed"] == [-6, -4, -3, -2, -1, -0.5, 0.5, 1, 2]
+    costs = [float(one["told"][2]) for one in data["candidates"]]
+    assert costs[data["chosen"]] == min(costs)
+    labels = grids(data)
+    assert (labels[0, 0] == labels[1, 0]).mean() > 0.98, "at present the imagined scene is the tokens' own"
+    source = Town(TownConfig(test_scenes=2, keyframes=14))
+    scene = source.scene("town-test-00001")
+    keyframe = int(dict(re.findall(r"<dt>(\w+)</dt><dd>(.*?)</dd>", (tmp_path / "p.html").read_text(encoding="utf-8")))["keyframe"])
+    truth = source.occupancy(scene, keyframe + 3, GridSpec(tuple(data["shape"]), tuple(data["lower"]), data["voxel"])).semantics
+    assert (labels[0, 3] == truth).all()
+    ego = scene.keyframes[keyframe].global_T_ego.matrix
+    box = scene.keyframes[keyframe + 3].boxes
+    seen = np.array(data["boxes"][3])
+    assert np.allclose(seen[:, :3] @ ego[:3, :3].T + ego[:3, 3], box.centre_m, atol=2e-3)
+    assert "no network" in capsys.readouterr().out
+
+    main(["view", "town-small/world", "--keyframe", "2", "--out", str(tmp_path / "w.html"), *TOWN])
+    assert read((tmp_path / "w.html").read_text(encoding="utf-8"))["candidates"] == []
+
+    main(["evaluate", "ctrv", "--run", str(tmp_path / "ctrv"), "--recipe.town.test_scenes=2", "--recipe.town.keyframes=14"])
+    main(["view", str(tmp_path / "ctrv" / "predictions-ctrv.npz"), "--keyframe", "2", "--out", str(tmp_path / "c.html"), *TOWN])
+    shown = read((tmp_path / "c.html").read_text(encoding="utf-8"))
+    assert list(shown["panels"]) == ["true"]
+    (one,) = shown["candidates"]
+    assert one["points"][0] == pytest.approx(scene.keyframes[0].ego_T_lidar.matrix[:2, 3].tolist(), abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["town-small", "--scene", "town-test-9"], "there is no such scene"),
+        (["town-small", "--keyframe", "12"], "has no full future; those that have one are 0 to 7"),
+        (["town-small/tokenizer"], "imagines nothing"),
+        (["town-smal"], "Did you mean 'town-small'?"),
+        (["town-small", "--out", "scene.txt"], "expected a page"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(options: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = [] if "--out" in options else ["--out", str(tmp_path / "x.html")]
+    with pytest.raises(SystemExit):
+        main(["view", *options, *out, *TOWN])
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "x.html").exists()
