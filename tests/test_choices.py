@@ -89,6 +89,8 @@ def test_why_a_choice_meets_a_box_is_told_from_what_was_expected_and_what_was_fr
     assert made.failures() == {"a": "no free candidate", "b": "not foreseen", "c": "foreseen, not avoided"}
     assert made.to_json()["failures"] == {"no free candidate": 1, "not foreseen": 1, "foreseen, not avoided": 1}
     assert "meets a box: 3 (no free candidate 1; not foreseen 1; foreseen, not avoided 1)." in made.text()
+    seen = replace(made, overlap=np.array([[0.0, 0], [0.6, 0], [0, 0], [0, 0]]))
+    assert seen.failures()["b"] == "foreseen, not avoided", "its footprint is taken in the scene that the planner sees"
     free = replace(made, steps_met=np.zeros((4, 2), int))
     assert free.failures() == {}
     assert free.text().endswith("meets a box: 0.")

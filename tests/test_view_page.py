@@ -7,21 +7,25 @@ import gzip
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from browser import opened
+from PIL import Image
 
 import iidrive.report.view
 from iidrive.cli.main import main
 from iidrive.core.classes import FREE, IGNORE
-from iidrive.core.errors import DataError
+from iidrive.core.errors import ConfigError, DataError
 from iidrive.core.scene import GridSpec
 from iidrive.data.town.source import Town, TownConfig
 from iidrive.report.page import Page, Table, write_index
+from iidrive.report.video import write_video
 from iidrive.report.view.page import Candidate, Panel, View, render_view, write_view
 
 WEB = Path(iidrive.report.view.__file__).parent / "web"
@@ -179,7 +183,7 @@ def test_the_command_shows_a_planner_a_world_model_and_predictions(tmp_path: Pat
     assert list(data["panels"]) == ["true", "imagined"]
     assert len(data["candidates"]) == 10
     assert [float(one["name"]) for one in data["candidates"] if one["name"] != "as proposed"] == [-6, -4, -3, -2, -1, -0.5, 0.5, 1, 2]
-    costs = [float(one["told"][2]) for one in data["candidates"]]
+    costs = [float(one["told"][3]) for one in data["candidates"]]
     assert costs[data["chosen"]] == min(costs)
     labels = grids(data)
     assert (labels[0, 0] == labels[1, 0]).mean() > 0.98, "at present the imagined scene is the tokens' own"
@@ -212,7 +216,8 @@ def test_the_command_shows_a_planner_a_world_model_and_predictions(tmp_path: Pat
         (["town-small", "--keyframe", "12"], "has no full future; those that have one are 0 to 7"),
         (["town-small/tokenizer"], "imagines nothing"),
         (["town-smal"], "Did you mean 'town-small'?"),
-        (["town-small", "--out", "scene.txt"], "expected a page"),
+        (["town-small", "--out", "scene.txt"], "expected a page or a video"),
+        (["town-small", "--keyframe", "2", "--out", "scene.gif"], "a video shows all of a scene"),
     ],
 )
 def test_what_cannot_be_shown_is_refused(options: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -221,3 +226,34 @@ def test_what_cannot_be_shown_is_refused(options: list[str], message: str, capsy
         main(["view", *options, *out, *TOWN])
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "x.html").exists()
+
+
+def test_a_scene_becomes_a_video_of_either_kind(tmp_path: Path) -> None:
+    main(["evaluate", "ctrv", "--run", str(tmp_path / "ctrv"), "--recipe.town.test_scenes=2", "--recipe.town.keyframes=9"])
+    options = [str(tmp_path / "ctrv" / "predictions-ctrv.npz"), "--recipe.town.test_scenes=2", "--recipe.town.keyframes=9"]
+    for name in ("new/s.gif", "s.mp4"):
+        main(["view", *options, "--out", str(tmp_path / name)])
+    with Image.open(tmp_path / "new" / "s.gif") as gif:
+        assert gif.n_frames == 3, "samples with a full future"
+        first = np.asarray(gif.convert("RGB")).astype(float)
+        gif.seek(2)
+        assert abs(np.asarray(gif.convert("RGB")) - first).mean() > 1
+        assert gif.info["duration"] == 500
+    with av.open(str(tmp_path / "s.mp4")) as film:
+        frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+    assert len(frames) == 3
+    assert frames[0].shape[:2] == first.shape[:2]
+    assert abs(frames[0] - first).mean() < 8, "the same picture, but for what compression takes"
+
+
+def test_a_video_needs_frames_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no frame"):
+        write_video([], tmp_path / "x.gif", 2)
+
+    def broken() -> Iterator[np.ndarray]:
+        yield np.zeros((16, 16, 3), np.uint8)
+        raise DataError("broken")
+
+    with pytest.raises(DataError, match="broken"):
+        write_video(broken(), tmp_path / "x.mp4", 2)
+    assert list(tmp_path.iterdir()) == []

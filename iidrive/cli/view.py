@@ -10,10 +10,15 @@ from iidrive.core.errors import ConfigError, unknown
 from iidrive.pipeline import recipes
 from iidrive.pipeline.evaluate import town_of
 from iidrive.pipeline.recipes import Recipe
-from iidrive.pipeline.view import view_of_checkpoint, view_of_predictions
+from iidrive.pipeline.view import film_of_subject, view_of_subject
+from iidrive.report.video import SUFFIXES, write_video
 from iidrive.report.view.page import write_view
 from iidrive.scoring.sampled import holds_arrays
 from iidrive.training import checkpoint, shipped
+from iidrive.training.checkpoint import Checkpoint
+
+PER_SECOND = 2
+"""Keyframes a second, as they were recorded."""
 
 
 def view(
@@ -28,35 +33,37 @@ def view(
 ) -> None:
     """Write a page that shows a sample in three dimensions: true beside imagined occupancy 0 to 3 s ahead, boxes, candidates, the plan.
 
-    The page is one file and needs no network. Drag to turn; the keys are listed on it.
+    The page is one file and needs no network. A name that ends in .gif or .mp4 gets a video of the whole scene, seen from above.
 
     Args:
         subject: run folder or checkpoint of a planner or world model, or a predictions file.
         scene: a scene of the split; default: its first.
         keyframe: number of the keyframe; default: the one whose next 3 s differ most from going straight on.
-        out: page to write.
+        out: page (.html) or video (.gif, .mp4) to write.
         test_ii: whether the planner sees the imagined future.
         recipe: names the towns (a checkpoint's own towns are used, but for fields given one by one).
         where: scenes to choose from; default: the usual test split.
         towns: fields of the towns that were given one by one.
     """
-    if Path(out).suffix != ".html":
-        raise ConfigError(f"--out {out}: expected a page, like scene.html.")
+    suffix = Path(out).suffix
+    if suffix not in (".html", *SUFFIXES):
+        raise ConfigError(f"--out {out}: expected a page or a video, like scene.html, scene.gif or scene.mp4.")
+    if suffix != ".html" and keyframe >= 0:
+        raise ConfigError(f"--keyframe is for pages; a video shows all of a scene. Leave it out, or write {Path(out).stem}.html.")
     predictions = Path(subject).is_file() and holds_arrays(subject)
     if not predictions and not shipped.exists(subject):
         raise ConfigError(f"{unknown('model', subject, shipped.names())} Or give a run folder, checkpoint or predictions file that exists.")
-    found = None if predictions else checkpoint.read(subject)
-    if found is not None:
+    found = read_plans(subject)[0] if predictions else checkpoint.read(subject)
+    if isinstance(found, Checkpoint):
         recipe = replace(recipe, town=town_of(found.manifest, recipe.town, towns.given))
     source, split = where.open(recipe, "test")
     names = source.scene_names(split)
     if scene and scene not in names:
         raise ConfigError(f"--scene {scene}: there is no such scene in {split}; its scenes are {names[0]} to {names[-1]}.")
     name, index = scene or names[0], None if keyframe < 0 else keyframe
-    if found is None:
-        plans, _ = read_plans(subject)
-        made = view_of_predictions(plans, source, name, index)
-    else:
-        made = view_of_checkpoint(found, source, name, index, test_ii == "on")
+    if suffix != ".html":
+        print(f"{name}: {write_video(film_of_subject(found, source, name, test_ii == 'on'), out, PER_SECOND)}")
+        return
+    made = view_of_subject(found, source, name, index, test_ii == "on")
     path = write_view(made, out)
     print(f"{made.title}: {path} ({path.stat().st_size / 1e6:.1f} MB; open it in a browser, it needs no network)")

@@ -27,7 +27,7 @@ Array = np.ndarray
 
 NO_WAY_OUT, NOT_FORESEEN, NOT_AVOIDED = "no free candidate", "not foreseen", "foreseen, not avoided"
 FAILURES = (NO_WAY_OUT, NOT_FORESEEN, NOT_AVOIDED)
-"""Why a chosen candidate meets a box: all do; it was expected to meet less than `FORESEEN_STEPS` steps with one; it was chosen all the same."""
+"""Why a chosen candidate meets a box: all do; less than `FORESEEN_STEPS` steps with one were expected or seen on it; it was chosen all the same."""
 
 FORESEEN_STEPS = 0.5
 
@@ -76,7 +76,7 @@ class Choices:
         """Samples whose chosen candidate meets a box, by token, and why: one of `FAILURES`."""
         rows = np.arange(len(self.chosen))
         blocked = self.steps_met.min(1) > 0
-        foreseen = self.steps_expected[rows, self.chosen] >= FORESEEN_STEPS
+        foreseen = np.maximum(self.steps_expected, self.overlap)[rows, self.chosen] >= FORESEEN_STEPS
         met = np.flatnonzero(self.steps_met[rows, self.chosen] > 0)
         return {self.tokens[k]: NO_WAY_OUT if blocked[k] else NOT_AVOIDED if foreseen[k] else NOT_FORESEEN for k in met}
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from iidrive.core.scene import FUTURE_STEPS
 from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack
-from iidrive.data.source import window
+from iidrive.data.source import Source, window
 from iidrive.models.forecast import Forecaster
 from iidrive.pipeline import infer
 from iidrive.pipeline.evaluate import TestSet
-from iidrive.report.figures import ScenePanel, scene_figure
+from iidrive.report.figures import ScenePanel, scene_figure, scene_picture
 from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import device
 from iidrive.scoring.score import Scores
@@ -81,17 +81,33 @@ def draw(
     with counting("pictures", len(samples)) as tick:
         for sample in samples:
             track = on.tracks[sample.track]
-            scene = on.source.scene(track.name)
-            observation, target = window(on.source, scene, sample.keyframe, past=ClipSpec().past)
-            shown = {name: made[observation.token] for name, made in plans.items()}
-            panel = ScenePanel(f"{track.name}, keyframe {sample.keyframe}", observation, target, scene.map, shown)
-            if forecaster is not None:
-                panel = _with_occupancy(panel, forecaster, clips, row_of[sample.track, sample.keyframe])
+            panel = _panel(on.source, on.tracks, forecaster, clips, plans, sample, row_of[sample.track, sample.keyframe])
             name = f"{start}{track.name}-{sample.keyframe}.png" if start else f"{track.name}.png"
             path = scene_figure(panel, on.run.folder / "pictures" / name)
-            pictures.append((f"{track.name} ({on.split}), keyframe {sample.keyframe}, {observation.token}", f"pictures/{path.name}"))
+            pictures.append((f"{track.name} ({on.split}), keyframe {sample.keyframe}, {panel.observation.token}", f"pictures/{path.name}"))
             tick(track.name)
     return pictures
+
+
+def film(
+    source: Source, tracks: Sequence[EgoTrack], forecaster: Forecaster | None, clips: ClipDataset, plans: Plans
+) -> Iterator[UInt8[Array, "H W 3"]]:
+    """The pictures of all samples of some scenes, one after the other, as pixels; as `draw` draws them."""
+    with counting("frames", len(clips.samples)) as tick:
+        for row, (track, keyframe) in enumerate(clips.samples):
+            yield scene_picture(_panel(source, tracks, forecaster, clips, plans, Sample(track, keyframe), row))
+            tick(tracks[track].name)
+
+
+def _panel(
+    source: Source, tracks: Sequence[EgoTrack], forecaster: Forecaster | None, clips: ClipDataset, plans: Plans, sample: Sample, row: int
+) -> ScenePanel:
+    track = tracks[sample.track]
+    scene = source.scene(track.name)
+    observation, target = window(source, scene, sample.keyframe, past=ClipSpec().past)
+    shown = {name: made[observation.token] for name, made in plans.items() if observation.token in made}
+    panel = ScenePanel(f"{track.name}, keyframe {sample.keyframe}", observation, target, scene.map, shown)
+    return panel if forecaster is None else _with_occupancy(panel, forecaster, clips, row)
 
 
 def _with_occupancy(panel: ScenePanel, forecaster: Forecaster, clips: ClipDataset, row: int) -> ScenePanel:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from iidrive.core import geometry
 from iidrive.core.batch import Batch
@@ -19,9 +20,10 @@ from iidrive.data.source import Source
 from iidrive.models.forecast import Forecaster
 from iidrive.models.outcomes import collisions
 from iidrive.models.planner import Agent
+from iidrive.pipeline import infer
 from iidrive.pipeline.forecast_rows import frames_at, real_grids, true_frames
 from iidrive.pipeline.load import load_agent, load_forecaster
-from iidrive.pipeline.pictures import telling
+from iidrive.pipeline.pictures import film, telling
 from iidrive.pipeline.tokens import codes_in_memory
 from iidrive.report.view.page import Candidate, Panel, View
 from iidrive.runtime.run_folder import device
@@ -52,17 +54,15 @@ class Sample:
         return self.track.tokens[self.keyframe]
 
 
-def view_of_checkpoint(found: Checkpoint, source: Source, name: str, keyframe: int | None = None, ii: bool = True) -> View:
-    """A planner's or world model's sample of the scene `name`; without `keyframe` the one whose next 3 s differ most from going straight on.
+def view_of_subject(found: Checkpoint | Predictions, source: Source, name: str, keyframe: int | None = None, ii: bool = True) -> View:
+    """A sample of the scene `name` with what is planned and imagined; without `keyframe` the one whose next 3 s differ most from going straight on.
 
     Raises:
-        ConfigError: for other kinds of checkpoints, and for a keyframe without a full future.
+        ConfigError: for other kinds of checkpoints, and for a keyframe without a full future. DataError: for predictions of other samples.
     """
-    kind = found.manifest.kind
-    if kind not in ("planner", "world"):
-        raise ConfigError(f"{found.path} is a {kind}, which imagines nothing. View a planner, a world model, or predictions.")
-    model = load_agent(found).model if kind == "planner" else load_forecaster(found).model
-    return view_of(model, source, name, keyframe, ii)
+    if isinstance(found, Predictions):
+        return view_of_predictions(found, source, name, keyframe)
+    return view_of(_model(found), source, name, keyframe, ii)
 
 
 def view_of(model: Agent | Forecaster, source: Source, name: str, keyframe: int | None = None, ii: bool = True) -> View:
@@ -94,6 +94,35 @@ def view_of_predictions(found: Predictions, source: Source, name: str, keyframe:
     points = _in_ego_frame(plan[0, 0].numpy(), sample)
     one = Candidate(found.where, points, float(met > 0), (str(met),))
     return replace(_true(sample, VIEW_GRID), candidates=(one,), headings=("path", "steps with a box"), chosen=0)
+
+
+def film_of_subject(found: Checkpoint | Predictions, source: Source, name: str, ii: bool = True) -> Iterator[UInt8[Array, "H W 3"]]:
+    """Pictures of all samples of a scene, seen from above, with what is planned and imagined.
+
+    Raises:
+        ConfigError: for other kinds of checkpoints than `view_of_subject` takes. DataError: if no path of predictions belongs to the scene.
+    """
+    tracks = read_tracks(source, [name])
+    if isinstance(found, Predictions):
+        paths = dict(zip(found.token or (), found.trajectory, strict=True))
+        if not any(token in paths for token in tracks[0].tokens):
+            raise DataError(f"{found.where}: no path belongs to a sample of {name}.")
+        return film(source, tracks, None, scored_clips(tracks), {found.where: paths})
+    model = _model(found)
+    forecaster = model.forecaster if isinstance(model, Agent) else model
+    clips = scored_clips(tracks, codes_in_memory(forecaster.tokenizer, source, tracks), source, forecaster.tokenizer.config.grid)
+    plans: dict[str, dict[str, Array]] = {}
+    if isinstance(model, Agent):
+        tokens, paths = infer.plans(partial(model.plan, ii=ii), clips.without_occupancy())
+        plans[f"planner, ii {'on' if ii else 'off'}"] = dict(zip(tokens, paths, strict=True))
+    return film(source, tracks, forecaster, clips, plans)
+
+
+def _model(found: Checkpoint) -> Agent | Forecaster:
+    kind = found.manifest.kind
+    if kind not in ("planner", "world"):
+        raise ConfigError(f"{found.path} is a {kind}, which imagines nothing. View a planner, a world model, or predictions.")
+    return load_agent(found).model if kind == "planner" else load_forecaster(found).model
 
 
 def _sample(source: Source, clips: ClipDataset, keyframe: int | None) -> Sample:
@@ -141,23 +170,30 @@ def _with_choice(view: View, agent: Agent, sample: Sample, ii: bool) -> View:
         return replace(view, candidates=(one,), headings=("path",), chosen=0, facts=facts)
     choice = agent.choice(inputs, ii)
     risk = choice.outcomes.collision.sigmoid()[0].numpy(force=True)
+    taken = choice.outcomes.overlap[0].tolist()
     met = collisions(choice.candidates, sample.batch.targets, inputs.ego_T_lidar)[0].sum(-1).tolist()
     cost, chosen = choice.cost_m[0].tolist(), int(choice.cost_m[0].argmin())
     paths = choice.candidates[0].numpy(force=True)
     order = np.argsort(agent.planner.config.accelerations, kind="stable").tolist()
     made = [
-        Candidate(_speed(value), _in_ego_frame(path, sample), float(p.max()), (f"{p.sum():.2f}", str(hits), f"{metres:.1f}"))
-        for value, path, p, hits, metres in zip(agent.planner.config.accelerations, paths, risk, met, cost, strict=True)
+        Candidate(
+            _speed(value),
+            _in_ego_frame(path, sample),
+            min(max(float(p.max()), overlap), 1.0),
+            (f"{p.sum():.2f}", f"{overlap:.2f}", str(hits), f"{metres:.1f}"),
+        )
+        for value, path, p, overlap, hits, metres in zip(agent.planner.config.accelerations, paths, risk, taken, met, cost, strict=True)
     ]
     assert view.imagined is not None
     imagined = replace(view.imagined, ego=_driven(paths[chosen], sample))
-    candidates, headings = [made[k] for k in order], ("m/s²", "expected", "met", "cost, m")
+    candidates, headings = [made[k] for k in order], ("m/s²", "expected", "taken", "met", "cost, m")
     return replace(view, imagined=imagined, candidates=candidates, headings=headings, chosen=order.index(chosen), note=_NOTE, facts=facts)
 
 
 _NOTE = (
-    "Each drives the way faster or slower. Expected and met: steps with somebody in the way. Green: nobody is expected; red: somebody is. "
-    "The wide one was chosen: it costs least. Black: the true path."
+    "Each drives the way faster or slower. Expected: steps at which it is expected to meet somebody. Taken: steps whose footprint is taken in the "
+    "scene that the planner sees. Met: steps with somebody in truth. Green: nobody is seen on it; red: somebody is. The wide one was chosen: it "
+    "costs least. Black: the true path."
 )
 
 

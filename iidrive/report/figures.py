@@ -174,6 +174,21 @@ def scene_figure(panel: ScenePanel, path: Path | str) -> Path:
         DataError: for occupancy with a class that does not exist.
     """
     path = Path(path)
+    canvas = _scene_canvas(panel)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.whole(path) as temporary:
+        canvas.print_png(temporary)
+    return path
+
+
+def scene_picture(panel: ScenePanel) -> UInt8[Array, "H W 3"]:
+    """The same as pixels. Raises DataError as `scene_figure` does."""
+    canvas = _scene_canvas(panel)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _scene_canvas(panel: ScenePanel) -> FigureCanvasAgg:
     rows = [(name, grids) for name, grids in (("truth", panel.true_occupancy), ("imagined", panel.imagined)) if grids]
     width_in = FULL_IN if rows else NARROW_IN
     figure = Figure(figsize=(width_in, HEIGHT_IN), dpi=DPI, facecolor="white")
@@ -188,11 +203,7 @@ def scene_figure(panel: ScenePanel, path: Path | str) -> Path:
         left_in += LABEL_IN
     legends = {_paths_title(panel): paths, "classes": _classes(panel, seen), "map and boxes": rest}
     _legends(figure, legends, left_in, top_in, beside=bool(rows))
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic.whole(path) as temporary:
-        canvas.print_png(temporary)
-    return path
+    return canvas
 
 
 def draw_view(axes: Axes, panel: ScenePanel) -> tuple[list[Artist], list[Artist], set[int]]:
