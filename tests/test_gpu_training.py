@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from together import run_together
 from torch import Tensor
 
 from iidrive.core.batch import Batch
-from iidrive.core.errors import IIDriveError
+from iidrive.core.errors import ConfigError, IIDriveError
 from iidrive.data.clips import ClipDataset, ClipSpec, read_tracks
 from iidrive.data.town.source import Town, TownConfig
 from iidrive.models.baselines import EgoMLP, EgoMLPConfig
@@ -104,3 +105,40 @@ def test_the_moving_average_of_all_tensors_is_that_of_each() -> None:
     average.update(model, 1)
     for name, value in before.items():
         np.testing.assert_allclose(average.state[name], value + 0.5, rtol=1e-12)
+
+
+def agree_by_host(process_group: ProcessGroup, folder: Path) -> None:
+    """What lies in the host's memory goes over the second connection; then one process is gone, and the other hears of it at once."""
+    whole = replace(process_group, host=torch.distributed.new_group(backend="gloo"))
+    for group in (process_group, whole):
+        own = torch.tensor([1.0, group.rank])
+        assert group.sum(own).tolist() == [2.0, 1.0]
+        assert own.tolist() == [1.0, group.rank] or group is process_group
+        assert group.gather(group.rank) == [0, 1]
+        assert group.broadcast(group.rank + 5) == 5
+        group.barrier()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(type(whole.fabric), "all_reduce", None)
+        assert whole.sum(torch.ones(1)).tolist() == [2.0]
+    if whole.rank == 1:
+        os._exit(0)
+    with pytest.raises(IIDriveError, match="process 0 of 2 lost the others"):
+        whole.gather("")
+    (folder / "heard").touch()
+
+
+def test_processes_agree_without_their_gpus(tmp_path: Path) -> None:
+    run_together(2, agree_by_host, tmp_path)
+    assert (tmp_path / "heard").exists()
+
+
+def test_every_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert [place.index for place in distributed.gpus_of(4)] == [0, 1, 2, 3]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="4 processes a machine were started, but they see 1 GPUs"):
+        distributed.gpus_of(4)
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    assert [place.index for place in distributed.gpus_of(4)] == [0] * 4

@@ -5,6 +5,8 @@
     srun --ntasks-per-node 8 iidrive train world RUN               one process a task of a SLURM job, on any number of nodes
 
 Lightning Fabric finds out which of these it is, gives every process its device and connects them (NCCL between GPUs, gloo between CPUs).
+Processes with GPUs have a second connection, by gloo, for all that lies in the host's memory: no GPU is waited for to agree on something, and
+a process that is gone is noticed at once.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 PATIENCE_S = 1800
 """How long a process waits for the others: the longest that one may be alone at work, as when it writes a checkpoint or validates."""
+GPU_PATIENCE_S = 600
+"""How long a GPU waits for the others' numbers. All have agreed to begin a step before: what lies between is a pass, or what torch.compile takes."""
 GRACE_S = 300
 """How long a stopped job may take to finish its step and write a checkpoint before it is killed."""
 
@@ -43,11 +47,15 @@ class SharedError(IIDriveError):
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes of one job, as the one with this `rank` sees them. Alone, everything here is done at once."""
+    """The processes of one job, as the one with this `rank` sees them. Alone, everything here is done at once.
+
+    `host` connects them by gloo, for what lies in the host's memory, where `fabric` connects GPUs; None: `fabric` does both.
+    """
 
     rank: int = 0
     size: int = 1
     fabric: Fabric | None = None
+    host: torch.distributed.ProcessGroup | None = None
 
     @property
     def is_rank_zero(self) -> bool:
@@ -59,6 +67,10 @@ class ProcessGroup:
         if self.fabric is None:
             return values
         with _connected(self):
+            if self.host is not None and values.device.type == "cpu":
+                told = values.clone()
+                torch.distributed.all_reduce(told, group=self.host)
+                return told
             total = self.fabric.all_reduce(values.to(self.fabric.device), reduce_op="sum")
             assert isinstance(total, Tensor)
             return total.to(values.device)
@@ -69,7 +81,7 @@ class ProcessGroup:
             return value
         values = [value]
         with _connected(self):
-            torch.distributed.broadcast_object_list(values)
+            torch.distributed.broadcast_object_list(values, group=self.host)
         return values[0]
 
     def gather(self, value: T) -> list[T]:
@@ -78,14 +90,17 @@ class ProcessGroup:
             return [value]
         values: list[Any] = [None] * self.size
         with _connected(self):
-            torch.distributed.all_gather_object(values, value)
+            torch.distributed.all_gather_object(values, value, group=self.host)
         return values
 
     def barrier(self) -> None:
         """Until everyone is here."""
         if self.fabric is not None:
             with _connected(self):
-                self.fabric.barrier()
+                if self.host is None:
+                    self.fabric.barrier()
+                else:
+                    torch.distributed.barrier(group=self.host)
 
     def shard(self, items: Sequence[T]) -> Sequence[T]:
         """This process's part of what is to be done."""
@@ -147,13 +162,34 @@ def join(devices: int = 0) -> ProcessGroup:
     for name in ("lightning_fabric", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     on_gpu = torch.cuda.is_available()
-    strategy = DDPStrategy(process_group_backend="nccl" if on_gpu else "gloo", timeout=timedelta(seconds=PATIENCE_S))
+    places = gpus_of(local) if on_gpu else [torch.device("cpu")] * local
+    seconds = GPU_PATIENCE_S if on_gpu else PATIENCE_S
+    backend = "nccl" if on_gpu else "gloo"
+    strategy = DDPStrategy(parallel_devices=places, process_group_backend=backend, timeout=timedelta(seconds=seconds))
     try:
-        fabric = Fabric(accelerator="cuda" if on_gpu else "cpu", devices=local, num_nodes=nodes, strategy=strategy)
+        fabric = Fabric(devices=len(set(places)) if on_gpu else local, num_nodes=nodes, strategy=strategy)
         fabric.launch()
+        host = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=PATIENCE_S)) if on_gpu else None
     except (RuntimeError, ValueError) as error:  # Fabric's word for a job that was started in a way that it cannot use
         raise ConfigError(f"{local * nodes} processes were started, but cannot be connected: {error}") from None
-    return ProcessGroup(fabric.global_rank, fabric.world_size, fabric)
+    assert host is None or isinstance(host, torch.distributed.ProcessGroup)
+    return ProcessGroup(fabric.global_rank, fabric.world_size, fabric, host)
+
+
+def gpus_of(processes: int) -> list[torch.device]:
+    """The GPU of each process on this machine, as that process counts them. SLURM may show every process its own GPU alone: it is everybody's first.
+
+    Raises:
+        ConfigError: if there are too few.
+    """
+    seen = torch.cuda.device_count()
+    if seen >= processes:
+        return [torch.device("cuda", k) for k in range(processes)]
+    if seen == 1 and "SLURM_PROCID" in os.environ and "RANK" not in os.environ:
+        return [torch.device("cuda", 0)] * processes
+    raise ConfigError(
+        f"{processes} processes a machine were started, but they see {seen} GPUs. Start as many, or hide the GPUs (CUDA_VISIBLE_DEVICES=)."
+    )
 
 
 def started() -> tuple[int, int]:
