@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from iidrive.pipeline import recipes
+from iidrive.runtime.run_folder import repeat_bits
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -58,6 +59,23 @@ def test_losses_and_gradients_are_the_cpu_s(benchmark: ModuleType) -> None:
     for name, values in found[0].items():
         for a, b in zip(values, found[1][name], strict=True):
             torch.testing.assert_close(b.cpu(), a, atol=1e-7, rtol=1e-7)
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_a_gpu_that_has_to_repeat_itself_does(benchmark: ModuleType) -> None:
+    """Every loss and gradient has the same bits twice, in float32; torch raises an error for an operation that could not promise it."""
+    recipe, found = recipes.tiny(), []
+    batch = benchmark.inputs_of(recipe, 2, torch.device("cuda"))
+    repeat_bits(True)
+    try:
+        for _ in range(2):
+            torch.manual_seed(0)
+            agent = benchmark.agent_of(recipe, "float32", torch.device("cuda"))
+            found.append([value for models in pairs(agent).values() for value in gradients(*models, batch)])
+    finally:
+        repeat_bits(False)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def pairs(agent: torch.nn.Module) -> dict[str, tuple[torch.nn.Module, torch.nn.Module]]:

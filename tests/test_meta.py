@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.run_folder import Run
 from iidrive.training import loop
 from iidrive.training.checkpoint import Manifest
-from iidrive.training.optim import TrainConfig
+from iidrive.training.optim import EMA, TrainConfig
 from iidrive.training.state import State, Trainable, TrainTask
 
 META = torch.device("meta")
@@ -93,15 +94,22 @@ def batch(recipe: Recipe, past: int = PAST) -> Batch:
     return Batch(inputs, targets, 0.5)
 
 
+class OfTwo(ProcessGroup):
+    """One of two processes, whose numbers the other one doubles."""
+
+    def sum(self, values: Tensor) -> Tensor:
+        return 2 * values
+
+
 def train_step(monkeypatch: pytest.MonkeyPatch, model: Trainable, module: nn.Module, config: TrainConfig, part: Batch) -> None:
-    """A step of the training loop; AdamW's own part of it is torch's, and `_read` is the one place that may wait."""
+    """A step of the training loop of one of two processes; AdamW's own part of it is torch's, and `_read` is the one place that may wait."""
     module.requires_grad_(True)
     state = State.start(TrainTask(model, module, Manifest("planner", "", {}, 0, "", {}), None), replace(config, group=0), META)
     monkeypatch.setattr(state.optimiser, "step", lambda: None)
-    monkeypatch.setattr(loop, "_read", lambda values: [0.0] * len(values))
+    monkeypatch.setattr(loop, "_read", lambda values: [1.0] * len(values))
     model.train()
     with no_host():
-        loop._step(state, [part], None, Run(Path()), ProcessGroup())  # pyright: ignore[reportArgumentType]
+        loop._step(state, [part], None, Run(Path()), OfTwo(0, 2))  # pyright: ignore[reportArgumentType]
         assert state.ema is not None
         state.ema.update(module, 1)
     grads = [name for name, p in module.named_parameters() if p.grad is not None]
@@ -165,6 +173,30 @@ def test_a_constant_from_the_host_is_found_where_it_is_planted(
     monkeypatch.setattr(CellGrid, "seen_from", slower)
     with pytest.raises(AssertionError, match=told), no_host():
         cells.warp(maps, poses)
+
+
+def test_a_constant_in_a_training_step_is_found_where_it_is_planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the loss, in the sum over processes, and in the average of the weights."""
+    recipe = RECIPES["tiny"]()
+    with META:
+        model = EgoMLP(recipe.ego_mlp)
+    part = batch(recipe)
+    train_step(monkeypatch, model, model, recipe.train_ego_mlp, part)
+    for owner, name in ((EgoMLP, "loss"), (loop, "_summed"), (EMA, "update")):
+        with monkeypatch.context() as planted:
+            planted.setattr(owner, name, slower(getattr(owner, name), model))
+            with pytest.raises(AssertionError, match="on the host"):
+                train_step(monkeypatch, model, model, recipe.train_ego_mlp, part)
+
+
+def slower(whole: Callable[..., object], model: nn.Module) -> Callable[..., object]:
+    """A function that brings a number to the device first."""
+
+    def run(*given: Any) -> object:
+        torch.ones(1).to(next(model.parameters()).device)
+        return whole(*given)
+
+    return run
 
 
 @pytest.mark.parametrize(

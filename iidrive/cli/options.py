@@ -29,7 +29,7 @@ from iidrive.pipeline.tokens import tokens_folder, write_tokens
 from iidrive.runtime import distributed
 from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.progress import counting
-from iidrive.runtime.run_folder import Run
+from iidrive.runtime.run_folder import Run, repeat_bits
 from iidrive.scoring.cases import Predictions
 from iidrive.scoring.readers import read_paths
 from iidrive.training import checkpoint
@@ -102,7 +102,7 @@ class TrainOptions:
         devices: processes on this machine, one a GPU; not under torchrun or SLURM.
         parallel: samples computed at once on a device, accumulation, workers, and what saves memory or time.
         tensorboard: keep curves in RUN/tensorboard.
-        allow_mismatch: use stages that do not belong together; what they make is marked.
+        allow_mismatch: use stages that do not fit together; all is marked.
     """
 
     run: str = ""
@@ -116,6 +116,7 @@ class TrainOptions:
     def enter(self, config: TrainConfig) -> RunOptions:
         """Start or join the processes; one sitting of the training, as the command line tells it."""
         process_group = enter(self.devices, partial(self.parallel.divide, config))
+        repeat_bits(self.parallel.deterministic)
         return RunOptions(process_group, self.parallel, self.resume, self.init, None, self.tensorboard == "on")
 
 

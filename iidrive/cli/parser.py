@@ -67,15 +67,20 @@ class Parser(ArgumentParser):
         super().__init__(prog=prog, formatter_class=HelpFormatter, allow_abbrev=False, print_config="--print-config")
 
     def format_help(self, *args: Any, **options: Any) -> str:
-        """The help text, without the fields of a recipe."""
+        """The help text, without the fields of a recipe; all options in one list."""
         hidden = [
             (action, action.help) for action in self._actions if action.dest in ("parallel", "print_config") or "recipe." in action.dest
         ]
+        groups, first = self._action_groups, self._action_groups[1]
+        own = first._group_actions
         for action, _ in hidden:
             action.help = argparse.SUPPRESS
         try:
+            self._action_groups = groups[:2]
+            first._group_actions = [*own, *(action for group in groups[2:] for action in group._group_actions)]
             return super().format_help(*args, **options)
         finally:
+            self._action_groups, first._group_actions = groups, own
             for action, shown in hidden:
                 action.help = shown
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from iidrive.core.footprint import EGO_SIZE_M
 from iidrive.core.scene import STEP_S
 from iidrive.models.layers import constant
+from iidrive.models.repeatable import running_sum
 
 _PIECES = 10
 """A step is driven in so many pieces of constant speed."""
@@ -38,7 +39,7 @@ def speed_profiles(paths: Float[Tensor, "B S 2"], added_mps2: Float[Tensor, "A"]
     added = added_mps2[:, None] * time
     speed = (own + added).clamp(min=0)
     stopped = ((speed <= _STOPPED_MPS).cummax(2).values) & (own[..., :1] + added <= 0) & (added_mps2 < 0)[:, None]
-    gone = torch.where(stopped, _CREEP_M / STEP_S, speed).cumsum(2)[..., _PIECES - 1 :: _PIECES] * (STEP_S / _PIECES)
+    gone = running_sum(torch.where(stopped, _CREEP_M / STEP_S, speed), 2)[..., _PIECES - 1 :: _PIECES] * (STEP_S / _PIECES)
     return along(paths, gone)
 
 
@@ -50,7 +51,7 @@ def along(paths: Float[Tensor, "B S 2"], gone_m: Float[Tensor, "B A N"]) -> Floa
     """Points of each path after some metres from the origin; beyond its end straight on, ahead where it has not moved."""
     hops = torch.diff(paths, dim=1, prepend=torch.zeros_like(paths[:, :1]))
     length = hops.norm(dim=-1)
-    arc = length.cumsum(1)
+    arc = running_sum(length, 1)
     unit = hops / length.clamp(min=1e-6)[..., None]
     on_hop = (gone_m[..., None] - (arc - length)[:, None, None]).clamp(min=0).minimum(length[:, None, None])
     ahead = constant((0.0, 1.0), paths)
@@ -74,7 +75,7 @@ def shifted(paths: Float[Tensor, "B S 2"], aside_m: float) -> Float[Tensor, "B S
     """Paths that move aside to the left (negative: right), smoothly up to their end; one of few metres is not there yet at its end."""
     heading = headings(paths)
     left = torch.stack([-heading[..., 1], heading[..., 0]], -1)
-    gone = torch.diff(paths, dim=1, prepend=torch.zeros_like(paths[:, :1])).norm(dim=-1).cumsum(1)
+    gone = running_sum(torch.diff(paths, dim=1, prepend=torch.zeros_like(paths[:, :1])).norm(dim=-1), 1)
     share = gone / gone[:, -1:].clamp(min=_SHIFT_M)
     return paths + (aside_m * share.square() * (3 - 2 * share))[..., None] * left
 

@@ -16,10 +16,11 @@ from typing import Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Float64, UInt8
 from torch import Tensor
 
-from iidrive.models.layers import CellGrid, identity
+from iidrive.models import cpu
+from iidrive.models.layers import CellGrid, identity, rigid_inverse, transform_inverse
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def warp_once(
     past = []
     for step in range(history):
         index = max(clip.shape[1] - 2 - step, 0)
-        frame_T_now = torch.linalg.inv_ex(now_T_frame[:, index].double()).inverse.to(clip.dtype)
+        frame_T_now = rigid_inverse(now_T_frame[:, index].double()).to(clip.dtype)
         if mirrors is not None:
             frame_T_now = mirrors[:, index] @ frame_T_now @ mirrors[:, -1]
         past.append(cells.warp(clip[:, index], frame_T_now))
@@ -60,10 +61,17 @@ def warp_stream(
     eye = identity(clip).expand(len(clip), 4, 4)
     stream, past = None, clip[:, :1]
     for k in range(clip.shape[1]):
-        prev_T_now = torch.linalg.solve_ex(now_T_frame[:, max(k - 1, 0)].double(), now_T_frame[:, k].double()).result.to(clip.dtype)
+        prev_T_now = _between(now_T_frame[:, max(k - 1, 0)].double(), now_T_frame[:, k].double()).to(clip.dtype)
         mirror = eye if mirrors is None else mirrors[:, k]
         past, stream = advance(cells, stream, clip[:, k], prev_T_now, mirror, history, stale_mirror=stale_mirror)
     return past
+
+
+def _between(now_T_prev: Float64[Tensor, "B 4 4"], now_T_next: Float64[Tensor, "B 4 4"]) -> Float64[Tensor, "B 4 4"]:
+    """prev_T_next; in the way of `rigid_inverse`."""
+    if cpu.pays_for(now_T_prev):
+        return torch.linalg.solve_ex(now_T_prev, now_T_next).result
+    return transform_inverse(now_T_prev) @ now_T_next
 
 
 def advance(

@@ -5,7 +5,6 @@ Shapes: B batch, C channels, X, Y cells of a bird's-eye map (axes forward and le
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from iidrive.core.scene import GridSpec
-from iidrive.models import cpu
+from iidrive.models import cpu, repeatable
 from iidrive.models.cpu.products import Linear, crossed, linear
-from iidrive.models.cpu.sampling import bordered, corners, table_of, weighted_rows
 from iidrive.models.norm import Norm
 
 
@@ -192,7 +190,7 @@ class _MixedPoints(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, maps: Tensor, places: Tensor, weights: Tensor) -> Tensor:
         ctx.save_for_backward(maps, places, weights)
-        return F.grid_sample(maps, places, align_corners=False).mul_(weights).sum(2)
+        return repeatable.grid_sample(maps, places).mul_(weights).sum(2)
 
     @staticmethod
     @once_differentiable
@@ -200,9 +198,8 @@ class _MixedPoints(torch.autograd.Function):
         (grad,) = grad_outputs
         maps, places, weights = ctx.saved_tensors
         grad = grad.contiguous()[:, :, None]  # else all that follows has its channels innermost
-        to_weights = F.grid_sample(maps, places, align_corners=False).mul_(grad).sum(1, keepdim=True)
-        bilinear, zeros = 0, 0
-        to_maps, to_places = torch.ops.aten.grid_sampler_2d_backward(grad * weights, maps, places, bilinear, zeros, False, [True, True])
+        to_weights = repeatable.grid_sample(maps, places).mul_(grad).sum(1, keepdim=True)
+        to_maps, to_places = repeatable.grid_sample_gradients(grad * weights, maps, places)
         return to_maps, to_places, to_weights
 
 
@@ -233,14 +230,10 @@ class CellGrid:
     def read(self, maps: Float[Tensor, "B C X Y"], points_m: Float[Tensor, "B P Q 2"]) -> Float[Tensor, "B C P Q"]:
         """Bilinear values of maps at points (x, y) in their own ego frame; zero outside. Plain: `plain.read`."""
         x, y = self._index(points_m)
-        if not cpu.pays_for(maps):
-            places = torch.stack([(2 * y + 1) / self.size[1] - 1, (2 * x + 1) / self.size[0] - 1], -1)  # the last axis first
-            return F.grid_sample(maps, places.to(maps.dtype), align_corners=False)
-        cells, weights = corners(x, y, self.size)
-        first = torch.arange(len(maps), device=cells.device, dtype=cells.dtype) * math.prod(bordered(self.size))
-        rows = cells + first[:, None, None]
-        read = weighted_rows(table_of(maps.permute(0, 2, 3, 1)), rows.flatten(1), weights.flatten(1))
-        return read.view(*points_m.shape[:-1], maps.shape[1]).permute(0, 3, 1, 2)
+        if cpu.pays_for(maps) or repeatable.wanted(maps):
+            return repeatable.read_rows(maps, x, y)
+        places = torch.stack([(2 * y + 1) / self.size[1] - 1, (2 * x + 1) / self.size[0] - 1], -1)  # the last axis first
+        return F.grid_sample(maps, places.to(maps.dtype), align_corners=False)
 
     def inside(self, points_m: Float[Tensor, "B P Q 2"]) -> Float[Tensor, "B 1 P Q"]:
         """What `read` gives for a map of ones: 1 inside, falling to 0 within a cell's width outside. Plain: `plain.inside`."""
@@ -267,7 +260,7 @@ def read_grid(maps: Float[Tensor, "B C X Y"], points_m: Float[Tensor, "B P Q 2"]
     `CellGrid.read` does the same faster where maps have many channels and nobody asks for their gradient.
     """
     y, x = (2 * (points_m[..., axis] - grid.lower_m[axis]) / (grid.shape[axis] * grid.voxel_m) - 1 for axis in (1, 0))
-    return F.grid_sample(maps, torch.stack([y, x], -1).to(maps.dtype), align_corners=False)
+    return repeatable.grid_sample(maps, torch.stack([y, x], -1).to(maps.dtype))
 
 
 def grid_centres(grid: GridSpec, like: Tensor) -> Float[Tensor, "X Y 2"]:
@@ -304,6 +297,11 @@ def transform_inverse(transform: Float[Tensor, "*B 4 4"]) -> Float[Tensor, "*B 4
     translation = -(rotation @ transform[..., :3, 3:])
     bottom = transform[..., 3:, :]
     return torch.cat([torch.cat([rotation, translation], -1), bottom], -2)
+
+
+def rigid_inverse(transform: Float[Tensor, "*B 4 4"]) -> Float[Tensor, "*B 4 4"]:
+    """Inverse of rigid transforms: on a CPU as it has always been computed there, whose last bits trained codes depend on; else by transposition."""
+    return torch.linalg.inv_ex(transform).inverse if cpu.pays_for(transform) else transform_inverse(transform)
 
 
 def planar_transform(xy_m: Float[Tensor, "*B 2"], cos: Float[Tensor, "*B"], sin: Float[Tensor, "*B"]) -> Float[Tensor, "*B 4 4"]:

@@ -32,7 +32,7 @@ from iidrive.core.scene import GridSpec
 from iidrive.models.compute import ComputeConfig, in_autocast
 from iidrive.models.cpu.convolve import EnlargedConv, convolve_columns
 from iidrive.models.history import mirrored, warp_once, warp_stream
-from iidrive.models.layers import CellAttention, CellGrid, ResBlock, constant
+from iidrive.models.layers import CellAttention, CellGrid, ResBlock, constant, rigid_inverse
 from iidrive.models.losses import Counts, balanced_cross_entropy, distance_weight, focal, lovasz_by_frame, masked_mean, voxel_counts
 from iidrive.models.norm import Norm
 from iidrive.models.quantise import Quantised, QuantiserConfig, ResidualQuantiser
@@ -296,7 +296,7 @@ class Tokenizer(nn.Module):
         codes = []
         for now in torch.arange(len(maps), device=maps.device).split(8):
             seen = (now[:, None] - back).clamp(min=0)
-            now_T_frame = torch.linalg.inv_ex(global_T_ego[now]).inverse[:, None] @ global_T_ego[seen]
+            now_T_frame = rigid_inverse(global_T_ego[now])[:, None] @ global_T_ego[seen]
             codes.append(self.quantiser(maps[now], *self.align(maps[seen], now_T_frame.to(maps.dtype))).codes)
         return torch.cat(codes)
 
@@ -379,7 +379,7 @@ class Tokenizer(nn.Module):
             maps = rearrange(self.encode(before.flatten(0, 1)), "(b t) c x y -> b t c x y", b=clips)
             maps = maps[rows[:, None], index.clamp(max=maps.shape[1] - 1)]
         poses = seen.now_T_frame[rows[:, None], index]
-        here_T_frame = torch.linalg.inv_ex(poses[:, -1:].double()).inverse.to(poses.dtype) @ poses
+        here_T_frame = rigid_inverse(poses[:, -1:].double()).to(poses.dtype) @ poses
         past, saw = self.align(maps, here_T_frame, None if mirrors is None else mirrors[rows[:, None], index])
         return self.frame_loss(truth, past, saw, counts or self.counts(batch))
 

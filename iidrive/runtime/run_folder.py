@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import resource
 import shlex
@@ -160,6 +161,17 @@ def allow_tf32(on: bool) -> None:
     on = on and torch.cuda.is_available()
     torch.backends.cuda.matmul.allow_tf32 = on
     torch.backends.cudnn.allow_tf32 = on
+
+
+def repeat_bits(on: bool) -> None:
+    """Whether a GPU takes only operations that give the same bits every time. They are slower; torch raises RuntimeError where it has none.
+
+    To be called before a GPU multiplies its first matrices, whose library reads its setting then. A CPU has the same bits anyway.
+    """
+    on = on and torch.cuda.is_available()
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(on)
 
 
 def peak_memory_gb() -> float:

@@ -19,7 +19,7 @@ from iidrive.core.errors import IIDriveError
 from iidrive.data.clips import ClipDataset
 from iidrive.models.layers import BatchNorm
 from iidrive.runtime.distributed import ProcessGroup, SharedError
-from iidrive.runtime.run_folder import Run, allow_tf32, device
+from iidrive.runtime.run_folder import Run, allow_tf32, device, repeat_bits
 from iidrive.training import checkpoint
 from iidrive.training.optim import TrainConfig, learning_rate
 from iidrive.training.options import Request, RunOptions, StopRequested, stop_requests
@@ -37,6 +37,7 @@ def fit(task: TrainTask, clips: ClipDataset, config: TrainConfig, run: Run, opti
     """
     options = options or RunOptions()
     process_group, place = options.process_group, device()
+    repeat_bits(options.parallel.deterministic)
     parts = options.parallel.parts(config, process_group)
     state = State.start(task, config, place)
     if options.parallel.compile:
@@ -64,7 +65,7 @@ def fit(task: TrainTask, clips: ClipDataset, config: TrainConfig, run: Run, opti
     path: Path | None = None
     task.model.train()
     with stop_requests() as request, Progress(task.manifest.kind, config, run, options, state.seen) as progress:
-        fed = iter(feed(steps, steps.order.steps(state.seen, end), options.parallel.workers))
+        fed = iter(feed(steps, steps.order.steps(state.seen, end), options.parallel.workers_for(place)))
         while state.seen < end:
             made, problem = _next(fed)
             stop = _agree(process_group, request, problem)
@@ -89,6 +90,7 @@ def fit(task: TrainTask, clips: ClipDataset, config: TrainConfig, run: Run, opti
                 path = _save(state, run, logs, process_group)
     task.model.eval()
     task.module.load_state_dict(dict(state.weights))
+    device()  # what is computed with the weights is not rounded as their training may have been
     return path or checkpoint.find(run.folder)
 
 
@@ -215,12 +217,16 @@ def _counts(task: TrainTask, parts: Sequence[Batch], process_group: ProcessGroup
 def _summed(parameters: Sequence[nn.Parameter], values: Float[Tensor, "n"], process_group: ProcessGroup) -> Float[Tensor, "n"]:
     """Sum gradients and other values over processes, as one vector: every process then has the same bits. A weight without any gradient stays so."""
     if process_group.size > 1:
-        has = values.new_tensor([p.grad is not None for p in parameters])
+        none, some = (
+            values.new_zeros(1),
+            values.new_ones(1),
+        )  # put together on the device: numbers from the host would have to be waited for
+        has = torch.cat([none if p.grad is None else some for p in parameters])
         grads = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
         sizes = [len(values), len(has), *map(len, grads)]
         values, has, *grads = process_group.sum(torch.cat([values, has, *grads])).split(sizes)
-        for parameter, grad, some in zip(parameters, grads, _read(has), strict=True):
-            parameter.grad = grad.view_as(parameter) if some else None
+        for parameter, grad, known in zip(parameters, grads, _read(has), strict=True):
+            parameter.grad = grad.view_as(parameter) if known else None
     return values
 
 

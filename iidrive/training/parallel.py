@@ -5,9 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import log, prod
 
+import torch
+
 from iidrive.core.errors import ConfigError
 from iidrive.runtime.distributed import ProcessGroup
 from iidrive.training.optim import TrainConfig
+
+WORKERS = 2
+"""Processes that make batches for a GPU, unless others are asked for."""
 
 
 @dataclass(frozen=True)
@@ -19,21 +24,27 @@ class ParallelConfig:
     Attributes:
         micro_batch_size: samples at once on a device; 0: at most the recipe's micro_batch.
         grad_accum_steps: parts of a step, computed in turn on a device; 0: as needed.
-        workers: processes a device that make batches ahead of time; 0: none.
+        workers: processes a device that make batches; default: 2 a GPU, 0 a CPU.
         activation_checkpointing: compute activations again backwards: less memory, more time.
         compile: run the models through torch.compile.
+        deterministic: the same bits every time on a GPU, too: slower.
     """
 
     micro_batch_size: int = 0
     grad_accum_steps: int = 0
-    workers: int = 0
+    workers: int = -1
     activation_checkpointing: bool = False
     compile: bool = False
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("micro_batch_size", "grad_accum_steps", "workers"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"--parallel.{name} cannot be below 0; found {getattr(self, name)}.")
+        for name, least in (("micro_batch_size", 0), ("grad_accum_steps", 0), ("workers", -1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"--parallel.{name} cannot be below {least}; found {getattr(self, name)}.")
+
+    def workers_for(self, device: torch.device) -> int:
+        """Processes that make batches for a training on a device."""
+        return (WORKERS if device.type == "cuda" else 0) if self.workers < 0 else self.workers
 
     def parts(self, config: TrainConfig, process_group: ProcessGroup) -> list[range]:
         """The places of the global batch that are this process's, in the parts that are computed at once.

@@ -165,7 +165,7 @@ def weights_of_intervals(
 ) -> tuple[Float64[Tensor, "*K N"], Float64[Tensor, "*K N"]]:
     """Weights of the false and of the true elements of each interval, from how many elements it has and how many of them are true."""
     total = hits.sum(-1, keepdim=True)
-    wrong_hits, seen = hits.cumsum(-1), count.cumsum(-1)
+    wrong_hits, seen = (whole.long().cumsum(-1).to(whole.dtype) for whole in (hits, count))  # whole numbers: a GPU has one way to add them
     jaccard = _jaccard(wrong_hits, seen, total)
     step = torch.diff(jaccard, prepend=torch.zeros_like(total))
     # Within an interval a true element adds 1 / union and a false one intersection / union^2, both at the interval's middle.

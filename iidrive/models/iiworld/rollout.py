@@ -24,6 +24,7 @@ from iidrive.core.errors import ConfigError
 from iidrive.core.scene import STEP_S
 from iidrive.models.iiworld.quirks import Quirk
 from iidrive.models.layers import constant, transform_inverse
+from iidrive.models.repeatable import running_sum
 from iidrive.models.world import WorldConfig, WorldModel
 
 Quirks = Collection[Quirk]
@@ -168,7 +169,8 @@ def losses(config: WorldConfig, made: RollOut, drive: Drive) -> dict[str, Tensor
     weight = constant(config.latent_weights, made.latents)
     error = (made.latents - drive.latents[:, 1:]).square().mean((2, 3, 4)) * drive.valid
     latent = weight * error.sum(0) / drive.valid.sum(0).clamp(min=1)
-    distance = (made.translations.double().cumsum(1) - drive.translations.cumsum(1)).square().sum(-1)
+    reached = running_sum(made.translations.double(), 1), running_sum(drive.translations, 1)
+    distance = (reached[0] - reached[1]).square().sum(-1)
     trajectory = (distance * drive.valid * weight).mean(1)
     if "trajectory-mean-twice" in config.quirks:
         trajectory = trajectory / len(trajectory)
