@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from rich.console import Console
 
 from iidrive.analysis import lineage_of
@@ -26,7 +27,7 @@ from iidrive.pipeline import recipes
 from iidrive.pipeline.load import LoadedTokenizer, Place, load_tokenizer
 from iidrive.pipeline.recipes import Recipe
 from iidrive.pipeline.tokens import tokens_folder, write_tokens
-from iidrive.runtime import distributed
+from iidrive.runtime import distributed, threads
 from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run, repeat_bits
@@ -100,6 +101,7 @@ class TrainOptions:
         resume: go on from RUN's newest checkpoint; auto: if any.
         init: run folder or checkpoint whose weights to start from (fine-tuning).
         devices: processes on this machine, one a GPU; not under torchrun or SLURM.
+        threads: threads a process; default: the resumed run's, or the free cores.
         parallel: samples computed at once on a device, accumulation, workers, and what saves memory or time.
         tensorboard: keep curves in RUN/tensorboard.
         allow_mismatch: use stages that do not fit together; all is marked.
@@ -109,13 +111,18 @@ class TrainOptions:
     resume: Resume = "off"
     init: str = ""
     devices: int = 0
+    threads: int = 0
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     tensorboard: Switch = "off"
     allow_mismatch: Switch = "off"
 
     def enter(self, config: TrainConfig) -> RunOptions:
-        """Start or join the processes; one sitting of the training, as the command line tells it."""
+        """Start or join the processes; one sitting of the training, as the command line tells it. Chooses how many threads compute."""
         process_group = enter(self.devices, partial(self.parallel.divide, config))
+        usual = torch.get_num_threads()
+        used = threads.use(self.threads, self.run if self.resume != "off" else None, process_group.size, distributed.started()[0])
+        if used < usual and not self.threads:
+            note(f"computing with {used} of {usual} threads, as cores are free or as the run did before; --threads N sets another number.")
         repeat_bits(self.parallel.deterministic)
         return RunOptions(process_group, self.parallel, self.resume, self.init, None, self.tensorboard == "on")
 

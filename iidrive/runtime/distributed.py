@@ -28,6 +28,7 @@ from torch import Tensor
 
 from iidrive.core.errors import ConfigError, IIDriveError
 from iidrive.core.text import printable
+from iidrive.runtime import threads
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -243,7 +244,7 @@ def start(devices: int, arguments: Sequence[str]) -> NoReturn:
 
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads.suitable(devices, os.cpu_count() or 1)))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -128,6 +128,7 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "numpy": numpy.__version__,
         "threads": torch.get_num_threads(),
+        "wait_policy": os.environ.get("OMP_WAIT_POLICY", ""),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
     }
 
