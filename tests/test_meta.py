@@ -16,17 +16,21 @@ from no_host import no_host
 from torch import Tensor, nn
 
 from iidrive.core.batch import Batch, Inputs, Targets
-from iidrive.core.scene import FUTURE_STEPS
-from iidrive.models.baselines import EgoMLP
+from iidrive.core.scene import FUTURE_STEPS, GridSpec
+from iidrive.data.town.source import Town, TownConfig
+from iidrive.models.baselines import EgoMLP, copy_warped
 from iidrive.models.forecast import Forecaster
 from iidrive.models.layers import CellGrid
 from iidrive.models.occupancy_flow import FlowLearner
 from iidrive.models.planner import Agent, Planner
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
+from iidrive.pipeline.on_device import confusion
 from iidrive.pipeline.recipes import RECIPES, Recipe
 from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.run_folder import Run
+from iidrive.simulation import eyes
+from iidrive.simulation.driven import DrivenScene
 from iidrive.training import loop
 from iidrive.training.checkpoint import Manifest
 from iidrive.training.optim import EMA, TrainConfig
@@ -146,6 +150,44 @@ def test_encoding_forecasting_and_planning(recipe: Recipe) -> None:
     assert forecast.shape == (ROWS, 2, *recipe.tokenizer.grid.shape)
     assert imagined.latents.shape == (ROWS, FUTURE_STEPS, recipe.world.width, *recipe.tokenizer.latent_size)
     assert [plan.shape for plan in plans] == [(ROWS, FUTURE_STEPS, 2)] * 2
+
+
+def test_the_closed_loop_waits_for_plans_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eyes bring occupancy and poses of scenes to the device; what is made of them there is not waited for before the plan is read."""
+    tokenizer, _, agent = made(RECIPES["tiny"]())
+    town = Town(TownConfig(train_scenes=2, keyframes=14))
+    passes: list[str] = []
+    for owner, name in ((tokenizer, "encode"), (tokenizer, "align"), (tokenizer.quantiser, "forward")):
+        monkeypatch.setattr(owner, name, watched(getattr(owner, name), passes))
+    monkeypatch.setattr(eyes, "device", lambda: META)
+    inputs = eyes.Eyes(tokenizer).look([DrivenScene(town, name) for name in town.scene_names("train")])
+    assert len(passes) % 3 == 0
+    assert len(passes) > 0
+    assert inputs.codes is not None
+    with no_host():
+        plan = agent.plan(inputs, ii=True)
+    assert plan.shape == (2, FUTURE_STEPS, 2)
+
+
+def watched(run: Callable[..., object], passes: list[str]) -> Callable[..., object]:
+    """A function that must do without the host."""
+
+    def again(*given: Any) -> object:
+        passes.append(run.__name__)
+        with no_host():
+            return run(*given)
+
+    return again
+
+
+def test_copies_of_the_present_and_counts_of_voxels() -> None:
+    """What evaluation makes of grids where they lie."""
+    grid, (now,) = GridSpec((8, 8, 4)), torch.empty(1, ROWS, 8, 8, 4, dtype=torch.uint8, device="meta")
+    with no_host():
+        copied = copy_warped(now, torch.empty(ROWS, 3, 4, 4, device="meta"), grid)
+        counts = confusion(copied[:, 0], now)
+    assert copied.shape == (ROWS, 3, 8, 8, 4)
+    assert counts.shape == (CLASSES, CLASSES)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from iidrive.core.batch import Batch, Inputs
 from iidrive.core.classes import FREE
 from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES, GridSpec
 from iidrive.models.ego_motion import MOTION, constant_turn, ego_status, horizons_s, last_interval_s, lidar_path
+from iidrive.models.layers import constant, grid_centres
 from iidrive.models.losses import Counts, masked_mean
 
 
@@ -94,13 +95,11 @@ def copy_last(occupancy: UInt8[Tensor, "B X Y Z"], steps: int) -> UInt8[Tensor, 
 
 def copy_warped(occupancy: UInt8[Tensor, "B X Y Z"], now_T_future: Float[Tensor, "B S 4 4"], spec: GridSpec) -> UInt8[Tensor, "B S X Y Z"]:
     """Forecast: the world stands still and the ego moves through it. Nearest voxel on the ground plane; free where nothing was seen."""
-    device = occupancy.device
-    x, y = (torch.from_numpy(spec.centres(axis)).float().to(device) for axis in (0, 1))
-    p = torch.stack(torch.meshgrid(x, y, indexing="ij"), -1)
+    p = grid_centres(spec, occupancy.new_empty(0, dtype=torch.float64)).float()
     moved = torch.einsum("bsij,xyj->bsxyi", now_T_future[..., :2, :2], p) + now_T_future[..., None, None, :2, 3]
-    index = ((moved - torch.tensor(spec.lower_m[:2], device=device)) / spec.voxel_m).floor().long()
-    size = torch.tensor(spec.shape[:2], device=device)
+    index = ((moved - constant(spec.lower_m[:2], p)) / spec.voxel_m).floor().long()
+    size = constant(spec.shape[:2], index)
     inside = ((index >= 0) & (index < size)).all(-1)
     i, j = index.clamp(min=0).minimum(size - 1).unbind(-1)
-    sample = torch.arange(len(occupancy), device=device)[:, None, None, None]
+    sample = torch.arange(len(occupancy), device=occupancy.device)[:, None, None, None]
     return torch.where(inside[..., None], occupancy[sample, i, j], FREE)

@@ -20,8 +20,8 @@ from iidrive.data.clips import ClipDataset
 from iidrive.data.source import Source
 from iidrive.models.outcomes import collisions
 from iidrive.models.planner import Choice
+from iidrive.pipeline.on_device import batches
 from iidrive.runtime.distributed import ProcessGroup
-from iidrive.runtime.run_folder import device
 
 Array = np.ndarray
 
@@ -117,14 +117,13 @@ def choices(
     process_group = process_group or ProcessGroup()
     labelled = clips.without_occupancy().with_labels(BoxTargets(source))
     made = {}
-    for start in process_group.shard(range(0, len(labelled), batch)):
-        part = labelled.batch(range(start, min(start + batch, len(labelled)))).to(device())
+    for rows, part in batches(labelled, process_group.shard(range(0, len(labelled), batch)), batch):
         choice = choose(part.inputs)
         met = collisions(choice.candidates, part.targets, part.inputs.ego_T_lidar).sum(-1)
         off = (choice.candidates - part.targets.path[:, None]).norm(dim=-1).mean(-1)
         apart = (choice.candidates[:, :, -1] - choice.candidates[:, :1, -1]).norm(dim=-1)
         told = choice.outcomes.collision.sigmoid().sum(-1), choice.outcomes.distance_m, choice.outcomes.overlap, choice.cost_m
-        made[start] = part.inputs.tokens, [x.numpy(force=True) for x in (choice.cost_m.argmin(1), *told, met, off, apart)]
+        made[rows.start] = part.inputs.tokens, [x.numpy(force=True) for x in (choice.cost_m.argmin(1), *told, met, off, apart)]
     found = {start: one for some in process_group.gather(made) for start, one in some.items()}
     ordered = [found[start] for start in sorted(found)]
     columns = [np.concatenate(column) for column in zip(*(arrays for _, arrays in ordered), strict=True)]

@@ -22,7 +22,7 @@ from iidrive.data.source import Source
 from iidrive.models.baselines import copy_last, copy_warped
 from iidrive.models.ego_motion import constant_turn
 from iidrive.models.forecast import Forecaster
-from iidrive.models.layers import transform_inverse
+from iidrive.models.layers import identity, transform_inverse
 from iidrive.models.transport import constant_turn_moves, transport, true_moves, without_boxes
 from iidrive.scoring import metrics
 from iidrive.scoring.forecast import ALL_CELLS, CORRIDOR, RowCounts
@@ -148,7 +148,7 @@ def forecast_rows(forecaster: Forecaster, batch: Batch, spec: GridSpec, steps: S
         "copy warped, true motion (oracle)": Rows(copied(copy_warped(now, true[:, later], spec))),
     }
     if oracle and forecaster.world.config.motion != "map":
-        frames = torch.cat([torch.eye(4).to(true).expand(len(true), 1, 4, 4), true], 1)
+        frames = torch.cat([identity(true).expand(len(true), 1, 4, 4), true], 1)
         led, _ = forecaster.forecast(inputs, at, transform_inverse(frames[:, :-1]) @ frames[:, 1:])
         out["world model, true path (oracle)"] = Rows(led.numpy(force=True))
     return out
@@ -230,7 +230,7 @@ def true_frames(batch: Batch, steps: Sequence[int]) -> Float[Array, "B H 4 4"]:
 def frames_at(now_T_future: torch.Tensor, steps: Sequence[int]) -> Float[Array, "B H 4 4"]:
     """Frames at some steps from those of steps 1 on; step 0 is the present."""
     frames = now_T_future.double()
-    eye = torch.eye(4).to(frames).expand(len(frames), 1, 4, 4)
+    eye = identity(frames).expand(len(frames), 1, 4, 4)
     return torch.cat([eye, frames], 1)[:, list(steps)].numpy(force=True)
 
 

@@ -17,6 +17,7 @@ from iidrive.data.source import Source, window
 from iidrive.models.forecast import Forecaster
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.pipeline.forecast_rows import ROWS, Truths, count_probabilities, count_rows, forecast_rows, transport_rows
+from iidrive.pipeline.on_device import batches, confusion, counts_here
 from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.run_folder import device
 from iidrive.scoring import metrics
@@ -50,9 +51,8 @@ def plans(
     The processes of a `process_group` share whole batches, so that the answer has the same bits for any number of them.
     """
     process_group, made = process_group or ProcessGroup(), {}
-    for start in process_group.shard(range(0, len(clips), batch)):
-        inputs = clips.batch(range(start, min(start + batch, len(clips)))).inputs
-        made[start] = inputs.tokens, planner(inputs.to(device())).numpy(force=True).astype(np.float32)
+    for rows, part in batches(clips, process_group.shard(range(0, len(clips), batch)), batch):
+        made[rows.start] = part.inputs.tokens, planner(part.inputs).numpy(force=True).astype(np.float32)
     found = {start: plan for part in process_group.gather(made) for start, plan in part.items()}
     tokens, paths = zip(*(found[start] for start in sorted(found)), strict=True)
     return tuple(token for some in tokens for token in some), np.concatenate(paths)
@@ -91,10 +91,8 @@ def forecasts(
     ceiling = none, none
     flow = None if source is None or forecaster.flow_grid is None else FlowTargets(source, forecaster.flow_grid)
     told: dict[str, Reliability] = {}
-    for start in process_group.shard(range(0, len(clips), batch)):
-        rows = range(start, min(start + batch, len(clips)))
-        part = clips.batch(rows).to(device())
-        oracle = source is not None and start // batch % oracle_every == 0
+    for rows, part in batches(clips, process_group.shard(range(0, len(clips), batch)), batch):
+        oracle = source is not None and rows.start // batch % oracle_every == 0
         made = forecast_rows(forecaster, part, spec, steps, oracle)
         seen = None
         if truths is not None:
@@ -121,9 +119,12 @@ def forecasts(
 @torch.no_grad()
 def reconstruction(tokenizer: Tokenizer, codes: Frames, occupancy: Frames, rows: Iterable[tuple[str, Array]]) -> Int64[Array, "18 18"]:
     """Confusion matrix [truth, decoded] of keyframes (scene name and indices), decoded from their codes alone."""
-    total = np.zeros((18, 18), np.int64)
+    total, there = np.zeros((18, 18), np.int64), torch.zeros(18, 18, dtype=torch.int64, device=device())
     for name, indices in rows:
         for part in np.array_split(indices, max(1, len(indices) // 8)):
-            latent = tokenizer.latent_of(torch.from_numpy(codes(name, part).astype(np.int64)).to(device()))
-            total += metrics.confusion(occupancy(name, part), tokenizer.labels(latent).numpy(force=True))
-    return total
+            labels = tokenizer.labels(tokenizer.latent_of(torch.from_numpy(codes(name, part).astype(np.int64)).to(device())))
+            if counts_here(labels):
+                there = there + confusion(torch.from_numpy(occupancy(name, part)).to(labels.device), labels)
+            else:
+                total += metrics.confusion(occupancy(name, part), labels.numpy())
+    return total + there.numpy(force=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -13,6 +14,7 @@ from iidrive.core.errors import DataError, IIDriveError
 from iidrive.data.clips import ClipDataset, draws, order
 
 Step = list[Batch]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Steps(Dataset[Step | IIDriveError]):
     def __getitem__(self, step: int) -> Step | IIDriveError:
         try:
             made = [self._part(step, part) for part in self.parts]
-            return made if get_worker_info() is None else [_shared(part) for part in made]
+            return made if get_worker_info() is None else [shared(part) for part in made]
         except IIDriveError as error:
             return error
 
@@ -53,8 +55,9 @@ class Steps(Dataset[Step | IIDriveError]):
         return self.clips.batch(rows, numbers, step * self.order.batch / self.order.samples, part)
 
 
-def feed(steps: Steps, which: range, workers: int = 0, ahead: int = 2) -> Iterator[Step]:
-    """The steps in order. With workers, each makes whole steps, `ahead` of them before they are needed; on a GPU machine in page-locked memory.
+def feed(steps: Dataset[T | IIDriveError], which: Sequence[int], workers: int = 0, ahead: int = 2) -> Iterator[T]:
+    """The steps (or whatever a data set makes) in order. With workers, each makes whole ones, `ahead` of them before they are needed; on a GPU
+    machine in page-locked memory.
 
     Raises:
         IIDriveError: in the place of a step with a sample that cannot be read.
@@ -68,7 +71,7 @@ def feed(steps: Steps, which: range, workers: int = 0, ahead: int = 2) -> Iterat
         yield made
 
 
-def _shared(part: Batch) -> Batch:
+def shared(part: Batch) -> Batch:
     """The batch in shared memory, from where the training process reads it.
 
     Left to the queue between the processes, a full shared memory would be an error in a thread that nobody hears of, and the training would
@@ -88,5 +91,5 @@ def _shared(part: Batch) -> Batch:
         ) from None
 
 
-def _as_it_is(step: Step) -> Step:
+def _as_it_is(step: T) -> T:
     return step
