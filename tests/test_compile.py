@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from iidrive.core.batch import Inputs
+from iidrive.core.scene import FUTURE_STEPS
 from iidrive.models.forecast import Forecaster
 from iidrive.models.layers import planar_transform
 from iidrive.models.planner import Agent, Planner
@@ -94,6 +95,22 @@ def test_whole_and_once(run: Callable[[Agent, Inputs], Tensor], agent: Agent) ->
         assert all(bool((a != b).float().mean() < 0.01) for a, b in zip(made, found, strict=True))
     else:
         torch.testing.assert_close(found, made, atol=1e-4, rtol=1e-4)
+
+
+def test_a_step_serves_all_steps_of_a_roll_out(agent: Agent) -> None:
+    """Compiled for the first one, whose memory lies in memory as it was observed, and for those after it; never again, whatever is rolled out."""
+    torch._dynamo.reset()
+    world, backend = agent.forecaster.world, CompileCounterWithBackend("eager")
+    step = torch.compile(world.step, backend=backend, fullgraph=True, dynamic=False)
+    for seed, compiled in ((1, 2), (2, 2)):
+        x = inputs(agent, seed)
+        with torch.no_grad():
+            state = start = agent.forecaster.initial_state(x)
+            for _ in range(FUTURE_STEPS):
+                state, latent, _ = step(state, x.command)
+            expected = world.imagine(start, x.command).latents[:, -1]
+        assert backend.frame_count == compiled
+        torch.testing.assert_close(latent, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_break_and_a_second_compilation_would_be_found(agent: Agent) -> None:
