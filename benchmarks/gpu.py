@@ -6,23 +6,29 @@ Every call is timed from start to finish: the GPU is waited for before and after
 - `forecast`: six steps of the world model from latents that are there, nothing encoded or decoded;
 - `forecast, frames`: from the codes of five keyframes to six labelled frames;
 - `plan`: a plan with ii;
-- `train …`: loss, gradients, clipping and AdamW of one batch of a stage.
+- `train …`: loss, gradients, clipping and AdamW of one batch of a stage;
+- `loader …`: samples a second that some processes make from compressed labels and from tokens, which a step has to wait for if it is faster.
 
 `frames a second` are samples times frames made (six a forecast). Modes: float32, tf32, bf16, compiled (torch.compile of the costly parts),
-graph (a CUDA graph of the whole call). Published for II-World: 37 frames a second on an RTX 4090, without tokenizer and decoder and without
-waiting for the GPU; 2.9 GB to train. These are other boundaries, so that no row here stands directly beside them.
+graph (a CUDA graph of the whole call), plain (float32, each operation as one would write it down first: `benchmarks/plain.py`). Before all this
+the tests marked `gpu` run. Nothing is begun after `--minutes`. Published for II-World: 37 frames a second on an RTX 4090, without tokenizer and
+decoder and without waiting for the GPU; 2.9 GB to train. These are other boundaries, so that no row here stands directly beside them.
 
     python benchmarks/gpu.py                                    # recipe full; prints the table, writes gpu.json
-    python benchmarks/gpu.py --recipe tiny --seconds 0.1        # on a CPU
+    python benchmarks/gpu.py --recipe tiny --seconds 0.1 --loader 2          # on a CPU
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -38,8 +44,9 @@ from iidrive.models.world import WorldModel
 from iidrive.pipeline import recipes
 from iidrive.pipeline.recipes import Recipe
 from iidrive.runtime.run_folder import allow_tf32, device, environment, peak_memory_gb
+from iidrive.training.prefetch import Order, Steps, feed
 
-MODES = ("float32", "tf32", "bf16", "compiled", "graph")
+MODES = ("float32", "plain", "tf32", "bf16", "graph", "compiled")
 PAST, CLASSES = 6, 18
 
 
@@ -180,13 +187,13 @@ def measured(case: str, mode: str, size: int, frames: int, call: Callable[[], ob
 
 
 def measure(recipe: Recipe, modes: Sequence[str], sizes: Sequence[int], seconds: float) -> Iterator[Row]:
-    """All rows. A CPU has no CUDA graphs."""
+    """All rows of the models. A CPU has no CUDA graphs."""
     place = device()
-    for mode in modes:
+    for mode, size in ((mode, size) for mode in modes for size in sizes):
         if mode == "graph" and place.type != "cuda":
             continue
         allow_tf32(mode == "tf32")
-        for size in sizes:
+        with plainly() if mode == "plain" else nullcontext():
             agent, batch = agent_of(recipe, mode, place), inputs_of(recipe, size, place)
             with torch.no_grad():
                 for case, frames, call in calls(agent, batch):
@@ -197,6 +204,35 @@ def measure(recipe: Recipe, modes: Sequence[str], sizes: Sequence[int], seconds:
         allow_tf32(False)
 
 
+def plainly() -> AbstractContextManager[None]:
+    """Models without their shortcuts; imported from beside this file when it is wanted."""
+    from plain import plainly as without
+
+    return without()
+
+
+def loading(scenes: int, seconds: float) -> Iterator[Row]:
+    """Samples of full size a second that some worker processes make, in steps of eight; none: the training process itself."""
+    from training import data
+
+    with data("", scenes) as kinds:
+        for (name, clips), workers in (
+            (kind, workers) for kind in zip(("tokenizer", "world"), kinds, strict=True) for workers in (0, 2, 4)
+        ):
+            order = Order(0, 8, 8 * 10_000)
+            fed = iter(feed(Steps(clips, order, [range(8)]), order.steps(0, order.samples), workers))
+            yield measured(f"loader {name}", f"{workers} workers", 8, 8, lambda fed=fed: next(fed), seconds)
+            del fed  # its processes end
+
+
+def tests_on_gpu() -> str:
+    """Runs the tests that need a GPU, where there is one, and says how they ended."""
+    if not torch.cuda.is_available():
+        return "not run: no GPU"
+    ended = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(Path(__file__).parents[1] / "tests")], check=False)
+    return "passed" if ended.returncode == 0 else f"pytest ended with status {ended.returncode}"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -204,14 +240,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--seconds", type=float, default=2.0, help="of each row, warm-up apart")
+    parser.add_argument("--minutes", type=float, default=8.0, help="nothing is begun after that")
+    parser.add_argument("--loader", type=int, default=10, help="scenes of made-up labels that loaders read; 0: no loaders")
     parser.add_argument("--out", default="gpu.json")
     options = parser.parse_args(arguments)
-    print("| case | mode | batch | ms | frames or steps a second | peak GB |\n|---|---|---|---|---|---|")
-    rows = []
-    for row in measure(recipes.named(options.recipe), options.modes, options.batch, options.seconds):
+    began = time.perf_counter()
+    passed = tests_on_gpu()
+    print("| case | mode | batch | ms | frames, steps or samples a second | peak GB |\n|---|---|---|---|---|---|")
+    rows, complete = [], True
+    models = measure(recipes.named(options.recipe), options.modes, options.batch, options.seconds)
+    for row in chain(models, loading(options.loader, options.seconds) if options.loader else ()):
         rows.append(row)
         print(f"| {row.case} | {row.mode} | {row.batch} | {row.seconds * 1e3:.1f} | {row.per_second:.1f} | {row.peak_gb:.2f} |", flush=True)
-    about = {"environment": environment(), "recipe": options.recipe}
+        if time.perf_counter() - began > 60 * options.minutes:
+            complete = False
+            print(f"stopped after {options.minutes:g} minutes; give --modes or --batch to measure what is missing")
+            break
+    about = {"environment": environment(), "recipe": options.recipe, "gpu tests": passed, "complete": complete}
     Path(options.out).write_text(json.dumps({**about, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
 
 
