@@ -13,10 +13,14 @@ _CACHE = pytest.StashKey[tuple[str, str | None]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Nothing that tests make goes into the user's own cache, and nothing in there is read: modules make towns when they are imported."""
+    """Nothing that tests make goes into the user's own cache, and nothing in there is read: modules make towns when they are imported.
+
+    The number of threads, which decides bits, does not depend on what else the machine does.
+    """
     own = tempfile.mkdtemp(prefix="iidrive-tests-")
     config.stash[_CACHE] = own, os.environ.get("IIDRIVE_CACHE")
     os.environ["IIDRIVE_CACHE"] = own
+    os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

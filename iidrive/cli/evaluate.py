@@ -13,7 +13,7 @@ from iidrive.analysis.leakage import audit as auditing
 from iidrive.analysis.leakage import findings
 from iidrive.analysis.leakage import plausible as plausibility
 from iidrive.analysis.swap import swap as swap_
-from iidrive.cli.options import DataOptions, RecipeGiven, Switch, TownFields, enter, read_plans, write_json
+from iidrive.cli.options import DataOptions, RecipeGiven, Switch, TownFields, choose_threads, enter, read_plans, write_json
 from iidrive.core.errors import ConfigError, unknown
 from iidrive.core.lineage import mark_lines, mark_numbers
 from iidrive.data.scene_lists import is_list
@@ -49,7 +49,10 @@ def demo(
         out: run folder.
         given: whether a recipe was named.
     """
-    (demo_.run if train or given.named or where.data != "town" else demo_.show)(recipe, where.source, Path(out))
+    trains = train or given.named or where.data != "town"
+    if trains:
+        choose_threads()
+    (demo_.run if trains else demo_.show)(recipe, where.source, Path(out))
 
 
 def evaluate(

@@ -119,10 +119,7 @@ class TrainOptions:
     def enter(self, config: TrainConfig) -> RunOptions:
         """Start or join the processes; one sitting of the training, as the command line tells it. Chooses how many threads compute."""
         process_group = enter(self.devices, partial(self.parallel.divide, config))
-        usual = torch.get_num_threads()
-        used = threads.use(self.threads, self.run if self.resume != "off" else None, process_group.size, distributed.started()[0])
-        if used < usual and not self.threads:
-            note(f"computing with {used} of {usual} threads, as cores are free or as the run did before; --threads N sets another number.")
+        choose_threads(self.threads, self.run if self.resume != "off" else "", process_group.size, distributed.started()[0])
         repeat_bits(self.parallel.deterministic)
         return RunOptions(process_group, self.parallel, self.resume, self.init, None, self.tensorboard == "on")
 
@@ -130,6 +127,17 @@ class TrainOptions:
 def note(sentence: str) -> None:
     """Say something on stderr that a reader of the output must know."""
     console.print(f"note: {sentence}", markup=False, highlight=False, soft_wrap=True)
+
+
+def choose_threads(asked: int = 0, run: str = "", size: int = 1, here: int = 1) -> None:
+    """Compute with the threads that were asked for or that suit (`threads.use`); said where they are fewer than usual."""
+    usual = torch.get_num_threads()
+    used = threads.use(asked, run or None, size, here)
+    if used < usual and not asked:
+        note(
+            f"computing with {used} of {usual} threads, as cores are free or as the run did before; `--threads N` or OMP_NUM_THREADS sets "
+            "another number."
+        )
 
 
 def read_plans(path: str | Path, tokens: str = "") -> tuple[Predictions, tuple[str, ...]]:
