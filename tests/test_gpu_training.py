@@ -31,7 +31,13 @@ from iidrive.training.state import TrainTask
 CONFIG = TrainConfig(samples=16, batch=4, log_every=16, save_every=16, ema_decay=0.0)
 
 
-def train(folder: Path, model: EgoMLP, config: TrainConfig = CONFIG, process_group: ProcessGroup | None = None) -> Path:
+def train(
+    folder: Path,
+    model: EgoMLP,
+    config: TrainConfig = CONFIG,
+    process_group: ProcessGroup | None = None,
+    options: RunOptions | None = None,
+) -> Path:
     """Four steps of the smallest model; every process prepares other weights."""
     process_group = process_group or ProcessGroup()
     clips = ClipDataset(read_tracks(Town(TownConfig(train_scenes=1, keyframes=14)), "train"), ClipSpec())
@@ -41,7 +47,7 @@ def train(folder: Path, model: EgoMLP, config: TrainConfig = CONFIG, process_gro
             model.net[0].weight.add_(process_group.rank)  # pyright: ignore[reportOperatorIssue, reportCallIssue]
 
     task = TrainTask(model, model, Manifest("ego-mlp", "", {}, 0, "", {}), {}, prepare)
-    return fit(task, clips, config, Run.start(folder, {}, process_group=process_group), RunOptions(process_group))
+    return fit(task, clips, config, Run.start(folder, {}, process_group=process_group), options or RunOptions(process_group))
 
 
 def made() -> EgoMLP:
@@ -92,6 +98,27 @@ def test_when_memory_runs_out_the_options_that_save_some_are_named(tmp_path: Pat
     assert last == "the GPU's memory is not enough for 1 samples at once. What helps: a GPU with more memory."
     with pytest.raises(torch.OutOfMemoryError), distributed._connected(ProcessGroup(0, 2)):
         raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_an_operation_that_cannot_repeat_its_bits_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loss(self: EgoMLP, batch: Batch, counts: object = None) -> tuple[Tensor, dict[str, Tensor]]:
+        raise RuntimeError("sum_cuda does not have a deterministic implementation. You can turn this off by …")
+
+    monkeypatch.setattr(EgoMLP, "loss", loss)
+    options = RunOptions(parallel=ParallelConfig(deterministic=True))
+    with pytest.raises(IIDriveError, match=r"cannot repeat its bits \(sum_cuda does not have a deterministic implementation\): leave"):
+        train(tmp_path / "asked", made(), options=options)
+    with pytest.raises(RuntimeError, match="You can turn this off"):
+        train(tmp_path / "not", made())
+
+
+def test_batches_for_a_gpu_are_made_ahead() -> None:
+    """Unless somebody says how."""
+    for asked, on_gpu, on_cpu in ((-1, 2, 0), (0, 0, 0), (3, 3, 3)):
+        config = ParallelConfig(workers=asked)
+        assert [config.workers_for(torch.device(name)) for name in ("cuda", "cpu")] == [on_gpu, on_cpu]
+    with pytest.raises(ConfigError, match="workers cannot be below -1"):
+        ParallelConfig(workers=-2)
 
 
 def test_the_moving_average_of_all_tensors_is_that_of_each() -> None:

@@ -80,6 +80,13 @@ def fit(task: TrainTask, clips: ClipDataset, config: TrainConfig, run: Run, opti
                 logs = _step(state, [_ready(part, state, place) for part in made or []], steps, run, process_group)
             except torch.OutOfMemoryError:
                 raise IIDriveError(options.parallel.out_of_memory(config, _stage(state), len(parts[0]))) from None
+            except RuntimeError as error:
+                if not (options.parallel.deterministic and "deterministic" in str(error)):
+                    raise
+                what = str(error).split(".")[0]
+                raise IIDriveError(
+                    f"this GPU cannot repeat its bits ({what}): leave --parallel.deterministic off, or train on a CPU."
+                ) from None
             state.seen += config.batch
             if state.ema is not None:
                 state.ema.update(task.module, state.seen // config.batch)
