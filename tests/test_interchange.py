@@ -16,8 +16,8 @@ from iidrive.core.errors import CheckpointError, ConfigError, LineageError
 from iidrive.models.iiworld import keys as iiworld_keys
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
-from iidrive.pipeline import recipes
-from iidrive.pipeline.convert_iiworld import export_ii_world, import_ii_world, read_published
+from iidrive.pipeline import published_file, recipes
+from iidrive.pipeline.convert_iiworld import export_ii_world, import_ii_world
 from iidrive.pipeline.load import load_forecaster
 from iidrive.training import checkpoint
 
@@ -32,6 +32,10 @@ def states() -> tuple[State, State]:
     tokenizer = iiworld_keys.tokenizer_to_published(Tokenizer(recipe.tokenizer).state_dict())
     world = iiworld_keys.world_to_published(WorldModel(recipe.world, recipe.tokenizer.cells(), recipe.tokenizer.grid).state_dict())
     return {k: v.clone() for k, v in tokenizer.items()}, {k: v.clone() for k, v in world.items()}
+
+
+def read_published(path: str | Path) -> State:
+    return published_file.read_published(path).state
 
 
 def saved(path: Path, value: object) -> str:
@@ -136,8 +140,8 @@ def test_what_cannot_be_weights_is_named(states: tuple[State, State], tmp_path: 
             import_ii_world(saved(tmp_path / "1.pth", states[0] | {name: value}), "", tmp_path / "a")
     with pytest.raises(CheckpointError, match=rf"of another kind \(1\): {name} torch.int64"):
         import_ii_world(saved(tmp_path / "1.pth", states[0] | {name: weight.long()}), "", tmp_path / "a")
-    with pytest.raises(CheckpointError, match="found a dict of model"):
-        read_published(saved(tmp_path / "1.pth", {"model": states[0]}))
+    with pytest.raises(CheckpointError, match="found a dict of optimizer"):
+        read_published(saved(tmp_path / "1.pth", {"optimizer": {"lr": 1e-4}}))
 
 
 def test_names_that_share_their_numbers_come_in(states: tuple[State, State], tmp_path: Path) -> None:

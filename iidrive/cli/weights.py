@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from iidrive.core.errors import ConfigError, unknown
 from iidrive.core.text import aligned
 from iidrive.pipeline import convert_iiworld
@@ -36,15 +38,16 @@ def weights(names: list[str] = []) -> None:  # noqa: B006 - never written to
     )
 
 
-def import_ii_world(stage1: str = "", stage2: str = "", out: str = "runs/ii-world") -> None:
+def import_ii_world(stage1: str = "", stage2: str = "", out: str = "runs/ii-world", ema: Literal["", "on", "off"] = "") -> None:
     """Make iidrive checkpoints of published II-World weights.
 
     Args:
         stage1: .pth file of the scene tokenizer.
         stage2: .pth file of the world model; it may hold its tokenizer.
         out: folder to write: OUT/tokenizer and OUT/world.
+        ema: on takes the moving average that a file holds, off its weights; default: the weights, or the average where there is nothing else.
     """
-    for path in convert_iiworld.import_ii_world(stage1, stage2, out):
+    for path in convert_iiworld.import_ii_world(stage1, stage2, out, ema, lambda sentence: print(f"note: {sentence}")):
         manifest = checkpoint.read_manifest(path)
         print(f"{manifest.kind} {manifest.fingerprint}: {path}")
 

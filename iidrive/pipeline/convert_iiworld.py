@@ -1,16 +1,13 @@
 """Published II-World files in, iidrive checkpoints out, and back again without touching a number.
 
-A published file is a pickle that holds a dict of tensors, bare or under `state_dict`, now and then with `module.` before every name. The
-world model's file may hold the tokenizer it was trained on under `vqvae.`. Files are read with torch's allow-list of plain types: anything
-else in them is refused, not run.
+A published file holds a dict of tensors, in one of the containers and under one of the spellings of names that `published_file` knows. The
+world model's file may hold the tokenizer it was trained on under `vqvae.`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import pickle
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,103 +18,102 @@ from torch import Tensor, nn
 from iidrive.core.config_io import to_plain
 from iidrive.core.errors import CheckpointError, ConfigError, LineageError
 from iidrive.core.lineage import Parent
-from iidrive.core.text import printable
 from iidrive.models import states
 from iidrive.models.iiworld import keys as iiworld_keys
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
 from iidrive.pipeline import recipes
+from iidrive.pipeline.published_file import Choice, read_published
 from iidrive.runtime import atomic
 from iidrive.runtime.run_folder import code_version
 from iidrive.training import checkpoint
 from iidrive.training.checkpoint import Manifest
 
 State = dict[str, Tensor]
-PREFIX = "module."
 NESTED = "vqvae."
 
 
-def read_published(path: str | Path) -> State:
-    """The tensors of a published file under their published names.
-
-    Raises:
-        CheckpointError: if the file is missing, damaged, holds other things than tensors and plain values, or no tensors at all.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: not there, or not a file. Give the .pth file of II-World's stage 1 or stage 2.")
-    try:
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise CheckpointError(
-                f"{path}: holds more than tensors and plain values ({refused[1]}), so it was not loaded. Where you trust it, load it in its own "
-                "code base and save its `state_dict` alone."
-            ) from None
-        raise _damaged(path, "its pickle cannot be read") from None
-    except Exception as error:  # a damaged pickle can end in any error at all
-        raise _damaged(path, " ".join(str(error).split()) or type(error).__name__) from None
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
-    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
-        keys = f" of {', '.join(map(str, list(loaded)[:4]))} …" if isinstance(loaded, Mapping) and loaded else ""
-        raise CheckpointError(f"{path}: expected a dict of tensors, bare or under `state_dict`; found a {type(loaded).__name__}{keys}.")
-    odd = [str(k) for k, v in loaded.items() if v.layout != torch.strided or v.is_meta or v.is_complex()]
-    if odd:
-        raise CheckpointError(
-            f"{path}: expected plain tensors of real numbers; {', '.join(odd[:4])} are sparse, complex or without values."
-        )
-    vast = [str(k) for k, v in loaded.items() if v.numel() * v.element_size() > v.untyped_storage().nbytes()]
-    if vast:
-        raise CheckpointError(
-            f"{path}: {', '.join(printable(k) for k in vast[:4])} claim more values than the file holds (strides of 0); save the tensors whole, "
-            "with `.clone()`."
-        )
-    # each a tensor of its own: names that share memory cannot be stored
-    state = {str(k): v.detach().clone() for k, v in loaded.items()}
-    while all(name.startswith(PREFIX) for name in state):
-        state = {name[len(PREFIX) :]: v for name, v in state.items()}
-    return state
-
-
-def _damaged(path: Path, reason: str) -> CheckpointError:
-    return CheckpointError(f"{path}: not a file of weights, or damaged ({reason}). Download it again.")
-
-
-def import_ii_world(stage1: str, stage2: str, out: str | Path) -> list[Path]:
+def import_ii_world(
+    stage1: str, stage2: str, out: str | Path, ema: Choice = "", say: Callable[[str], None] = lambda sentence: None
+) -> list[Path]:
     """Checkpoints OUT/tokenizer and OUT/world from published files; either may be missing. Returns the folders that were written.
 
+    Args:
+        stage1: file of the scene tokenizer, or empty.
+        stage2: file of the world model, or empty.
+        out: folder to write.
+        ema: which of two sets of weights a file gives (see `published_file.read_published`).
+        say: is told what was chosen.
+
     Raises:
-        ConfigError: without any file. CheckpointError: if names or shapes do not fit, with all of them. LineageError: if the world model's
-            file holds another tokenizer than the one given.
+        ConfigError: without any file. CheckpointError: if names or shapes do not fit, with all of them, or a file is that of the other stage.
+        LineageError: if the world model's file holds another tokenizer than the one given.
     """
     if not stage1 and not stage2:
         raise ConfigError("nothing to import: give --stage1 A.pth, --stage2 B.pth or both.")
-    out, written = Path(out), []
-    world, nested = iiworld_keys.nested(read_published(stage2)) if stage2 else ({}, {})
-    given = read_published(stage1) if stage1 else nested
+    out, written, recipe = Path(out), [], recipes.published()
+    model = WorldModel(recipe.world, recipe.tokenizer.cells(), recipe.tokenizer.grid)
+    wanted_world = iiworld_keys.world_to_published(model.state_dict())
+    wanted = _published_tokenizer(Tokenizer(recipe.tokenizer))
+    known = (*wanted, *wanted_world, *(NESTED + name for name in wanted))
+    files = {file: read_published(file, known, ema) for file in (stage1, stage2) if file}
+    for file, read in files.items():
+        for note in read.notes:
+            say(note)
+        _require_stage(file, read.state, wanted, wanted_world, file == stage1)
+    world, nested = iiworld_keys.nested(files[stage2].state) if stage2 else ({}, {})
+    given = files[stage1].state if stage1 else nested
     if stage1 and nested and (different := states.unequal(given, nested)):
         raise LineageError(
             f"{stage2}: its world model was trained on another tokenizer than {stage1} (they differ in "
             f"{states.first(different, 4)}). Give the tokenizer that belongs to it, or leave --stage1 out: the file holds its own."
         )
-    recipe, source = recipes.published(), stage1 or stage2
-    tokenizer, model = Tokenizer(recipe.tokenizer), WorldModel(recipe.world, recipe.tokenizer.cells(), recipe.tokenizer.grid)
+    source, config = stage1 or stage2, recipe.tokenizer
+    tokenizer = Tokenizer(config)
     if given:
-        published = iiworld_keys.tokenizer_to_published(tokenizer.state_dict() | {iiworld_keys.STARTED: torch.tensor(True)})
-        states.require_fit(given, published, source)
+        codes = given.get(CODEBOOK)
+        if codes is not None and codes.ndim == 2 and codes.shape[1] == config.quantiser.width and 1 < len(codes) != config.quantiser.codes:
+            say(f"{source}: its codebook has {len(codes)} codes (published: {config.quantiser.codes}).")
+            config = replace(config, quantiser=replace(config.quantiser, codes=len(codes)))
+            tokenizer = Tokenizer(config)
+        states.require_fit(given, _published_tokenizer(tokenizer), source)
     if stage2:
-        states.require_fit(world, iiworld_keys.world_to_published(model.state_dict()), stage2)
+        states.require_fit(world, wanted_world, stage2)
     parents: tuple[Parent, ...] = ()
     if given:
-        path = _write(out / "tokenizer", "tokenizer", recipe.tokenizer, tokenizer, given, iiworld_keys.tokenizer_from_published, source)
+        about = {"ema": True} if files[source].averaged else {}
+        convert = iiworld_keys.tokenizer_from_published
+        path = _write(out / "tokenizer", "tokenizer", config, tokenizer, given, convert, source, about=about)
         parents = (Parent("tokenizer", str(path.resolve()), checkpoint.read_manifest(path).fingerprint),)
         written.append(path)
     if stage2:
-        about = {"nested": bool(nested)}
+        about = {"nested": bool(nested), **({"ema": True} if files[stage2].averaged else {})}
         convert = iiworld_keys.world_from_published
         written.append(_write(out / "world", "world", recipe.world, model, world, convert, stage2, parents, about))
     return written
+
+
+_OWN = frozenset({"classes", "quantiser.codebook", "motion_time"})
+CODEBOOK = "vq.embedding.weight"
+
+
+def _published_tokenizer(tokenizer: Tokenizer) -> State:
+    return iiworld_keys.tokenizer_to_published(tokenizer.state_dict() | {iiworld_keys.STARTED: torch.tensor(True)})
+
+
+def _require_stage(file: str, state: State, tokenizer: State, world: State, first: bool) -> None:
+    """Refuse a file of the other stage, or with iidrive's own names, in one sentence. Raises CheckpointError."""
+    own, nested = iiworld_keys.nested(state)
+    is_first, is_second = (any(name in wanted for name in own) for wanted in (tokenizer, world))
+    if first and is_second:
+        inside = ", and its tokenizer in it" if nested else ""
+        raise CheckpointError(f"{file}: this is a stage 2 file (the world model{inside}): give it with --stage2.")
+    if not first and is_first and not is_second:
+        raise CheckpointError(f"{file}: this is a stage 1 file (the scene tokenizer): give it with --stage1.")
+    if first and nested and not is_first:
+        raise CheckpointError(f"{file}: its tokenizer is nested in a stage 2 file (`{NESTED}…`): give it with --stage2.")
+    if any(name in _OWN for name in own):
+        raise CheckpointError(f"{file}: these weights have iidrive's own names, so they need no import: use the folder they lie in.")
 
 
 def export_ii_world(folder: str | Path, stage1: str, stage2: str) -> None:

@@ -171,6 +171,10 @@ def find(path: str | Path) -> Path:
         return path
     newest = newest_first(path)
     if not newest:
+        if path.is_file():
+            raise CheckpointError(
+                f"{path}: a file, where the folder of a checkpoint is needed. Weights of II-World (.pth) come in with `iidrive import ii-world`."
+            )
         raise CheckpointError(
             f"{path}: no checkpoint here. Give a run folder of `iidrive train`, a folder with manifest.json, or a name of `iidrive weights`."
         )

@@ -1,0 +1,259 @@
+"""Files of weights as their authors' tools left them: found in their container, chosen, under plain names.
+
+A file is a pickle of torch.save, old or new, or safetensors. Only tensors and plain values are made of it: torch's allow-list, and the names
+of `_INERT`, which stand for empty objects of this module, so that nothing of NumPy, mmcv or mmengine is called. Anything else is refused.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from iidrive.core.errors import CheckpointError
+from iidrive.core.text import printable, printable_line
+from iidrive.models.iiworld.given_names import plain_names
+
+State = dict[str, Tensor]
+Choice = Literal["", "on", "off"]
+
+WEIGHTS_UNDER = ("state_dict", "model_state_dict", "model", "module", "net", "network", "params", "weights")
+AVERAGE_UNDER = ("ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "ema", "params_ema", "model_ema_state_dict")
+_PLAIN = (int, float, str, bytes, bool, type(None))
+_VALUES = (Tensor, *_PLAIN)
+
+
+@dataclass(frozen=True)
+class Published:
+    """The tensors that were chosen, and what to tell about the choice: sentences that name the file."""
+
+    state: State
+    notes: tuple[str, ...] = ()
+    averaged: bool = False
+
+
+class _Inert:
+    """Stands for an object that nobody needs: takes every argument and state, and does nothing with them."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        """Made of anything."""
+
+    def __setstate__(self, state: object) -> None:
+        """Nothing is kept."""
+
+    def __hash__(self) -> int:
+        return 0
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+class _Table:
+    """Stands for a dictionary of a library: an OrderedDict, which is one that torch's unpickler fills."""
+
+    def __new__(cls, *_: object, **__: object) -> OrderedDict[Any, Any]:  # pyright: ignore[reportInconsistentConstructor]
+        return OrderedDict()
+
+
+class _Row:
+    """Stands for a queue: a list."""
+
+    def __new__(cls, *_: object, **__: object) -> list[Any]:  # pyright: ignore[reportInconsistentConstructor]
+        return []
+
+
+def _inert(*_: object, **__: object) -> _Inert:
+    return _Inert()
+
+
+_INERT: list[Any] = [
+    *((_inert, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *((_inert, f"numpy.{core}.numeric._frombuffer") for core in ("core", "_core")),
+    *((_Inert, f"numpy.{name}") for name in ("dtype", "ndarray")),
+    *((_Inert, f"builtins.{name}") for name in ("list", "dict", "set", "frozenset", "tuple", "int", "float", "str", "bool", "slice")),
+    (_Table, "collections.defaultdict"),
+    (_Row, "collections.deque"),
+    *((_Inert, f"pathlib.{name}") for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
+    *((_Inert, f"pathlib._local.{name}") for name in ("Path", "PosixPath", "WindowsPath")),
+    *((_Inert, f"datetime.{name}") for name in ("datetime", "date", "timedelta", "timezone")),
+    *((_Inert, name) for name in ("argparse.Namespace", "types.SimpleNamespace", "mmengine.logging.history_buffer.HistoryBuffer")),
+    *((_Inert, f"{lib}.config.config.Config") for lib in ("mmengine",)),
+    (_Inert, "mmcv.utils.config.Config"),
+    *((_Table, name) for name in ("mmcv.utils.config.ConfigDict", "mmengine.config.config.ConfigDict", "addict.addict.Dict")),
+    *((_Table, name) for name in ("easydict.EasyDict", "yacs.config.CfgNode")),
+]
+"""What files of weights hold beside them, by name, and what stands for it here."""
+
+
+def read_published(path: str | Path, known: Collection[str] = (), ema: Choice = "") -> Published:
+    """The tensors of a file, under the names of the architecture.
+
+    Args:
+        path: the file.
+        known: names of the architecture, which tell what a tool put before them.
+        ema: `on` takes the moving average, `off` the weights; empty: the weights, or the average where the file holds nothing else.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged, holds other things than tensors and plain values, or not what was chosen.
+    """
+    path = Path(path)
+    where = printable_line(str(path))
+    _require_weights(path, where)
+    plain, average = _chosen_parts(_loaded(path, where), where)
+    given = plain_names(plain, known, where)
+    weights, averaged = given.weights, given.averaged
+    if average:
+        beside = plain_names(average, known, where)
+        if averaged:
+            raise CheckpointError(f"{where}: holds two moving averages, beside its weights and among them. Save the one you mean alone.")
+        averaged = {**beside.weights, **beside.averaged}
+        averaged = {name: value for name, value in averaged.items() if name in known or value.numel() != 1 or name not in _COUNTS}
+    if ema == "on" and not averaged:
+        raise CheckpointError(f"{where}: holds no moving average of its weights; leave --ema out.")
+    if ema == "off" and not weights:
+        raise CheckpointError(f"{where}: holds a moving average of the weights alone; leave --ema out, or say --ema on.")
+    notes: list[str] = []
+    take = ema == "on" or not weights
+    if take:
+        rest = {name: value for name, value in weights.items() if name not in averaged}
+        notes.append(
+            f"{where}: the moving average (EMA) of {len(averaged)} tensors was taken" + (", not the weights beside it." if weights else ".")
+        )
+        if rest and averaged:
+            notes.append(f"{where}: {len(rest)} tensors have no moving average and were taken as they are.")
+        state = {**rest, **averaged}
+    else:
+        state = weights
+        if averaged:
+            notes.append(
+                f"{where}: the weights were taken; a moving average (EMA) of {len(averaged)} tensors stands beside them: --ema on takes it."
+            )
+    _require_plain(state, where)
+    # each a tensor of its own: names that share memory cannot be stored
+    return Published({name: value.detach().clone() for name, value in state.items()}, tuple(notes), take)
+
+
+_COUNTS = frozenset({"steps", "n_averaged", "decay", "num_updates", "updates"})
+
+
+def _require_weights(path: Path, where: str) -> None:
+    """Refuse what can be told from a file's first bytes not to be weights."""
+    if path.is_dir():
+        own = " It holds a checkpoint of iidrive already, which needs no import." if (path / "manifest.json").is_file() else ""
+        raise CheckpointError(f"{where}: a folder, not a file. Give the .pth file in it.{own}")
+    if not path.is_file():
+        raise CheckpointError(f"{where}: not there, or not a file. Give the .pth file of II-World's stage 1 or stage 2.")
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise CheckpointError(f"{where}: cannot be read ({error.strerror or error}).") from None
+    text = start.lstrip().lower()
+    if not start:
+        raise CheckpointError(f"{where}: an empty file, not weights. Download it again.")
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise CheckpointError(
+            f"{where}: a web page, not weights: the server asked for a confirmation or a login. Download it in a browser, or with its key."
+        )
+    if text.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{where}: a Git LFS pointer, not weights. Fetch the file itself with `git lfs pull`.")
+    if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")):
+        raise CheckpointError(f"{where}: a packed archive, not weights. Unpack it, and give the .pth file in it.")
+
+
+def _loaded(path: Path, where: str) -> Any:
+    """What the file holds. Raises CheckpointError."""
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise _damaged(where, printable(" ".join(str(error).split()), 200)) from None
+    try:
+        with torch.serialization.safe_globals(_INERT):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise CheckpointError(
+                f"{where}: holds more than tensors and plain values ({refused[1]}), so it was not loaded. Where you trust it, load it in its own "
+                "code base and save its `state_dict` alone."
+            ) from None
+        raise _damaged(where, "its pickle cannot be read") from None
+    except Exception as error:  # a damaged pickle can end in any error at all
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                inside = archive.namelist()
+            if not any(name.split("/")[-1] == "data.pkl" for name in inside):
+                shown = ", ".join(printable(name, 40) for name in inside[:4]) or "nothing"
+                raise CheckpointError(
+                    f"{where}: a zip archive that holds {shown}, not weights. Unpack it, and give the .pth file in it."
+                ) from None
+        said = " ".join(str(error).split(". ")[0].split()) or type(error).__name__
+        raise _damaged(where, printable(said, 120)) from None
+
+
+def _damaged(where: str, reason: str) -> CheckpointError:
+    return CheckpointError(f"{where}: not a file of weights, or damaged ({reason}). Download it again.")
+
+
+def _chosen_parts(loaded: Any, where: str) -> tuple[State, State]:
+    """The weights and the moving average of a file's container, under the file's names; either may be empty. Raises CheckpointError."""
+    if isinstance(loaded, Mapping):
+        plain = {key: found for key in WEIGHTS_UNDER if (found := _tensors(loaded.get(key)))}
+        average = {key: found for key in AVERAGE_UNDER if (found := _tensors(loaded.get(key)))}
+        if "state_dict" in plain:  # the field's name for it, whatever stands beside
+            plain = {"state_dict": plain["state_dict"]}
+        for found, what in ((plain, "weights"), (average, "a moving average")):
+            if len(found) > 1:
+                raise CheckpointError(f"{where}: holds {what} in several places ({', '.join(found)}). Save the one you mean alone.")
+        if plain or average:
+            return next(iter(plain.values()), {}), next(iter(average.values()), {})
+        if (bare := _tensors(loaded)) and all(isinstance(value, _VALUES) for value in loaded.values()):
+            return bare, {}
+    keys = f" of {', '.join(printable(k, 40) for k in list(loaded)[:4])} …" if isinstance(loaded, Mapping) and loaded else ""
+    raise CheckpointError(
+        f"{where}: expected a dict of tensors, bare or under {', '.join(f'`{key}`' for key in WEIGHTS_UNDER[:3])}; "
+        f"found a {type(loaded).__name__.lstrip('_')}{keys}."
+    )
+
+
+def _tensors(value: Any, depth: int = 2) -> State:
+    """The tensors of a dict, or of the one that it holds in turn (`{'model': {'state_dict': …}}`); empty if there are none."""
+    if not isinstance(value, Mapping):
+        return {}
+    found = {str(name): tensor for name, tensor in value.items() if isinstance(tensor, Tensor)}
+    if found and all(isinstance(v, _VALUES) for v in value.values()):
+        return found
+    inner = [t for key in (*WEIGHTS_UNDER, "shadow") if depth and (t := _tensors(value.get(key), depth - 1))]
+    return inner[0] if len(inner) == 1 else {}
+
+
+def _require_plain(state: State, where: str) -> None:
+    """Refuse tensors that cannot be weights."""
+    odd = [name for name, v in state.items() if v.layout != torch.strided or v.is_meta or v.is_complex()]
+    if odd:
+        raise CheckpointError(f"{where}: expected plain tensors of real numbers; {_first(odd)} are sparse, complex or without values.")
+    vast = [name for name, v in state.items() if v.numel() * v.element_size() > v.untyped_storage().nbytes()]
+    if vast:
+        raise CheckpointError(
+            f"{where}: {_first(vast)} claim more values than the file holds (strides of 0); save the tensors whole, with `.clone()`."
+        )
+    broken = [name for name, v in state.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
+    if broken:
+        raise CheckpointError(
+            f"{where}: {len(broken)} tensors hold NaN or infinity ({_first(broken)}): the training diverged, or half precision overflowed. "
+            "Take an earlier checkpoint, or save it in float32."
+        )
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(printable(name) for name in names[:4])

@@ -1,0 +1,256 @@
+"""Files of weights as other tools leave them: every spelling of one model comes to the same names and numbers, and choices are said."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import datetime
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_cli import fails
+from torch import Tensor
+
+from iidrive.cli.main import main
+from iidrive.core.errors import CheckpointError
+from iidrive.models.iiworld import keys as iiworld_keys
+from iidrive.models.tokenizer import Tokenizer
+from iidrive.models.world import WorldModel
+from iidrive.pipeline import recipes
+from iidrive.pipeline.convert_iiworld import import_ii_world
+from iidrive.pipeline.published_file import read_published
+from iidrive.training import checkpoint
+
+State = dict[str, Tensor]
+KNOWN = ("encoder.conv_in.weight", "encoder.mid.attn_1.proj_out.bias", "vqvae.encoder.conv_in.weight", "norm.num_batches_tracked")
+BASE: State = {name: torch.arange(4.0) + 10 * k for k, name in enumerate(KNOWN[:3])} | {KNOWN[3]: torch.tensor(5)}
+EMA: State = {name: BASE[name] + 0.5 for name in KNOWN[:3]}
+NOT_AVERAGED: State = {KNOWN[3]: BASE[KNOWN[3]]}
+
+
+def renamed(change: Callable[[str], str], state: State = BASE) -> State:
+    return {change(name): value for name, value in state.items()}
+
+
+def same(one: State, other: State) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) and one[k].dtype == other[k].dtype for k in one)
+
+
+def saved(path: Path, value: object, **how: Any) -> Path:
+    torch.save(value, path, **how)
+    return path
+
+
+FORMS: dict[str, Any] = {
+    "bare": BASE,
+    "state_dict": {"state_dict": BASE, "optimizer": {"state": {}, "param_groups": [{"lr": 1e-4}]}},
+    "model": {"model": BASE, "epoch": 3},
+    "model_state_dict": {"model_state_dict": BASE, "optimizer_state_dict": {}},
+    "deepspeed": {"module": BASE, "global_steps": 7},
+    "nested containers": {"model": {"state_dict": BASE}, "iter": 1},
+    "beside numbers": {**BASE, "epoch": 3, "name": "x"},
+    "ddp": renamed(lambda n: f"module.{n}"),
+    "compiled": renamed(lambda n: f"_orig_mod.{n}"),
+    "ddp of compiled": renamed(lambda n: f"module._orig_mod.{n}"),
+    "compiled ddp": renamed(lambda n: f"_orig_mod.module.{n}"),
+    "lightning": {"state_dict": renamed(lambda n: f"model.{n}"), "pytorch-lightning_version": "2.4", "callbacks": {}},
+    "lightning, compiled": {"state_dict": renamed(lambda n: f"model._orig_mod.{n}")},
+    "part of it wrapped": renamed(lambda n: f"module.{n}" if n.startswith("encoder") else n),
+    "wrapped inside": renamed(lambda n: n.replace("encoder.", "encoder.module.").replace("attn_1.", "attn_1._orig_mod.")),
+    "fsdp": renamed(lambda n: f"_fsdp_wrapped_module.{n.replace('mid.', 'mid._checkpoint_wrapped_module.')}"),
+    "the same twice": {**BASE, "module.encoder.conv_in.weight": BASE["encoder.conv_in.weight"].clone()},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_spelling_is_one_model(form: str, tmp_path: Path) -> None:
+    found = read_published(saved(tmp_path / "w.pth", FORMS[form]), KNOWN)
+    assert same(found.state, BASE)
+    assert not found.notes
+    assert not found.averaged
+
+
+def test_old_files_and_safetensors(tmp_path: Path) -> None:
+    assert same(read_published(saved(tmp_path / "w.pth", {"state_dict": BASE}, _use_new_zipfile_serialization=False), KNOWN).state, BASE)
+    save_file(renamed(lambda n: f"module.{n}"), tmp_path / "w.safetensors")
+    assert same(read_published(tmp_path / "w.safetensors", KNOWN).state, BASE)
+    (tmp_path / "bad.safetensors").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match=r"bad\.safetensors: not a file of weights"):
+        read_published(tmp_path / "bad.safetensors")
+
+
+BESIDE: dict[str, Any] = {
+    "mmcv": {"state_dict": BASE | renamed(lambda n: "ema_" + n.replace(".", "_"), EMA)},
+    "mmcv, ddp": {"state_dict": BASE | renamed(lambda n: "ema_module_" + n.replace(".", "_"), EMA)},
+    "mmengine": {"state_dict": BASE, "ema_state_dict": renamed(lambda n: f"module.{n}", EMA) | {"steps": torch.tensor(9)}},
+    "timm": {"state_dict": BASE, "state_dict_ema": EMA},
+    "model_ema": {"model": BASE, "model_ema": {"module": EMA, "decay": 0.999}},
+    "without dots": {
+        "state_dict": BASE
+        | renamed(lambda n: "model_ema." + n.replace(".", ""), EMA)
+        | {"model_ema.decay": torch.tensor(0.999), "model_ema.num_updates": torch.tensor(3)}
+    },
+    "ema_model": {
+        "state_dict": renamed(lambda n: f"online_model.{n}")
+        | renamed(lambda n: f"ema_model.{n}", EMA)
+        | {"ema_model.steps": torch.tensor(1)}
+    },
+}
+
+
+@pytest.mark.parametrize("form", BESIDE)
+def test_an_average_beside_the_weights_is_named_and_chosen(form: str, tmp_path: Path) -> None:
+    path = saved(tmp_path / "w.pth", BESIDE[form])
+    for choice in ("", "off"):
+        found = read_published(path, KNOWN, choice)
+        assert same(found.state, BASE)
+        assert not found.averaged
+        assert "a moving average (EMA) of 3 tensors stands beside them: --ema on takes it" in found.notes[0]
+    found = read_published(path, KNOWN, "on")
+    assert found.averaged
+    assert same(found.state, EMA | NOT_AVERAGED)
+    assert "1 tensors have no moving average and were taken as they are" in found.notes[1]
+
+
+@pytest.mark.parametrize("value", [{"ema": EMA}, renamed(lambda n: f"module.{n}", EMA) | {"n_averaged": torch.tensor(9)}])
+def test_an_average_alone_is_taken_and_said(value: object, tmp_path: Path) -> None:
+    path = saved(tmp_path / "w.pth", value)
+    for choice in ("", "on"):
+        found = read_published(path, KNOWN, choice)
+        assert found.averaged
+        assert same(found.state, EMA)
+        assert "the moving average (EMA) of 3 tensors was taken" in found.notes[0]
+    with pytest.raises(CheckpointError, match="a moving average of the weights alone"):
+        read_published(path, KNOWN, "off")
+
+
+def test_what_cannot_be_chosen_is_said(tmp_path: Path) -> None:
+    path = saved(tmp_path / "w.pth", BASE)
+    with pytest.raises(CheckpointError, match=r"w\.pth: holds no moving average"):
+        read_published(path, KNOWN, "on")
+    for value, message in (
+        ({"model": BASE, "net": EMA}, r"holds weights in several places \(model, net\)"),
+        ({"state_dict": BASE, "ema": EMA, "model_ema": EMA}, "holds a moving average in several places"),
+        ({**BASE, "module.encoder.conv_in.weight": torch.zeros(4)}, "stand for encoder.conv_in.weight and differ"),
+        ({"state_dict": BASE | {"encoder.conv_in.weight": torch.tensor([1.0, float("nan")])}}, r"1 tensors hold NaN or infinity \(encoder"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            read_published(saved(path, value), KNOWN)
+
+
+def test_what_stands_beside_the_weights_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy's scalars and arrays, containers and a library's objects in `meta`; of the library nothing need be installed."""
+    module = types.ModuleType("mmengine.logging.history_buffer")
+    buffer = type("HistoryBuffer", (), {"__module__": module.__name__})
+    module.HistoryBuffer = buffer  # type: ignore[attr-defined]
+    log = buffer()
+    log.history = np.arange(3.0)  # type: ignore[attr-defined]
+    for name in ("mmengine", "mmengine.logging"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    meta = {
+        "best": np.float64(0.4),
+        "step": np.int64(3),
+        "good": np.bool_(True),
+        "array": np.arange(6.0).reshape(2, 3),
+        "table": collections.defaultdict(list, {"a": [1]}),
+        "queue": collections.deque([1, 2]),
+        "set": {1, 2},
+        "ordered": collections.OrderedDict(a=1),
+        "args": argparse.Namespace(lr=1e-4, out=Path("x")),
+        "when": datetime.datetime(2025, 8, 1),
+        "log": log,
+    }
+    paths = [
+        saved(tmp_path / f"{old}.pth", {"meta": meta, "state_dict": BASE}, _use_new_zipfile_serialization=old) for old in (True, False)
+    ]
+    monkeypatch.undo()
+    for path in paths:
+        assert same(read_published(path, KNOWN).state, BASE)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<!DOCTYPE html><html>", "a web page, not weights"),
+        (b"\n<HTML>", "a web page, not weights"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        (b"\x1f\x8b\x08 packed", "a packed archive"),
+        (b"", "an empty file"),
+    ],
+)
+def test_what_is_no_file_of_weights_is_called_by_its_name(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        read_published(tmp_path / "w.pth")
+    np.savez(tmp_path / "w.npz", a=np.zeros(3))
+    with pytest.raises(CheckpointError, match=r"a zip archive that holds a\.npy"):
+        read_published(tmp_path / "w.npz")
+    with pytest.raises(CheckpointError, match="a folder, not a file"):
+        read_published(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def stages() -> tuple[State, State]:
+    """Random weights of the published architecture under published names: tokenizer, world model."""
+    torch.manual_seed(0)
+    recipe = recipes.published()
+    tokenizer = iiworld_keys.tokenizer_to_published(Tokenizer(recipe.tokenizer).state_dict())
+    world = iiworld_keys.world_to_published(WorldModel(recipe.world, recipe.tokenizer.cells(), recipe.tokenizer.grid).state_dict())
+    return {k: v.clone() for k, v in tokenizer.items()}, {k: v.clone() for k, v in world.items()}
+
+
+def test_a_file_of_the_other_stage_is_said_in_one_sentence(stages: tuple[State, State], tmp_path: Path) -> None:
+    one, two = saved(tmp_path / "1.pth", renamed(lambda n: f"module.{n}", stages[0])), saved(tmp_path / "2.pth", stages[1])
+    inside = saved(tmp_path / "3.pth", stages[1] | renamed(lambda n: f"vqvae.{n}", stages[0]))
+    alone = saved(tmp_path / "4.pth", renamed(lambda n: f"vqvae.{n}", stages[0]))
+    ours = saved(tmp_path / "5.pth", iiworld_keys.tokenizer_from_published(stages[0]))
+    for first, second, message in (
+        ("", one, r"1\.pth: this is a stage 1 file \(the scene tokenizer\): give it with --stage1\.$"),
+        (two, "", r"2\.pth: this is a stage 2 file \(the world model\): give it with --stage2\.$"),
+        (inside, "", r"3\.pth: this is a stage 2 file \(the world model, and its tokenizer in it\)"),
+        (alone, "", r"4\.pth: its tokenizer is nested"),
+        (ours, "", r"5\.pth: these weights have iidrive's own names"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            import_ii_world(str(first), str(second), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_half_precision_and_another_codebook(stages: tuple[State, State], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Half precision comes to the same numbers, rounded; the number of codes follows from the file and is said."""
+    codebook = torch.randn(300, 128)
+    state = {name: value.to(torch.bfloat16) for name, value in stages[0].items()} | {"vq.embedding.weight": codebook.half()}
+    path = saved(tmp_path / "1.pth", {"model": renamed(lambda n: f"_orig_mod.module.{n}", state)})
+    main(["import", "ii-world", "--stage1", str(path), "--out", str(tmp_path / "in")])
+    assert "note: " + str(path) + ": its codebook has 300 codes (published: 512)." in capsys.readouterr().out.replace("\n", "")
+    found = checkpoint.read(tmp_path / "in" / "tokenizer")
+    assert found.manifest.architecture["quantiser"]["codes"] == 300
+    weights = found.weights()
+    assert torch.equal(weights["quantiser.codebook"], codebook.half())
+    name = "encoder.conv_in.weight"
+    assert torch.equal(weights[name].float(), stages[0][name].bfloat16().float())
+    assert torch.equal(weights[name].float(), state[name].float())
+
+
+def test_the_command_chooses_the_average(stages: tuple[State, State], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    average = {name: value + 1 for name, value in stages[0].items()}
+    path = saved(tmp_path / "1.pth", {"state_dict": stages[0] | renamed(lambda n: "ema_" + n.replace(".", "_"), average)})
+    command = ["import", "ii-world", "--stage1", str(path), "--out"]
+    main([*command, str(tmp_path / "a"), "--ema", "on"])
+    assert "(EMA) of 308 tensors was taken, not the weights beside it" in capsys.readouterr().out.replace("\n", " ")
+    found = checkpoint.read(tmp_path / "a" / "tokenizer")
+    assert torch.equal(found.weights()["classes"], average["class_embeds.weight"])
+    assert found.manifest.about["ema"] is True
+    main([*command, str(tmp_path / "b")])
+    assert torch.equal(checkpoint.read(tmp_path / "b" / "tokenizer").weights()["classes"], stages[0]["class_embeds.weight"])
+    path = saved(tmp_path / "2.pth", stages[0])
+    assert "come in with `iidrive import ii-world`" in fails(capsys, "evaluate", str(path))
+    assert "holds no moving average" in fails(capsys, *command[:3], str(path), "--ema", "on", "--out", str(tmp_path / "c"))
