@@ -16,7 +16,8 @@ from iidrive.data.flow import velocities
 from iidrive.data.nuscenes.source import NuScenes, NuScenesConfig
 from iidrive.data.voxelise import voxelise
 from iidrive.scoring.flow_error import FlowErrors, flow_errors
-from iidrive.scoring.occupancy_folders import format_result, score_folders, to_json
+from iidrive.scoring.occupancy_folders import score_folders
+from iidrive.scoring.occupancy_report import format_result, to_json
 
 
 def test_errors_by_hand() -> None:

@@ -76,7 +76,10 @@ LABEL_FAULTS = {
     "wrong shape": (label_arrays(semantics=np.zeros((100, 100, 16), np.uint8)), r"'semantics' must be uint8.*\(100, 100, 16\)"),
     "wrong dtype": (label_arrays(semantics=np.zeros(OCC3D_GRID.shape, np.int64)), "found int64"),
     "unknown class": (label_arrays(semantics=np.full(OCC3D_GRID.shape, 23, np.uint8)), "class 23"),
-    "no mask": ({"semantics": label_arrays()["semantics"]}, "no array 'mask_camera'; found semantics"),
+    "other class numbers": (
+        label_arrays(semantics=np.full(OCC3D_GRID.shape, 16, np.uint8)),
+        "class 16 fills 100 % .*look like openocc's class numbers, and Occ3D's are read here",
+    ),
     "no semantics": ({"arr_0": label_arrays()["semantics"]}, "no array 'semantics'; found arr_0"),
     "pickled": (label_arrays(semantics=np.array([{"a": 1}], dtype=object)), "not a readable"),
 }
@@ -90,6 +93,14 @@ def test_a_broken_label_file_is_named(tiny, fault):
     with pytest.raises(DataError, match=message) as caught:
         source.occupancy(source.scene("scene-0103"), 2, OCC3D_GRID)
     assert str(path) in str(caught.value)
+
+
+def test_a_mask_that_nothing_applies_is_not_asked_for(tiny):
+    write_labels(tiny, "gts", 0, semantics=label_arrays()["semantics"])
+    source = opened(tiny)
+    found = source.occupancy(source.scene("scene-0103"), 0, OCC3D_GRID)
+    assert (found.source, found.camera_mask) == ("labels", None)
+    np.testing.assert_array_equal(found.semantics, label_arrays()["semantics"])
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])

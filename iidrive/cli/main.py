@@ -70,6 +70,12 @@ def _score():
     return score
 
 
+def _occupancy():
+    from iidrive.cli import occupancy
+
+    return occupancy
+
+
 def _weights():
     from iidrive.cli import weights
 
@@ -126,7 +132,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     "cases": Command("write the truth of a split, to score predictions against", lambda: _score().cases, OCCUPANCY),
     "folds": Command("divide scenes, so that each is tested on once", lambda: _folds().folds, OCCUPANCY),
     "score": Command("score planned paths by public protocols", lambda: _score().score, ("data", *OCCUPANCY)),
-    "score-occupancy": Command("score occupancy grids by public rules", lambda: _score().score_occupancy, ("data", *OCCUPANCY)),
+    "score-occupancy": Command("score occupancy grids by public rules", lambda: _occupancy().score_occupancy, ("data", *OCCUPANCY)),
     "compare": Command("is A better than B, worse, or is there no difference that shows?", lambda: _score().compare),
     "doctor": Command("examine tables, runs or predictions for what looks wrong", lambda: _score().doctor),
     "audit": Command("does anything that a model must not know change its answers?", lambda: _evaluate().audit),

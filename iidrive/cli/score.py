@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -15,20 +14,16 @@ from iidrive.analysis.compare.tables import compare_files as compare_table_files
 from iidrive.analysis.doctor import doctor as doctoring
 from iidrive.analysis.doctor.printed import is_log
 from iidrive.analysis.doctor.repair import diagnose_predictions
-from iidrive.cli.options import DataOptions, Switch, read_plans, write_json
+from iidrive.cli.options import DataOptions, read_plans, write_json
 from iidrive.core.errors import ConfigError
 from iidrive.core.lineage import joined, mark_lines, mark_numbers
-from iidrive.core.paths import expanded
 from iidrive.core.untrusted.files import require_regular
 from iidrive.data import DataName
 from iidrive.data.clips import read_tracks
-from iidrive.data.nuscenes.source import NuScenes, NuScenesConfig
 from iidrive.pipeline import recipes
 from iidrive.pipeline.infer import truth as true_cases
 from iidrive.pipeline.pdm import TRUE_PATH, pdm
 from iidrive.pipeline.recipes import Recipe
-from iidrive.runtime.progress import counting
-from iidrive.scoring import occupancy_folders
 from iidrive.scoring import score as scoring
 from iidrive.scoring.cases import Cases, Predictions, align, read_cases, write_cases
 from iidrive.scoring.protocols import protocols_named
@@ -176,51 +171,6 @@ def _truth(files: Sequence[str], data: DataName | Literal[""], where: DataOption
 
 def _counted(cases: Cases, of: str) -> str:
     return f"{len(cases)} samples of {of}, {int(cases.full.sum())} with a full future, {len(cases.box)} boxes"
-
-
-def score_occupancy(
-    predictions: str,
-    truth: str = "",
-    rays: Switch = "on",
-    json: str = "",
-    where: DataOptions = DataOptions(),  # noqa: B008
-) -> None:
-    """Score predicted occupancy by the rules of II-World, OccWorld, Occ3D and RayIoU, and what moves, joined to the truth by sample token.
-
-    Args:
-        predictions: folder of <scene>/<sample token>/labels.npz with `semantics`: the present grid, or seven (now and 0.5 to 3.0 s ahead);
-            `flow`, if it is there, holds velocities (m/s along x and y) of the present grid or of all seven, for mAVE.
-        truth: folder of Occ3D labels in the same layout, with mask_camera for Occ3D's rule; default: ROOT/gts.
-        rays: whether to trace rays, which takes most of the time.
-        json: where to write the scores.
-        where: nuScenes gives the lidar's origins for RayIoU, the order of keyframes for forecasts, and the boxes for what moves. Without it,
-            all scenes of the truth folder are scored.
-    """
-    root, split, version = where.root, where.split, where.version
-    if json:
-        require_regular(json)
-    if not truth and not root:
-        raise ConfigError(
-            "score-occupancy needs the truth: --truth FOLDER of Occ3D labels, --root PATH of nuScenes with gts/ in it, or both."
-        )
-    if version and not root:
-        raise ConfigError("--version names a folder of nuScenes: add --root.")
-    if root and not truth and not (expanded(root) / "gts").is_dir():
-        raise ConfigError(f"{root} has no folder gts/ with Occ3D labels: say where they are with --truth.")
-    tables = NuScenes(NuScenesConfig(root, version)) if root else None
-    split = split or (tables.usual_split("test") if tables else "")
-    with ExitStack() as open_:
-        result = occupancy_folders.score_folders(
-            predictions,
-            truth or expanded(root) / "gts",
-            tables,
-            split,
-            rays == "on",
-            lambda total: open_.enter_context(counting("occupancy", total)),
-        )
-    print(occupancy_folders.format_result(result))
-    if json:
-        write_json(json, occupancy_folders.to_json(result))
 
 
 def compare(files: list[str], cases: str = "", tables: bool = False, grid: bool = False, samples: int = 0, tokens: str = "") -> None:

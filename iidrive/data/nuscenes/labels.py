@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import UInt8
 
+from iidrive.core.class_tables import require_free
 from iidrive.core.classes import FREE, IGNORE
 from iidrive.core.errors import ConfigError, DataError
 from iidrive.core.scene import OCC3D_GRID, GridSpec, OccGrid
@@ -25,26 +26,27 @@ SEMANTICS_KEYS = {"labels": ("semantics",), "predicted": ("semantics", "pred", "
 
 
 def read(path: Path, spec: GridSpec, source: Literal["labels", "predicted"]) -> OccGrid:
-    """Occupancy of one keyframe from a file with `semantics` (and, for labels, `mask_camera`), uint8 (200,200,16) on OCC3D_GRID.
+    """Occupancy of one keyframe from a file with `semantics` (and, for labels, `mask_camera` if it is there), uint8 (200,200,16) on OCC3D_GRID.
 
     Predicted files may call the array `semantics`, `pred` or `arr_0`, and have no camera mask.
 
     Raises:
-        DataError: naming the file, if it is missing, damaged, lacks an array, or holds another shape, dtype or class.
+        DataError: naming the file, if it is missing, damaged, lacks an array, holds another shape, dtype or class, or if another number than 17
+            fills its space.
         ConfigError: as `regrid`.
     """
     wanted = (SEMANTICS_KEYS[source], *((("mask_camera",),) if source == "labels" else ()))
-    found = _arrays(
-        path, wanted, advice="Fetch the file again.", missing="Fetch the file, or choose occupancy='auto' to derive what has no file."
-    )
+    missing = "Fetch the file, or choose occupancy='auto' to derive what has no file."
+    found = _arrays(path, wanted, optional=len(wanted) - 1, advice="Fetch the file again.", missing=missing)
     for name, array in found.items():
         if array.shape != OCC3D_GRID.shape or array.dtype != np.uint8:
             raise DataError(f"{path}: '{name}' must be uint8 {OCC3D_GRID.shape}; found {array.dtype} {array.shape}. Fetch the file again.")
     try:
         grid, *mask = found.values()
+        require_free(grid, str(path), "", source == "labels")
         whole = OccGrid(grid, OCC3D_GRID, source, mask[0].astype(bool) if mask else None)
     except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+        raise error if str(error).startswith(str(path)) else DataError(f"{path}: {error}") from error
     return regrid(whole, spec)
 
 
@@ -66,73 +68,6 @@ def _arrays(path: Path, wanted: Sequence[Sequence[str]], optional: int = 0, advi
             inside = printable(", ".join([*held, *others]), 200) or "none"
             raise DataError(f"{path} has no array '{names[0]}'; found {inside}. {advice}")
     return found
-
-
-def listed(folder: Path, scenes: Collection[str] | None = None) -> dict[str, Path]:
-    """Sample token → its file, of some scenes or all, in the order of scene and token.
-
-    Raises:
-        DataError: if the folder is missing, holds no such file, or holds one sample twice.
-    """
-    if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder; expected one that holds <scene>/<sample token>/labels.npz.")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.glob("*/*/labels.npz")):
-        token, scene = path.parent.name, path.parents[1].name
-        if scenes is not None and scene not in scenes:
-            continue
-        if token in found:
-            raise DataError(f"{folder}: sample {token} stands twice, in {found[token].parents[1].name} and in {scene}; remove the copy.")
-        found[token] = path
-    if not found:
-        inside = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
-        of = "" if scenes is None else f" of the split's {len(scenes)} scenes (--split names another)"
-        raise DataError(f"{folder}: no <scene>/<sample token>/labels.npz{of} in it; found {inside}.")
-    return found
-
-
-def read_times(path: Path, source: Literal["labels", "predicted"]) -> tuple[UInt8[Array, "t 200 200 16"], Bool[Array, "200 200 16"] | None]:
-    """Class grids of one sample, now first, and the camera mask of the present one if the file has it (`mask_camera`).
-
-    A file holds one grid or several along a first axis, of any integer type.
-
-    Raises:
-        DataError: naming the file, if it is missing, damaged, or holds other things.
-    """
-    found = _arrays(path, ((SEMANTICS_KEYS[source]), ("mask_camera",)), optional=1, advice="Write the file again.")
-    kinds = {name: "iub" if name == "mask_camera" else "iu" for name in found}
-    for name, array in found.items():
-        if array.shape[-3:] != OCC3D_GRID.shape or array.ndim not in (3, 4) or array.dtype.kind not in kinds[name]:
-            raise DataError(
-                f"{path}: '{name}' must hold integers in shape {OCC3D_GRID.shape}, or (times, {', '.join(map(str, OCC3D_GRID.shape))}); "
-                f"found {array.dtype} {array.shape}. Write the file again."
-            )
-    mask = found.pop("mask_camera", None)
-    ((name, grids),) = found.items()
-    if grids.min(initial=0) < 0 or grids.max(initial=0) > IGNORE:
-        raise DataError(f"{path}: '{name}' must hold classes 0..{FREE}, and {IGNORE} where the truth is unknown. Write the file again.")
-    grids = grids.astype(np.uint8).reshape(-1, *OCC3D_GRID.shape)
-    return grids, None if mask is None else (mask if mask.ndim == 3 else mask[0]).astype(bool)
-
-
-def read_flow(path: Path, times: int) -> Float[Array, "t 200 200 16 2"] | None:
-    """Predicted velocities of one sample, m/s along x and y of the ego frame of each time: the array `flow` of its file, if there is one.
-
-    It holds the present alone, (200,200,16,2), or all `times` along a first axis.
-
-    Raises:
-        DataError: naming the file, if it is damaged or `flow` has another shape or holds NaN or infinity.
-    """
-    found = _arrays(path, (("flow",),), optional=1, advice="Write the file again.").get("flow")
-    if found is None:
-        return None
-    shape = (*OCC3D_GRID.shape, 2)
-    if found.shape not in (shape, (times, *shape)) or found.dtype.kind != "f" or not np.isfinite(found).all():
-        raise DataError(
-            f"{path}: 'flow' must hold finite velocities (m/s, x and y) in shape {shape} or {(times, *shape)}; "
-            f"found {found.dtype} {found.shape}. Write the file again."
-        )
-    return found.reshape(-1, *shape)
 
 
 def regrid(grid: OccGrid, spec: GridSpec) -> OccGrid:

@@ -1,0 +1,286 @@
+"""Occupancy as other code bases write it: found in folders by sample token, and read into grids of Occ3D's classes.
+
+Layouts: `<scene>/<token>/labels.npz` (or `pred.npz`, or one file of any name), `<scene>/<token>.npz`, `<token>.npz`; npy will do for npz.
+Files that count time steps (`<scene>/12.npz`) are joined as `scene/12`. Arrays: dense (200, 200, 16), with times before it or axes of
+length 1, or sparse (N, 4) rows of x, y, z, class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from iidrive.core.class_tables import ClassTable, require_free
+from iidrive.core.classes import FREE, IGNORE, OCC_CLASSES
+from iidrive.core.errors import DataError
+from iidrive.core.scene import OCC3D_GRID
+from iidrive.core.text import printable, printable_line
+from iidrive.core.untrusted.npz import member_names, read_npy, read_npz
+
+Array = np.ndarray
+Role = Literal["predicted", "labels"]
+
+LIMIT = 1 << 28
+"""Bytes of the arrays of one file that are read: seven grids of eight bytes a voxel, and their velocities."""
+KEYS: dict[Role, tuple[str, ...]] = {
+    "predicted": ("semantics", "pred", "occ_label", "arr_0"),
+    "labels": ("semantics", "occ_label", "arr_0"),
+}
+"""Names of the class array, the first that a file has."""
+MASKS = ("mask_camera", "occ_mask_camera")
+OPTION: dict[Role, str] = {"predicted": "--classes", "labels": "--truth-classes"}
+_WHOLE_NAMES = ("labels", "pred")
+_DEEPEST = 3
+MOST_FILES = 1 << 20
+
+
+@dataclass(frozen=True)
+class OccFile:
+    """The file of one sample. `scene` is empty where the layout names none."""
+
+    path: Path
+    token: str
+    scene: str = ""
+
+
+@dataclass(frozen=True)
+class Grids:
+    """What a file holds: class grids, now first, in Occ3D's classes, and the camera's mask of the present one if there is one."""
+
+    labels: UInt8[Array, "t 200 200 16"]
+    mask: Bool[Array, "200 200 16"] | None = None
+
+
+# ----------------------------------------------------------------------------------------------------------------- finding
+
+
+def listed(folder: Path, role: Role) -> dict[str, OccFile]:
+    """Sample token → its file, in the order of scene and token; a file stands for itself.
+
+    Raises:
+        DataError: if nothing is there, a sample has two files, or its folder has several of which none is known by its name.
+    """
+    if folder.is_file():
+        return {one.token: one for one in (_file(folder),)}
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; expected one that holds <scene>/<sample token>/labels.npz.")
+    found: dict[str, OccFile] = {}
+    for one in sorted(_walk(folder, folder, role, 1), key=lambda f: (f.scene, f.token)):
+        if one.token in found:
+            places = [printable(f.scene or str(f.path.relative_to(folder))) for f in (found[one.token], one)]
+            raise DataError(f"{folder}: sample {printable(one.token)} stands twice, in {places[0]} and in {places[1]}; remove the copy.")
+        found[one.token] = one
+        if len(found) > MOST_FILES:
+            raise DataError(f"{folder}: more than {MOST_FILES} files; name the folder of the occupancy alone.")
+    if not found:
+        inside = ", ".join(printable(p.name, 40) for p in sorted(folder.iterdir())[:6]) or "nothing"
+        deeper = next(folder.glob("*/*/*/labels.np[yz]"), None)
+        hint = f" Did you mean {deeper.parents[2]}?" if deeper else ""
+        raise DataError(f"{folder}: no <scene>/<sample token>/labels.npz in it, nor <sample token>.npz; found {inside}.{hint}")
+    return found
+
+
+def _walk(folder: Path, root: Path, role: Role, depth: int) -> list[OccFile]:
+    try:
+        inside = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror or error}).") from error
+    files = [entry for entry in inside if entry.suffix in (".npz", ".npy") and entry.is_file()]
+    found: list[OccFile] = []
+    named = [file for file in files if file.stem in _WHOLE_NAMES]
+    if len(named) > 1 and role == "labels":
+        named = [file for file in named if file.stem == "labels"] or named
+    if len(named) > 1:
+        raise DataError(f"{folder}: holds {' and '.join(file.name for file in named)}, so which is predicted is not clear; keep one.")
+    if named:
+        found.append(_file(named[0]) if folder == root else OccFile(named[0], folder.name, folder.parent.name if depth > 2 else ""))
+    elif depth > 2 and len(files) == 1 and len(files[0].stem) < len(folder.name):  # <scene>/<token>/anything.npz
+        found.append(OccFile(files[0], folder.name, folder.parent.name))
+    else:
+        scene = "" if folder == root else folder.name
+        found += [OccFile(file, f"{scene}/{file.stem}" if scene and _counts(file.stem) else file.stem, scene) for file in files]
+    if depth < _DEEPEST and not named:
+        for entry in inside:
+            if entry.is_dir():
+                found += _walk(entry, root, role, depth + 1)
+    return found
+
+
+def _file(path: Path) -> OccFile:
+    """A file that was given itself: its token is its name, or that of its folder."""
+    whole = path.stem in _WHOLE_NAMES
+    return OccFile(path, path.absolute().parent.name if whole else path.stem, path.absolute().parents[1].name if whole else "")
+
+
+def _counts(stem: str) -> bool:
+    return stem.isdecimal() and len(stem) < 8
+
+
+def has_mask(path: Path) -> bool:
+    """Whether a file holds a camera mask; only its list of arrays is looked at."""
+    return any(f"{name}.npy" in (member_names(path) or ()) for name in MASKS)
+
+
+# ----------------------------------------------------------------------------------------------------------------- reading
+
+
+def read_grids(path: Path, role: Role, table: ClassTable) -> Grids:
+    """Class grids of one sample, now first, and the camera mask of the present one if the file has it.
+
+    A file holds one grid or several along a first axis, in whole numbers of any type, or the rows of the present one's occupied voxels.
+
+    Raises:
+        DataError: naming the file, if it is missing, damaged, or holds other things than labels of the table.
+    """
+    where = printable_line(str(path))
+    found = _arrays(path, KEYS[role])
+    mask = next((found.pop(name) for name in MASKS if name in found), None)
+    ((name, array),) = found.items()
+    if array.ndim == 2 and array.shape[1] == 4:
+        if table.assumed:
+            raise DataError(
+                f"{where}: '{name}' holds rows of x, y, z and class, {array.shape}; whose class numbers they are, nothing says: add "
+                f"{OPTION[role]} occ3d, or {OPTION[role]} surroundocc, whose grid is another."
+            )
+        grids = _dense(whole_numbers(array, name, where), table, where)[None]
+    else:
+        grids = _shaped(array, name, where)
+        grids = whole_numbers(grids, name, where)
+        if grids.min(initial=0) < 0 or grids.max(initial=0) > IGNORE:
+            raise DataError(
+                f"{where}: '{name}' must hold classes 0..{FREE}, and {IGNORE} where the truth is unknown. Write the file again."
+            )
+        if table.assumed:
+            require_free(grids[0].astype(np.uint8), where, OPTION[role], role == "labels")
+        grids = table.translate(grids, where)
+    return Grids(np.ascontiguousarray(grids), None if mask is None else _mask(mask, where))
+
+
+def _arrays(path: Path, keys: tuple[str, ...]) -> dict[str, Array]:
+    """The class array under the name it has, and the mask."""
+    if not path.exists():
+        raise DataError(f"{path} is missing. Write the file again.")
+    kind = "npy" if path.suffix == ".npy" else "npz"
+    try:
+        if kind == "npy":
+            return {"the array": read_npy(path, LIMIT)}
+        members = [name.removesuffix(".npy") for name in member_names(path) or ()]
+        key = next((name for name in keys if name in members), None)
+        mask = next((name for name in MASKS if name in members), None)
+        found, others = read_npz(path, [name for name in (key, mask) if name], LIMIT)
+    except DataError as error:
+        said = str(error).removeprefix(f"{path}: ").removesuffix(".")
+        raise DataError(f"{path} is not a readable .{kind} file ({said}). Write the file again.") from error
+    if key is None:
+        inside = printable(", ".join([*found, *others]), 200) or "none"
+        raise DataError(f"{path} has no array '{keys[0]}' (or {', '.join(keys[1:])}); found {inside}. Write the file again.")
+    return found
+
+
+def whole_numbers(array: Array, name: str, where: str) -> Array:
+    """Labels of any numeric type as integers. Raises DataError for fractions, NaN, booleans and others."""
+    if array.dtype.kind in "iu":
+        return array
+    what = f"'{name}' must hold integers"
+    if array.dtype.kind == "b":
+        raise DataError(f"{where}: {what}; found booleans, which say what is occupied and not by which class. Write the file again.")
+    if array.dtype.kind != "f":
+        raise DataError(f"{where}: {what}; found {array.dtype} {array.shape}. Write the file again.")
+    if not np.isfinite(array).all() or (array != np.rint(array)).any() or float(np.abs(array).max(initial=0)) > 1 << 20:
+        raise DataError(f"{where}: {what}; found {array.dtype} with fractions, NaN or infinity. Write the classes, not scores of them.")
+    return array.astype(np.int32)
+
+
+def _shaped(array: Array, name: str, where: str) -> Array:
+    """(t, 200, 200, 16) of a dense array. Raises DataError for another shape, with what it looks like."""
+    shape, grid = array.shape, OCC3D_GRID.shape
+    ones = len(shape) - 4
+    if ones > 0 and shape[:ones] == (1,) * ones:
+        array = array.reshape(shape[ones:])
+    scores = array.ndim == 4 and array.dtype.kind == "f" and len(OCC_CLASSES) - 2 <= len(array) <= len(OCC_CLASSES) + 2
+    if array.ndim in (3, 4) and array.shape[-3:] == grid and not scores:
+        return array.reshape(-1, *grid)
+    raise DataError(
+        f"{where}: '{name}' must hold integers in shape {grid}, or (times, {', '.join(map(str, grid))}); "
+        f"found {array.dtype} {shape}{_looks_like(shape)}. Write the file again."
+    )
+
+
+def _looks_like(shape: tuple[int, ...]) -> str:
+    grid, inner = OCC3D_GRID.shape, tuple(n for n in shape if n != 1)
+    if inner in ((16, 200, 200), (200, 16, 200)):
+        return ", whose axes are in another order: it must be x, y, z (np.moveaxis)"
+    if len(inner) == 4 and inner[:3] == grid and inner[3] <= len(OCC_CLASSES) + 2:
+        return ", which look like the scores of each class: take the argmax over the last axis"
+    if len(inner) == 4 and inner[1:] == grid and len(OCC_CLASSES) - 2 <= inner[0] <= len(OCC_CLASSES) + 2:
+        return ", which look like the scores of each class: take the argmax over the first axis"
+    if len(inner) == 1 and inner[0] == int(np.prod(grid)):
+        return ", which is a grid in one row: reshape it"
+    if len(inner) == 2 and inner[0] == 4:
+        return ", which look like sparse rows on their side: transpose them"
+    if len(inner) == 3 and inner != grid:
+        return ", another grid than Occ3D's 200 x 200 x 16 voxels of 0.4 m"
+    return ""
+
+
+def _dense(rows: Array, table: ClassTable, where: str) -> UInt8[Array, "200 200 16"]:
+    """The grid of sparse rows (x, y, z, class); voxels without a row are free. Raises DataError for rows outside, or two of one voxel."""
+    shape = np.array(OCC3D_GRID.shape)
+    place, label = rows[:, :3], rows[:, 3]
+    if ((place < 0) | (place >= shape)).any():
+        turned = place[:, ::-1]
+        hint = " They fit as z, y, x: turn the columns." if not ((turned < 0) | (turned >= shape)).any() else ""
+        raise DataError(f"{where}: rows of x, y, z, class must lie in {tuple(shape.tolist())} voxels; found some outside.{hint}")
+    if ((label < 0) | (label > IGNORE)).any():
+        raise DataError(f"{where}: rows of x, y, z, class must hold classes of 0..{IGNORE} in the last column. Write the file again.")
+    labels = table.translate(label, where, rows=True)
+    flat = np.ravel_multi_index(tuple(place.T.astype(np.int64)), OCC3D_GRID.shape)
+    out = np.full(OCC3D_GRID.shape, FREE, np.uint8)
+    out.reshape(-1)[flat] = labels
+    if (out.reshape(-1)[flat] != labels).any():
+        raise DataError(f"{where}: some voxels have two rows of different classes. Write each voxel once.")
+    return out
+
+
+def _mask(mask: Array, where: str) -> Bool[Array, "200 200 16"]:
+    if mask.shape[-3:] != OCC3D_GRID.shape or mask.ndim not in (3, 4) or mask.dtype.kind not in "iub":
+        raise DataError(
+            f"{where}: 'mask_camera' must hold integers in shape {OCC3D_GRID.shape}; found {mask.dtype} {mask.shape}. Write the file again."
+        )
+    return (mask if mask.ndim == 3 else mask[0]).astype(bool)
+
+
+def read_flow(path: Path, times: int) -> Float[Array, "t 200 200 16 2"] | None:
+    """Predicted velocities of one sample, m/s along x and y of the ego frame of each time: the array `flow` of its file, if there is one.
+
+    It holds the present alone, (200,200,16,2), or all `times` along a first axis.
+
+    Raises:
+        DataError: naming the file, if it is damaged or `flow` has another shape or holds NaN or infinity.
+    """
+    if path.suffix == ".npy":
+        return None
+    try:
+        found = read_npz(path, ("flow",), LIMIT)[0].get("flow")
+    except DataError as error:
+        said = str(error).removeprefix(f"{path}: ").removesuffix(".")
+        raise DataError(f"{path} is not a readable .npz file ({said}). Write the file again.") from error
+    if found is None:
+        return None
+    shape = (*OCC3D_GRID.shape, 2)
+    if found.shape not in (shape, (times, *shape)) or found.dtype.kind != "f" or not np.isfinite(found).all():
+        raise DataError(
+            f"{path}: 'flow' must hold finite velocities (m/s, x and y) in shape {shape} or {(times, *shape)}; "
+            f"found {found.dtype} {found.shape}. Write the file again."
+        )
+    return found.reshape(-1, *shape)
+
+
+def scenes_of(files: Mapping[str, OccFile]) -> tuple[str, ...]:
+    """Names of the scenes that the layout gives, each once."""
+    return tuple(dict.fromkeys(file.scene for file in files.values() if file.scene))
