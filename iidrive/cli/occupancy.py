@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
+from iidrive.analysis.doctor import occupancy
 from iidrive.cli.options import DataOptions, Switch, write_json
 from iidrive.core.class_tables import named
-from iidrive.core.errors import ConfigError
+from iidrive.core.errors import ConfigError, IIDriveError
 from iidrive.core.paths import expanded
 from iidrive.core.untrusted.files import require_regular
 from iidrive.data.nuscenes.source import NuScenes, NuScenesConfig
 from iidrive.runtime.progress import counting
 from iidrive.scoring import occupancy_folders, occupancy_report
+from iidrive.scoring.metrics import iou_occupied
 from iidrive.scoring.occupancy_sides import Written
 
 
@@ -63,5 +65,22 @@ def score_occupancy(
             written,
         )
     print(occupancy_report.format_result(result))
+    _advise(float(iou_occupied(result.score.hist[0])), predictions, truth or str(expanded(root) / "gts"), written)
     if json:
         write_json(json, occupancy_report.to_json(result))
+
+
+_LOW = 0.5
+"""An IoU of occupied against free, now, below which something else than the model may be at fault."""
+
+
+def _advise(iou: float, predictions: str, truth: str, written: Written) -> None:
+    """Below a table whose IoU is low: what would raise it, if anything that the doctor tries does."""
+    if iou >= _LOW:
+        return
+    try:
+        suspects = occupancy.examine(predictions, truth, written, 4).suspects()
+    except IIDriveError:  # the scores stand; what cannot be examined besides is no error of theirs
+        return
+    for finding in suspects:
+        print(f"note: {finding.kind}: {finding.sentence} `iidrive doctor {predictions} --truth {truth}` says more.")

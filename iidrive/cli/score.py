@@ -12,24 +12,30 @@ import numpy as np
 from iidrive.analysis.compare import compare as comparing
 from iidrive.analysis.compare.tables import compare_files as compare_table_files
 from iidrive.analysis.doctor import doctor as doctoring
+from iidrive.analysis.doctor import occupancy
 from iidrive.analysis.doctor.printed import is_log
-from iidrive.analysis.doctor.repair import diagnose_predictions
+from iidrive.analysis.doctor.repair import diagnose_predictions, repair
 from iidrive.cli.options import DataOptions, read_plans, write_json
+from iidrive.core.class_tables import named
 from iidrive.core.errors import ConfigError
 from iidrive.core.lineage import joined, mark_lines, mark_numbers
 from iidrive.core.untrusted.files import require_regular
 from iidrive.data import DataName
 from iidrive.data.clips import read_tracks
+from iidrive.data.occupancy_files import looks_like_occupancy
 from iidrive.pipeline import recipes
 from iidrive.pipeline.infer import truth as true_cases
 from iidrive.pipeline.pdm import TRUE_PATH, pdm
 from iidrive.pipeline.recipes import Recipe
 from iidrive.scoring import score as scoring
 from iidrive.scoring.cases import Cases, Predictions, align, read_cases, write_cases
+from iidrive.scoring.occupancy_sides import Written
 from iidrive.scoring.protocols import protocols_named
 from iidrive.scoring.readers import read_paths
 from iidrive.scoring.sampled import holds_arrays, pieces_of, predictions_in, read_runs
 from iidrive.scoring.tables import format_scores, format_together
+
+Array = np.ndarray
 
 _FAR_M = 1.5
 """An L2 at 0.5 s beyond this is no planner's error: real ones are below 0.5 m."""
@@ -107,16 +113,25 @@ def score(
     print(f"{mark_lines(marks)}{tables}")
     if len(names) > 1:
         print("\n" + "\n".join([format_together(scores), *lacking]))
-    far = float(scores[0].per_step["L2"][0])
-    if predictions and far > _FAR_M:
-        print(
-            f"note: L2 at 0.5 s is {far:.2f} m, more than any planner's: the paths may be in another frame, another unit or another order. "
-            f"`iidrive doctor {predictions} --cases CASES.npz` says which."
-        )
+    if predictions:
+        _advise(truth, paths, float(scores[0].per_step["L2"][0]), predictions)
     if json:
         write_json(json, mark_numbers(scoring.to_json(*scores), marks))
     if per_sample:
         scoring.write_per_sample(per_sample, *scores, scene=truth.scene, marks=marks)
+
+
+def _advise(truth: Cases, paths: Array, first_m: float, predictions: str) -> None:
+    """Below a table of paths that are probably written otherwise than they were read: what would make them right."""
+    found = repair(truth, paths)
+    command = f"`iidrive doctor {predictions} --cases CASES.npz`"
+    if found is not None:
+        print(f"note: {found.kind}: {found.sentence} {command} says more.")
+    elif first_m > _FAR_M:
+        print(
+            f"note: L2 at 0.5 s is {first_m:.2f} m, more than any planner's: the paths may be in another frame, another unit or another order. "
+            f"{command} tries some."
+        )
 
 
 def _score_pdm(files: Sequence[str], predictions: str, tokens: str, json: str, data: DataName | Literal[""], where: DataOptions) -> None:
@@ -215,17 +230,43 @@ def compare(files: list[str], cases: str = "", tables: bool = False, grid: bool 
     print(comparing.format_comparison(comparing.compare(sides[0], sides[1])))
 
 
-def doctor(files: list[str], cases: str = "", samples: int = 0, json: str = "", tokens: str = "") -> None:
+def doctor(
+    files: list[str],
+    cases: str = "",
+    truth: str = "",
+    classes: str = "",
+    truth_classes: str = "",
+    samples: int = 0,
+    json: str = "",
+    tokens: str = "",
+) -> None:
     """Examine printed tables, runs or predictions: which set, how many events, what is noise, what looks wrong and what would decide it.
 
     Args:
-        files: logs or notes with printed tables (FILE#2: the second table alone), run folders, or one predictions file (npz, pickle, JSON)
-            with --cases.
+        files: logs or notes with printed tables (FILE#2: the second table alone), run folders, one predictions file (npz, pickle, JSON)
+            with --cases, or one folder of predicted occupancy with --truth.
         cases: truth to examine a predictions file with, or the one in a run folder.
+        truth: folder of occupancy labels to examine predicted occupancy with: which class numbers, axes, shift, time or sample would fit.
+        classes: class numbers of predicted occupancy, as in `iidrive score-occupancy`.
+        truth_classes: class numbers of its truth.
         samples: how many samples were scored, where the digits do not say it.
         json: where to write the findings.
         tokens: sample tokens of predictions that carry none, in their order: one a line, or a JSON list.
     """
+    if truth:
+        if len(files) != 1 or cases or tokens or samples:
+            raise ConfigError(
+                "--truth examines one folder of predicted occupancy: `iidrive doctor PREDICTED --truth GTS`, without other truth."
+            )
+        found = occupancy.examine(files[0], truth, Written(named(classes), named(truth_classes)))
+        print(occupancy.format_report(found))
+        if json:
+            write_json(json, occupancy.to_json(found))
+        return
+    if classes or truth_classes:
+        raise ConfigError("--classes and --truth-classes are about occupancy: add --truth GTS, the folder of its true labels.")
+    if len(files) == 1 and not cases and looks_like_occupancy(files[0]):
+        raise ConfigError(f"{files[0]} holds occupancy, which can only be examined with the truth: add --truth GTS, the folder of labels.")
     paths = [file for file in files if not Path(file).is_dir() and holds_arrays(file) and not is_log(file)]
     if cases and len(files) == 1 and Path(files[0]).is_dir():
         paths = [str(predictions_in(Path(files[0])))]
@@ -234,10 +275,10 @@ def doctor(files: list[str], cases: str = "", samples: int = 0, json: str = "", 
             raise ConfigError(f"doctor examines one predictions file at a time; found {', '.join(files)}. Two are for `iidrive compare`.")
         if not cases:
             raise ConfigError(f"{paths[0]} is taken for planned paths, which can only be examined with the truth: add --cases CASES.npz.")
-        truth = read_cases(cases)
+        true = read_cases(cases)
         found, marks = read_plans(paths[0], tokens)
         print(mark_lines(marks), end="")
-        report = diagnose_predictions(truth, found)
+        report = diagnose_predictions(true, found)
     else:
         if cases or tokens:
             raise ConfigError("--cases and --tokens are for one predictions file or run folder; tables are examined without them.")

@@ -85,6 +85,14 @@ def listed(folder: Path, role: Role) -> dict[str, OccFile]:
     return found
 
 
+def looks_like_occupancy(path: str | Path) -> bool:
+    """Whether a file, or the first that a folder holds in one of the layouts, is an npz with a class array of one of the names."""
+    path = Path(path)
+    first = path if path.is_file() else next((p for depth in ("*/*/*.npz", "*/*.npz") for p in path.glob(depth)), None)
+    held = (member_names(first) or ()) if first is not None and first.suffix == ".npz" else ()
+    return any(f"{name}.npy" in held for name in KEYS["predicted"][:3]) and "trajectory.npy" not in held and "token.npy" not in held
+
+
 def _walk(folder: Path, root: Path, role: Role, depth: int) -> list[OccFile]:
     try:
         inside = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]

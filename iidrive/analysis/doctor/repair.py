@@ -59,6 +59,18 @@ def diagnose_predictions(cases: Cases, predictions: Predictions) -> Report:
     return Report((replace(diagnosis, findings=(*diagnosis.findings, *notes, repair, *known)),))
 
 
+def repair(cases: Cases, paths: Float[Array, "n 6 2"]) -> Finding | None:
+    """The change that would make paths in the order of the cases right; None if none of those that are tried does.
+
+    `paths` are those that are scored: samples without a full future do not count.
+    """
+    full = cases.full
+    if not full.any():
+        return None
+    found = _repair(np.asarray(paths, np.float64)[full], cases.true_path()[full].astype(np.float64))
+    return found if found.suspect else None
+
+
 def _repair(path: Float[Array, "n 6 2"], true: Float[Array, "n 6 2"]) -> Finding:
     """The change to the paths that lowers L2 most, suspected if it halves it."""
 

@@ -1,0 +1,262 @@
+"""What would make predicted occupancy right: other class numbers, turned, mirrored, moved or scaled grids, another time or sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from iidrive.analysis.doctor.findings.finding import Finding
+from iidrive.analysis.doctor.grid_changes import Grid, orientations, refitted, shift_that_fits, shifted
+from iidrive.core.class_tables import OCC3D, TABLES, ClassTable, require_free
+from iidrive.core.classes import FREE, IGNORE, OCC_CLASSES
+from iidrive.core.errors import DataError
+from iidrive.core.text import printable
+from iidrive.data.occupancy_files import OPTION, OccFile, listed, read_grids
+from iidrive.scoring.npz import few
+from iidrive.scoring.occupancy_sides import Written
+
+Array = np.ndarray
+
+MOST_SAMPLES = 8
+"""Samples that are looked at, spread over all."""
+_MOST_OTHERS = 40
+_RISE, _RATIO = 0.08, 1.3
+"""A change is suspected to be needed if it raises the IoU by this much, and to so many times what it was."""
+_LOW = 0.2
+"""An IoU of occupied voxels that needs an explanation."""
+_DOCS = "Write the grids so (docs/score-your-planner.md, Scoring your own occupancy) and score them again."
+
+
+@dataclass(frozen=True)
+class OccupancyReport:
+    """Findings about a folder of predicted grids. `iou` of occupied against free, 0..1, over the `samples` that were looked at, of `common`."""
+
+    where: str
+    samples: int
+    common: int
+    iou: float
+    findings: tuple[Finding, ...]
+
+    def suspects(self) -> tuple[Finding, ...]:
+        """What should be mended before the grids are scored."""
+        return tuple(f for f in self.findings if f.suspect)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Labels of one sample, (t,200,200,16) of the prediction and (200,200,16) of the truth, both in Occ3D's classes."""
+
+    token: str
+    pred: Array
+    true: Array
+
+
+def examine(predicted: str | Path, truth: str | Path, written: Written = Written(), most: int = MOST_SAMPLES) -> OccupancyReport:  # noqa: B008
+    """Try what would make predictions fit the truth better. Samples that only one side has are left out and counted.
+
+    Raises:
+        DataError: if no sample is on both sides, a file is damaged, or the truth seems to be in other class numbers.
+    """
+    true, found = listed(Path(truth), "labels"), listed(Path(predicted), "predicted")
+    common = [token for token in found if token in true]
+    if not common:
+        raise DataError(f"{predicted}: none of its {few(list(found))} is in {truth}; the names of files or folders must be sample tokens.")
+    chosen = [common[k] for k in sorted({int(k) for k in np.linspace(0, len(common) - 1, most)})]
+    findings: list[Finding] = []
+    if len(common) < max(len(found), len(true)):
+        findings.append(
+            Finding("joining", f"{len(common)} samples are on both sides, of {len(found)} predicted and {len(true)} true ones.")
+        )
+    given = OCC3D if written.predicted.assumed else written.predicted
+    pairs = [
+        _Pair(
+            token, read_grids(found[token].path, "predicted", given).labels, read_grids(true[token].path, "labels", written.truth).labels[0]
+        )
+        for token in chosen
+    ]
+    now = _pooled(pairs, lambda grid: grid)
+    numbers, pairs = _free_number(pairs, now)
+    findings += numbers
+    if not any(_occupied(pair.pred[0]).any() for pair in pairs):
+        findings.append(
+            Finding("empty", "nothing is occupied in any prediction that was looked at.", True, (), "Look at one file by itself.")
+        )
+        return OccupancyReport(str(predicted), len(pairs), len(common), now, tuple(findings))
+    fits, change = _geometry(pairs)
+    findings += [*fits, *_times(pairs, change), *_others(pairs, true, written, change), *_names(pairs, change)]
+    return OccupancyReport(str(predicted), len(pairs), len(common), now, tuple(findings))
+
+
+def _occupied(labels: Array) -> Grid:
+    return labels < FREE
+
+
+def _iou(pred: Grid, true: Array) -> tuple[int, int]:
+    known, real = true != IGNORE, _occupied(true)
+    return int((pred & real).sum()), int(((pred & known) | real).sum())
+
+
+def _pooled(pairs: Sequence[_Pair], change: Callable[[Grid], Grid], time: int = 0) -> float:
+    """IoU of occupied voxels over all pairs, once the predictions are changed; NaN where nothing is occupied."""
+    counts = np.array([_iou(change(_occupied(pair.pred[time])), pair.true) for pair in pairs]).sum(axis=0)
+    return float(counts[0] / counts[1]) if counts[1] else float("nan")
+
+
+def _better(new: float, old: float) -> bool:
+    return new > old + _RISE and new > _RATIO * old
+
+
+def _percent(value: float) -> str:
+    return "-" if np.isnan(value) else f"{100 * value:.1f} %"
+
+
+def _free_number(pairs: list[_Pair], now: float) -> tuple[list[Finding], list[_Pair]]:
+    """Whether another number than 17 is free, judged by the truth; the pairs, with that number's table where there is one."""
+    counts = np.sum([np.bincount(pair.pred[0].reshape(-1), minlength=256) for pair in pairs], axis=0)
+    best, number = now, FREE
+    for candidate in np.argsort(counts)[::-1][:4].tolist():  # free fills the space, so it is among the most frequent
+        fit = np.array([_iou(pair.pred[0] != candidate, pair.true) for pair in pairs]).sum(axis=0)
+        if fit[1] and fit[0] / fit[1] > best:
+            best, number = float(fit[0] / fit[1]), candidate
+    share = counts[number] / counts.sum()
+    if number == FREE or share < 0.5 or not _better(best, now):
+        try:
+            require_free(pairs[0].pred[0], "", OPTION["predicted"])  # axes may be wrong besides: shares need no truth
+            return [], pairs
+        except DataError:
+            number, best = int(counts.argmax()), float("nan")
+    table = next((table for table in TABLES.values() if table.numbers.get(number) == FREE), None)
+    advice = f"say --classes {table.name}" if table else f"name the classes in a file (`{number} free`), and give it with --classes FILE"
+    rise = "" if np.isnan(best) else f"; then the IoU of occupied voxels rises from {_percent(now)} to {_percent(best)}"
+    finding = Finding("class numbers", f"number {number} means free, not 17{rise}.", True, (), f"If that is so, {advice}.")
+    return [finding], [_Pair(pair.token, _renumbered(pair.pred, number, table), pair.true) for pair in pairs]
+
+
+def _renumbered(labels: Array, number: int, table: ClassTable | None) -> Array:
+    if table is not None and np.isin(labels, [*table.numbers, IGNORE]).all():
+        return table.translate(labels, "")
+    return np.where(labels == number, FREE, np.minimum(labels, FREE - 1)).astype(np.uint8)
+
+
+def _geometry(pairs: list[_Pair]) -> tuple[list[Finding], Callable[[Grid], Grid]]:
+    """Turned, mirrored, moved and scaled grids: the change that raises the IoU most."""
+    now = _pooled(pairs, lambda grid: grid)
+    tries: dict[str, tuple[str, float, Callable[[Grid], Grid]]] = {}
+    for name, (kind, change) in {**orientations(), **refitted()}.items():
+        tries[name] = kind, _pooled(pairs, change), change
+    name, (kind, best, change) = max(tries.items(), key=lambda item: -1.0 if np.isnan(item[1][1]) else item[1][1])
+    base = change if _better(best, now) else lambda grid: grid
+    cells = shift_that_fits([(base(_occupied(pair.pred[0])), _occupied(pair.true)) for pair in pairs])
+    if any(cells):
+        moved = lambda grid: shifted(base(grid), cells)  # noqa: E731
+        fit, before = _pooled(pairs, moved), best if _better(best, now) else now
+        along = " and ".join(f"{n:+d} voxels along {axis}" for n, axis in zip(cells, "xyz", strict=True) if n)
+        tries[f"moved by {along}"] = "shifted", fit, moved
+        if _better(fit, before):
+            turned = f"{name} and " if _better(best, now) else ""
+            name, kind, best, change = f"{turned}moved by {along}", "shifted" if not turned else kind, fit, moved
+    listing = "; ".join(f"{n} {_percent(v)}" for n, (_, v, _) in sorted(tries.items(), key=lambda item: -np.nan_to_num(item[1][1]))[:6])
+    if not _better(best, now):
+        return [Finding("axes", f"no turned, mirrored, moved or scaled grid fits much better ({listing}).")], lambda grid: grid
+    sentence = f"with grids {name}, the IoU of occupied voxels rises from {_percent(now)} to {_percent(best)}."
+    return [Finding(kind, sentence, True, (f"best of all: {listing}",), _DOCS)], change
+
+
+def _times(pairs: list[_Pair], change: Callable[[Grid], Grid]) -> list[Finding]:
+    """Whether a later grid of a forecast is the present one."""
+    times = len(pairs[0].pred)
+    if times == 1:
+        return []
+    fits = [_pooled(pairs, change, time) for time in range(times)]
+    best = int(np.nanargmax(fits)) if not np.isnan(fits).all() else 0
+    shown = ", ".join(_percent(fit) for fit in fits)
+    if best == 0 or not _better(fits[best], fits[0]):
+        return [Finding("times", f"the first of {times} grids fits the present best ({shown}).")]
+    order = "the times stand in reverse" if best == times - 1 else f"the grids begin {best} steps too early"
+    return [Finding("times", f"grid {best + 1} of {times} fits the present best ({shown}): {order}.", True, (), _DOCS)]
+
+
+def _others(pairs: list[_Pair], true: dict[str, OccFile], written: Written, change: Callable[[Grid], Grid]) -> list[Finding]:
+    """Whether predictions fit other samples of their scene better than their own."""
+    swapped, looked = [], 0
+    for pair in pairs[: MOST_SAMPLES // 2]:
+        pred = change(_occupied(pair.pred[0]))
+        rest = [token for token, file in true.items() if file.scene == true[pair.token].scene and token != pair.token][:_MOST_OTHERS]
+        own = _ratio(_iou(pred, pair.true))
+        fits = {token: _ratio(_iou(pred, read_grids(true[token].path, "labels", written.truth).labels[0])) for token in rest}
+        looked += bool(fits)
+        if fits and _better(max(fits.values()), own):
+            best = max(fits, key=lambda token: fits[token])
+            swapped.append(f"{printable(pair.token)} fits {printable(best)} ({_percent(fits[best])}, its own {_percent(own)})")
+    if not looked:
+        return []
+    if 2 * len(swapped) <= looked:
+        return [Finding("pairs", f"predictions fit their own samples best ({looked - len(swapped)} of {looked} that were tried).")]
+    sentence = f"{len(swapped)} of {looked} predictions fit the truth of another sample better than that of their own."
+    return [Finding("mis-paired", sentence, True, tuple(swapped), "Check which token each file was given: order, and an offset of one.")]
+
+
+def _ratio(counts: tuple[int, int]) -> float:
+    return counts[0] / counts[1] if counts[1] else 0.0
+
+
+def _names(pairs: list[_Pair], change: Callable[[Grid], Grid]) -> list[Finding]:
+    """Whether classes are exchanged: where both sides are occupied, one number mostly stands for another class."""
+    counts = np.zeros((18, 18), np.int64)
+    for pair in pairs:
+        pred = np.full(pair.true.shape, FREE, np.uint8)
+        for label in np.unique(pair.pred[0][_occupied(pair.pred[0])]).tolist():
+            pred[change(pair.pred[0] == label)] = label
+        both = _occupied(pred) & _occupied(pair.true)
+        counts += np.bincount(18 * pred[both].astype(np.int64) + pair.true[both], minlength=18 * 18).reshape(18, 18)
+    seen = np.flatnonzero(counts.sum(axis=1) >= 50)
+    total, right = int(counts.sum()), int(np.trace(counts))
+    if not total or not len(seen):
+        return []
+    said = f"{_percent(right / total)} of the voxels that are occupied on both sides have the same class"
+    if right > 0.5 * total:
+        return [Finding("classes", f"{said}.")]
+    mostly = {int(k): int(counts[k].argmax()) for k in seen if counts[k].max() > 0.7 * counts[k].sum()}
+    moved = [f"{k} stands where {OCC_CLASSES[v]} is" for k, v in mostly.items() if k != v]
+    alike = len(set(mostly.values())) == len(mostly) and len(moved) >= 2 and 2 * len(mostly) > len(seen)
+    if not alike:
+        return [Finding("classes", f"{said}, and no exchange of numbers explains it.", False)]
+    return [
+        Finding(
+            "class numbers", f"{said}: the classes are numbered in another order.", True, tuple(moved), "Name their order with --classes."
+        )
+    ]
+
+
+def format_report(report: OccupancyReport) -> str:
+    """The IoU and the findings, one a line."""
+    out = [
+        f"{printable(report.where, 300)}: {report.samples} of {report.common} samples looked at; IoU of occupied voxels {_percent(report.iou)}"
+    ]
+    for finding in report.findings:
+        out.append(f"  {'SUSPECT' if finding.suspect else 'note   '} {finding.kind}: {finding.sentence}")
+        out += [f"          - {line}" for line in finding.evidence]
+        out += [f"          decide: {finding.decide}"] if finding.decide else []
+    kinds = list(dict.fromkeys(finding.kind for finding in report.suspects()))
+    low = (
+        f"nothing that was tried explains an IoU of {_percent(report.iou)}."
+        if not report.iou > _LOW
+        else "nothing suspicious in what was tried."
+    )
+    verdict = f"{', '.join(kinds)} suspected." if kinds else low
+    return "\n".join([*out, f"  verdict: {verdict}"])
+
+
+def to_json(report: OccupancyReport) -> dict[str, object]:
+    """Plain values."""
+    return {
+        "where": report.where,
+        "samples": report.samples,
+        "common": report.common,
+        "iou": None if np.isnan(report.iou) else report.iou,
+        "suspects": [finding.kind for finding in report.suspects()],
+        "findings": [vars(finding) | {"evidence": list(finding.evidence)} for finding in report.findings],
+    }
