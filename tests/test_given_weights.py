@@ -55,7 +55,7 @@ FORMS: dict[str, Any] = {
     "model_state_dict": {"model_state_dict": BASE, "optimizer_state_dict": {}},
     "deepspeed": {"module": BASE, "global_steps": 7},
     "nested containers": {"model": {"state_dict": BASE}, "iter": 1},
-    "beside numbers": {**BASE, "epoch": 3, "name": "x"},
+    "beside numbers": {**BASE, "epoch": 3, "name": "x", "score": np.float64(0.5)},
     "ddp": renamed(lambda n: f"module.{n}"),
     "compiled": renamed(lambda n: f"_orig_mod.{n}"),
     "ddp of compiled": renamed(lambda n: f"module._orig_mod.{n}"),
@@ -81,6 +81,11 @@ def test_old_files_and_safetensors(tmp_path: Path) -> None:
     assert same(read_published(saved(tmp_path / "w.pth", {"state_dict": BASE}, _use_new_zipfile_serialization=False), KNOWN).state, BASE)
     save_file(renamed(lambda n: f"module.{n}"), tmp_path / "w.safetensors")
     assert same(read_published(tmp_path / "w.safetensors", KNOWN).state, BASE)
+    eight = {"state_dict": {name: value.to(torch.float8_e4m3fn) for name, value in EMA.items()}}
+    assert same(read_published(saved(tmp_path / "8.pth", eight), KNOWN).state, eight["state_dict"])
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "script.pt")
+    with pytest.raises(CheckpointError, match=r"script\.pt: a TorchScript program"):
+        read_published(tmp_path / "script.pt")
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match=r"bad\.safetensors: not a file of weights"):
         read_published(tmp_path / "bad.safetensors")
@@ -139,6 +144,7 @@ def test_what_cannot_be_chosen_is_said(tmp_path: Path) -> None:
         ({"model": BASE, "net": EMA}, r"holds weights in several places \(model, net\)"),
         ({"state_dict": BASE, "ema": EMA, "model_ema": EMA}, "holds a moving average in several places"),
         ({**BASE, "module.encoder.conv_in.weight": torch.zeros(4)}, "stand for encoder.conv_in.weight and differ"),
+        ({"state_dict": {name: value.numpy() for name, value in BASE.items()}}, r"its weights are no tensors \(NumPy arrays\?\)"),
         ({"state_dict": BASE | {"encoder.conv_in.weight": torch.tensor([1.0, float("nan")])}}, r"1 tensors hold NaN or infinity \(encoder"),
     ):
         with pytest.raises(CheckpointError, match=message):
@@ -163,6 +169,8 @@ def test_what_stands_beside_the_weights_is_not_made(tmp_path: Path, monkeypatch:
         "table": collections.defaultdict(list, {"a": [1]}),
         "queue": collections.deque([1, 2]),
         "set": {1, 2},
+        "range": range(3),
+        "chain": collections.ChainMap({"a": 1}),
         "ordered": collections.OrderedDict(a=1),
         "args": argparse.Namespace(lr=1e-4, out=Path("x")),
         "when": datetime.datetime(2025, 8, 1),

@@ -56,6 +56,32 @@ def test_auto_takes_labels_then_predicted_then_derived(tiny):
     assert "predicted occupancy exists for 2 of 16" in told
 
 
+@pytest.mark.parametrize("where", ["{s}/{t}/pred.npz", "{s}/{t}/labels.npy", "{s}/{t}.npz", "{t}.npy", "{t}.npz"])
+def test_predictions_as_others_write_them(where, tiny):
+    """In any place, of any whole type, with an axis of length 1; never seven grids, and never in other class numbers."""
+    want = label_arrays()["semantics"]
+    path = tiny / "others" / where.format(s="scene-0103", t="scene-0103-sample-00")
+    path.parent.mkdir(parents=True)
+
+    def write(grid: np.ndarray) -> None:
+        np.save(path, grid) if path.suffix == ".npy" else np.savez_compressed(path, pred=grid)
+
+    write(want[None].astype(np.float32))
+    source = opened(tiny, predicted=str(tiny / "others"))
+    scene = source.scene("scene-0103")
+    assert [source.occupancy(scene, k, OCC3D_GRID).source for k in (0, 1)] == ["predicted", "derived"]
+    np.testing.assert_array_equal(source.occupancy(scene, 0, OCC3D_GRID).semantics, want)
+    assert "predicted occupancy exists for 1 of 16" in " ".join(source.missing())
+    for grid, message in (
+        (np.stack([want] * 7), "7 grids, where the present one alone is needed"),
+        (np.where(want == FREE, 16, want), "In openocc 16 is free, but Occ3D's numbers are read here"),
+        (np.argwhere(want < FREE)[:, [0, 1, 2, 0]], "write whole grids"),
+    ):
+        write(grid)
+        with pytest.raises(DataError, match=message):
+            source.occupancy(scene, 0, OCC3D_GRID)
+
+
 def test_insisting_on_files_that_are_not_there(tiny):
     with pytest.raises(ConfigError, match="give `gts`"):
         opened(tiny, occupancy="labels")
@@ -78,7 +104,7 @@ LABEL_FAULTS = {
     "unknown class": (label_arrays(semantics=np.full(OCC3D_GRID.shape, 23, np.uint8)), "class 23"),
     "other class numbers": (
         label_arrays(semantics=np.full(OCC3D_GRID.shape, 16, np.uint8)),
-        "class 16 fills 100 % .*look like openocc's class numbers, and Occ3D's are read here",
+        "class 16 fills 100 % .*In openocc 16 is free, but Occ3D's numbers are read here",
     ),
     "no semantics": ({"arr_0": label_arrays()["semantics"]}, "no array 'semantics'; found arr_0"),
     "pickled": (label_arrays(semantics=np.array([{"a": 1}], dtype=object)), "not a readable"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +12,10 @@ import pytest
 from make_cases import along, make_cases
 from test_cli import fails
 
-from iidrive.analysis.doctor.occupancy import examine, format_report
+from iidrive.analysis.doctor.occupancy import examine, exchanged, format_report
 from iidrive.cli.main import main
 from iidrive.core.class_tables import OPENOCC, SURROUNDOCC
-from iidrive.core.classes import FREE
+from iidrive.core.classes import FREE, OCC, OCC_CLASSES
 from iidrive.core.errors import DataError
 from iidrive.scoring.cases import write_cases
 
@@ -148,8 +149,38 @@ def test_classes_in_another_order(truth: Path, tmp_path: Path) -> None:
         write(tmp_path / "p", token, order[grid])
     (found,) = examine(tmp_path / "p", truth).suspects()
     assert found.kind == "class numbers"
-    assert "numbered in another order" in found.sentence
+    assert "0.0 % of the voxels that are occupied on both sides have the same class: 10 of 10 numbers stand for another" in found.sentence
     assert "9 stands where car is" in found.evidence
+
+
+def test_a_table_that_only_shares_the_number_of_free(truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Occ3D's order from barrier on has its ground and its free where OpenOcc has them, and its road users elsewhere."""
+    for token, grid in TRUTH.items():
+        write(tmp_path / "p", token, np.where(grid > 0, grid - 1, 16).astype(np.uint8))
+    main(["score-occupancy", str(tmp_path / "p"), "--truth", str(truth), "--classes", "openocc"])
+    said = capsys.readouterr().out
+    assert " IoU       100.00" in said
+    assert "note: class numbers: " in said
+    assert re.search(r"[3-9] of \d+ numbers stand for another class each", said), said
+    (tmp_path / "names.txt").write_text("\n".join((*OCC_CLASSES[1:FREE], "free")))
+    main(["score-occupancy", str(tmp_path / "p"), "--truth", str(truth), "--classes", str(tmp_path / "names.txt")])
+    said = capsys.readouterr().out
+    assert "II-World  mIoU      100.00" in said
+    assert "note" not in said
+
+
+def test_mistaken_classes_are_not_exchanged_ones() -> None:
+    """Trailers and construction vehicles that are taken for trucks are a model's mistake: trucks are predicted too."""
+    hist = np.diag(np.full(18, 1000))
+    for label in (OCC["trailer"], OCC["construction_vehicle"]):
+        hist[OCC["truck"], label], hist[label, label] = 900, 100
+    assert exchanged(hist) is None
+    hist = np.diag(np.full(18, 1000))
+    hist[[3, 4]] = hist[[4, 3]]
+    found = exchanged(hist)
+    assert found is not None
+    assert found.evidence == ("3 stands where car is", "4 stands where bus is")
+    assert exchanged(np.zeros((18, 18), int)) is None
 
 
 def test_other_times_and_other_samples(truth: Path, tmp_path: Path) -> None:

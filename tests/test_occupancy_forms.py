@@ -121,7 +121,7 @@ def test_a_table_of_ones_own(truth: Path, want: dict[str, Any], tmp_path: Path, 
     assert scores(tmp_path / "p", "--truth", truth, "--classes", tmp_path / "names.txt", out=tmp_path / "s.json") == want
     said = fails(capsys, "score-occupancy", str(tmp_path / "p"), "--truth", str(truth))
     assert "class 255 fills 9" in said
-    assert "(`255 free`), and give it with --classes FILE" in said
+    assert "--classes FILE, with a class a line (`255 free`)" in said
     for text, message in (
         ("car\nfree\ncaar", "unknown class 'caar'"),
         ("car\ntruck", "no class of it is called free"),
@@ -156,13 +156,13 @@ def test_classes_that_are_merely_guessed_are_refused(truth: Path, tmp_path: Path
         saved(tmp_path / "zero" / f"{token}.npz", semantics=np.where(grid == FREE, 0, grid))
         saved(tmp_path / "eleven" / f"{token}.npz", occ_label=np.where(grid == FREE, 10, np.minimum(grid, 9)))
     for folder, message in (
-        ("open", "look like openocc's class numbers: say so with --classes openocc, or say --classes occ3d"),
-        ("zero", "look like surroundocc's class numbers"),
+        ("open", "In openocc 16 is free: say --classes openocc if they are of that table, --classes FILE, with a class a line"),
+        ("zero", "In surroundocc 0 is free"),
         ("eleven", "In UniOcc 10 is free, and its classes cannot be mapped by name"),
     ):
         assert message in fails(capsys, "score-occupancy", str(tmp_path / folder), "--truth", str(truth))
     said = fails(capsys, "score-occupancy", str(truth), "--truth", str(tmp_path / "open"))
-    assert "say so with --truth-classes openocc" in said
+    assert "say --truth-classes openocc if they are of that table" in said
     assert "0.4 m in the ego frame" in fails(
         capsys, "score-occupancy", str(tmp_path / "zero"), "--truth", str(truth), "--classes", "surroundocc"
     )
@@ -203,6 +203,8 @@ REFUSED: dict[str, tuple[dict[str, np.ndarray], list[str], str]] = {
     "another grid": ({"semantics": np.zeros((512, 512, 40), np.uint8)}, [], "another grid than Occ3D's"),
     "fractions": ({"semantics": drawn(0) + 0.5}, [], "with fractions"),
     "NaN": ({"semantics": np.full(SHAPE, np.nan)}, [], "with fractions, NaN"),
+    "occupied or not": ({"semantics": (drawn(0) != FREE).astype(np.uint8)}, [], "holds 0 and 1 alone"),
+    "no grid": ({"semantics": drawn(0)[None][:0]}, [], "must hold integers in shape"),
     "booleans": ({"semantics": drawn(0) != FREE}, [], "found booleans"),
     "a word": ({"semantics": np.full(SHAPE, "car")}, [], "must hold integers"),
 }
@@ -289,7 +291,7 @@ def test_collected_forms(shared: Path, tmp_path: Path, capsys: pytest.CaptureFix
     for form in ("openocc_pred", "sparse_npz"):
         assert "--classes" in fails(capsys, "score-occupancy", str(tmp_path / form), "--truth", str(gts))
     demo = shared / "data" / "occ3d" / "occupancy-vis-demo" / "3D_occupancy_flow_data.npz"  # OpenOcc's own file
-    with pytest.raises(DataError, match="look like openocc's"):
+    with pytest.raises(DataError, match="In openocc 16 is free"):
         read_grids(demo, "labels", class_tables.ASSUMED)
     labels = read_grids(demo, "labels", OPENOCC).labels
     assert np.count_nonzero(labels == FREE) > 0.9 * labels.size

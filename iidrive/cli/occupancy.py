@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
+import numpy as np
+
 from iidrive.analysis.doctor import occupancy
 from iidrive.cli.options import DataOptions, Switch, write_json
 from iidrive.core.class_tables import named
@@ -65,22 +67,28 @@ def score_occupancy(
             written,
         )
     print(occupancy_report.format_result(result))
-    _advise(float(iou_occupied(result.score.hist[0])), predictions, truth or str(expanded(root) / "gts"), written)
+    _advise(result.score.hist[0], predictions, truth or str(expanded(root) / "gts"), written)
     if json:
         write_json(json, occupancy_report.to_json(result))
 
+
+Array = np.ndarray
 
 _LOW = 0.5
 """An IoU of occupied against free, now, below which something else than the model may be at fault."""
 
 
-def _advise(iou: float, predictions: str, truth: str, written: Written) -> None:
-    """Below a table whose IoU is low: what would raise it, if anything that the doctor tries does."""
-    if iou >= _LOW:
-        return
-    try:
-        suspects = occupancy.examine(predictions, truth, written, 4).suspects()
-    except IIDriveError:  # the scores stand; what cannot be examined besides is no error of theirs
-        return
+def _advise(hist: Array, predictions: str, truth: str, written: Written) -> None:
+    """Below a table: whether classes seem to be exchanged, and where the IoU is low, what that the doctor tries would raise it.
+
+    `hist` (18, 18) counts the present voxels by [truth, prediction].
+    """
+    order = occupancy.exchanged(hist)
+    suspects = [order] if order is not None else []
+    if not suspects and float(iou_occupied(hist)) < _LOW:
+        try:
+            suspects += occupancy.examine(predictions, truth, written, 4).suspects()
+        except IIDriveError:  # the scores stand; what cannot be examined besides is no error of theirs
+            return
     for finding in suspects:
         print(f"note: {finding.kind}: {finding.sentence} `iidrive doctor {predictions} --truth {truth}` says more.")

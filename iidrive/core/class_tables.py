@@ -165,6 +165,8 @@ def require_free(labels: UInt8[Array, "*n"], where: str, option: str, truth: boo
     total, most = int(counts.sum()), int(counts.argmax())
     if not total or most == FREE or counts[most] < 0.6 * total or counts[FREE] > 0.25 * total:
         return
+    if set(np.flatnonzero(counts).tolist()) <= {0, 1}:
+        raise DataError(f"{where}: holds 0 and 1 alone, which say what is occupied and not by which class; write the classes.")
     likely = [table.name for table in TABLES.values() if table.numbers.get(most) == FREE]
     hint = {0: "", 10: " In UniOcc 10 is free, and its classes cannot be mapped by name."}.get(most, "")
     raise DataError(
@@ -174,9 +176,8 @@ def require_free(labels: UInt8[Array, "*n"], where: str, option: str, truth: boo
 
 
 def _say(likely: list[str], most: int, option: str) -> str:
-    whose = f"These look like {likely[0]}'s class numbers" if likely else f"If {most} means free, these are another table's class numbers"
+    whose = f"In {likely[0]} {most} is free" if likely else f"{most} may mean free in another table"
     if not option:
-        return f"{whose}, and Occ3D's are read here: write the files anew in Occ3D's."
-    if likely:
-        return f"{whose}: say so with {option} {likely[0]}, or say {option} occ3d if they are Occ3D's."
-    return f"{whose}: name them in a file, a line each (`{most} free`), and give it with {option} FILE; say {option} occ3d if they are Occ3D's."
+        return f"{whose}, but Occ3D's numbers are read here: write the files anew in Occ3D's."
+    named = f"say {option} {likely[0]} if they are of that table, " if likely else ""
+    return f"{whose}: {named}{option} FILE, with a class a line (`{most} free`), if they are of another, or {option} occ3d if they are Occ3D's."

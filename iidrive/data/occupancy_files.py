@@ -137,23 +137,24 @@ def has_mask(path: Path) -> bool:
 # ----------------------------------------------------------------------------------------------------------------- reading
 
 
-def read_grids(path: Path, role: Role, table: ClassTable) -> Grids:
+def read_grids(path: Path, role: Role, table: ClassTable, option: str | None = None) -> Grids:
     """Class grids of one sample, now first, and the camera mask of the present one if the file has it.
 
     A file holds one grid or several along a first axis, in whole numbers of any type, or the rows of the present one's occupied voxels.
+    `option` says whose class numbers they are; empty where there is no such option.
 
     Raises:
         DataError: naming the file, if it is missing, damaged, or holds other things than labels of the table.
     """
-    where = printable_line(str(path))
+    where, option = printable_line(str(path)), OPTION[role] if option is None else option
     found = _arrays(path, KEYS[role])
     mask = next((found.pop(name) for name in MASKS if name in found), None)
     ((name, array),) = found.items()
     if array.ndim == 2 and array.shape[1] == 4:
         if table.assumed:
+            advice = f"add {option} occ3d, or {option} surroundocc, whose grid is another" if option else "write whole grids"
             raise DataError(
-                f"{where}: '{name}' holds rows of x, y, z and class, {array.shape}; whose class numbers they are, nothing says: add "
-                f"{OPTION[role]} occ3d, or {OPTION[role]} surroundocc, whose grid is another."
+                f"{where}: '{name}' holds rows of x, y, z and class, {array.shape}; whose class numbers they are, nothing says: {advice}."
             )
         grids = _dense(whole_numbers(array, name, where), table, where)[None]
     else:
@@ -164,7 +165,7 @@ def read_grids(path: Path, role: Role, table: ClassTable) -> Grids:
                 f"{where}: '{name}' must hold classes 0..{FREE}, and {IGNORE} where the truth is unknown. Write the file again."
             )
         if table.assumed:
-            require_free(grids[0].astype(np.uint8), where, OPTION[role], role == "labels")
+            require_free(grids[0].astype(np.uint8), where, option, role == "labels")
         grids = table.translate(grids, where)
     return Grids(np.ascontiguousarray(grids), None if mask is None else _mask(mask, where))
 
@@ -182,7 +183,7 @@ def _arrays(path: Path, keys: tuple[str, ...]) -> dict[str, Array]:
         mask = next((name for name in MASKS if name in members), None)
         found, others = read_npz(path, [name for name in (key, mask) if name], LIMIT)
     except DataError as error:
-        said = str(error).removeprefix(f"{path}: ").removesuffix(".")
+        said = str(error).removeprefix(f"{path}: ").removesuffix(".").removesuffix("; write the file again")
         raise DataError(f"{path} is not a readable .{kind} file ({said}). Write the file again.") from error
     if key is None:
         inside = printable(", ".join([*found, *others]), 200) or "none"
@@ -211,7 +212,7 @@ def _shaped(array: Array, name: str, where: str) -> Array:
     if ones > 0 and shape[:ones] == (1,) * ones:
         array = array.reshape(shape[ones:])
     scores = array.ndim == 4 and array.dtype.kind == "f" and len(OCC_CLASSES) - 2 <= len(array) <= len(OCC_CLASSES) + 2
-    if array.ndim in (3, 4) and array.shape[-3:] == grid and not scores:
+    if array.ndim in (3, 4) and array.shape[-3:] == grid and array.size and not scores:
         return array.reshape(-1, *grid)
     raise DataError(
         f"{where}: '{name}' must hold integers in shape {grid}, or (times, {', '.join(map(str, grid))}); "

@@ -30,7 +30,6 @@ Choice = Literal["", "on", "off"]
 WEIGHTS_UNDER = ("state_dict", "model_state_dict", "model", "module", "net", "network", "params", "weights")
 AVERAGE_UNDER = ("ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "ema", "params_ema", "model_ema_state_dict")
 _PLAIN = (int, float, str, bytes, bool, type(None))
-_VALUES = (Tensor, *_PLAIN)
 
 
 @dataclass(frozen=True)
@@ -72,16 +71,22 @@ class _Row:
         return []
 
 
+_VALUES = (Tensor, *_PLAIN, _Inert)
+"""What may stand beside tensors under one name."""
+
+
 def _inert(*_: object, **__: object) -> _Inert:
     return _Inert()
 
 
+_BUILTINS = ("list", "dict", "set", "frozenset", "tuple", "int", "float", "str", "bool", "slice", "range", "complex", "bytearray")
 _INERT: list[Any] = [
     *((_inert, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
     *((_inert, f"numpy.{core}.numeric._frombuffer") for core in ("core", "_core")),
     *((_Inert, f"numpy.{name}") for name in ("dtype", "ndarray")),
-    *((_Inert, f"builtins.{name}") for name in ("list", "dict", "set", "frozenset", "tuple", "int", "float", "str", "bool", "slice")),
+    *((_Inert, f"builtins.{name}") for name in _BUILTINS),
     (_Table, "collections.defaultdict"),
+    (_Inert, "collections.ChainMap"),
     (_Row, "collections.deque"),
     *((_Inert, f"pathlib.{name}") for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
     *((_Inert, f"pathlib._local.{name}") for name in ("Path", "PosixPath", "WindowsPath")),
@@ -187,8 +192,10 @@ def _loaded(path: Path, where: str) -> Any:
                 f"{where}: holds more than tensors and plain values ({refused[1]}), so it was not loaded. Where you trust it, load it in its own "
                 "code base and save its `state_dict` alone."
             ) from None
-        raise _damaged(where, "its pickle cannot be read") from None
+        raise _damaged(where, "it is no pickle of torch.save that can be read") from None
     except Exception as error:  # a damaged pickle can end in any error at all
+        if "TorchScript" in str(error):
+            raise CheckpointError(f"{where}: a TorchScript program, which is never run. Save the `state_dict` of its model.") from None
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 inside = archive.namelist()
@@ -219,11 +226,18 @@ def _chosen_parts(loaded: Any, where: str) -> tuple[State, State]:
             return next(iter(plain.values()), {}), next(iter(average.values()), {})
         if (bare := _tensors(loaded)) and all(isinstance(value, _VALUES) for value in loaded.values()):
             return bare, {}
+    arrays = isinstance(loaded, Mapping) and any(_is_foreign(value) for value in (loaded, *loaded.values()))
+    if arrays:
+        raise CheckpointError(f"{where}: its weights are no tensors (NumPy arrays?). Save a dict of tensors with torch.save.")
     keys = f" of {', '.join(printable(k, 40) for k in list(loaded)[:4])} …" if isinstance(loaded, Mapping) and loaded else ""
     raise CheckpointError(
         f"{where}: expected a dict of tensors, bare or under {', '.join(f'`{key}`' for key in WEIGHTS_UNDER[:3])}; "
         f"found a {type(loaded).__name__.lstrip('_')}{keys}."
     )
+
+
+def _is_foreign(value: Any) -> bool:
+    return isinstance(value, Mapping) and len(value) > 0 and all(isinstance(v, _Inert) for v in value.values())
 
 
 def _tensors(value: Any, depth: int = 2) -> State:
@@ -239,15 +253,17 @@ def _tensors(value: Any, depth: int = 2) -> State:
 
 def _require_plain(state: State, where: str) -> None:
     """Refuse tensors that cannot be weights."""
-    odd = [name for name, v in state.items() if v.layout != torch.strided or v.is_meta or v.is_complex()]
+    odd = [name for name, v in state.items() if v.layout != torch.strided or v.is_meta or v.is_complex() or v.is_quantized]
     if odd:
-        raise CheckpointError(f"{where}: expected plain tensors of real numbers; {_first(odd)} are sparse, complex or without values.")
+        raise CheckpointError(
+            f"{where}: expected plain tensors of real numbers; {_first(odd)} are sparse, complex, quantised or without values."
+        )
     vast = [name for name, v in state.items() if v.numel() * v.element_size() > v.untyped_storage().nbytes()]
     if vast:
         raise CheckpointError(
             f"{where}: {_first(vast)} claim more values than the file holds (strides of 0); save the tensors whole, with `.clone()`."
         )
-    broken = [name for name, v in state.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
+    broken = [name for name, v in state.items() if v.is_floating_point() and not bool(torch.isfinite(v.float()).all())]
     if broken:
         raise CheckpointError(
             f"{where}: {len(broken)} tensors hold NaN or infinity ({_first(broken)}): the training diverged, or half precision overflowed. "

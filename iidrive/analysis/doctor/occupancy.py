@@ -25,6 +25,8 @@ MOST_SAMPLES = 8
 _MOST_OTHERS = 40
 _RISE, _RATIO = 0.08, 1.3
 """A change is suspected to be needed if it raises the IoU by this much, and to so many times what it was."""
+_FEWEST = 50
+"""Voxels of a class, occupied on both sides, from which it is looked at."""
 _LOW = 0.2
 """An IoU of occupied voxels that needs an explanation."""
 _DOCS = "Write the grids so (docs/score-your-planner.md, Scoring your own occupancy) and score them again."
@@ -204,31 +206,38 @@ def _ratio(counts: tuple[int, int]) -> float:
 
 
 def _names(pairs: list[_Pair], change: Callable[[Grid], Grid]) -> list[Finding]:
-    """Whether classes are exchanged: where both sides are occupied, one number mostly stands for another class."""
+    """Whether classes are exchanged."""
     counts = np.zeros((18, 18), np.int64)
     for pair in pairs:
         pred = np.full(pair.true.shape, FREE, np.uint8)
         for label in np.unique(pair.pred[0][_occupied(pair.pred[0])]).tolist():
             pred[change(pair.pred[0] == label)] = label
         both = _occupied(pred) & _occupied(pair.true)
-        counts += np.bincount(18 * pred[both].astype(np.int64) + pair.true[both], minlength=18 * 18).reshape(18, 18)
-    seen = np.flatnonzero(counts.sum(axis=1) >= 50)
-    total, right = int(counts.sum()), int(np.trace(counts))
-    if not total or not len(seen):
-        return []
-    said = f"{_percent(right / total)} of the voxels that are occupied on both sides have the same class"
-    if right > 0.5 * total:
-        return [Finding("classes", f"{said}.")]
+        counts += np.bincount(18 * pair.true[both].astype(np.int64) + pred[both], minlength=18 * 18).reshape(18, 18)
+    found = exchanged(counts)
+    if found is not None or not counts.sum():
+        return [found] if found else []
+    return [Finding("classes", f"{_same_class(counts)}, and no exchange of numbers would raise it.")]
+
+
+def exchanged(hist: Array) -> Finding | None:
+    """Whether classes are numbered in another order: where both sides are occupied, several numbers stand for one other class each.
+
+    `hist` (18, 18) counts voxels by [truth, prediction]. A class that is merely mistaken for another, which is predicted too, is none.
+    """
+    counts = hist[:FREE, :FREE].T
+    seen = np.flatnonzero(counts.sum(axis=1) >= _FEWEST)
     mostly = {int(k): int(counts[k].argmax()) for k in seen if counts[k].max() > 0.7 * counts[k].sum()}
     moved = [f"{k} stands where {OCC_CLASSES[v]} is" for k, v in mostly.items() if k != v]
-    alike = len(set(mostly.values())) == len(mostly) and len(moved) >= 2 and 2 * len(mostly) > len(seen)
-    if not alike:
-        return [Finding("classes", f"{said}, and no exchange of numbers explains it.", False)]
-    return [
-        Finding(
-            "class numbers", f"{said}: the classes are numbered in another order.", True, tuple(moved), "Name their order with --classes."
-        )
-    ]
+    if len(moved) < 2 or len(set(mostly.values())) < len(mostly) or 2 * len(mostly) <= len(seen):
+        return None
+    sentence = f"{_same_class(hist)}: {len(moved)} of {len(seen)} numbers stand for another class each."
+    return Finding("class numbers", sentence, True, tuple(moved), "Name the order of the classes with --classes FILE, a class a line.")
+
+
+def _same_class(hist: Array) -> str:
+    both = hist[:FREE, :FREE]
+    return f"{_percent(np.trace(both) / both.sum())} of the voxels that are occupied on both sides have the same class"
 
 
 def format_report(report: OccupancyReport) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -9,45 +10,66 @@ from typing import Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from iidrive.core.class_tables import require_free
+from iidrive.core.class_tables import ASSUMED, require_free
 from iidrive.core.classes import FREE, IGNORE
 from iidrive.core.errors import ConfigError, DataError
 from iidrive.core.scene import OCC3D_GRID, GridSpec, OccGrid
 from iidrive.core.text import printable
 from iidrive.core.untrusted.npz import read_npz
+from iidrive.data.occupancy_files import read_grids
 
 Array = np.ndarray
 
 LIMIT = 1 << 28
 """Bytes of the arrays of one file that are read: seven grids of eight bytes a voxel, and their velocities."""
 
-SEMANTICS_KEYS = {"labels": ("semantics",), "predicted": ("semantics", "pred", "arr_0")}
-"""Accepted names of the class array; predicted files go by several."""
-
 
 def read(path: Path, spec: GridSpec, source: Literal["labels", "predicted"]) -> OccGrid:
     """Occupancy of one keyframe from a file with `semantics` (and, for labels, `mask_camera` if it is there), uint8 (200,200,16) on OCC3D_GRID.
 
-    Predicted files may call the array `semantics`, `pred` or `arr_0`, and have no camera mask.
+    Predicted files may hold any present grid that `occupancy_files.read_grids` reads, and have no camera mask.
 
     Raises:
         DataError: naming the file, if it is missing, damaged, lacks an array, holds another shape, dtype or class, or if another number than 17
             fills its space.
         ConfigError: as `regrid`.
     """
-    wanted = (SEMANTICS_KEYS[source], *((("mask_camera",),) if source == "labels" else ()))
     missing = "Fetch the file, or choose occupancy='auto' to derive what has no file."
-    found = _arrays(path, wanted, optional=len(wanted) - 1, advice="Fetch the file again.", missing=missing)
+    if source == "predicted":
+        if not path.exists():
+            raise DataError(f"{path} is missing. {missing}")
+        grids = read_grids(path, "predicted", ASSUMED, option="").labels
+        if len(grids) != 1:
+            raise DataError(f"{path}: {len(grids)} grids, where the present one alone is needed; write it to files of its own.")
+        return regrid(_grid(grids[0], source, None, path), spec)
+    found = _arrays(path, (("semantics",), ("mask_camera",)), 1, "Fetch the file again.", missing)
     for name, array in found.items():
         if array.shape != OCC3D_GRID.shape or array.dtype != np.uint8:
             raise DataError(f"{path}: '{name}' must be uint8 {OCC3D_GRID.shape}; found {array.dtype} {array.shape}. Fetch the file again.")
+    semantics, *mask = found.values()
+    require_free(semantics, str(path), "", truth=True)
+    return regrid(_grid(semantics, source, mask[0].astype(bool) if mask else None, path), spec)
+
+
+def _grid(semantics: Array, source: Literal["labels", "predicted"], mask: Array | None, path: Path) -> OccGrid:
     try:
-        grid, *mask = found.values()
-        require_free(grid, str(path), "", source == "labels")
-        whole = OccGrid(grid, OCC3D_GRID, source, mask[0].astype(bool) if mask else None)
+        return OccGrid(semantics, OCC3D_GRID, source, mask)
     except DataError as error:
-        raise error if str(error).startswith(str(path)) else DataError(f"{path}: {error}") from error
-    return regrid(whole, spec)
+        raise DataError(f"{path}: {error}") from error
+
+
+def tokens_in(folder: Path, files_alone: bool = False) -> frozenset[str]:
+    """Sample tokens that a folder has occupancy for: names of its folders and files, or of files alone."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    files = {name.removesuffix(kind) for name in names for kind in (".npz", ".npy") if name.endswith(kind)}
+    return frozenset(files if files_alone else files | set(names))
+
+
+def place(folder: Path, scene: str, token: str) -> Path:
+    """The file of a keyframe: the first place that has one, of those that `occupancy_files` knows; `<scene>/<token>/labels.npz` without any."""
+    stems = (folder / scene / token / "labels", folder / scene / token / "pred", folder / scene / token, folder / token)
+    paths = [stem.with_name(f"{stem.name}.{kind}") for stem in stems for kind in ("npz", "npy")]
+    return next((path for path in paths if path.is_file()), paths[0])
 
 
 def _arrays(path: Path, wanted: Sequence[Sequence[str]], optional: int = 0, advice: str = "", missing: str = "") -> dict[str, np.ndarray]:

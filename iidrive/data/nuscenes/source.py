@@ -184,7 +184,7 @@ class NuScenes:
             return voxelise(boxes, scene.map, keyframe.global_T_ego, spec)
         folder = self._gts if source == "labels" else self._predicted
         assert folder is not None  # _source_of names only folders that were given
-        return labels.read(folder / scene.name / keyframe.token / "labels.npz", spec, source)
+        return labels.read(labels.place(folder, scene.name, keyframe.token), spec, source)
 
     def missing(self) -> tuple[str, ...]:
         """Sentences about what this copy of nuScenes lacks and what is done instead. Parses the maps of all locations."""
@@ -241,22 +241,22 @@ class NuScenes:
         """Which occupancy a keyframe gets. Insisting on a kind names it even where its file is missing; reading then says so."""
         if self.config.occupancy != "auto":
             return self.config.occupancy
-        if token in self._tokens(self._gts, scene):
+        if self._has(self._gts, scene, token):
             return "labels"
-        return "predicted" if token in self._tokens(self._predicted, scene) else "derived"
+        return "predicted" if self._has(self._predicted, scene, token) else "derived"
 
-    def _tokens(self, folder: Path | None, scene: str) -> frozenset[str]:
-        """Sample tokens with a folder of occupancy for a scene, listed once."""
+    def _has(self, folder: Path | None, scene: str, token: str) -> bool:
+        """Whether a folder has occupancy for a keyframe, in its scene's folder or beside those. Each folder is listed once."""
         if folder is None:
-            return frozenset()
-        if (folder, scene) not in self._listed:
-            path = folder / scene
-            self._listed[folder, scene] = frozenset(os.listdir(path)) if path.is_dir() else frozenset()
-        return self._listed[folder, scene]
+            return False
+        for below in (scene, ""):
+            if (folder, below) not in self._listed:
+                self._listed[folder, below] = labels.tokens_in(folder / below, files_alone=not below)
+        return token in self._listed[folder, scene] or token in self._listed[folder, ""]
 
     def _holds_any(self, folder: Path) -> bool:
         """Whether a folder has occupancy for a single keyframe."""
-        return any(token in self._tokens(folder, scene) for scene, token in self._keyframes())
+        return any(self._has(folder, scene, token) for scene, token in self._keyframes())
 
     def _refuse(self, option: str, folder: Path) -> NoReturn:
         """Raise DataError for a folder that was given and holds nothing of this version."""
@@ -271,7 +271,7 @@ class NuScenes:
 
     def _count(self, folder: Path | None) -> int:
         """Number of keyframes for which a folder has occupancy."""
-        return sum(token in self._tokens(folder, scene) for scene, token in self._keyframes())
+        return sum(self._has(folder, scene, token) for scene, token in self._keyframes())
 
     def _occupancy_counts(self) -> Counter[OccSource]:
         return Counter(self._source_of(scene, token) for scene, token in self._keyframes())
