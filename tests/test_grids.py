@@ -113,6 +113,20 @@ def test_a_truth_folder_alone_serves_the_present(capsys: pytest.CaptureFixture[s
     assert found == expected("now", 1)[0].compute()
 
 
+def test_flat_folders_get_their_scenes_from_the_tables(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Files named by tokens alone, forecasts included: the scores of the folders with scenes."""
+    for kind, folder in (("ahead", world / "ahead"), ("truth", world / "root" / "gts")):
+        (tmp_path / kind).mkdir()
+        for path in folder.glob("*/*/labels.npz"):
+            (tmp_path / kind / f"{path.parent.name}.npz").symlink_to(path)
+    found = score_folders(tmp_path / "ahead", tmp_path / "truth", NuScenes(NuScenesConfig("root")), "mini_val", rays=False)
+    assert found.score.compute() == expected("ahead", 7)[0].compute()
+    assert found.skipped == 12
+    assert "names no scenes" in fails(
+        capsys, "score-occupancy", str(tmp_path / "ahead"), "--truth", str(tmp_path / "truth"), "--split", "mini_val"
+    )
+
+
 def test_truth_of_seven_times_needs_no_order(world: Path, tmp_path: Path) -> None:
     real = np.stack([drawn(t) for t in range(7)])
     write(tmp_path / "truth", "scene-1", "a", semantics=real)
