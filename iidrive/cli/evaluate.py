@@ -50,8 +50,7 @@ def demo(
         given: whether a recipe was named.
     """
     trains = train or given.named or where.data != "town"
-    if trains:
-        choose_threads()
+    choose_threads()
     (demo_.run if trains else demo_.show)(recipe, where.source, Path(out))
 
 
