@@ -143,7 +143,10 @@ def _true(sample: Sample, grid: GridSpec) -> View:
     for step in STEPS:
         found = sample.scene.keyframes[sample.keyframe + step].boxes
         yaw = geometry.wrap_angle(found.yaw_rad + np.arctan2(here[1, 0], here[0, 0]))
-        boxes.append(np.concatenate([geometry.apply(here, found.centre_m), found.size_m, yaw[:, None]], 1).reshape(-1, 7))
+        centre = geometry.apply(here, found.centre_m)
+        around = geometry.apply(geometry.invert(frames[step]), centre)[:, :2]
+        held = np.all((around >= grid.lower_m[:2]) & (around <= grid.upper_m[:2]), axis=1)  # others would stand on nothing
+        boxes.append(np.concatenate([centre, found.size_m, yaw[:, None]], 1).reshape(-1, 7)[held])
     command = sample.scene.keyframes[sample.keyframe].command
     facts = [("scene", sample.track.name), ("keyframe", str(sample.keyframe)), ("token", sample.token)]
     facts.append(("command", f"{command.manoeuvre} ({command.source})"))
@@ -191,9 +194,9 @@ def _with_choice(view: View, agent: Agent, sample: Sample, ii: bool) -> View:
 
 
 _NOTE = (
-    "Each drives the way faster or slower. Expected: steps at which it is expected to meet somebody. Taken: steps whose footprint is taken in the "
-    "scene that the planner sees. Met: steps with somebody in truth. Green: nobody is seen on it; red: somebody is. The wide one was chosen: it "
-    "costs least. Black: the true path."
+    "Each drives the way faster or slower; they are drawn side by side, the slowest on the left, with a mark where it is at the time shown. "
+    "Expected: steps at which it is expected to meet somebody. Taken: steps whose footprint is taken in the scene that the planner sees. Met: steps "
+    "with somebody in truth. Green: nobody is seen on it; red: somebody is. The wide one was chosen: it costs least. Dashed: the true path."
 )
 
 

@@ -72,7 +72,7 @@ class View:
     candidates: Sequence[Candidate] = ()
     headings: Sequence[str] = ()
     chosen: int = -1
-    note: str = "Black: the true path."
+    note: str = "Dashed: the true path."
     facts: Sequence[tuple[str, str]] = ()
 
     def __post_init__(self) -> None:

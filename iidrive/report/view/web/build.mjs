@@ -1,9 +1,9 @@
-// Bundles view.js with three.js into view.bundle.js. Its first line says of which view.js it was made; a test compares.
+// Bundles view.js, what it imports and three.js into view.bundle.js. Its first line says of which files it was made; a test compares.
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { build } from "esbuild";
 
-const source = createHash("sha256").update(readFileSync("view.js")).digest("hex");
+const made = ["view.js", "voxels.js", "things.js"].map((name) => `${name} sha256 ${createHash("sha256").update(readFileSync(name)).digest("hex")}`);
 await build({
   entryPoints: ["view.js"],
   outfile: "view.bundle.js",
@@ -12,5 +12,5 @@ await build({
   format: "esm",
   target: "es2022",
   legalComments: "none",
-  banner: { js: `/* view.js sha256 ${source}; three.js, MIT licence, see three.LICENSE */` },
+  banner: { js: `/* ${made.join("; ")}; three.js, MIT licence, see three.LICENSE */` },
 });

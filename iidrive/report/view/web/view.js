@@ -2,19 +2,19 @@
 //
 // Everything is drawn in the present ego frame: metres, x ahead, y left, z up. Grids of later moments stand where the ego is then.
 
-import {
-  AmbientLight, BoxGeometry, BufferGeometry, CircleGeometry, Color, DirectionalLight, EdgesGeometry, Float32BufferAttribute, Group, InstancedMesh,
-  LineBasicMaterial, LineSegments, Matrix4, Mesh, MeshBasicMaterial, MeshLambertMaterial, PerspectiveCamera, Scene, Vector3,
-  WebGLRenderer,
-} from "three";
+import { Color, ColorManagement, Group, LinearSRGBColorSpace, Matrix4, Mesh, PerspectiveCamera, Scene, Vector3, WebGLRenderer } from "three";
 import { OrbitControls } from "three/addons/controls/OrbitControls.js";
+import { boxes, ego, way } from "./things.js";
+import { faces, geometryOf, voxelMaterial } from "./voxels.js";
+
+ColorManagement.enabled = false; // colours are what they are called
 
 const data = JSON.parse(document.getElementById("view").textContent);
 const { shape, lower, voxel, seconds, colours, classes, free, movable, ground } = data;
 const $ = id => document.getElementById(id);
 const size = shape[0] * shape[1] * shape[2];
 const PANELS = ["true", "imagined"].filter(name => data.panels[name]);
-const LIFT = 0.35; // metres that paths lie above the ground, so that voxels of the road do not hide them
+const GROUND = lower[2] + (Math.floor(-lower[2] / voxel) + 1) * voxel; // the top of the voxels that hold height 0, which paths lie on
 
 const bytes = await (async () => {
   const packed = Uint8Array.from(atob(data.grids), c => c.charCodeAt(0));
@@ -27,79 +27,38 @@ const grid = (panel, step) => bytes.subarray(...[0, 1].map(k => (PANELS.indexOf(
 
 const scenes = {}, layers = {}, cells = {};
 const shown = { ground: true, static: true, users: true, boxes: true, candidates: true };
-const cube = new BoxGeometry(voxel * 0.96, voxel * 0.96, voxel * 0.96);
 const kind = label => movable.includes(label) ? "users" : ground.includes(label) ? "ground" : "static";
-
-function matrix(rows) {
-  return new Matrix4().set(...rows.flat());
-}
-
-// Voxels that can be seen: occupied ones with a free or missing neighbour.
-function visible(labels) {
-  const [X, Y, Z] = shape, found = { ground: [], static: [], users: [] };
-  const open = (x, y, z) => x < 0 || y < 0 || x >= X || y >= Y || z >= Z || (z >= 0 && labels[(x * Y + y) * Z + z] >= free);
-  for (let x = 0, at = 0; x < X; x++) for (let y = 0; y < Y; y++) for (let z = 0; z < Z; z++, at++) {
-    const label = labels[at];
-    if (label < free && (open(x, y, z + 1) || open(x - 1, y, z) || open(x + 1, y, z) || open(x, y - 1, z) || open(x, y + 1, z))) {
-      found[kind(label)].push([x, y, z, label]);
-    }
-  }
-  return found;
-}
+const palette = Array.from({ length: free + 1 }, (_, label) => new Vector3(...colours[label].map(v => v / 255)));
+const paint = voxelMaterial(lower, voxel, palette);
 
 function voxels(panel, step) {
   const key = `${panel} ${step}`;
   if (!cells[key]) {
-    const group = new Group(), place = new Matrix4(), colour = new Color();
-    group.applyMatrix4(matrix(data.panels[panel].frames[step]));
-    for (const [name, found] of Object.entries(visible(grid(panel, step)))) {
-      const mesh = new InstancedMesh(cube, new MeshLambertMaterial(), Math.max(found.length, 1));
-      mesh.count = found.length;
-      found.forEach(([x, y, z, label], k) => {
-        mesh.setMatrixAt(k, place.makeTranslation(...[x, y, z].map((v, axis) => lower[axis] + (v + 0.5) * voxel)));
-        mesh.setColorAt(k, colour.setRGB(...colours[label].map(v => v / 255), "srgb"));
-      });
-      mesh.frustumCulled = false;
-      mesh.userData.kind = name;
-      group.add(mesh);
-    }
-    cells[key] = group;
+    cells[key] = new Mesh(geometryOf(faces(grid(panel, step), shape, free, label => shown[kind(label)])), paint);
+    cells[key].applyMatrix4(new Matrix4().set(...data.panels[panel].frames[step].flat()));
+    cells[key].frustumCulled = false;
   }
   return cells[key];
 }
 
-function box([x, y, z, length, width, height, yaw], colour) {
-  const edges = new LineSegments(new EdgesGeometry(new BoxGeometry(length, width, height)), new LineBasicMaterial({ color: colour }));
-  edges.position.set(x, y, z);
-  edges.rotation.z = yaw;
-  return edges;
+function forget() {
+  for (const key of Object.keys(cells)) {
+    cells[key].removeFromParent();
+    cells[key].geometry.dispose();
+    delete cells[key];
+  }
 }
 
-// A flat ribbon along a path: lines of WebGL are one pixel wide.
-function ribbon(all, width, colour, opacity, order) {
-  const corners = [], faces = [], height = LIFT;
-  all.forEach(([x, y], k) => {
-    const a = all[Math.max(k - 1, 0)], b = all[Math.min(k + 1, all.length - 1)];
-    const length = Math.hypot(b[0] - a[0], b[1] - a[1]) || 1;
-    const nx = -(b[1] - a[1]) / length * width / 2, ny = (b[0] - a[0]) / length * width / 2;
-    corners.push(x + nx, y + ny, height, x - nx, y - ny, height);
-    if (k) faces.push(2 * k - 2, 2 * k - 1, 2 * k, 2 * k - 1, 2 * k + 1, 2 * k);
-  });
-  const geometry = new BufferGeometry();
-  geometry.setAttribute("position", new Float32BufferAttribute(corners, 3));
-  geometry.setIndex(faces);
-  const material = new MeshBasicMaterial({ color: colour, transparent: opacity < 1, opacity, side: 2, depthTest: false });
-  const mesh = new Mesh(geometry, material);
-  mesh.renderOrder = order;
-  return mesh;
-}
-
-// Where a path ends.
-function end([x, y], radius, colour, order) {
-  const mesh = new Mesh(new CircleGeometry(radius, 24), new MeshBasicMaterial({ color: colour, depthTest: false, transparent: true }));
-  mesh.position.set(x, y, LIFT);
-  mesh.renderOrder = order;
-  return mesh;
+// How many voxels of each kind can be seen: occupied ones with a free or missing neighbour above or beside them.
+function counts(panel) {
+  const [X, Y, Z] = shape, labels = grid(panel, state.step), found = { ground: 0, static: 0, users: 0 };
+  const open = (x, y, z) => x < 0 || y < 0 || x >= X || y >= Y || z >= Z || labels[(x * Y + y) * Z + z] >= free;
+  for (let x = 0, at = 0; x < X; x++) for (let y = 0; y < Y; y++) for (let z = 0; z < Z; z++, at++) {
+    if (labels[at] < free && (open(x, y, z + 1) || open(x - 1, y, z) || open(x + 1, y, z) || open(x, y - 1, z) || open(x, y + 1, z))) {
+      found[kind(labels[at])]++;
+    }
+  }
+  return found;
 }
 
 // Green where nobody is expected to be met, over yellow to red.
@@ -110,38 +69,32 @@ function riskColour(risk) {
 
 function build() {
   for (const panel of PANELS) {
-    const scene = scenes[panel] = new Scene(), mine = layers[panel] = { boxes: [], candidates: new Group(), ego: [] };
-    scene.add(new AmbientLight(0xffffff, 1.9));
-    const sun = new DirectionalLight(0xffffff, 1.6);
-    sun.position.set(-20, 30, 60);
-    scene.add(sun);
-    for (let step = 0; step < seconds.length; step++) {
-      const group = new Group(), ego = new Group();
-      data.boxes[step].forEach(one => group.add(box(one, 0x111111)));
-      const body = new Mesh(new BoxGeometry(...data.panels[panel].ego[step].slice(3, 6)), new MeshLambertMaterial({ color: 0x1b84d6 }));
-      const [x, y, z, , , , yaw] = data.panels[panel].ego[step];
-      body.position.set(x, y, z);
-      body.rotation.z = yaw;
-      ego.add(body);
-      mine.boxes.push(group);
-      mine.ego.push(ego);
-      scene.add(group, ego);
-    }
+    const scene = scenes[panel] = new Scene(), mine = layers[panel] = { boxes: new Group(), candidates: new Group(), ego: [], ways: [] };
+    for (const row of data.panels[panel].ego) mine.ego.push(ego(row));
     data.candidates.forEach((one, k) => {
-      const chosen = k === data.chosen, colour = riskColour(one.risk), last = one.points[one.points.length - 1];
-      mine.candidates.add(ribbon(one.points, chosen ? 1.3 : 0.3, colour, chosen ? 0.75 : 0.5, chosen ? 2 : 3));
-      mine.candidates.add(end(last, chosen ? 0.8 : 0.4, colour, chosen ? 3 : 4));
+      // candidates drive one way at other speeds: side by side each of them is seen, the first on the left
+      const aside = k === data.chosen ? 0 : (k < data.chosen ? 1 : -1) * (0.36 + 0.29 * Math.abs(k - data.chosen));
+      mine.ways.push(way(k === data.chosen ? "chosen" : "candidate", one.points, riskColour(one.risk), GROUND, aside));
     });
-    if (data.path.length) {
-      mine.candidates.add(ribbon(data.path, 0.22, 0x000000, 0.9, 5), end(data.path[data.path.length - 1], 0.35, 0x000000, 5));
-    }
-    scene.add(mine.candidates);
+    if (data.path.length) mine.ways.push(way("true", data.path, null, GROUND));
+    mine.candidates.add(...mine.ways.map(one => one.group));
+    scene.add(mine.boxes, mine.candidates, ...mine.ego);
   }
+}
+
+function boxesNow(panel) {
+  const mine = layers[panel].boxes, wanted = `${state.step} ${dark.matches}`;
+  if (mine.userData.made === wanted) return;
+  mine.userData.made = wanted;
+  mine.traverse(one => one.material?.dispose());
+  mine.clear();
+  mine.add(boxes(data.boxes[state.step], dark.matches ? "#f3f6fa" : "#161b22"));
 }
 
 // ---------------------------------------------------------------- how it is looked at
 
 const canvas = $("canvas"), renderer = new WebGLRenderer({ canvas, antialias: true, preserveDrawingBuffer: true });
+renderer.outputColorSpace = LinearSRGBColorSpace;
 const camera = new PerspectiveCamera(50, 1, 0.5, 500);
 camera.up.set(0, 0, 1);
 const controls = new OrbitControls(camera, canvas);
@@ -154,8 +107,8 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 
 function home() {
   const reach = Math.min(1, shape[0] * voxel / 80);
-  camera.position.set(-36 * reach, 0, 38 * reach);
-  controls.target.set(8, 0, 0);
+  camera.position.set(-30 * reach, 9 * reach, 26 * reach);
+  controls.target.set(7, 0, 0);
   controls.update();
 }
 
@@ -168,19 +121,25 @@ function draw() {
   renderer.setPixelRatio(Math.min(devicePixelRatio, 2));
   renderer.setSize(width, height, false);
   renderer.setScissorTest(true);
+  canvas.parentElement.classList.toggle("across", across && panels.length > 1);
+  const sky = new Color(dark.matches ? "#171b21" : "#e9edf2");
+  paint.uniforms.haze.value.set(sky.r, sky.g, sky.b);
+  paint.uniforms.near.value = camera.position.distanceTo(controls.target) + 18;
+  paint.uniforms.light.value = dark.matches ? 0.86 : 1;
   panels.forEach((panel, k) => {
     const w = across ? width / panels.length : width, h = across ? height : height / panels.length;
     const left = across ? k * w : 0, bottom = across ? 0 : (panels.length - 1 - k) * h;
-    const scene = scenes[panel];
-    scene.background = new Color(dark.matches ? 0x171b21 : 0xe9edf2);
+    const scene = scenes[panel], mine = layers[panel];
+    scene.background = sky;
     for (const child of [...scene.children]) if (child.userData.grid) scene.remove(child);
-    const group = voxels(panel, state.step);
-    group.userData.grid = true;
-    for (const mesh of group.children) mesh.visible = shown[mesh.userData.kind];
-    scene.add(group);
-    layers[panel].boxes.forEach((one, step) => { one.visible = shown.boxes && step === state.step; });
-    layers[panel].ego.forEach((one, step) => { one.visible = step === state.step; });
-    layers[panel].candidates.visible = shown.candidates;
+    const mesh = voxels(panel, state.step);
+    mesh.userData.grid = true;
+    scene.add(mesh);
+    boxesNow(panel);
+    mine.boxes.visible = shown.boxes;
+    mine.ego.forEach((one, step) => { one.visible = step === state.step; });
+    mine.ways.forEach(one => one.show(state.step));
+    mine.candidates.visible = shown.candidates;
     camera.aspect = w / h;
     camera.updateProjectionMatrix();
     renderer.setViewport(left, bottom, w, h);
@@ -236,6 +195,7 @@ function look(view) {
 
 function toggle(name) {
   shown[name] = !shown[name];
+  forget();
   for (const button of document.querySelectorAll(`[data-layer="${name}"]`)) button.setAttribute("aria-pressed", shown[name]);
   redraw();
 }
@@ -305,7 +265,6 @@ look(state.view);
 go(0);
 draw();
 window.iidriveView = {
-  state, shown, go, look, toggle,
-  counts: panel => Object.fromEntries(voxels(panel, state.step).children.map(mesh => [mesh.userData.kind, mesh.count])),
+  state, shown, go, look, toggle, counts, faces: panel => voxels(panel, state.step).geometry.instanceCount,
 };
 document.documentElement.dataset.ready = "yes";
