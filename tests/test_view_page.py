@@ -15,6 +15,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import torch
 from browser import opened
 from PIL import Image
 
@@ -22,8 +23,16 @@ import iidrive.report.view
 from iidrive.cli.main import main
 from iidrive.core.classes import FREE, IGNORE
 from iidrive.core.errors import ConfigError, DataError
-from iidrive.core.scene import GridSpec
+from iidrive.core.lineage import TRAINED_HERE
+from iidrive.core.scene import GridSpec, OccGrid, Scene
+from iidrive.data.clips import read_tracks, scored_clips
 from iidrive.data.town.source import Town, TownConfig
+from iidrive.models.forecast import Forecaster
+from iidrive.models.tokenizer import Tokenizer
+from iidrive.models.world import WorldModel
+from iidrive.pipeline import recipes
+from iidrive.pipeline.tokens import codes_in_memory
+from iidrive.pipeline.view import view_of
 from iidrive.report.page import Page, Table, write_index
 from iidrive.report.video import write_video
 from iidrive.report.view.page import Candidate, Panel, View, render_view, write_view
@@ -279,6 +288,44 @@ def test_the_command_shows_a_planner_a_world_model_and_predictions(tmp_path: Pat
     assert list(shown["panels"]) == ["true"]
     (one,) = shown["candidates"]
     assert one["points"][0] == pytest.approx(scene.keyframes[0].ego_T_lidar.matrix[:2, 3].tolist(), abs=2e-3)
+
+
+def test_what_taints_a_model_stands_on_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = ["--recipe.town.keyframes=14", "--out", str(tmp_path / "m.html")]
+    main(["view", "town-small", "--split", "train", "--scene", "town-train-00001", *short])
+    page, printed = (tmp_path / "m.html").read_text(encoding="utf-8"), capsys.readouterr().out
+    (mark,) = re.findall(r'<p class="mark">(.*?)</p>', page)
+    assert TRAINED_HERE in mark
+    assert TRAINED_HERE in printed
+    main(["view", "town-small", "--recipe.town.test_scenes=1", *short])
+    assert '<p class="mark">' not in (tmp_path / "m.html").read_text(encoding="utf-8")
+    assert '<p class="mark">&lt;i&gt;</p>' in render_view(replace(small_view(), marks=("<i>",)))
+
+
+def test_a_sample_is_encoded_as_in_its_whole_scene() -> None:
+    torch.manual_seed(0)
+    source = Town(TownConfig(test_scenes=1, keyframes=22))
+    recipe, tokenizer = recipes.tiny(), Tokenizer(recipes.tiny().tokenizer).eval()
+    world = WorldModel(recipe.world, tokenizer.cells, tokenizer.config.grid)
+    model = Forecaster(tokenizer, world).eval()
+    tracks = read_tracks(source, "test")
+    clips = scored_clips(tracks, codes_in_memory(tokenizer, source, tracks), source, tokenizer.config.grid)
+    for keyframe in (0, 13):
+        expected, imagined = model.forecast(clips.batch([clips.samples.index((0, keyframe))]).inputs, range(7))
+        read: list[int] = []
+
+        class Counted(Town):
+            def occupancy(self, scene: Scene, index: int, spec: GridSpec) -> OccGrid:
+                read.append(index)  # noqa: B023 - used up at once
+                return super().occupancy(scene, index, spec)
+
+        made = view_of(model, Counted(source.config), tracks[0].name, keyframe)
+        assert made.imagined is not None
+        assert (made.imagined.labels == expected[0].numpy()).all()
+        np.testing.assert_allclose(made.imagined.frames[1:], imagined.now_T_frame[0, :6].numpy(), atol=1e-6)
+        back = recipe.tokenizer.quantiser.history + 5
+        assert min(read) == max(0, keyframe - back), "no frame is read that nothing needs"
+        assert max(read) == keyframe + 6
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from iidrive.cli.options import DataOptions, Switch, TownFields, read_plans
 from iidrive.core.errors import ConfigError, unknown
+from iidrive.core.lineage import mark_lines
 from iidrive.pipeline import recipes
 from iidrive.pipeline.evaluate import town_of
 from iidrive.pipeline.recipes import Recipe
@@ -53,7 +54,7 @@ def view(
     predictions = Path(subject).is_file() and holds_arrays(subject)
     if not predictions and not shipped.exists(subject):
         raise ConfigError(f"{unknown('model', subject, shipped.names())} Or give a run folder, checkpoint or predictions file that exists.")
-    found = read_plans(subject)[0] if predictions else checkpoint.read(subject)
+    found, marks = read_plans(subject) if predictions else (checkpoint.read(subject), ())
     if isinstance(found, Checkpoint):
         recipe = replace(recipe, town=town_of(found.manifest, recipe.town, towns.given))
     source, split = where.open(recipe, "test")
@@ -64,6 +65,6 @@ def view(
     if suffix != ".html":
         print(f"{name}: {write_video(film_of_subject(found, source, name, test_ii == 'on'), out, PER_SECOND)}")
         return
-    made = view_of_subject(found, source, name, index, test_ii == "on")
+    made = view_of_subject(found, source, name, index, test_ii == "on", marks)
     path = write_view(made, out)
-    print(f"{made.title}: {path} ({path.stat().st_size / 1e6:.1f} MB; open it in a browser, it needs no network)")
+    print(f"{mark_lines(made.marks)}{made.title}: {path} ({path.stat().st_size / 1e6:.1f} MB; open it in a browser, it needs no network)")

@@ -103,9 +103,7 @@ class TestSet:
 
     def marks(self, manifest: Manifest) -> tuple[str, ...]:
         """The mark of a model that some of these scenes trained, itself or a stage that it is made of."""
-        here, seed = {track.name for track in self.tracks}, self.source.identity().get("seed")
-        kinds = [entry["kind"] for entry in manifest.trained_on if entry["seed"] == seed and here & set(_scenes_of(entry, self.source))]
-        return (f"{TRAINED_HERE}: {', '.join(dict.fromkeys(kinds))}",) if kinds else ()
+        return trained_here(manifest, self.source, [track.name for track in self.tracks])
 
     def judged(self, found: Checkpoint) -> Lineage:
         """What a checkpoint descends from, with the mark of `marks` if it deserves it."""
@@ -238,6 +236,13 @@ EVALUATORS: dict[str, Callable[[Checkpoint, TestSet, Use], Result]] = {
     "ego-mlp": evaluate_ego_mlp,
 }
 """What evaluates a checkpoint, by its kind."""
+
+
+def trained_here(manifest: Manifest, source: Source, names: Sequence[str]) -> tuple[str, ...]:
+    """The mark of a model that some scenes of a source trained, itself or a stage that it is made of; nothing for one that none of them did."""
+    here, seed = set(names), source.identity().get("seed")
+    kinds = [entry["kind"] for entry in manifest.trained_on if entry["seed"] == seed and here & set(_scenes_of(entry, source))]
+    return (f"{TRAINED_HERE}: {', '.join(dict.fromkeys(kinds))}",) if kinds else ()
 
 
 def _scenes_of(entry: Mapping[str, Any], source: Source) -> tuple[str, ...]:

@@ -57,10 +57,11 @@ def write_tokens(
 
 
 @torch.no_grad()
-def scene_codes(tokenizer: Tokenizer, source: Source, scene: Scene) -> Array:
-    """Codes (T, n) of every keyframe of a scene."""
-    grids = np.stack([source.occupancy(scene, i, tokenizer.config.grid).semantics for i in range(len(scene))])
-    poses = np.stack([keyframe.global_T_ego.matrix for keyframe in scene.keyframes])
+def scene_codes(tokenizer: Tokenizer, source: Source, scene: Scene, rows: range | None = None) -> Array:
+    """Codes (T, n) of every keyframe of a scene, or of `rows` as if the scene began with them."""
+    rows = range(len(scene)) if rows is None else rows
+    grids = np.stack([source.occupancy(scene, i, tokenizer.config.grid).semantics for i in rows])
+    poses = np.stack([scene.keyframes[i].global_T_ego.matrix for i in rows])
     return tokenizer.tokenize_scene(torch.from_numpy(grids).to(device()), torch.from_numpy(poses).to(device())).numpy(force=True)
 
 
@@ -68,3 +69,13 @@ def codes_in_memory(tokenizer: Tokenizer, source: Source, tracks: Iterable[EgoTr
     """Codes of whole scenes, made now and kept in memory."""
     held = {track.name: scene_codes(tokenizer, source, source.scene(track.name)) for track in tracks}
     return lambda name, rows: held[name][rows]
+
+
+def codes_before(tokenizer: Tokenizer, source: Source, scene: Scene, keyframe: int, past: int) -> Frames:
+    """Codes of a keyframe and the `past` ones before it, as in the whole scene: only these and those that they look back on are encoded.
+
+    Asked for later keyframes, it gives the last one's.
+    """
+    first = max(0, keyframe - past - tokenizer.config.quantiser.history)
+    held = scene_codes(tokenizer, source, scene, range(first, keyframe + 1))
+    return lambda name, rows: held[np.clip(rows - first, 0, len(held) - 1)]

@@ -13,18 +13,21 @@ from jaxtyping import Float, UInt8
 from iidrive.core import geometry
 from iidrive.core.batch import Batch
 from iidrive.core.errors import ConfigError, DataError
+from iidrive.core.lineage import joined
 from iidrive.core.scene import FUTURE_STEPS, STEP_S, GridSpec, Scene
 from iidrive.data.box_tracks import BoxTargets
-from iidrive.data.clips import ClipDataset, EgoTrack, read_tracks, scored_clips
+from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, OccupancyFrames, read_tracks, scored_clips
 from iidrive.data.source import Source
 from iidrive.models.forecast import Forecaster
 from iidrive.models.outcomes import collisions
 from iidrive.models.planner import Agent
+from iidrive.models.tokenizer import Tokenizer
 from iidrive.pipeline import infer
+from iidrive.pipeline.evaluate import trained_here
 from iidrive.pipeline.forecast_rows import frames_at, real_grids, true_frames
-from iidrive.pipeline.load import load_agent, load_forecaster
+from iidrive.pipeline.load import LoadedAgent, LoadedForecaster, load_agent, load_forecaster
 from iidrive.pipeline.pictures import film, telling
-from iidrive.pipeline.tokens import codes_in_memory
+from iidrive.pipeline.tokens import codes_before, codes_in_memory
 from iidrive.report.view.page import Candidate, Panel, View
 from iidrive.runtime.run_folder import device
 from iidrive.scoring.cases import Predictions
@@ -37,16 +40,18 @@ STEPS = tuple(range(FUTURE_STEPS + 1))
 VIEW_GRID = GridSpec((80, 80, 8), (-32.0, -32.0, -1.0), 0.8)
 """The grid that predictions are shown on, which come with none of their own."""
 
+MORE_THAN_FIT = 2**40
+"""Keyframes that memory does not hold: occupancy is then read frame by frame, not scene by scene."""
+
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample with a full future: its scene, keyframe, row of `clips`, and batch of one with boxes."""
+    """A sample with a full future: its scene, keyframe, and batch of one with boxes."""
 
     scene: Scene
     track: EgoTrack
     keyframe: int
     batch: Batch
-    clips: ClipDataset
 
     @property
     def token(self) -> str:
@@ -54,25 +59,30 @@ class Sample:
         return self.track.tokens[self.keyframe]
 
 
-def view_of_subject(found: Checkpoint | Predictions, source: Source, name: str, keyframe: int | None = None, ii: bool = True) -> View:
+def view_of_subject(
+    found: Checkpoint | Predictions, source: Source, name: str, keyframe: int | None = None, ii: bool = True, marks: tuple[str, ...] = ()
+) -> View:
     """A sample of the scene `name` with what is planned and imagined; without `keyframe` the one whose next 3 s differ most from going straight on.
+
+    A checkpoint's own marks, and that of one which the scene trained, stand on the view beside `marks`.
 
     Raises:
         ConfigError: for other kinds of checkpoints, and for a keyframe without a full future. DataError: for predictions of other samples.
     """
     if isinstance(found, Predictions):
-        return view_of_predictions(found, source, name, keyframe)
-    return view_of(_model(found), source, name, keyframe, ii)
+        return replace(view_of_predictions(found, source, name, keyframe), marks=marks)
+    loaded = _loaded(found)
+    own = joined(loaded.manifest.marks, trained_here(loaded.manifest, source, [name]), marks)
+    return replace(view_of(loaded.model, source, name, keyframe, ii), marks=own)
 
 
 def view_of(model: Agent | Forecaster, source: Source, name: str, keyframe: int | None = None, ii: bool = True) -> View:
     """The same of a model that is loaded. Raises ConfigError for a keyframe without a full future."""
     agent = model if isinstance(model, Agent) else None
     forecaster = model.forecaster if isinstance(model, Agent) else model
-    grid = forecaster.tokenizer.config.grid
-    tracks = read_tracks(source, [name])
-    sample = _sample(source, scored_clips(tracks, codes_in_memory(forecaster.tokenizer, source, tracks), source, grid), keyframe)
-    view = replace(_true(sample, grid), imagined=_imagined(forecaster, sample.batch))
+    tokenizer = forecaster.tokenizer
+    sample = _sample(source, name, keyframe, tokenizer.config.grid, tokenizer)
+    view = replace(_true(sample, tokenizer.config.grid), imagined=_imagined(forecaster, sample.batch))
     return view if agent is None else _with_choice(view, agent, sample, ii)
 
 
@@ -82,8 +92,7 @@ def view_of_predictions(found: Predictions, source: Source, name: str, keyframe:
     Raises:
         DataError: if no path belongs to the sample. ConfigError: for a keyframe without a full future.
     """
-    tracks = read_tracks(source, [name])
-    sample = _sample(source, scored_clips(tracks, None, source, VIEW_GRID), keyframe)
+    sample = _sample(source, name, keyframe, VIEW_GRID)
     rows = {token: row for row, token in enumerate(found.token or ())}
     if sample.token not in rows:
         raise DataError(
@@ -108,7 +117,7 @@ def film_of_subject(found: Checkpoint | Predictions, source: Source, name: str, 
         if not any(token in paths for token in tracks[0].tokens):
             raise DataError(f"{found.where}: no path belongs to a sample of {name}.")
         return film(source, tracks, None, scored_clips(tracks), {found.where: paths})
-    model = _model(found)
+    model = _loaded(found).model
     forecaster = model.forecaster if isinstance(model, Agent) else model
     clips = scored_clips(tracks, codes_in_memory(forecaster.tokenizer, source, tracks), source, forecaster.tokenizer.config.grid)
     plans: dict[str, dict[str, Array]] = {}
@@ -118,22 +127,25 @@ def film_of_subject(found: Checkpoint | Predictions, source: Source, name: str, 
     return film(source, tracks, forecaster, clips, plans)
 
 
-def _model(found: Checkpoint) -> Agent | Forecaster:
+def _loaded(found: Checkpoint) -> LoadedAgent | LoadedForecaster:
     kind = found.manifest.kind
     if kind not in ("planner", "world"):
         raise ConfigError(f"{found.path} is a {kind}, which imagines nothing. View a planner, a world model, or predictions.")
-    return load_agent(found).model if kind == "planner" else load_forecaster(found).model
+    return load_agent(found) if kind == "planner" else load_forecaster(found)
 
 
-def _sample(source: Source, clips: ClipDataset, keyframe: int | None) -> Sample:
-    (track,) = clips.tracks
+def _sample(source: Source, name: str, keyframe: int | None, grid: GridSpec, tokenizer: Tokenizer | None = None) -> Sample:
+    """One sample, with codes where there is a `tokenizer`. Only the frames that it needs are read and encoded."""
+    (track,) = read_tracks(source, [name])
     index = telling([track])[0].keyframe if keyframe is None else keyframe
-    if (0, index) not in clips.samples:
-        last = max((k for _, k in clips.samples), default=-1)
-        raise ConfigError(f"{track.name}: keyframe {index} has no full future; those that have one are 0 to {last}.")
-    labelled = clips.with_labels(BoxTargets(source))
-    batch = labelled.batch([clips.samples.index((0, index))]).to(device())
-    return Sample(source.scene(track.name), track, index, batch, clips)
+    whole = np.flatnonzero(track.path_valid.all(1))
+    if index not in whole:
+        raise ConfigError(f"{track.name}: keyframe {index} has no full future; those that have one are 0 to {whole.max(initial=-1)}.")
+    scene, spec = source.scene(name), ClipSpec()
+    codes = None if tokenizer is None else codes_before(tokenizer, source, scene, index, spec.past)
+    frames = OccupancyFrames(source, grid, MORE_THAN_FIT)
+    clips = ClipDataset([track], spec, frames, codes, future=True, labels=BoxTargets(source))
+    return Sample(scene, track, index, clips.batch([clips.samples.index((0, index))]).to(device()))
 
 
 def _true(sample: Sample, grid: GridSpec) -> View:

@@ -55,7 +55,7 @@ class View:
     """What a page shows.
 
     `boxes` are (n,7) at every moment: centre, length, width, height, yaw. `path_m` (7,2) is the true path, the present first. `headings` stand over
-    the candidates' rows, of which `chosen` was taken (-1: none); `note` explains them.
+    the candidates' rows, of which `chosen` was taken (-1: none); `note` explains them. `marks` stand over everything: what taints the model.
 
     Raises:
         DataError: for panels that do not fit the grid or the moments.
@@ -74,6 +74,7 @@ class View:
     chosen: int = -1
     note: str = "Dashed: the true path."
     facts: Sequence[tuple[str, str]] = ()
+    marks: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         moments = len(self.seconds)
@@ -99,6 +100,7 @@ def render_view(view: View) -> str:
         title=view.title,
         lead=view.lead,
         facts=view.facts,
+        marks=view.marks,
         headings=view.headings,
         note=view.note,
         style=(web / "view.css").read_text(encoding="utf-8"),
