@@ -23,7 +23,8 @@ REQUIRED = "IIDRIVE_BROWSER"
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 _FLAGS = (
     "--headless", "--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--window-size=1200,700", "--remote-debugging-pipe",
+    "--disable-sync", "--disable-dev-shm-usage", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--window-size=1200,700",
+    "--remote-debugging-pipe",
 )  # fmt: skip
 
 
