@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from iidrive.cli.options import DataOptions, Switch, TownFields, enter, write_json
+from iidrive.cli.options import DataOptions, Switch, TownFields, enter, require_scene, write_json
 from iidrive.core.config_io import to_plain
 from iidrive.core.errors import ConfigError
 from iidrive.models.baselines import KINEMATIC
@@ -73,8 +73,7 @@ def drive(
     recipe = driving.enlarged(recipe, where.split or "test", scenes)
     source, split = where.open(recipe, "test")
     names = source.scene_names(split)[: scenes or None]
-    if scene and scene not in names:
-        raise ConfigError(f"--scene {scene}: there is no such scene in {split}; its scenes are {names[0]} to {names[-1]}.")
+    require_scene(scene, names, split)
     names = (scene,) if scene else names
     name = Path(planner).name.replace(":", "-")
     loop = LoopConfig(agents, displace == "on", go_on == "on", delay_s=delay_s, dropped=drop)

@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -122,6 +122,12 @@ class TrainOptions:
         choose_threads(self.threads, self.run if self.resume != "off" else "", process_group.size, distributed.started()[0])
         repeat_bits(self.parallel.deterministic)
         return RunOptions(process_group, self.parallel, self.resume, self.init, None, self.tensorboard == "on")
+
+
+def require_scene(scene: str, names: Sequence[str], split: str) -> None:
+    """Raise ConfigError for a `--scene` that a split does not have; none given is none missing."""
+    if scene and scene not in names:
+        raise ConfigError(f"--scene {scene}: there is no such scene in {split}; its scenes are {names[0]} to {names[-1]}.")
 
 
 def note(sentence: str) -> None:

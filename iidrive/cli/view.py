@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from iidrive.cli.options import DataOptions, Switch, TownFields, read_plans
+from iidrive.cli.options import DataOptions, Switch, TownFields, read_plans, require_scene
 from iidrive.core.errors import ConfigError, unknown
 from iidrive.core.lineage import mark_lines
 from iidrive.pipeline import recipes
@@ -59,8 +59,7 @@ def view(
         recipe = replace(recipe, town=town_of(found.manifest, recipe.town, towns.given))
     source, split = where.open(recipe, "test")
     names = source.scene_names(split)
-    if scene and scene not in names:
-        raise ConfigError(f"--scene {scene}: there is no such scene in {split}; its scenes are {names[0]} to {names[-1]}.")
+    require_scene(scene, names, split)
     name, index = scene or names[0], None if keyframe < 0 else keyframe
     if suffix != ".html":
         print(f"{name}: {write_video(film_of_subject(found, source, name, test_ii == 'on'), out, PER_SECOND)}")

@@ -52,7 +52,7 @@ class ClassTable:
 
     @property
     def lacks(self) -> tuple[str, ...]:
-        """Occ3D's classes that the table has no number for."""
+        """Occ3D's classes that are missing from the table."""
         return tuple(name for name, label in OCC.items() if label not in self.numbers.values())
 
     def translate(self, labels: Integer[Array, "*n"], where: str, rows: bool = False) -> UInt8[Array, "*n"]:

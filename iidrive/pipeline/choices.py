@@ -53,8 +53,7 @@ class Choices:
 
     def to_json(self) -> dict[str, Any]:
         """The summary, and how many samples fail for each reason."""
-        why = list(self.failures().values())
-        return {**self.summary(), "failures": {kind: why.count(kind) for kind in FAILURES}}
+        return {**self.summary(), "failures": self.failure_counts()}
 
     def summary(self) -> dict[str, float]:
         """Figures over all samples. The oracle takes the candidate that truly meets the least, and of those the nearest to the true path."""
@@ -80,18 +79,23 @@ class Choices:
         met = np.flatnonzero(self.steps_met[rows, self.chosen] > 0)
         return {self.tokens[k]: NO_WAY_OUT if blocked[k] else NOT_AVOIDED if foreseen[k] else NOT_FORESEEN for k in met}
 
+    def failure_counts(self) -> dict[str, int]:
+        """How many samples fail for each of `FAILURES`."""
+        why = list(self.failures().values())
+        return {kind: why.count(kind) for kind in FAILURES}
+
     def text(self) -> str:
         """The summary as three sentences."""
-        s = self.summary()
-        why = list(self.failures().values())
-        failed = "; ".join(f"{kind} {why.count(kind)}" for kind in FAILURES)
+        s, failed = self.summary(), self.failure_counts()
+        why = "; ".join(f"{kind} {count}" for kind, count in failed.items())
+        met = sum(failed.values())
         return (
             f"candidates: {len(self.accelerations)} speeds, the farthest ends {s['spread_3s_m']:.1f} m from the way at 3 s; the choice changed "
             f"{100 * s['changed']:.1f} % of the plans.\n"
             f"steps with a true box, mean distance from the true path: chosen {s['steps_met']} ({s['steps_expected']:.1f} expected), "
             f"{s['distance_m']:.3f} m; unchanged {s['steps_met_unchanged']}, {s['distance_unchanged_m']:.3f} m; an oracle's choice "
             f"{s['steps_met_oracle']}, {s['distance_oracle_m']:.3f} m.\n"
-            f"samples whose choice meets a box: {len(why)}" + (f" ({failed})." if why else ".")
+            f"samples whose choice meets a box: {met}" + (f" ({why})." if met else ".")
         )
 
     def lines(self) -> str:

@@ -15,8 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from iidrive.report.figures import PLAN_STYLES
-from iidrive.runtime import atomic
+from iidrive.report.figures import PLAN_STYLES, write_png
 
 Array = np.ndarray
 
@@ -50,7 +49,7 @@ def planner_chart(curves: Sequence[Curve], seconds: Sequence[float], path: Path 
         axes.set_ylim(bottom=0)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
-    return _write(figure, path)
+    return write_png(FigureCanvasAgg(figure), path)
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def reliability_chart(places: Mapping[str, Told], seconds: Sequence[float], path
         axes.set_xlabel("probability given", color=_SOFT)
         axes.set_ylabel("share truly taken", color=_SOFT)
         axes.legend(frameon=False, loc="upper left")
-    return _write(figure, path)
+    return write_png(FigureCanvasAgg(figure), path)
 
 
 def _plain(axes: Axes, title: str) -> None:
@@ -91,11 +90,3 @@ def _plain(axes: Axes, title: str) -> None:
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color(_GRID)
-
-
-def _write(figure: Figure, path: Path | str) -> Path:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic.whole(path) as temporary:
-        FigureCanvasAgg(figure).print_png(temporary)
-    return path

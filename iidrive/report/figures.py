@@ -173,8 +173,12 @@ def scene_figure(panel: ScenePanel, path: Path | str) -> Path:
     Raises:
         DataError: for occupancy with a class that does not exist.
     """
+    return write_png(_scene_canvas(panel), path)
+
+
+def write_png(canvas: FigureCanvasAgg, path: Path | str) -> Path:
+    """Write what is drawn on a canvas, whole or not at all; the folder is made. Returns the path."""
     path = Path(path)
-    canvas = _scene_canvas(panel)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic.whole(path) as temporary:
         canvas.print_png(temporary)

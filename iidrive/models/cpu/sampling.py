@@ -33,7 +33,7 @@ def corners(x: Float[Tensor, "*N"], y: Float[Tensor, "*N"], size: tuple[int, int
     right, over = x - low_x, y - low_y
     left, under = 1 - right, 1 - over
     row = bordered(size)[1]
-    # a place that is no number keeps its weights, which are none either, and some cell
+    # a position that is NaN has NaN weights, and reads an arbitrary cell
     first = ((low_x + _BORDER[0]) * row + low_y + _BORDER[0]).nan_to_num(0).int()
     cells = torch.stack([first, first + 1, first + row, first + (row + 1)])
     return cells, torch.stack([left * under, left * over, right * under, right * over])

@@ -156,7 +156,10 @@ def histogram_weights(error: Float[Tensor, "N"], truth: Bool[Tensor, "N"], bins:
 
 
 def interval(error: Float[Tensor, "*N"], bins: int) -> Int[Tensor, "*N"]:
-    """Which of `bins` equal intervals an error between 0 and 1 falls into, the largest errors first; NaN into any: the loss is NaN all the same."""
+    """Which of `bins` equal intervals an error between 0 and 1 falls into, the largest errors first.
+
+    NaN goes to an arbitrary one: the loss is NaN anyway.
+    """
     return (error * -bins).add_(bins - 1e-3).nan_to_num_(0).clamp_(0, bins - 1).long()
 
 
