@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -14,6 +16,7 @@ from iidrive.cli.main import Command, named
 from iidrive.cli.parser import Parser, parser_of
 
 ROOT = Path(__file__).parents[1]
+LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
 PAGES = (
     "README.md",
     "README.zh-CN.md",
@@ -87,3 +90,64 @@ def test_both_readmes_quote_the_same_commands() -> None:
 
     assert calls(english) == calls(chinese)
     assert numbers(english) == numbers(chinese)
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub and MkDocs form them from plain headings."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", re.sub(r"[`*]", "", heading)).strip().lower().replace(" ", "-") for heading in headings}
+
+
+def dead_links(page: Path) -> list[str]:
+    """Relative links of a page whose file, or whose heading in a Markdown file, does not exist."""
+    dead = []
+    for target, anchor in LINK.findall(FENCE.sub("", page.read_text())):
+        path = page.parent / target if target else page
+        if "://" in target:
+            continue
+        if not path.exists() or (anchor and anchor not in anchors(path.read_text())):
+            dead.append(f"{target}#{anchor}" if anchor else target)
+    return dead
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if not page.startswith("docs/")] + ["iidrive/weights/town-small/README.md"])
+def test_relative_links_lead_somewhere(page: str) -> None:
+    assert dead_links(ROOT / page) == []
+
+
+def test_dead_links_are_found(tmp_path: Path) -> None:
+    (tmp_path / "b.md").write_text("# One `two`: three\n")
+    (tmp_path / "a.md").write_text(
+        "# A\n[x](b.md) [x](b.md#one-two-three) [x](#a) [x](https://example.org/y) [x](c.md) [x](b.md#four) [x](#b)\n"
+    )
+    assert dead_links(tmp_path / "a.md") == ["c.md", "b.md#four", "#b"]
+
+
+def test_the_picture_of_the_floors_is_the_contract() -> None:
+    source, drawn = ((ROOT / "docs" / "pictures" / name).read_text() for name in ("floors.mmd", "floors.svg"))
+    block = re.search(r"^layers = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
+    assert block
+    floors = [set(floor.split(" | ")) for floor in re.findall(r'"([^"]*)"', block[1])]
+    order = re.sub(r'\["[^"]*"\]|%%.*|flowchart TD', "", source).replace("\n", " --> ").split("-->")
+    chain = [set(step.split(" & ")) for step in map(str.strip, order) if step]
+    assert [floor for k, floor in enumerate(chain) if k == 0 or floor != chain[k - 1]] == floors
+    for label in re.findall(r'\["([^"]*)"\]', source):
+        assert all(word in drawn for word in label.split())
+
+
+def test_requests_to_other_hosts_are_found(tmp_path: Path) -> None:
+    page = tmp_path / "site" / "a.html"
+    page.parent.mkdir()
+    page.write_text('<a href="https://example.org">read</a><link rel="canonical" href="https://example.org/a"><script src="a.js"></script>')
+    check = [sys.executable, str(ROOT / ".ci" / "offline.py"), str(page.parent)]
+    assert subprocess.run(check).returncode == 0
+    for wrong in (
+        '<script src="https://example.org/a.js"></script>',
+        '<link rel="stylesheet" href="//example.org/a.css">',
+        "<style>@import url(https://example.org/a.css)</style>",
+        '<pre class="mermaid">a</pre>',
+    ):
+        page.write_text(wrong)
+        assert subprocess.run(check, capture_output=True).returncode == 1
+    page.unlink()
+    assert subprocess.run(check, capture_output=True).returncode == 1
