@@ -61,6 +61,7 @@ def unknown_options(call: str) -> list[str]:
     return [option for option in given if option not in known and option.replace("-", "_").replace("__", "--", 1) not in known]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_quoted_options_exist(page: str) -> None:
     calls = list(quoted((ROOT / page).read_text()))
