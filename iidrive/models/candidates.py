@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from iidrive.core.footprint import EGO_SIZE_M
-from iidrive.core.scene import STEP_S
+from iidrive.core.scene import FUTURE_STEPS, STEP_S
 from iidrive.models.layers import constant
 from iidrive.models.repeatable import running_sum
 
@@ -58,6 +58,25 @@ def along(paths: Float[Tensor, "B S 2"], gone_m: Float[Tensor, "B A N"]) -> Floa
     last = torch.where(length[:, -1:] > _LEAST_M, unit[:, -1], ahead)
     beyond = (gone_m - arc[:, -1, None, None]).clamp(min=0)
     return torch.einsum("bans,bsi->bani", on_hop, unit) + beyond[..., None] * last[:, None, None]
+
+
+def smoothing(weight: float) -> Float[Tensor, "S S+1"]:
+    """The matrix that takes where the ego was a step ago and a path, S+1 points one after the other, to the smoothed path.
+
+    The smoothed path minimises the squared distance to the path plus `weight` times its squared third differences, those across the present and the
+    step before it included: it goes on as the ego has moved, with little jerk. Regularised least squares (Whittaker 1923).
+    """
+    steps = FUTURE_STEPS
+    third = torch.diff(torch.eye(steps + 2, dtype=torch.float64), n=3, dim=0)
+    before, ahead = third[:, 0], third[:, 2:]  # the present is the origin
+    right = torch.cat([-weight * (ahead.T @ before)[:, None], torch.eye(steps, dtype=torch.float64)], 1)
+    return torch.linalg.solve(torch.eye(steps, dtype=torch.float64) + weight * ahead.T @ ahead, right).float()
+
+
+def smoothed(paths: Float[Tensor, "B A S 2"], before: Float[Tensor, "B 2"], matrix: Float[Tensor, "S S+1"]) -> Float[Tensor, "B A S 2"]:
+    """Paths as `smoothing` has them. `before` is where the ego was a step ago, metres in the current lidar frame."""
+    points = torch.cat([before[:, None, None].expand(-1, paths.shape[1], 1, 2), paths], 2)
+    return torch.einsum("st,bati->basi", matrix.to(paths.dtype), points)
 
 
 def headings(paths: Float[Tensor, "*B S 2"]) -> Float[Tensor, "*B S 2"]:

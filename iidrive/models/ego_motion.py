@@ -124,6 +124,13 @@ def last_interval_s(inputs: Inputs) -> Float[Tensor, "B"]:
     return torch.where(inputs.known[:, -2], inputs.age_s[:, -2], STEP_S).clamp(min=1e-3)
 
 
+def step_before(inputs: Inputs, path: Float[Tensor, "B S 2"]) -> Float[Tensor, "B 2"]:
+    """Where LIDAR_TOP was 0.5 s ago, in the current lidar frame, metres: from its mean velocity since the last keyframe. At a scene's first keyframe,
+    as far behind as the first step of `path` is ahead."""
+    was = lidar_path(inputs.now_T_frame[:, -2:-1], inputs.ego_T_lidar)[:, 0]
+    return torch.where(inputs.known[:, -2, None], was * (STEP_S / last_interval_s(inputs))[:, None], -path[:, 0])
+
+
 def horizons_s(inputs: Inputs) -> Float[Tensor, "6"]:
     """0.5 .. 3.0 s."""
     return STEP_S * torch.arange(1, FUTURE_STEPS + 1, device=inputs.age_s.device, dtype=inputs.now_T_frame.dtype)

@@ -28,8 +28,8 @@ from iidrive.core.batch import Batch, Inputs
 from iidrive.core.errors import ConfigError
 from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES
 from iidrive.models.baselines import ctrv
-from iidrive.models.candidates import speed_profiles
-from iidrive.models.ego_motion import MOTION, ego_status, lidar_path
+from iidrive.models.candidates import smoothed, smoothing, speed_profiles
+from iidrive.models.ego_motion import MOTION, ego_status, lidar_path, step_before
 from iidrive.models.forecast import Forecaster, Seen
 from iidrive.models.layers import CellGrid, ResBlock, constant, mlp, planar, transform_inverse
 from iidrive.models.losses import Counts, masked_mean
@@ -56,6 +56,7 @@ class PlannerConfig:
         overlap_m: the same for a step in which the whole footprint is taken in the imagined scene.
         shifts_m: how far beside the way paths lie that are tried before speeds are, metres, 0 first; empty: the way is driven as it is.
         road_m: metres aside that a path is worth whose corners are off the road from its first step to its last, as the present tokens show it.
+        smooth: weight of a candidate's squared third differences beside its squared distance from what it was; 0: it is driven as it is.
     """
 
     latent_width: int = 128
@@ -71,6 +72,7 @@ class PlannerConfig:
     overlap_m: float = 20.0
     shifts_m: tuple[float, ...] = ()
     road_m: float = 40.0
+    smooth: float = 0.0
 
     def __post_init__(self) -> None:
         if self.width % 8:
@@ -158,6 +160,8 @@ class Planner(nn.Module):
             self.outcomes = OutcomeHead(width)
             self.register_buffer("accelerations", torch.tensor(config.accelerations), persistent=False)
             self.accelerations: Tensor
+            self.register_buffer("smoothing", smoothing(config.smooth), persistent=False)
+            self.smoothing: Tensor
         else:
             self.future = nn.Sequential(nn.Conv2d(config.latent_width, width, 1), nn.ReLU())
             self.ii_refiner = WaypointRefiner(config, cells)
@@ -182,9 +186,12 @@ class Planner(nn.Module):
             stages.append(Proposals(stages[-1].paths + shift, stages[-1].scores + score))
         return stages, state
 
-    def candidates(self, way: Float[Tensor, "B S 2"]) -> Float[Tensor, "B A S 2"]:
-        """The way at other speeds, the first as it is."""
-        return speed_profiles(way, self.accelerations)
+    def candidates(self, inputs: Inputs, way: Float[Tensor, "B S 2"]) -> Float[Tensor, "B A S 2"]:
+        """The way at other speeds, the first at its own. With `smooth`, each goes on as the ego has moved."""
+        paths = speed_profiles(way, self.accelerations)
+        if not self.config.smooth:
+            return paths
+        return drivable(smoothed(paths, step_before(inputs, way), self.smoothing).flatten(0, 1)).view_as(paths)
 
     def refine(self, inputs: Inputs, plan: Proposals, state: Float[Tensor, "B K D"], imagined: Imagined) -> Proposals:
         """The ii branch: correct proposals by what the world model imagines at each waypoint's moment."""
@@ -259,7 +266,7 @@ class Agent(nn.Module):
         """Candidates along a way, and what each would meet in a scene. `ii` says whether the scene was imagined; a head that was never shown one
         reads it as it reads the present."""
         assert self.forecaster.flow_grid is not None
-        candidates = self.planner.candidates(way)
+        candidates = self.planner.candidates(inputs, way)
         outcomes = self.planner.outcomes(candidates, way, scene, ii and self.train_ii, self.forecaster.flow_grid, inputs.ego_T_lidar)
         config = self.planner.config
         return Choice(candidates, outcomes, outcomes.cost(config.collision_m, config.overlap_m, self.planner.accelerations > 0))
@@ -302,7 +309,7 @@ class Agent(nn.Module):
         rows = constant(some, batch.inputs.command)
         inputs, targets = batch.inputs.select(some), batch.targets.select(rows)
         way, valid = drivable(way[rows]), targets.valid
-        candidates = self.planner.candidates(way)
+        candidates = self.planner.candidates(inputs, way)
         met = collisions(candidates, targets, inputs.ego_T_lidar).to(way.dtype)
         distance = ((candidates - targets.path[:, None]).norm(dim=-1) * valid[:, None]).sum(-1) / valid.sum(1).clamp(min=1)[:, None]
         parts = {}
