@@ -1,4 +1,4 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Nothing but Python >= 3.10 is needed.
+# On a fresh machine, `make demo` and `make test` need only Python >= 3.10 and a package index that pip can reach.
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints/cpu.txt
@@ -25,6 +25,7 @@ check: $(READY)
 docs: $(READY)
 	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python .ci/offline.py build/site
 	@echo "docs: build/site/index.html"
 
 $(READY): pyproject.toml $(CONSTRAINTS)

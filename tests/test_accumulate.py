@@ -115,5 +115,6 @@ def _process(rank: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_gather(tmp_path: Path) -> None:
     multiprocessing.start_processes(_process, args=(str(tmp_path),), nprocs=2, start_method="spawn")

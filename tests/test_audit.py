@@ -32,6 +32,7 @@ from iidrive.scoring.cases import write_cases, write_predictions
 SAMPLES = choose(TOWN, "test", 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_leak_is_found_and_named(name: str) -> None:
     found = audit_samples(PLANTED[name].make, TOWN, SAMPLES)
@@ -44,6 +45,7 @@ def test_a_planted_leak_is_found_and_named(name: str) -> None:
     json.dumps(to_json(found), allow_nan=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLEAN)
 def test_a_clean_model_is_not_accused(name: str) -> None:
     found = audit_samples(CLEAN[name], TOWN, SAMPLES)
@@ -134,6 +136,7 @@ def test_few_samples_are_not_judged_by_luck() -> None:
     assert "not planned" in plausible(replace(cases, gt_ego_fut_masks=masks), path).reasons[0]
 
 
+@pytest.mark.slow
 def test_a_score_without_a_leak_is_judged_all_the_same() -> None:
     """A planner that has memorised the test scenes by what they look like: nothing that is replaced reaches its plans."""
     samples = choose(TOWN, "test", 8)
@@ -188,6 +191,7 @@ def test_a_trained_chain_is_clean_and_stored_tokens_of_another_moment_are_not(tm
     assert "tokens that saw later keyframes" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_says_clean_with_status_0_and_implausible_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["audit", "ctrv", "--samples", "2", "--recipe", "tiny", "--json", str(tmp_path / "audit.json")])
     assert "clean" in capsys.readouterr().out

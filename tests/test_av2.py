@@ -419,6 +419,7 @@ def test_what_nuscenes_has_works(root: Path, tmp_path: Path, capsys: pytest.Capt
     assert f"next: iidrive train world t --data=av2 --root={root}" in shown
 
 
+@pytest.mark.slow
 def test_a_plan_into_a_parked_car_collides(root: Path, tmp_path: Path) -> None:
     data = ["--data", "av2", "--root", str(root)]
     main(["cases", *data, "--out", str(tmp_path / "c.npz")])

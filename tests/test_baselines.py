@@ -47,6 +47,7 @@ def test_velocity_uses_the_real_time_between_keyframes() -> None:
     torch.testing.assert_close(KINEMATIC["constant-velocity"](slow) * 2, KINEMATIC["constant-velocity"](inputs))
 
 
+@pytest.mark.slow
 def test_ego_mlp_learns_from_its_loss() -> None:
     torch.manual_seed(0)
     batch = clips(circle_scene()).batch([0, 1, 2, 3])

@@ -101,6 +101,7 @@ def test_voxel_losses(agree: Callable[..., None], bins: int, weights: tuple[floa
     agree(lambda: lovasz(logits, torch.full_like(labels, 255), bins, weights), [logits])
 
 
+@pytest.mark.slow
 def test_whole_losses(agree: Callable[..., None]) -> None:
     """Of a tokenizer and a world model on a drive through a town."""
     recipe, town = recipes.tiny(), Town(TownConfig(train_scenes=1, keyframes=14))

@@ -147,6 +147,7 @@ def source() -> Town:
     return Town(TownConfig(seed=907, train_scenes=0, val_scenes=0, test_scenes=2))
 
 
+@pytest.mark.slow
 def test_labels_agree_with_the_protocol(source: Town) -> None:
     """Candidates of true paths: the exact labels are SparseDrive's collisions, but for boxes that barely touch."""
     tracks = [EgoTrack.of(source.scene(name)) for name in source.scene_names("test")]
@@ -194,6 +195,7 @@ def test_nobody_flees_forwards() -> None:
     assert cost[0].tolist() == pytest.approx([50.0, 51.0, 1.0], abs=0.1)
 
 
+@pytest.mark.slow
 def test_the_head_sees_who_stands_in_the_way() -> None:
     """Trained for a moment on made scenes, the head tells a candidate that drives into somebody from one that stops before."""
     torch.manual_seed(0)

@@ -42,6 +42,7 @@ def found() -> tuple[Choices, Agent]:
     return whole, agent
 
 
+@pytest.mark.slow
 def test_the_summary_counts_what_the_table_says(found: tuple[Choices, Agent]) -> None:
     made, agent = found
     n = len(made.tokens)
@@ -72,6 +73,7 @@ def test_an_oracle_prefers_the_nearest_of_those_that_meet_nobody() -> None:
     assert replace(made, steps_met=np.array([[2, 1, 1]])).summary()["steps_met_oracle"] == 1
 
 
+@pytest.mark.slow
 def test_every_line_explains_a_sample(found: tuple[Choices, Agent]) -> None:
     made, _ = found
     lines = [json.loads(line) for line in made.lines().splitlines()]

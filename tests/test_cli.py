@@ -45,6 +45,7 @@ def test_score_gives_the_public_evaluators_numbers(shared: Path, tmp_path: Path,
         np.testing.assert_allclose(have["sparsedrive_L2"], want["sparsedrive_L2"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_evaluate_a_baseline_on_towns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "s.json"
     main(["evaluate", "constant-velocity", "--data", "town", "--json", str(out), "--run", str(tmp_path / "run"), *TOWN])
@@ -59,6 +60,7 @@ def test_evaluate_a_baseline_on_towns(tmp_path: Path, capsys: pytest.CaptureFixt
     assert {"run.json", "scores.json"} <= {p.name for p in (tmp_path / "run").iterdir()}
 
 
+@pytest.mark.slow
 def test_baselines_on_real_scenes(nuscenes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """69 samples of mini_val have a full future, the first keyframe of both scenes included; moving beats standing still."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -87,6 +89,7 @@ def test_predictions_score_the_same_through_a_file(tmp_path: Path, shared: Path,
     assert capsys.readouterr().out == alone
 
 
+@pytest.mark.slow
 def test_one_clear_error_each(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "no checkpoint here" in fails(capsys, "evaluate", str(tmp_path), "--data", "town")
     assert "Did you mean 'constant-velocity'" in fails(capsys, "evaluate", "constant-velocty", "--data", "town")
@@ -185,6 +188,7 @@ def test_help_shows_options_as_they_are_typed(capsys: pytest.CaptureFixture[str]
     assert "--recipe.train_world" not in shown, "`iidrive recipes` explains the fields"
 
 
+@pytest.mark.slow
 def test_score_takes_the_truth_straight_from_nuscenes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +225,7 @@ def test_score_takes_the_truth_straight_from_nuscenes(
         assert message in fails(capsys, *arguments), arguments
 
 
+@pytest.mark.slow
 def test_runs_say_what_they_were_scored_on(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("constant-velocity", "ctrv"):

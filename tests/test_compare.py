@@ -49,12 +49,14 @@ def called(result_verdict: str) -> bool:
     return "better" in result_verdict or "worse" in result_verdict
 
 
+@pytest.mark.slow
 def test_null_pairs_are_called_no_difference_at_about_the_nominal_rate() -> None:
     rng = np.random.default_rng(0)
     wrong = sum(called(compare([a], [b], resamples=399).verdict) for a, b in (simulated(rng, 25, 6) for _ in range(80)))
     assert wrong <= 10  # nominal 4 of 80; more than 10 has a chance of 0.2 %
 
 
+@pytest.mark.slow
 def test_null_tables_are_called_no_difference() -> None:
     """Counts of clustered runs, read from tables alone: the careful count test must not find what is not there."""
     rng = np.random.default_rng(1)
@@ -67,6 +69,7 @@ def test_null_tables_are_called_no_difference() -> None:
     assert wrong <= 2
 
 
+@pytest.mark.slow
 def test_planted_effects_are_found() -> None:
     rng = np.random.default_rng(2)
     found = [compare([a], [b], resamples=999).verdict for a, b in (simulated(rng, 60, 20, shift=0.3) for _ in range(10))]

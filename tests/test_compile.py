@@ -80,6 +80,7 @@ def plan(agent: Agent, x: Inputs) -> Tensor:
     return agent.choice(x, ii=True).cost_m
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", [encode, decode, roll_out, plan])
 def test_whole_and_once(run: Callable[[Agent, Inputs], Tensor], agent: Agent) -> None:
     torch._dynamo.reset()
@@ -97,6 +98,7 @@ def test_whole_and_once(run: Callable[[Agent, Inputs], Tensor], agent: Agent) ->
         torch.testing.assert_close(found, made, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_step_serves_all_steps_of_a_roll_out(agent: Agent) -> None:
     """Compiled for the first one, whose memory lies in memory as it was observed, and for those after it; never again, whatever is rolled out."""
     torch._dynamo.reset()
@@ -113,6 +115,7 @@ def test_a_step_serves_all_steps_of_a_roll_out(agent: Agent) -> None:
         torch.testing.assert_close(latent, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_break_and_a_second_compilation_would_be_found(agent: Agent) -> None:
     """A value that the host reads breaks the graph; one that it keeps compiles it anew."""
     torch._dynamo.reset()

@@ -141,6 +141,7 @@ def test_parts_cover_the_batch_once() -> None:
         ParallelConfig().divide(TrainConfig(samples=64, batch=64, group=8), 16)
 
 
+@pytest.mark.slow
 def test_tokens_of_other_processes_are_all_there(given: Path) -> None:
     cache = TokenCache(given / "tokens")
     assert all(len(cache.read(name).tokens) == 14 for name in Town(TINY.town).scene_names("train"))

@@ -68,6 +68,7 @@ def as_recorded(town: Town, name: str) -> DrivenScene:
     return scene
 
 
+@pytest.mark.slow
 def test_the_towns_own_driver_drives_as_recorded(town: Town) -> None:
     for rollout in drive_expert(NAMES, Starts(town, LoopConfig())):
         scene = town.scene(rollout.name)
@@ -79,6 +80,7 @@ def test_the_towns_own_driver_drives_as_recorded(town: Town) -> None:
             assert (rollout.others.centre_m[5 * k, rows] == keyframe.boxes.centre_m[:, :2]).all()
 
 
+@pytest.mark.slow
 def test_a_planner_gets_what_it_gets_in_open_loop(town: Town) -> None:
     torch.manual_seed(0)
     tokenizer = Tokenizer(RECIPE.tokenizer).eval()
@@ -102,6 +104,7 @@ def test_a_planner_gets_what_it_gets_in_open_loop(town: Town) -> None:
     assert got.known.all()
 
 
+@pytest.mark.slow
 def test_what_was_seen_before_the_start_is_the_warm_up(town: Town) -> None:
     scene = DrivenScene(town, NAMES[1])
     assert [m.time_s for m in scene.keyframes] == [-2.5, -2.0, -1.5, -1.0, -0.5, 0.0]
@@ -110,6 +113,7 @@ def test_what_was_seen_before_the_start_is_the_warm_up(town: Town) -> None:
     assert scene.keyframes[-1].boxes.track == town.scene(NAMES[1]).keyframes[0].boxes.track
 
 
+@pytest.mark.slow
 def test_company_does_not_matter(town: Town) -> None:
     together = drive_scenes(NAMES, Starts(town, LoopConfig()), plain_ctrv, None)
     for rollout in together:
@@ -119,6 +123,7 @@ def test_company_does_not_matter(town: Town) -> None:
         assert alone.ended == rollout.ended
 
 
+@pytest.mark.slow
 def test_others_react_or_replay(town: Town) -> None:
     def still(inputs: Inputs, scenes: object) -> torch.Tensor:
         return KINEMATIC["still"](inputs)
@@ -131,6 +136,7 @@ def test_others_react_or_replay(town: Town) -> None:
     assert any((one.others.centre_m != recorded.others.centre_m).any() for one, recorded in zip(reactive, expert, strict=True))
 
 
+@pytest.mark.slow
 def test_a_late_plan_is_driven_late(town: Town) -> None:
     """Who means to stop at the second plan has stopped later by the delay; without one nothing changes."""
 
@@ -147,6 +153,7 @@ def test_a_late_plan_is_driven_late(town: Town) -> None:
         LoopConfig(delay_s=0.6)
 
 
+@pytest.mark.slow
 def test_dropped_columns_look_free_and_are_drawn_from_the_seed(town: Town, agent: Agent) -> None:
     tokenizer, scene = agent.forecaster.tokenizer, DrivenScene(town, NAMES[0])
     seen = [Eyes(tokenizer, share).look([scene]).codes for share in (0.0, 0.3, 0.3)]
@@ -163,6 +170,7 @@ def test_dropped_columns_look_free_and_are_drawn_from_the_seed(town: Town, agent
     assert Eyes(tokenizer)._seen(grid, (1, 2)) is grid
 
 
+@pytest.mark.slow
 def test_a_drive_ends_where_it_fails_unless_it_goes_on(town: Town) -> None:
     def full_speed(inputs: Inputs, scenes: object) -> torch.Tensor:
         return torch.tensor([0.0, 6.0]).expand(len(inputs.tokens), 6, 2) * torch.arange(1, 7)[:, None]
@@ -177,6 +185,7 @@ def test_a_drive_ends_where_it_fails_unless_it_goes_on(town: Town) -> None:
         assert not other.ended
 
 
+@pytest.mark.slow
 def test_displaced_starts_are_drawn_once_per_scene(town: Town) -> None:
     config = LoopConfig(displace=True, moments=6)
     first, again = (begin(town, NAMES[0], config) for _ in range(2))
@@ -206,6 +215,7 @@ def test_a_start_is_drawn_until_it_is_good() -> None:
     assert isinstance(wanted, Start)
 
 
+@pytest.mark.slow
 def test_a_kept_drive_reads_as_it_was_written(town: Town, tmp_path: Path) -> None:
     rollout = drive_scenes(NAMES[:1], Starts(town, LoopConfig()), plain_ctrv, None)[0]
     write_rollout(tmp_path / "a.npz", rollout)
@@ -230,6 +240,7 @@ def shared_drive(process_group: ProcessGroup, folder: Path) -> None:
     rows(folder, process_group)
 
 
+@pytest.mark.slow
 def test_drives_go_on_and_processes_share_them(tmp_path: Path) -> None:
     first = rows(tmp_path / "one")
     files = sorted((tmp_path / "one").glob("rollouts/ctrv-*/*.npz"))
@@ -249,6 +260,7 @@ def test_drives_go_on_and_processes_share_them(tmp_path: Path) -> None:
 TOWN_OPTIONS = ["--recipe", "tiny", "--recipe.town.keyframes", "9", "--recipe.town.test_scenes", "1"]
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["drive", "still", "--scenes", "2", "--run", str(tmp_path / "run"), "--json", str(tmp_path / "s.json"), *TOWN_OPTIONS])
     scores = json.loads((tmp_path / "s.json").read_text())
@@ -271,6 +283,7 @@ def bad_path(inputs: Inputs) -> torch.Tensor:
     return torch.zeros(len(inputs.tokens), 6, 3)
 
 
+@pytest.mark.slow
 def test_anybodys_function_drives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.py").write_text("from iidrive.models.baselines import ctrv\n\n\ndef plan(inputs):\n    return ctrv(inputs).numpy()\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -293,6 +306,7 @@ def test_anybodys_function_drives(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_from_python(tmp_path: Path) -> None:
     town = Town(replace(CONFIG, keyframes=9))
     driven = iidrive.drive(ctrv, town, scenes=1, run=tmp_path / "a")
@@ -322,6 +336,7 @@ def agent() -> Agent:
     return made
 
 
+@pytest.mark.slow
 def test_every_arm_drives_and_the_placebo_is_anothers_scene(town: Town, agent: Agent) -> None:
     config, tokenizer = LoopConfig(moments=11), agent.forecaster.tokenizer
     found = {
@@ -344,6 +359,7 @@ def test_an_imagined_scene_is_passed_on_to_one_with_the_same_command() -> None:
     assert passing(["a", "b"], inputs.select([0, 1]), 10 + scenes[:2]).flatten().tolist() == [2, 2]
 
 
+@pytest.mark.slow
 def test_the_oracle_sees_what_happens(town: Town) -> None:
     scene, grid = as_recorded(town, NAMES[0]), GridSpec((40, 40, 1), (-32.0, -32.0, -1.0), 1.6)
     expert = drive_expert(NAMES[:1], Starts(town, LoopConfig()))[0].ego
@@ -357,6 +373,7 @@ def test_the_oracle_sees_what_happens(town: Town) -> None:
     assert len(scene.keyframes) > len(early.keyframes)
 
 
+@pytest.mark.slow
 def test_a_scene_that_begins_off_the_road_is_left_out_and_named(town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody can be judged there, the town's own driver included."""
     elsewhere = shapely.box(-1e4, -1e4, -9e3, -9e3)

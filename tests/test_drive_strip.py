@@ -28,6 +28,7 @@ def pixels(path: Path, colour: tuple[int, int, int]) -> np.ndarray:
     return np.flatnonzero((abs(picture - np.array(colour)) <= 2).all(-1).any(0))
 
 
+@pytest.mark.slow
 def test_a_drive_is_drawn_until_it_ends(tmp_path: Path) -> None:
     whole, short = a_row(6.0, False), a_row(2.0, True, "collision")
     path = drive_strip("both", street(), [whole, short], whole.xy_m, tmp_path / "a.png", 0.1)

@@ -70,6 +70,7 @@ def test_who_is_at_fault() -> None:
     assert [(c.kind, c.at_fault) for c in hits(drives, ((1.44, 0.0), 0.0, CAR, True))] == [("at the start", False)]
 
 
+@pytest.mark.slow
 def test_contacts_are_those_of_plain_polygons() -> None:
     rng = np.random.default_rng(4)
     for _ in range(40):
@@ -232,6 +233,7 @@ def test_rows_count_rates_and_say_nothing_at_zero_km() -> None:
         Row("x", (scored(FREE),), ())
 
 
+@pytest.mark.slow
 def test_differences_are_paired_by_scene() -> None:
     crash = rollout(straight(), others(81, ((30.0, 0.0), 0.0, CAR, True)))
     worse = Difference.of(row("a", [FREE] * 6), row("b", [crash] * 6))

@@ -349,6 +349,7 @@ def test_collected_recipes_are_refused_by_name(name: str, shared: Path, capsys: 
     assert f"{name}.yaml" in capsys.readouterr().err.replace("\n", "")
 
 
+@pytest.mark.slow
 def test_collected_installs_open(shared: Path, nuscenes_root: Path, tmp_path: Path) -> None:
     made = tmp_path / "made"
     subprocess.run(["bash", str(shared / "fixtures" / "field" / "nus" / "make.sh"), str(nuscenes_root), str(made)], check=True)
@@ -361,6 +362,7 @@ def test_collected_installs_open(shared: Path, nuscenes_root: Path, tmp_path: Pa
     assert NuScenes(NuScenesConfig(str(made / "n03"))).scene_names("mini_custom_val") == ("scene-0103", "scene-0916")
 
 
+@pytest.mark.slow
 def test_a_stage_in_a_recipe_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for content, message in (
         (b"train_world: {batch: 0}", "r.yaml: train_world: batch must be at least 1"),

@@ -328,6 +328,7 @@ SUSPECTED: dict[str, list[list[str]]] = {
 }
 
 
+@pytest.mark.slow
 def test_nothing_else_of_the_field_is_suspected(shared: Path) -> None:
     for path in sorted((shared / "fixtures" / "field" / "doctor").iterdir()):
         if path.name == "d33_wide60.txt":

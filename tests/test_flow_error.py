@@ -79,6 +79,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NuScenes]:
     return folder, source
 
 
+@pytest.mark.slow
 def test_folders_with_boxes(folders: tuple[Path, NuScenes]) -> None:
     folder, tables = folders
     result = score_folders(folder / "pred", folder / "gts", tables, "all", rays=False)
@@ -98,6 +99,7 @@ def test_folders_with_boxes(folders: tuple[Path, NuScenes]) -> None:
     assert "movers" not in alone
 
 
+@pytest.mark.slow
 def test_still_air_is_wrong_by_the_walkers_speed(folders: tuple[Path, NuScenes], tmp_path: Path) -> None:
     folder, tables = folders
     for path in (folder / "pred").glob("*/*/labels.npz"):

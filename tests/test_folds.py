@@ -55,6 +55,7 @@ def test_towns_take_a_file_of_scenes(tmp_path: Path) -> None:
         Town().scene_names(str(path))
 
 
+@pytest.mark.slow
 def test_ego_mlp_is_not_trained_on_what_it_is_tested_on(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     main(["folds", *data, "--split", "all", "--count", "2"])
 
@@ -118,6 +119,7 @@ def test_sides_of_folds_as_they_are_typed(tmp_path: Path) -> None:
         read_runs("nowhere-1+nowhere-2", None)
 
 
+@pytest.mark.slow
 def test_compare_pools_the_folds_of_both_sides(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     main(["folds", *data, "--split", "all", "--count", "2"])
     for planner in ("still", "ctrv"):

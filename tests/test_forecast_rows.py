@@ -52,6 +52,7 @@ def scores(source: Town, forecaster: Forecaster, clips) -> ForecastScores:
     return infer.forecasts(forecaster, clips, forecaster.tokenizer.config.grid, batch=12, source=source, oracle_every=2)
 
 
+@pytest.mark.slow
 def test_every_row_and_figure_in_json(scores: ForecastScores) -> None:
     found = json.loads(json.dumps(scores.to_json(), allow_nan=False))
     assert list(found["rows"]) == list(ROWS)
@@ -77,6 +78,7 @@ def test_every_row_and_figure_in_json(scores: ForecastScores) -> None:
     assert found["n"] == found["rows"]["copy last"]["n"] > found["rows"][LED]["n"] > 0
 
 
+@pytest.mark.slow
 def test_without_a_source_the_old_rows_have_the_same_numbers(scores: ForecastScores, forecaster: Forecaster, clips) -> None:
     bare = infer.forecasts(forecaster, clips, forecaster.tokenizer.config.grid)
     assert tuple(bare.rows) == OLD
@@ -89,6 +91,7 @@ def test_without_a_source_the_old_rows_have_the_same_numbers(scores: ForecastSco
     assert [line.split()[-8:] for line in scores.table().splitlines()[:5]] == old
 
 
+@pytest.mark.slow
 def test_true_flow_reaches_the_ceiling_of_what_is_in_sight(scores: ForecastScores) -> None:
     assert scores.ceiling is not None
     every, seen = (counts.iou() for counts in scores.ceiling)
@@ -115,6 +118,7 @@ def test_on_the_usual_grid_true_flow_is_within_three_points(source: Town) -> Non
     assert abs(moved.iou() - shown.iou()) < 0.03
 
 
+@pytest.mark.slow
 def test_the_table_names_everything(scores: ForecastScores) -> None:
     text = scores.table()
     for part in ("movers IoU", "movers precision", "out of sight mIoU", "in corridor", "path error", "ceiling", "transport *", f"{LED}: "):
@@ -149,6 +153,7 @@ def test_movable_miou_by_hand() -> None:
     assert FIGURES["movable_mIoU"](row) == [0.375]
 
 
+@pytest.mark.slow
 def test_the_oracle_roll_out_follows_the_true_path(forecaster: Forecaster, clips) -> None:
     batch = clips.batch([8, 9])
     frames = torch.cat([torch.eye(4).expand(2, 1, 4, 4), batch.targets.now_T_frame], 1)
@@ -161,6 +166,7 @@ def test_the_oracle_roll_out_follows_the_true_path(forecaster: Forecaster, clips
     torch.testing.assert_close(again.latents, own.latents, atol=1e-3, rtol=1e-3)  # led along its own path, it imagines the same
 
 
+@pytest.mark.slow
 def test_the_published_roll_out_has_no_oracle(forecaster: Forecaster, clips) -> None:
     config = recipes.tiny().world
     published = WorldModel(

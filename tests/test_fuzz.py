@@ -88,6 +88,7 @@ def changed(whole: bytes, rng: np.random.Generator) -> bytes:
     return bytes(raw)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_changed_files_end_in_a_sentence_or_a_number(kind: str, tmp_path: Path) -> None:
     write, check = KINDS[kind]

@@ -215,6 +215,7 @@ def stages() -> tuple[State, State]:
     return {k: v.clone() for k, v in tokenizer.items()}, {k: v.clone() for k, v in world.items()}
 
 
+@pytest.mark.slow
 def test_a_file_of_the_other_stage_is_said_in_one_sentence(stages: tuple[State, State], tmp_path: Path) -> None:
     one, two = saved(tmp_path / "1.pth", renamed(lambda n: f"module.{n}", stages[0])), saved(tmp_path / "2.pth", stages[1])
     inside = saved(tmp_path / "3.pth", stages[1] | renamed(lambda n: f"vqvae.{n}", stages[0]))
@@ -232,6 +233,7 @@ def test_a_file_of_the_other_stage_is_said_in_one_sentence(stages: tuple[State, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_half_precision_and_another_codebook(stages: tuple[State, State], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Half precision comes to the same numbers, rounded; the number of codes follows from the file and is said."""
     codebook = torch.randn(300, 128)
@@ -248,6 +250,7 @@ def test_half_precision_and_another_codebook(stages: tuple[State, State], tmp_pa
     assert torch.equal(weights[name].float(), state[name].float())
 
 
+@pytest.mark.slow
 def test_the_command_chooses_the_average(stages: tuple[State, State], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     average = {name: value + 1 for name, value in stages[0].items()}
     path = saved(tmp_path / "1.pth", {"state_dict": stages[0] | renamed(lambda n: "ema_" + n.replace(".", "_"), average)})

@@ -32,6 +32,7 @@ def benchmark() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs(benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     monkeypatch.setattr(benchmark, "tests_on_gpu", lambda: "not run: this is one")
@@ -46,6 +47,7 @@ def test_the_benchmark_runs(benchmark: ModuleType, tmp_path: Path, monkeypatch: 
         assert row["per_second"] == pytest.approx(frames / row["seconds"])
 
 
+@pytest.mark.slow
 @pytest.mark.gpu
 @on_gpu
 def test_losses_and_gradients_are_the_cpu_s(benchmark: ModuleType) -> None:
@@ -66,6 +68,7 @@ def test_losses_and_gradients_are_the_cpu_s(benchmark: ModuleType) -> None:
             torch.testing.assert_close(b.cpu(), a, atol=1e-7, rtol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.gpu
 @on_gpu
 def test_a_gpu_that_has_to_repeat_itself_does(benchmark: ModuleType) -> None:
@@ -83,6 +86,7 @@ def test_a_gpu_that_has_to_repeat_itself_does(benchmark: ModuleType) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+@pytest.mark.slow
 def test_the_benchmark_stops_in_time(benchmark: ModuleType, tmp_path: Path) -> None:
     options = ["--recipe", "tiny", "--modes", "float32", "--batch", "1", "--seconds", "0", "--loader", "0", "--minutes", "0"]
     benchmark.main([*options, "--out", str(tmp_path / "gpu.json")])

@@ -80,6 +80,7 @@ def expected(folder: str, times: int) -> tuple[OccupancyScore, RayCounts]:
     return score, rays
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("folder", "times", "samples"), [("now", 1, 16), ("ahead", 7, 4)])
 def test_scores_are_those_of_the_functions(
     folder: str, times: int, samples: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -104,6 +105,7 @@ def test_scores_are_those_of_the_functions(
         assert "OccWorld is left out" in printed
 
 
+@pytest.mark.slow
 def test_a_truth_folder_alone_serves_the_present(capsys: pytest.CaptureFixture[str]) -> None:
     main(["score-occupancy", "now", "--truth", "root/gts", "--split", "mini_val"])
     printed = capsys.readouterr().out
@@ -113,6 +115,7 @@ def test_a_truth_folder_alone_serves_the_present(capsys: pytest.CaptureFixture[s
     assert found == expected("now", 1)[0].compute()
 
 
+@pytest.mark.slow
 def test_flat_folders_get_their_scenes_from_the_tables(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Files named by tokens alone, forecasts included: the scores of the folders with scenes."""
     for kind, folder in (("ahead", world / "ahead"), ("truth", world / "root" / "gts")):
@@ -127,6 +130,7 @@ def test_flat_folders_get_their_scenes_from_the_tables(world: Path, tmp_path: Pa
     )
 
 
+@pytest.mark.slow
 def test_truth_of_seven_times_needs_no_order(world: Path, tmp_path: Path) -> None:
     real = np.stack([drawn(t) for t in range(7)])
     write(tmp_path / "truth", "scene-1", "a", semantics=real)
@@ -148,6 +152,7 @@ def test_origins_of_rays() -> None:
     assert (found[3:, 0] > found[2, 0]).all()
 
 
+@pytest.mark.slow
 def test_wrong_folders_end_in_one_sentence(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     now = drawn(0)
     for folder, scene, token, arrays in (
@@ -200,6 +205,7 @@ def test_wrong_folders_end_in_one_sentence(world: Path, tmp_path: Path, capsys: 
         assert message in fails(capsys, "score-occupancy", str(predicted), *given), (folder, options)
 
 
+@pytest.mark.slow
 def test_real_labels_against_themselves(shared: Path, nuscenes_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gts = shared / "data" / "occ3d" / "gts"
     main(["score-occupancy", str(gts), "--truth", str(gts), "--root", str(nuscenes_root), "--split", "all"])

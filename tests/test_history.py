@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, OccupancyFrames, draws
@@ -68,6 +69,7 @@ def test_the_published_size_is_trained_on_mirrored_frames() -> None:
     assert (recipes.full().tokenizer.mirror, recipes.full().tokenizer.stale_mirror) == ("clip", False)
 
 
+@pytest.mark.slow
 def test_a_streaming_tokenizer_trains_and_reads_windows_like_scenes() -> None:
     """With every published option, at tiny size: mirrored clips give a finite loss, and windows give the codes of the whole scene."""
     published, tiny = recipes.published().tokenizer, recipes.tiny().tokenizer

@@ -51,6 +51,7 @@ def nested(world: State, tokenizer: State) -> State:
     return world | {f"vqvae.{k}": v for k, v in tokenizer.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["bare", "state_dict", "module", "ema"])
 def test_the_way_in_and_out_is_bit_exact(states: tuple[State, State], tmp_path: Path, form: str) -> None:
     tokenizer, world = states
@@ -67,6 +68,7 @@ def test_the_way_in_and_out_is_bit_exact(states: tuple[State, State], tmp_path: 
     assert same(read_published(tmp_path / "out2.pth"), nested(world, tokenizer))
 
 
+@pytest.mark.slow
 def test_stages_come_alone_and_stay_together(states: tuple[State, State], tmp_path: Path) -> None:
     tokenizer, world = states
     one, two = saved(tmp_path / "1.pth", tokenizer), saved(tmp_path / "2.pth", world)
@@ -82,6 +84,7 @@ def test_stages_come_alone_and_stay_together(states: tuple[State, State], tmp_pa
     assert same(read_published(tmp_path / "out.pth"), world)
 
 
+@pytest.mark.slow
 def test_a_world_model_brings_its_own_tokenizer_and_refuses_another(states: tuple[State, State], tmp_path: Path) -> None:
     tokenizer, world = states
     two = saved(tmp_path / "2.pth", nested(world, tokenizer))
@@ -91,6 +94,7 @@ def test_a_world_model_brings_its_own_tokenizer_and_refuses_another(states: tupl
         import_ii_world(other, two, tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_names_that_do_not_fit_are_listed(states: tuple[State, State], tmp_path: Path) -> None:
     """In the published file's own names, and before anything is written."""
     tokenizer, world = states
@@ -133,6 +137,7 @@ def test_damaged_files_are_named(tmp_path: Path, content: bytes) -> None:
         read_published(tmp_path / "1.pth")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_weights_is_named(states: tuple[State, State], tmp_path: Path) -> None:
     name, weight = "class_embeds.weight", states[0]["class_embeds.weight"]
     for value in (weight.to_sparse(), weight.to(torch.complex64), weight.to("meta")):
@@ -144,6 +149,7 @@ def test_what_cannot_be_weights_is_named(states: tuple[State, State], tmp_path: 
         read_published(saved(tmp_path / "1.pth", {"optimizer": {"lr": 1e-4}}))
 
 
+@pytest.mark.slow
 def test_names_that_share_their_numbers_come_in(states: tuple[State, State], tmp_path: Path) -> None:
     first, second = "encoder.mid.block_1.norm1.weight", "encoder.mid.block_1.norm1.bias"
     tied = states[0] | {second: states[0][first]}
@@ -152,6 +158,7 @@ def test_names_that_share_their_numbers_come_in(states: tuple[State, State], tmp
     assert same(read_published(tmp_path / "out.pth"), tied)
 
 
+@pytest.mark.slow
 def test_only_what_belongs_together_goes_out(states: tuple[State, State], tmp_path: Path) -> None:
     tokenizer, world = states
     import_ii_world("", saved(tmp_path / "2.pth", nested(world, tokenizer)), tmp_path / "a")
@@ -174,6 +181,7 @@ def test_only_what_belongs_together_goes_out(states: tuple[State, State], tmp_pa
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_nothing_to_do_and_nowhere_to_write(states: tuple[State, State], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing to import"):
         import_ii_world("", "", tmp_path)
@@ -185,6 +193,7 @@ def test_nothing_to_do_and_nowhere_to_write(states: tuple[State, State], tmp_pat
         import_ii_world(one, "", tmp_path / "a")
 
 
+@pytest.mark.slow
 def test_the_commands(states: tuple[State, State], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = saved(tmp_path / "1.pth", states[0])
     main(["import", "ii-world", "--stage1", one, "--out", str(tmp_path / "in")])

@@ -46,6 +46,7 @@ def leaked(rng: np.random.Generator, n: int) -> np.ndarray:
     return np.linalg.norm(rng.normal(0, 0.25, (n, 2)), axis=1)
 
 
+@pytest.mark.slow
 def test_clean_planners_are_not_accused() -> None:
     rng = np.random.default_rng(20)
     accused = [known_parts(*drives(rng, int(rng.integers(2, 60)))) for _ in range(400)]
@@ -107,6 +108,7 @@ def town() -> tuple[Cases, dict[str, np.ndarray]]:
     return cases, plans
 
 
+@pytest.mark.slow
 def test_kinematic_planners_on_towns_are_clean_and_a_scene_read_from_the_truth_is_not(town: tuple[Cases, dict[str, np.ndarray]]) -> None:
     cases, plans = town
     rng = np.random.default_rng(6)
@@ -127,6 +129,7 @@ def test_kinematic_planners_on_towns_are_clean_and_a_scene_read_from_the_truth_i
         assert [f.kind for f in report.tables[0].findings if f.kind == "leak in part"] == ["leak in part"]
 
 
+@pytest.mark.slow
 def test_the_fields_planted_files_are_found(shared: Path, nuscenes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One scene of two, the other one, every other sample: as they were brought."""
     source = NuScenes(nuscenes_root)

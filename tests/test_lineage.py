@@ -264,6 +264,7 @@ def test_the_zero_second_check(chains: list[Chain], tmp_path: Path, monkeypatch:
         checkpoint.amend(chain.tokenizer, {token_check.RECORD: zero.recorded})
 
 
+@pytest.mark.slow
 def test_a_tokenizer_without_a_record_is_measured_on_the_spot(chains: list[Chain]) -> None:
     loaded = load_tokenizer(chains[0].tokenizer)
     tokenizer, manifest = loaded.model, loaded.manifest

@@ -120,6 +120,7 @@ def train_step(monkeypatch: pytest.MonkeyPatch, model: Trainable, module: nn.Mod
     assert len(grads) > 5
 
 
+@pytest.mark.slow
 def test_training_steps(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer, forecaster, agent = made(recipe)
     world, whole, clip = forecaster.world, batch(recipe), batch(recipe, recipe.clip_frames)
@@ -135,6 +136,7 @@ def test_training_steps(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None
     train_step(monkeypatch, ego_mlp, ego_mlp, recipe.train_ego_mlp, whole)
 
 
+@pytest.mark.slow
 def test_encoding_forecasting_and_planning(recipe: Recipe) -> None:
     tokenizer, forecaster, agent = made(recipe)
     inputs = batch(recipe).inputs
@@ -152,6 +154,7 @@ def test_encoding_forecasting_and_planning(recipe: Recipe) -> None:
     assert [plan.shape for plan in plans] == [(ROWS, FUTURE_STEPS, 2)] * 2
 
 
+@pytest.mark.slow
 def test_the_closed_loop_waits_for_plans_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eyes bring occupancy and poses of scenes to the device; what is made of them there is not waited for before the plan is read."""
     tokenizer, _, agent = made(RECIPES["tiny"]())

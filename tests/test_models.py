@@ -46,6 +46,7 @@ def batch() -> Batch:
     return Batch(inputs, Targets(**{**vars(made.targets), "codes": codes[:, 6:], "draw": draw}), progress=0.5)
 
 
+@pytest.mark.slow
 def test_the_present_alone_will_do_for_a_memory(batch: Batch) -> None:
     tokenizer = Tokenizer(RECIPE.tokenizer)
     forecaster = Forecaster(tokenizer, WorldModel(replace(RECIPE.world, history=1), tokenizer.cells, tokenizer.config.grid))
@@ -81,6 +82,7 @@ def test_published_size() -> None:
     assert parameters(world.intra) + parameters(world.inter) == 1_355_552 + 977_568
 
 
+@pytest.mark.slow
 def test_codes_alone_rebuild_the_latent(batch: Batch) -> None:
     tokenizer = Tokenizer(RECIPE.tokenizer).eval()
     inputs = batch.inputs
@@ -168,6 +170,7 @@ def test_motion_rests_at_identity() -> None:
     assert unknown[0, 0].tolist() == still.tolist()
 
 
+@pytest.mark.slow
 def test_an_untrained_world_model_carries_the_present_along(batch: Batch) -> None:
     tokenizer = Tokenizer(RECIPE.tokenizer)
     forecaster = Forecaster(tokenizer, WorldModel(replace(RECIPE.world, motion="last"), tokenizer.cells, tokenizer.config.grid)).eval()
@@ -195,6 +198,7 @@ def test_labels_take_back_some_of_the_weights_bias() -> None:
     assert told == [[13, 13], [11, 13]]  # log 9 / 2 = 1.1: between the two differences
 
 
+@pytest.mark.slow
 def test_losses_reach_every_weight(batch: Batch, agent: Agent) -> None:
     tokenizer = Tokenizer(RECIPE.tokenizer).train()
     tokenizer.loss(batch)[0].backward()
@@ -210,6 +214,7 @@ def test_losses_reach_every_weight(batch: Batch, agent: Agent) -> None:
     assert [n for n, p in agent.planner.named_parameters() if p.grad is None] == []
 
 
+@pytest.mark.slow
 def test_the_losses_of_parts_add_up_to_the_batchs(agent: Agent) -> None:
     """For every trainable model: parts of a batch, divided by the whole batch's counts, have its loss and its gradient."""
     tracks = [EgoTrack.of(scene) for scene in scenes(TOWN, "train")]
@@ -237,6 +242,7 @@ def test_the_losses_of_parts_add_up_to_the_batchs(agent: Agent) -> None:
             torch.testing.assert_close(grads, found[0][1], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_plans_do_not_depend_on_the_rest_of_the_batch(batch: Batch, agent: Agent) -> None:
     inputs = batch.inputs
     for ii in (False, True):
@@ -244,6 +250,7 @@ def test_plans_do_not_depend_on_the_rest_of_the_batch(batch: Batch, agent: Agent
         torch.testing.assert_close(agent.plan(inputs.select([0]), ii), both[:1], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_ii_the_world_model_is_not_touched(batch: Batch, agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     off, on = agent.plan(batch.inputs, False), agent.plan(batch.inputs, True)
     assert not torch.equal(off, on)
@@ -257,6 +264,7 @@ def test_without_ii_the_world_model_is_not_touched(batch: Batch, agent: Agent, m
         agent.plan(batch.inputs, True)
 
 
+@pytest.mark.slow
 def test_an_untrained_ii_branch_changes_nothing(batch: Batch) -> None:
     tokenizer = Tokenizer(RECIPE.tokenizer)
     forecaster = Forecaster(tokenizer, WorldModel(RECIPE.world, tokenizer.cells, tokenizer.config.grid))
@@ -321,6 +329,7 @@ def test_outcome_losses_reach_the_head_and_leave_the_world_alone(boxed: Batch, c
     assert not any("ii" in name for name in off.loss(boxed)[1])
 
 
+@pytest.mark.slow
 def test_training_without_ii_leaves_its_branch_alone(batch: Batch, agent: Agent) -> None:
     off = Agent(agent.forecaster, agent.planner, train_ii=False)
     off.loss(batch)[0].backward()

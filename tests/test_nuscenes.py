@@ -54,6 +54,7 @@ def opened(root: Path, **options) -> NuScenes:
 # --- the real mini set
 
 
+@pytest.mark.slow
 def test_mini_has_every_keyframe_and_box(mini):
     found = list(scenes(mini, "all"))
     assert len(found) == 10
@@ -67,6 +68,7 @@ def test_mini_has_every_keyframe_and_box(mini):
     assert (source.name, source.command_source, source.occupancy_source) == ("nuscenes", "oracle", "derived")
 
 
+@pytest.mark.slow
 def test_mini_first_box_and_pose_are_those_of_the_tables(mini):
     scene = mini.scene("scene-0061")
     first = scene.keyframes[0]
@@ -82,6 +84,7 @@ def test_mini_first_box_and_pose_are_those_of_the_tables(mini):
     assert first.boxes.lidar_points[0] == 6
 
 
+@pytest.mark.slow
 def test_mini_future_path_and_commands_by_an_independent_way(mini, nuscenes_root):
     folder = nuscenes_root / "v1.0-mini"
     pose = {r["token"]: r for r in json.loads((folder / "ego_pose.json").read_text())}
@@ -146,6 +149,7 @@ def test_derived_occupancy_agrees_with_the_real_label_as_documented(labelled):
     assert iou("car", everywhere) == pytest.approx(0.664, abs=0.01)
 
 
+@pytest.mark.slow
 def test_mini_maps_agree_with_the_path_driven(mini, nuscenes_root):
     for scene in scenes(mini, "all"):
         path = shapely.points(np.array([k.global_T_ego.translation_m[:2] for k in scene.keyframes]))
@@ -170,6 +174,7 @@ def test_mini_says_what_is_missing(labelled):
     assert "singapore-onenorth.json has no walkway, ped_crossing" in told
 
 
+@pytest.mark.slow
 def test_window_cuts_a_sample(mini):
     observation, target = window(mini, mini.scene("scene-0103"), 10, spec=COARSE)
     assert len(observation.occupancy) == 5

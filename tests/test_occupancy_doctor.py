@@ -99,6 +99,7 @@ FAULTS: dict[str, tuple[Callable[[Array], Array], str, str, float]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_change_that_makes_it_right_is_named(fault: str, truth: Path, tmp_path: Path) -> None:
     change, kind, sentence, least = FAULTS[fault]
@@ -112,6 +113,7 @@ def test_the_change_that_makes_it_right_is_named(fault: str, truth: Path, tmp_pa
     assert f"verdict: {kind} suspected." in format_report(report)
 
 
+@pytest.mark.slow
 def test_right_grids_are_not_suspected(truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
     for token, grid in TRUTH.items():
@@ -124,6 +126,7 @@ def test_right_grids_are_not_suspected(truth: Path, tmp_path: Path, capsys: pyte
     assert [f["kind"] for f in found["findings"]] == ["axes", "pairs", "classes"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "sentence", "decide"),
     [
@@ -143,6 +146,7 @@ def test_the_number_of_free_is_told_by_the_truth(change, sentence: str, decide: 
     assert [f.kind for f in found[1:]] in ([], ["mirrored"])
 
 
+@pytest.mark.slow
 def test_classes_in_another_order(truth: Path, tmp_path: Path) -> None:
     order = np.r_[(np.arange(17) + 5) % 17, FREE].astype(np.uint8)
     for token, grid in TRUTH.items():
@@ -153,6 +157,7 @@ def test_classes_in_another_order(truth: Path, tmp_path: Path) -> None:
     assert "9 stands where car is" in found.evidence
 
 
+@pytest.mark.slow
 def test_a_table_that_only_shares_the_number_of_free(truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Occ3D's order from barrier on has its ground and its free where OpenOcc has them, and its road users elsewhere."""
     for token, grid in TRUTH.items():
@@ -183,6 +188,7 @@ def test_mistaken_classes_are_not_exchanged_ones() -> None:
     assert exchanged(np.zeros((18, 18), int)) is None
 
 
+@pytest.mark.slow
 def test_other_times_and_other_samples(truth: Path, tmp_path: Path) -> None:
     for k, (token, grid) in enumerate(TRUTH.items()):
         ahead = np.stack([scene(100 + 10 * k + t) for t in range(6)] + [grid])
@@ -200,6 +206,7 @@ def test_other_times_and_other_samples(truth: Path, tmp_path: Path) -> None:
     assert f"{TOKENS[0]} fits {TOKENS[1]} (100.0 %" in found[0].evidence[0]
 
 
+@pytest.mark.slow
 def test_nothing_is_never_all_right(truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for token in TOKENS:
         write(tmp_path / "empty", token, np.full(SHAPE, FREE, np.uint8))
@@ -216,6 +223,7 @@ def test_nothing_is_never_all_right(truth: Path, tmp_path: Path, capsys: pytest.
     assert "without other truth" in fails(capsys, "doctor", str(tmp_path / "some"), "--truth", str(truth), "--cases", "c.npz")
 
 
+@pytest.mark.slow
 def test_a_low_score_points_to_the_doctor(truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for token, grid in TRUTH.items():
         write(tmp_path / "mirrored", token, grid[:, ::-1])

@@ -63,6 +63,7 @@ def test_what_cannot_move_is_no_road_user() -> None:
     assert not flow_labels(one_box("barrier"), GRID).taken.any()
 
 
+@pytest.mark.slow
 def test_labels_agree_with_the_forward_flow(source: Town) -> None:
     scene = source.scene(source.scene_names("test")[0])
     boxes = SceneBoxes(source, 60.0)
@@ -73,6 +74,7 @@ def test_labels_agree_with_the_forward_flow(source: Town) -> None:
     assert not found.taken[1:].any()  # nothing is known after the scene's end
 
 
+@pytest.mark.slow
 def test_true_labels_carry_movers_to_where_they_are(source: Town) -> None:
     scene = source.scene(source.scene_names("test")[0])
     boxes = SceneBoxes(source, 60.0)
@@ -126,6 +128,7 @@ def net(tokenizer: Tokenizer, config: FlowConfig | None = None) -> FlowNet:
     return made
 
 
+@pytest.mark.slow
 def test_the_loss_falls_to_what_is_there(clips: tuple[Tokenizer, ClipDataset]) -> None:
     tokenizer, data = clips
     learner = FlowLearner(tokenizer, net(tokenizer))
@@ -143,6 +146,7 @@ def test_the_loss_falls_to_what_is_there(clips: tuple[Tokenizer, ClipDataset]) -
     assert all(p.grad is not None for p in learner.net.parameters())
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_has_the_loss_of_the_whole(clips: tuple[Tokenizer, ClipDataset]) -> None:
     tokenizer, data = clips
     learner = FlowLearner(tokenizer, net(tokenizer)).eval()
@@ -152,6 +156,7 @@ def test_a_batch_in_parts_has_the_loss_of_the_whole(clips: tuple[Tokenizer, Clip
     torch.testing.assert_close(sum(parts), learner.loss(whole)[0])
 
 
+@pytest.mark.slow
 def test_frames_that_did_not_exist_change_nothing(clips: tuple[Tokenizer, ClipDataset]) -> None:
     tokenizer, data = clips
     model = net(tokenizer).eval()
@@ -167,6 +172,7 @@ def test_frames_that_did_not_exist_change_nothing(clips: tuple[Tokenizer, ClipDa
     assert (a.flow_m == b.flow_m).all()
 
 
+@pytest.mark.slow
 def test_it_is_told_of_the_egos_motion_in_no_other_way_than_by_the_frames(clips: tuple[Tokenizer, ClipDataset]) -> None:
     """What is seen around an ego that turned on the spot in the same place reads the same, but for the borders of the warped maps."""
     tokenizer, data = clips

@@ -263,6 +263,7 @@ def test_masks_are_counted_before_anything_is_scored(truth: Path, tmp_path: Path
     assert "Occ3D is left out: 1 of 3 truth files have no mask_camera" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_bounded_memory(tmp_path: Path) -> None:
     """The header announces more than any grid needs, and nothing is unpacked."""
     saved(tmp_path / "x.npz", semantics=np.zeros((1 << 15, 1 << 14), np.uint8))
@@ -270,6 +271,7 @@ def test_bounded_memory(tmp_path: Path) -> None:
         read_grids(tmp_path / "x.npz", "predicted", OCC3D)
 
 
+@pytest.mark.slow
 def test_collected_forms(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What other code bases wrote of one real frame. The copy differs from the truth in 2 % of its voxels, and scores the same in every form."""
     gts = shared / "data" / "occ3d" / "gts"

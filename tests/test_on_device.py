@@ -23,6 +23,7 @@ def clips() -> ClipDataset:
     return ClipDataset(read_tracks(Town(TownConfig(train_scenes=2, keyframes=14)), "train"), ClipSpec())
 
 
+@pytest.mark.slow
 def test_batches_of_workers_are_the_same(clips: ClipDataset) -> None:
     starts = range(0, len(clips), 5)
     alone, ahead = (list(on_device.batches(clips, starts, 5, workers)) for workers in (0, 1))
@@ -34,6 +35,7 @@ def test_batches_of_workers_are_the_same(clips: ClipDataset) -> None:
                 assert torch.equal(value, getattr(same, name)) if isinstance(value, Tensor) else value == getattr(same, name)
 
 
+@pytest.mark.slow
 def test_a_sample_that_cannot_be_read_is_one_sentence_from_a_worker_too(clips: ClipDataset) -> None:
     def codes(name: str, rows: np.ndarray) -> np.ndarray:
         raise DataError("tokens are damaged.")

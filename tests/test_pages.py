@@ -31,6 +31,7 @@ def on(tmp_path_factory: pytest.TempPathFactory) -> TestSet:
     return TestSet(Town(TOWN), "test", Run(tmp_path_factory.mktemp("run")))
 
 
+@pytest.mark.slow
 def test_the_worst_samples_collide_most_and_are_farthest_off(on: TestSet) -> None:
     tokens, paths = infer.plans(KINEMATIC["ctrv"], scored_clips(on.tracks))
     scores = score(on.cases, align(on.cases, Predictions(paths, tokens, {}, "ctrv")))
@@ -49,6 +50,7 @@ def test_the_worst_samples_collide_most_and_are_farthest_off(on: TestSet) -> Non
     assert worst(scores, on.tracks, most=1) == bad[:1]
 
 
+@pytest.mark.slow
 def test_an_evaluation_leaves_a_page_with_its_worst_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     main(["evaluate", "ctrv", "--run", str(run), "--json", str(tmp_path / "s.json"), *OPTIONS])
@@ -65,6 +67,7 @@ def test_an_evaluation_leaves_a_page_with_its_worst_samples(tmp_path: Path, caps
     assert f"{scores['sparsedrive']['average']['L2']:.4f}" in page
 
 
+@pytest.mark.slow
 def test_drives_leave_a_page_with_every_scene(tmp_path: Path) -> None:
     run = tmp_path / "run"
     main(["drive", "still", "--scenes", "2", "--run", str(run), "--baselines", "off", *OPTIONS, "--recipe.town.keyframes=17"])

@@ -69,6 +69,7 @@ def run(fixture: Fixture, tokenizer: Tokenizer) -> Run:
     return Run(occupancy, maps, pasts, quantised, stream)
 
 
+@pytest.mark.slow
 def test_every_published_name_is_ours_and_back(fixture: Fixture, published: dict[str, Tensor]) -> None:
     entries = fixture.json("tokenizer_state.json")["entries"]
     own = Tokenizer(CONFIG).state_dict()
@@ -79,6 +80,7 @@ def test_every_published_name_is_ours_and_back(fixture: Fixture, published: dict
     assert all(back[k].data_ptr() == published[k].data_ptr() for k in published)
 
 
+@pytest.mark.slow
 def test_names_that_do_not_fit_are_listed(published: dict[str, Tensor]) -> None:
     with pytest.raises(CheckpointError, match=r"unexpected \(1\): encoder.left"):
         iiworld_keys.tokenizer_from_published({**published, "encoder.left": torch.zeros(1)})
@@ -91,6 +93,7 @@ def test_names_that_do_not_fit_are_listed(published: dict[str, Tensor]) -> None:
         require_fit(broken, wanted, "file.pth")
 
 
+@pytest.mark.slow
 def test_encoder_maps(fixture: Fixture, run: Run) -> None:
     stored = fixture.arrays("tokenizer_f32.npz")
     maps = torch.cat(run.maps)
@@ -127,6 +130,7 @@ def test_encoder_and_decoder_from_the_inside(fixture: Fixture, run: Run, tokeniz
         assert off(value[::8, ::step, ::step], stored[f"mid_{name}"]) < 1e-4, name
 
 
+@pytest.mark.slow
 def test_history(fixture: Fixture, run: Run) -> None:
     stored = fixture.arrays("tokenizer_f32.npz")
     assert off(torch.cat(run.pasts)[:, :, ::16, ::5, ::5], stored["sampled_bev_strided"]) < 1e-4
@@ -134,12 +138,14 @@ def test_history(fixture: Fixture, run: Run) -> None:
     assert off(after, stored["history_bev_after_strided"]) < 1e-4
 
 
+@pytest.mark.slow
 def test_every_code(fixture: Fixture, run: Run) -> None:
     stored = fixture.arrays("tokenizer_f32.npz")
     wanted = np.concatenate([stored[f"idx_{level}"] for level in LEVELS], 1)
     assert np.array_equal(torch.cat([q.codes for q in run.quantised]).numpy(), wanted)
 
 
+@pytest.mark.slow
 def test_latents_and_codebook_loss(fixture: Fixture, run: Run) -> None:
     stored = fixture.arrays("tokenizer_f32.npz")
     latents = torch.cat([q.latent for q in run.quantised])
@@ -148,12 +154,14 @@ def test_latents_and_codebook_loss(fixture: Fixture, run: Run) -> None:
     np.testing.assert_allclose([q.loss.item() for q in run.quantised], stored["eval_embed_loss"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_codes_alone_rebuild_the_published_latent(fixture: Fixture, run: Run, tokenizer: Tokenizer) -> None:
     with torch.no_grad():
         rebuilt = tokenizer.latent_of(torch.cat([q.codes for q in run.quantised]))
     assert off(rebuilt[:, ::4, ::3, ::3], fixture.arrays("tokenizer_f32.npz")["z_sampled_strided"]) < 5e-5
 
 
+@pytest.mark.slow
 def test_a_clip_of_five_frames_is_the_whole_stream(fixture: Fixture, run: Run, tokenizer: Tokenizer) -> None:
     """Four slots forget what lies further back, so a window gives what streaming the scene from its start gives."""
     poses = torch.from_numpy(fixture.rules.poses()["E"])
@@ -203,6 +211,7 @@ def test_gradient_norms(fixture: Fixture, run: Run, tokenizer: Tokenizer) -> Non
     assert ratio < 1e-4, name
 
 
+@pytest.mark.slow
 def test_warp_with_mirrored_frames(fixture: Fixture) -> None:
     """`stale_mirror` gives the published history; without it, every warped map lies elsewhere as soon as a mirror changes."""
     stored, cells = fixture.arrays("warp_flips.npz"), CONFIG.cells()
@@ -233,6 +242,7 @@ def test_warp_with_mirrored_frames(fixture: Fixture) -> None:
                 assert difference[1] < 1e-4, "sequence starts here"
 
 
+@pytest.mark.slow
 def test_voxel_losses(fixture: Fixture) -> None:
     stored = fixture.arrays("losses_fixed.npz")
     numbers = 1.5 * np.random.default_rng(5).standard_normal((200, 200, 16, 18), dtype=np.float32)
@@ -251,6 +261,7 @@ def test_voxel_losses(fixture: Fixture) -> None:
         np.testing.assert_allclose(found, stored[case], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"inter": "change"}, {"project_past": True}])
 def test_quantiser_options_change_the_inter_codes(run: Run, tokenizer: Tokenizer, change: dict[str, object]) -> None:
     """What an inter level quantises: the difference from the present or the past itself, in the codes' space or as the encoder gave it."""

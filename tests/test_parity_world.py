@@ -88,6 +88,7 @@ def streamed(fixture: Fixture, published: dict[str, Tensor], latents: Tensor) ->
     return out
 
 
+@pytest.mark.slow
 def test_every_published_name_is_ours_and_back(fixture: Fixture, published: dict[str, Tensor]) -> None:
     for mode in ("test_mode_False", "test_mode_True"):
         entries = fixture.json("world_state.json")[mode]["entries"]
@@ -111,6 +112,7 @@ def test_parts_that_the_published_model_lacks_are_named() -> None:
         iiworld_keys.world_to_published(WorldModel(own.world, own.tokenizer.cells(), own.tokenizer.grid).state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_roll_outs(fixture: Fixture, streamed: Streamed, mode: str) -> None:
     stored = fixture.arrays("world_f32.npz")
@@ -138,6 +140,7 @@ def test_roll_outs(fixture: Fixture, streamed: Streamed, mode: str) -> None:
         assert off(streamed[mode][0][1].latents[0, 5], stored["gen_s0_full_step5_f16"]) < 4e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_state_after_each_sample_and_targets(fixture: Fixture, streamed: Streamed, mode: str) -> None:
     exact = fixture.arrays("world_f64.npz")
@@ -150,6 +153,7 @@ def test_state_after_each_sample_and_targets(fixture: Fixture, streamed: Streame
         assert off(numbers(motion), exact[f"{mode}_s{s}_targ_curr_to_futu_info"]) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_one_step_from_the_inside(fixture: Fixture, published: dict[str, Tensor], latents: Tensor, mode: str) -> None:
     """Every stored tensor between input and output of the first step."""
@@ -198,6 +202,7 @@ class Nudged(Drive):
         return motions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "task"), [("gen", "generate"), ("hlc", "high-level-control")])
 def test_what_leaks_and_by_how_much(fixture: Fixture, published: dict[str, Tensor], latents: Tensor, mode: str, task: str) -> None:
     """What a roll-out reads that it should not: the same inputs as in the published code, each with the same effect at every step."""
@@ -270,6 +275,7 @@ def test_decoded_forecast(fixture: Fixture, streamed: Streamed, latents: Tensor)
             assert (found != wanted).sum() <= 10
 
 
+@pytest.mark.slow
 def test_pose_helpers(fixture: Fixture) -> None:
     poses = fixture.rules.poses()
     made = pose_matrix(torch.from_numpy(poses["q"]), torch.from_numpy(poses["t"]))

@@ -65,6 +65,7 @@ def test_starts_are_as_recorded() -> None:
     assert start.steer_rad[0] == 0
 
 
+@pytest.mark.slow
 def test_a_town_is_scored_with_its_lanes(tmp_path: Path) -> None:
     town = Town(TownConfig(train_scenes=0, val_scenes=0, test_scenes=2, keyframes=12))
     tracks = [EgoTrack.of(town.scene(name)) for name in town.scene_names("test")]
@@ -85,6 +86,7 @@ def test_a_town_is_scored_with_its_lanes(tmp_path: Path) -> None:
         pdm("other", town, tracks, {"unknown": np.zeros((6, 2))})
 
 
+@pytest.mark.slow
 def test_nuscenes_leaves_out_what_it_does_not_know(nuscenes_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["score", "--data", "nuscenes", "--root", str(nuscenes_root), "--protocol", "pdm", "--json", str(tmp_path / "s.json")])
     found = json.loads((tmp_path / "s.json").read_text())["pdm"]
@@ -103,6 +105,7 @@ def test_cases_files_cannot_be_scored_so(capsys: pytest.CaptureFixture[str]) -> 
         assert "pdm needs maps and tracks" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_evaluate_adds_it_to_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--recipe", "tiny", "--recipe.town.keyframes", "9", "--recipe.town.test_scenes", "2"]
     main(["evaluate", "ctrv", "--protocol", "pdm", "--run", str(tmp_path / "run"), "--json", str(tmp_path / "s.json"), *options])

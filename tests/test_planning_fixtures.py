@@ -46,6 +46,7 @@ def aggregate(shared: Path) -> dict[str, Any]:
     return aggregates(shared, "planning")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(PROTOCOLS))
 def test_every_array_of_the_evaluator(name: str, scores: dict[str, Scores], expected: dict[str, np.ndarray]) -> None:
     found = per_sample(scores[name])
@@ -82,6 +83,7 @@ def test_uniads_values_and_print(scores: dict[str, Scores], aggregate: dict[str,
         assert printed.replace("|", " ").split()[1:] == theirs["printed_uniad"][row]
 
 
+@pytest.mark.slow
 def test_uniads_images(cases: Cases, expected: dict[str, np.ndarray]) -> None:
     row = np.flatnonzero((cases.box_t > 0) & of_classes(cases, VEHICLES)[cases.box_label])
     step = cases.box_case[row].astype(np.int64) * 6 + cases.box_t[row] - 1
@@ -91,6 +93,7 @@ def test_uniads_images(cases: Cases, expected: dict[str, np.ndarray]) -> None:
     np.testing.assert_array_equal(found, images)
 
 
+@pytest.mark.slow
 def test_stp3s_warped_images(cases: Cases, expected: dict[str, np.ndarray]) -> None:
     row = stp3.obstacles(cases)
     step = cases.box_case[row].astype(np.int64) * 6 + cases.box_t[row] - 1
@@ -105,6 +108,7 @@ def test_stp3s_warped_images(cases: Cases, expected: dict[str, np.ndarray]) -> N
         np.testing.assert_array_equal(found, np.unpackbits(expected["stp3_seg_packed"][i], axis=-1).reshape(found.shape))
 
 
+@pytest.mark.slow
 def test_bevplanners_paths(cases: Cases, expected: dict[str, np.ndarray]) -> None:
     assert cases.pred is not None
     for k, found in enumerate(bevplanner.paths(prepare(cases, cases.pred))):

@@ -49,6 +49,7 @@ def test_the_notes_decode_to_the_known_counts(shared: Path) -> None:
         assert found.weighted("obj_box_col") == expected, key
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     n=st.integers(30, 6500),
@@ -109,6 +110,7 @@ NOISE = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(before=NOISE, between=NOISE, after=NOISE, newline=st.sampled_from(["\n", "\r\n"]))
 def test_words_around_tables_do_not_matter(before: list[str], between: list[str], after: list[str], newline: str) -> None:
@@ -132,6 +134,7 @@ def test_borders_may_be_lost_and_log_prefixes_added(kept: list[bool], prefix: st
     same("\n".join(lines))
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     places=st.lists(st.integers(0, len(TABLE)), max_size=8),
@@ -184,6 +187,7 @@ def test_what_is_no_table() -> None:
     assert parse_tables("| L2 | 0.1234 | 0.25678 | 12345678 |") == []
 
 
+@pytest.mark.slow
 @given(st.text(max_size=300))
 def test_no_text_breaks_the_reader(text: str) -> None:
     parse_tables(text)

@@ -345,6 +345,7 @@ def test_long_lines_are_read_in_bounded_time(piece: str) -> None:
     assert all(isinstance(table, Table) for table in parse_tables("\n".join([(piece * 20_000)[:20_000]] * 10)))
 
 
+@pytest.mark.slow
 def test_many_tables_and_many_lines() -> None:
     tables = parse_tables("| L2 | 0.1 | 0.2 | 0.3 | 0.4 | 0.5 | 0.6 | 0.2 |\n" * 3000)
     assert len(tables) == 1000

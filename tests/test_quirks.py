@@ -61,6 +61,7 @@ def test_true_motion(drive: Drive) -> None:
     assert same(run(drive).latents, run(later).latents)
 
 
+@pytest.mark.slow
 def test_future_commands(drive: Drive) -> None:
     other = replace(drive, command=torch.tensor([[2, 1, 1, 2, 0, 0]] * 2))
     assert same(run(drive).translations, run(other).translations)

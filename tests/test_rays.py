@@ -18,6 +18,7 @@ def empty() -> np.ndarray:
     return np.full((200, 200, 16), FREE, np.uint8)
 
 
+@pytest.mark.slow
 def test_rays_and_scores_of_the_evaluator(shared: Path) -> None:
     folder = shared / "fixtures" / "protocols"
     expected = json.loads((folder / "occ_aggregate.json").read_text())["rayiou_samples0to3_t0"]
@@ -41,6 +42,7 @@ def test_rays_and_scores_of_the_evaluator(shared: Path) -> None:
     assert total.ray_iou() == pytest.approx(expected["RayIoU"], rel=1e-12)
 
 
+@pytest.mark.slow
 def test_one_wall() -> None:
     gt, pred = empty(), empty()
     gt[150:, :, :] = WALL  # 20 m ahead of the centre

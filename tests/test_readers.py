@@ -202,6 +202,7 @@ def test_real_processes_give_the_same_bytes(town: tuple[Cases, np.ndarray], tmp_
         assert ((tmp_path / f"s{rank}.json").read_bytes(), (tmp_path / f"rows{rank}.npz").read_bytes()) == expected
 
 
+@pytest.mark.slow
 def test_the_truth_of_nuscenes_and_towns_is_written_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -423,6 +424,7 @@ def every_command(folder: Path, predictions: Path, capsys: pytest.CaptureFixture
     return json.dumps(tables), out.read_text(), verdict, printed.out + printed.err + compared.out + compared.err
 
 
+@pytest.mark.slow
 def test_doctor_audit_and_compare_read_what_score_reads(
     town: tuple[Cases, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -446,6 +448,7 @@ def test_doctor_audit_and_compare_read_what_score_reads(
         assert said.count("warning: ") == said.count("were joined to those of") == 3
 
 
+@pytest.mark.slow
 def test_wrong_use_of_predictions_ends_in_one_sentence(
     town: tuple[Cases, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,7 @@ def leaves(plain: object) -> typing.Iterator[object]:
             yield from leaves(value)
 
 
+@pytest.mark.slow
 def test_a_file_is_explained_too_and_others_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.yaml").write_text("name: mine\ntown: {seed: 7}\n")
     (tmp_path / "wrong.yaml").write_text("town: {sed: 7}\n")
@@ -123,6 +124,7 @@ def parse(*arguments: str, without: tuple[str, ...] = ()) -> Parsed:
     return found
 
 
+@pytest.mark.slow
 def test_recipes_by_name_or_file_with_fields_overridden(tmp_path: Path) -> None:
     assert parse("a")["recipe"] == recipes.small()
     assert parse("a", "--recipe", "demo")["recipe"] == parse("a", "--recipe=demo")["recipe"] == recipes.demo()
@@ -138,6 +140,7 @@ def test_recipes_by_name_or_file_with_fields_overridden(tmp_path: Path) -> None:
     assert frozen.train_world.freeze == ("inter",)
 
 
+@pytest.mark.slow
 def test_files_stand_anywhere_among_options() -> None:
     for arguments in ("a b c --samples 3 --grid", "--samples 3 a --grid b c", "a --samples=3 b --grid c", "--grid a b --samples 3 c"):
         found = parse(*arguments.split())
@@ -145,6 +148,7 @@ def test_files_stand_anywhere_among_options() -> None:
     assert parse("a")["grid"] is False
 
 
+@pytest.mark.slow
 def test_options_are_spelled_with_dashes_or_underscores_and_switched_on_or_off() -> None:
     for option in ("--test-ii", "--test_ii"):
         assert parse("a", option, "on")["test_ii"] == "on"
@@ -155,6 +159,7 @@ def test_options_are_spelled_with_dashes_or_underscores_and_switched_on_or_off()
         assert train == TrainOptions("runs/x", parallel=ParallelConfig(compile=value == "on"), tensorboard=value, allow_mismatch=value)
 
 
+@pytest.mark.slow
 def test_data_options_are_flat_and_what_means_nothing_is_refused() -> None:
     assert parse("a", "--data", "nuscenes", "--root", "n", "--split", "val")["where"] == DataOptions("nuscenes", "n", "val")
     assert parse("a", "--root", "n", without=("split",))["where"] == DataOptions(root="n")
@@ -165,6 +170,7 @@ def test_data_options_are_flat_and_what_means_nothing_is_refused() -> None:
             parse("a", abbreviated, "3")
 
 
+@pytest.mark.slow
 def test_printed_options_are_a_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ("a", "--recipe", "demo", "--recipe.town.seed", "3", "--test-ii", "on", "--split", "val", "--parallel.compile", "on")
     with pytest.raises(SystemExit):
@@ -173,6 +179,7 @@ def test_printed_options_are_a_config_file(tmp_path: Path, capsys: pytest.Captur
     assert parse("a", "--config", str(tmp_path / "options.yaml")) == parse(*given)
 
 
+@pytest.mark.slow
 def test_a_config_file_gives_options_and_later_ones_win(tmp_path: Path) -> None:
     (tmp_path / "options.yaml").write_text("test_ii: 'on'\nroot: n\nrecipe: {town: {seed: 3}}\n")
     found = parse("a", "--config", str(tmp_path / "options.yaml"), "--root", "m")

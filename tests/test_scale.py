@@ -19,6 +19,7 @@ def scale() -> ModuleType:
         return importlib.import_module("scale")
 
 
+@pytest.mark.slow
 def test_the_page_has_the_tables(scale: ModuleType) -> None:
     page = scale.PAGE.read_text()
     assert page[page.index(scale.BEGIN) + len(scale.BEGIN) : page.index(scale.END)].strip() == scale.text(), (
@@ -26,6 +27,7 @@ def test_the_page_has_the_tables(scale: ModuleType) -> None:
     )
 
 
+@pytest.mark.slow
 def test_what_was_counted_still_holds(scale: ModuleType) -> None:
     for stage, found in scale.counted().items():
         before = scale.COUNTED[stage]
@@ -34,6 +36,7 @@ def test_what_was_counted_still_holds(scale: ModuleType) -> None:
         assert found.operations == pytest.approx(before.operations, rel=0.15), stage
 
 
+@pytest.mark.slow
 def test_a_step_adds_up(scale: ModuleType) -> None:
     """The batch is the recipe's up to 64 GPUs; the sum is a ring's; who loads faster than it is read is not waited for."""
     step = scale.step_on("tokenizer", 16)

@@ -64,6 +64,7 @@ def test_they_are_listed_and_say_how_they_were_made(capsys: pytest.CaptureFixtur
     assert "town-small/world" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_no_test_scene_trained_them(tmp_path: Path) -> None:
     town = Town(recipes.small().town)
     for split, marked in (("test", False), ("hard", False), ("val", False), ("train", True)):

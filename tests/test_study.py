@@ -62,6 +62,7 @@ def test_kinds_are_told_apart() -> None:
     assert found.to_json()["arms"]["per candidate"] is None
 
 
+@pytest.mark.slow
 def test_open_loop_can_mislead() -> None:
     """Planners whose open-loop distance grows with their closed-loop score are ranked upside down."""
     quality = np.array([0.1, 0.5, 0.9])
@@ -82,6 +83,7 @@ def test_what_cannot_be_studied_is_refused() -> None:
     assert few.weights == ("present", "ii")
 
 
+@pytest.mark.slow
 def test_the_command_runs_every_arm_and_goes_on(tmp_path: Path) -> None:
     options = [
         "--recipe",

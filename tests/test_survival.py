@@ -159,6 +159,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(tmp_pat
     assert all(torch.equal(whole[k], mended[k]) for k in whole)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_does_not_stay_the_newest(tmp_path: Path) -> None:
     newest = trained(tmp_path, 6)
     (newest / "training.safetensors").unlink()

@@ -61,6 +61,7 @@ def test_splits_are_named_ordered_and_an_unknown_one_is_refused(source: Source) 
         source.scene_names("nowhere")
 
 
+@pytest.mark.slow
 def test_a_name_always_gives_the_same_scene(source: Source) -> None:
     name = source.scene_names(source.usual_split("test"))[0]
     one, two = source.scene(name), source.scene(name)
