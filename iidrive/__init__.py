@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from iidrive.data.town.source import Town
     from iidrive.pipeline.drive import drive
     from iidrive.pipeline.load import load
-    from iidrive.scoring.cases import Predictions, align, read_cases, read_predictions
+    from iidrive.scoring.cases import read_cases
+    from iidrive.scoring.predictions import Predictions, align, read_predictions
     from iidrive.scoring.sampled import scored
     from iidrive.scoring.score import score
 
@@ -65,8 +66,10 @@ def __getattr__(name: str) -> object:
         from iidrive.pipeline import drive as room
     elif name == "load":
         from iidrive.pipeline import load as room
-    elif name in ("Predictions", "align", "read_cases", "read_predictions"):
+    elif name == "read_cases":
         from iidrive.scoring import cases as room
+    elif name in ("Predictions", "align", "read_predictions"):
+        from iidrive.scoring import predictions as room
     elif name == "scored":
         from iidrive.scoring import sampled as room
     elif name == "score":

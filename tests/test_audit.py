@@ -27,7 +27,8 @@ from iidrive.data.tokens import TokenCache, build
 from iidrive.models.baselines import KINEMATIC
 from iidrive.pipeline import infer
 from iidrive.pipeline.load import load_tokenizer
-from iidrive.scoring.cases import write_cases, write_predictions
+from iidrive.scoring.cases import write_cases
+from iidrive.scoring.predictions import write_predictions
 
 SAMPLES = choose(TOWN, "test", 4)
 

@@ -16,16 +16,9 @@ from iidrive.core.classes import CATEGORIES
 from iidrive.core.errors import DataError
 from iidrive.core.scene import Boxes, Command, Keyframe, Pose, Scene, VectorMap
 from iidrive.data.source import Source, window
-from iidrive.scoring.cases import (
-    Cases,
-    Predictions,
-    align,
-    cases_from_windows,
-    read_cases,
-    read_predictions,
-    write_cases,
-    write_predictions,
-)
+from iidrive.scoring.cases import Cases, read_cases, write_cases
+from iidrive.scoring.cases_from_samples import cases_from_samples
+from iidrive.scoring.predictions import Predictions, align, read_predictions, write_predictions
 
 CAR = (0.0, 5.0, 0.0, 4.0, 2.0, 1.5, 0.1)
 
@@ -212,9 +205,9 @@ def scene() -> Scene:
     return driving_scene(8)
 
 
-def test_cases_from_windows(scene: Scene, tmp_path: Path) -> None:
+def test_cases_from_samples(scene: Scene, tmp_path: Path) -> None:
     windows = [window(cast(Source, None), scene, i) for i in range(len(scene))]
-    cases = cases_from_windows(windows)
+    cases = cases_from_samples(windows)
     assert cases.token == tuple(f"t{i}" for i in range(8))
     assert cases.scene == ("scene-1",) * 8
     assert cases.class_names == CATEGORIES
@@ -244,9 +237,9 @@ def test_cases_from_windows(scene: Scene, tmp_path: Path) -> None:
 
 
 def test_no_windows_and_windows_without_boxes(scene: Scene) -> None:
-    assert len(cases_from_windows([])) == 0
+    assert len(cases_from_samples([])) == 0
     observation, target = window(cast(Source, None), scene, 7)
-    bare = cases_from_windows([(observation, replace(target, boxes=(None,) * 7))])
+    bare = cases_from_samples([(observation, replace(target, boxes=(None,) * 7))])
     assert len(bare) == 1
     assert bare.box.shape == (0, 7)
 
@@ -255,13 +248,13 @@ def test_windows_of_another_frame_are_refused(scene: Scene) -> None:
     observation, target = window(cast(Source, None), scene, 0)
     other = replace(target, trajectory=replace(target.trajectory, frame="ego", reference="rear_axle"))
     with pytest.raises(DataError, match="sample t0: the true path must be that of lidar_top"):
-        cases_from_windows([(observation, other)])
+        cases_from_samples([(observation, other)])
     assert target.boxes[0] is not None
     boxes = (replace(target.boxes[0], frame="ego"), *target.boxes[1:])
     with pytest.raises(DataError, match="boxes at step 0 must be in the current lidar frame"):
-        cases_from_windows([(observation, replace(target, boxes=boxes))])
+        cases_from_samples([(observation, replace(target, boxes=boxes))])
     with pytest.raises(DataError, match="repeated: 1 sample"):
-        cases_from_windows([(observation, target)] * 2)
+        cases_from_samples([(observation, target)] * 2)
 
 
 # ------------------------------------------------------------------------------------------------------------ predictions

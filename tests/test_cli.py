@@ -14,7 +14,8 @@ import pytest
 import tiny_nuscenes
 
 from iidrive.cli.main import COMMANDS, Command, Group, main
-from iidrive.scoring.cases import read_cases, read_predictions, write_predictions
+from iidrive.scoring.cases import read_cases
+from iidrive.scoring.predictions import read_predictions, write_predictions
 
 TOWN = ["--recipe", "tiny", "--recipe.town.train_scenes", "2", "--recipe.town.test_scenes", "1", "--recipe.town.keyframes", "12"]
 

@@ -15,7 +15,8 @@ from iidrive.analysis.compare.tables import compare_tables
 from iidrive.analysis.doctor.printed import WEIGHTS, parse_tables, read_tables
 from iidrive.cli.main import main
 from iidrive.core.errors import ConfigError, DataError
-from iidrive.scoring.cases import Predictions, read_cases, write_cases, write_predictions
+from iidrive.scoring.cases import read_cases, write_cases
+from iidrive.scoring.predictions import Predictions, write_predictions
 from iidrive.scoring.sampled import Sampled, read_runs, scored
 from iidrive.scoring.stats import counts_differ, holm, paired, samples_needed
 

@@ -21,7 +21,8 @@ from iidrive.analysis.doctor.findings.hardware import gpus_named
 from iidrive.analysis.doctor.printed import parse_tables
 from iidrive.analysis.doctor.repair import diagnose_predictions
 from iidrive.cli.main import main
-from iidrive.scoring.cases import Cases, Predictions, read_cases, write_cases, write_predictions
+from iidrive.scoring.cases import Cases, read_cases, write_cases
+from iidrive.scoring.predictions import Predictions, write_predictions
 from iidrive.scoring.score import score
 from iidrive.scoring.tables import format_scores
 

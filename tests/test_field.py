@@ -21,8 +21,9 @@ from iidrive.core.classes import FREE
 from iidrive.core.errors import DataError
 from iidrive.data.nuscenes.source import NuScenes, NuScenesConfig
 from iidrive.scoring.accumulate import PlanningScore
-from iidrive.scoring.cases import Predictions, write_cases
+from iidrive.scoring.cases import write_cases
 from iidrive.scoring.occupancy import OccupancyScore
+from iidrive.scoring.predictions import Predictions
 from iidrive.scoring.readers import is_paths, read_paths
 from iidrive.scoring.score import score, to_json
 from iidrive.scoring.tables import format_scores

@@ -18,7 +18,8 @@ from iidrive.data.nuscenes.source import NuScenes
 from iidrive.data.town.source import Town, TownConfig
 from iidrive.models.baselines import KINEMATIC
 from iidrive.pipeline import infer
-from iidrive.scoring.cases import Cases, Predictions, align, read_predictions, write_cases
+from iidrive.scoring.cases import Cases, write_cases
+from iidrive.scoring.predictions import Predictions, align, read_predictions
 
 PER_SCENE = 34
 

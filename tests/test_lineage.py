@@ -26,7 +26,8 @@ from iidrive.pipeline.infer import truth
 from iidrive.pipeline.load import load_agent, load_forecaster, load_tokenizer
 from iidrive.pipeline.train import train_planner, train_world
 from iidrive.runtime.run_folder import Run
-from iidrive.scoring.cases import read_predictions, write_cases
+from iidrive.scoring.cases import write_cases
+from iidrive.scoring.predictions import read_predictions
 from iidrive.training import checkpoint
 from iidrive.training.options import RunOptions
 

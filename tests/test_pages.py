@@ -18,8 +18,8 @@ from iidrive.pipeline.pages import forecast_table, worst_table
 from iidrive.pipeline.pictures import worst
 from iidrive.report.charts import Told, reliability_chart
 from iidrive.runtime.run_folder import Run
-from iidrive.scoring.cases import Predictions, align
 from iidrive.scoring.forecast import ForecastScores, RowCounts
+from iidrive.scoring.predictions import Predictions, align
 from iidrive.scoring.score import score
 
 TOWN = TownConfig(train_scenes=0, val_scenes=0, test_scenes=3, keyframes=12)

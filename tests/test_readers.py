@@ -23,7 +23,8 @@ from iidrive.cli.main import main
 from iidrive.cli.score import score
 from iidrive.core.errors import ConfigError, DataError
 from iidrive.scoring.accumulate import PlanningScore
-from iidrive.scoring.cases import Cases, align, read_cases, write_cases, write_predictions
+from iidrive.scoring.cases import Cases, read_cases, write_cases
+from iidrive.scoring.predictions import align, write_predictions
 from iidrive.scoring.readers import read_paths, read_tokens
 from iidrive.scoring.score import to_json, write_per_sample
 

@@ -14,7 +14,8 @@ from make_cases import along, make_cases, random_cases, reordered
 
 from iidrive.cli.main import main
 from iidrive.core.errors import ConfigError, DataError
-from iidrive.scoring.cases import Predictions, align, read_cases, write_cases
+from iidrive.scoring.cases import read_cases, write_cases
+from iidrive.scoring.predictions import Predictions, align
 from iidrive.scoring.score import Scores, averaged, prefix_means, rate, score, score_all, score_possible, to_json, write_per_sample
 from iidrive.scoring.tables import (
     NUSCENES_VAL_OBJ_COL,

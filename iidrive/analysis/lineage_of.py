@@ -11,7 +11,7 @@ from iidrive.core.lineage import Lineage, Parent, marked
 from iidrive.core.text import printable
 from iidrive.core.untrusted.json_text import read_json
 from iidrive.data.tokens import TokenCache
-from iidrive.scoring.cases import Predictions, read_predictions
+from iidrive.scoring.predictions import Predictions, read_predictions
 from iidrive.training import checkpoint, shipped
 
 

@@ -28,7 +28,8 @@ from iidrive.pipeline.recipes import Recipe
 from iidrive.pipeline.train import describe
 from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run
-from iidrive.scoring.cases import align, read_cases
+from iidrive.scoring.cases import read_cases
+from iidrive.scoring.predictions import align
 from iidrive.scoring.sampled import holds_arrays
 from iidrive.training import checkpoint, shipped
 

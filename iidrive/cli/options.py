@@ -31,7 +31,7 @@ from iidrive.runtime import distributed, threads
 from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run, repeat_bits
-from iidrive.scoring.cases import Predictions
+from iidrive.scoring.predictions import Predictions
 from iidrive.scoring.readers import read_paths
 from iidrive.training import checkpoint
 from iidrive.training.optim import TrainConfig

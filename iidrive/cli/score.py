@@ -28,8 +28,9 @@ from iidrive.pipeline.infer import truth as true_cases
 from iidrive.pipeline.pdm import TRUE_PATH, pdm
 from iidrive.pipeline.recipes import Recipe
 from iidrive.scoring import score as scoring
-from iidrive.scoring.cases import Cases, Predictions, align, read_cases, write_cases
+from iidrive.scoring.cases import Cases, read_cases, write_cases
 from iidrive.scoring.occupancy_sides import Written
+from iidrive.scoring.predictions import Predictions, align
 from iidrive.scoring.protocols import protocols_named
 from iidrive.scoring.readers import read_paths
 from iidrive.scoring.sampled import holds_arrays, pieces_of, predictions_in, read_runs

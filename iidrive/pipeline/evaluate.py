@@ -40,8 +40,9 @@ from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run
 from iidrive.scoring import metrics
 from iidrive.scoring import score as scoring
-from iidrive.scoring.cases import Cases, Predictions, align, write_predictions
+from iidrive.scoring.cases import Cases
 from iidrive.scoring.forecast import ForecastScores
+from iidrive.scoring.predictions import Predictions, align, write_predictions
 from iidrive.scoring.sampled import rows_beside
 from iidrive.scoring.score import Scores
 from iidrive.scoring.tables import format_scores

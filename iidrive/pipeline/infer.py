@@ -21,7 +21,8 @@ from iidrive.pipeline.on_device import batches, confusion, counts_here
 from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.run_folder import device
 from iidrive.scoring import metrics
-from iidrive.scoring.cases import Cases, cases_from_windows
+from iidrive.scoring.cases import Cases
+from iidrive.scoring.cases_from_samples import cases_from_samples
 from iidrive.scoring.forecast import ALL_CELLS, CORRIDOR, ForecastScores, RowCounts
 from iidrive.scoring.movers import MoverCounts
 from iidrive.scoring.reliability import Reliability
@@ -40,7 +41,7 @@ def truth(source: Source, tracks: Iterable[EgoTrack]) -> Cases:
             for index in range(len(scene)):
                 yield window(source, scene, index, past=0, path=track.true_path(index))
 
-    return cases_from_windows(samples())
+    return cases_from_samples(samples())
 
 
 def plans(

@@ -14,7 +14,7 @@ from iidrive.models.tokenizer import Tokenizer
 from iidrive.pipeline import infer, token_check
 from iidrive.pipeline.tokens import codes_in_memory
 from iidrive.runtime.distributed import ProcessGroup
-from iidrive.scoring.cases import Predictions, align
+from iidrive.scoring.predictions import Predictions, align
 from iidrive.scoring.score import score
 from iidrive.scoring.tables import format_scores
 from iidrive.training.optim import TrainConfig

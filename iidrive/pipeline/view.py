@@ -30,8 +30,8 @@ from iidrive.pipeline.pictures import film, telling
 from iidrive.pipeline.tokens import codes_before, codes_in_memory
 from iidrive.report.view.page import Candidate, Panel, View
 from iidrive.runtime.run_folder import device
-from iidrive.scoring.cases import Predictions
 from iidrive.scoring.driving.tracking import DT_S, reference
+from iidrive.scoring.predictions import Predictions
 from iidrive.training.checkpoint import Checkpoint
 
 Array = np.ndarray

@@ -9,20 +9,17 @@ Shape letters: n samples, m boxes of all samples and steps together.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
-from iidrive.core import geometry
 from iidrive.core.classes import CATEGORIES
 from iidrive.core.errors import DataError, unknown
-from iidrive.core.scene import FUTURE_STEPS, Observation, Target
+from iidrive.core.scene import FUTURE_STEPS
 from iidrive.core.text import printable
-from iidrive.core.untrusted.json_text import parse_json
 from iidrive.core.untrusted.npz import read_npz
 from iidrive.scoring import npz
 
@@ -34,8 +31,8 @@ LARGEST_M = 1e3
 """No box is longer, wider or higher."""
 MOST_AGENTS = 1 << 24
 """Agent numbers within a sample are below this."""
-CASES_LIMIT, PREDICTIONS_LIMIT = 1 << 31, 1 << 28
-"""Bytes of all arrays of a cases file, and of a predictions file."""
+CASES_LIMIT = 1 << 31
+"""Bytes of all arrays of a cases file."""
 
 DETECTION_NAMES: tuple[str, ...] = (
     "car",
@@ -230,33 +227,6 @@ class Cases:
         return np.cumsum(self.gt_ego_fut_offsets, axis=1, dtype=np.float64).astype(np.float32)
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """N planned LIDAR_TOP paths in their samples' lidar frames; `token` is None for a bare `pred` array, which knows only row numbers.
-
-    Raises:
-        DataError: for another shape than (n,6,2), NaN or infinity, a token that stands twice, or another number of tokens than paths.
-    """
-
-    trajectory: Float32[Array, "n 6 2"]
-    token: tuple[str, ...] | None
-    meta: Mapping[str, object] = field(default_factory=dict)
-    where: str = "predictions"
-
-    def __post_init__(self) -> None:
-        n = len(self.token) if self.token is not None else len(np.atleast_1d(self.trajectory))
-        path = npz.numbers(self.trajectory, np.float32, (n, FUTURE_STEPS, 2), "trajectory", self.where)
-        object.__setattr__(self, "trajectory", path)
-        tokens = self.token if self.token is not None else row_tokens(n)
-        again = npz.repeated(tokens)
-        if again:
-            raise DataError(f"{self.where}: a sample may be predicted only once; repeated: {npz.few(again)}; was the output merged twice?")
-        require_finite(path, np.ones(n, bool), tokens, self.where)
-
-    def __len__(self) -> int:
-        return len(self.trajectory)
-
-
 def read_cases(path: str | Path) -> Cases:
     """Read a cases file; see `Cases` for what is checked.
 
@@ -268,9 +238,9 @@ def read_cases(path: str | Path) -> Cases:
     missing = [key for key in _REQUIRED if key not in found]
     if missing:
         raise DataError(f"{where}: not a cases file, missing {', '.join(missing)}; found {sorted(found) or 'none of its keys'}.")
-    if "frame" in found and _word(found["frame"]) != "lidar":
+    if "frame" in found and npz.scalar_text(found["frame"]) != "lidar":
         raise DataError(
-            f"{where}: the frame of a cases file is 'lidar' (x right, y forward); found '{printable(_word(found['frame']))}'; convert it."
+            f"{where}: the frame of a cases file is 'lidar' (x right, y forward); found '{printable(npz.scalar_text(found['frame']))}'; convert it."
         )
     n = len(np.atleast_1d(found["gt_ego_fut_offsets"]))
     if "token" in found:
@@ -307,192 +277,6 @@ def write_cases(path: str | Path, cases: Cases) -> None:
         arrays["scene"] = np.array(cases.scene, dtype=np.str_)
     arrays |= {key: getattr(cases, key) for key in _OPTIONAL_ARRAYS if getattr(cases, key) is not None}
     npz.write_npz(path, arrays)
-
-
-def cases_from_windows(windows: Iterable[tuple[Observation, Target]]) -> Cases:
-    """The truth of the given samples, in their order.
-
-    Boxes of all categories are kept; those without lidar points are marked not valid (an unknown count, -1, counts as valid). Offsets are
-    chosen so that their cumulative sum gives the trajectory's float32 positions back.
-
-    Raises:
-        DataError: if a sample's trajectory or boxes are not in the current lidar frame, or a token stands twice.
-    """
-    token, scene, offsets, masks, lidar_pose, ego_pose, rows = [], [], [], [], [], [], []
-    for i, (observation, target) in enumerate(windows):
-        path = target.trajectory
-        if path.frame != "lidar" or path.reference != "lidar_top":
-            raise DataError(
-                f"sample {target.token}: the true path must be that of lidar_top in the lidar frame; "
-                f"found {path.reference} in the {path.frame} frame."
-            )
-        token.append(target.token)
-        scene.append(observation.scene)
-        valid = np.asarray(path.valid, bool)
-        offsets.append(_offsets(np.asarray(path.points_m, np.float32), valid))
-        masks.append(valid)
-        poses = _poses(observation, target)
-        lidar_pose.append(poses[0])
-        ego_pose.append(poses[1])
-        rows.extend(_box_rows(i, target))
-    n = len(token)
-    columns = list(zip(*rows, strict=True)) or [[np.zeros(0, np.int64)]] * 5 + [[np.zeros((0, 7))]]
-    case, step, agent, label, lidar_points, box = (np.concatenate(column) for column in columns)
-    return Cases(
-        gt_ego_fut_offsets=np.array(offsets, np.float32).reshape(n, FUTURE_STEPS, 2),
-        gt_ego_fut_masks=np.array(masks, bool).reshape(n, FUTURE_STEPS),
-        class_names=CATEGORIES,
-        box_case=case.astype(np.int32),
-        box_t=step.astype(np.int8),
-        box_agent=agent.astype(np.int32),
-        box_label=label.astype(np.int8),
-        box_valid=lidar_points != 0,
-        box=box,
-        token=tuple(token),
-        scene=tuple(scene),
-        lidar_pose=np.array(lidar_pose).reshape(n, FUTURE_STEPS + 1, 3),
-        ego_pose=np.array(ego_pose).reshape(n, FUTURE_STEPS + 1, 3),
-        unknown_points=int((lidar_points < 0).sum()),
-    )
-
-
-def _offsets(points: Float32[Array, "6 2"], valid: Bool[Array, "6"]) -> Float32[Array, "6 2"]:
-    """Per-step float32 offsets whose running sum rounds to `points`; 0 where not valid."""
-    out = np.zeros((FUTURE_STEPS, 2), np.float32)
-    total = np.zeros(2)
-    for t in np.flatnonzero(valid):
-        out[t] = points[t] - total
-        total += out[t]
-    return out
-
-
-def _poses(observation: Observation, target: Target) -> tuple[Float[Array, "7 3"], Float[Array, "7 3"]]:
-    """x, y, heading of LIDAR_TOP (its +y) and of the ego (its +x) at steps 0..6; past the end of the scene the last one stands in."""
-    frames = (observation.now, *target.keyframes[:FUTURE_STEPS])
-    lidar = np.stack([k.global_T_lidar for k in frames])
-    ego = np.stack([k.global_T_ego.matrix for k in frames])
-    lidar, ego = geometry.invert(lidar[0]) @ lidar, geometry.invert(ego[0]) @ ego
-    heading = (np.arctan2(lidar[:, 1, 1], lidar[:, 0, 1]), geometry.heading(ego))
-    moved = [np.column_stack([T[:, :2, 3], h]) for T, h in zip((lidar, ego), heading, strict=True)]
-    last = np.minimum(np.arange(FUTURE_STEPS + 1), len(frames) - 1)
-    return moved[0][last], moved[1][last]
-
-
-def _box_rows(i: int, target: Target) -> Iterable[tuple[Array, ...]]:
-    """Sample, step, agent, label, lidar points and boxes of one sample, a tuple of arrays for each step that exists."""
-    agents: dict[str, int] = {}
-    for t, boxes in enumerate(target.boxes):
-        if boxes is None:
-            continue
-        if boxes.frame != "lidar":
-            raise DataError(f"sample {target.token}: boxes at step {t} must be in the current lidar frame; found '{boxes.frame}'.")
-        k = len(boxes)
-        agent = np.array([agents.setdefault(track, len(agents)) for track in boxes.track], np.int64)
-        box = np.column_stack([boxes.centre_m, boxes.size_m, boxes.yaw_rad])
-        yield np.full(k, i), np.full(k, t), agent, boxes.label, boxes.lidar_points, box.reshape(k, 7)
-
-
-def read_predictions(path: str | Path) -> Predictions:
-    """Read planned paths: `token` (n,), `trajectory` (n,6,2), `frame` 'lidar', `reference` 'lidar_top', optional `meta` as JSON.
-
-    A cases-like file with `pred` (n,6,2) is taken too; without tokens it can only be joined to cases without tokens, row by row.
-
-    Raises:
-        DataError: naming the file, if it is missing, damaged, pickled, in another frame, or fails a check of `Predictions`.
-    """
-    where = str(path)
-    found, _ = read_npz(path, ("trajectory", "pred", "token", "frame", "reference", "meta"), PREDICTIONS_LIMIT)
-    bare = "trajectory" not in found
-    needed = ("pred",) if bare and "pred" in found else ("trajectory", "token", "frame", "reference")
-    missing = [key for key in needed if key not in found]
-    if missing:
-        raise DataError(f"{where}: not a predictions file: {', '.join(missing)} missing; found {sorted(found)}. Expected {list(needed)}.")
-    for key, expected in (("frame", "lidar"), ("reference", "lidar_top")):
-        if key in found and _word(found[key]) != expected:
-            raise DataError(
-                f"{where}: {key} is '{printable(_word(found[key]))}', but paths must be those of the lidar_top origin in the current lidar frame "
-                "(x right, y forward); convert them with `iidrive.data.source.to_lidar_path` and write them again."
-            )
-    meta = _meta(found["meta"], where) if "meta" in found else {}
-    token = npz.names(found["token"], "token", where) if "token" in found else None
-    return Predictions(found["pred" if bare else "trajectory"], token, meta, where)
-
-
-def _word(value: Array) -> str:
-    """A text that was stored alone; of anything else, how it begins."""
-    try:
-        return str(value.item()) if value.ndim == 0 else f"{value.dtype} of shape {value.shape}"
-    except ValueError:  # code points that Unicode does not have
-        return "text that is not Unicode"
-
-
-def _meta(value: Array, where: str) -> Mapping[str, object]:
-    """What a predictions file says of itself. Raises DataError for what is no JSON object."""
-    try:
-        meta = parse_json(_word(value), f"{where}: meta is not JSON")
-    except DataError as error:
-        raise DataError(f"{error} `write_predictions` writes it.") from error
-    if not isinstance(meta, dict):
-        raise DataError(f"{where}: meta must be a JSON object; found {printable(meta, 40)}; write it with `write_predictions`.")
-    try:
-        json.dumps(meta, ensure_ascii=False).encode()
-    except ValueError as error:
-        raise DataError(f"{where}: meta holds text that is not Unicode ({printable(str(error), 40)}); write it again.") from error
-    return meta
-
-
-def write_predictions(
-    path: str | Path, tokens: Sequence[str], trajectories: Float[Array, "n 6 2"], meta: Mapping[str, object] | None = None
-) -> None:
-    """Write planned LIDAR_TOP paths in the lidar frame, whole or not at all. Raises DataError as `Predictions` does."""
-    predictions = Predictions(trajectories, tuple(tokens), meta or {}, str(path))
-    npz.write_npz(
-        path,
-        {
-            "token": np.array(tuple(tokens), dtype=np.str_),
-            "trajectory": predictions.trajectory,
-            "frame": np.array("lidar"),
-            "reference": np.array("lidar_top"),
-            "meta": np.array(json.dumps(dict(predictions.meta), sort_keys=True)),
-        },
-    )
-
-
-def align(cases: Cases, predictions: Predictions) -> Float32[Array, "n 6 2"]:
-    """Planned paths in the order of the cases, joined by sample token; NaN for samples without a full future that nobody predicted.
-
-    Raises:
-        DataError: counting and naming the first few, for predicted tokens that the cases do not have, or samples with a full future
-            that nobody predicted; for predictions without tokens where the cases have them, or another number of rows.
-    """
-    if predictions.token is None:
-        if cases.own_tokens:
-            raise DataError(
-                f"{predictions.where}: no sample tokens, but {cases.where} has them; add a `token` array to join by, or a list with --tokens."
-            )
-        if len(predictions) != len(cases):
-            raise DataError(
-                f"{predictions.where}: {len(predictions)} paths for {len(cases)} samples of {cases.where}, and no tokens to join by."
-            )
-        return predictions.trajectory
-    row_of = {token: row for row, token in enumerate(cases.token)}
-    extra = [token for token in predictions.token if token not in row_of]
-    rows = np.array([row_of[token] for token in predictions.token if token in row_of], np.int64)
-    have = np.zeros(len(cases), bool)
-    have[rows] = True
-    lacking = [cases.token[i] for i in np.flatnonzero(cases.full & ~have)]
-    if extra:
-        without = f", and no prediction for {npz.few(lacking)} of it" if lacking else ""
-        raise DataError(
-            f"{predictions.where}: {npz.few(extra)} not in {cases.where}{without}; were other samples, or another split, predicted?"
-        )
-    if lacking:
-        raise DataError(
-            f"{predictions.where}: no prediction for {npz.few(lacking)} of {cases.where}; predict every sample with a full future."
-        )
-    out = np.full((len(cases), FUTURE_STEPS, 2), np.nan, np.float32)
-    out[rows] = predictions.trajectory
-    return out
 
 
 def row_tokens(n: int) -> tuple[str, ...]:

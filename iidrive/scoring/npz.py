@@ -90,3 +90,11 @@ def repeated(tokens: Sequence[str]) -> list[str]:
             again[token] = None
         seen.add(token)
     return list(again)
+
+
+def scalar_text(value: Array) -> str:
+    """A text that was stored alone; of anything else, how it begins."""
+    try:
+        return str(value.item()) if value.ndim == 0 else f"{value.dtype} of shape {value.shape}"
+    except ValueError:  # code points that Unicode does not have
+        return "text that is not Unicode"

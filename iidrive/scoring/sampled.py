@@ -15,7 +15,8 @@ from iidrive.core.errors import ConfigError, DataError
 from iidrive.core.scene import FUTURE_STEPS
 from iidrive.core.untrusted.npz import read_npz
 from iidrive.scoring import npz
-from iidrive.scoring.cases import Cases, Predictions
+from iidrive.scoring.cases import Cases
+from iidrive.scoring.predictions import Predictions
 from iidrive.scoring.protocols import protocol_named
 from iidrive.scoring.readers import is_paths, read_paths
 from iidrive.scoring.score import score

@@ -59,7 +59,7 @@ def averaged(columns: Float64[Array, "6"], which: tuple[int, ...] = (1, 3, 5)) -
 
 
 def score(cases: Cases, trajectories: Float[Array, "n 6 2"], protocol: str = "sparsedrive") -> Scores:
-    """Score planned paths, in the order of the cases (see `cases.align`), by one protocol.
+    """Score planned paths, in the order of the cases (see `predictions.align`), by one protocol.
 
     Sums run in the order of the cases, in float32 for L2 as in the evaluators, so the order of a predictions file cannot matter, and
     files in the evaluator's order give its digits. (Reordering the cases themselves moves L2 in the seventh digit, collisions never.)

@@ -12,7 +12,8 @@ from iidrive.analysis.doctor.findings.finding import Finding
 from iidrive.analysis.doctor.printed import WEIGHTS, parse_tables
 from iidrive.analysis.leakage.parts import known_parts, nearest_steady
 from iidrive.core.scene import FUTURE_STEPS
-from iidrive.scoring.cases import Cases, Predictions
+from iidrive.scoring.cases import Cases
+from iidrive.scoring.predictions import Predictions
 from iidrive.scoring.sampled import scored
 from iidrive.scoring.score import score
 from iidrive.scoring.tables import format_scores

@@ -32,7 +32,7 @@ from iidrive.pipeline.infer import HORIZON_STEPS
 from iidrive.pipeline.load import load_agent, load_ego_mlp, load_forecaster
 from iidrive.pipeline.tokens import scene_codes
 from iidrive.runtime.run_folder import device
-from iidrive.scoring.cases import cases_from_windows
+from iidrive.scoring.cases_from_samples import cases_from_samples
 from iidrive.training import checkpoint, shipped
 
 Array = np.ndarray
@@ -221,7 +221,7 @@ def audit_samples(make: Make, source: Source, samples: Sequence[Sample], tick: C
 
 def _score(source: Source, plans: Mapping[Sample, Array]) -> tuple[float, Plausibility | None]:
     """L2 of the plans as they are (NaN without any), and whether they can be this good beside the kinematic planners'."""
-    cases = cases_from_windows(window(source, source.scene(name), index, past=0) for name, index in plans)
+    cases = cases_from_samples(window(source, source.scene(name), index, past=0) for name, index in plans)
     if not cases.full.any():
         return float("nan"), None
     plan = np.stack(list(plans.values()))

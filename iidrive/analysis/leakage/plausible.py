@@ -52,7 +52,7 @@ def truth_noise(path: Float[Array, "n 6 2"]) -> float:
 
 
 def plausible(cases: Cases, plan: Float[Array, "n 6 2"], baselines: Mapping[str, Float[Array, "n 6 2"]] | None = None) -> Plausibility:
-    """Judge planned paths, in the order of the cases (`cases.align`). `baselines` are kinematic planners' paths, if there are any.
+    """Judge planned paths, in the order of the cases (see `predictions.align`). `baselines` are kinematic planners' paths, if there are any.
 
     Raises:
         DataError: if no sample has a full future.

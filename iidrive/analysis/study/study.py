@@ -38,8 +38,8 @@ from iidrive.pipeline.train import describe, train_planner, train_tokenizer, tra
 from iidrive.report.page import Page, Table, write_index
 from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run
-from iidrive.scoring.cases import Predictions, align
 from iidrive.scoring.driving.summary import Row
+from iidrive.scoring.predictions import Predictions, align
 from iidrive.scoring.score import score
 from iidrive.simulation.loop import LoopConfig
 from iidrive.training import checkpoint

@@ -32,7 +32,8 @@ from iidrive.pipeline.load import load_agent, load_forecaster, load_tokenizer
 from iidrive.pipeline.tokens import tokens_folder, write_tokens
 from iidrive.runtime.run_folder import Run
 from iidrive.scoring import score
-from iidrive.scoring.cases import Cases, Predictions, align
+from iidrive.scoring.cases import Cases
+from iidrive.scoring.predictions import Predictions, align
 from iidrive.training import checkpoint
 from iidrive.training.checkpoint import Manifest
 

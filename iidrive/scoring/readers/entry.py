@@ -16,7 +16,7 @@ from iidrive.core.untrusted.files import decode, read_bytes
 from iidrive.core.untrusted.json_text import LIMIT, is_json, parse_json
 from iidrive.core.untrusted.npz import member_names, read_npy, read_npz
 from iidrive.scoring import npz
-from iidrive.scoring.cases import Predictions, read_predictions
+from iidrive.scoring.predictions import Predictions, read_predictions
 from iidrive.scoring.readers.by_token import is_submission, is_table, read_submission, read_table
 from iidrive.scoring.readers.listed_rows import is_listed, read_listed, token_key
 from iidrive.scoring.readers.rows import Rows, named, token_name, unnamed, what
