@@ -95,9 +95,9 @@ def test_a_batch_of_plain_lists() -> None:
     cases = batch_cases(["a", "b"], offsets, np.ones((2, 6)), [[none, car, none, none, none, none], [none] * 6])
     expected = make_cases([forward] * 2, [(0, 2, tuple(car[0]))])
     assert score(cases, cases.true_path()).events["obj_col"].tolist() == score(expected, expected.true_path()).events["obj_col"].tolist()
-    with pytest.raises(DataError, match="sample a: 7 lists"):
+    with pytest.raises(DataError, match="sample a: expected 7 lists"):
         batch_cases(["a"], offsets[:1], np.ones((1, 6)), [[none] * 6], now=True)
-    with pytest.raises(DataError, match="labels must have one entry a box"):
+    with pytest.raises(DataError, match="labels must have one entry per box"):
         batch_cases(["a"], offsets[:1], np.ones((1, 6)), [[car] * 6], labels=[[[0, 1]] * 6])
 
 

@@ -122,7 +122,7 @@ def swap(key: str, value: object) -> Callable[[dict[str, Any]], object]:
         (put("box_t", 1, 7), r"box_t must be 0..6; found 7 in row 1"),
         (put("box_label", 2, 2), r"box_label must be 0..1; found 2 in row 2"),
         (swap("class_names", ["vehicle.car", "human.pedestrian.adlt"]), "Did you mean 'human.pedestrian.adult'"),
-        (swap("class_names", ["car", "car"]), "stands twice"),
+        (swap("class_names", ["car", "car"]), "class_names holds a duplicate"),
         (swap("token", ["a", "b", "a"]), r"repeated: 1 sample \(a\)"),
         (swap("token", ["a", "b"]), "2 tokens for 3 samples"),
         (swap("token", [1, 2, 3]), "token must be a one-dimensional unicode array"),

@@ -192,7 +192,7 @@ def test_sources_without_lanes_leave_parts_out_and_say_so() -> None:
     assert [name for name, value in score.parts.items() if value is None] == ["DDC", "TLC", "EP", "LK", "EC"]
     assert all(score.absent[name] for name in ("DDC", "TLC", "EP", "LK", "EC"))
     assert score_drive(FREE, None, FREE).parts["DAC"] is None
-    with pytest.raises(DataError, match="two moments"):
+    with pytest.raises(DataError, match="two time steps"):
         score_drive(rollout(straight(seconds=0.0)), bare)
 
 
@@ -240,5 +240,5 @@ def test_differences_are_paired_by_scene() -> None:
     assert worse.epdms.p == pytest.approx(2 / 2**6)
     assert "b against a" in worse.sentence()
     other = replace(FREE, name="another")
-    with pytest.raises(DataError, match="other scenes"):
+    with pytest.raises(DataError, match="different scenes"):
         Difference.of(row("a", [FREE]), Row("b", (scored(other),), (scored(other),)))

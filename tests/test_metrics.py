@@ -111,7 +111,7 @@ def test_empty_is_nan_not_zero() -> None:
     [
         (grid(18), grid(0), "ground truth holds class 18"),
         (grid(0), grid(255), "prediction holds class 255"),
-        (grid(0, 1), grid(0), "one shape"),
+        (grid(0, 1), grid(0), "the same shape"),
         (grid(0).astype(np.int64), grid(0), "uint8; found int64"),
     ],
 )

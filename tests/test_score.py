@@ -111,7 +111,7 @@ def test_by_hand(small: Scores) -> None:
 
 def test_the_checksum_sentence_tells_three_situations_apart(small: Scores) -> None:
     n = NUSCENES_VAL_SAMPLES
-    assert "the truth is complete and unchanged" in checksum_sentence(with_events(small, n, obj_col=NUSCENES_VAL_OBJ_COL))
+    assert "the ground truth is complete and unchanged" in checksum_sentence(with_events(small, n, obj_col=NUSCENES_VAL_OBJ_COL))
     wrong = checksum_sentence(with_events(small, n, obj_col=(38, 35, 32, 30, 31, 29)))
     assert "mis-paired" in wrong
     assert "38, 35, 32, 30, 31, 29" in wrong
@@ -163,7 +163,7 @@ def test_all_leaves_out_what_the_cases_cannot_serve() -> None:
     assert "`ego_pose`" in lacking[1]
     assert list(to_json(*found)) == ["sparsedrive", "vad"]
     for name in names[1:3]:
-        with pytest.raises(DataError, match=r"predict all|leave the protocol out"):
+        with pytest.raises(DataError, match=r"predict every sample|leave the protocol out"):
             score_all(cases, path, ["sparsedrive", name])
 
 

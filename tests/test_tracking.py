@@ -104,5 +104,5 @@ def test_a_plan_is_followed_from_its_middle_as_from_its_start() -> None:
     for one, other in zip(whole[10:], rest, strict=True):
         np.testing.assert_allclose(one.xy_m, other.xy_m, atol=1e-9)
         np.testing.assert_allclose(one.yaw_rad, other.yaw_rad, atol=1e-9)
-    with pytest.raises(ValueError, match="asked for 31"):
+    with pytest.raises(ValueError, match="requested 31"):
         follow(start, wanted, 21, start, 10)

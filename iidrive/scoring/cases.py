@@ -1,8 +1,9 @@
-"""Cases and predictions: what a score is computed from, as two small npz files joined by sample token.
+"""Cases: the ground truth that planned paths are scored against, as one npz file.
 
-A **cases file** holds the truth of N samples: the true path, its boxes at steps t = 0..6, and nothing of a model unless `pred` is given.
-A **predictions file** holds N planned paths with their sample tokens. Frame of both: LIDAR_TOP of each sample's own keyframe, x right,
-y forward, metres, radians counter-clockwise from +x (forward is +pi/2); step t = 1..6 is 0.5..3.0 s ahead.
+A cases file holds, for each of N samples, the true path and the boxes at steps t = 0..6. It holds no model output unless `pred` is given.
+
+Frame: LIDAR_TOP of each sample's own keyframe, x right, y forward, metres. Yaw is in radians, counter-clockwise from +x (forward is +pi/2).
+Step t = 1..6 is 0.5..3.0 s ahead.
 
 Shape letters: n samples, m boxes of all samples and steps together.
 """
@@ -26,13 +27,13 @@ from iidrive.scoring import npz
 Array = np.ndarray
 
 FARTHEST_M = 1e5
-"""No path, box or pose lies farther from its sample's car, along any axis; larger numbers are damage."""
+"""Largest allowed coordinate along any axis, metres from the sample's ego. Larger values are treated as damaged data."""
 LARGEST_M = 1e3
-"""No box is longer, wider or higher."""
+"""Largest allowed length, width or height of a box, metres."""
 MOST_AGENTS = 1 << 24
-"""Agent numbers within a sample are below this."""
+"""Exclusive upper bound of the agent numbers within a sample."""
 CASES_LIMIT = 1 << 31
-"""Bytes of all arrays of a cases file."""
+"""Largest allowed size of all arrays of a cases file together, bytes."""
 
 DETECTION_NAMES: tuple[str, ...] = (
     "car",
@@ -46,7 +47,7 @@ DETECTION_NAMES: tuple[str, ...] = (
     "pedestrian",
     "traffic_cone",
 )
-"""nuScenes detection classes; a cases file may name its boxes by these or by the 23 categories."""
+"""The nuScenes detection classes. `class_names` of a cases file may hold these or the 23 nuScenes categories."""
 
 _ARRAYS = ("gt_ego_fut_offsets", "gt_ego_fut_masks", "box_case", "box_t", "box_agent", "box_label", "box_valid", "box")
 _REQUIRED = (*_ARRAYS, "class_names")
@@ -56,18 +57,23 @@ _KEYS = (*_REQUIRED, *_OPTIONAL_ARRAYS, "token", "scene", "kind", "frame", "unkn
 
 @dataclass(frozen=True)
 class Cases:
-    """The truth of n samples, laid out as in the cases file (field names are the file's keys).
+    """The ground truth of n samples. Field names are the keys of the cases file.
 
-    `gt_ego_fut_offsets` (n,6,2) per-step offsets of the true LIDAR_TOP path; `gt_ego_fut_masks` (n,6) true where the future keyframe
-    exists; one row per box and step in `box_*` (m,): sample index, step 0..6, agent number within the sample, index into
-    `class_names`, and whether the box has lidar points; `box` (m,7) x, y, z, **length, width, height**, yaw. Poses (n,7,3) are x, y,
-    heading at steps 0..6: of LIDAR_TOP (heading of its +y axis) in the current lidar frame, of the ego (heading of +x) in the current
-    ego frame. `own_tokens` is false where tokens were made up from row numbers; `unknown_points` counts
-    valid boxes whose number of lidar points nobody knows. `where` names the file in messages.
+    `gt_ego_fut_offsets` (n,6,2): per-step offsets of the true LIDAR_TOP path, metres. `gt_ego_fut_masks` (n,6): whether the future keyframe
+    exists.
+
+    The `box_*` arrays (m,) have one row per box and step: sample index, step 0..6, agent number within the sample, index into
+    `class_names`, and whether the box has lidar points. `box` (m,7): x, y, z, **length, width, height**, yaw.
+
+    Poses (n,7,3) are x, y, heading at steps 0..6. `lidar_pose` is LIDAR_TOP (heading of its +y axis) in the current lidar frame; `ego_pose`
+    is the ego (heading of its +x axis) in the current ego frame.
+
+    `own_tokens` is false if the tokens were made from row numbers. `unknown_points` counts the valid boxes whose number of lidar points is
+    unknown. `where` names the file in messages.
 
     Raises:
-        DataError: one sentence for the first of: wrong shape or type, NaN or infinity where a value is used, a negative box size, an
-            unknown class name, an index out of range, a token that stands twice.
+        DataError: for the first of: wrong shape or type, NaN or infinity where a value is used, a negative box size, an unknown class name,
+            an index out of range, a duplicate token.
     """
 
     gt_ego_fut_offsets: Float32[Array, "n 6 2"]
@@ -104,10 +110,10 @@ class Cases:
             if getattr(self, key) is not None:
                 put(self, key, npz.numbers(getattr(self, key), np.float64, (n, FUTURE_STEPS + 1, 3), key, where))
         if self.scene is not None and len(self.scene) != n:
-            raise DataError(f"{where}: {len(self.scene)} scene names for {n} samples; give one a sample.")
+            raise DataError(f"{where}: {len(self.scene)} scene names for {n} samples; give one per sample.")
         again = npz.repeated(self.token)
         if again:
-            raise DataError(f"{where}: a sample may stand only once; repeated: {npz.few(again)}; remove the copies.")
+            raise DataError(f"{where}: a sample may appear only once; repeated: {npz.few(again)}; remove the duplicates.")
         self._check_paths()
         self._check_boxes()
 
@@ -117,27 +123,27 @@ class Cases:
             i, t = np.argwhere(bad)[0]
             raise DataError(
                 f"{self.where}: the true path of sample {self.token[i]} holds NaN or infinity at step {t + 1}, which its mask calls valid "
-                f"({int(bad.any(axis=1).sum())} samples are like this); repair gt_ego_fut_offsets or set the mask to 0."
+                f"({int(bad.any(axis=1).sum())} samples in total); repair gt_ego_fut_offsets or set the mask to 0."
             )
         far = (np.abs(self.gt_ego_fut_offsets).max(axis=2) > FARTHEST_M) & self.gt_ego_fut_masks
         if far.any():
             i, t = np.argwhere(far)[0]
             raise DataError(
                 f"{self.where}: the true path of sample {printable(self.token[i])} moves more than {FARTHEST_M:g} m in step {t + 1} "
-                f"({int(far.any(axis=1).sum())} samples are like this); repair gt_ego_fut_offsets."
+                f"({int(far.any(axis=1).sum())} samples in total); repair gt_ego_fut_offsets."
             )
         for key in ("lidar_pose", "ego_pose"):
             pose = getattr(self, key)
             if pose is None:
                 continue
-            # Step 0 and the keyframes that exist; later ones may hold anything.
+            # Check step 0 and the keyframes that exist. Poses of missing keyframes are never used.
             used = np.concatenate([np.ones((len(self), 1), bool), self.gt_ego_fut_masks], axis=1)
             bad = ~(np.abs(pose).max(axis=2) <= FARTHEST_M) & used
             if bad.any():
                 i, t = np.argwhere(bad)[0]
                 raise DataError(
                     f"{self.where}: {key} of sample {printable(self.token[i])} holds NaN, infinity or more than {FARTHEST_M:g} m at step {t} "
-                    f"({int(bad.any(axis=1).sum())} samples are like this); repair it."
+                    f"({int(bad.any(axis=1).sum())} samples in total); repair it."
                 )
         if self.pred is not None:
             require_finite(self.pred, self.full, self.token, self.where)
@@ -145,7 +151,7 @@ class Cases:
     def _check_boxes(self) -> None:
         where = self.where
         if len(set(self.class_names)) != len(self.class_names):
-            raise DataError(f"{where}: a class name stands twice in class_names: {list(self.class_names)}.")
+            raise DataError(f"{where}: class_names holds a duplicate: {list(self.class_names)}; name each class once.")
         for name in self.class_names:
             if name not in CATEGORIES and name not in DETECTION_NAMES:
                 raise DataError(f"{where}: class_names: {unknown('class', name, (*CATEGORIES, *DETECTION_NAMES))}")
@@ -167,7 +173,7 @@ class Cases:
         if vast.any():
             row = int(np.argmax(vast))
             raise DataError(
-                f"{where}: a box lies farther than {FARTHEST_M:g} m or is larger than {LARGEST_M:g} m: row {row}, "
+                f"{where}: a box lies farther away than {FARTHEST_M:g} m or is larger than {LARGEST_M:g} m: row {row}, "
                 f"sample {printable(self.token[self.box_case[row]])}, values {printable(self.box[row].tolist(), 120)} ({int(vast.sum())} such rows); "
                 "repair or remove it."
             )
@@ -187,14 +193,14 @@ class Cases:
             )
 
     def _check_agents(self) -> None:
-        """No agent stands twice in one step of one sample."""
+        """Check that no agent appears twice at one step of one sample."""
         at = (self.box_case.astype(np.int64) * (FUTURE_STEPS + 1) + self.box_t) * MOST_AGENTS + self.box_agent
         order = np.argsort(at, kind="stable")
         again = np.flatnonzero(at[order][1:] == at[order][:-1])
         if len(again):
             row = int(order[again[0] + 1])
             raise DataError(
-                f"{self.where}: box_agent {int(self.box_agent[row])} stands twice in step {int(self.box_t[row])} of sample "
+                f"{self.where}: box_agent {int(self.box_agent[row])} appears twice at step {int(self.box_t[row])} of sample "
                 f"{printable(self.token[self.box_case[row]])}, again in row {row} ({len(again)} such rows); give each agent its own number."
             )
 
@@ -208,30 +214,30 @@ class Cases:
 
     @property
     def note(self) -> str:
-        """What a reader of a score must know about these cases; empty when there is nothing to say."""
+        """Limitations of these cases, printed below the scores; empty if there are none."""
         notes = []
         if not self.own_tokens:
-            notes.append("The cases file carries no sample tokens: predictions are joined by row, so nothing can tell a shuffled file.")
+            notes.append("The cases file has no sample tokens: predictions are joined by row, and a shuffled file would not be noticed.")
         if self.unknown_points:
             notes.append(f"{self.unknown_points} boxes without a known number of lidar points were kept as obstacles.")
         if self.ignored_keys:
-            notes.append(f"Keys of the cases file that nobody reads: {printable(', '.join(self.ignored_keys), 200)}.")
+            notes.append(f"Unknown keys of the cases file, ignored: {printable(', '.join(self.ignored_keys), 200)}.")
         return " ".join(notes)
 
     def true_path(self) -> Float32[Array, "n 6 2"]:
         """Positions of the true path, metres.
 
-        Accumulated in float64 and rounded to float32 at each step: that is what PyTorch's float32 `cumsum` does on a CPU, and the
-        originals use it. Rows of incomplete futures are only meaningful where the mask is true.
+        They are accumulated in float64 and rounded to float32 at each step, as PyTorch's float32 `cumsum` does on a CPU, which the reference
+        evaluators use. Values are meaningful only where `gt_ego_fut_masks` is true.
         """
         return np.cumsum(self.gt_ego_fut_offsets, axis=1, dtype=np.float64).astype(np.float32)
 
 
 def read_cases(path: str | Path) -> Cases:
-    """Read a cases file; see `Cases` for what is checked.
+    """Read a cases file. `Cases` lists the checks.
 
     Raises:
-        DataError: naming the file, if it is missing, damaged, pickled, lacks a key or fails a check.
+        DataError: if the file is missing, damaged, pickled, lacks a key or fails a check.
     """
     where = str(path)
     found, ignored = read_npz(path, _KEYS, CASES_LIMIT)
@@ -246,7 +252,7 @@ def read_cases(path: str | Path) -> Cases:
     if "token" in found:
         token, own = npz.names(found["token"], "token", where), True
         if len(token) != n:
-            raise DataError(f"{where}: {len(token)} tokens for {n} samples; give one a sample.")
+            raise DataError(f"{where}: {len(token)} tokens for {n} samples; give one per sample.")
     else:
         token, own = row_tokens(n), False
     return Cases(
@@ -265,7 +271,7 @@ def read_cases(path: str | Path) -> Cases:
 
 
 def write_cases(path: str | Path, cases: Cases) -> None:
-    """Write a cases file whole or not at all. Made-up tokens are not written, so that they cannot pass for real ones later."""
+    """Write a cases file atomically. Tokens made from row numbers are not written, so that they are never taken for real ones."""
     arrays: dict[str, Array] = {key: getattr(cases, key) for key in _ARRAYS}
     arrays["class_names"] = np.array(cases.class_names, dtype=np.str_)
     arrays["gt_ego_fut_masks"] = cases.gt_ego_fut_masks.astype(np.float32)
@@ -280,20 +286,20 @@ def write_cases(path: str | Path, cases: Cases) -> None:
 
 
 def row_tokens(n: int) -> tuple[str, ...]:
-    """Stand-in tokens for files that carry none: the row number."""
+    """Placeholder tokens `case-00000`, `case-00001`, … for files without tokens."""
     return tuple(f"case-{i:05d}" for i in range(n))
 
 
 def require_finite(path: Float32[Array, "n 6 2"], rows: Bool[Array, "n"], tokens: Sequence[str], where: str) -> None:
-    """Raise DataError, counting and naming the first few samples among `rows` whose path holds NaN or infinity."""
+    """Raise DataError if a path of the samples in `rows` holds NaN or infinity, or a coordinate beyond `FARTHEST_M`."""
     bad = np.flatnonzero(~np.isfinite(path).all(axis=(1, 2)) & rows)
     if len(bad):
         raise DataError(
-            f"{where}: the planned path of {npz.few([tokens[int(i)] for i in bad])} holds NaN or infinity; no score can be given."
+            f"{where}: the planned path of {npz.few([tokens[int(i)] for i in bad])} holds NaN or infinity, so it cannot be scored."
         )
     far = np.flatnonzero((np.abs(path).max(axis=(1, 2), initial=0) > FARTHEST_M) & rows)
     if len(far):
         raise DataError(
-            f"{where}: the planned path of {npz.few([tokens[int(i)] for i in far])} leads farther than {FARTHEST_M / 1000:g} km in 3 s; "
-            "no score can be given. Paths are in metres."
+            f"{where}: the planned path of {npz.few([tokens[int(i)] for i in far])} goes farther than {FARTHEST_M / 1000:g} km in 3 s, "
+            "so it cannot be scored. Paths must be in metres."
         )

@@ -1,4 +1,7 @@
-"""Cases from clips."""
+"""Cases built from the samples of a data source.
+
+Shape letters: n samples, k boxes of one step.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +19,17 @@ from iidrive.scoring.cases import Cases
 Array = np.ndarray
 
 
-def cases_from_samples(windows: Iterable[tuple[Observation, Target]]) -> Cases:
-    """The truth of the given samples, in their order.
+def cases_from_samples(samples: Iterable[tuple[Observation, Target]]) -> Cases:
+    """The ground truth of the given samples, in their order.
 
-    Boxes of all categories are kept; those without lidar points are marked not valid (an unknown count, -1, counts as valid). Offsets are
-    chosen so that their cumulative sum gives the trajectory's float32 positions back.
+    Boxes of all categories are kept. Boxes without lidar points are marked not valid; an unknown count (-1) counts as valid. Offsets are
+    chosen so that their cumulative sum gives back the trajectory's float32 positions.
 
     Raises:
-        DataError: if a sample's trajectory or boxes are not in the current lidar frame, or a token stands twice.
+        DataError: if a sample's trajectory or boxes are not in the current lidar frame, or a token appears twice.
     """
     token, scene, offsets, masks, lidar_pose, ego_pose, rows = [], [], [], [], [], [], []
-    for i, (observation, target) in enumerate(windows):
+    for i, (observation, target) in enumerate(samples):
         path = target.trajectory
         if path.frame != "lidar" or path.reference != "lidar_top":
             raise DataError(
@@ -64,7 +67,7 @@ def cases_from_samples(windows: Iterable[tuple[Observation, Target]]) -> Cases:
 
 
 def _offsets(points: Float32[Array, "6 2"], valid: Bool[Array, "6"]) -> Float32[Array, "6 2"]:
-    """Per-step float32 offsets whose running sum rounds to `points`; 0 where not valid."""
+    """Per-step float32 offsets whose cumulative sum rounds to `points`; 0 where not valid."""
     out = np.zeros((FUTURE_STEPS, 2), np.float32)
     total = np.zeros(2)
     for t in np.flatnonzero(valid):
@@ -74,7 +77,7 @@ def _offsets(points: Float32[Array, "6 2"], valid: Bool[Array, "6"]) -> Float32[
 
 
 def _poses(observation: Observation, target: Target) -> tuple[Float[Array, "7 3"], Float[Array, "7 3"]]:
-    """x, y, heading of LIDAR_TOP (its +y) and of the ego (its +x) at steps 0..6; past the end of the scene the last one stands in."""
+    """x, y, heading of LIDAR_TOP (its +y axis) and of the ego (its +x axis) at steps 0..6. Past the end of the scene the last pose is repeated."""
     frames = (observation.now, *target.keyframes[:FUTURE_STEPS])
     lidar = np.stack([k.global_T_lidar for k in frames])
     ego = np.stack([k.global_T_ego.matrix for k in frames])
@@ -86,7 +89,7 @@ def _poses(observation: Observation, target: Target) -> tuple[Float[Array, "7 3"
 
 
 def _box_rows(i: int, target: Target) -> Iterable[tuple[Array, ...]]:
-    """Sample, step, agent, label, lidar points and boxes of one sample, a tuple of arrays for each step that exists."""
+    """Columns of the boxes of sample `i`, one tuple per existing step: sample, step, agent, label, lidar points (k,) and box (k,7)."""
     agents: dict[str, int] = {}
     for t, boxes in enumerate(target.boxes):
         if boxes is None:

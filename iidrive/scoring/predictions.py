@@ -1,4 +1,7 @@
-"""Planned paths of samples: a predictions file, read, written and joined to cases by sample token."""
+"""Predictions: planned paths of N samples, as one npz file joined to cases by sample token.
+
+Frame: LIDAR_TOP of each sample's own keyframe, x right, y forward, metres. Point t = 1..6 is 0.5..3.0 s ahead.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +29,12 @@ PREDICTIONS_LIMIT = 1 << 28
 
 @dataclass(frozen=True)
 class Predictions:
-    """N planned LIDAR_TOP paths in their samples' lidar frames; `token` is None for a bare `pred` array, which knows only row numbers.
+    """Planned LIDAR_TOP paths (n,6,2) in the lidar frame of each sample, metres.
+
+    `token` is None for a file without tokens. `meta` is what the file states about its origin. `where` names the file in messages.
 
     Raises:
-        DataError: for another shape than (n,6,2), NaN or infinity, a token that stands twice, or another number of tokens than paths.
+        DataError: for a shape other than (n,6,2), NaN or infinity, a duplicate token, or a number of tokens other than n.
     """
 
     trajectory: Float32[Array, "n 6 2"]
@@ -54,10 +59,10 @@ class Predictions:
 def read_predictions(path: str | Path) -> Predictions:
     """Read planned paths: `token` (n,), `trajectory` (n,6,2), `frame` 'lidar', `reference` 'lidar_top', optional `meta` as JSON.
 
-    A cases-like file with `pred` (n,6,2) is taken too; without tokens it can only be joined to cases without tokens, row by row.
+    A file with `pred` (n,6,2) instead of `trajectory` is accepted. Without tokens it can only be joined, row by row, to cases without tokens.
 
     Raises:
-        DataError: naming the file, if it is missing, damaged, pickled, in another frame, or fails a check of `Predictions`.
+        DataError: if the file is missing, damaged, pickled, in another frame, or fails a check of `Predictions`.
     """
     where = str(path)
     found, _ = read_npz(path, ("trajectory", "pred", "token", "frame", "reference", "meta"), PREDICTIONS_LIMIT)
@@ -78,7 +83,7 @@ def read_predictions(path: str | Path) -> Predictions:
 
 
 def _meta(value: Array, where: str) -> Mapping[str, object]:
-    """What a predictions file says of itself. Raises DataError for what is no JSON object."""
+    """The `meta` object of a predictions file. Raises DataError for anything but a JSON object."""
     try:
         meta = parse_json(npz.scalar_text(value), f"{where}: meta is not JSON")
     except DataError as error:
@@ -95,7 +100,7 @@ def _meta(value: Array, where: str) -> Mapping[str, object]:
 def write_predictions(
     path: str | Path, tokens: Sequence[str], trajectories: Float[Array, "n 6 2"], meta: Mapping[str, object] | None = None
 ) -> None:
-    """Write planned LIDAR_TOP paths in the lidar frame, whole or not at all. Raises DataError as `Predictions` does."""
+    """Write planned LIDAR_TOP paths (lidar frame, metres) atomically. Raises DataError as `Predictions` does."""
     predictions = Predictions(trajectories, tuple(tokens), meta or {}, str(path))
     npz.write_npz(
         path,
@@ -110,11 +115,13 @@ def write_predictions(
 
 
 def align(cases: Cases, predictions: Predictions) -> Float32[Array, "n 6 2"]:
-    """Planned paths in the order of the cases, joined by sample token; NaN for samples without a full future that nobody predicted.
+    """Planned paths in the order of the cases, joined by sample token.
+
+    Samples without a full future may be missing from the predictions; their rows are NaN.
 
     Raises:
-        DataError: counting and naming the first few, for predicted tokens that the cases do not have, or samples with a full future
-            that nobody predicted; for predictions without tokens where the cases have them, or another number of rows.
+        DataError: if predicted tokens are not in the cases, if a sample with a full future has no prediction, if only the cases have tokens,
+            or if neither has tokens and the numbers of rows differ.
     """
     if predictions.token is None:
         if cases.own_tokens:
@@ -134,9 +141,7 @@ def align(cases: Cases, predictions: Predictions) -> Float32[Array, "n 6 2"]:
     lacking = [cases.token[i] for i in np.flatnonzero(cases.full & ~have)]
     if extra:
         without = f", and no prediction for {npz.few(lacking)} of it" if lacking else ""
-        raise DataError(
-            f"{predictions.where}: {npz.few(extra)} not in {cases.where}{without}; were other samples, or another split, predicted?"
-        )
+        raise DataError(f"{predictions.where}: {npz.few(extra)} not in {cases.where}{without}; was another split predicted?")
     if lacking:
         raise DataError(
             f"{predictions.where}: no prediction for {npz.few(lacking)} of {cases.where}; predict every sample with a full future."
