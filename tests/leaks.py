@@ -198,18 +198,18 @@ PLANTED: dict[str, Planted] = {
     "plan reads the true path": Planted(lambda: Pipeline(_from_target), "later poses"),
     "velocity of the next pose at a scene's start": Planted(lambda: Pipeline(_first_frame), "later poses"),
     "poses smoothed with the next one": Planted(
-        lambda: Pipeline(lambda b: {"plan": constant_velocity(b.inputs)}, dressed=changed(global_T_ego=_smoothed)), "later poses"
+        lambda: Pipeline(lambda b: {"plan": constant_velocity(b.inputs)}, wrap=changed(global_T_ego=_smoothed)), "later poses"
     ),
-    "command made from the true path": Planted(lambda: Pipeline(_commanded, dressed=changed(command=_turns)), "later poses"),
-    "command of the next keyframe": Planted(lambda: Pipeline(_commanded, dressed=changed(command=_next_command)), "later commands"),
+    "command made from the true path": Planted(lambda: Pipeline(_commanded, wrap=changed(command=_turns)), "later poses"),
+    "command of the next keyframe": Planted(lambda: Pipeline(_commanded, wrap=changed(command=_next_command)), "later commands"),
     "time of the next keyframe": Planted(
-        lambda: Pipeline(lambda b: {"plan": constant_velocity(b.inputs)}, dressed=changed(timestamp_us=_middle_time)), "later times"
+        lambda: Pipeline(lambda b: {"plan": constant_velocity(b.inputs)}, wrap=changed(timestamp_us=_middle_time)), "later times"
     ),
     "occupancy of the next keyframe": Planted(
         lambda: Pipeline(
             lambda b: {"plan": ctrv(b.inputs) + b.inputs.occupancy[:, -1].float().mean((1, 2, 3))[:, None, None]},  # pyright: ignore
             occupancy=GRID,
-            dressed=_NextOccupancy,
+            wrap=_NextOccupancy,
         ),
         "later occupancy",
     ),
@@ -217,7 +217,7 @@ PLANTED: dict[str, Planted] = {
         lambda: Pipeline(
             lambda b: {"plan": ctrv(b.inputs) + b.inputs.occupancy[:, -1].float().mean((1, 2, 3))[:, None, None]},  # pyright: ignore
             occupancy=GRID,
-            dressed=_NextBoxes,
+            wrap=_NextBoxes,
         ),
         "later boxes",
     ),

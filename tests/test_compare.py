@@ -125,7 +125,7 @@ def test_seven_scenes_are_the_fewest_that_can_show_anything() -> None:
 
 def test_other_truth_is_refused() -> None:
     a, b = simulated(np.random.default_rng(7), 5, 5)
-    with pytest.raises(DataError, match="different truth"):
+    with pytest.raises(DataError, match="different ground truth"):
         compare([a], [replace(b, gt_col=~b.gt_col)])
     with pytest.raises(DataError, match="no sample in common"):
         compare([a], [replace(b, token=tuple(t + "x" for t in b.token))])
@@ -213,7 +213,7 @@ def test_texts_are_recognised_and_two_tables_are_needed(tmp_path: Path, capsys: 
     path.write_text(print_table())
     with pytest.raises(SystemExit):
         main(["compare", str(path)])
-    assert "comparing takes two tables; found 1" in capsys.readouterr().err
+    assert "expected two tables to compare; found 1" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------------------------------- files
@@ -277,7 +277,7 @@ def test_the_grid(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "train-ii on/test-ii on is better than train-ii on/test-ii off in L2" in printed
     assert printed.count("–") >= 2  # the cells that were not given
     cell = scored(read_cases(files / "cases.npz"), Predictions(np.zeros((80, 6, 2)), read_cases(files / "cases.npz").token))
-    with pytest.raises(ConfigError, match="does not say train_ii and test_ii"):
+    with pytest.raises(ConfigError, match="does not state train_ii and test_ii"):
         grid([cell])
 
 

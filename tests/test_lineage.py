@@ -211,7 +211,7 @@ def test_a_stage_trained_again_in_place_is_noticed(chains: list[Chain], tmp_path
     file.write_text(json.dumps(plain))
     shutil.rmtree(tmp_path / "copy" / "tokenizer")
     shutil.copytree(chains[1].tokenizer, tmp_path / "copy" / "tokenizer")
-    assert "another one lies there now" in lineage_of.describe(lineage_of.trace(world)[0])
+    assert "replaced by another one" in lineage_of.describe(lineage_of.trace(world)[0])
     with pytest.raises(LineageError, match="was trained on tokenizer"):
         load_forecaster(world)
 
@@ -256,7 +256,7 @@ def test_the_zero_second_check(chains: list[Chain], tmp_path: Path, monkeypatch:
         with pytest.raises(LineageError, match="stage 1 recorded"):
             train_world(RECIPE, chain.tokenizer, cache, TOWN, "train", Run.start(tmp_path / "w", {}))
         monkeypatch.setattr(token_check, "measure", lambda t, s, k, cache=None: 0.05 if cache is not None else 0.79)
-        with pytest.raises(LineageError, match="these tokens are not its own"):
+        with pytest.raises(LineageError, match="the cached tokens are not its own"):
             token_check.check(tokenizer, manifest, cache, TOWN, tracks)
         assert token_check.check(tokenizer, manifest, cache, TOWN, tracks, allow=True)[1] == (
             "tokens decode at 5.0 % mIoU where stage 1 recorded 80.0 %",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from iidrive.analysis.study.arms import ARMS, CHOSEN_IN, LEFT_OUT, NONE, recipe_of
-from iidrive.analysis.study.results import Setting, misleads
+from iidrive.analysis.study.results import Setting, rank_correlations
 from iidrive.analysis.study.study import StudyConfig
 from iidrive.cli.main import main
 from iidrive.core.errors import ConfigError
@@ -67,10 +67,10 @@ def test_open_loop_can_mislead() -> None:
     quality = np.array([0.1, 0.5, 0.9])
     closed = {name: {"EPDMS": np.full((1, 12), q) + 0.01 * np.arange(12)} for name, q in zip(("none", "b", "c"), quality, strict=True)}
     opened = {name: {"L2": np.full((1, 12), q)} for name, q in zip(("none", "b", "c"), quality, strict=True)}
-    told = misleads(Setting("open", SCENES, ("",) * 12, opened, {}), Setting("closed", SCENES, ("",) * 12, closed, {}))
-    assert [(one.metric, one.rho, one.planners) for one in told] == [("L2", pytest.approx(1.0), 3)]
+    found = rank_correlations(Setting("open", SCENES, ("",) * 12, opened, {}), Setting("closed", SCENES, ("",) * 12, closed, {}))
+    assert [(one.metric, one.rho, one.planners) for one in found] == [("L2", pytest.approx(1.0), 3)]
     two = {name: opened[name] for name in ("none", "b")}
-    assert misleads(Setting("open", SCENES, ("",) * 12, two, {}), Setting("closed", SCENES, ("",) * 12, closed, {})) == []
+    assert rank_correlations(Setting("open", SCENES, ("",) * 12, two, {}), Setting("closed", SCENES, ("",) * 12, closed, {})) == []
 
 
 def test_what_cannot_be_studied_is_refused() -> None:

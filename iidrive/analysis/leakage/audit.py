@@ -1,8 +1,8 @@
-"""Audit a model: does anything that it must not know change its answers?
+"""Audit a model for leaks: does any information that it must not use change its outputs?
 
-At some keyframes, everything after them is replaced, in the source, in the tokens made of it and in the batch's targets; then each input
-alone. Besides: what other samples do to a sample through the batch or through what the model remembers of earlier calls, and what names do.
-Every measurement starts from a fresh copy of the model.
+At some keyframes, everything after the keyframe is replaced: in the source, in the tokens made from it, and in the targets of the batch. If an output
+changes, each input is replaced separately. The audit also tests whether a sample's output depends on other samples of the batch, on earlier calls, or
+on sample tokens and scene names. Every measurement starts from a fresh copy of the model.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from iidrive.training import checkpoint, shipped
 Array = np.ndarray
 BATCH = 4
 NEAR = 1e-3
-"""Metres. Sums over batches of another size or order round differently; that is no leak."""
+"""Tolerance, metres. Batches of another size or order round differently, which is not a leak."""
 
 Hook = Callable[[Batch], Batch]
 Sample = tuple[str, int]
-"""Scene name and index of the keyframe."""
+"""Scene name and keyframe index."""
 
 
 def _same(batch: Batch) -> Batch:
@@ -51,9 +51,9 @@ def _same(batch: Batch) -> Batch:
 
 @dataclass
 class View:
-    """What a model is shown: a source, the source that its tokens are made of, and what is done to a batch before the model gets it.
+    """The data that a model is given: a source, the source that its tokens are made from, and a `hook` that changes the batch.
 
-    `stored` says whether tokens may come from a cache (they may not where the tokens' source has another future); `codes` keeps those made.
+    `stored`: whether tokens may come from a cache, which is wrong if the tokens' source is changed. `codes`: tokens already computed, by scene.
     """
 
     source: Source
@@ -64,24 +64,24 @@ class View:
 
 
 Subject = Callable[[View, Sequence[Sample]], Answers]
-"""A whole pipeline, from a source to what it answers at some keyframes, which it gets as one batch."""
+"""A whole pipeline, from a source to the outputs at some keyframes, computed as one batch."""
 Make = Callable[[], Subject]
-"""Makes the pipeline anew, remembering nothing."""
+"""Creates a fresh pipeline without any state."""
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A subject of what any model here is: windows of a source → batch → answers. `dressed` may put a source on top of the one shown."""
+    """A subject made from a model: clips of a source → batch → outputs. `wrap` may wrap another source around the given one."""
 
     answer: Callable[[Batch], Mapping[str, torch.Tensor]]
     encode: Callable[[Source, str], Array] | None = None
     cache: Frames | None = None
     occupancy: GridSpec | None = None
-    dressed: Callable[[Source], Source] = lambda source: source
+    wrap: Callable[[Source], Source] = lambda source: source
 
     def __call__(self, view: View, samples: Sequence[Sample]) -> Answers:
-        """Answers at `samples`, in one batch."""
-        source = self.dressed(view.source)
+        """Outputs at `samples`, computed as one batch."""
+        source = self.wrap(view.source)
         tracks = [EgoTrack.of(source.scene(name)) for name in dict.fromkeys(name for name, _ in samples)]
         place = {real_name(track.name): i for i, track in enumerate(tracks)}
         frames = OccupancyFrames(source, self.occupancy, keyframes(tracks)) if self.occupancy else None
@@ -99,22 +99,22 @@ class Pipeline:
                 return self.cache(name, indices)
             assert self.encode is not None
             if name not in view.codes:
-                view.codes[name] = self.encode(self.dressed(view.tokens), name)
+                view.codes[name] = self.encode(self.wrap(view.tokens), name)
             return view.codes[name][indices]
 
         return codes
 
 
 def tokenizing(tokenizer: Tokenizer) -> Callable[[Source, str], Array]:
-    """(source, scene name) → codes of all its keyframes, as `iidrive tokens` makes them."""
+    """A function (source, scene name) → tokens of all keyframes, as `iidrive tokens` computes them."""
     return lambda source, name: scene_codes(tokenizer, source, source.scene(name))
 
 
 def of_checkpoint(path: str, test_ii: bool = False, tokens: str = "") -> Make:
-    """A baseline by name, or the planner, world model or ego-status MLP of a checkpoint. `tokens` names a cache to audit with it.
+    """A factory for a baseline by name, or for the planner, world model or ego-status MLP of a checkpoint. `tokens` is a token cache to use.
 
     Raises:
-        ConfigError: for a tokenizer, which foresees nothing, and for a name that is neither.
+        ConfigError: for a tokenizer, which predicts nothing, and for a path that is neither a baseline nor a checkpoint.
     """
     if path in KINEMATIC:
         plan = KINEMATIC[path]
@@ -151,7 +151,7 @@ def of_checkpoint(path: str, test_ii: bool = False, tokens: str = "") -> Make:
 
 
 def planned(agent: Agent, batch: Batch, ii: bool) -> dict[str, torch.Tensor]:
-    """The plan, and what every candidate would cost: a leak may move that and leave the choice as it is."""
+    """The plan, and the cost of every candidate: a leak may change costs without changing the choice."""
     if not agent.planner.config.accelerations:
         return {"plan": agent.plan(batch.inputs, ii)}
     choice = agent.choice(batch.inputs, ii)
@@ -159,14 +159,14 @@ def planned(agent: Agent, batch: Batch, ii: bool) -> dict[str, torch.Tensor]:
 
 
 def forecast(forecaster: Forecaster, batch: Batch) -> dict[str, torch.Tensor]:
-    """Labels 0 to 3 s ahead and the imagined latents and motion."""
+    """Labels 0 to 3 s ahead, and the predicted latents, motion and (with an occupancy flow) probabilities."""
     labels, imagined = forecaster.forecast(batch.inputs, HORIZON_STEPS)
     found = {"forecast": labels, "latents": imagined.latents, "motion": imagined.now_T_frame}
     return found if imagined.flow is None else {**found, "taken": imagined.flow.taken}
 
 
 def choose(source: Source, split: str, count: int) -> list[Sample]:
-    """About `count` samples with a full future, spread over scenes and time; the first keyframe of a scene always among them."""
+    """About `count` samples with a full future, spread over scenes and time. The first keyframe of every chosen scene is included."""
     names = source.scene_names(split)
     some = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, min(len(names), max(1, count // 2))).round().astype(int))]
     lengths = {name: len(source.scene(name)) - FUTURE_STEPS for name in some}
@@ -178,7 +178,7 @@ def choose(source: Source, split: str, count: int) -> list[Sample]:
 
 
 def rounds(samples: Sequence[Sample]) -> int:
-    """In how many batches these samples are audited."""
+    """Number of batches in which these samples are audited."""
     return len(_rounds(samples))
 
 
@@ -191,12 +191,19 @@ def audit(
     tokens: str = "",
     report: Callable[[int], Callable[[str], None]] = lambda total: lambda name: None,
 ) -> Audit:
-    """Audit a baseline by name, a checkpoint, or a pipeline of one's own, at about `samples` samples spread over a split.
+    """Audit a baseline, a checkpoint or your own pipeline at about `samples` samples of a split.
 
-    `tokens` names a token cache to audit with a checkpoint. `report` is told the number of rounds and gives what hears of each.
+    Args:
+        model: name of a baseline, path of a checkpoint, or a function that creates a pipeline.
+        source: the data.
+        split: the split; default: the source's usual test split.
+        samples: approximate number of samples.
+        test_ii: whether the planner uses the world model's predicted future.
+        tokens: a token cache to audit with the checkpoint.
+        report: `report(rounds)` returns a function that is called after each round.
 
     Raises:
-        ConfigError: for a name that is neither a baseline nor a checkpoint, and as `audit_samples` does.
+        ConfigError: if `model` is neither a baseline nor a checkpoint, or as `audit_samples` does.
     """
     make = of_checkpoint(str(model), test_ii, tokens) if isinstance(model, (str, Path)) else model
     chosen = choose(source, split or source.usual_split("test"), samples)
@@ -207,7 +214,7 @@ def audit_samples(make: Make, source: Source, samples: Sequence[Sample], tick: C
     """Audit a pipeline at some samples.
 
     Raises:
-        ConfigError: if two fresh copies answer the same question differently: nothing can be compared then.
+        ConfigError: if two fresh copies give different outputs for the same samples, because nothing can be compared then.
     """
     found: dict[str, list[Leak]] = {}
     plans: dict[Sample, Array] = {}
@@ -220,7 +227,7 @@ def audit_samples(make: Make, source: Source, samples: Sequence[Sample], tick: C
 
 
 def _score(source: Source, plans: Mapping[Sample, Array]) -> tuple[float, Plausibility | None]:
-    """L2 of the plans as they are (NaN without any), and whether they can be this good beside the kinematic planners'."""
+    """L2 of the unchanged plans (metres; NaN without plans), and their comparison with kinematic planners."""
     cases = cases_from_samples(window(source, source.scene(name), index, past=0) for name, index in plans)
     if not cases.full.any():
         return float("nan"), None
@@ -267,15 +274,18 @@ class _Round:
 
 
 def _round(make: Make, source: Source, rows: Sequence[Sample], plans: dict[Sample, Array]) -> list[Leak]:
-    """The leaks of a batch; the plans as they are go into `plans`."""
+    """The leaks of one batch. The unchanged plans are added to `plans`."""
     compared = np.ones(len(rows), bool)
     if len(rows) == 1:
-        rows, compared = [*rows, (rows[0][0], max(0, rows[0][1] - 3))], np.array([True, False])  # company, so that a batch is a batch
+        rows, compared = (
+            [*rows, (rows[0][0], max(0, rows[0][1] - 3))],
+            np.array([True, False]),
+        )  # a second sample, so that the batch can be permuted
     view = View(source, source)
     before = make()(view, rows)
     if changed(before, make()(view, rows)).any():
         raise ConfigError(
-            "two fresh copies of this model answer the same samples differently. Seed it or switch its noise off, then audit."
+            "two fresh copies of this model give different outputs for the same samples. Seed the model or switch its noise off, then audit."
         )
     paths = [true_path(source.scene(name), index) for name, index in rows]
     now = _Round(
@@ -288,13 +298,13 @@ def _round(make: Make, source: Source, rows: Sequence[Sample], plans: dict[Sampl
         leak = now.leak("oracle command (declared)", now.ask(replace(view, source=OtherCommands(source))))
         if leak:
             leaks.append(
-                replace(leak, declared=True, note="commands of this data are made from the true future; L2 is with other commands.")
+                replace(leak, declared=True, note="the commands of this data are derived from the true future; L2 is with other commands.")
             )
     return leaks
 
 
 def _future(now: _Round) -> list[Leak]:
-    """What later keyframes do: all at once, and if that changes anything, one input at a time."""
+    """Effect of later keyframes: all inputs at once and, if an output changes, one input at a time."""
     values: tuple[Value, ...] = ("other", "noise")
     at_once = [now.leak("later keyframes (several inputs together)", now.ask(now.view(Change(value=v), blank))) for v in values]
     ended = now.leak("end of the scene", now.ask(now.view(Change(end=True), tokens=False)), NEAR)
@@ -310,7 +320,7 @@ def _future(now: _Round) -> list[Leak]:
 
 
 def _others(now: _Round) -> list[Leak]:
-    """What other samples do: through the batch, through its size and order, and through what earlier calls left behind."""
+    """Effect of other samples: through the batch, its size and order, and state from earlier calls."""
     leaks: list[Leak | None] = []
     view, n = now.real, len(now.rows)
     for parity in (0, 1):
@@ -326,18 +336,18 @@ def _others(now: _Round) -> list[Leak]:
     for step in (2, 1):
         model(view, [(name, min(index + step, len(now.source.scene(name)) - 1)) for name, index in now.rows])
     state = now.leak("state carried between calls", model(view, now.rows))
-    if state:  # here the fresh copy is the one without the leak
+    if state:  # here the fresh copy is the model without the leak
         leaks.append(replace(state, worth_m=-state.worth_m))
     return [_joined(parts, 0) for parts in _by_name([leak for leak in leaks if leak]).values()]
 
 
 def _names(now: _Round) -> list[Leak]:
-    """What sample tokens and scene names do: a plan that hangs on them was looked up."""
+    """Effect of sample tokens and scene names: outputs that depend on them were looked up."""
     name = "sample tokens and scene names"
     try:
         leak = now.leak(name, now.ask(replace(now.real, source=Renamed(now.source))))
     except (KeyError, IndexError) as error:
-        note = f"the model cannot answer for samples that it does not know by name ({type(error).__name__}: {error})."
+        note = f"the model fails for samples with unknown names ({type(error).__name__}: {error})."
         return [Leak(name, int(now.compared.sum()), int(now.compared.sum()), note=note)]
     return [leak] if leak else []
 
@@ -350,7 +360,7 @@ def _other(now: _Round, row: Sample) -> Sample:
 
 
 def _rounds(samples: Sequence[Sample]) -> list[list[Sample]]:
-    """Batches that hold every scene at most once, so that each scene has one moment that counts as now."""
+    """Batches with at most one sample per scene, so that each scene has one current keyframe."""
     rounds: list[list[Sample]] = []
     for sample in samples:
         fits = (r for r in rounds if len(r) < BATCH and all(name != sample[0] for name, _ in r))
@@ -370,7 +380,7 @@ def _by_name(leaks: Sequence[Leak]) -> dict[str, list[Leak]]:
 
 
 def _least(leaks: Sequence[Leak | None]) -> Leak | None:
-    """The leak that changed most answers, at the smallest worth of those that were measured."""
+    """The leak that changed most outputs, with the smallest measured `worth_m`."""
     some = [leak for leak in leaks if leak]
     if not some:
         return None
@@ -380,7 +390,7 @@ def _least(leaks: Sequence[Leak | None]) -> Leak | None:
 
 
 def _joined(parts: Sequence[Leak], of: int) -> Leak:
-    """One leak of several batches: worth weighted by the samples compared; batches in which nothing changed count with 0 (`of` samples in all)."""
+    """One leak from several batches. `worth_m` and `voxels` are weighted by samples; batches without a change count as 0 (`of` samples in all)."""
     total = max(of, sum(leak.of for leak in parts))
 
     def mean(values: Sequence[float]) -> float:
