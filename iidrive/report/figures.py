@@ -1,7 +1,7 @@
-"""Bird's-eye figures of one keyframe: the map, the boxes, the true and the planned paths, and what was true and imagined ahead.
+"""Bird's-eye figures of one keyframe: map, boxes, true and planned paths, and true and predicted occupancy.
 
-All pictures show the driving direction up and the ego's left on the left. Their axes are metres right of and ahead of the rear axle:
-the *picture frame*, (right, ahead) = (-y, x) of the ego frame. No state is shared between figures: each is its own object.
+In all figures the driving direction is up and the ego's left is on the left. The axes are metres to the right of and ahead of the rear axle. This
+*picture frame* is (right, ahead) = (-y, x) of the ego frame.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from iidrive.runtime import atomic
 Array = np.ndarray
 
 UNKNOWN_COLOUR = (160, 160, 160)
-"""RGB of columns of which nothing is known."""
+"""RGB of columns with unknown occupancy."""
 
 EGO_AHEAD_M = 0.5
-"""How far the ego's centre lies ahead of LIDAR_TOP."""
+"""Distance from LIDAR_TOP forward to the centre of the ego."""
 
 DPI = 100
 FULL_IN, NARROW_IN, HEIGHT_IN = 16.0, 9.6, 9.0
 VIEW_AT_IN, VIEW_IN = (0.6, 0.5), (5.5, 7.6)
 MARGIN_IN = 0.2
 LABEL_IN, LEGEND_IN = 0.3, 2.5
-"""In inches: the figure (1600x900 px with occupancies, narrower without), the large view in it, the room for row names and legends."""
+"""In inches: size of the figure (1600x900 px with occupancy, narrower without), the large view, and space for row names and legends."""
 
 
 @dataclass(frozen=True)
 class _Surface:
-    """How a map layer looks: legend text, face or line colour, line style of lines."""
+    """Style of a map layer: legend text, face or line colour, line style and line width."""
 
     label: str
     colour: str
@@ -67,7 +67,7 @@ MAP_STYLES: dict[str, _Surface] = {
     "lane_divider": _Surface("lane divider", "#8d949e", "--", 1.1),
     "road_divider": _Surface("road divider", "#b58900", "-", 1.2),
 }
-"""Map layers from the bottom up; other layers are not drawn."""
+"""Drawn map layers, from bottom to top."""
 
 TRUE_STYLE = ("black", "-", "o")
 PLAN_STYLES: tuple[tuple[str, str, str], ...] = (
@@ -77,19 +77,19 @@ PLAN_STYLES: tuple[tuple[str, str, str], ...] = (
     ("#007A5A", "--", "v"),
     ("#7A5C00", "-.", "P"),
 )
-"""Colour, line style and marker of the planned paths, in the order of `ScenePanel.plans`: no two differ by colour alone."""
+"""Colour, line style and marker of the planned paths, in the order of `ScenePanel.plans`. No two styles differ only by colour."""
 
 
 @dataclass(frozen=True)
 class ScenePanel:
-    """What one scene figure shows.
+    """The content of one scene figure.
 
-    `plans` are named LIDAR_TOP paths (6,2) in the current lidar frame. `true_occupancy` and `imagined` hold uint8 (X,Y,Z) semantics on
-    the grid `spec`, one for each of `horizons_s` (0 is now) as far as they exist, each in the ego frame of its own moment; empty leaves
-    their row out.
+    `plans`: LIDAR_TOP paths (6,2) by name, current lidar frame, metres. `true_occupancy`, `imagined`: uint8 (X,Y,Z) semantics on the grid
+    `spec`, one per horizon of `horizons_s` (0 is now) as far as they exist, each in the ego frame at its horizon. An empty tuple leaves out
+    the row.
 
     Raises:
-        DataError: for a plan of another shape or with NaN, occupancy that does not fit the grid, or more of it than horizons.
+        DataError: if a plan has another shape or NaN, if occupancy does not fit the grid, or if there are more grids than horizons.
     """
 
     title: str
@@ -113,31 +113,33 @@ class ScenePanel:
                 )
         for name, grids in (("true occupancy", self.true_occupancy), ("imagined occupancy", self.imagined)):
             if len(grids) > len(self.horizons_s):
-                raise DataError(f"{len(grids)} grids of {name} for {len(self.horizons_s)} horizons {self.horizons_s}; name each moment.")
+                raise DataError(
+                    f"{len(grids)} grids of {name} for {len(self.horizons_s)} horizons {self.horizons_s}; give one horizon per grid."
+                )
             for grid in grids:
                 if grid.shape != self.spec.shape or grid.dtype != np.uint8:
                     raise DataError(f"{name} must be uint8 of shape {self.spec.shape}; found {grid.dtype} of shape {grid.shape}.")
 
 
 def to_picture(points_m: Float[Array, "*n d"]) -> Float[Array, "*n 2"]:
-    """Points (x, y, …) of the ego frame in the picture frame: metres to the right and metres ahead."""
+    """Points (x, y, …) of the ego frame transformed to the picture frame (right, ahead), metres."""
     points = np.asarray(points_m)
     return np.stack([-points[..., 1], points[..., 0]], -1)
 
 
 def lidar_to_picture(points_m: Float[Array, "n 2"], ego_T_lidar: Float[Array, "4 4"]) -> Float[Array, "n 2"]:
-    """Points (x, y) of the lidar frame, at the lidar's height, in the picture frame."""
+    """Points (x, y) of the lidar frame, at the lidar's height, transformed to the picture frame, metres."""
     points = np.asarray(points_m, np.float64)
     return to_picture(geometry.apply(ego_T_lidar, np.concatenate([points, np.zeros((len(points), 1))], -1)))
 
 
 def top_down(semantics: UInt8[Array, "X Y Z"]) -> UInt8[Array, "X Y 3"]:
-    """RGB seen from above: each column has the colour of its highest voxel that is occupied by a known class.
+    """RGB image from above: each column has the colour of its highest occupied voxel.
 
-    Columns without one are white (`classes.FREE`), or grey where any of their voxels is unknown (`classes.IGNORE`).
+    Columns without an occupied voxel are white, or grey if any of their voxels is unknown (`classes.IGNORE`).
 
     Raises:
-        DataError: for a class that does not exist.
+        DataError: for an unknown class number.
     """
     grid = np.asarray(semantics)
     if grid.ndim != 3 or grid.size == 0:
@@ -154,30 +156,30 @@ def top_down(semantics: UInt8[Array, "X Y Z"]) -> UInt8[Array, "X Y 3"]:
 
 
 def upright(image: UInt8[Array, "X Y 3"]) -> UInt8[Array, "X Y 3"]:
-    """A grid's picture as rows from the top: the first row is furthest ahead, the first column furthest left."""
+    """An image of a grid in row order: the first row is farthest ahead, the first column farthest left."""
     return image[::-1, ::-1]
 
 
 def final_error_m(plan: Float[Array, "6 2"], truth: Trajectory) -> float | None:
-    """Distance between the last points of a plan and of the true path, metres; None where the scene ends before."""
+    """Distance between the last points of a plan and of the true path, metres; None if the scene ends earlier."""
     if not truth.valid[-1]:
         return None
     return float(np.linalg.norm(np.asarray(plan)[-1] - truth.points_m[-1]))
 
 
 def scene_figure(panel: ScenePanel, path: Path | str) -> Path:
-    """Write one PNG of a scene at one keyframe: a large view from above and, where occupancy is given, what was true and imagined.
+    """Write one PNG of a keyframe: a large bird's-eye view and, if given, true and predicted occupancy.
 
-    The file appears whole or not at all; its folder is made. Returns the path.
+    The file is written atomically and its folder is created. Returns the path.
 
     Raises:
-        DataError: for occupancy with a class that does not exist.
+        DataError: if occupancy has an unknown class number.
     """
     return write_png(_scene_canvas(panel), path)
 
 
 def write_png(canvas: FigureCanvasAgg, path: Path | str) -> Path:
-    """Write what is drawn on a canvas, whole or not at all; the folder is made. Returns the path."""
+    """Write a canvas as PNG atomically; create the folder. Returns the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic.whole(path) as temporary:
@@ -186,7 +188,7 @@ def write_png(canvas: FigureCanvasAgg, path: Path | str) -> Path:
 
 
 def scene_picture(panel: ScenePanel) -> UInt8[Array, "H W 3"]:
-    """The same as pixels. Raises DataError as `scene_figure` does."""
+    """The figure of `scene_figure` as RGB pixels. Raises DataError as `scene_figure` does."""
     canvas = _scene_canvas(panel)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
@@ -255,7 +257,7 @@ def draw_view(axes: Axes, panel: ScenePanel) -> tuple[list[Artist], list[Artist]
 
 
 def _limits(points: Float[Array, "n 2"]) -> tuple[Array, Array]:
-    """Corners of the view, picture frame: at least 32 m ahead, further for faster paths, wide enough for sharp turns."""
+    """Corners of the view, picture frame, metres: at least 32 m ahead, more for longer paths, and wide enough for sharp turns."""
     ahead = max(32.0, float(points[:, 1].max()) + 8)
     behind = min(-10.0, float(points[:, 1].min()) - 5)
     ahead, behind = min(ahead, 90.0), max(behind, -40.0)
@@ -269,7 +271,7 @@ def _limits(points: Float[Array, "n 2"]) -> tuple[Array, Array]:
 
 
 def _parts(shape: shapely.Geometry) -> Iterator[shapely.Geometry]:
-    """The single geometries of any geometry, collections of collections too."""
+    """The simple geometries of any geometry, including nested collections."""
     for part in shapely.get_parts(shape):
         if isinstance(part, shapely.GeometryCollection | shapely.MultiPolygon | shapely.MultiLineString):
             yield from _parts(part)
@@ -278,11 +280,11 @@ def _parts(shape: shapely.Geometry) -> Iterator[shapely.Geometry]:
 
 
 def draw_map(axes: Axes, layers: VectorMap, global_T_ego: Float[Array, "4 4"], low: Array, high: Array) -> list[Artist]:
-    """Draw what the view shows of the map; returns legend handles of the layers that are there."""
+    """Draw the map inside the view, between corners `low` and `high` (picture frame, metres). Returns legend handles of the drawn layers."""
     ego_T_global = geometry.invert(global_T_ego)
 
     def to_view(xy: Array) -> Array:
-        # Maps are flat: lay them at the ego's height, so that a far origin cannot lean them through a small pitch.
+        # Maps are flat. Put them at the ego's height, so that a small pitch and a distant map origin cause no offset.
         return to_picture(geometry.apply(ego_T_global, np.column_stack([xy, np.full(len(xy), global_T_ego[2, 3])])))
 
     handles: list[Artist] = []
@@ -293,7 +295,7 @@ def draw_map(axes: Axes, layers: VectorMap, global_T_ego: Float[Array, "4 4"], l
         outlines, lines = [], []
         for part in _parts(near):
             if isinstance(part, shapely.Polygon):
-                # Holes must turn the other way than their outline to stay open under the non-zero winding rule.
+                # Under the non-zero winding rule, holes must have the opposite orientation of their outline.
                 rings = shapely.geometry.polygon.orient(part)
                 outlines.append(Outline.make_compound_path(*(Outline(np.asarray(r.coords)) for r in (rings.exterior, *rings.interiors))))
             elif isinstance(part, shapely.LineString):
@@ -310,7 +312,7 @@ def draw_map(axes: Axes, layers: VectorMap, global_T_ego: Float[Array, "4 4"], l
 
 
 def _draw_boxes(axes: Axes, boxes: Boxes, filled: bool) -> None:
-    """Boxes of the ego frame: filled with a tick from the centre to the front, or as faint dashed outlines."""
+    """Draw boxes given in the ego frame: filled, with a line from the centre to the front, or as faint dashed outlines."""
     if not len(boxes):
         return
     corners = to_picture(geometry.box_corners_bev(boxes.centre_m[:, :2], boxes.size_m[:, 0], boxes.size_m[:, 1], boxes.yaw_rad))
@@ -326,7 +328,7 @@ def _draw_boxes(axes: Axes, boxes: Boxes, filled: bool) -> None:
 
 
 def _path(axes: Axes, line: Float[Array, "n 2"], label: str, style: tuple[str, str, str], width: float, zorder: float) -> Artist:
-    """A path with a marker at each step but the first, on a white ribbon (below all paths) that sets it off from the map."""
+    """Draw a path with a marker at each step but the first, on a white line that separates it from the map."""
     colour, dashes, marker = style
     axes.plot(line[:, 0], line[:, 1], color="white", lw=width + 1.6, alpha=0.8, zorder=6, solid_capstyle="round")
     (drawn,) = axes.plot(line[:, 0], line[:, 1], color=colour, ls=dashes, lw=width, marker=marker, zorder=zorder, label=label)
@@ -342,7 +344,7 @@ def _place(figure: Figure, left_in: float, bottom_in: float, width_in: float, he
 
 def _write(figure: Figure, left_in: float, bottom_in: float, text: str, **style: object) -> None:
     across, up = figure.get_size_inches()
-    # Names may hold dollar signs: they are not formulae.
+    # Names may contain dollar signs, which are not formulae.
     figure.text(left_in / across, bottom_in / up, text, parse_math=False, **style)  # pyright: ignore[reportArgumentType]
 
 
@@ -365,7 +367,7 @@ def _headline(figure: Figure, panel: ScenePanel, width_in: float) -> None:
 
 
 def _occupancies(figure: Figure, panel: ScenePanel, rows: list[tuple[str, tuple[Array, ...]]], left_in: float, top_in: float) -> float:
-    """Small top-down pictures, a row for truth and one for what was imagined. Returns the height in inches where they end."""
+    """Draw small top-down images, one row for truth and one for predictions. Returns the height in inches at which they end."""
     spec, gap_in = panel.spec, 0.1
     columns = len(panel.horizons_s)
     room_in = FULL_IN - MARGIN_IN - left_in - LABEL_IN - gap_in * (columns - 1)
@@ -401,7 +403,7 @@ def _occupancies(figure: Figure, panel: ScenePanel, rows: list[tuple[str, tuple[
 
 
 def _classes(panel: ScenePanel, seen: set[int]) -> list[Artist]:
-    """Legend handles of the classes that the boxes in view (`seen`) and the occupancies hold."""
+    """Legend handles of the classes of the boxes in view (`seen`) and of the occupancy."""
     held = set(seen)
     for grid in (*panel.true_occupancy, *panel.imagined):
         held |= set(np.flatnonzero(np.bincount(grid.ravel(), minlength=256)).tolist())
@@ -422,7 +424,7 @@ def _paths_title(panel: ScenePanel) -> str:
 
 
 def _legends(figure: Figure, legends: Mapping[str, list[Artist]], left_in: float, top_in: float, beside: bool) -> None:
-    """Legends by title: side by side under the occupancies, or one below the other."""
+    """Draw the legends: side by side below the occupancy, or one below the other."""
     for title, handles in legends.items():
         if not handles:
             continue
