@@ -1,4 +1,4 @@
-"""Models with a leak planted in each, and models without, for the audit to tell apart."""
+"""Models with a planted leak, and models without one, for the tests of the audit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _driver(planner: PlannerConfig) -> Agent:
     tokenizer = Tokenizer(RECIPE.tokenizer).eval()
     forecaster = Forecaster(tokenizer, WorldModel(RECIPE.world, tokenizer.cells, tokenizer.config.grid))
     agent = Agent(forecaster, Planner(planner, tokenizer.cells), True)
-    for weight in agent.planner.parameters():  # corrections start at zero; here everything must reach the plan
+    for weight in agent.planner.parameters():  # corrections are initialised to 0; here every input must affect the plan
         weight.data += 0.05 * torch.randn_like(weight)
     return agent.eval()
 
@@ -64,7 +64,7 @@ class _NextOccupancy(Wrapped):
 
 
 class _NextBoxes(Wrapped):
-    """Occupancy with as many cars drawn into it as there are boxes in the next keyframe, where they will be."""
+    """Occupancy with a car drawn at every box of the next keyframe."""
 
     def occupancy(self, scene: Scene, index: int, spec):  # pyright: ignore[reportMissingParameterType]
         grid = self.real.occupancy(scene, index, spec)
@@ -82,7 +82,7 @@ def _smoothed(scene: Scene, i: int) -> Pose:
 
 
 def _turns(scene: Scene, i: int) -> Command:
-    """nuScenes' command: which way the true path has gone after 3 s."""
+    """nuScenes' command: the direction of the true path after 3 s."""
     side = true_path(scene, i).points_m[-1, 0]
     return Command("right" if side > 0.5 else "left" if side < -0.5 else "straight", "route")
 

@@ -1,4 +1,4 @@
-"""Scores collected batch by batch: the same as in one piece, whatever the batches, their order and the number of processes."""
+"""Scores accumulated batch by batch equal those of one batch, for any batches, order and number of processes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_batches_and_processes_do_not_matter(town: tuple[Cases, np.ndarray]) -> 
         assert found.average["L2"] == pytest.approx(one_piece.average["L2"], rel=1e-6)
 
 
-def test_reset_and_nothing(town: tuple[Cases, np.ndarray]) -> None:
+def test_reset_and_no_samples(town: tuple[Cases, np.ndarray]) -> None:
     cases, path = town
     metric = collected(cases, path, [np.arange(12)])
     metric.reset()
@@ -73,7 +73,7 @@ def test_reset_and_nothing(town: tuple[Cases, np.ndarray]) -> None:
     assert metric.gather() is metric
 
 
-def test_what_is_refused(town: tuple[Cases, np.ndarray]) -> None:
+def test_invalid_updates_are_refused(town: tuple[Cases, np.ndarray]) -> None:
     cases, path = town
     with pytest.raises(ConfigError, match="Did you mean 'vad'"):
         PlanningScore("vadd")

@@ -1,4 +1,4 @@
-"""The audit finds every planted leak, names it, and accuses nobody else."""
+"""The audit finds and names every planted leak, and reports no other."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_planted_leak_is_found_and_named(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CLEAN)
-def test_a_clean_model_is_not_accused(name: str) -> None:
+def test_a_clean_model_has_no_leaks(name: str) -> None:
     found = audit_samples(CLEAN[name], TOWN, SAMPLES)
     assert found.clean, format_audit(found)
     assert found.believable, format_audit(found)
@@ -54,8 +54,8 @@ def test_a_clean_model_is_not_accused(name: str) -> None:
     assert "clean" in format_audit(found)
 
 
-def test_what_a_leak_is_worth_is_what_the_plan_loses_without_it() -> None:
-    """Half the true path halves the error; with another path in its place the plan is worse than without."""
+def test_the_worth_of_a_leak_is_the_increase_of_l2_without_it() -> None:
+    """Half of the true path halves the error; replacing it by another path is worse than removing it."""
     leaky, honest = (
         audit_samples(PLANTED["plan reads the true path"].make, TOWN, SAMPLES),
         audit_samples(CLEAN["constant turn rate and velocity"], TOWN, SAMPLES),
@@ -107,7 +107,7 @@ def test_bits_are_compared_not_values() -> None:
     assert changed({"plan": zero}, {"plan": np.nextafter(zero, 1)}).all()
 
 
-def test_scores_no_past_can_give_are_flagged_without_the_model() -> None:
+def test_implausibly_good_scores_are_flagged_without_the_model() -> None:
     cases = infer.truth(TOWN, read_tracks(TOWN, "test"))
     clips = scored_clips(read_tracks(TOWN, "test"))
     rows = {token: i for i, token in enumerate(cases.token)}
@@ -122,7 +122,7 @@ def test_scores_no_past_can_give_are_flagged_without_the_model() -> None:
     assert "is implausible" in plausible(cases, near).reasons[0]
 
 
-def test_few_samples_are_not_judged_by_luck() -> None:
+def test_few_samples_are_not_judged_by_their_mean_error() -> None:
     cases = infer.truth(TOWN, read_tracks(TOWN, "test"))
     near = cases.true_path() + 0.002 * np.random.default_rng(0).normal(size=(len(cases), 6, 2)).astype(np.float32)
     rows = np.flatnonzero(cases.full)[:7]
@@ -135,8 +135,8 @@ def test_few_samples_are_not_judged_by_luck() -> None:
     assert "not planned" in plausible(replace(cases, gt_ego_fut_masks=masks), path).reasons[0]
 
 
-def test_a_score_without_a_leak_is_judged_all_the_same() -> None:
-    """A planner that has memorised the test scenes by what they look like: nothing that is replaced reaches its plans."""
+def test_implausible_scores_are_flagged_even_without_a_leak() -> None:
+    """A planner that has memorised the test scenes by their appearance: replacing the future does not change its plans."""
     samples = choose(TOWN, "test", 8)
     seen = {}
     for name in TOWN.scene_names("test"):

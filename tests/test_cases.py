@@ -1,4 +1,4 @@
-"""Cases and predictions files: round trips, windows cut from a scene, joining by token, and every way a file can be wrong."""
+"""Cases and predictions files: round trips, cases from samples of a scene, joining by token, and invalid files."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def swap(key: str, value: object) -> Callable[[dict[str, Any]], object]:
         (swap("frame", "ego"), "frame of a cases file is 'lidar'"),
     ],
 )
-def test_each_fault_has_its_own_sentence(cases: Cases, tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
+def test_each_fault_has_its_own_message(cases: Cases, tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
     path = rewritten(tmp_path / "bad.npz", cases, change)
     with pytest.raises(DataError, match=message) as error:
         read_cases(path)
@@ -170,14 +170,14 @@ def test_damaged_files(cases: Cases, tmp_path: Path) -> None:
         read_cases(tmp_path)
 
 
-def test_unread_keys_are_told(cases: Cases, tmp_path: Path) -> None:
+def test_unknown_keys_are_reported(cases: Cases, tmp_path: Path) -> None:
     found = read_cases(rewritten(tmp_path / "c.npz", cases, lambda a: a.update(tokens=a.pop("token"))))
     assert not found.own_tokens
     assert found.ignored_keys == ("tokens",)
     assert "tokens" in found.note
 
 
-# ---------------------------------------------------------------------------------------------------------------- windows
+# ---------------------------------------------------------------------------------------------------------------- samples
 
 
 def driving_scene(n: int) -> Scene:
@@ -236,7 +236,7 @@ def test_cases_from_samples(scene: Scene, tmp_path: Path) -> None:
     assert "without a known number of lidar points were kept" in found.note
 
 
-def test_no_windows_and_windows_without_boxes(scene: Scene) -> None:
+def test_no_samples_and_samples_without_boxes(scene: Scene) -> None:
     assert len(cases_from_samples([])) == 0
     observation, target = window(cast(Source, None), scene, 7)
     bare = cases_from_samples([(observation, replace(target, boxes=(None,) * 7))])
@@ -244,7 +244,7 @@ def test_no_windows_and_windows_without_boxes(scene: Scene) -> None:
     assert bare.box.shape == (0, 7)
 
 
-def test_windows_of_another_frame_are_refused(scene: Scene) -> None:
+def test_samples_in_another_frame_are_refused(scene: Scene) -> None:
     observation, target = window(cast(Source, None), scene, 0)
     other = replace(target, trajectory=replace(target.trajectory, frame="ego", reference="rear_axle"))
     with pytest.raises(DataError, match="sample t0: the true path must be that of lidar_top"):
@@ -270,7 +270,7 @@ def test_predictions_round_trip_and_join_by_token(cases: Cases, tmp_path: Path) 
     assert [p.name for p in tmp_path.iterdir()] == ["p.npz"]
 
 
-def test_samples_that_are_not_scored_need_no_prediction(cases: Cases) -> None:
+def test_samples_without_a_full_future_need_no_prediction(cases: Cases) -> None:
     joined = align(cases, Predictions(np.ones((2, 6, 2)), ("sample2", "sample0")))
     assert np.isnan(joined[1]).all()
     assert (joined[[0, 2]] == 1).all()

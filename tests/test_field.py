@@ -1,4 +1,4 @@
-"""What people bring: results files as other code bases write them, damaged files, and installs of nuScenes with the usual differences."""
+"""Inputs from users: results files of other code bases, damaged files, and nuScenes folders with the usual differences."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ FORMS: dict[str, tuple[object, str]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_results_as_others_write_them(form: str, tmp_path: Path) -> None:
+def test_results_in_formats_of_other_code_bases(form: str, tmp_path: Path) -> None:
     value, said = FORMS[form]
     (tmp_path / "r.pkl").write_bytes(pickle.dumps(value))
     found = read_paths(tmp_path / "r.pkl")
@@ -157,7 +157,7 @@ def test_damaged_truth_is_refused(change: dict[str, Any], message: str) -> None:
 # ----------------------------------------------------------------------------------------------------------------- absence
 
 
-def test_without_boxes_collisions_are_no_zeros(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_boxes_collision_rates_are_not_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = make_cases([along((0.0, 1.0))] * 2)
     for protocol in ("sparsedrive", "uniad", "vad"):
         found = score(cases, cases.true_path(), protocol)
@@ -178,7 +178,7 @@ def test_without_boxes_collisions_are_no_zeros(tmp_path: Path, capsys: pytest.Ca
     assert not collected.compute()["sparsedrive"].events
 
 
-def test_boxes_that_a_protocol_does_not_count_are_none() -> None:
+def test_boxes_that_a_protocol_ignores_are_not_obstacles() -> None:
     cases = make_cases([along((0.0, 1.0))], [(0, 1, CAR), (0, 2, CAR)])
     unseen = replace(cases, box_valid=np.zeros(2, bool))
     assert "obj_col" not in score(unseen, unseen.true_path(), "sparsedrive").events
@@ -188,7 +188,7 @@ def test_boxes_that_a_protocol_does_not_count_are_none() -> None:
     assert "obj_col" not in score(people, people.true_path(), "uniad").events
 
 
-def test_an_all_free_grid_is_no_perfect_forecast() -> None:
+def test_an_all_free_grid_is_not_a_perfect_forecast() -> None:
     free = np.full((1, 7, 4, 4, 2), FREE, np.uint8)
     found = OccupancyScore()
     found.update(free, free)

@@ -1,4 +1,4 @@
-"""Pages of evaluations and drives: the worst samples come first, and what is shown is what was measured."""
+"""Pages of evaluations and drives: the worst samples come first, and the page shows the measured values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from iidrive.pipeline import infer
 from iidrive.pipeline.evaluate import TestSet, scored_clips
 from iidrive.pipeline.pages import forecast_table, worst_table
 from iidrive.pipeline.pictures import worst
-from iidrive.report.charts import Told, reliability_chart
+from iidrive.report.charts import Calibration, reliability_chart
 from iidrive.runtime.run_folder import Run
 from iidrive.scoring.forecast import ForecastScores, RowCounts
 from iidrive.scoring.predictions import Predictions, align
@@ -31,7 +31,7 @@ def on(tmp_path_factory: pytest.TempPathFactory) -> TestSet:
     return TestSet(Town(TOWN), "test", Run(tmp_path_factory.mktemp("run")))
 
 
-def test_the_worst_samples_collide_most_and_are_farthest_off(on: TestSet) -> None:
+def test_the_worst_samples_have_most_collisions_and_largest_l2(on: TestSet) -> None:
     tokens, paths = infer.plans(KINEMATIC["ctrv"], scored_clips(on.tracks))
     scores = score(on.cases, align(on.cases, Predictions(paths, tokens, {}, "ctrv")))
     bad = worst(scores, on.tracks)
@@ -87,7 +87,7 @@ def test_forecasts_are_a_table_with_marks_and_absence() -> None:
     assert {cell for row in table.rows for cell in row[1:]} == {"-"}
 
 
-def test_charts_are_pictures_even_where_no_sort_has_cells(tmp_path: Path) -> None:
-    nothing = Told(np.zeros((1, 12), int), np.zeros((1, 12)), np.zeros((1, 12)))
+def test_charts_are_drawn_even_if_no_bin_has_cells(tmp_path: Path) -> None:
+    nothing = Calibration(np.zeros((1, 12), int), np.zeros((1, 12)), np.zeros((1, 12)))
     path = reliability_chart({"all cells": nothing}, [1.0], tmp_path / "new" / "r.png")
     assert path.read_bytes().startswith(b"\x89PNG")

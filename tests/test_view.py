@@ -114,7 +114,7 @@ def test_top_down_leaves_the_colour_table_alone() -> None:
 
 
 @pytest.mark.parametrize("grid", [np.full((2, 2, 2), 18, np.uint8), np.zeros((2, 2), np.uint8), np.zeros((2, 2, 0), np.uint8)])
-def test_top_down_refuses_what_is_no_occupancy(grid: np.ndarray) -> None:
+def test_top_down_refuses_other_arrays(grid: np.ndarray) -> None:
     with pytest.raises(DataError):
         figures.top_down(grid)
 
@@ -172,7 +172,7 @@ def test_the_view_grows_with_the_paths() -> None:
     assert usual.axes[0].get_xlim()[1] < 24 < turning.axes[0].get_xlim()[1]
 
 
-def test_the_legend_tells_l2_at_three_seconds() -> None:
+def test_the_legend_shows_l2_at_three_seconds() -> None:
     panel = _panel()
     paths, rest, classes = figures.draw_view(Figure().add_subplot(), panel)
     assert [p.get_label() for p in paths] == ["true path", "planner, ii on: 0.00 m", f"constant-velocity: {np.hypot(3, 6):.2f} m"]
@@ -182,7 +182,7 @@ def test_the_legend_tells_l2_at_three_seconds() -> None:
     assert all(isinstance(p, Patch) for p in rest[:1])
 
 
-def test_where_the_scene_ends_there_is_no_l2() -> None:
+def test_without_a_full_future_there_is_no_l2() -> None:
     panel = _panel(index=8)
     assert not panel.target.trajectory.complete()
     assert figures.final_error_m(np.zeros((6, 2)), panel.target.trajectory) is None

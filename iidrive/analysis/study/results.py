@@ -20,12 +20,12 @@ from iidrive.scoring.stats import ALPHA, Test, holm, mean_interval, paired
 Array = np.ndarray
 
 METRICS: Mapping[str, tuple[str, float, bool]] = {
-    "events": ("collision events a scene", 1.0, False),
+    "events": ("collision events per scene", 1.0, False),
     "L2": ("L2, m", 1.0, False),
     "EPDMS": ("EPDMS, points", 100.0, True),
     "EP": ("progress EP, points", 100.0, True),
-    "at_fault": ("at-fault collisions a scene", 1.0, False),
-    "departures": ("departures a scene", 1.0, False),
+    "at_fault": ("at-fault collisions per scene", 1.0, False),
+    "departures": ("departures per scene", 1.0, False),
 }
 """Metric → (title, display factor, whether higher is better)."""
 

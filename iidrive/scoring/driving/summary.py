@@ -185,12 +185,12 @@ class Difference:
     def sentence(self) -> str:
         """The difference as one line of text."""
 
-        def told(test: Test, scale: float, unit: str) -> str:
+        def shown(test: Test, scale: float, unit: str) -> str:
             return f"{scale * test.difference:+.2f}{unit} [{scale * test.low:+.2f}, {scale * test.high:+.2f}], p {test.p:.3f}"
 
         return (
-            f"{self.second} against {self.first}, paired by scene: EPDMS {told(self.epdms, 100, ' points')}; "
-            f"at-fault collisions a scene {told(self.at_fault, 1, '')}; departures a scene {told(self.departures, 1, '')}"
+            f"{self.second} against {self.first}, paired by scene: EPDMS {shown(self.epdms, 100, ' points')}; "
+            f"at-fault collisions per scene {shown(self.at_fault, 1, '')}; departures per scene {shown(self.departures, 1, '')}"
         )
 
     def cells(self) -> list[str]:
@@ -206,5 +206,5 @@ class Difference:
         return {"first": self.first, "second": self.second, **tests}
 
 
-DIFFERENCES = ("planners", "EPDMS, points", "p", "at-fault collisions a scene", "p", "departures a scene", "p")
+DIFFERENCES = ("planners", "EPDMS, points", "p", "at-fault collisions per scene", "p", "departures per scene", "p")
 """Header of `Difference.cells`."""
