@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from iidrive.analysis.leakage.audit import Make, Pipeline, forecast, planned, tokenizing
 from iidrive.analysis.leakage.counterfactual import Wrapped
+from iidrive.analysis.leakage.subject import Make, Pipeline, forecast, planned, tokenizing
 from iidrive.core.batch import Batch
 from iidrive.core.scene import Command, Pose, Scene
 from iidrive.data.source import Source, true_path

@@ -13,10 +13,11 @@ from leaks import CLEAN, MLP, PLANTED, TOWN
 from three_runs import TOWN as CHAIN_TOWN
 from three_runs import train_chain
 
-from iidrive.analysis.leakage.audit import Pipeline, audit_samples, choose, tokenizing
+from iidrive.analysis.leakage.audit import audit_samples, choose
 from iidrive.analysis.leakage.counterfactual import INPUTS, Change, Counterfactual, Wrapped
 from iidrive.analysis.leakage.findings import changed, format_audit, to_json
 from iidrive.analysis.leakage.plausible import format_plausibility, plausible
+from iidrive.analysis.leakage.subject import Pipeline, tokenizing
 from iidrive.cli.main import main
 from iidrive.core.batch import Batch
 from iidrive.core.errors import ConfigError

@@ -12,6 +12,7 @@ from iidrive.analysis import lineage_of
 from iidrive.analysis.leakage import audit as auditing
 from iidrive.analysis.leakage import findings
 from iidrive.analysis.leakage import plausible as plausibility
+from iidrive.analysis.leakage.subject import of_checkpoint
 from iidrive.analysis.swap import swap as swap_
 from iidrive.cli.options import DataOptions, RecipeGiven, Switch, TownFields, choose_threads, enter, read_plans, write_json
 from iidrive.core.errors import ConfigError, unknown
@@ -204,7 +205,7 @@ def audit(
     else:
         if cases:
             raise ConfigError("--cases is the truth for a predictions file; a model is audited on --data.")
-        make = auditing.of_checkpoint(model, test_ii == "on", tokens)
+        make = of_checkpoint(model, test_ii == "on", tokens)
         marks = ()
         if model not in KINEMATIC and shipped.exists(model):
             manifest = checkpoint.read_manifest(model)

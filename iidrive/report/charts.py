@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from iidrive.report.figures import PLAN_STYLES, write_png
+from iidrive.report.drawing import PLAN_STYLES, write_png
 
 Array = np.ndarray
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from iidrive.core import geometry
 from iidrive.core.errors import DataError
 from iidrive.core.scene import Pose, VectorMap
-from iidrive.report.figures import draw_map, to_picture
+from iidrive.report.drawing import draw_map, to_picture
 from iidrive.runtime import atomic
 
 Array = np.ndarray

@@ -7,162 +7,26 @@ on sample tokens and scene names. Every measurement starts from a fresh copy of 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from iidrive.analysis.leakage.counterfactual import INPUTS, Change, Counterfactual, OtherCommands, Renamed, Value, blank, real_name
+from iidrive.analysis.leakage.counterfactual import INPUTS, Change, Counterfactual, OtherCommands, Renamed, Value, blank
 from iidrive.analysis.leakage.findings import Answers, Audit, Leak, changed, l2, worth
 from iidrive.analysis.leakage.plausible import Plausibility, plausible
-from iidrive.core.batch import Batch
+from iidrive.analysis.leakage.subject import Hook, Make, Pipeline, Sample, View, of_checkpoint, unchanged
 from iidrive.core.errors import ConfigError
-from iidrive.core.scene import FUTURE_STEPS, GridSpec
-from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, Frames, OccupancyFrames, keyframes
+from iidrive.core.scene import FUTURE_STEPS
 from iidrive.data.source import Source, true_path, window
-from iidrive.data.tokens import TokenCache
 from iidrive.models.baselines import KINEMATIC
-from iidrive.models.forecast import Forecaster
-from iidrive.models.planner import Agent
-from iidrive.models.tokenizer import Tokenizer
-from iidrive.pipeline.infer import HORIZON_STEPS
-from iidrive.pipeline.load import load_agent, load_ego_mlp, load_forecaster
-from iidrive.pipeline.tokens import scene_codes
-from iidrive.runtime.run_folder import device
 from iidrive.scoring.cases_from_samples import cases_from_samples
-from iidrive.training import checkpoint, shipped
 
 Array = np.ndarray
 BATCH = 4
 NEAR = 1e-3
 """Tolerance, metres. Batches of another size or order round differently, which is not a leak."""
-
-Hook = Callable[[Batch], Batch]
-Sample = tuple[str, int]
-"""Scene name and keyframe index."""
-
-
-def _same(batch: Batch) -> Batch:
-    return batch
-
-
-@dataclass
-class View:
-    """The data that a model is given: a source, the source that its tokens are made from, and a `hook` that changes the batch.
-
-    `stored`: whether tokens may come from a cache, which is wrong if the tokens' source is changed. `codes`: tokens already computed, by scene.
-    """
-
-    source: Source
-    tokens: Source
-    hook: Hook = _same
-    stored: bool = True
-    codes: dict[str, Array] = field(default_factory=dict, compare=False)
-
-
-Subject = Callable[[View, Sequence[Sample]], Answers]
-"""A whole pipeline, from a source to the outputs at some keyframes, computed as one batch."""
-Make = Callable[[], Subject]
-"""Creates a fresh pipeline without any state."""
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """A subject made from a model: clips of a source → batch → outputs. `wrap` may wrap another source around the given one."""
-
-    answer: Callable[[Batch], Mapping[str, torch.Tensor]]
-    encode: Callable[[Source, str], Array] | None = None
-    cache: Frames | None = None
-    occupancy: GridSpec | None = None
-    wrap: Callable[[Source], Source] = lambda source: source
-
-    def __call__(self, view: View, samples: Sequence[Sample]) -> Answers:
-        """Outputs at `samples`, computed as one batch."""
-        source = self.wrap(view.source)
-        tracks = [EgoTrack.of(source.scene(name)) for name in dict.fromkeys(name for name, _ in samples)]
-        place = {real_name(track.name): i for i, track in enumerate(tracks)}
-        frames = OccupancyFrames(source, self.occupancy, keyframes(tracks)) if self.occupancy else None
-        codes = self._codes(view) if self.encode or self.cache else None
-        clips = ClipDataset(tracks, ClipSpec(full_future=False), frames, codes, future=True)
-        rows = {sample: row for row, sample in enumerate(clips.samples)}
-        batch = view.hook(clips.batch([rows[place[real_name(name)], index] for name, index in samples]))
-        answers = self.answer(batch.to(device()))
-        return {k: v.numpy(force=True).copy() for k, v in answers.items()}
-
-    def _codes(self, view: View) -> Frames:
-        def codes(name: str, indices: Array) -> Array:
-            name = real_name(name)
-            if self.cache is not None and view.stored:
-                return self.cache(name, indices)
-            assert self.encode is not None
-            if name not in view.codes:
-                view.codes[name] = self.encode(self.wrap(view.tokens), name)
-            return view.codes[name][indices]
-
-        return codes
-
-
-def tokenizing(tokenizer: Tokenizer) -> Callable[[Source, str], Array]:
-    """A function (source, scene name) → tokens of all keyframes, as `iidrive tokens` computes them."""
-    return lambda source, name: scene_codes(tokenizer, source, source.scene(name))
-
-
-def of_checkpoint(path: str, test_ii: bool = False, tokens: str = "") -> Make:
-    """A factory for a baseline by name, or for the planner, world model or ego-status MLP of a checkpoint. `tokens` is a token cache to use.
-
-    Raises:
-        ConfigError: for a tokenizer, which predicts nothing, and for a path that is neither a baseline nor a checkpoint.
-    """
-    if path in KINEMATIC:
-        plan = KINEMATIC[path]
-        return lambda: Pipeline(lambda batch: {"plan": plan(batch.inputs)})
-    if not shipped.exists(path):
-        raise ConfigError(
-            f"{path}: neither a checkpoint nor one of {', '.join(KINEMATIC)}. Give the run folder of a planner or world model."
-        )
-    found = checkpoint.read(path)
-    kind = found.manifest.kind
-    if kind == "ego-mlp":
-        mlp = load_ego_mlp(found)
-
-        def fresh_mlp() -> Pipeline:
-            own = copy.deepcopy(mlp)
-            return Pipeline(lambda batch: {"plan": own.plan(batch.inputs)})
-
-        return fresh_mlp
-    if kind not in ("planner", "world"):
-        raise ConfigError(f"{path} is a {kind}, which neither plans nor forecasts. Audit a planner or a world model.")
-    agent = load_agent(found).model if kind == "planner" else None
-    forecaster = agent.forecaster if agent is not None else load_forecaster(found).model
-    encode = tokenizing(forecaster.tokenizer)
-    cache = TokenCache(tokens) if tokens else None
-
-    def make() -> Pipeline:
-        if agent is None:
-            own = copy.deepcopy(forecaster)
-            return Pipeline(lambda batch: forecast(own, batch), encode, cache)
-        fresh = copy.deepcopy(agent)
-        return Pipeline(lambda batch: {**planned(fresh, batch, test_ii), **forecast(fresh.forecaster, batch)}, encode, cache)
-
-    return make
-
-
-def planned(agent: Agent, batch: Batch, ii: bool) -> dict[str, torch.Tensor]:
-    """The plan, and the cost of every candidate: a leak may change costs without changing the choice."""
-    if not agent.planner.config.accelerations:
-        return {"plan": agent.plan(batch.inputs, ii)}
-    choice = agent.choice(batch.inputs, ii)
-    return {"plan": choice.best(), "cost": choice.cost_m}
-
-
-def forecast(forecaster: Forecaster, batch: Batch) -> dict[str, torch.Tensor]:
-    """Labels 0 to 3 s ahead, and the predicted latents, motion and (with an occupancy flow) probabilities."""
-    labels, imagined = forecaster.forecast(batch.inputs, HORIZON_STEPS)
-    found = {"forecast": labels, "latents": imagined.latents, "motion": imagined.now_T_frame}
-    return found if imagined.flow is None else {**found, "taken": imagined.flow.taken}
 
 
 def choose(source: Source, split: str, count: int) -> list[Sample]:
@@ -266,7 +130,7 @@ class _Round:
         metres, voxels = worth(before, after, self.path[which], self.full[which])
         return Leak(name, count, int(which.sum()), metres, voxels) if count else None
 
-    def view(self, change: Change, hook: Hook = _same, source: bool = True, tokens: bool = True) -> View:
+    def view(self, change: Change, hook: Hook = unchanged, source: bool = True, tokens: bool = True) -> View:
         now = {name: index for (name, index), counts in zip(self.rows, self.compared, strict=True) if counts}
         other = Counterfactual(self.source, now, change)
         shown = other if source else self.source
