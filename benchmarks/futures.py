@@ -1,17 +1,16 @@
-"""What is knowing the future worth to a planner? One way, ten speeds, chosen by different beliefs about where others will be.
+"""The value of future knowledge to a planner: one proposal, ten speeds, chosen by different predictions of where other objects will be.
 
     python benchmarks/futures.py PLANNER_RUN [--seed 907] [--scenes 60] [--split test]
 
-Towns of a seed that no recipe trains on. The way is the planner's own plan before it chooses.
+The towns have a seed that no recipe trains on. The proposal is the planner's plan before it chooses a speed.
 
-- `rule` rows take the gentlest speed that is free by what is believed (where none is, the one that meets the least); a probability is free
-  below a threshold.
-- `head` rows let the planner's outcomes choose, at several weights of a collision and of overlap, by four scenes: ii off (the present), ii on
-  (imagined), shuffled (what was imagined for a sample of another scene with the same command: a placebo) and oracle (the true future
-  occupancy).
+- `rule` rows take the speed with the smallest change that is predicted to be free; if none is, the one with the fewest predicted collisions. A
+  probability below a threshold counts as free.
+- `head` rows use the planner's outcome head, with several weights of collisions and overlap, and four scenes: ii off (the current scene), ii on
+  (imagined), shuffled (the imagined scene of a sample of another scene with the same command: a placebo) and oracle (the true future occupancy).
 
-Events are steps of SparseDrive's obj_box_col. Rows by true boxes and by true occupancy know what no planner may; rows by present boxes know what no
-planner is given. Thresholds and weights are chosen on `val`, never on the towns that are reported.
+Events are steps of SparseDrive's obj_box_col. Rows with true boxes or true occupancy use future information. Rows with current boxes use boxes, which
+the planner is not given. Thresholds and weights are chosen on `val`, never on the reported towns.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ WEIGHTS_M = ((5.0, 0.0), (10.0, 0.0), (20.0, 0.0), (50.0, 0.0), (0.0, 10.0), (0.
 
 
 def believed_boxes(scene: Scene, index: int, moving: float) -> list[Array]:
-    """Present boxes (n,7) in the present lidar frame at each step: where they stand (`moving` 0) or at their last velocity (1)."""
+    """Current boxes (n,7) in the current lidar frame at each step: standing still (`moving` 0) or at their last velocity (1)."""
     now, before = scene.keyframes[index], scene.keyframes[max(index - 1, 0)]
     place = now.boxes.found_in(before.boxes)
     velocity = np.where(place[:, None] >= 0, now.boxes.centre_m - before.boxes.centre_m[place], 0.0) / STEP_S
@@ -58,13 +57,13 @@ def believed_boxes(scene: Scene, index: int, moving: float) -> list[Array]:
 
 
 def movable_maps(grids: torch.Tensor, voxels: int) -> torch.Tensor:
-    """Which cells of the occupancy flow hold a voxel of a road user, (..., X, Y)."""
+    """Whether each cell of the occupancy flow contains a voxel of a road user, (..., X, Y)."""
     movable = torch.from_numpy(MOVABLE)[grids.long()].any(-1).float()
     return torch.nn.functional.max_pool2d(movable.flatten(0, -3)[:, None], voxels)[:, 0].unflatten(0, movable.shape[:-2])
 
 
 def carried(maps: torch.Tensor, now_T_frame: torch.Tensor, agent: Agent) -> torch.Tensor:
-    """Maps (B,S,X,Y) of ego frames in the present one; where a frame saw nothing, 0."""
+    """Maps (B,S,X,Y) in future ego frames, resampled to the current ego frame; 0 outside a map."""
     flow = agent.forecaster.world.flow
     assert flow is not None
     there = planar(transform_inverse(now_T_frame), grid_centres(flow.fine, now_T_frame).expand(*maps.shape[:2], -1, -1, -1))
@@ -73,7 +72,7 @@ def carried(maps: torch.Tensor, now_T_frame: torch.Tensor, agent: Agent) -> torc
 
 @torch.no_grad()
 def main() -> None:
-    """Print the table."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("planner")
     parser.add_argument("--seed", type=int, default=907)

@@ -1,18 +1,18 @@
-"""Frames and training steps a second, and peak memory, on this machine's GPU; on a CPU the same at small size, which shows that the script runs.
+"""Frames and training steps per second, and peak memory, on this machine's GPU. On a CPU, a small recipe checks that the script runs.
 
-Every call is timed from start to finish: the GPU is waited for before and after. Inputs lie on the device, and nothing else runs.
+Every call is timed with synchronisation before and after. Inputs are on the device, and nothing else runs.
 
-- `tokenizer`: one frame encoded, quantised against four given past maps, decoded, labelled;
-- `forecast`: six steps of the world model from latents that are there, nothing encoded or decoded;
+- `tokenizer`: encode one frame, quantise it with four given past maps, decode it to labels;
+- `forecast`: six steps of the world model from given latents, without encoding and decoding;
 - `forecast, frames`: from the codes of five keyframes to six labelled frames;
 - `plan`: a plan with ii;
 - `train …`: loss, gradients, clipping and AdamW of one batch of a stage;
-- `loader …`: samples a second that some processes make from compressed labels and from tokens, which a step has to wait for if it is faster.
+- `loader …`: samples per second that worker processes prepare from compressed labels and from tokens.
 
-`frames a second` are samples times frames made (six a forecast). Modes: float32, tf32, bf16, compiled (torch.compile of the costly parts),
-graph (a CUDA graph of the whole call), plain (float32, each operation as one would write it down first: `benchmarks/plain.py`). Before all this
-the tests marked `gpu` run. Nothing is begun after `--minutes`. Published for II-World: 37 frames a second on an RTX 4090, without tokenizer and
-decoder and without waiting for the GPU; 2.9 GB to train. These are other boundaries, so that no row here stands directly beside them.
+`frames a second` is samples times frames per sample (six per forecast). Modes: float32, tf32, bf16, compiled (torch.compile of the expensive parts),
+graph (a CUDA graph of the whole call), plain (float32 without shortcuts, see `benchmarks/plain.py`). The tests marked `gpu` run first. No measurement
+begins after `--minutes`. Published for II-World: 37 frames per second on an RTX 4090, without tokenizer and decoder and without synchronisation, and
+2.9 GB for training. That measures something else, so it is not directly comparable with any row here.
 
     python benchmarks/gpu.py                                    # recipe full; prints the table, writes gpu.json
     python benchmarks/gpu.py --recipe tiny --seconds 0.1 --loader 2          # on a CPU
@@ -52,7 +52,7 @@ PAST, CLASSES = 6, 18
 
 @dataclass(frozen=True)
 class Row:
-    """A measurement: seconds of a call (median), frames or steps a second, and the largest memory, GiB (of the process on a CPU)."""
+    """A measurement: median seconds per call, frames or steps per second, and peak memory in GiB (on a CPU: of the process)."""
 
     case: str
     mode: str
@@ -63,7 +63,7 @@ class Row:
 
 
 def inputs_of(recipe: Recipe, size: int, place: torch.device) -> Batch:
-    """Random labels and codes of cars that drive straight on: cost does not depend on what they show."""
+    """A batch of random labels and codes with straight ego paths; the cost does not depend on the content."""
     grid, (x, y) = recipe.tokenizer.grid.shape, recipe.tokenizer.latent_size
     cells = sum(Tokenizer(recipe.tokenizer).quantiser.level_cells)
     with place:
@@ -113,7 +113,7 @@ def agent_of(recipe: Recipe, mode: str, place: torch.device) -> Agent:
 
 
 def calls(agent: Agent, batch: Batch) -> Iterator[tuple[str, int, Callable[[], Tensor]]]:
-    """What is timed without gradients: name, frames a sample, call."""
+    """Calls timed without gradients: (name, frames per sample, call)."""
     forecaster, inputs = agent.forecaster, batch.inputs
     tokenizer = forecaster.tokenizer
     assert inputs.occupancy is not None
@@ -128,7 +128,7 @@ def calls(agent: Agent, batch: Batch) -> Iterator[tuple[str, int, Callable[[], T
 
 
 def train_steps(agent: Agent, recipe: Recipe, batch: Batch) -> Iterator[tuple[str, Callable[[], object]]]:
-    """What is timed with gradients. The tokenizer comes last: it is frozen in the others."""
+    """Training steps: (name, call). The tokenizer comes last, because it is frozen in the others."""
     forecaster, tokenizer = agent.forecaster, agent.forecaster.tokenizer
     frames = {key: getattr(batch.inputs, key)[:, -recipe.clip_frames :] for key in ("occupancy", "now_T_frame")}
     clip = replace(batch, inputs=replace(batch.inputs, **frames))
@@ -153,7 +153,7 @@ def _train_step(model: Tokenizer | Forecaster | Agent, module: nn.Module, batch:
 
 
 def captured(call: Callable[[], Tensor]) -> Callable[[], object]:
-    """The call as a CUDA graph."""
+    """The call, captured as a CUDA graph."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(3):
@@ -166,7 +166,7 @@ def captured(call: Callable[[], Tensor]) -> Callable[[], object]:
 
 
 def measured(case: str, mode: str, size: int, frames: int, call: Callable[[], object], seconds: float) -> Row:
-    """Calls for some seconds, after two that warm up."""
+    """Repeat a call for some seconds, after two warm-up calls."""
     on_gpu = torch.cuda.is_available()
     wait = torch.cuda.synchronize if on_gpu else (lambda: None)
     if on_gpu:
@@ -187,7 +187,7 @@ def measured(case: str, mode: str, size: int, frames: int, call: Callable[[], ob
 
 
 def measure(recipe: Recipe, modes: Sequence[str], sizes: Sequence[int], seconds: float) -> Iterator[Row]:
-    """All rows of the models. A CPU has no CUDA graphs."""
+    """Measure all rows of the models. Mode graph is skipped on a CPU."""
     place = device()
     for mode, size in ((mode, size) for mode in modes for size in sizes):
         if mode == "graph" and place.type != "cuda":
@@ -205,14 +205,14 @@ def measure(recipe: Recipe, modes: Sequence[str], sizes: Sequence[int], seconds:
 
 
 def plainly() -> AbstractContextManager[None]:
-    """Models without their shortcuts; imported from beside this file when it is wanted."""
+    """Models without their shortcuts. The module beside this file is imported only when needed."""
     from plain import plainly as without
 
     return without()
 
 
 def loading(scenes: int, seconds: float) -> Iterator[Row]:
-    """Samples of full size a second that some worker processes make, in steps of eight; none: the training process itself."""
+    """Full-size samples per second by number of worker processes, in steps of eight. 0 workers: the training process itself."""
     from training import data
 
     with data("", scenes) as kinds:
@@ -222,11 +222,11 @@ def loading(scenes: int, seconds: float) -> Iterator[Row]:
             order = Order(0, 8, 8 * 10_000)
             fed = iter(feed(Steps(clips, order, [range(8)]), order.steps(0, order.samples), workers))
             yield measured(f"loader {name}", f"{workers} workers", 8, 8, lambda fed=fed: next(fed), seconds)
-            del fed  # its processes end
+            del fed  # ends its processes
 
 
 def tests_on_gpu() -> str:
-    """Runs the tests that need a GPU, where there is one, and says how they ended."""
+    """Run the tests that need a GPU, if there is one, and return the outcome."""
     if not torch.cuda.is_available():
         return "not run: no GPU"
     ended = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(Path(__file__).parents[1] / "tests")], check=False)
@@ -239,9 +239,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--recipe", default="full", choices=list(recipes.RECIPES))
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each row, warm-up apart")
-    parser.add_argument("--minutes", type=float, default=8.0, help="nothing is begun after that")
-    parser.add_argument("--loader", type=int, default=10, help="scenes of made-up labels that loaders read; 0: no loaders")
+    parser.add_argument("--seconds", type=float, default=2.0, help="per row, without warm-up")
+    parser.add_argument("--minutes", type=float, default=8.0, help="begin no measurement after this time")
+    parser.add_argument("--loader", type=int, default=10, help="number of scenes with synthetic labels for the loaders; 0: no loaders")
     parser.add_argument("--out", default="gpu.json")
     options = parser.parse_args(arguments)
     began = time.perf_counter()
@@ -254,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"| {row.case} | {row.mode} | {row.batch} | {row.seconds * 1e3:.1f} | {row.per_second:.1f} | {row.peak_gb:.2f} |", flush=True)
         if time.perf_counter() - began > 60 * options.minutes:
             complete = False
-            print(f"stopped after {options.minutes:g} minutes; give --modes or --batch to measure what is missing")
+            print(f"stopped after {options.minutes:g} minutes; use --modes or --batch to measure the missing rows")
             break
     about = {"environment": environment(), "recipe": options.recipe, "gpu tests": passed, "complete": complete}
     Path(options.out).write_text(json.dumps({**about, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")

@@ -1,9 +1,9 @@
-"""What the full-size models cost: against the same models in plain torch, and in units of one convolution, in the same run.
+"""Time and memory of the full-size models, relative to the same models in plain torch and in units of one convolution.
 
-`plain` is the model without its shortcuts (`plain.py`), with the same weights and results: what a straightforward implementation, such as the
-published one, takes on this machine. The unit is a 3x3 convolution, 128 → 128 channels, on a 1x128x100x100 float32 map (median of many).
-`published` is what the published II-World code took in that unit on one machine (two threads), `aim` what was aimed for there. Every
-measurement runs in a process of its own, so that its peak memory is its own.
+`plain` is the model without its shortcuts (`plain.py`), with the same weights and results. It shows the time of a straightforward implementation,
+such as the published one, on this machine. The unit is a 3x3 convolution, 128 → 128 channels, on a 1x128x100x100 float32 map (median of many runs).
+`published` is the time of the published II-World code in that unit on one machine (two threads); `aim` is the target there. Every measurement runs in
+a separate process, so that its peak memory is not affected by others.
 
     python benchmarks/model.py                         # all cases, prints the table of benchmarks/README.md
     python benchmarks/model.py --case rollout          # one case, prints one line of JSON
@@ -38,7 +38,7 @@ from iidrive.runtime.run_folder import peak_memory_gb
 
 @dataclass(frozen=True)
 class Case:
-    """What is timed: `make` builds it and returns the call, which gives numbers; units and GB of the published code, and the aim, where known."""
+    """A timed case: `make` builds it and returns the call to time. `published`, `aim` (units) and `published_gb`, if known."""
 
     title: str
     make: Callable[[], Callable[[], torch.Tensor]]
@@ -48,14 +48,14 @@ class Case:
 
 
 def conv_unit(repeats: int = 15) -> float:
-    """Seconds of the unit convolution."""
+    """Median seconds of the unit convolution."""
     conv, x = nn.Conv2d(128, 128, 3, padding=1), torch.randn(1, 128, 100, 100)
     with torch.no_grad():
         return median(lambda: conv(x), repeats)
 
 
 def median(call: Callable[[], object], repeats: int) -> float:
-    """Median seconds of a call, after one that warms up."""
+    """Median seconds of a call, after one warm-up call."""
     call()
     times = []
     for _ in range(repeats):
@@ -66,7 +66,7 @@ def median(call: Callable[[], object], repeats: int) -> float:
 
 
 def street() -> torch.Tensor:
-    """(1,1,200,200,16) labels that look like a street: ground, two kerbs, blocks, mostly free."""
+    """Labels (1,1,200,200,16) similar to a street: ground, two kerbs, blocks, mostly free."""
     labels = torch.full((200, 200, 16), 17, dtype=torch.uint8)
     labels[:, :, 2] = 14
     labels[:, 70:130, 2] = 11
@@ -80,7 +80,7 @@ def street() -> torch.Tensor:
 
 
 def tokenizer(compute: ComputeConfig | None = None) -> Tokenizer:
-    """At published size, rule-free random weights: the cost does not depend on them."""
+    """A tokenizer of published size with random weights; the cost does not depend on them."""
     torch.manual_seed(0)
     return Tokenizer(recipes.full().tokenizer, compute)
 
@@ -99,14 +99,14 @@ def tokenizer_frame() -> Callable[[], torch.Tensor]:
 
 
 def tokenizer_loss(compute: ComputeConfig | None = None) -> tuple[Tokenizer, Callable[[], torch.Tensor]]:
-    """The model, and the loss of one frame, its past given as the published code has it, from a buffer."""
+    """The model, and the loss of one frame with a given history, as in the published code."""
     model, frame = tokenizer(compute).train(), street()
     past, saw = torch.randn(1, 4, 128, 50, 50), torch.ones(1, 4, 1, 50, 50)
     return model, lambda: model.frame_loss(frame[:, 0], past, saw)[0]
 
 
 def forward_backward(made: tuple[nn.Module, Callable[[], torch.Tensor]]) -> Callable[[], torch.Tensor]:
-    """A training step without its optimiser: the loss, and the norm of all gradients."""
+    """A training step without the optimiser. Returns the loss and the norm of all gradients."""
     model, loss_of = made
 
     def call() -> torch.Tensor:
@@ -124,7 +124,7 @@ def forecaster(compute: ComputeConfig | None = None) -> tuple[Forecaster, Batch]
     recipe = recipes.full()
     small = tokenizer(compute)
     model = Forecaster(small, WorldModel(recipe.world, small.cells, small.config.grid, compute))
-    with torch.no_grad():  # what starts at zero would hide the layers before it from the comparison of results
+    with torch.no_grad():  # weights initialised to 0 would hide the layers before them from the comparison of results
         for p in model.world.parameters():
             if not p.any():
                 p.normal_(0, 0.02)
@@ -140,7 +140,7 @@ def forecaster(compute: ComputeConfig | None = None) -> tuple[Forecaster, Batch]
 
 
 def rollout(steps: int) -> Callable[[], torch.Tensor]:
-    """Imagine some steps from remembered latents."""
+    """A rollout of some steps from given latents."""
     model, batch = forecaster()
     model.eval()
     with torch.no_grad():
@@ -154,7 +154,7 @@ def rollout(steps: int) -> Callable[[], torch.Tensor]:
 
 
 def world_loss(compute: ComputeConfig | None = None) -> tuple[Forecaster, Callable[[], torch.Tensor]]:
-    """The model, and the loss of a six-step roll-out of one sample."""
+    """The model, and the loss of a six-step rollout of one sample."""
     model, batch = forecaster(compute)
     return model.train(), lambda: model.loss(batch)[0]
 
@@ -169,25 +169,25 @@ CASES = {
 
 
 def measure(name: str, repeats: int, plain: bool) -> dict[str, Any]:
-    """Seconds, units, peak GB and the result of one case, or its length, in this process."""
+    """Seconds, units, peak GB, and the result of one case (or its norm), measured in this process."""
     call = CASES[name].make()
     unit = conv_unit()
     with plainly() if plain else nullcontext():
         seconds = median(call, repeats)
         peak_gb, result = peak_memory_gb(), call().double()
     unit = (unit + conv_unit()) / 2
-    told = result.tolist() if result.numel() == 2 else [float(result.norm())]
-    return {"seconds": seconds, "units": seconds / unit, "unit_s": unit, "peak_gb": peak_gb, "result": told}
+    numbers = result.tolist() if result.numel() == 2 else [float(result.norm())]
+    return {"seconds": seconds, "units": seconds / unit, "unit_s": unit, "peak_gb": peak_gb, "result": numbers}
 
 
 def elsewhere(name: str, options: argparse.Namespace, *more: str) -> dict[str, Any]:
-    """The same in a process of its own."""
+    """The same in a separate process."""
     command = [sys.executable, __file__, "--case", name, "--repeats", str(options.repeats), "--threads", str(options.threads), *more]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
 def main() -> None:
-    """Run one case, or all of them in processes of their own, with and without shortcuts in turn."""
+    """Run one case, or all cases in separate processes, alternating with and without shortcuts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=sorted(CASES))
     parser.add_argument("--plain", action="store_true", help="without shortcuts; with --case")
@@ -204,7 +204,7 @@ def main() -> None:
     for name, case in CASES.items():
         pairs = [(elsewhere(name, options), elsewhere(name, options, "--plain")) for _ in range(options.rounds)]
         for now, plain in pairs:
-            # loss or length; norm of the gradients
+            # loss or norm of the result; norm of the gradients
             if any(abs(a / b - 1) > bound for a, b, bound in zip(now["result"], plain["result"], (1e-4, 1e-3), strict=False)):
                 sys.exit(f"{case.title}: results differ: {now['result']} with shortcuts, {plain['result']} without")
         ratio = statistics.median(now["seconds"] / plain["seconds"] for now, plain in pairs)

@@ -1,10 +1,10 @@
-"""What moves: IoU of moving road users of simple forecasts, and of a world model if one is given.
+"""IoU of moving road users for simple forecasts, and for a world model if one is given.
 
     python benchmarks/movers.py [--world RUN] [--seed 907] [--scenes 10]
 
-Towns of a seed that no recipe trains on. `boxes` rows are tracked boxes drawn as the truth is, which no grid can be; `true occupancy` is what
-a grid of these voxels shows at most. The second table counts road users alone that are wholly inside the grid at present: others cannot be
-transported, since nobody has seen their voxels.
+The towns have a seed that no recipe trains on. `boxes` rows draw tracked boxes in the same way as the truth, more exactly than a grid can; `true
+occupancy` is the upper bound of a grid with these voxels. The second table counts only road users wholly inside the grid at t = 0, because others
+cannot be transported.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ STEPS = infer.HORIZON_STEPS
 
 
 def drawn(boxes: Boxes, velocity_mps: Array, ahead_s: float, ego_T_global: Array, spec: GridSpec) -> Array:
-    """Cells of boxes (global frame) after some time at constant velocity, in an ego frame."""
+    """Cells of boxes (global frame) after `ahead_s` seconds at constant velocity, in an ego frame."""
     centre = geometry.apply(ego_T_global, boxes.centre_m + velocity_mps * ahead_s)
     yaw = boxes.yaw_rad + geometry.heading(ego_T_global)
     return rectangles(centre[:, :2], boxes.size_m[:, :2], yaw, spec, MARGIN_CELLS * spec.voxel_m).mask(spec)
 
 
 def velocities(scene: Scene, index: int) -> Array:
-    """Velocity of a keyframe's boxes over the half second before, global frame; zero for new ones."""
+    """Velocities (m/s) of a keyframe's boxes over the half second before, global frame; 0 for new boxes."""
     now, before = scene.keyframes[index].boxes, scene.keyframes[max(index - 1, 0)].boxes
     place = now.found_in(before)
     known = place >= 0
@@ -53,7 +53,7 @@ def velocities(scene: Scene, index: int) -> Array:
 
 
 def sample_rows(source: Source, scene: Scene, index: int, spec: GridSpec) -> dict[str, list[Array]]:
-    """Cells that every simple forecast takes for movers, per horizon."""
+    """Mover cells of every simple forecast, per horizon."""
     now = scene.keyframes[index]
     grids = [source.occupancy(scene, index + step, spec).semantics for step in STEPS]
     present = np.where(grids[0] > FREE, np.uint8(FREE), grids[0])
@@ -101,7 +101,7 @@ def world_table(path: str, source: Source, names: tuple[str, ...]) -> str:
 
 
 def main(report: Callable[[str], None] = print) -> None:
-    """Print the tables."""
+    """Measure and print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--world", default="", help="run folder or checkpoint of a world model")
     parser.add_argument("--seed", type=int, default=907)

@@ -1,7 +1,7 @@
-"""The full-size models without their shortcuts: `plainly()` puts the formulas of `iidrive.models.plain` in their place.
+"""The full-size models without their shortcuts: `plainly()` replaces them by the formulas of `iidrive.models.plain`.
 
-It is the yardstick of `model.py`. The published code computes like this too, and what it takes depends on the machine: a processor on
-which torch's matrix products are slow, or one convolution fast, moves every number that is told in units of something else.
+This is the reference of `model.py`. The published code computes in the same way, and its time depends on the machine: slow matrix products or a fast
+convolution change every number in units of another operation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from iidrive.models.world import InterDecoder
 
 @contextmanager
 def plainly() -> Iterator[None]:
-    """Every shortcut is replaced by what it is short for; weights and results stay."""
+    """Replace every shortcut by its plain formula; weights and results stay the same."""
     with ExitStack() as stack:
         for owner, name, instead in (
             (tokenizer, "convolve_columns", plain.convolve_columns),

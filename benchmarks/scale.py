@@ -1,15 +1,14 @@
-"""nuScenes, Argoverse 2 and Waymo at full size on 8 to 512 GPUs, on paper: what a step needs, what it waits for, hours and cost.
+"""Estimates for nuScenes, Argoverse 2 and Waymo at full size on 8 to 512 GPUs: time of a step, data loading, hours and cost.
 
     python benchmarks/scale.py                # the tables of docs/scale.md
     python benchmarks/scale.py --write        # put them into docs/scale.md
-    python benchmarks/scale.py --count        # count arithmetic and operations of the models as they are now
+    python benchmarks/scale.py --count        # count FLOP and operations of the current models
 
-No GPU was measured. What stands here is counted on the models (weights, arithmetic, operations), measured on a CPU (`MEASURED`), published by a maker
-(`PUBLISHED`) or assumed (`ASSUMED`), and each has a name. A step's time is a lower bound:
+No GPU was measured. Every number is counted on the models (`COUNTED`), measured on a CPU (`MEASURED`), published by a manufacturer (`PUBLISHED`) or
+assumed (`ASSUMED`). The time of a step is a lower bound: the maximum of FLOP / published peak and operations x launch time, plus the
+all-reduce, which does not overlap with either.
 
-    the larger of arithmetic / published peak and operations x time to launch one, then the sum over GPUs, which does not overlap with either.
-
-FLOP: one multiplication or addition of convolutions, matrix products and attention; reading and adding maps is left out.
+FLOP: one multiplication or addition of convolutions, matrix products and attention. Sampling and adding maps is not counted.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
 BEGIN, END = "<!-- from benchmarks/scale.py -->", "<!-- to here -->"
 GPUS = (8, 16, 32, 64, 128, 256, 512)
 LABEL_FRAMES, CODE_FRAMES = 5, 12
-"""Keyframes of a sample: a clip of labels for the tokenizer, a window of codes for the world model and the planner."""
+"""Keyframes per sample: a clip of labels for the tokenizer, a clip of codes for the world model and the planner."""
 
 
 @dataclass(frozen=True)
 class Counted:
-    """A stage at full size: weights that move, FLOP of a sample forwards and backwards, operations of a pass with two samples, views apart."""
+    """A stage at full size: trainable weights, FLOP per sample (forward and backward), and operations per pass with two samples, without views."""
 
     weights: int
     flop: float
@@ -53,13 +52,16 @@ COUNTED = {
 }
 WORKERS = (1, 2, 4)
 LARGE = ("tokenizer", "world")
-"""Stages that the tables go into."""
+"""The stages with detailed tables."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """On two CPU cores, by the benchmarks beside this file: seconds of a step of one sample (`model.py`), its peak memory, GB, and processor
-    seconds to load one (`training.py loader`); bytes of a file of labels, made up in Occ3D's layout, and of a keyframe's tokens (`tokens.py`)."""
+    """Measured on two CPU cores by the benchmarks beside this file.
+
+    `step_s`, `peak_gb`: time and peak memory of a step of one sample (`model.py`). `load_s`: CPU time to load a sample (`training.py loader`).
+    `label_bytes`: size of a file of synthetic labels in Occ3D's layout. `token_bytes`: size of a keyframe's tokens (`tokens.py`).
+    """
 
     step_s: Mapping[str, float]
     peak_gb: Mapping[str, float]
@@ -77,7 +79,7 @@ MEASURED = Measured(
 
 @dataclass(frozen=True)
 class Published:
-    """From NVIDIA's data sheets of the H100 SXM (dense FLOP/s) and of NDR InfiniBand: bytes a second to and from a GPU of another node."""
+    """From NVIDIA's data sheets: dense FLOP/s of the H100 SXM, and bytes per second of NDR InfiniBand to and from a GPU of another node."""
 
     flops: Mapping[str, float]
     link_bytes_s: float = 50e9
@@ -90,14 +92,14 @@ PUBLISHED = Published({"32": 67e12, "tf32": 494e12, "bf16": 989e12})
 
 @dataclass(frozen=True)
 class Assumed:
-    """What nobody here has measured.
+    """Assumptions, not measured.
 
     Attributes:
-        launch_s: to launch one operation from Python.
-        hop_s: from GPU to GPU in a ring, beside the bytes.
-        price: of a GPU's hour, in any currency.
-        load_spread: standard deviation of what loading a sample takes, as a share of its mean.
-        keyframes: of the training splits, two a second, by their makers' numbers of scenes.
+        launch_s: time to launch one operation from Python.
+        hop_s: latency from GPU to GPU in a ring, in addition to the transfer.
+        price: price of a GPU hour, in any currency.
+        load_spread: standard deviation of the time to load a sample, relative to its mean.
+        keyframes: keyframes of the training splits at 2 Hz, from the published numbers of scenes.
     """
 
     launch_s: float = 5e-6
@@ -112,7 +114,7 @@ ASSUMED = Assumed()
 
 @dataclass(frozen=True)
 class Step:
-    """A step of a stage on some GPUs: samples of each, and seconds that its parts take at least."""
+    """A training step on some GPUs: samples per GPU, and lower bounds of the time of its parts, seconds."""
 
     samples: int
     arithmetic_s: float
@@ -121,22 +123,22 @@ class Step:
 
     @property
     def seconds(self) -> float:
-        """The whole step."""
+        """Lower bound of the time of the whole step."""
         return max(self.arithmetic_s, self.launch_s) + self.sum_s
 
 
 def config_of(stage: str) -> TrainConfig:
-    """The schedule of a stage in recipe full."""
+    """The training config of a stage in recipe full."""
     return getattr(recipes.full(), f"train_{stage}")
 
 
 def batch_on(gpus: int, batch: int) -> int:
-    """The recipe's global batch; a sample for each GPU where they are more than that, which is another recipe."""
+    """The recipe's global batch size; with more GPUs than that, one sample per GPU, which is another recipe."""
     return max(batch, gpus)
 
 
 def step_on(stage: str, gpus: int, precision: str = "32", assumed: Assumed = ASSUMED) -> Step:
-    """A step on some GPUs, all samples of a GPU at once. The sum is a ring's: twice the gradients' bytes, less one part."""
+    """A step on some GPUs without gradient accumulation. The all-reduce is a ring: 2 (n - 1) / n times the gradients' bytes."""
     counted, samples = COUNTED[stage], batch_on(gpus, config_of(stage).batch) // gpus
     ring = 2 * (gpus - 1)
     total = ring / gpus * 4 * counted.weights / PUBLISHED.link_bytes_s + ring * assumed.hop_s
@@ -144,24 +146,24 @@ def step_on(stage: str, gpus: int, precision: str = "32", assumed: Assumed = ASS
 
 
 def samples_of(stage: str, keyframes: int) -> float:
-    """Samples of a training on so many keyframes: each is seen as often as recipe full sees those of nuScenes."""
+    """Samples of a training on so many keyframes, with the same number of epochs as recipe full on nuScenes."""
     return config_of(stage).samples * keyframes / ASSUMED.keyframes["nuScenes"]
 
 
 def hours(stage: str, gpus: int, precision: str = "32") -> float:
-    """Of a training on all three data sets together."""
+    """Hours of a training on all three data sets together, a lower bound."""
     steps = samples_of(stage, sum(ASSUMED.keyframes.values())) / batch_on(gpus, config_of(stage).batch)
     return steps * step_on(stage, gpus, precision).seconds / 3600
 
 
 def waiting(stage: str, gpus: int, workers: int, precision: str = "32", steps: int = 1500, ahead: int = 2) -> float:
-    """How many times as long as its own time a step takes because some GPU waits for data: simulated, since all wait for the slowest of many.
+    """Time of a step including waiting for data, relative to the step itself. Simulated, because all GPUs wait for the slowest one.
 
-    Worker k of a GPU makes steps k, k + workers, …, each `ahead` of them before they are needed (`training/prefetch.py`); what a step's samples
-    take to load is drawn from a gamma distribution.
+    Worker k of a GPU prepares steps k, k + workers, … and prefetches `ahead` of them (`training/prefetch.py`). Loading times are drawn from a gamma
+    distribution.
     """
     rng, step = np.random.default_rng(0), step_on(stage, gpus, precision)
-    shape = step.samples / ASSUMED.load_spread**2  # of a sum of samples
+    shape = step.samples / ASSUMED.load_spread**2  # shape of the sum over the samples
     ready, begun, now = np.zeros((steps, gpus)), np.zeros(steps), 0.0
     for k in range(steps):
         loads = rng.gamma(shape, step.samples * MEASURED.load_s[stage] / shape, gpus)
@@ -175,16 +177,16 @@ def waiting(stage: str, gpus: int, workers: int, precision: str = "32", steps: i
 
 
 def table(head: Sequence[str], rows: Iterator[Sequence[object]]) -> str:
-    """Markdown."""
+    """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
 def text() -> str:
-    """All tables."""
+    """All tables with their captions, as Markdown."""
     return "\n\n".join(
         [
-            "**Data.** Tokens are kept on disk once; labels are read by the tokenizer alone.",
+            "**Data.** Tokens are stored on disk once; only the tokenizer reads labels.",
             table(["training split", "keyframes", "tokens, GB", "labels, GB", *(f"{s}: steps of 64" for s in COUNTED)], data_rows()),
             "**Stages** at full size, float32.",
             table(
@@ -199,27 +201,27 @@ def text() -> str:
                 ],
                 stage_rows(),
             ),
-            "**A step**, milliseconds at least, by what it is bound by. From 128 GPUs on the batch is as large as there are GPUs.",
+            "**A step**: lower bounds of its parts in milliseconds. From 128 GPUs on, the batch size is the number of GPUs.",
             table(["GPUs", *(f"{s}: {part}" for s in LARGE for part in ("samples", "arithmetic", "launches", "sum"))], step_rows()),
-            "**Fed**: what all GPUs together read, and processor cores beside each GPU that load for it, if every step is as short as it can be.",
+            "**Data loading**: data rate of all GPUs together, and CPU cores per GPU for loading, if every step takes its lower bound.",
             table(["GPUs", *(f"{s}, {what}" for s in LARGE for what in ("MB/s", "cores a GPU"))], feed_rows()),
-            "**Waiting for data**, simulated: tokenizer steps as multiples of what they take by themselves, with so many workers a GPU.",
+            "**Waiting for data**, simulated: time of a tokenizer step relative to the step without waiting, by number of workers per GPU.",
             table(["GPUs", *(f"{p}, {w} workers" for p in ("32", "bf16") for w in WORKERS)], waiting_rows()),
-            "**Hours and cost** of all three data sets together, at least.",
+            "**Hours and cost** of all three data sets together, lower bounds.",
             table(["GPUs", *(f"{s}, h" for s in COUNTED), "all, h", "GPU hours", f"cost at {ASSUMED.price:g} a GPU hour"], hour_rows()),
-            "**Memory** of a GPU, GB: what FSDP would share out, and what it would not.",
+            "**Memory** of a GPU, GB: the part that FSDP would shard, and the part that it would not.",
             table(
                 ["stage", "weights, gradients, AdamW, average", "a step of one sample, on the CPU", "FSDP on 64 GPUs saves"],
                 memory_rows(),
             ),
-            "**The same in other precisions**: hours at least on 64 GPUs, and what then binds.",
+            "**Other precisions**: hours on 64 GPUs, lower bounds, and the limiting part.",
             table(["precision", *(f"{s}, h" for s in COUNTED), "bound by"], precision_rows()),
         ]
     )
 
 
 def data_rows() -> Iterator[Sequence[object]]:
-    """One row a data set, and all."""
+    """One row per data set, and one for all."""
     for name, keyframes in {**ASSUMED.keyframes, "all three": sum(ASSUMED.keyframes.values())}.items():
         steps = [f"{samples_of(stage, keyframes) / config_of(stage).batch:,.0f}" for stage in COUNTED]
         size = keyframes * MEASURED.token_bytes / 1e9, keyframes * MEASURED.label_bytes / 1e9
@@ -227,16 +229,16 @@ def data_rows() -> Iterator[Sequence[object]]:
 
 
 def stage_rows() -> Iterator[Sequence[object]]:
-    """One row a stage."""
+    """One row per stage."""
     for stage, counted in COUNTED.items():
         second, peak = MEASURED.step_s.get(stage), MEASURED.peak_gb.get(stage)
         days = second and second * samples_of(stage, sum(ASSUMED.keyframes.values())) / 86_400
-        told = [f"{counted.weights / 1e6:.2f}", f"{counted.flop / 1e9:,.0f}", f"{counted.operations:,}", second or "", peak or ""]
-        yield [stage, *told, f"{days:,.0f}" if days else ""]
+        cells = [f"{counted.weights / 1e6:.2f}", f"{counted.flop / 1e9:,.0f}", f"{counted.operations:,}", second or "", peak or ""]
+        yield [stage, *cells, f"{days:,.0f}" if days else ""]
 
 
 def step_rows() -> Iterator[Sequence[object]]:
-    """One row a number of GPUs."""
+    """One row per number of GPUs."""
     for gpus in GPUS:
         cells: list[object] = [gpus]
         for stage in LARGE:
@@ -246,7 +248,7 @@ def step_rows() -> Iterator[Sequence[object]]:
 
 
 def feed_rows() -> Iterator[Sequence[object]]:
-    """One row a number of GPUs."""
+    """One row per number of GPUs."""
     size = {"tokenizer": LABEL_FRAMES * MEASURED.label_bytes, "world": CODE_FRAMES * MEASURED.token_bytes}
     for gpus in GPUS:
         cells: list[object] = [gpus]
@@ -258,13 +260,13 @@ def feed_rows() -> Iterator[Sequence[object]]:
 
 
 def waiting_rows() -> Iterator[Sequence[object]]:
-    """One row a number of GPUs."""
+    """One row per number of GPUs."""
     for gpus in GPUS:
         yield [gpus, *(f"{waiting('tokenizer', gpus, workers, p):.2f}" for p in ("32", "bf16") for workers in WORKERS)]
 
 
 def hour_rows() -> Iterator[Sequence[object]]:
-    """One row a number of GPUs."""
+    """One row per number of GPUs."""
     for gpus in GPUS:
         each = [hours(stage, gpus) for stage in COUNTED]
         yield [
@@ -277,18 +279,18 @@ def hour_rows() -> Iterator[Sequence[object]]:
 
 
 STATE_BYTES = 20
-"""Of a weight: itself, its gradient, two moments of AdamW and the moving average, float32."""
+"""Bytes per weight: weight, gradient, two moments of AdamW and EMA, float32."""
 
 
 def memory_rows(gpus: int = 64) -> Iterator[Sequence[object]]:
-    """One row a large stage. The step's memory was measured with the weights and gradients in it."""
+    """One row per stage of `LARGE`. The measured memory of a step includes weights and gradients."""
     for stage in LARGE:
         state = STATE_BYTES * COUNTED[stage].weights / 1e9
         yield [stage, f"{state:.2f}", MEASURED.peak_gb[stage], f"{state * (1 - 1 / gpus):.2f}"]
 
 
 def precision_rows(gpus: int = 64) -> Iterator[Sequence[object]]:
-    """One row a precision."""
+    """One row per precision."""
     for precision in PUBLISHED.flops:
         steps = {stage: step_on(stage, gpus, precision) for stage in COUNTED}
         binds = [f"{stage}: {'arithmetic' if step.arithmetic_s > step.launch_s else 'launches'}" for stage, step in steps.items()]
@@ -296,7 +298,7 @@ def precision_rows(gpus: int = 64) -> Iterator[Sequence[object]]:
 
 
 class Operations(TorchDispatchMode):
-    """Counts what is computed, not what is only looked at in another way."""
+    """Counts operations that compute, without views."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -307,13 +309,13 @@ class Operations(TorchDispatchMode):
         self.count += (
             not any(alias is not None and not alias.is_write for alias in aliases) and func.overloadpacket is not torch.ops.aten.detach
         )
-        if func.overloadpacket is torch.ops.aten.grid_sampler_2d:  # its own way to this shape takes a hundred operations
+        if func.overloadpacket is torch.ops.aten.grid_sampler_2d:  # its decomposition on meta takes a hundred operations
             return args[0].new_empty(*args[0].shape[:2], *args[1].shape[1:3])
         return func(*args, **(kwargs or {}))
 
 
 def counted(stages: Sequence[str] = tuple(COUNTED)) -> dict[str, Counted]:
-    """The stages as they are now: two samples forwards and backwards, on the `meta` device, where a GPU's way is taken and nothing is computed."""
+    """Count the current stages: forward and backward with two samples on the `meta` device, which takes the GPU code path without computing."""
     import gpu
 
     recipe, meta = recipes.full(), torch.device("meta")
@@ -335,7 +337,7 @@ def counted(stages: Sequence[str] = tuple(COUNTED)) -> dict[str, Counted]:
         model, module, part = parts[stage]
         agent.requires_grad_(False)
         module.requires_grad_(True)
-        for frozen in (forecaster.world.prior, flow):  # trained before the world model, each by itself
+        for frozen in (forecaster.world.prior, flow):  # trained separately, before the world model
             if frozen is not None and frozen is not module:
                 frozen.requires_grad_(False)
         model.train()
@@ -348,10 +350,10 @@ def counted(stages: Sequence[str] = tuple(COUNTED)) -> dict[str, Counted]:
 
 
 def main() -> None:
-    """Print, write or count."""
+    """Print the tables, write them into docs/scale.md, or count the models."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--write", action="store_true", help="put the tables into docs/scale.md")
-    parser.add_argument("--count", action="store_true", help="count the models anew")
+    parser.add_argument("--count", action="store_true", help="count the current models")
     options = parser.parse_args()
     if options.count:
         print(*counted().items(), sep="\n")

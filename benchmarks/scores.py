@@ -1,7 +1,8 @@
-"""How long scoring takes at the size of nuScenes val, beside the public evaluators: `python benchmarks/scores.py [--out benchmarks/scores.md]`.
+"""Time of scoring at the size of nuScenes val, compared with the public evaluators: `python benchmarks/scores.py [--out benchmarks/scores.md]`.
 
-5119 samples of 6 steps and 35 boxes a step are generated: gentle curves at 0-15 m/s, boxes as dense as the public evaluators met them.
-Times are CPU seconds of one thread. The public evaluators' are those of one earlier run on one machine; only ratios mean something.
+5119 samples with 6 steps and 35 boxes per step are generated: slight curves at 0-15 m/s, and boxes as dense as in the public evaluators'
+data. Times are CPU seconds of one thread. Those of the public evaluators are from one earlier run on one machine; only ratios are
+meaningful.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def generate(n: int, seed: int = 0) -> tuple[Cases, np.ndarray]:
 
 
 def seconds(work: Callable[[], object], times: int = 3) -> float:
-    """Least CPU seconds of a few runs, and the first is not counted apart: caches are part of the work."""
+    """Smallest CPU time of a few runs. The first run is included."""
     best = np.inf
     for _ in range(times):
         start = time.process_time()
@@ -71,7 +72,7 @@ def seconds(work: Callable[[], object], times: int = 3) -> float:
 
 
 def frames(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Truth and forecast of n full grids, as full as real Occ3D labels (94 % free), the forecast shifted by one voxel."""
+    """Truth and forecast of n grids with the density of Occ3D labels (94 % free). The forecast is shifted by one voxel."""
     rng = np.random.default_rng(seed)
     one = np.full((200, 200, 16), 17, np.uint8)
     one[:70, :, 0] = 11
@@ -95,6 +96,7 @@ def occupancy_s(n: int, at_once: int = 50) -> float:
 
 
 def main() -> None:
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="")
     parser.add_argument("--samples", type=int, default=SAMPLES)
@@ -110,8 +112,8 @@ def main() -> None:
         own = seconds(lambda name=name: score_all(cases, path, [name]))
         part = seconds(lambda name=name: score_all(half, half_path, [name]))
         public = PUBLIC_S.get(name)
-        told = (f"{public:g}", f"{public / own:.0f}x") if public else ("", "")
-        lines.append(f"| {name} | {told[0]} | {own:.3f} | {told[1]} | {part:.3f} |")
+        shown = (f"{public:g}", f"{public / own:.0f}x") if public else ("", "")
+        lines.append(f"| {name} | {shown[0]} | {own:.3f} | {shown[1]} | {part:.3f} |")
     whole, part = (seconds(lambda c=c, p=p: score_all(c, p, list(PROTOCOLS))) for c, p in ((cases, path), (half, half_path)))
     lines.append(f"| all seven in one pass | | {whole:.2f} | | {part:.2f} |")
     lines.append(f"| of it, finding the boxes near a path | | {seconds(lambda: prepare(cases, path)):.3f} | | |")

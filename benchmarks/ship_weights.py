@@ -1,7 +1,7 @@
-"""Put a planner, the models below it and an ego-status MLP into iidrive/weights/NAME, as they come with the package.
+"""Copy a planner, the models that it depends on, and an ego-status MLP into iidrive/weights/NAME, to ship them with the package.
 
-What is needed to go on training stays behind; manifests keep everything else, and name each other by the names of the set. The commands that made
-the weights are written into the planner's manifest.
+Optimiser states are not copied. Manifests refer to each other by the names of the set. The commands that made the weights are written into the
+planner's manifest.
 
     python benchmarks/ship_weights.py runs/planner runs/ego-mlp --name town-small --made-by "iidrive train tokenizer …" "iidrive train world …"
 """
@@ -20,7 +20,7 @@ from iidrive.training.checkpoint import Checkpoint, Manifest
 
 
 def ship(planner: str, ego_mlp: str, name: str, made_by: Sequence[str]) -> Path:
-    """Copy the weights of a set. Every copy has the fingerprint of its original."""
+    """Copy the weights of a set. Every copy keeps its fingerprint. Returns the folder of the set."""
     top = checkpoint.read(planner)
     world = checkpoint.read(top.parent_path("world"))
     models = {
@@ -48,7 +48,7 @@ def _named(found: Checkpoint, name: str) -> Manifest:
 
 
 def main() -> None:
-    """Ship, and say how large it is."""
+    """Copy the weights and print the size of the set."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("planner")
     parser.add_argument("ego_mlp")

@@ -1,9 +1,8 @@
-"""How the package is laid out, measured from its code: rooms, arrows between them, long files, functions with many parameters.
+"""The structure of the package: subpackages (rooms), imports between them (arrows), long files, and functions with many parameters.
 
     python benchmarks/structure.py [PACKAGE_FOLDER]
 
-A room is a folder or a loose file at the top of the package; an arrow is a pair of rooms of which one imports the other. Arrows that close a
-circle are named.
+A room is a folder or file at the top level of the package. An arrow is a pair of rooms, one of which imports the other. Import cycles are reported.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ def imports_of(tree: ast.AST) -> set[str]:
 
 
 def parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """How many parameters a function has, `self` left out."""
+    """The number of parameters of a function, without `self` and `cls`."""
     every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
     return sum(arg.arg not in ("self", "cls") for arg in every)
 
 
 def levels(arrows: dict[str, set[str]]) -> dict[str, int]:
-    """The floor of every room: one above the highest room that it imports; -1 where rooms import each other in a circle."""
+    """The level of every room: one above the highest room that it imports; -1 in an import cycle."""
     floor: dict[str, int] = {}
 
     def of(room: str, above: tuple[str, ...]) -> int:

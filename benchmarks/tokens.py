@@ -1,8 +1,7 @@
-"""Random access to windows of 10 keyframes: the token cache beside the published layout, read in turn in one run, at full size.
+"""Random access to clips of 10 keyframes: the token cache compared with the published layout, alternating in one run, at full size.
 
-Published layout: one uncompressed npz a keyframe, holding its latent, float32 (128, 50, 50). The same latents are rebuilt from the cache's
-codes, and compared in 20 windows, before anything is timed. Codes and codebook are drawn at random: neither layout compresses, so time and
-size do not depend on the values.
+Published layout: one uncompressed npz per keyframe with its latent, float32 (128, 50, 50). Before timing, the same latents are rebuilt from the
+cache's codes and compared in 20 clips. Codes and codebook are random: neither layout compresses, so time and size do not depend on the values.
 
     python benchmarks/tokens.py [--scenes 10] [--windows 200]
 """
@@ -30,12 +29,12 @@ WINDOW = 10
 
 
 def main(scenes: int = 10, windows: int = 200, seed: int = 0) -> None:
-    """Write both layouts into a temporary folder, read windows, print a table.
+    """Write both layouts into a temporary folder, read clips, print a table.
 
     Args:
         scenes: scenes of 40 keyframes; each takes 51 MB in the published layout.
-        windows: windows read of each kind, from each layout.
-        seed: of the codes, the codebook and the choice of windows.
+        windows: clips read of each kind, from each layout.
+        seed: seed of the codes, the codebook and the choice of clips.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -70,11 +69,11 @@ def main(scenes: int = 10, windows: int = 200, seed: int = 0) -> None:
             np.testing.assert_allclose(rebuilt(name, window), latents(name, window), rtol=0, atol=1e-6)
 
         print(
-            f"{scenes} scenes of 40 keyframes, {windows} windows of {WINDOW}; {os.cpu_count()} CPU cores, {torch.get_num_threads()} torch threads\n"
+            f"{scenes} scenes of 40 keyframes, {windows} clips of {WINDOW}; {os.cpu_count()} CPU cores, {torch.get_num_threads()} torch threads\n"
         )
         print("| | published / cache | 10th..90th percentile |\n|---|---|---|")
         size = frames(names[0], np.arange(1))[0].stat().st_size, sum(cache.path(n).stat().st_size for n in names) / (40 * scenes)
-        print(f"| bytes a keyframe: {size[0]:,} / {size[1]:,.0f} | {size[0] / size[1]:.1f} | |")
+        print(f"| bytes per keyframe: {size[0]:,} / {size[1]:,.0f} | {size[0] / size[1]:.1f} | |")
         for page_cache in ("warm", "dropped"):
             for what, read in (("codes", codes_only), ("latents", rebuilt)):
                 ratio = []
@@ -86,12 +85,12 @@ def main(scenes: int = 10, windows: int = 200, seed: int = 0) -> None:
                     ratio.append(spent[latents] / spent[read])
                 low, middle, high = np.percentile(ratio, [10, 50, 90])
                 print(
-                    f"| time a window, page cache {page_cache}: published latents / {what} from the cache | {middle:.2f} | {low:.2f}..{high:.2f} |"
+                    f"| time per clip, page cache {page_cache}: published latents / {what} from the cache | {middle:.2f} | {low:.2f}..{high:.2f} |"
                 )
 
 
 def write_published(cache: TokenCache, quantiser: ResidualQuantiser, names: tuple[str, ...], folder: Path) -> None:
-    """The published layout of what a cache holds: FOLDER/SCENE/KEYFRAME.npz."""
+    """Write the latents of a cache in the published layout: FOLDER/SCENE/KEYFRAME.npz."""
     for name in names:
         (folder / name).mkdir(parents=True)
         for i in range(len(cache.read(name).tokens)):
@@ -100,20 +99,20 @@ def write_published(cache: TokenCache, quantiser: ResidualQuantiser, names: tupl
 
 
 def seconds(read: Callable[[str, Array], Array], name: str, window: Array) -> float:
-    """Wall time of reading one window."""
+    """Wall time of reading one clip."""
     began = time.perf_counter()
     read(name, window)
     return time.perf_counter() - began
 
 
 def warm(files: list[Path]) -> None:
-    """Have files in the page cache."""
+    """Read files into the page cache."""
     for file in files:
         file.read_bytes()
 
 
 def drop(files: list[Path]) -> None:
-    """Ask the system to forget its copies of files; folders' entries, and what the disk itself keeps, stay."""
+    """Ask the system to drop files from the page cache. Directory entries and the disk's own cache are not dropped."""
     for file in files:
         descriptor = os.open(file, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

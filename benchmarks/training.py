@@ -1,10 +1,11 @@
-"""What a full-size training needs besides its arithmetic: data in time, memory, a start, and the sum over processes.
+"""Costs of a full-size training besides computation: data loading, memory, start-up time, and all-reduce.
 
     python benchmarks/training.py [--root NUSCENES]      # all cases, prints the tables of benchmarks/README.md
     python benchmarks/training.py loader                 # one case
 
-Ratios only; both sides of a ratio are measured in turn in one run. Labels are generated in Occ3D's layout (compressed npz, 200x200x16, two masks),
-for the keyframes of nuScenes where `--root` is given, so that scenes are built from its tables, and else of towns. Codes are random.
+Only ratios are reported; both sides of a ratio are measured alternately in one run. Labels are generated in Occ3D's layout (compressed npz,
+200x200x16, two masks). They are for the keyframes of nuScenes if `--root` is given, so that scenes are built from its tables, else for towns. Codes
+are random.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from iidrive.training.prefetch import Order, Steps, feed
 
 Array = np.ndarray
 KEYFRAMES, KEPT_GB = 28_130, 1.5
-"""Of nuScenes train; what OccupancyFrames keeps of them. The generated data are fewer, and the same share of them is kept."""
+"""Keyframes of nuScenes train, and the memory limit of OccupancyFrames for them. The limit is scaled down to the generated data."""
 
 LOSSES: dict[str, Callable[[ComputeConfig], tuple[Any, Callable[[], torch.Tensor]]]] = {
     "tokenizer": models.tokenizer_loss,
@@ -60,7 +61,7 @@ BEGAN = time.perf_counter()
 
 
 class Labelled(Town):
-    """Towns whose occupancy lies in files."""
+    """Towns whose occupancy is read from files."""
 
     def __init__(self, config: TownConfig, folder: Path) -> None:
         super().__init__(config)
@@ -131,7 +132,7 @@ def data(root: str, scenes: int) -> Iterator[tuple[ClipDataset, ClipDataset]]:
 
 
 class Stub:
-    """A source by its name alone: its identity would read more labels than there are."""
+    """A source with a minimal identity, because its own identity would read labels that do not exist."""
 
     def __init__(self, source: Source, names: tuple[str, ...]) -> None:
         self.source, self.names = source, names
@@ -140,18 +141,18 @@ class Stub:
         return getattr(self.source, name)
 
     def identity(self) -> dict[str, object]:
-        """Just a name."""
+        """Name and scenes."""
         return {"name": self.source.name, "scenes": list(self.names)}
 
 
 def fed(clips: ClipDataset, steps: int, workers: int, batch: int = 1) -> Iterator[object]:
-    """Steps as a training gets them."""
+    """An iterator over the batches of a training."""
     order = Order(0, batch, batch * steps)
     return iter(feed(Steps(clips, order, [range(batch)]), order.steps(0, order.samples), workers))
 
 
 def note(sentence: str) -> None:
-    """Say on stderr how far it is, in this machine's seconds."""
+    """Print progress with elapsed seconds on stderr."""
     print(f"{time.perf_counter() - BEGAN:.0f} s: {sentence}", file=sys.stderr, flush=True)
 
 
@@ -163,14 +164,14 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def cpu_seconds(call: Callable[[], object]) -> float:
-    """A core's time of one call, which other programs hardly move."""
+    """CPU time of one call, which hardly depends on other programs."""
     began = time.process_time()
     call()
     return time.process_time() - began
 
 
 def loader(root: str, only: str, steps: int = 1, samples: int = 40) -> None:
-    """Making samples beside computing steps, then a training that waits for them."""
+    """Time to prepare a sample relative to a training step, and the time that a training waits for samples."""
     print("| | sample / step | a device may be faster by | waits, 0 workers | 1 | 2 | samples a second, 1 worker / none | 2 / none |")
     print("|---|---|---|---|---|---|---|---|")
     with data(root, 10) as both:
@@ -197,7 +198,7 @@ def loader(root: str, only: str, steps: int = 1, samples: int = 40) -> None:
             waits = []
             for workers in (0, 1, 2):
                 ready, waited = fed(clips, steps + 1, workers), 0.0
-                next(ready)  # workers start here
+                next(ready)  # starts the workers
                 began = time.perf_counter()
                 for _ in range(steps):
                     step()
@@ -209,14 +210,14 @@ def loader(root: str, only: str, steps: int = 1, samples: int = 40) -> None:
                 ready = fed(clips, 101, workers)
                 next(ready)
                 rates[workers] = 100 / seconds(lambda ready=ready: [None for _ in ready])
-            told = " | ".join(f"{100 * w:.2f} %" for w in waits)
+            shown = " | ".join(f"{100 * w:.2f} %" for w in waits)
             print(
-                f"| {name} | {share:.4f} | {1 / share:.0f} | {told} | {rates[1] / rates[0]:.2f} | {rates[2] / rates[0]:.2f} |", flush=True
+                f"| {name} | {share:.4f} | {1 / share:.0f} | {shown} | {rates[1] / rates[0]:.2f} | {rates[2] / rates[0]:.2f} |", flush=True
             )
 
 
 def own_mb() -> float:
-    """Memory that is this process's alone, and its workers', MB: pages that they share count once where one wrote them."""
+    """Memory of this process and its workers, MB. Shared pages are divided among the processes that share them (PSS)."""
     total = 0
     for pid in (os.getpid(), *(p.pid for p in multiprocessing.active_children())):
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
@@ -225,7 +226,7 @@ def own_mb() -> float:
 
 
 def memory(root: str, only: str, passes: tuple[int, ...] = (1, 3, 10)) -> None:
-    """Passes over a small set, without computing."""
+    """Memory after several passes over a small data set, without training."""
     print("| | workers | " + " | ".join(f"after {n} passes" for n in passes) + " |\n|---|---|" + "---|" * len(passes))
     with data(root, 2) as both:
         for name, clips in zip(LOSSES, both, strict=True):
@@ -239,12 +240,12 @@ def memory(root: str, only: str, passes: tuple[int, ...] = (1, 3, 10)) -> None:
                         next(ready)
                     found.append(own_mb())
                 ready = None
-                told = " | ".join(f"{mb / found[0]:.3f}" for mb in found)
-                print(f"| {name}, {size} samples ({found[0]:.0f} MB) | {workers} | {told} |", flush=True)
+                shown = " | ".join(f"{mb / found[0]:.3f}" for mb in found)
+                print(f"| {name}, {size} samples ({found[0]:.0f} MB) | {workers} | {shown} |", flush=True)
 
 
 def start(root: str, only: str, repeats: int = 2) -> None:
-    """From the command to the first step, in units of importing torch."""
+    """Time from the command to the first training step, in units of `import torch`."""
     scenes = "--recipe.town.train_scenes"
     choices = {"`train tokenizer --recipe tiny`, 220 towns": (scenes, "220"), "the same, 16 towns": (scenes, "16")}
     times: dict[str, list[float]] = {"torch": [], "help": []} | {name: [] for name in choices}
@@ -264,7 +265,7 @@ def start(root: str, only: str, repeats: int = 2) -> None:
 
 
 def first_step(command: list[str], run: Path) -> float:
-    """Seconds until a training has logged its first step; it is then ended."""
+    """Seconds until a training has logged its first step; the process is then killed."""
     began = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").stat().st_size:
@@ -277,7 +278,7 @@ def first_step(command: list[str], run: Path) -> float:
 
 
 def options(root: str, only: str) -> None:
-    """Every option in a process of its own; the default before and after the others."""
+    """Time and memory of every training option, each in a separate process. The default is measured twice."""
     print("| | | time / eager | peak GB | with AdamW and average | loss | cosine of the gradients |\n|---|---|---|---|---|---|---|")
     for name in LOSSES:
         if only not in ("", name):
@@ -308,7 +309,7 @@ def option(name: str, choice: str, out: str, repeats: int = 1) -> None:
     compute = ComputeConfig(torch.bfloat16 if "bf16" in choice else None, "checkpointing" in choice)
     model, loss_of = LOSSES[name](compute)
     for parameter in model.parameters():
-        if not parameter.any():  # a layer that starts from zero would hide what lies before it
+        if not parameter.any():  # weights initialised to 0 would hide the layers before them
             nn.init.normal_(parameter, std=0.02)
     if choice == "compile":
         for part in model.compute_modules():
@@ -334,7 +335,7 @@ def option(name: str, choice: str, out: str, repeats: int = 1) -> None:
 
 
 def together(root: str, only: str) -> None:
-    """The sum of all gradients over two processes, beside a step."""
+    """Time to all-reduce all gradients over two processes, relative to a training step."""
     print("| | numbers | sum / step of one sample | sum / global batch of 64 on two processes | slowest |\n|---|---|---|---|---|")
     for name in LOSSES:
         if only not in ("", name):
@@ -348,8 +349,8 @@ def together(root: str, only: str) -> None:
             about = {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "sum"} | {k: str(v) for k, v in numbers.items()}
             command = [sys.executable, __file__, "member", "--model", name]
             started.append(subprocess.Popen(command, env=os.environ | about, stdout=subprocess.PIPE, text=True))
-        told = [process.communicate()[0] for process in started]
-        found = json.loads(told[0].splitlines()[-1])
+        outputs = [process.communicate()[0] for process in started]
+        found = json.loads(outputs[0].splitlines()[-1])
         one = found["sum"] / found["step"]
         print(
             f"| {name} | {found['numbers'] / 1e6:.1f} M | {one:.3f} | {one / 32:.5f} | {found['slowest'] / found['step']:.3f} |", flush=True
@@ -357,7 +358,7 @@ def together(root: str, only: str) -> None:
 
 
 def member(name: str, rounds: int = 1) -> None:
-    """One of the two: a step, then the sum, in turn, each on a thread of its own."""
+    """One of the two processes: alternates a training step and the all-reduce, with one thread."""
     torch.set_num_threads(1)
     process_group = distributed.join()
     model, loss_of = LOSSES[name](ComputeConfig())
@@ -392,7 +393,7 @@ CASES: dict[str, Callable[[str, str], None]] = {
 
 
 def main() -> None:
-    """Run one case, or all of them in processes of their own."""
+    """Run one case, or all cases in separate processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", nargs="?", choices=[*CASES, "option", "member"], help="what to measure; default: everything")
     parser.add_argument("--root", default="", help="folder of nuScenes whose tables are read (v1.0-mini will do)")

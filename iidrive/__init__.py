@@ -1,6 +1,6 @@
-"""iidrive: an II (intra-inter) occupancy world model, a planner on top of it, and scores that can be believed.
+"""iidrive: an II (intra-inter) occupancy world model, a planner on top of it, and reliable evaluation.
 
-The names below are the ones to start from; each is imported when it is first used, so that `import iidrive` costs nothing:
+These are the main public names. Each is imported on first use, so `import iidrive` is fast:
 
     cases = iidrive.read_cases("cases.npz")
     mine = iidrive.Predictions(paths, tokens)
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from iidrive.data.town.source import Town
     from iidrive.pipeline.drive import drive
     from iidrive.pipeline.load import load
-    from iidrive.scoring.cases import Predictions, align, read_cases, read_predictions
+    from iidrive.scoring.cases import read_cases
+    from iidrive.scoring.predictions import Predictions, align, read_predictions
     from iidrive.scoring.sampled import scored
     from iidrive.scoring.score import score
 
@@ -50,7 +51,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """A public name, from the room that has it (PEP 562)."""
+    """Import a public name from its module on first use (PEP 562)."""
     if name == "compare":
         from iidrive.analysis.compare import compare as room
     elif name == "doctor":
@@ -65,8 +66,10 @@ def __getattr__(name: str) -> object:
         from iidrive.pipeline import drive as room
     elif name == "load":
         from iidrive.pipeline import load as room
-    elif name in ("Predictions", "align", "read_cases", "read_predictions"):
+    elif name == "read_cases":
         from iidrive.scoring import cases as room
+    elif name in ("Predictions", "align", "read_predictions"):
+        from iidrive.scoring import predictions as room
     elif name == "scored":
         from iidrive.scoring import sampled as room
     elif name == "score":

@@ -1,4 +1,4 @@
-"""Models with a leak planted in each, and models without, for the audit to tell apart."""
+"""Models with a planted leak, and models without one, for the tests of the audit."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from iidrive.analysis.leakage.audit import Make, Pipeline, forecast, planned, tokenizing
 from iidrive.analysis.leakage.counterfactual import Wrapped
+from iidrive.analysis.leakage.subject import Make, Pipeline, forecast, planned, tokenizing
 from iidrive.core.batch import Batch
 from iidrive.core.scene import Command, Pose, Scene
 from iidrive.data.source import Source, true_path
@@ -33,7 +33,7 @@ def _driver(planner: PlannerConfig) -> Agent:
     tokenizer = Tokenizer(RECIPE.tokenizer).eval()
     forecaster = Forecaster(tokenizer, WorldModel(RECIPE.world, tokenizer.cells, tokenizer.config.grid))
     agent = Agent(forecaster, Planner(planner, tokenizer.cells), True)
-    for weight in agent.planner.parameters():  # corrections start at zero; here everything must reach the plan
+    for weight in agent.planner.parameters():  # corrections are initialised to 0; here every input must affect the plan
         weight.data += 0.05 * torch.randn_like(weight)
     return agent.eval()
 
@@ -64,7 +64,7 @@ class _NextOccupancy(Wrapped):
 
 
 class _NextBoxes(Wrapped):
-    """Occupancy with as many cars drawn into it as there are boxes in the next keyframe, where they will be."""
+    """Occupancy with a car drawn at every box of the next keyframe."""
 
     def occupancy(self, scene: Scene, index: int, spec):  # pyright: ignore[reportMissingParameterType]
         grid = self.real.occupancy(scene, index, spec)
@@ -82,7 +82,7 @@ def _smoothed(scene: Scene, i: int) -> Pose:
 
 
 def _turns(scene: Scene, i: int) -> Command:
-    """nuScenes' command: which way the true path has gone after 3 s."""
+    """nuScenes' command: the direction of the true path after 3 s."""
     side = true_path(scene, i).points_m[-1, 0]
     return Command("right" if side > 0.5 else "left" if side < -0.5 else "straight", "route")
 
@@ -198,18 +198,18 @@ PLANTED: dict[str, Planted] = {
     "plan reads the true path": Planted(lambda: Pipeline(_from_target), "later poses"),
     "velocity of the next pose at a scene's start": Planted(lambda: Pipeline(_first_frame), "later poses"),
     "poses smoothed with the next one": Planted(
-        lambda: Pipeline(lambda b: {"plan": constant_velocity(b.inputs)}, dressed=changed(global_T_ego=_smoothed)), "later poses"
+        lambda: Pipeline(lambda b: {"plan": constant_velocity(b.inputs)}, wrap=changed(global_T_ego=_smoothed)), "later poses"
     ),
-    "command made from the true path": Planted(lambda: Pipeline(_commanded, dressed=changed(command=_turns)), "later poses"),
-    "command of the next keyframe": Planted(lambda: Pipeline(_commanded, dressed=changed(command=_next_command)), "later commands"),
+    "command made from the true path": Planted(lambda: Pipeline(_commanded, wrap=changed(command=_turns)), "later poses"),
+    "command of the next keyframe": Planted(lambda: Pipeline(_commanded, wrap=changed(command=_next_command)), "later commands"),
     "time of the next keyframe": Planted(
-        lambda: Pipeline(lambda b: {"plan": constant_velocity(b.inputs)}, dressed=changed(timestamp_us=_middle_time)), "later times"
+        lambda: Pipeline(lambda b: {"plan": constant_velocity(b.inputs)}, wrap=changed(timestamp_us=_middle_time)), "later times"
     ),
     "occupancy of the next keyframe": Planted(
         lambda: Pipeline(
             lambda b: {"plan": ctrv(b.inputs) + b.inputs.occupancy[:, -1].float().mean((1, 2, 3))[:, None, None]},  # pyright: ignore
             occupancy=GRID,
-            dressed=_NextOccupancy,
+            wrap=_NextOccupancy,
         ),
         "later occupancy",
     ),
@@ -217,7 +217,7 @@ PLANTED: dict[str, Planted] = {
         lambda: Pipeline(
             lambda b: {"plan": ctrv(b.inputs) + b.inputs.occupancy[:, -1].float().mean((1, 2, 3))[:, None, None]},  # pyright: ignore
             occupancy=GRID,
-            dressed=_NextBoxes,
+            wrap=_NextBoxes,
         ),
         "later boxes",
     ),

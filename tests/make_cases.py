@@ -1,4 +1,4 @@
-"""Small hand-made cases for the tests of scores: straight paths and few boxes, nothing random unless asked for."""
+"""Small hand-made cases for the tests of scores: straight paths and few boxes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Printed tables for the tests, made from counts and L2 values the way an evaluator makes them."""
+"""Printed tables for the tests, made from counts and L2 values as an evaluator does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores collected batch by batch: the same as in one piece, whatever the batches, their order and the number of processes."""
+"""Scores accumulated batch by batch equal those of one batch, for any batches, order and number of processes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_batches_and_processes_do_not_matter(town: tuple[Cases, np.ndarray]) -> 
         assert found.average["L2"] == pytest.approx(one_piece.average["L2"], rel=1e-6)
 
 
-def test_reset_and_nothing(town: tuple[Cases, np.ndarray]) -> None:
+def test_reset_and_no_samples(town: tuple[Cases, np.ndarray]) -> None:
     cases, path = town
     metric = collected(cases, path, [np.arange(12)])
     metric.reset()
@@ -73,7 +73,7 @@ def test_reset_and_nothing(town: tuple[Cases, np.ndarray]) -> None:
     assert metric.gather() is metric
 
 
-def test_what_is_refused(town: tuple[Cases, np.ndarray]) -> None:
+def test_invalid_updates_are_refused(town: tuple[Cases, np.ndarray]) -> None:
     cases, path = town
     with pytest.raises(ConfigError, match="Did you mean 'vad'"):
         PlanningScore("vadd")
@@ -95,9 +95,9 @@ def test_a_batch_of_plain_lists() -> None:
     cases = batch_cases(["a", "b"], offsets, np.ones((2, 6)), [[none, car, none, none, none, none], [none] * 6])
     expected = make_cases([forward] * 2, [(0, 2, tuple(car[0]))])
     assert score(cases, cases.true_path()).events["obj_col"].tolist() == score(expected, expected.true_path()).events["obj_col"].tolist()
-    with pytest.raises(DataError, match="sample a: 7 lists"):
+    with pytest.raises(DataError, match="sample a: expected 7 lists"):
         batch_cases(["a"], offsets[:1], np.ones((1, 6)), [[none] * 6], now=True)
-    with pytest.raises(DataError, match="labels must have one entry a box"):
+    with pytest.raises(DataError, match="labels must have one entry per box"):
         batch_cases(["a"], offsets[:1], np.ones((1, 6)), [[car] * 6], labels=[[[0, 1]] * 6])
 
 

@@ -1,4 +1,4 @@
-"""The audit finds every planted leak, names it, and accuses nobody else."""
+"""The audit finds and names every planted leak, and reports no other."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from leaks import CLEAN, MLP, PLANTED, TOWN
 from three_runs import TOWN as CHAIN_TOWN
 from three_runs import train_chain
 
-from iidrive.analysis.leakage.audit import Pipeline, audit_samples, choose, tokenizing
+from iidrive.analysis.leakage.audit import audit_samples, choose
 from iidrive.analysis.leakage.counterfactual import INPUTS, Change, Counterfactual, Wrapped
 from iidrive.analysis.leakage.findings import changed, format_audit, to_json
 from iidrive.analysis.leakage.plausible import format_plausibility, plausible
+from iidrive.analysis.leakage.subject import Pipeline, tokenizing
 from iidrive.cli.main import main
 from iidrive.core.batch import Batch
 from iidrive.core.errors import ConfigError
@@ -27,7 +28,8 @@ from iidrive.data.tokens import TokenCache, build
 from iidrive.models.baselines import KINEMATIC
 from iidrive.pipeline import infer
 from iidrive.pipeline.load import load_tokenizer
-from iidrive.scoring.cases import write_cases, write_predictions
+from iidrive.scoring.cases import write_cases
+from iidrive.scoring.predictions import write_predictions
 
 SAMPLES = choose(TOWN, "test", 4)
 
@@ -47,7 +49,7 @@ def test_a_planted_leak_is_found_and_named(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CLEAN)
-def test_a_clean_model_is_not_accused(name: str) -> None:
+def test_a_clean_model_has_no_leaks(name: str) -> None:
     found = audit_samples(CLEAN[name], TOWN, SAMPLES)
     assert found.clean, format_audit(found)
     assert found.believable, format_audit(found)
@@ -55,8 +57,8 @@ def test_a_clean_model_is_not_accused(name: str) -> None:
     assert "clean" in format_audit(found)
 
 
-def test_what_a_leak_is_worth_is_what_the_plan_loses_without_it() -> None:
-    """Half the true path halves the error; with another path in its place the plan is worse than without."""
+def test_the_worth_of_a_leak_is_the_increase_of_l2_without_it() -> None:
+    """Half of the true path halves the error; replacing it by another path is worse than removing it."""
     leaky, honest = (
         audit_samples(PLANTED["plan reads the true path"].make, TOWN, SAMPLES),
         audit_samples(CLEAN["constant turn rate and velocity"], TOWN, SAMPLES),
@@ -84,7 +86,7 @@ def test_an_oracle_command_is_declared_and_measured() -> None:
 
 
 def test_a_model_that_is_not_repeatable_is_not_audited() -> None:
-    with pytest.raises(ConfigError, match="answer the same samples differently"):
+    with pytest.raises(ConfigError, match="different outputs for the same samples"):
         audit_samples(lambda: Pipeline(lambda b: {"plan": torch.rand(len(b.inputs.tokens), 6, 2)}), TOWN, SAMPLES)
 
 
@@ -108,7 +110,7 @@ def test_bits_are_compared_not_values() -> None:
     assert changed({"plan": zero}, {"plan": np.nextafter(zero, 1)}).all()
 
 
-def test_scores_no_past_can_give_are_flagged_without_the_model() -> None:
+def test_implausibly_good_scores_are_flagged_without_the_model() -> None:
     cases = infer.truth(TOWN, read_tracks(TOWN, "test"))
     clips = scored_clips(read_tracks(TOWN, "test"))
     rows = {token: i for i, token in enumerate(cases.token)}
@@ -120,10 +122,10 @@ def test_scores_no_past_can_give_are_flagged_without_the_model() -> None:
         assert not plausible(cases, plan).reasons, name
     assert plausible(cases, path).reasons
     near = path + 0.002 * np.random.default_rng(0).normal(size=path.shape).astype(np.float32)
-    assert "not believed" in plausible(cases, near).reasons[0]
+    assert "is implausible" in plausible(cases, near).reasons[0]
 
 
-def test_few_samples_are_not_judged_by_luck() -> None:
+def test_few_samples_are_not_judged_by_their_mean_error() -> None:
     cases = infer.truth(TOWN, read_tracks(TOWN, "test"))
     near = cases.true_path() + 0.002 * np.random.default_rng(0).normal(size=(len(cases), 6, 2)).astype(np.float32)
     rows = np.flatnonzero(cases.full)[:7]
@@ -137,8 +139,8 @@ def test_few_samples_are_not_judged_by_luck() -> None:
 
 
 @pytest.mark.slow
-def test_a_score_without_a_leak_is_judged_all_the_same() -> None:
-    """A planner that has memorised the test scenes by what they look like: nothing that is replaced reaches its plans."""
+def test_implausible_scores_are_flagged_even_without_a_leak() -> None:
+    """A planner that has memorised the test scenes by their appearance: replacing the future does not change its plans."""
     samples = choose(TOWN, "test", 8)
     seen = {}
     for name in TOWN.scene_names("test"):
@@ -159,7 +161,7 @@ def test_a_score_without_a_leak_is_judged_all_the_same() -> None:
     assert {"still", "constant-velocity", "ctrv"} <= set(found.score.baselines)
     printed = format_audit(found)
     assert "IMPLAUSIBLE" in printed
-    assert "no leak found, but the score cannot be believed" in printed
+    assert "no leak found, but the score is implausible" in printed
     json.dumps(to_json(found), allow_nan=False)
     steady = audit_samples(lambda: Pipeline(lambda batch: {"plan": KINEMATIC["ctrv"](batch.inputs)}), TOWN, samples)
     assert steady.believable

@@ -24,7 +24,8 @@ from iidrive.data.av2.log import AXLE_HEIGHT_M, keyframe_moments, read_log
 from iidrive.data.av2.source import AV2, AV2Config
 from iidrive.data.source import true_path
 from iidrive.data.town.source import TownConfig
-from iidrive.scoring.cases import read_cases, write_predictions
+from iidrive.scoring.cases import read_cases
+from iidrive.scoring.predictions import write_predictions
 
 pytest.importorskip("pyarrow", reason="Argoverse 2 is read with pyarrow: pip install 'iidrive[av2]'")
 import tiny_av2

@@ -1,4 +1,4 @@
-"""Cases and predictions files: round trips, windows cut from a scene, joining by token, and every way a file can be wrong."""
+"""Cases and predictions files: round trips, cases from samples of a scene, joining by token, and invalid files."""
 
 from __future__ import annotations
 
@@ -16,16 +16,9 @@ from iidrive.core.classes import CATEGORIES
 from iidrive.core.errors import DataError
 from iidrive.core.scene import Boxes, Command, Keyframe, Pose, Scene, VectorMap
 from iidrive.data.source import Source, window
-from iidrive.scoring.cases import (
-    Cases,
-    Predictions,
-    align,
-    cases_from_windows,
-    read_cases,
-    read_predictions,
-    write_cases,
-    write_predictions,
-)
+from iidrive.scoring.cases import Cases, read_cases, write_cases
+from iidrive.scoring.cases_from_samples import cases_from_samples
+from iidrive.scoring.predictions import Predictions, align, read_predictions, write_predictions
 
 CAR = (0.0, 5.0, 0.0, 4.0, 2.0, 1.5, 0.1)
 
@@ -129,7 +122,7 @@ def swap(key: str, value: object) -> Callable[[dict[str, Any]], object]:
         (put("box_t", 1, 7), r"box_t must be 0..6; found 7 in row 1"),
         (put("box_label", 2, 2), r"box_label must be 0..1; found 2 in row 2"),
         (swap("class_names", ["vehicle.car", "human.pedestrian.adlt"]), "Did you mean 'human.pedestrian.adult'"),
-        (swap("class_names", ["car", "car"]), "stands twice"),
+        (swap("class_names", ["car", "car"]), "class_names holds a duplicate"),
         (swap("token", ["a", "b", "a"]), r"repeated: 1 sample \(a\)"),
         (swap("token", ["a", "b"]), "2 tokens for 3 samples"),
         (swap("token", [1, 2, 3]), "token must be a one-dimensional unicode array"),
@@ -141,7 +134,7 @@ def swap(key: str, value: object) -> Callable[[dict[str, Any]], object]:
         (swap("frame", "ego"), "frame of a cases file is 'lidar'"),
     ],
 )
-def test_each_fault_has_its_own_sentence(cases: Cases, tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
+def test_each_fault_has_its_own_message(cases: Cases, tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
     path = rewritten(tmp_path / "bad.npz", cases, change)
     with pytest.raises(DataError, match=message) as error:
         read_cases(path)
@@ -177,14 +170,14 @@ def test_damaged_files(cases: Cases, tmp_path: Path) -> None:
         read_cases(tmp_path)
 
 
-def test_unread_keys_are_told(cases: Cases, tmp_path: Path) -> None:
+def test_unknown_keys_are_reported(cases: Cases, tmp_path: Path) -> None:
     found = read_cases(rewritten(tmp_path / "c.npz", cases, lambda a: a.update(tokens=a.pop("token"))))
     assert not found.own_tokens
     assert found.ignored_keys == ("tokens",)
     assert "tokens" in found.note
 
 
-# ---------------------------------------------------------------------------------------------------------------- windows
+# ---------------------------------------------------------------------------------------------------------------- samples
 
 
 def driving_scene(n: int) -> Scene:
@@ -212,9 +205,9 @@ def scene() -> Scene:
     return driving_scene(8)
 
 
-def test_cases_from_windows(scene: Scene, tmp_path: Path) -> None:
+def test_cases_from_samples(scene: Scene, tmp_path: Path) -> None:
     windows = [window(cast(Source, None), scene, i) for i in range(len(scene))]
-    cases = cases_from_windows(windows)
+    cases = cases_from_samples(windows)
     assert cases.token == tuple(f"t{i}" for i in range(8))
     assert cases.scene == ("scene-1",) * 8
     assert cases.class_names == CATEGORIES
@@ -243,25 +236,25 @@ def test_cases_from_windows(scene: Scene, tmp_path: Path) -> None:
     assert "without a known number of lidar points were kept" in found.note
 
 
-def test_no_windows_and_windows_without_boxes(scene: Scene) -> None:
-    assert len(cases_from_windows([])) == 0
+def test_no_samples_and_samples_without_boxes(scene: Scene) -> None:
+    assert len(cases_from_samples([])) == 0
     observation, target = window(cast(Source, None), scene, 7)
-    bare = cases_from_windows([(observation, replace(target, boxes=(None,) * 7))])
+    bare = cases_from_samples([(observation, replace(target, boxes=(None,) * 7))])
     assert len(bare) == 1
     assert bare.box.shape == (0, 7)
 
 
-def test_windows_of_another_frame_are_refused(scene: Scene) -> None:
+def test_samples_in_another_frame_are_refused(scene: Scene) -> None:
     observation, target = window(cast(Source, None), scene, 0)
     other = replace(target, trajectory=replace(target.trajectory, frame="ego", reference="rear_axle"))
     with pytest.raises(DataError, match="sample t0: the true path must be that of lidar_top"):
-        cases_from_windows([(observation, other)])
+        cases_from_samples([(observation, other)])
     assert target.boxes[0] is not None
     boxes = (replace(target.boxes[0], frame="ego"), *target.boxes[1:])
     with pytest.raises(DataError, match="boxes at step 0 must be in the current lidar frame"):
-        cases_from_windows([(observation, replace(target, boxes=boxes))])
+        cases_from_samples([(observation, replace(target, boxes=boxes))])
     with pytest.raises(DataError, match="repeated: 1 sample"):
-        cases_from_windows([(observation, target)] * 2)
+        cases_from_samples([(observation, target)] * 2)
 
 
 # ------------------------------------------------------------------------------------------------------------ predictions
@@ -277,7 +270,7 @@ def test_predictions_round_trip_and_join_by_token(cases: Cases, tmp_path: Path) 
     assert [p.name for p in tmp_path.iterdir()] == ["p.npz"]
 
 
-def test_samples_that_are_not_scored_need_no_prediction(cases: Cases) -> None:
+def test_samples_without_a_full_future_need_no_prediction(cases: Cases) -> None:
     joined = align(cases, Predictions(np.ones((2, 6, 2)), ("sample2", "sample0")))
     assert np.isnan(joined[1]).all()
     assert (joined[[0, 2]] == 1).all()

@@ -1,4 +1,4 @@
-"""What is told of a planner's choices."""
+"""Reports of a planner's choices."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_summary_counts_what_the_table_says(found: tuple[Choices, Agent]) ->
     assert f"chosen {summary['steps_met']} " in made.text()
 
 
-def test_an_oracle_prefers_the_nearest_of_those_that_meet_nobody() -> None:
+def test_the_oracle_takes_the_nearest_collision_free_candidate() -> None:
     zero = np.zeros((1, 3))
     made = Choices(
         ("a",), (0.0, -1.0, -2.0), np.array([0]), zero, zero, zero, zero, np.array([[2, 0, 0]]), np.array([[0.1, 0.7, 0.4]]), zero
@@ -74,7 +74,7 @@ def test_an_oracle_prefers_the_nearest_of_those_that_meet_nobody() -> None:
 
 
 @pytest.mark.slow
-def test_every_line_explains_a_sample(found: tuple[Choices, Agent]) -> None:
+def test_every_line_describes_a_sample(found: tuple[Choices, Agent]) -> None:
     made, _ = found
     lines = [json.loads(line) for line in made.lines().splitlines()]
     assert [line["token"] for line in lines] == list(made.tokens)
@@ -83,9 +83,9 @@ def test_every_line_explains_a_sample(found: tuple[Choices, Agent]) -> None:
     assert lines[3]["steps_met"] == made.steps_met[3].tolist()
 
 
-def test_why_a_choice_meets_a_box_is_told_from_what_was_expected_and_what_was_free() -> None:
+def test_the_reason_of_a_collision_follows_from_predicted_and_free_candidates() -> None:
     zero = np.zeros((4, 2))
-    met = np.array([[1, 2], [3, 0], [1, 0], [0, 1]])  # all meet; a free one was there, twice; the chosen one meets nobody
+    met = np.array([[1, 2], [3, 0], [1, 0], [0, 1]])  # all collide; a free candidate existed, twice; the chosen one does not collide
     expected = np.array([[2.0, 2.0], [0.49, 0.0], [0.5, 0.6], [1.0, 0.0]])
     made = Choices(tuple("abcd"), (0.0, -1.0), np.zeros(4, int), expected, zero, zero, zero, met, zero, zero)
     assert made.failures() == {"a": "no free candidate", "b": "not foreseen", "c": "foreseen, not avoided"}

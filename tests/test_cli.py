@@ -14,7 +14,8 @@ import pytest
 import tiny_nuscenes
 
 from iidrive.cli.main import COMMANDS, Command, Group, main
-from iidrive.scoring.cases import read_cases, read_predictions, write_predictions
+from iidrive.scoring.cases import read_cases
+from iidrive.scoring.predictions import read_predictions, write_predictions
 
 TOWN = ["--recipe", "tiny", "--recipe.town.train_scenes", "2", "--recipe.town.test_scenes", "1", "--recipe.town.keyframes", "12"]
 
@@ -90,7 +91,7 @@ def test_predictions_score_the_same_through_a_file(tmp_path: Path, shared: Path,
 
 
 @pytest.mark.slow
-def test_one_clear_error_each(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_errors_are_one_clear_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "no checkpoint here" in fails(capsys, "evaluate", str(tmp_path), "--data", "town")
     assert "Did you mean 'constant-velocity'" in fails(capsys, "evaluate", "constant-velocty", "--data", "town")
     assert "nuScenes needs --root" in fails(capsys, "evaluate", "still", "--data", "nuscenes")
@@ -106,7 +107,7 @@ HEAVY = ("torch", "scipy", "matplotlib", "numpy", "jsonargparse")
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["nothing"], ["evaluate-all"]])
 def test_commands_are_listed_without_heavy_imports(arguments: list[str]) -> None:
-    """What a command needs is imported once that command was named."""
+    """The modules of a command are imported only when it runs."""
     script = (
         "import sys\nfrom iidrive.cli.main import main\ntry:\n    main(sys.argv[1:])\n"
         f"finally:\n    print([name for name in {HEAVY} if name in sys.modules])"
@@ -160,7 +161,7 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: iidrive" in capsys.readouterr().out
 
 
-def test_ii_means_nothing_for_a_baseline(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ii_is_refused_for_a_baseline(capsys: pytest.CaptureFixture[str]) -> None:
     assert "ctrv has no world model" in fails(capsys, "evaluate", "ctrv", "--test-ii", "on")
 
 
@@ -209,7 +210,7 @@ def test_score_takes_the_truth_straight_from_nuscenes(
     main(["score", *data, "--split", "all", "--predictions", "p.npz"])
     main(["score", "--cases=c.npz", "--predictions", "p.npz"])
     for arguments, message in (
-        (["score", "--predictions", "p.npz"], "score needs the truth"),
+        (["score", "--predictions", "p.npz"], "score needs the ground truth"),
         (["score", "c.npz", *data], "given twice"),
         (["score", "c.npz", "p.npz"], "score takes one cases file; found c.npz, p.npz"),
         (["score", "c.npz", "--cases", "c.npz"], "score takes one cases file"),
@@ -226,7 +227,9 @@ def test_score_takes_the_truth_straight_from_nuscenes(
 
 
 @pytest.mark.slow
-def test_runs_say_what_they_were_scored_on(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_are_compared_without_a_cases_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("constant-velocity", "ctrv"):
         main(["evaluate", name, "--run", name, *TOWN])

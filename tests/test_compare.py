@@ -1,4 +1,4 @@
-"""Comparisons: null pairs are called no difference, planted effects are found, rows are never mixed up."""
+"""Comparisons: null pairs show no difference, planted effects are found, and samples are joined correctly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from iidrive.analysis.compare.tables import compare_tables
 from iidrive.analysis.doctor.printed import WEIGHTS, parse_tables, read_tables
 from iidrive.cli.main import main
 from iidrive.core.errors import ConfigError, DataError
-from iidrive.scoring.cases import Predictions, read_cases, write_cases, write_predictions
+from iidrive.scoring.cases import read_cases, write_cases
+from iidrive.scoring.predictions import Predictions, write_predictions
 from iidrive.scoring.sampled import Sampled, read_runs, scored
 from iidrive.scoring.stats import counts_differ, holm, paired, samples_needed
 
@@ -25,7 +26,7 @@ SAME = "no difference that these data can show"
 def simulated(
     rng: np.random.Generator, scenes: int = 40, each: int = 20, shift: float = 0.0, hits: float = 0.03
 ) -> tuple[Sampled, Sampled]:
-    """Two runs over clustered samples: scenes and samples are hard or easy for both, each run has its own luck per scene and per sample.
+    """Two runs over clustered samples: scenes and samples are hard or easy for both, each run has its own noise per scene and per sample.
 
     `shift` is added to A's L2 (a share of it) and, as a factor 1 + shift, to its hit rate.
     """
@@ -50,15 +51,15 @@ def called(result_verdict: str) -> bool:
 
 
 @pytest.mark.slow
-def test_null_pairs_are_called_no_difference_at_about_the_nominal_rate() -> None:
+def test_null_pairs_show_no_difference_at_about_the_nominal_rate() -> None:
     rng = np.random.default_rng(0)
     wrong = sum(called(compare([a], [b], resamples=399).verdict) for a, b in (simulated(rng, 25, 6) for _ in range(80)))
     assert wrong <= 10  # nominal 4 of 80; more than 10 has a chance of 0.2 %
 
 
 @pytest.mark.slow
-def test_null_tables_are_called_no_difference() -> None:
-    """Counts of clustered runs, read from tables alone: the careful count test must not find what is not there."""
+def test_null_tables_show_no_difference() -> None:
+    """Counts of clustered runs, read from tables alone: the conservative count test must not find a difference."""
     rng = np.random.default_rng(1)
     wrong = 0
     for _ in range(30):
@@ -104,7 +105,7 @@ def test_equal_runs_are_the_same() -> None:
     assert "are the same" in compare([a], [replace(a, name="B")], resamples=99).verdict
 
 
-def test_few_scenes_and_unknown_scenes_are_told() -> None:
+def test_few_scenes_and_unknown_scenes_are_noted() -> None:
     a, b = simulated(np.random.default_rng(6), 4, 50, shift=5.0)
     result = compare([a], [b], resamples=99)
     assert SAME in result.verdict
@@ -117,7 +118,7 @@ def test_few_scenes_and_unknown_scenes_are_told() -> None:
     assert "too narrow" in format_comparison(loose)
 
 
-def test_seven_scenes_are_the_fewest_that_can_show_anything() -> None:
+def test_at_least_seven_scenes_are_needed() -> None:
     for scenes, note, verdict in ((6, ["Only 6"], SAME), (7, [], "A is worse than B in L2")):
         a, b = simulated(np.random.default_rng(6), scenes, 50, shift=5.0)
         result = compare([a], [b], resamples=99)
@@ -127,14 +128,14 @@ def test_seven_scenes_are_the_fewest_that_can_show_anything() -> None:
 
 def test_other_truth_is_refused() -> None:
     a, b = simulated(np.random.default_rng(7), 5, 5)
-    with pytest.raises(DataError, match="different truth"):
+    with pytest.raises(DataError, match="different ground truth"):
         compare([a], [replace(b, gt_col=~b.gt_col)])
     with pytest.raises(DataError, match="no sample in common"):
         compare([a], [replace(b, token=tuple(t + "x" for t in b.token))])
 
 
-def test_seeds_that_scatter_more_than_the_sides_differ() -> None:
-    """Each seed differs surely from the other, but seeds of one side as much as the sides: no difference."""
+def test_seeds_with_more_spread_than_the_sides_differ() -> None:
+    """Each seed differs significantly from the others, but seeds of one side differ as much as the sides: no difference."""
     a, _ = simulated(np.random.default_rng(8), 40, 10)
     side_a = [replace(a, L2=a.L2 * f) for f in (1.0, 1.3)]
     side_b = [replace(a, L2=a.L2 * f) for f in (1.1, 1.4)]
@@ -215,7 +216,7 @@ def test_texts_are_recognised_and_two_tables_are_needed(tmp_path: Path, capsys: 
     path.write_text(print_table())
     with pytest.raises(SystemExit):
         main(["compare", str(path)])
-    assert "comparing takes two tables; found 1" in capsys.readouterr().err
+    assert "expected two tables to compare; found 1" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------------------------------- files
@@ -279,7 +280,7 @@ def test_the_grid(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "train-ii on/test-ii on is better than train-ii on/test-ii off in L2" in printed
     assert printed.count("–") >= 2  # the cells that were not given
     cell = scored(read_cases(files / "cases.npz"), Predictions(np.zeros((80, 6, 2)), read_cases(files / "cases.npz").token))
-    with pytest.raises(ConfigError, match="does not say train_ii and test_ii"):
+    with pytest.raises(ConfigError, match="does not state train_ii and test_ii"):
         grid([cell])
 
 

@@ -1,4 +1,4 @@
-"""The whole job at tiny size: on towns through the demo, on real scenes through the separate commands."""
+"""The whole pipeline at tiny size: on towns with the demo, on real scenes with the separate commands."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_stage_by_stage_on_real_scenes(
     printed = capsys.readouterr().out
     assert "command: oracle (derived from the true future)" in printed
     assert "occupancy: derived" in printed
-    assert "the outcome head was trained on the present scene alone" in printed
+    assert "the outcome head was trained only with the current scene" in printed
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The doctor on the reference runs, on planted symptoms, and on healthy tables, which must stay healthy."""
+"""The doctor on the reference runs, on planted errors, and on correct tables, which must not be suspected."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from iidrive.analysis.doctor.findings.hardware import gpus_named
 from iidrive.analysis.doctor.printed import parse_tables
 from iidrive.analysis.doctor.repair import diagnose_predictions
 from iidrive.cli.main import main
-from iidrive.scoring.cases import Cases, Predictions, read_cases, write_cases, write_predictions
+from iidrive.scoring.cases import Cases, read_cases, write_cases
+from iidrive.scoring.predictions import Predictions, write_predictions
 from iidrive.scoring.score import score
 from iidrive.scoring.tables import format_scores
 
@@ -47,7 +48,7 @@ def test_the_five_runs(reference: Report) -> None:
         assert told(diagnosis, "set").startswith("nuScenes val, complete: obj_col decodes to 38 35 32 30 31 30 of 5119")
 
 
-def test_each_suspicion_has_evidence_and_what_would_decide_it(reference: Report) -> None:
+def test_each_suspicion_has_evidence_and_a_decisive_test(reference: Report) -> None:
     for diagnosis in reference.tables:
         for finding in diagnosis.findings:
             if finding.suspect:
@@ -62,7 +63,7 @@ def test_each_suspicion_has_evidence_and_what_would_decide_it(reference: Report)
 
 
 def test_the_numbers_alone_are_enough(shared: Path) -> None:
-    """Without a word beside the tables, R4 and R5 are still suspected; R3 is only noted, since nothing names its GPUs."""
+    """Without the text around the tables, R4 and R5 are still suspected; R3 is only noted, because its GPUs are not named."""
     notes = (shared / "fixtures" / "notes" / "reference-notes.txt").read_text(encoding="utf-8")
     bare = "\n\n".join(line for line in notes.split("\n") if re.match(r"[|+{]|obj_box_col:|L2:", line))
     found = diagnose(parse_tables(bare)).tables
@@ -94,10 +95,10 @@ def test_planted_symptoms(l2: list[float], kind: str | None) -> None:
     assert one(print_table(l2)).suspects() == ([kind] if kind else [])
 
 
-def test_mirrored_paths_are_only_mentioned_since_tables_cannot_tell_them() -> None:
+def test_mirrored_paths_are_only_noted() -> None:
     found = one(print_table(MIRRORED_M))
     assert found.suspects() == []
-    assert "the sign of x is easily checked" in told(found, "sign of x")
+    assert "check the sign of x" in told(found, "sign of x")
 
 
 @settings(max_examples=30, deadline=None)
@@ -111,7 +112,7 @@ def test_healthy_planners_stay_healthy(scale: float, bend: float, seed: int) -> 
 def test_the_evaluation_set() -> None:
     assert one(print_table(truth=(38, 35, 32, 30, 31, 29))).suspects() == ["mis-paired"]
     half = one(print_table(truth=(19, 17, 16, 15, 15, 14), n=2501))
-    assert "a subset of it is possible" in told(half, "set")
+    assert "a subset of it or another set" in told(half, "set")
     assert "another set than nuScenes val" in told(one(print_table(truth=(80, 85, 82, 80, 81, 83), n=2501)), "set")
     assert one(print_table(truth=(38, 35, 32, 30, 31, 31), n=5120)).suspects() == ["repeated samples"]
     assert "UniAD" in told(one(print_table(truth=(38, 35, 32, 31, 31, 30), n=6019)), "set")
@@ -195,7 +196,7 @@ def driven(shared: Path) -> Cases:
         (lambda p: p, None),
     ],
 )
-def test_what_would_make_paths_right(driven: Cases, change: Callable[[np.ndarray], np.ndarray], kind: str | None) -> None:
+def test_the_correction_of_paths_is_found(driven: Cases, change: Callable[[np.ndarray], np.ndarray], kind: str | None) -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, (len(driven), 6, 2)) * np.arange(1, 7)[:, None]
     plan = np.asarray(change(driven.true_path() + noise), np.float32)
     report = diagnose_predictions(driven, Predictions(np.ascontiguousarray(plan), driven.token))
@@ -226,7 +227,7 @@ def test_its_own_printout_is_read_back(driven: Cases) -> None:
     assert "another set than nuScenes val" in told(diagnose([table]).tables[0], "set")
 
 
-def test_a_table_that_was_marked_is_not_believed(driven: Cases) -> None:
+def test_a_marked_table_is_suspected(driven: Cases) -> None:
     assert driven.pred is not None
     mark = "MISMATCH ALLOWED: world 3c4d, trained on tokenizer 9d01, used with tokenizer 5e6f"
     table = parse_tables(f"{mark}\ndata: mine\n{format_scores(score(driven, driven.pred))}")[0]

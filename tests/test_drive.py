@@ -114,7 +114,7 @@ def test_what_was_seen_before_the_start_is_the_warm_up(town: Town) -> None:
 
 
 @pytest.mark.slow
-def test_company_does_not_matter(town: Town) -> None:
+def test_scenes_driven_together_are_independent(town: Town) -> None:
     together = drive_scenes(NAMES, Starts(town, LoopConfig()), plain_ctrv, None)
     for rollout in together:
         alone = drive_scenes([rollout.name], Starts(town, LoopConfig()), plain_ctrv, None)[0]
@@ -138,7 +138,7 @@ def test_others_react_or_replay(town: Town) -> None:
 
 @pytest.mark.slow
 def test_a_late_plan_is_driven_late(town: Town) -> None:
-    """Who means to stop at the second plan has stopped later by the delay; without one nothing changes."""
+    """A plan to stop takes effect later by the delay; a delay of 0 changes nothing."""
 
     def stops(inputs: Inputs, scenes: Sequence[DrivenScene]) -> torch.Tensor:
         along = torch.stack([torch.zeros(6), 5.0 * 0.5 * torch.arange(1, 7)], -1).expand(len(scenes), 6, 2)
@@ -270,7 +270,7 @@ def test_the_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.Captur
     assert {name for name, value in scores["parts"].items() if value is None} == set(scores["absent"]) == {"TLC"}
     assert set(scores["rows"]) == {"town's driver", "still", "constant-velocity", "ctrv"}
     assert 0 <= scores["epdms"] <= 1
-    assert "scenes were drawn until nobody collided" in capsys.readouterr().out
+    assert "scenes were sampled until no vehicle collided" in capsys.readouterr().out
     lines = [json.loads(line) for line in (tmp_path / "run" / "scenes.jsonl").read_text().splitlines()]
     assert [line["scene"] for line in lines if line["planner"] == "still"] == ["town-test-00000", "town-test-00001"]
 
@@ -284,7 +284,7 @@ def bad_path(inputs: Inputs) -> torch.Tensor:
 
 
 @pytest.mark.slow
-def test_anybodys_function_drives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_function_can_drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.py").write_text("from iidrive.models.baselines import ctrv\n\n\ndef plan(inputs):\n    return ctrv(inputs).numpy()\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     options = ["--baselines", "off", *TOWN_OPTIONS]
@@ -294,10 +294,10 @@ def test_anybodys_function_drives(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert mine["epdms"] == own["epdms"]
     assert mine["km"] == own["km"] > 0
     for planner, said in (
-        ("test_drive:standing_path", "never means to move"),
+        ("test_drive:standing_path", "never moves"),
         ("test_drive:bad_path", "finite paths of shape"),
-        ("test_drive:nothing", "expected module:function"),
-        ("no_such_module:plan", "expected module:function"),
+        ("test_drive:nothing", "expected an importable module:function"),
+        ("no_such_module:plan", "expected an importable module:function"),
         ("nobody", "planner"),
     ):
         with pytest.raises(SystemExit) as ended:
@@ -316,7 +316,7 @@ def test_from_python(tmp_path: Path) -> None:
     assert "ctrv" in driven.text()
 
 
-def test_what_does_not_plan_is_refused(tmp_path: Path) -> None:
+def test_models_that_do_not_plan_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="module:function"):
         subject_of("nothing")
     with pytest.raises(SystemExit):
@@ -337,7 +337,7 @@ def agent() -> Agent:
 
 
 @pytest.mark.slow
-def test_every_arm_drives_and_the_placebo_is_anothers_scene(town: Town, agent: Agent) -> None:
+def test_every_arm_drives_and_the_placebo_uses_another_scene(town: Town, agent: Agent) -> None:
     config, tokenizer = LoopConfig(moments=11), agent.forecaster.tokenizer
     found = {
         arm: drive_scenes(NAMES, Starts(town, config), planning(agent, arm), tokenizer)
@@ -375,7 +375,7 @@ def test_the_oracle_sees_what_happens(town: Town) -> None:
 
 @pytest.mark.slow
 def test_a_scene_that_begins_off_the_road_is_left_out_and_named(town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody can be judged there, the town's own driver included."""
+    """No driver can be scored there, including the town's own."""
     elsewhere = shapely.box(-1e4, -1e4, -9e3, -9e3)
 
     def somewhere(of: Town, name: str) -> Road:

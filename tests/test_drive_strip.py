@@ -1,4 +1,4 @@
-"""The strip of a drive: a moment is drawn for as long as the drive lasts, and who is touched stands out."""
+"""The strip of a drive: views are drawn until the drive ends, and touched objects are highlighted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The closed-loop score: every part against drives whose values can be worked out by hand, contacts against plain polygons."""
+"""EPDMS: every part for drives with hand-computed values, and contacts compared with polygons."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def scored(drive: Rollout, on: Road | None = None, expert: Rollout | None = FREE
     return score_drive(drive, on or road(), expert)
 
 
-def test_a_free_drive_along_the_lane_is_perfect_and_says_what_it_cannot_tell() -> None:
+def test_a_free_drive_along_the_lane_is_perfect_and_lists_missing_parts() -> None:
     score = scored(FREE)
     assert score.parts == {"NC": 1, "DAC": 1, "DDC": 1, "TLC": None, "EP": 1, "TTC": 1, "LK": 1, "HC": 1, "EC": None}
     assert set(score.absent) == {"TLC", "EC"}
@@ -42,7 +42,7 @@ def test_weights() -> None:
     assert slow.epdms == pytest.approx((5 + 2 + 2 + 2.5) / 14)
 
 
-def test_nobody_need_go_where_the_reference_does_not() -> None:
+def test_without_progress_of_the_reference_none_is_required() -> None:
     waits = rollout(straight(speed=1.0))  # 4 m in a window: less than 5 m
     assert scored(rollout(straight(speed=0.0)), expert=waits).parts["EP"] == 1
 
@@ -71,7 +71,7 @@ def test_who_is_at_fault() -> None:
 
 
 @pytest.mark.slow
-def test_contacts_are_those_of_plain_polygons() -> None:
+def test_contacts_equal_those_of_polygons() -> None:
     rng = np.random.default_rng(4)
     for _ in range(40):
         moments = 30
@@ -95,7 +95,7 @@ def _rectangle(centre, length: float, width: float, yaw: float) -> shapely.Polyg
     return shapely.affinity.translate(shapely.affinity.rotate(box, yaw, origin=(0, 0), use_radians=True), *centre)
 
 
-def test_an_at_fault_collision_takes_all_a_thing_takes_half() -> None:
+def test_nc_is_zero_after_an_agent_collision_and_half_after_an_object_collision() -> None:
     into_car, into_cone = (rollout(straight(), others(81, ((30.0, 0.0), 0.0, CAR, agent))) for agent in (True, False))
     assert scored(into_car).multipliers["NC"] == 0
     assert scored(into_car).epdms == 0
@@ -138,7 +138,7 @@ def test_time_to_collision() -> None:
     assert scored(rollout(straight(), beside)).windows["TTC"].tolist() == [1, 1]
 
 
-def test_lane_keeping_passes_over_junctions() -> None:
+def test_lane_keeping_ignores_junctions() -> None:
     y = np.where((np.arange(81) >= 45) & (np.arange(81) < 66), 0.6, 0.0)
     assert scored(rollout(straight(y=y))).windows["LK"].tolist() == [1, 0]
     shorter = np.where((np.arange(81) >= 45) & (np.arange(81) < 64), 0.6, 0.0)
@@ -168,7 +168,7 @@ def test_plans_that_contradict_each_other_are_not_comfortable() -> None:
     assert scored(speeding_up).windows["EC"] == pytest.approx([1, 5 / 7])
 
 
-def test_a_window_that_was_not_driven_counts_nothing() -> None:
+def test_a_window_that_was_not_driven_counts_as_zero() -> None:
     ended = rollout(straight(seconds=6.0), planned=81)
     score = scored(ended)
     assert all(values[1] == 0 for name, values in score.windows.items() if name != "EP")
@@ -176,7 +176,7 @@ def test_a_window_that_was_not_driven_counts_nothing() -> None:
     assert not score.finished
 
 
-def test_the_expert_filter_forgives_what_the_expert_fails_too() -> None:
+def test_the_expert_filter_ignores_parts_that_the_expert_fails_too() -> None:
     cuts = rollout(straight(y=-1.0))
     both = scored(cuts)
     assert both.epdms == 0
@@ -187,17 +187,17 @@ def test_the_expert_filter_forgives_what_the_expert_fails_too() -> None:
     assert braking.forgiving(braking) > braking.epdms
 
 
-def test_sources_without_lanes_leave_parts_out_and_say_so() -> None:
+def test_parts_are_absent_with_a_reason_without_lanes() -> None:
     bare = Road.of(VectorMap({"drivable_area": street().layers["drivable_area"]}))
     score = score_drive(FREE, bare, FREE)
     assert [name for name, value in score.parts.items() if value is None] == ["DDC", "TLC", "EP", "LK", "EC"]
     assert all(score.absent[name] for name in ("DDC", "TLC", "EP", "LK", "EC"))
     assert score_drive(FREE, None, FREE).parts["DAC"] is None
-    with pytest.raises(DataError, match="two moments"):
+    with pytest.raises(DataError, match="two time steps"):
         score_drive(rollout(straight(seconds=0.0)), bare)
 
 
-def test_stations_follow_a_line_that_meets_itself() -> None:
+def test_stations_follow_a_line_that_crosses_itself() -> None:
     loop = np.array([[0, 0], [20, 0], [20, 20], [10, 20], [10, -20]], float)
     way = np.array([[5, 0.5], [9, 0.5], [19, 1], [20.5, 19], [11, 19], [10.5, 2], [10, -5]], float)
     along, _ = stations(way, loop)
@@ -213,7 +213,7 @@ def row(name: str, drives: list[Rollout]) -> Row:
     return Row(name, tuple(scored(d) for d in drives), tuple(scored(replace(FREE, name=d.name)) for d in drives))
 
 
-def test_rows_count_rates_and_say_nothing_at_zero_km() -> None:
+def test_rows_have_rates_and_none_at_zero_km() -> None:
     crash = rollout(straight(), others(81, ((30.0, 0.0), 0.0, CAR, True)))
     found = row("two", [FREE, crash]).to_json()
     assert found["scenes"] == 2
@@ -242,5 +242,5 @@ def test_differences_are_paired_by_scene() -> None:
     assert worse.epdms.p == pytest.approx(2 / 2**6)
     assert "b against a" in worse.sentence()
     other = replace(FREE, name="another")
-    with pytest.raises(DataError, match="other scenes"):
+    with pytest.raises(DataError, match="different scenes"):
         Difference.of(row("a", [FREE]), Row("b", (scored(other),), (scored(other),)))

@@ -1,4 +1,4 @@
-"""What people bring: results files as other code bases write them, damaged files, and installs of nuScenes with the usual differences."""
+"""Inputs from users: results files of other code bases, damaged files, and nuScenes folders with the usual differences."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from iidrive.core.classes import FREE
 from iidrive.core.errors import DataError
 from iidrive.data.nuscenes.source import NuScenes, NuScenesConfig
 from iidrive.scoring.accumulate import PlanningScore
-from iidrive.scoring.cases import Predictions, write_cases
+from iidrive.scoring.cases import write_cases
 from iidrive.scoring.occupancy import OccupancyScore
+from iidrive.scoring.predictions import Predictions
 from iidrive.scoring.readers import is_paths, read_paths
 from iidrive.scoring.score import score, to_json
 from iidrive.scoring.tables import format_scores
@@ -57,7 +58,7 @@ FORMS: dict[str, tuple[object, str]] = {
     "submission": ({"meta": {}, "results": dict(zip(TOKENS, PATH.tolist(), strict=True))}, "a nuScenes submission"),
     "defaultdict": (collections.defaultdict(list, zip(TOKENS, PATH, strict=True)), "a table"),
     "ordered": (collections.OrderedDict(zip(TOKENS, PATH, strict=True)), "a table"),
-    "seven": ({t: np.concatenate([[[0, 0]], p]) for t, p in zip(TOKENS, PATH, strict=True)}, "the present left out"),
+    "seven": ({t: np.concatenate([[[0, 0]], p]) for t, p in zip(TOKENS, PATH, strict=True)}, "the point at t = 0 left out"),
     "half": ({t: torch.tensor(p).half() for t, p in zip(TOKENS, PATH, strict=True)}, "a table"),
     "nested": ({t: {"plan": p, "cmd": 2} for t, p in zip(TOKENS, PATH, strict=True)}, "a table"),
     "other key": ([{"token": t, "pred_traj": p} for t, p in zip(TOKENS, PATH, strict=True)], "rows with a token each"),
@@ -68,7 +69,7 @@ FORMS: dict[str, tuple[object, str]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_results_as_others_write_them(form: str, tmp_path: Path) -> None:
+def test_results_in_formats_of_other_code_bases(form: str, tmp_path: Path) -> None:
     value, said = FORMS[form]
     (tmp_path / "r.pkl").write_bytes(pickle.dumps(value))
     found = read_paths(tmp_path / "r.pkl")
@@ -103,17 +104,17 @@ def test_lines_and_torch_files(tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[Any, str]] = {
     "all bad ones counted": (
         {**dict(zip(TOKENS, PATH, strict=True)), "t1": PATH[1][:5], "t3": PATH[3][:4]},
-        r"sample t1 must have shape \(6, 2\).*found \(5, 2\).*2 of 5 are like this: sample t1, sample t3",
+        r"sample t1 must have shape \(6, 2\).*found \(5, 2\).*2 of 5 paths are bad: sample t1, sample t3",
     ),
-    "eight steps": ({t: np.zeros((8, 2)) for t in TOKENS}, r"found \(8, 2\).*If they are 0.5 s apart, write the first 6"),
-    "seven without the present": ({t: np.ones((7, 2)) for t in TOKENS}, "its first point is not the present"),
+    "eight steps": ({t: np.zeros((8, 2)) for t in TOKENS}, r"found \(8, 2\).*If the points are 0.5 s apart, write the first 6"),
+    "seven without the present": ({t: np.ones((7, 2)) for t in TOKENS}, r"its first point is not the ego at t = 0"),
     "any third column": ({t: np.concatenate([p, p * 100], 1)[:, :3] for t, p in zip(TOKENS, PATH, strict=True)}, "is not the heading"),
-    "shapes that differ": ({"a": PATH[0], "b": np.zeros((7, 2))}, r"found \(7, 2\) after \(6, 2\)"),
-    "three paths": ({t: np.zeros((3, 6, 2)) for t in TOKENS}, "choose one"),
+    "shapes that differ": ({"a": PATH[0], "b": np.zeros((7, 2))}, r"the path of sample b has \(7, 2\), the first one \(6, 2\)"),
+    "three paths": ({t: np.zeros((3, 6, 2)) for t in TOKENS}, "write one of them"),
     "two that may be it": ({t: {"plan": p, "other": p} for t, p in zip(TOKENS, PATH, strict=True)}, "'plan', 'other'"),
     "two forms": ({"bbox_results": [], "plan_results": {}}, "it may be VAD's results .* or UniAD's results"),
-    "no command": ({"plan_results": {"a": [vad(0), COMMAND * 0]}}, "must hold a single 1 among 3"),
-    "not all commands": ({"plan_results": {"a": [vad(0)[0], COMMAND]}}, "one path a command"),
+    "no command": ({"plan_results": {"a": [vad(0), COMMAND * 0]}}, "must be one-hot of length 3"),
+    "not all commands": ({"plan_results": {"a": [vad(0)[0], COMMAND]}}, "one path per command"),
     "booleans": ({"a": PATH[0] > 0}, "found booleans"),
     "one boolean": ({"a": [[True, 0.5], *PATH[0][1:].tolist()]}, "found booleans"),
     "kilometres": ({"a": PATH[0] * 1e30}, "farther than 100 km"),
@@ -141,8 +142,8 @@ CAR = (0.0, 5.0, 0.0, 4.0, 2.0, 1.5, 0.1)
         ({"ego_pose": np.full((2, 7, 3), 1e300)}, "ego_pose of sample sample0 holds NaN, infinity or more than 100000 m"),
         ({"box_agent": np.array([0, -1])}, "box_agent must be 0"),
         ({"box_agent": np.array([0, 1 << 40])}, "box_agent must be 0"),
-        ({"box_agent": np.array([3, 3])}, "box_agent 3 stands twice in step 1 of sample sample0"),
-        ({"box": np.array([CAR, (1e300, *CAR[1:])])}, "farther than 100000 m or is larger than 1000 m: row 1"),
+        ({"box_agent": np.array([3, 3])}, "box_agent 3 appears twice at step 1 of sample sample0"),
+        ({"box": np.array([CAR, (1e300, *CAR[1:])])}, "farther away than 100000 m or is larger than 1000 m: row 1"),
         ({"gt_ego_fut_offsets": np.full((2, 6, 2), 1e38)}, "moves more than 100000 m in step 1"),
         ({"box": np.ones((2, 7), bool)}, "box must hold numbers; found bool"),
     ],
@@ -156,7 +157,7 @@ def test_damaged_truth_is_refused(change: dict[str, Any], message: str) -> None:
 # ----------------------------------------------------------------------------------------------------------------- absence
 
 
-def test_without_boxes_collisions_are_no_zeros(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_boxes_collision_rates_are_not_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = make_cases([along((0.0, 1.0))] * 2)
     for protocol in ("sparsedrive", "uniad", "vad"):
         found = score(cases, cases.true_path(), protocol)
@@ -177,7 +178,7 @@ def test_without_boxes_collisions_are_no_zeros(tmp_path: Path, capsys: pytest.Ca
     assert not collected.compute()["sparsedrive"].events
 
 
-def test_boxes_that_a_protocol_does_not_count_are_none() -> None:
+def test_boxes_that_a_protocol_ignores_are_not_obstacles() -> None:
     cases = make_cases([along((0.0, 1.0))], [(0, 1, CAR), (0, 2, CAR)])
     unseen = replace(cases, box_valid=np.zeros(2, bool))
     assert "obj_col" not in score(unseen, unseen.true_path(), "sparsedrive").events
@@ -187,7 +188,7 @@ def test_boxes_that_a_protocol_does_not_count_are_none() -> None:
     assert "obj_col" not in score(people, people.true_path(), "uniad").events
 
 
-def test_an_all_free_grid_is_no_perfect_forecast() -> None:
+def test_an_all_free_grid_is_not_a_perfect_forecast() -> None:
     free = np.full((1, 7, 4, 4, 2), FREE, np.uint8)
     found = OccupancyScore()
     found.update(free, free)
@@ -327,7 +328,7 @@ def test_collected_results_give_one_answer(shared: Path) -> None:
         assert found.token == (None if name == "p06" else base.token)
         if name in SAME:
             np.testing.assert_allclose(found.trajectory, base.trajectory, atol=0.01)
-    for name, message in (("p08", "2 of 68 are like this"), ("p18", "found \\(8, 2\\)")):
+    for name, message in (("p08", "2 of 68 paths are bad"), ("p18", "found \\(8, 2\\)")):
         with pytest.raises(DataError, match=message):
             read_paths(files[name])
 

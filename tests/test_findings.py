@@ -1,4 +1,4 @@
-"""What the doctor says of tables, whatever form they were printed in."""
+"""Findings of the doctor on tables in any printed form."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ZEROS = print_table(hits=(0,) * 6, truth=(0,) * 6, n=69)
 # ---------------------------------------------------------------------------------------------------------------- N and the set
 
 
-def test_zeros_say_nothing_of_the_number_of_samples() -> None:
+def test_zeros_do_not_determine_the_number_of_samples() -> None:
     for text in (ZEROS, "\n".join(ZEROS.split("\n")[:-3]), grid(PLAIN_L2)):
         found = said(text)[0]
         assert found.suspects() == []
@@ -55,14 +55,14 @@ def test_zeros_say_nothing_of_the_number_of_samples() -> None:
     assert "nothing suspicious in what can be examined; unknown: the set" in format_report(diagnose(parse_tables(ZEROS)))
 
 
-def test_vads_own_means_tell_the_number_where_collisions_are_zero() -> None:
+def test_vads_means_determine_the_number_of_samples_without_collisions() -> None:
     text = f"gt_car:{490 / 69}\n" + "".join(f"plan_L2_{h}s:0.{h}\nplan_obj_box_col_{h}s:0.0\n" for h in (1, 2, 3))
     found = decode(parse_tables(text)[0])
     assert found is not None
     assert (found.n, found.events["obj_box_col"]) == (69, (0, 0, 0))
 
 
-def test_a_number_that_was_only_assumed_makes_no_mispairing() -> None:
+def test_an_assumed_number_of_samples_is_not_a_mispairing() -> None:
     text = print_table(truth=(38, 35, 32, 30, 31, 29), tail=False)
     assert said(text)[0].suspects() == []
     assert "another set" in sentence(said(text)[0], "set")
@@ -106,7 +106,7 @@ def test_count_lines_are_compared_with_the_table(lines: str, why: str) -> None:
 
 
 @pytest.mark.parametrize("events", ["0 0 11 5 17", "9" * 5000, "0 0 0 0 0 " + "9" * 30, "0 0 1 1 5 17 3", "0 0 1 1 5 x", ""])
-def test_count_lines_that_cannot_be_read_are_said_to_be(events: str) -> None:
+def test_unreadable_count_lines_are_reported(events: str) -> None:
     found = said(COUNTED + LINE.format(n=175, events=events) + SCORED)[0]
     assert found.suspects() == []
     assert "does not give six counts" in sentence(found, "unreadable")
@@ -155,13 +155,13 @@ def test_a_constant_error_of_speed_on_a_small_set_is_no_stage_mismatch() -> None
     assert "1.18 m/s" in sentence(found, "speed")
 
 
-def test_where_the_columns_are_unknown_only_what_holds_both_ways_is_said() -> None:
+def test_with_unknown_averaging_only_findings_that_hold_both_ways_remain() -> None:
     table = "| Method | L2 1s | L2 2s | L2 3s |\n|---|---|---|---|\n| a | {} | {} | {} |"
     assert said(table.format(0.17, 0.34, 0.60))[0].suspects() == []  # a leak only if these were values
     assert said(table.format(0.16, 0.19, 0.24))[0].suspects() == ["leak"]
 
 
-def test_what_is_unreadable_is_never_suspect() -> None:
+def test_unreadable_cells_are_not_suspicious() -> None:
     broken = print_table(tail=False).replace("0.2100", "O.21OO").replace("0.742%", "0.7?2%")
     found = said(broken)[0]
     assert found.suspects() == []
@@ -176,7 +176,7 @@ def test_printed_nan_is_suspect() -> None:
     assert found.suspects() == ["NaN"]
 
 
-def test_a_unit_that_was_guessed_makes_no_suspicion() -> None:
+def test_a_guessed_unit_is_not_suspicious() -> None:
     assert said(print_table(truth=(7,) * 6, n=361, tail=False).replace("%", ""))[0].suspects() == []
 
 
@@ -188,7 +188,7 @@ def test_losses_that_were_nan_above_a_table_are_named() -> None:
     assert finding.evidence == ("loss_cls: line 2", "loss: line 2")
     assert "up to its last line" in finding.sentence
     after = "Iter [150/100]\tloss: 11.0\n"
-    assert "goes on with numbers" in sentence(said(log + after + print_table())[0], "NaN losses")
+    assert "later lines have finite losses again" in sentence(said(log + after + print_table())[0], "NaN losses")
     assert said(print_table() + "\n" + log)[0].suspects() == []  # below the table
     assert said("INFO - nan_to_num: True, loss: 3.1\n" + print_table())[0].suspects() == []
     assert "NaN losses" in said('{"mode": "train", "loss": NaN}\n' + print_table())[0].suspects()
@@ -204,7 +204,7 @@ def test_protocols_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "d.txt").write_text("{'obj_box_col': 0.1, 'L2': 0.5}")
     for other, words in (
         ("b", "A follows sparsedrive and B uniad"),
-        ("c", "means up to a time or values at it"),
+        ("c", "means up to a time or values at that time"),
         ("d", "averages alone"),
     ):
         with pytest.raises(SystemExit) as stop:
@@ -258,7 +258,7 @@ def test_tables_of_one_protocol_are_compared_by_its_own_weights() -> None:
         ("batch 8, epoch 20", None, None),
     ],
 )
-def test_counts_and_models_of_gpus_are_told_apart(words: str, count: int | None, model: str | None) -> None:
+def test_counts_and_models_of_gpus_are_distinguished(words: str, count: int | None, model: str | None) -> None:
     found = hardware(words)
     assert found.count == count
     assert found.models == ((model,) if model else ())
@@ -267,7 +267,7 @@ def test_counts_and_models_of_gpus_are_told_apart(words: str, count: int | None,
 # ---------------------------------------------------------------------------------------------------------------------- foreign words
 
 
-def test_foreign_words_are_escaped_and_cut() -> None:
+def test_text_around_tables_is_escaped_and_shortened() -> None:
     assert printable("a\x1b[31mb\x07\u202ec\x9b") == r"a\x1b[31mb\x07\u202ec\x9b"
     assert printable("x" * 1000, 20) == "x" * 19 + "…"
     assert printable("中文 ✓\u00a0é") == "中文 ✓ é"
@@ -329,7 +329,7 @@ SUSPECTED: dict[str, list[list[str]]] = {
 
 
 @pytest.mark.slow
-def test_nothing_else_of_the_field_is_suspected(shared: Path) -> None:
+def test_other_collected_tables_are_not_suspected(shared: Path) -> None:
     for path in sorted((shared / "fixtures" / "field" / "doctor").iterdir()):
         if path.name == "d33_wide60.txt":
             continue

@@ -1,4 +1,4 @@
-"""Velocities of voxels and movers of other people's grids: hand-computed errors, and folders scored by them."""
+"""Velocity errors of voxels, and movers: hand-computed values, and scored folders."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def test_errors_by_hand() -> None:
     truth = np.full((2, 2, 2), FREE, np.uint8)
     truth[0, 0], truth[1, 1], truth[0, 1] = OCC["car"], OCC["pedestrian"], OCC["manmade"]
     predicted = truth.copy()
-    predicted[0, 0, 1] = OCC["truck"]  # the wrong class counts nowhere
+    predicted[0, 0, 1] = OCC["truck"]  # a wrong class does not count
     known = np.ones(truth.shape, bool)
     known[1, 1, 1] = False
     true_mps, predicted_mps = np.zeros((*truth.shape, 2)), np.zeros((*truth.shape, 2))
-    true_mps[0, 0], predicted_mps[0, 0] = (4, 0), (1, 4)  # off by 5
-    predicted_mps[1, 1, 0], predicted_mps[0, 1] = (0, 1), (9, 9)  # off by 1; a building has no part in it
+    true_mps[0, 0], predicted_mps[0, 0] = (4, 0), (1, 4)  # error 5
+    predicted_mps[1, 1, 0], predicted_mps[0, 1] = (0, 1), (9, 9)  # error 1; a building is not movable
     one = flow_errors(truth, true_mps, known, predicted, predicted_mps)
     found = one.per_class()
     assert (found["car"], found["pedestrian"]) == (5.0, 1.0)
@@ -50,8 +50,8 @@ def test_velocities_of_voxels() -> None:
     grid = np.full(GRID.shape, FREE, np.uint8)
     grid[10, 10], grid[15, 15], grid[0, 0] = OCC["car"], OCC["car"], OCC["manmade"]
     found, known = velocities(drive, 1, grid, GRID)
-    np.testing.assert_allclose(found[10, 10, 0], [8, 0], atol=1e-5)  # of the half second before
-    np.testing.assert_allclose(found[15, 15, 0], [0, 2], atol=1e-5)  # of the one after, for it is new
+    np.testing.assert_allclose(found[10, 10, 0], [8, 0], atol=1e-5)  # velocity of the half second before
+    np.testing.assert_allclose(found[15, 15, 0], [0, 2], atol=1e-5)  # velocity of the half second after, because the box is new
     assert found[0, 0, 0].tolist() == [0, 0]
     assert known[[10, 15, 0], [10, 15, 0]].all()
     assert not known[5, 5].any()
@@ -61,7 +61,7 @@ def test_velocities_of_voxels() -> None:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NuScenes]:
-    """Tiny nuScenes with labels made of its boxes, and the same as predictions, with true velocities."""
+    """Tiny nuScenes with labels made of its boxes, and the same grids as predictions, with true velocities."""
     folder = tmp_path_factory.mktemp("flow")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
@@ -94,13 +94,13 @@ def test_folders_with_boxes(folders: tuple[Path, NuScenes]) -> None:
     assert "mAVE: 0.000 m/s" in text
     bare = score_folders(folder / "gts", folder / "gts", tables, "all", rays=False)
     assert "flow" not in to_json(bare)
-    assert any("no prediction has an array 'flow'" in note for note in bare.notes)
+    assert any("no prediction has a 'flow' array" in note for note in bare.notes)
     alone = to_json(score_folders(folder / "pred", folder / "gts"))
     assert "movers" not in alone
 
 
 @pytest.mark.slow
-def test_still_air_is_wrong_by_the_walkers_speed(folders: tuple[Path, NuScenes], tmp_path: Path) -> None:
+def test_zero_velocity_is_wrong_by_the_pedestrians_speed(folders: tuple[Path, NuScenes], tmp_path: Path) -> None:
     folder, tables = folders
     for path in (folder / "pred").glob("*/*/labels.npz"):
         there = tmp_path / path.relative_to(folder / "pred")

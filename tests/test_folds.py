@@ -1,4 +1,4 @@
-"""Rotation over scenes: files of scene names as splits, models marked by the scenes that trained them, folds pooled in a comparison."""
+"""Cross-validation: files of scene names as splits, marks of models tested on their training scenes, and pooled folds."""
 
 from __future__ import annotations
 
@@ -103,13 +103,13 @@ def test_folds_are_pooled_sample_by_sample() -> None:
     assert made.about == {"seed": 1}
     assert made.name == "one+two"
     assert pooled([run("one", "ab", 1.0, "s"), run("two", "c", 2.0)]).scene is None
-    with pytest.raises(DataError, match=r"one and two both score 1 sample.* folds share no sample"):
+    with pytest.raises(DataError, match=r"one and two both score 1 sample.* folds must not share samples"):
         pooled([run("one", "ab", 1.0), run("two", "bc", 2.0)])
     other = pooled([run("three", "cb", 3.0, "t"), run("four", "a", 3.0, "s")])  # other folds of the same scenes, in another order
     assert compare([made], [other]).n == 3
 
 
-def test_sides_of_folds_as_they_are_typed(tmp_path: Path) -> None:
+def test_sides_of_folds_on_the_command_line(tmp_path: Path) -> None:
     assert pieces_of("a+b") == ["a", "b"]
     assert pieces_of("+runs/a-*") == ["runs/a-*"]
     assert pieces_of("a") == ["a"]

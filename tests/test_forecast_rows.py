@@ -1,4 +1,4 @@
-"""The forecast table: rows, figures, pooling, what needs a source, and the oracle roll-out."""
+"""The forecast table: rows, metrics, pooling, rows that need a source, and the oracle rollout."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ def test_every_row_and_figure_in_json(scores: ForecastScores) -> None:
         assert all(len(row[figure]) == 4 for figure in FIGURES)
         predicted = name in ("world model", "copy warped", "transport")
         assert [value is None for value in row["path_error_m"]] == ([True, False, False, False] if predicted else [True] * 4)
-        assert row["unseen_mIoU"][0] is None  # nothing is out of sight now
+        assert row["unseen_mIoU"][0] is None  # nothing is out of sight at 0 s
     assert set(found["privileged"]) == {"copy warped, true motion (oracle)", "transport", "transport, true flow", LED}
     assert found["n"] == found["rows"]["copy last"]["n"] > found["rows"][LED]["n"] > 0
 
 
 @pytest.mark.slow
-def test_without_a_source_the_old_rows_have_the_same_numbers(scores: ForecastScores, forecaster: Forecaster, clips) -> None:
+def test_without_a_source_the_basic_rows_have_the_same_numbers(scores: ForecastScores, forecaster: Forecaster, clips) -> None:
     bare = infer.forecasts(forecaster, clips, forecaster.tokenizer.config.grid)
     assert tuple(bare.rows) == OLD
     for name in OLD:
@@ -92,12 +92,12 @@ def test_without_a_source_the_old_rows_have_the_same_numbers(scores: ForecastSco
 
 
 @pytest.mark.slow
-def test_true_flow_reaches_the_ceiling_of_what_is_in_sight(scores: ForecastScores) -> None:
+def test_true_flow_reaches_the_ceiling_for_movers_in_the_grid(scores: ForecastScores) -> None:
     assert scores.ceiling is not None
     every, seen = (counts.iou() for counts in scores.ceiling)
     true_flow = scores.figure("transport, true flow", "movers_seen_IoU")
     np.testing.assert_allclose(true_flow, seen, atol=0.06)  # at 1.6 m two road users share a cell now and then
-    assert scores.figure("transport, true flow", "movers_IoU")[3] < every[3]  # what comes into the grid cannot be moved there
+    assert scores.figure("transport, true flow", "movers_IoU")[3] < every[3]  # objects that enter the grid cannot be transported
     moved, copied = scores.figure("transport", "movers_IoU"), scores.figure("copy warped", "movers_IoU")
     assert moved[0] == copied[0] == every[0]
     assert all(a > b for a, b in zip(moved[1:], copied[1:], strict=True))
@@ -127,7 +127,7 @@ def test_the_table_names_everything(scores: ForecastScores) -> None:
     assert max(map(len, text.splitlines())) < 180
 
 
-def test_counts_pool_over_processes_and_absence_is_none() -> None:
+def test_counts_are_pooled_over_processes_and_absence_is_none() -> None:
     zero = RowCounts.zero(1)
     one = RowCounts(1, *zero_matrices(), MoverCounts(*map(np.array, ([1], [2], [3]))), *(MoverCounts.zero(1),) * 2, np.array([2.0]), 1)
     two = RowCounts(2, *zero_matrices(), MoverCounts(*map(np.array, ([3], [3], [3]))), *(MoverCounts.zero(1),) * 2, np.array([1.0]), 2)
@@ -148,13 +148,18 @@ def zero_matrices() -> tuple[np.ndarray, ...]:
 
 def test_movable_miou_by_hand() -> None:
     matrix = np.zeros((1, 18, 18), np.int64)
-    matrix[0, 4, 4], matrix[0, 4, 17], matrix[0, 17, 7], matrix[0, 11, 11] = 3, 1, 2, 100  # car 3/4, pedestrian 0/2; the road plays no part
+    matrix[0, 4, 4], matrix[0, 4, 17], matrix[0, 17, 7], matrix[0, 11, 11] = (
+        3,
+        1,
+        2,
+        100,
+    )  # car 3/4, pedestrian 0/2; the road is not movable
     row = RowCounts(1, *(matrix,) * 3, *(MoverCounts.zero(1),) * 3, np.zeros(1))
     assert FIGURES["movable_mIoU"](row) == [0.375]
 
 
 @pytest.mark.slow
-def test_the_oracle_roll_out_follows_the_true_path(forecaster: Forecaster, clips) -> None:
+def test_the_oracle_rollout_follows_the_true_path(forecaster: Forecaster, clips) -> None:
     batch = clips.batch([8, 9])
     frames = torch.cat([torch.eye(4).expand(2, 1, 4, 4), batch.targets.now_T_frame], 1)
     motions = transform_inverse(frames[:, :-1]) @ frames[:, 1:]
@@ -163,11 +168,11 @@ def test_the_oracle_roll_out_follows_the_true_path(forecaster: Forecaster, clips
     assert not torch.allclose(own.now_T_frame, led.now_T_frame, atol=1e-3)
     own_motions = torch.cat([torch.eye(4).expand(2, 1, 4, 4), own.now_T_frame], 1)
     again = forecaster.imagine(batch.inputs, 6, transform_inverse(own_motions[:, :-1]) @ own_motions[:, 1:])
-    torch.testing.assert_close(again.latents, own.latents, atol=1e-3, rtol=1e-3)  # led along its own path, it imagines the same
+    torch.testing.assert_close(again.latents, own.latents, atol=1e-3, rtol=1e-3)  # along its own path the prediction is the same
 
 
 @pytest.mark.slow
-def test_the_published_roll_out_has_no_oracle(forecaster: Forecaster, clips) -> None:
+def test_the_published_rollout_has_no_oracle(forecaster: Forecaster, clips) -> None:
     config = recipes.tiny().world
     published = WorldModel(
         type(config)(**{**vars(config), "motion": "map", "align": "none", "residual": "none", "voxel_weight": 0.0, "flow": FlowConfig()}),

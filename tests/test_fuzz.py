@@ -22,7 +22,8 @@ from iidrive.core.config_io import to_plain
 from iidrive.core.errors import IIDriveError
 from iidrive.core.untrusted.yaml_text import read_yaml
 from iidrive.pipeline import recipes
-from iidrive.scoring.cases import FARTHEST_M, read_cases, write_cases, write_predictions
+from iidrive.scoring.cases import FARTHEST_M, read_cases, write_cases
+from iidrive.scoring.predictions import write_predictions
 from iidrive.scoring.readers import read_paths
 from iidrive.scoring.score import score
 

@@ -1,4 +1,4 @@
-"""Files of weights as other tools leave them: every spelling of one model comes to the same names and numbers, and choices are said."""
+"""Weight files of other tools: every naming scheme gives the same tensors, and choices are reported."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ FORMS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_spelling_is_one_model(form: str, tmp_path: Path) -> None:
+def test_every_naming_scheme_gives_the_same_model(form: str, tmp_path: Path) -> None:
     found = read_published(saved(tmp_path / "w.pth", FORMS[form]), KNOWN)
     assert same(found.state, BASE)
     assert not found.notes
@@ -111,48 +111,48 @@ BESIDE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("form", BESIDE)
-def test_an_average_beside_the_weights_is_named_and_chosen(form: str, tmp_path: Path) -> None:
+def test_an_average_beside_the_weights_is_reported_and_can_be_chosen(form: str, tmp_path: Path) -> None:
     path = saved(tmp_path / "w.pth", BESIDE[form])
     for choice in ("", "off"):
         found = read_published(path, KNOWN, choice)
         assert same(found.state, BASE)
         assert not found.averaged
-        assert "a moving average (EMA) of 3 tensors stands beside them: --ema on takes it" in found.notes[0]
+        assert "the file also has a moving average (EMA) of 3 tensors: --ema on uses it" in found.notes[0]
     found = read_published(path, KNOWN, "on")
     assert found.averaged
     assert same(found.state, EMA | NOT_AVERAGED)
-    assert "1 tensors have no moving average and were taken as they are" in found.notes[1]
+    assert "1 tensors have no moving average; used their weights" in found.notes[1]
 
 
 @pytest.mark.parametrize("value", [{"ema": EMA}, renamed(lambda n: f"module.{n}", EMA) | {"n_averaged": torch.tensor(9)}])
-def test_an_average_alone_is_taken_and_said(value: object, tmp_path: Path) -> None:
+def test_an_average_alone_is_used_and_reported(value: object, tmp_path: Path) -> None:
     path = saved(tmp_path / "w.pth", value)
     for choice in ("", "on"):
         found = read_published(path, KNOWN, choice)
         assert found.averaged
         assert same(found.state, EMA)
-        assert "the moving average (EMA) of 3 tensors was taken" in found.notes[0]
-    with pytest.raises(CheckpointError, match="a moving average of the weights alone"):
+        assert "used the moving average (EMA) of 3 tensors" in found.notes[0]
+    with pytest.raises(CheckpointError, match="only a moving average of the weights"):
         read_published(path, KNOWN, "off")
 
 
-def test_what_cannot_be_chosen_is_said(tmp_path: Path) -> None:
+def test_missing_or_ambiguous_weights_are_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "w.pth", BASE)
     with pytest.raises(CheckpointError, match=r"w\.pth: holds no moving average"):
         read_published(path, KNOWN, "on")
     for value, message in (
-        ({"model": BASE, "net": EMA}, r"holds weights in several places \(model, net\)"),
-        ({"state_dict": BASE, "ema": EMA, "model_ema": EMA}, "holds a moving average in several places"),
+        ({"model": BASE, "net": EMA}, r"holds weights under several keys \(model, net\)"),
+        ({"state_dict": BASE, "ema": EMA, "model_ema": EMA}, "holds a moving average under several keys"),
         ({**BASE, "module.encoder.conv_in.weight": torch.zeros(4)}, "stand for encoder.conv_in.weight and differ"),
-        ({"state_dict": {name: value.numpy() for name, value in BASE.items()}}, r"its weights are no tensors \(NumPy arrays\?\)"),
+        ({"state_dict": {name: value.numpy() for name, value in BASE.items()}}, r"its weights are not tensors \(NumPy arrays\?\)"),
         ({"state_dict": BASE | {"encoder.conv_in.weight": torch.tensor([1.0, float("nan")])}}, r"1 tensors hold NaN or infinity \(encoder"),
     ):
         with pytest.raises(CheckpointError, match=message):
             read_published(saved(path, value), KNOWN)
 
 
-def test_what_stands_beside_the_weights_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NumPy's scalars and arrays, containers and a library's objects in `meta`; of the library nothing need be installed."""
+def test_objects_beside_the_weights_are_not_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy's scalars and arrays, containers and a library's objects in `meta`; the library need not be installed."""
     module = types.ModuleType("mmengine.logging.history_buffer")
     buffer = type("HistoryBuffer", (), {"__module__": module.__name__})
     module.HistoryBuffer = buffer  # type: ignore[attr-defined]
@@ -190,11 +190,11 @@ def test_what_stands_beside_the_weights_is_not_made(tmp_path: Path, monkeypatch:
         (b"<!DOCTYPE html><html>", "a web page, not weights"),
         (b"\n<HTML>", "a web page, not weights"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
-        (b"\x1f\x8b\x08 packed", "a packed archive"),
+        (b"\x1f\x8b\x08 packed", "a compressed archive"),
         (b"", "an empty file"),
     ],
 )
-def test_what_is_no_file_of_weights_is_called_by_its_name(content: bytes, message: str, tmp_path: Path) -> None:
+def test_other_kinds_of_files_are_named(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes(content)
     with pytest.raises(CheckpointError, match=message):
         read_published(tmp_path / "w.pth")
@@ -216,7 +216,7 @@ def stages() -> tuple[State, State]:
 
 
 @pytest.mark.slow
-def test_a_file_of_the_other_stage_is_said_in_one_sentence(stages: tuple[State, State], tmp_path: Path) -> None:
+def test_a_file_of_the_other_stage_is_refused(stages: tuple[State, State], tmp_path: Path) -> None:
     one, two = saved(tmp_path / "1.pth", renamed(lambda n: f"module.{n}", stages[0])), saved(tmp_path / "2.pth", stages[1])
     inside = saved(tmp_path / "3.pth", stages[1] | renamed(lambda n: f"vqvae.{n}", stages[0]))
     alone = saved(tmp_path / "4.pth", renamed(lambda n: f"vqvae.{n}", stages[0]))
@@ -235,7 +235,7 @@ def test_a_file_of_the_other_stage_is_said_in_one_sentence(stages: tuple[State, 
 
 @pytest.mark.slow
 def test_half_precision_and_another_codebook(stages: tuple[State, State], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Half precision comes to the same numbers, rounded; the number of codes follows from the file and is said."""
+    """Half precision gives the same numbers, rounded; the number of codes is taken from the file and reported."""
     codebook = torch.randn(300, 128)
     state = {name: value.to(torch.bfloat16) for name, value in stages[0].items()} | {"vq.embedding.weight": codebook.half()}
     path = saved(tmp_path / "1.pth", {"model": renamed(lambda n: f"_orig_mod.module.{n}", state)})
@@ -256,7 +256,7 @@ def test_the_command_chooses_the_average(stages: tuple[State, State], tmp_path: 
     path = saved(tmp_path / "1.pth", {"state_dict": stages[0] | renamed(lambda n: "ema_" + n.replace(".", "_"), average)})
     command = ["import", "ii-world", "--stage1", str(path), "--out"]
     main([*command, str(tmp_path / "a"), "--ema", "on"])
-    assert "(EMA) of 308 tensors was taken, not the weights beside it" in capsys.readouterr().out.replace("\n", " ")
+    assert "used the moving average (EMA) of 308 tensors, not the weights beside it" in capsys.readouterr().out.replace("\n", " ")
     found = checkpoint.read(tmp_path / "a" / "tokenizer")
     assert torch.equal(found.weights()["classes"], average["class_embeds.weight"])
     assert found.manifest.about["ema"] is True

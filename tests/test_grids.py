@@ -125,7 +125,7 @@ def test_flat_folders_get_their_scenes_from_the_tables(world: Path, tmp_path: Pa
     found = score_folders(tmp_path / "ahead", tmp_path / "truth", NuScenes(NuScenesConfig("root")), "mini_val", rays=False)
     assert found.score.compute() == expected("ahead", 7)[0].compute()
     assert found.skipped == 12
-    assert "names no scenes" in fails(
+    assert "has no scene names" in fails(
         capsys, "score-occupancy", str(tmp_path / "ahead"), "--truth", str(tmp_path / "truth"), "--split", "mini_val"
     )
 

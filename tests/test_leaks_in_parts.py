@@ -1,4 +1,4 @@
-"""Leaks in some samples only are found, and planners that are merely good in places are not accused."""
+"""Leaks in subsets of the samples are found, and planners that are good on some samples are not."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from iidrive.data.nuscenes.source import NuScenes
 from iidrive.data.town.source import Town, TownConfig
 from iidrive.models.baselines import KINEMATIC
 from iidrive.pipeline import infer
-from iidrive.scoring.cases import Cases, Predictions, align, read_predictions, write_cases
+from iidrive.scoring.cases import Cases, write_cases
+from iidrive.scoring.predictions import Predictions, align, read_predictions
 
 PER_SCENE = 34
 
 
 def drives(rng: np.random.Generator, scenes: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Errors of a clean planner at 3 s, those of the nearest steady drive, and scenes, as towns have them.
+    """Errors of a clean planner at 3 s, those of the nearest constant-motion drive, and scenes, as in towns.
 
     Errors of neighbouring samples are alike; some scenes are easier than others; the planner is worth 0.35 to 1 of a steady drive.
     """
@@ -47,7 +48,7 @@ def leaked(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_clean_planners_are_not_accused() -> None:
+def test_clean_planners_have_no_leaking_parts() -> None:
     rng = np.random.default_rng(20)
     accused = [known_parts(*drives(rng, int(rng.integers(2, 60)))) for _ in range(400)]
     assert sum(map(bool, accused)) == 0
@@ -85,7 +86,7 @@ def test_the_first_keyframes_alone_are_found() -> None:
     assert [part.name for part in known_parts(error, steady, scene)] == ["the first four keyframes of scenes"]
 
 
-def test_steady_and_missing_samples_say_nothing() -> None:
+def test_steady_and_missing_samples_are_not_evidence() -> None:
     rng = np.random.default_rng(6)
     error, steady, scene = drives(rng, 6)
     one = np.array(scene) == "scene-1"
@@ -130,8 +131,10 @@ def test_kinematic_planners_on_towns_are_clean_and_a_scene_read_from_the_truth_i
 
 
 @pytest.mark.slow
-def test_the_fields_planted_files_are_found(shared: Path, nuscenes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One scene of two, the other one, every other sample: as they were brought."""
+def test_planted_leaks_in_collected_files_are_found(
+    shared: Path, nuscenes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One scene of two, the other one, every other sample."""
     source = NuScenes(nuscenes_root)
     tracks = read_tracks(source, "mini_val")
     cases = infer.truth(source, tracks)

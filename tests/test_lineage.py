@@ -1,4 +1,4 @@
-"""Lineage: every pair that does not belong together is refused, allowed mismatches are marked for good, and chains can be read back."""
+"""Lineage: mismatched pairs are refused, allowed mismatches stay marked, and lineages can be read back."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from iidrive.pipeline.infer import truth
 from iidrive.pipeline.load import load_agent, load_forecaster, load_tokenizer
 from iidrive.pipeline.train import train_planner, train_world
 from iidrive.runtime.run_folder import Run
-from iidrive.scoring.cases import read_predictions, write_cases
+from iidrive.scoring.cases import write_cases
+from iidrive.scoring.predictions import read_predictions
 from iidrive.training import checkpoint
 from iidrive.training.options import RunOptions
 
@@ -93,7 +94,7 @@ def test_of_27_combinations_the_three_matched_ones_are_accepted(chains: list[Cha
 
 
 @pytest.mark.slow
-def test_tokens_go_with_their_own_tokenizer_and_world_alone(chains: list[Chain], tmp_path: Path) -> None:
+def test_tokens_fit_only_their_own_tokenizer_and_world_model(chains: list[Chain], tmp_path: Path) -> None:
     for i, j in product(range(3), repeat=2):
         cache = TokenCache(chains[i].tokens)
         if i == j:
@@ -108,9 +109,7 @@ def test_tokens_go_with_their_own_tokenizer_and_world_alone(chains: list[Chain],
 
 
 @pytest.mark.slow
-def test_an_allowed_mismatch_marks_all_that_descends_from_it(
-    chains: list[Chain], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_allowed_mismatch_marks_all_descendants(chains: list[Chain], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = chains[0], chains[1]
     world, planner = tmp_path / "world", tmp_path / "planner"
     with pytest.raises(SystemExit):
@@ -180,7 +179,7 @@ def test_marked_runs_cannot_be_resumed_as_if_they_were_not(chains: list[Chain], 
 
 
 @pytest.mark.slow
-def test_chains_are_printed_for_anything(chains: list[Chain], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lineages_are_printed_for_any_path(chains: list[Chain], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = chains[0], chains[1]
     main(["lineage", str(a.planner), str(a.tokens)])
     printed = capsys.readouterr().out
@@ -201,7 +200,7 @@ def test_chains_are_printed_for_anything(chains: list[Chain], tmp_path: Path, ca
 
 
 @pytest.mark.slow
-def test_a_stage_trained_again_in_place_is_noticed(chains: list[Chain], tmp_path: Path) -> None:
+def test_a_stage_trained_again_in_the_same_folder_is_detected(chains: list[Chain], tmp_path: Path) -> None:
     shutil.copytree(chains[0].world.parent, tmp_path / "copy")
     world = tmp_path / "copy" / "world"
     file = checkpoint.find(world) / "manifest.json"
@@ -210,13 +209,13 @@ def test_a_stage_trained_again_in_place_is_noticed(chains: list[Chain], tmp_path
     file.write_text(json.dumps(plain))
     shutil.rmtree(tmp_path / "copy" / "tokenizer")
     shutil.copytree(chains[1].tokenizer, tmp_path / "copy" / "tokenizer")
-    assert "another one lies there now" in lineage_of.describe(lineage_of.trace(world)[0])
+    assert "replaced by another one" in lineage_of.describe(lineage_of.trace(world)[0])
     with pytest.raises(LineageError, match="was trained on tokenizer"):
         load_forecaster(world)
 
 
 @pytest.mark.slow
-def test_weights_of_another_checkpoint_are_noticed(chains: list[Chain], tmp_path: Path) -> None:
+def test_weights_of_another_checkpoint_are_detected(chains: list[Chain], tmp_path: Path) -> None:
     path = Path(shutil.copytree(checkpoint.find(chains[0].tokenizer), tmp_path / "t"))
     weights = checkpoint.load_tensors(path)
     save_file({**weights, "classes": weights["classes"] + 1e-6}, path / "weights.safetensors")
@@ -231,7 +230,7 @@ def test_weights_of_another_checkpoint_are_noticed(chains: list[Chain], tmp_path
 
 @pytest.mark.slow
 def test_the_zero_second_check(chains: list[Chain], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stage 1 records what it reconstructs; the same keyframes from the cache give the same number; far less stops stage 2."""
+    """Stage 1 records its reconstruction mIoU; the same keyframes from the cache give the same value; a far lower one stops stage 2."""
     chain = chains[0]
     loaded = load_tokenizer(chain.tokenizer)
     tokenizer, manifest = loaded.model, loaded.manifest
@@ -243,19 +242,19 @@ def test_the_zero_second_check(chains: list[Chain], tmp_path: Path, monkeypatch:
     assert zero.found == pytest.approx(zero.recorded, abs=1e-6)
     assert checkpoint.read_manifest(chain.world).metrics["tokens_mIoU"] == pytest.approx(zero.found)
 
-    assert not token_check.Check(0.03, 0.012).far_below  # too weak a tokenizer to tell
+    assert not token_check.Check(0.03, 0.012).far_below  # too weak a tokenizer to be checked
     assert not token_check.Check(0.8, 0.7).far_below
     assert token_check.Check(0.8, 0.05).far_below
 
     checkpoint.amend(chain.tokenizer, {token_check.RECORD: 0.8})
     try:
         manifest = checkpoint.read_manifest(chain.tokenizer)
-        with pytest.raises(LineageError, match=r"stage 1 recorded 80\.0 %"):  # fresh tokens are as poor: the tokenizer is to blame
+        with pytest.raises(LineageError, match=r"stage 1 recorded 80\.0 %"):  # fresh tokens are equally poor: the tokenizer is the cause
             token_check.check(tokenizer, manifest, cache, TOWN, tracks)
         with pytest.raises(LineageError, match="stage 1 recorded"):
             train_world(RECIPE, chain.tokenizer, cache, TOWN, "train", Run.start(tmp_path / "w", {}))
         monkeypatch.setattr(token_check, "measure", lambda t, s, k, cache=None: 0.05 if cache is not None else 0.79)
-        with pytest.raises(LineageError, match="these tokens are not its own"):
+        with pytest.raises(LineageError, match="the cached tokens are not its own"):
             token_check.check(tokenizer, manifest, cache, TOWN, tracks)
         assert token_check.check(tokenizer, manifest, cache, TOWN, tracks, allow=True)[1] == (
             "tokens decode at 5.0 % mIoU where stage 1 recorded 80.0 %",
@@ -265,7 +264,7 @@ def test_the_zero_second_check(chains: list[Chain], tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.slow
-def test_a_tokenizer_without_a_record_is_measured_on_the_spot(chains: list[Chain]) -> None:
+def test_a_tokenizer_without_a_recorded_miou_is_measured(chains: list[Chain]) -> None:
     loaded = load_tokenizer(chains[0].tokenizer)
     tokenizer, manifest = loaded.model, loaded.manifest
     bare = checkpoint.Manifest(**{**vars(manifest), "metrics": {}})

@@ -33,7 +33,7 @@ def test_histograms_of_ii_world(occ: dict[str, np.ndarray], shared: Path) -> Non
         np.testing.assert_allclose(class_iou(hist), expected[t]["per_class"])
 
 
-def test_ii_worlds_iou_takes_unknown_voxels_for_occupied(occ: dict[str, np.ndarray], shared: Path) -> None:
+def test_ii_worlds_iou_counts_unknown_voxels_as_occupied(occ: dict[str, np.ndarray], shared: Path) -> None:
     expected = json.loads((shared / "fixtures" / "protocols" / "occ_aggregate.json").read_text())["iiworld"]
     assert (occ["gt"] == 255).any()
     taken = np.where(occ["gt"] == 255, np.uint8(0), occ["gt"])
@@ -111,7 +111,7 @@ def test_empty_is_nan_not_zero() -> None:
     [
         (grid(18), grid(0), "ground truth holds class 18"),
         (grid(0), grid(255), "prediction holds class 255"),
-        (grid(0, 1), grid(0), "one shape"),
+        (grid(0, 1), grid(0), "the same shape"),
         (grid(0).astype(np.int64), grid(0), "uint8; found int64"),
     ],
 )

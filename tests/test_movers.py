@@ -1,4 +1,4 @@
-"""Moving road users: which cells are theirs, what counts, and how counts pool. Every expectation is computed by hand."""
+"""Movers: their cells, ignored cells, and pooled counts. Every expected value is computed by hand."""
 
 from __future__ import annotations
 
@@ -78,16 +78,16 @@ def test_speed_is_that_of_the_last_interval_on_the_ground() -> None:
     assert speeds(drive, 1).tolist() == [10.0, np.inf]
 
 
-def test_movers_and_what_counts_nowhere() -> None:
+def test_movers_and_ignored_cells() -> None:
     start = boxes(moving=(0.5, 0.5, 0, 1, 1, CAR), parked=(-5.5, 0.5, 0, 1, 1, CAR), cone=(5.5, 5.5, 0, 1, 1, CONE))
     later = boxes(
         moving=(2.5, 0.5, 0, 1, 1, CAR), parked=(-5.5, 0.5, 0, 1, 1, CAR), cone=(5.5, -5.5, 0, 1, 1, CONE), new=(8.5, 8.5, 0, 1, 1, CAR)
     )
     drive = scene(start, later)
     truth = mover_truth(drive, 1, GRID)
-    assert cells(truth.moving) == [[12, 10], [18, 18]]  # the new one counts as moving
+    assert cells(truth.moving) == [[12, 10], [18, 18]]  # the new box counts as moving
     ignored = [[x, y] for x in (3, 4, 5) for y in (9, 10, 11)] + [[x, y] for x in (14, 15, 16) for y in (3, 4, 5)]
-    assert cells(truth.ignored) == sorted(ignored)  # a cone that jumps is no road user
+    assert cells(truth.ignored) == sorted(ignored)  # a moving cone is not a road user
     only = mover_truth(drive, 1, GRID, frozenset({"moving"}))
     assert cells(only.moving) == [[12, 10]]
     assert only.ignored[17:, 17:].all()
@@ -96,7 +96,7 @@ def test_movers_and_what_counts_nowhere() -> None:
     assert first.ignored.sum() == 27
 
 
-def test_a_slow_one_is_ignored_but_never_hides_a_mover() -> None:
+def test_a_slow_box_is_ignored_but_does_not_hide_a_mover() -> None:
     drive = scene(
         boxes(slow=(0.5, 0.5, 0, 1, 1, CAR), fast=(-3, 1.5, 0, 1, 1, CAR)),
         boxes(slow=(0.6, 0.5, 0, 1, 1, CAR), fast=(0.5, 1.5, 0, 1, 1, CAR)),
@@ -116,7 +116,7 @@ def test_truth_is_in_the_ego_frame_of_its_keyframe() -> None:
     assert tracks_inside(edge, 0, GRID) == {"whole"}
 
 
-def test_growing_stops_at_the_edge() -> None:
+def test_dilation_stops_at_the_edge() -> None:
     mask = np.zeros((4, 4), bool)
     mask[0, 0] = True
     assert cells(grown(mask)) == [[0, 0], [0, 1], [1, 0], [1, 1]]
@@ -129,12 +129,12 @@ def test_a_grids_movers(height: int) -> None:
     assert cells(movers_in(grid)) == [[0, 0]]
 
 
-def test_counts_pool_and_absence_is_no_result() -> None:
+def test_counts_are_pooled_and_absence_is_nan() -> None:
     empty = np.zeros((4, 4), bool)
     moving, ignored, found = empty.copy(), empty.copy(), empty.copy()
     moving[0, :2], ignored[3], found[0, 1:], found[3, 0] = True, True, True, True
     truth = MoverTruth(moving, ignored)
-    one = count(found, truth)  # true 2, found 3, both 1; the cell in the ignored row counts nowhere
+    one = count(found, truth)  # true 2, found 3, both 1; the cell in the ignored row does not count
     assert (int(one.hit), int(one.found), int(one.true)) == (1, 3, 2)
     assert (float(one.iou()), float(one.precision()), float(one.recall())) == (0.25, pytest.approx(1 / 3), 0.5)
     within = empty.copy()
@@ -151,7 +151,7 @@ def test_counts_pool_and_absence_is_no_result() -> None:
     assert np.isnan(MoverCounts.zero(4).iou()).all()
 
 
-def test_a_grid_is_read_at_the_true_frames_cells() -> None:
+def test_a_grid_is_resampled_to_the_true_frame() -> None:
     labels = np.full(GRID.shape, FREE, np.uint8)
     labels[10, 10, 0] = OCC["car"]  # the centre of this cell is (0.5, 0.5)
     frame_T_true = Pose.from_xy_yaw(3.2, 0.0, 0.0).matrix  # the true ego is 3.2 m further on

@@ -1,4 +1,4 @@
-"""Predicted occupancy that is written otherwise than it is read: the doctor names the one change that makes it right."""
+"""Predicted occupancy in another convention: the doctor names the correction."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ FAULTS: dict[str, tuple[Callable[[Array], Array], str, str, float]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_change_that_makes_it_right_is_named(fault: str, truth: Path, tmp_path: Path) -> None:
+def test_the_correction_is_named(fault: str, truth: Path, tmp_path: Path) -> None:
     change, kind, sentence, least = FAULTS[fault]
     for token, grid in TRUTH.items():
         write(tmp_path / "p", token, change(grid))
@@ -114,7 +114,7 @@ def test_the_change_that_makes_it_right_is_named(fault: str, truth: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_right_grids_are_not_suspected(truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_correct_grids_are_not_suspected(truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
     for token, grid in TRUTH.items():
         write(tmp_path / "p", token, np.where(rng.random(SHAPE) < 0.3, FREE, grid).astype(np.uint8))
@@ -136,7 +136,7 @@ def test_right_grids_are_not_suspected(truth: Path, tmp_path: Path, capsys: pyte
         (lambda g: renumbered(g, dict(OPENOCC.numbers))[:, ::-1], "number 16 means free, not 17", "say --classes openocc"),
     ],
 )
-def test_the_number_of_free_is_told_by_the_truth(change, sentence: str, decide: str, truth: Path, tmp_path: Path) -> None:
+def test_the_number_of_free_is_found_from_the_truth(change, sentence: str, decide: str, truth: Path, tmp_path: Path) -> None:
     for token, grid in TRUTH.items():
         write(tmp_path / "p", token, change(grid))
     found = examine(tmp_path / "p", truth).suspects()
@@ -174,8 +174,8 @@ def test_a_table_that_only_shares_the_number_of_free(truth: Path, tmp_path: Path
     assert "note" not in said
 
 
-def test_mistaken_classes_are_not_exchanged_ones() -> None:
-    """Trailers and construction vehicles that are taken for trucks are a model's mistake: trucks are predicted too."""
+def test_confused_classes_are_not_permuted_classes() -> None:
+    """Trailers and construction vehicles predicted as trucks are errors of the model, because trucks are predicted, too."""
     hist = np.diag(np.full(18, 1000))
     for label in (OCC["trailer"], OCC["construction_vehicle"]):
         hist[OCC["truck"], label], hist[label, label] = 900, 100
@@ -196,7 +196,7 @@ def test_other_times_and_other_samples(truth: Path, tmp_path: Path) -> None:
         write(tmp_path / "late", token, np.concatenate([ahead[:1], ahead[6:], ahead[1:6]]))
         write(tmp_path / "next", token, TRUTH[TOKENS[(k + 1) % 3]])
     for folder, kind, sentence in (
-        ("reverse", "times", "the times stand in reverse"),
+        ("reverse", "times", "the times are in reverse order"),
         ("late", "times", "the grids begin 1 steps too early"),
         ("next", "mis-paired", "3 of 3 predictions fit the truth of another sample better"),
     ):
@@ -207,20 +207,22 @@ def test_other_times_and_other_samples(truth: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_nothing_is_never_all_right(truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_empty_or_random_predictions_are_not_accepted(truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for token in TOKENS:
         write(tmp_path / "empty", token, np.full(SHAPE, FREE, np.uint8))
         write(tmp_path / "noise", token, np.random.default_rng(1).choice([4, FREE], SHAPE).astype(np.uint8))
     write(tmp_path / "strange", "f" * 32, TRUTH[TOKENS[0]])
     assert [f.kind for f in examine(tmp_path / "empty", truth).suspects()] == ["empty"]
-    assert "nothing that was tried explains an IoU of" in format_report(examine(tmp_path / "noise", truth))
+    assert "no tested correction explains an IoU of" in format_report(examine(tmp_path / "noise", truth))
     with pytest.raises(DataError, match=r"none of its 1 sample \(f+\) is in"):
         examine(tmp_path / "strange", truth)
     write(tmp_path / "some", TOKENS[0], TRUTH[TOKENS[0]])
-    assert "1 samples are on both sides, of 1 predicted and 3 true ones" in format_report(examine(tmp_path / "some", truth))
+    assert "1 samples are in both folders, of 1 predicted and 3 true ones" in format_report(examine(tmp_path / "some", truth))
     assert "add --truth GTS" in fails(capsys, "doctor", str(tmp_path / "some"))
     assert "add --truth GTS" in fails(capsys, "doctor", str(tmp_path / "some"), "--classes", "openocc")
-    assert "without other truth" in fails(capsys, "doctor", str(tmp_path / "some"), "--truth", str(truth), "--cases", "c.npz")
+    assert "without --cases, --tokens or --samples" in fails(
+        capsys, "doctor", str(tmp_path / "some"), "--truth", str(truth), "--cases", "c.npz"
+    )
 
 
 @pytest.mark.slow
@@ -231,13 +233,13 @@ def test_a_low_score_points_to_the_doctor(truth: Path, tmp_path: Path, capsys: p
     main(["score-occupancy", str(tmp_path / "mirrored"), "--truth", str(truth)])
     said = capsys.readouterr().out
     assert "note: mirrored: with grids mirrored from left to right (y)" in said
-    assert f"`iidrive doctor {tmp_path / 'mirrored'} --truth {truth}` says more" in said
+    assert f"Run `iidrive doctor {tmp_path / 'mirrored'} --truth {truth}` for details" in said
     main(["score-occupancy", str(tmp_path / "right"), "--truth", str(truth)])
     assert "doctor" not in capsys.readouterr().out
 
 
-def test_paths_that_would_be_right_otherwise_point_to_the_doctor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Offsets are right at 0.5 s, so their L2 there says nothing."""
+def test_paths_with_a_known_correction_point_to_the_doctor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Offsets are correct at 0.5 s, so their L2 there is no evidence."""
     cases = make_cases([along((0.7, 2.0 + 0.1 * k)) for k in range(8)])
     write_cases(tmp_path / "c.npz", cases)
     path = cases.true_path() + 0.05

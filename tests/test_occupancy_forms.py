@@ -1,4 +1,4 @@
-"""Occupancy as other code bases write it: one grid written in many ways scores the same, and what is unclear is refused."""
+"""Occupancy in formats of other code bases: one grid in many formats scores the same, and ambiguous formats are refused."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_classes_that_are_merely_guessed_are_refused(truth: Path, tmp_path: Path
         assert message in fails(capsys, "score-occupancy", str(tmp_path / folder), "--truth", str(truth))
     said = fails(capsys, "score-occupancy", str(truth), "--truth", str(tmp_path / "open"))
     assert "say --truth-classes openocc if they are of that table" in said
-    assert "0.4 m in the ego frame" in fails(
+    assert "0.4 m voxels in the ego frame" in fails(
         capsys, "score-occupancy", str(tmp_path / "zero"), "--truth", str(truth), "--classes", "surroundocc"
     )
     found = scores(tmp_path / "open", "--truth", truth, "--classes", "occ3d", out=tmp_path / "s.json")  # a word is taken
@@ -186,7 +186,7 @@ def test_both_sides_in_other_classes(truth: Path, want: dict[str, Any], tmp_path
     assert found["iiworld"]["mIoU"] == want["iiworld"]["mIoU"]
     assert found["iiworld"]["IoU"] != want["iiworld"]["IoU"]  # unknown truth is occupied in II-World's IoU
     said = fails(capsys, "score-occupancy", str(tmp_path / "surround"), "--truth", str(truth))
-    assert "named by lidar sweeps" in said
+    assert "named after lidar sweeps" in said
 
 
 REFUSED: dict[str, tuple[dict[str, np.ndarray], list[str], str]] = {
@@ -235,13 +235,13 @@ def test_layouts_that_are_unclear_are_refused(truth: Path, tmp_path: Path, capsy
         ("two", "holds labels.npz and pred.npz, so which is predicted is not clear"),
         ("twice", f"sample {one} stands twice, in x and in y"),
         ("high", f"Did you mean {tmp_path / 'high' / 'p'}?"),
-        ("steps", "These files count time steps"),
+        ("steps", "These files are numbered by time step"),
     ):
         assert message in fails(capsys, "score-occupancy", str(tmp_path / folder), "--truth", str(truth))
     assert [f.token for f in listed(tmp_path / "steps", "predicted").values()] == ["scene-1/0", "scene-2/0"]
     found = scores(tmp_path / "steps", "--truth", tmp_path / "steps", out=tmp_path / "s.json")
     assert (found["n"], found["iiworld"]["IoU"]) == (2, [100.0])
-    assert "names no scenes" in fails(
+    assert "has no scene names" in fails(
         capsys, "score-occupancy", str(truth), "--truth", str(tmp_path / "twice" / "x"), "--split", "mini_val"
     )
 

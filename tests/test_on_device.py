@@ -1,4 +1,4 @@
-"""Evaluation beside a GPU gives what it gives on a CPU: batches that other processes make, and voxels that are counted where they lie."""
+"""Evaluation on a GPU gives the same results as on a CPU: batches from workers, and voxels counted on the device."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_batches_of_workers_are_the_same(clips: ClipDataset) -> None:
 
 
 @pytest.mark.slow
-def test_a_sample_that_cannot_be_read_is_one_sentence_from_a_worker_too(clips: ClipDataset) -> None:
+def test_an_unreadable_sample_is_one_sentence_also_from_a_worker(clips: ClipDataset) -> None:
     def codes(name: str, rows: np.ndarray) -> np.ndarray:
         raise DataError("tokens are damaged.")
 
@@ -46,7 +46,7 @@ def test_a_sample_that_cannot_be_read_is_one_sentence_from_a_worker_too(clips: C
             list(on_device.batches(broken, [0], 2, workers))
 
 
-def test_voxels_are_counted_as_on_the_host() -> None:
+def test_voxel_counts_equal_those_of_the_host() -> None:
     generator = torch.Generator().manual_seed(0)
     truth = torch.randint(0, 19, (3, 7, 5, 4), generator=generator).to(torch.uint8)
     truth[truth == 18] = 255

@@ -1,4 +1,4 @@
-"""Pages of evaluations and drives: the worst samples come first, and what is shown is what was measured."""
+"""Pages of evaluations and drives: the worst samples come first, and the page shows the measured values."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from iidrive.pipeline import infer
 from iidrive.pipeline.evaluate import TestSet, scored_clips
 from iidrive.pipeline.pages import forecast_table, worst_table
 from iidrive.pipeline.pictures import worst
-from iidrive.report.charts import Told, reliability_chart
+from iidrive.report.charts import Calibration, reliability_chart
 from iidrive.runtime.run_folder import Run
-from iidrive.scoring.cases import Predictions, align
 from iidrive.scoring.forecast import ForecastScores, RowCounts
+from iidrive.scoring.predictions import Predictions, align
 from iidrive.scoring.score import score
 
 TOWN = TownConfig(train_scenes=0, val_scenes=0, test_scenes=3, keyframes=12)
@@ -32,7 +32,7 @@ def on(tmp_path_factory: pytest.TempPathFactory) -> TestSet:
 
 
 @pytest.mark.slow
-def test_the_worst_samples_collide_most_and_are_farthest_off(on: TestSet) -> None:
+def test_the_worst_samples_have_most_collisions_and_largest_l2(on: TestSet) -> None:
     tokens, paths = infer.plans(KINEMATIC["ctrv"], scored_clips(on.tracks))
     scores = score(on.cases, align(on.cases, Predictions(paths, tokens, {}, "ctrv")))
     bad = worst(scores, on.tracks)
@@ -90,7 +90,7 @@ def test_forecasts_are_a_table_with_marks_and_absence() -> None:
     assert {cell for row in table.rows for cell in row[1:]} == {"-"}
 
 
-def test_charts_are_pictures_even_where_no_sort_has_cells(tmp_path: Path) -> None:
-    nothing = Told(np.zeros((1, 12), int), np.zeros((1, 12)), np.zeros((1, 12)))
+def test_charts_are_drawn_even_if_no_bin_has_cells(tmp_path: Path) -> None:
+    nothing = Calibration(np.zeros((1, 12), int), np.zeros((1, 12)), np.zeros((1, 12)))
     path = reliability_chart({"all cells": nothing}, [1.0], tmp_path / "new" / "r.png")
     assert path.read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""Single plans among recorded boxes: the recorded ego passes, who drives into a box does not, and sources without lanes say what is left out."""
+"""EPDMS of single plans: the recorded ego passes, a plan into a box fails, and sources without lanes report missing parts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_others_are_where_their_tracks_are_between_keyframes() -> None:
     assert others.speed_mps[3, 0] == pytest.approx(4.0)
 
 
-def test_the_recorded_ego_passes_and_who_drives_into_a_box_does_not() -> None:
+def test_the_recorded_ego_passes_and_a_plan_into_a_box_fails() -> None:
     standing = np.tile([22.0, 0.0], (12, 1))
     frames = tuple(keyframe(f"s-{i}", i * 500_000, x_m=min(2.0 * i, 12.0)) for i in range(12))  # stops at 12 m
     recorded = RecordedScene.of(with_boxes(Scene("s", frames, VectorMap()), ("a", standing)))
@@ -87,7 +87,7 @@ def test_a_town_is_scored_with_its_lanes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_nuscenes_leaves_out_what_it_does_not_know(nuscenes_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nuscenes_leaves_out_parts_without_lanes(nuscenes_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["score", "--data", "nuscenes", "--root", str(nuscenes_root), "--protocol", "pdm", "--json", str(tmp_path / "s.json")])
     found = json.loads((tmp_path / "s.json").read_text())["pdm"]
     assert found["scenes"] == 2
@@ -98,7 +98,7 @@ def test_nuscenes_leaves_out_what_it_does_not_know(nuscenes_root: Path, tmp_path
     assert "true path" in capsys.readouterr().out
 
 
-def test_cases_files_cannot_be_scored_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_cases_files_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["score", "cases.npz", "--protocol", "pdm"], ["score", "--data", "town", "--protocol", "pdm"]):
         with pytest.raises(SystemExit):
             main(arguments)

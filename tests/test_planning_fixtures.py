@@ -1,4 +1,4 @@
-"""Every planning protocol against its public evaluator's own outputs on 400 cases: decisions, distances, images, aggregates, prints."""
+"""Every planning protocol compared with the outputs of its public evaluator on 400 cases: decisions, distances, images, scores, text."""
 
 from __future__ import annotations
 

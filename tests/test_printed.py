@@ -1,4 +1,4 @@
-"""Reading printed tables out of anything, and the counts behind their percentages."""
+"""Printed tables in any text, and the counts behind their percentages."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_counts_and_their_number_come_back_from_the_digits(n: int, shares: list[
     table = parse_tables(print_table(hits=counts[:6], truth=counts[6:], n=n))[0]
     found = decode(table)
     if not any(counts):
-        return  # zeros say nothing of n
+        return  # zeros do not determine n
     assert found is not None
     assert found.exact
     assert n in (found.n, *found.others)
@@ -77,7 +77,7 @@ def test_without_the_dict_val_is_assumed_only_where_it_fits() -> None:
     assert decode(parse_tables(print_table(truth=(7,) * 6, n=361, tail=False))[0]) is None
 
 
-def test_count_lines_say_how_many() -> None:
+def test_count_lines_state_the_number_of_samples() -> None:
     text = print_table(hits=(0,) * 6, truth=(0,) * 6, n=69) + (
         "\nobj_col events per step, of 69 samples: 0 0 0 0 0 0\nobj_box_col events per step, of 69 samples: 0 0 0 0 0 0"
         "\nscored 69 samples; skipped none.\nchecksum: 69 samples were scored\nmy words"
@@ -180,7 +180,7 @@ def test_rows_of_another_table_do_not_mix() -> None:
     assert set(second.rows) == set(ROWS)
 
 
-def test_what_is_no_table() -> None:
+def test_text_without_tables() -> None:
     assert parse_tables("") == []
     assert parse_tables("L2: 0.7\nobj_col is 0.3% of 5 samples\n{'obj_col': 0.1}") == []
     assert parse_tables("| L2 | 0.1 | 0.2 | 0.3 |") == []

@@ -1,4 +1,4 @@
-"""Every printed form is read into the same typed table: by hand, and from the inputs of the field."""
+"""Every printed form is read into the same typed table: hand-made inputs and collected ones."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def test_lists_in_a_dict() -> None:
     assert table.rows["obj_box_col"].columns[-1] == 0.0060
 
 
-def test_groups_without_names_are_taken_for_the_usual_order_and_say_so() -> None:
+def test_groups_without_names_are_read_in_the_usual_order_with_a_note() -> None:
     table = parse_tables(r"Method & 1s & 2s & 3s & 1s & 2s & 3s \\" + "\n" + r"UniAD & 0.45 & 0.70 & 1.04 & 0.62 & 0.58 & 0.63 \\")[0]
     assert table.rows["L2"].columns == (0.45, 0.70, 1.04)
     assert table.rows["obj_box_col"].columns == pytest.approx((0.0062, 0.0058, 0.0063))
@@ -314,7 +314,7 @@ def test_damaged_cells_are_named_and_left_out() -> None:
     assert found.events == {"obj_col": COUNTS["obj_col"]}
 
 
-def test_a_number_at_a_torn_edge_is_not_believed() -> None:
+def test_a_truncated_number_is_dropped() -> None:
     text = "\n".join(lines(" | ", "| ", " |"))
     table = parse_tables(text[: text.rindex("0.6561") + 4])[0]
     assert table.rows["L2"].columns[:3] == (0.2388, 0.3595, 0.4970)
@@ -322,12 +322,12 @@ def test_a_number_at_a_torn_edge_is_not_believed() -> None:
     assert any("may be cut" in line for line in table.unread)
 
 
-def test_what_is_seen_and_not_understood_is_said(tmp_path: Path) -> None:
+def test_unreadable_tables_are_reported(tmp_path: Path) -> None:
     for text, words in (
         ("| L2 | 0.1 | 0.2 | 0.3 | 0.4 | 0.5 |", "5 numbers and no header"),
         ("| Method | L2 | L2 |\n| a | 0.1 | 0.2 |", "more than once"),
         ("| m | 1s | 2s | 1s | 2s | 1s | 2s |\n| a | 1 | 2 | 3 | 4 | 5 | 6 |", "3 groups of columns without names"),
-        ("| x | 1s | 2s |\n| a | 1.0 | 2.0 |", "does not say what it holds"),
+        ("| x | 1s | 2s |\n| a | 1.0 | 2.0 |", "does not name its quantity"),
     ):
         (tmp_path / "t.txt").write_text(text)
         with pytest.raises(DataError, match=words):
@@ -340,7 +340,7 @@ def test_what_is_seen_and_not_understood_is_said(tmp_path: Path) -> None:
      "obj_col|", "loss: nan ", "1s|", "±", "%|", "1,", "<tr><td>1", "&0.1", " \t", "│"],
 )  # fmt: skip
 def test_long_lines_are_read_in_bounded_time(piece: str) -> None:
-    """A reader that looked at each place of a line again from each other place would not end."""
+    """A reader with quadratic time per line would not end."""
     assert parse_tables(piece * (1_000_000 // len(piece))) == []
     assert all(isinstance(table, Table) for table in parse_tables("\n".join([(piece * 20_000)[:20_000]] * 10)))
 
@@ -371,7 +371,7 @@ def test_sizes_and_kinds_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         read_tables(path)
 
 
-def test_training_logs_are_no_paths(tmp_path: Path) -> None:
+def test_training_logs_are_not_paths(tmp_path: Path) -> None:
     for name, text, expected in (
         ("a.log.json", '{"env_info": 1}\n{"mode": "val", "L2": 0.6, "obj_box_col": 0.1}\n', True),
         ("b.json", '{"token": [[0, 0]]}', False),
@@ -385,7 +385,7 @@ def test_training_logs_are_no_paths(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------------ from the field
 
 EXPECTED: dict[str, list[tuple[str, str, int | None]]] = {
-    # file: for each table its protocol, how its columns are formed, and the number of samples that its digits and lines give
+    # file: protocol, averaging and number of samples of each table
     "d01_uniad.txt": [("uniad", "value", 6019)],
     "d02_uniad_b2d.txt": [("uniad", "value", None)],
     "d03_ten_steps.txt": [("uniad", "value", None)],
@@ -428,15 +428,15 @@ def field(shared: Path, name: str) -> list[Table]:
 
 
 @pytest.mark.parametrize("name", list(EXPECTED))
-def test_inputs_of_the_field(shared: Path, name: str) -> None:
+def test_collected_inputs(shared: Path, name: str) -> None:
     tables = field(shared, name)
     counts = [decode(table) for table in tables]
     found = [(t.follows.name, t.follows.averaging, c.n if c else None) for t, c in zip(tables, counts, strict=True)]
     assert found == EXPECTED[name]
 
 
-def test_numbers_of_the_field(shared: Path) -> None:
-    """Values that were read wrongly, or not at all, when they came in."""
+def test_numbers_of_collected_inputs(shared: Path) -> None:
+    """Values that were once read wrongly or not at all."""
     assert field(shared, "d03_ten_steps.txt")[0].rows["L2"].columns[6] == 2.1002  # 3.5 s, once taken for the average
     for name, cumulated in (("d04_vad.txt", (11, 50, 128)), ("d05_vad_mini.txt", (0, 0, 2)), ("d06_vad_bad.txt", (46, 345, 1068))):
         counts = decode(field(shared, name)[0])

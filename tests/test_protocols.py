@@ -41,7 +41,7 @@ def test_a_still_ego_looks_straight_ahead() -> None:
     assert sparsedrive_yaw(path[None])[0] == pytest.approx([np.pi / 2] * 6)
 
 
-def test_stillness_is_from_the_first_point_to_the_last_not_from_the_origin() -> None:
+def test_standing_still_is_measured_from_the_first_to_the_last_point() -> None:
     circle = np.array([(5, 0), (5, 1), (5, 2), (5, 2), (5, 1), (5, 0.4)], np.float32)
     assert sparsedrive_yaw(circle[None])[0] == pytest.approx([np.pi / 2] * 6)
     circle[-1] = (5, 0.5)
@@ -61,7 +61,7 @@ def test_one_straight_path_hits_one_box_at_one_step() -> None:
     assert hits(along(FORWARD), (2, (0, 3.0, 0, 1, 1, 1, 0))) == [2]
 
 
-def test_touching_counts_and_a_nanometre_between_does_not() -> None:
+def test_touching_counts_and_a_gap_of_a_nanometre_does_not() -> None:
     # Along +x the heading is exactly 0, so corners are exact: the front at step 1 stands at 2.5 + FRONT_M.
     front = 2.5 + FRONT_M
     assert hits(along(RIGHT), (1, (front + 1, 0, 0, 2, 2, 2, 0))) == [1]
@@ -91,7 +91,7 @@ def test_a_nan_box_raises() -> None:
         hits(along(FORWARD), (1, (0, 3, 0, 1, np.nan, 1, 0)))
 
 
-def test_a_step_where_the_true_path_hits_too_is_no_obj_box_col() -> None:
+def test_a_step_where_the_true_path_collides_too_does_not_count() -> None:
     car = (0.0, 5.0, 0.0, 1.0, 1.0, 1.0, 0.0)
     cases = make_cases([along(FORWARD), along(RIGHT)], [(0, 2, car), (1, 2, car)])
     steps = evaluate(cases, np.stack([along(FORWARD), along(FORWARD)]))
@@ -102,7 +102,7 @@ def test_a_step_where_the_true_path_hits_too_is_no_obj_box_col() -> None:
     assert steps.detail["L2"][1] == pytest.approx(2.5 * np.sqrt(2) * np.arange(1, 7), rel=1e-6)
 
 
-def test_boxes_of_now_or_without_lidar_points_are_no_obstacles() -> None:
+def test_current_boxes_and_boxes_without_lidar_points_are_not_obstacles() -> None:
     car = (0.0, 5.0, 0.0, 1.0, 1.0, 1.0, 0.0)
     cases = make_cases([along(FORWARD)], [(0, 0, car), (0, 2, car)])
     assert evaluate(cases, cases.true_path()).detail["gt_col"].sum() == 1
@@ -153,7 +153,7 @@ def test_lists_of_protocols() -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6))
-def test_the_quick_filter_changes_no_decision(seed: int) -> None:
+def test_the_distance_filter_changes_no_decision(seed: int) -> None:
     cases, path = random_cases(seed, n=3, boxes_per_step=4)
     yaw = sparsedrive_yaw(path)
     rows = np.arange(len(cases.box))
@@ -170,7 +170,7 @@ def test_the_quick_filter_changes_no_decision(seed: int) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6))
-def test_samples_do_not_see_each_other(seed: int) -> None:
+def test_samples_are_independent(seed: int) -> None:
     cases, path = random_cases(seed, n=6, boxes_per_step=4)
     order = np.random.default_rng(seed).permutation(6)
     one, two = evaluate(cases, path), evaluate(reordered(cases, order), path[order])
@@ -207,7 +207,7 @@ def _gap_m(cases: Cases, path: np.ndarray, yaw: np.ndarray) -> float:
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), angle=st.floats(-np.pi, np.pi), mirror=st.booleans())
-def test_turning_or_mirroring_the_world_changes_nothing(seed: int, angle: float, mirror: bool) -> None:
+def test_rotating_or_mirroring_the_world_changes_nothing(seed: int, angle: float, mirror: bool) -> None:
     cases, path = random_cases(seed, n=2, boxes_per_step=4)
     yaw = sparsedrive_yaw(path)
     if _gap_m(cases, path, yaw) < 1e-3 or (np.linalg.norm(path[:, -1] - path[:, 0], axis=1) < 0.6).any():

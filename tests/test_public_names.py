@@ -20,7 +20,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert done.stdout == f"{iidrive.__version__} []\n"
 
 
-def test_every_public_name_is_what_the_type_checker_is_told() -> None:
+def test_public_names_match_the_type_checking_block() -> None:
     """The `TYPE_CHECKING` block, `__all__` and `__getattr__` name the same things in the same modules."""
     tree = ast.parse(Path(iidrive.__file__).read_text())
     block = next(node for node in tree.body if isinstance(node, ast.If))
@@ -32,7 +32,7 @@ def test_every_public_name_is_what_the_type_checker_is_told() -> None:
     assert set(told) <= set(dir(iidrive))
 
 
-def test_an_unknown_name_is_told_the_known_ones() -> None:
+def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(AttributeError, match=r"no attribute 'scor'\. Public names: .*score"):
         iidrive.scor  # noqa: B018
 

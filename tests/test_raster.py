@@ -1,4 +1,4 @@
-"""Row intervals of drawn polygons: against cells found one by one, and what must not change them. The evaluators' own images are in
+"""Row intervals of drawn polygons: compared with cells tested one by one, and invariances. The evaluators' own images are in
 test_planning_fixtures."""
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def test_every_cell_is_within_half_a_cell_of_the_polygon(x: int, y: int, length:
 
 @settings(max_examples=40, deadline=None)
 @given(x=PLACES, y=PLACES, length=st.floats(0, 14), width=st.floats(0, 8), yaw=st.floats(-4, 4), row=PLACES, column=PLACES)
-def test_looking_cells_up_is_drawing_and_looking(x: int, y: int, length: float, width: float, yaw: float, row: int, column: int) -> None:
+def test_lookups_equal_reading_a_drawn_image(x: int, y: int, length: float, width: float, yaw: float, row: int, column: int) -> None:
     corner = box(x, y, length, width, yaw)[None]
     drawn, none = draw(corner[0]), np.zeros(1, np.int64)
     inside = 0 <= row < SIZE and 0 <= column < SIZE

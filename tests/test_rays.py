@@ -64,7 +64,7 @@ def test_a_ray_ends_where_it_leaves_the_first_voxel_that_is_not_free() -> None:
     assert depth[0, level] == pytest.approx(4.4 - 0.2, abs=1e-3)
 
 
-def test_nothing_to_see_is_nan() -> None:
+def test_without_occupied_voxels_iou_is_nan() -> None:
     assert np.isnan(count_rays(empty(), empty(), np.zeros((1, 3), np.float32)).ray_iou())
 
 

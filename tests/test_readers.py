@@ -1,4 +1,4 @@
-"""Planned paths from other people's files: the same scores from every kind of file, in any order, over any number of processes."""
+"""Readers of planned paths: the same scores from every file format, in any order, with any number of processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from iidrive.cli.main import main
 from iidrive.cli.score import score
 from iidrive.core.errors import ConfigError, DataError
 from iidrive.scoring.accumulate import PlanningScore
-from iidrive.scoring.cases import Cases, align, read_cases, write_cases, write_predictions
+from iidrive.scoring.cases import Cases, read_cases, write_cases
+from iidrive.scoring.predictions import align, write_predictions
 from iidrive.scoring.readers import read_paths, read_tokens
 from iidrive.scoring.score import to_json, write_per_sample
 
@@ -78,7 +79,7 @@ BY_POSITION: dict[str, Callable[[Path, np.ndarray], object]] = {
 
 
 def results(paths: np.ndarray) -> list[dict[str, Any]]:
-    """Shaped as SparseDrive's results.pkl: tensors that share storages, lists of arrays, and much that nobody here reads."""
+    """Shaped as SparseDrive's results.pkl: tensors that share storages, lists of arrays, and many unused entries."""
     every = torch.from_numpy(paths)
     return [
         {
@@ -134,12 +135,12 @@ def test_files_without_tokens_are_joined_through_a_list_with_a_warning(
         assert scored(tmp_path, tmp_path / kind, tmp_path / tokens) == expected
         printed = capsys.readouterr()
         assert "were joined to those of" in printed.out
-        assert "does not say its frame" in printed.err
+        assert "does not state its frame" in printed.err
     with pytest.raises(DataError, match=r"no sample tokens.*--tokens"):
         align(cases, read_paths(tmp_path / kind).predictions)
 
 
-def test_iidrives_own_file_says_everything(town: tuple[Cases, np.ndarray], tmp_path: Path) -> None:
+def test_iidrives_own_file_needs_no_assumptions(town: tuple[Cases, np.ndarray], tmp_path: Path) -> None:
     cases, path = town
     write_predictions(tmp_path / "p.npz", cases.token, path, {"seed": 1})
     found = read_paths(tmp_path / "p.npz")
@@ -149,7 +150,7 @@ def test_iidrives_own_file_says_everything(town: tuple[Cases, np.ndarray], tmp_p
         read_paths(tmp_path / "p.npz", tmp_path / "t.txt")
 
 
-def test_what_does_not_match_is_counted_and_named_together(town: tuple[Cases, np.ndarray], tmp_path: Path) -> None:
+def test_missing_and_unknown_samples_are_counted_and_named(town: tuple[Cases, np.ndarray], tmp_path: Path) -> None:
     cases, path = town
     (tmp_path / "p.json").write_text(json.dumps(dict(zip((*cases.token[:-2], "x", "y"), path.tolist(), strict=True))))
     with pytest.raises(DataError, match=r"2 samples \(x, y\) not in .*no prediction for 2 samples \(sample9, sample10\)"):
@@ -158,7 +159,7 @@ def test_what_does_not_match_is_counted_and_named_together(town: tuple[Cases, np
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5, 8])
 def test_any_split_into_parts_gives_the_same_bytes(processes: int, town: tuple[Cases, np.ndarray], tmp_path: Path) -> None:
-    """Eleven samples in any order, dealt to 1, 2, 3, 5 or 8 collectors, which come back as copies in any order."""
+    """Eleven samples in any order, dealt to 1, 2, 3, 5 or 8 collectors, which are merged as copies in any order."""
     cases, path = town
     expected = gathered(cases, path, [np.arange(N)], tmp_path)
     for seed in range(3):
@@ -223,7 +224,7 @@ def test_the_truth_of_nuscenes_and_towns_is_written_once(
     assert len(read_cases(tmp_path / "town.npz")) == 8
 
 
-def test_nothing_of_a_pickle_runs(tmp_path: Path) -> None:
+def test_no_code_of_a_pickle_runs(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[Any, ...]:
             return (Path.touch, (tmp_path / "touched",))
@@ -268,11 +269,11 @@ WHOLE = {"token": np.array(NAMES), "trajectory": GOOD, "frame": "lidar", "refere
 PREDICTIONS: list[tuple[str, bytes, str]] = [
     ("empty.pkl", b"", "the file is empty"),
     ("empty.npz", b"", "the file is empty"),
-    ("text.csv", b"token,x,y\n", "not a kind of file"),
-    ("zip.gz", b"\x1f\x8b\x08\x00", "not a kind of file"),
+    ("text.csv", b"token,x,y\n", "unknown file type"),
+    ("zip.gz", b"\x1f\x8b\x08\x00", "unknown file type"),
     ("cut.npz", archive(**WHOLE)[:300], "cut short"),
-    ("torch.pt", torch_file(), "a file of torch.save"),
-    ("nothing.npz", archive(), "no paths in it"),
+    ("torch.pt", torch_file(), "a torch.save file"),
+    ("nothing.npz", archive(), "the file has no paths"),
     ("noframe.npz", archive(token=WHOLE["token"], trajectory=GOOD), "frame, reference missing"),
     ("ego.npz", archive(**{**WHOLE, "frame": "ego"}), "frame is 'ego'"),
     ("axle.npz", archive(**{**WHOLE, "reference": "rear_axle"}), "reference is 'rear_axle'"),
@@ -289,18 +290,18 @@ PREDICTIONS: list[tuple[str, bytes, str]] = [
     ("deep.json", b"[" * 100_000, "not readable as JSON"),
     ("latin.json", '{"é": 1}'.encode("latin1"), "not text in UTF-8"),
     ("number.json", b"7", "expected paths by sample token"),
-    ("none.json", b"{}", "no paths in it"),
-    ("list.json", b"[]", "no paths in it"),
+    ("none.json", b"{}", "the file has no paths"),
+    ("list.json", b"[]", "the file has no paths"),
     ("twice.json", b'{"a": [], "a": []}', "repeated: 1 name (a)"),
-    ("text.json", b'{"a": "left"}', "must hold numbers in shape (6, 2); found the text 'left'"),
+    ("text.json", b'{"a": "left"}', "must be numbers of shape (6, 2); found the text 'left'"),
     ("null.json", b'{"a": null}', "found nothing (null)"),
     ("ragged.json", b'{"a": [[1, 2], [3]]}', "differ in length"),
     ("five.json", json.dumps({"a": [[0, 1]] * 5}).encode(), "found (5, 2)"),
     ("three.json", json.dumps({"a": [[0, 1, 2]] * 6}).encode(), "found (6, 3)"),
     ("nan.json", json.dumps({**TABLE, "sample3": [[float("nan")] * 2] * 6}).encode(), "path of 1 sample (sample3) holds NaN"),
-    ("huge.json", json.dumps({**TABLE, "sample3": [[10**60, 0]] * 6}).encode(), "must hold numbers"),
+    ("huge.json", json.dumps({**TABLE, "sample3": [[10**60, 0]] * 6}).encode(), "must be numbers"),
     ("large.json", json.dumps({**TABLE, "sample3": [[1e60, 0]] * 6}).encode(), "holds NaN or infinity"),
-    ("blank.json", b'{" a": []}', "without blanks around it"),
+    ("blank.json", b'{" a": []}', "without surrounding spaces"),
     ("newline.json", b'{"a\\nb": []}', "control characters"),
     ("norow.json", b'[{"token": "a"}]', "row 0 has no 'trajectory'"),
     ("rows.json", json.dumps([{"token": "a", "trajectory": GOOD[0].tolist()}] * 2).encode(), "repeated: 1 sample (a)"),
@@ -319,7 +320,7 @@ PREDICTIONS: list[tuple[str, bytes, str]] = [
     ("parameter.pkl", dumped({"a": torch.nn.Parameter(torch.ones(6, 2))}), "asks for 'torch._utils._rebuild_parameter'"),
     ("objects.pkl", dumped({"a": np.array([None])}), "NumPy values of type 'O8'"),
     ("keys.pkl", dumped({7: GOOD[0]}), "a sample token must be text; found int in row 0"),
-    ("set.pkl", dumped({"a": {1}}), "must hold numbers"),
+    ("set.pkl", dumped({"a": {1}}), "must be numbers"),
     ("single.pkl", dumped(3.5), "expected paths by sample token"),
     ("dtype.pkl", dumped(np.dtype("f4")), "expected paths by sample token"),
     ("detection.pkl", dumped([{"img_bbox": {"boxes_3d": GOOD[0]}}]), "neither a token nor img_bbox.final_planning"),
@@ -332,17 +333,17 @@ PREDICTIONS: list[tuple[str, bytes, str]] = [
 ]
 
 TOKENS: list[tuple[str, bytes, str]] = [
-    ("none.txt", b"", "no tokens in it"),
+    ("none.txt", b"", "the file has no tokens"),
     ("gap.txt", "\n\n".join(NAMES).encode(), "found '' in row 1"),
-    ("blank.txt", "\n ".join(NAMES).encode(), "without blanks around it"),
+    ("blank.txt", "\n ".join(NAMES).encode(), "without surrounding spaces"),
     ("latin.txt", "é".encode("latin1"), "not text in UTF-8"),
-    ("short.txt", "\n".join(NAMES[:-1]).encode(), "names 10 samples"),
+    ("short.txt", "\n".join(NAMES[:-1]).encode(), "lists 10 samples"),
     ("twice.txt", "\n".join([*NAMES[:-1], "sample0"]).encode(), "repeated: 1 sample (sample0)"),
     ("other.txt", "\n".join([*NAMES[:-1], "zzz"]).encode(), "1 sample (zzz) not in"),
     ("cut.json", b'["sample0"', "not readable as JSON"),
     ("table.json", b'{"sample0": 1}', "must be a JSON list of text; found dict"),
     ("numbers.json", json.dumps(list(range(N))).encode(), "must be text; found int in row 0"),
-    ("none.json", b"[]", "no tokens in it"),
+    ("none.json", b"[]", "the file has no tokens"),
 ]
 
 
@@ -432,14 +433,14 @@ def test_doctor_audit_and_compare_read_what_score_reads(
     write_cases(tmp_path / "c.npz", cases)
     write_predictions(tmp_path / "p.npz", cases.token, path)
     *expected, said = every_command(tmp_path, tmp_path / "p.npz", capsys)
-    assert "does not say its frame" not in said
+    assert "does not state its frame" not in said
     order = np.random.default_rng(3).permutation(N)
     names = tuple(cases.token[i] for i in order)
     for kind, write in KINDS.items():
         write(tmp_path / kind, names, path[order])
         *found, said = every_command(tmp_path, tmp_path / kind, capsys)
         assert found == expected, kind
-        assert said.count("does not say its frame") == (0 if kind == "own.npz" else 3)
+        assert said.count("does not state its frame") == (0 if kind == "own.npz" else 3)
     (tmp_path / "t.txt").write_text("\n".join(names))
     for kind, write_rows in BY_POSITION.items():
         write_rows(tmp_path / kind, path[order])
@@ -472,7 +473,7 @@ def test_wrong_use_of_predictions_ends_in_one_sentence(
         ("audit none.pkl", "add --cases"),
         ("audit none.pkl --cases c.npz", "none.pkl: no such file"),
         ("compare rows.json p.npz --cases c.npz", "give a list with --tokens"),
-        ("compare p.npz p.npz --cases c.npz --tokens t.txt", "carry their own: leave it out"),
+        ("compare p.npz p.npz --cases c.npz --tokens t.txt", "have their own: leave it out"),
         ("compare log.txt log.txt --tokens t.txt", "tables have none: leave it out"),
         ("compare rows.json p.npz --tokens t.txt", "add --cases"),
     ):

@@ -55,7 +55,7 @@ def test_a_printed_recipe_is_yaml_that_is_read_back(name: str, tmp_path: Path, c
     assert max(map(len, printed.splitlines())) <= 140
 
 
-def test_each_printed_field_stands_beside_its_meaning() -> None:
+def test_each_printed_field_has_its_meaning_beside_it() -> None:
     lines = explained(recipes.demo()).splitlines()
     assert "  heads: 8                                # heads of every attention." in lines
     fields = [line for line in lines if not line.lstrip().startswith("#")]
@@ -72,7 +72,7 @@ def leaves(plain: object) -> typing.Iterator[object]:
 
 
 @pytest.mark.slow
-def test_a_file_is_explained_too_and_others_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_file_is_explained_and_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.yaml").write_text("name: mine\ntown: {seed: 7}\n")
     (tmp_path / "wrong.yaml").write_text("town: {sed: 7}\n")
     main(["recipes", str(tmp_path / "mine.yaml")])
@@ -160,7 +160,7 @@ def test_options_are_spelled_with_dashes_or_underscores_and_switched_on_or_off()
 
 
 @pytest.mark.slow
-def test_data_options_are_flat_and_what_means_nothing_is_refused() -> None:
+def test_data_options_are_flat_and_unsupported_ones_are_refused() -> None:
     assert parse("a", "--data", "nuscenes", "--root", "n", "--split", "val")["where"] == DataOptions("nuscenes", "n", "val")
     assert parse("a", "--root", "n", without=("split",))["where"] == DataOptions(root="n")
     with pytest.raises(ConfigError, match="unrecognized arguments: --split"):

@@ -1,4 +1,4 @@
-"""The five reference runs: which commands they are, and that these do what the run is about."""
+"""The five reference runs: their commands, and the results of these commands."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SMALL = ("--recipe", "tiny", "--recipe.town.train_scenes", "2", "--recipe.town.t
 
 
 def lines(name: str, setting: Setting) -> list[str]:
-    """The commands as one types them."""
+    """The commands as text."""
     return [" ".join(step.arguments) for step in steps(name, setting)]  # pyright: ignore[reportArgumentType]
 
 
@@ -39,7 +39,7 @@ def test_the_runs_are_what_the_notes_say() -> None:
     assert "--recipe.train_world.seed 1" in lines("r4", Setting(Path("o")))[7], "without files, another seed stands in"
 
 
-def test_a_stage_takes_as_many_devices_as_its_step_can_be_shared_by() -> None:
+def test_a_stage_uses_as_many_devices_as_divide_its_step() -> None:
     setting = Setting(Path("o"), 8, shares={"tokenizer": 2, "world": 12, "planner": 16})
     assert [setting.devices_of(stage) for stage in ("tokenizer", "world", "planner", "evaluate")] == [2, 6, 8, 8]
     r3 = lines("r3", setting)
@@ -48,7 +48,7 @@ def test_a_stage_takes_as_many_devices_as_its_step_can_be_shared_by() -> None:
     assert Setting(Path("o")).devices_of("world") == 0
 
 
-def test_a_signal_goes_to_the_command_which_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signals_are_passed_on_to_the_running_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "python"
     script.write_text(
         f"#!/bin/sh\ntrap 'sleep 0.3; touch {tmp_path}/saved; exit 143' TERM\ntouch {tmp_path}/begun\nwhile :; do sleep 0.1; done\n"
@@ -97,4 +97,4 @@ def test_all_five_at_tiny_size(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert scores["r2"]["sparsedrive"] == scores["r3"]["sparsedrive"], "on one device again: the same numbers"
     assert "MISMATCH ALLOWED" in (tmp_path / "r4" / "table-planner.txt").read_text()
     assert "initial world" in scores["r5"]["about"]["lineage"]["chain"]
-    assert "clean: nothing after the current keyframe" in said, "the audit of R5"
+    assert "clean: no later keyframe" in said, "the audit of R5"

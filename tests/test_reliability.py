@@ -1,4 +1,4 @@
-"""Probabilities counted against what was taken: by hand, in parts, and where there is nothing to count."""
+"""Calibration counts: by hand, added from parts, and without cells."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from iidrive.scoring.reliability import EDGES, Reliability
 
 
-def test_cells_are_sorted_by_what_they_were_told() -> None:
+def test_cells_are_binned_by_predicted_probability() -> None:
     told = np.array([0.0, 0.01, 0.25, 0.29, 1.0, 0.95]).reshape(1, 1, 2, 3)
     taken = np.array([False, False, True, False, True, True]).reshape(1, 1, 2, 3)
     found = Reliability.of(told, taken)
@@ -34,7 +34,7 @@ def test_only_cells_within_count_and_parts_add_up() -> None:
     assert ((whole + outside).cells == Reliability.of(told, taken).cells).all()
 
 
-def test_a_calibrated_forecaster_has_a_small_error_and_a_bold_one_has_not() -> None:
+def test_a_calibrated_forecaster_has_a_small_error_and_an_overconfident_one_has_not() -> None:
     rng = np.random.default_rng(1)
     told = rng.random((1, 1, 300, 300))
     taken = rng.random(told.shape) < told
@@ -42,7 +42,7 @@ def test_a_calibrated_forecaster_has_a_small_error_and_a_bold_one_has_not() -> N
     assert Reliability.of((told > 0.5).astype(float), taken).error()[0] > 0.2
 
 
-def test_no_cells_are_no_calibration() -> None:
+def test_without_cells_the_error_is_nan() -> None:
     found = Reliability.of(np.zeros((1, 2, 3, 3)), np.zeros((1, 2, 3, 3), bool), np.zeros((1, 3, 3), bool))
     assert np.isnan(found.error()).all()
     assert found.to_json()["error"] == [None, None]

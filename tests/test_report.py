@@ -1,4 +1,4 @@
-"""The index page: all of it there, all of it escaped, nothing from elsewhere."""
+"""The index page: complete, escaped, and without network access."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_the_page_holds_everything(folder: Path) -> None:
+def test_the_page_contains_everything(folder: Path) -> None:
     path = write_index(folder, PAGE)
     assert path == folder / "index.html"
     assert sorted(p.name for p in folder.iterdir()) == ["figures", "index.html"], "no temporary file stays"
@@ -84,7 +84,7 @@ def test_the_page_holds_everything(folder: Path) -> None:
     assert (folder / unquote(str(picture["src"]))).read_bytes() == b"picture"
 
 
-def test_nothing_comes_from_elsewhere(folder: Path) -> None:
+def test_the_page_loads_nothing_from_the_network(folder: Path) -> None:
     text = write_index(folder, PAGE).read_text(encoding="utf-8")
     assert "http:" not in text
     assert "https:" not in text
@@ -129,7 +129,7 @@ def test_a_second_page_replaces_the_first(tmp_path: Path) -> None:
     assert "First" not in (tmp_path / "index.html").read_text(encoding="utf-8")
 
 
-def test_columns_of_numbers_are_told_from_words() -> None:
+def test_numeric_columns_are_detected() -> None:
     rows = [("a", "1.5", "3%", "-0.2 [-0.4, 0.1]", "—", "1e-3"), ("2", "—", "12", "1.2 ± 0.1", "", "nan")]
     table = Table(tuple("abcdef"), rows)
     assert [table.numeric(k) for k in range(6)] == [False, True, True, True, False, True]

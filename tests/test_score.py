@@ -1,4 +1,4 @@
-"""Aggregates, table and checksum: the evaluator's own, the reference runs', and small ones by hand."""
+"""Scores, table and checksum: against the evaluator, the reference runs, and small cases by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from make_cases import along, make_cases, random_cases, reordered
 
 from iidrive.cli.main import main
 from iidrive.core.errors import ConfigError, DataError
-from iidrive.scoring.cases import Predictions, align, read_cases, write_cases
+from iidrive.scoring.cases import read_cases, write_cases
+from iidrive.scoring.predictions import Predictions, align
 from iidrive.scoring.score import Scores, averaged, prefix_means, rate, score, score_all, score_possible, to_json, write_per_sample
 from iidrive.scoring.tables import (
     NUSCENES_VAL_OBJ_COL,
@@ -58,7 +59,7 @@ def test_the_evaluators_aggregates_and_table(shared: Path) -> None:
     assert format_table(scores) == expected["table"]
 
 
-def test_the_reference_checksum_decodes_to_the_last_digit(shared: Path) -> None:
+def test_the_reference_checksum_is_reproduced_to_the_last_digit(shared: Path) -> None:
     reference = json.loads((shared / "fixtures" / "protocols" / "reference_run_counts.json").read_text())
     assert reference["N"] == NUSCENES_VAL_SAMPLES
     assert tuple(reference["obj_col"]["counts"]) == NUSCENES_VAL_OBJ_COL
@@ -108,9 +109,9 @@ def test_by_hand(small: Scores) -> None:
     assert samples_sentence(small) == "scored 2 samples; skipped 1: the scene ends before 3.0 s."
 
 
-def test_the_checksum_sentence_tells_three_situations_apart(small: Scores) -> None:
+def test_the_checksum_sentence_distinguishes_three_cases(small: Scores) -> None:
     n = NUSCENES_VAL_SAMPLES
-    assert "the truth is complete and unchanged" in checksum_sentence(with_events(small, n, obj_col=NUSCENES_VAL_OBJ_COL))
+    assert "the ground truth is complete and unchanged" in checksum_sentence(with_events(small, n, obj_col=NUSCENES_VAL_OBJ_COL))
     wrong = checksum_sentence(with_events(small, n, obj_col=(38, 35, 32, 30, 31, 29)))
     assert "mis-paired" in wrong
     assert "38, 35, 32, 30, 31, 29" in wrong
@@ -150,7 +151,7 @@ def test_nan_and_unknown_protocols_are_errors() -> None:
         score(cases, cases.true_path(), "unaid")
 
 
-def test_all_leaves_out_what_the_cases_cannot_serve() -> None:
+def test_all_skips_protocols_that_lack_data() -> None:
     cases = make_cases([along(FORWARD)] * 2, [(0, 2, CAR)], masks=[6, 3])
     path = cases.true_path().copy()
     path[1] = np.nan
@@ -162,7 +163,7 @@ def test_all_leaves_out_what_the_cases_cannot_serve() -> None:
     assert "`ego_pose`" in lacking[1]
     assert list(to_json(*found)) == ["sparsedrive", "vad"]
     for name in names[1:3]:
-        with pytest.raises(DataError, match=r"predict all|leave the protocol out"):
+        with pytest.raises(DataError, match=r"predict every sample|leave the protocol out"):
             score_all(cases, path, ["sparsedrive", name])
 
 

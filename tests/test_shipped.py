@@ -1,4 +1,4 @@
-"""Weights that come with the package: found by name, what they say of themselves, and a wheel that holds them."""
+"""Shipped weights: found by name, described, and included in the wheel."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_every_name_is_a_whole_checkpoint_that_fits_its_parents(monkeypatch: pyt
     assert [str(parent.path) for parent in agent.manifest.parents if parent.path] == ["town-small/tokenizer", "town-small/world"]
 
 
-def test_together_they_are_small() -> None:
+def test_the_shipped_weights_are_small() -> None:
     assert sum(path.stat().st_size for path in shipped.FOLDER.rglob("*") if path.is_file()) < 8e6
 
 
@@ -49,7 +49,7 @@ def test_a_folder_of_the_same_name_comes_first(monkeypatch: pytest.MonkeyPatch, 
     assert shipped.place("town-large") is None
 
 
-def test_they_are_listed_and_say_how_they_were_made(capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_are_listed_with_the_commands_that_made_them(capsys: pytest.CaptureFixture[str]) -> None:
     main(["weights"])
     shown = capsys.readouterr().out
     assert all(name in shown for name in KINDS)
@@ -72,7 +72,7 @@ def test_no_test_scene_trained_them(tmp_path: Path) -> None:
         assert bool(on.marks(checkpoint.read_manifest("town-small"))) == marked
 
 
-def test_the_ego_mlp_is_taken_where_the_same_one_would_be_trained(tmp_path: Path) -> None:
+def test_the_shipped_ego_mlp_replaces_the_same_training(tmp_path: Path) -> None:
     recipe = recipes.small()
     more = Town(TownConfig(**{**vars(recipe.town), "test_scenes": 60}))
     assert (
@@ -86,7 +86,7 @@ def test_the_ego_mlp_is_taken_where_the_same_one_would_be_trained(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_the_demo_shows_them_beside_what_was_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_compares_shipped_and_trained_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demo"
     main(["demo", "--out", str(out), *SMALL])
     printed = capsys.readouterr().out

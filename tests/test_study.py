@@ -1,4 +1,4 @@
-"""The study: arms differ as they say, numbers are paired by scene and corrected, and the command goes on where it stopped."""
+"""The study: arms differ as described, results are paired by scene and corrected, and the command resumes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from iidrive.analysis.study.arms import ARMS, CHOSEN_IN, LEFT_OUT, NONE, recipe_of
-from iidrive.analysis.study.results import Setting, misleads
+from iidrive.analysis.study.results import Setting, rank_correlations
 from iidrive.analysis.study.study import StudyConfig
 from iidrive.cli.main import main
 from iidrive.core.errors import ConfigError
@@ -23,7 +23,7 @@ def setting(shared: np.ndarray, none: np.ndarray, metric: str = "EPDMS", name: s
     return Setting(name, SCENES, ("a",) * 6 + ("b",) * 6, values, {"still": {metric: none[0]}})
 
 
-def test_arms_differ_in_what_they_say() -> None:
+def test_arms_differ_as_described() -> None:
     assert {arm.key for arm in ARMS} | set(LEFT_OUT) == {"none", "loss only", "shared", "per candidate", "shuffled", "oracle", "regressor"}
     recipe = recipes.demo()
     assert recipe_of(recipe, "regressor", 0).planner.accelerations == ()
@@ -51,7 +51,7 @@ def test_differences_average_seeds_and_pair_scenes() -> None:
     assert worse.sentences()[0].endswith(": worse.")
 
 
-def test_kinds_are_told_apart() -> None:
+def test_results_by_kind_of_scene() -> None:
     none = np.zeros((1, 12))
     found = setting(np.repeat([[1.0, 0.5]], 6, axis=1).reshape(1, 12), none)
     lines = found.by_kind("EPDMS").splitlines()
@@ -63,18 +63,18 @@ def test_kinds_are_told_apart() -> None:
 
 
 @pytest.mark.slow
-def test_open_loop_can_mislead() -> None:
-    """Planners whose open-loop distance grows with their closed-loop score are ranked upside down."""
+def test_rank_correlation_of_open_and_closed_loop() -> None:
+    """A positive rank correlation of L2 and EPDMS means that open loop ranks the planners in the wrong order."""
     quality = np.array([0.1, 0.5, 0.9])
     closed = {name: {"EPDMS": np.full((1, 12), q) + 0.01 * np.arange(12)} for name, q in zip(("none", "b", "c"), quality, strict=True)}
     opened = {name: {"L2": np.full((1, 12), q)} for name, q in zip(("none", "b", "c"), quality, strict=True)}
-    told = misleads(Setting("open", SCENES, ("",) * 12, opened, {}), Setting("closed", SCENES, ("",) * 12, closed, {}))
-    assert [(one.metric, one.rho, one.planners) for one in told] == [("L2", pytest.approx(1.0), 3)]
+    found = rank_correlations(Setting("open", SCENES, ("",) * 12, opened, {}), Setting("closed", SCENES, ("",) * 12, closed, {}))
+    assert [(one.metric, one.rho, one.planners) for one in found] == [("L2", pytest.approx(1.0), 3)]
     two = {name: opened[name] for name in ("none", "b")}
-    assert misleads(Setting("open", SCENES, ("",) * 12, two, {}), Setting("closed", SCENES, ("",) * 12, closed, {})) == []
+    assert rank_correlations(Setting("open", SCENES, ("",) * 12, two, {}), Setting("closed", SCENES, ("",) * 12, closed, {})) == []
 
 
-def test_what_cannot_be_studied_is_refused() -> None:
+def test_invalid_studies_are_refused() -> None:
     for wrong in ({"seeds": 0}, {"tries": 0}, {"tries": 4}, {"scenes": -1}, {"tests": ()}, {"arms": ("shared",)}, {"arms": ("none",)}):
         with pytest.raises(ConfigError, match="a study needs"):
             StudyConfig(**wrong)
@@ -84,7 +84,7 @@ def test_what_cannot_be_studied_is_refused() -> None:
 
 
 @pytest.mark.slow
-def test_the_command_runs_every_arm_and_goes_on(tmp_path: Path) -> None:
+def test_the_command_runs_every_arm_and_resumes(tmp_path: Path) -> None:
     options = [
         "--recipe",
         "tiny",

@@ -1,4 +1,4 @@
-"""The controller: a car that follows a plan, and what it cannot do."""
+"""The controller: following a plan, and its limits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_straight_ahead_at_constant_speed() -> None:
     assert states[-1].xy_m[0, 1] == 0.0
 
 
-def test_a_car_is_placed_where_it_is_and_turned_as_it_is() -> None:
+def test_states_are_transformed_with_position_and_heading() -> None:
     plan = np.stack([np.zeros(6), 4.0 * TIME], -1)[None]
     last = follow(car(4.0, (10.0, -3.0), np.pi / 2), reference(plan, LEVER_M), 10)[-1]
     assert last.xy_m[0] == pytest.approx([10.0, 1.0], abs=1e-5)
@@ -49,7 +49,7 @@ def test_a_left_hand_circle_is_driven_within_centimetres() -> None:
         assert state.yaw_rad[0] == pytest.approx(turned, abs=0.03)
 
 
-def test_a_plan_that_stays_stops_the_car_and_never_rolls_back() -> None:
+def test_a_plan_that_stands_still_stops_the_car_without_reversing() -> None:
     states = follow(car(6.0), reference(np.zeros((1, 6, 2)), LEVER_M), 30)
     speed = np.array([6.0, *(s.speed_mps[0] for s in states)])
     assert (np.diff(speed) >= -0.7 - 1e-9).all()
@@ -65,7 +65,7 @@ def test_a_standing_car_stays_where_it_is() -> None:
     assert all((s.xy_m == 0).all() and (s.yaw_rad == 0).all() for s in states)
 
 
-def test_wheels_turn_only_so_fast() -> None:
+def test_the_steering_rate_is_limited() -> None:
     first = bicycle_step(car(5.0), np.zeros(1), np.array([0.6]))
     assert first.steer_rad[0] == pytest.approx(0.1 * STEER_RATE_RADPS)
     assert bicycle_step(car(5.0), np.full(1, -9.0), np.zeros(1)).speed_mps[0] == pytest.approx(4.1)
@@ -96,7 +96,7 @@ def test_the_true_path_of_a_town_is_driven_within_a_tenth_of_a_metre() -> None:
 
 
 def test_a_plan_is_followed_from_its_middle_as_from_its_start() -> None:
-    """Who has followed half a plan and goes on by it from there comes to the same places."""
+    """Following the second half of a plan from its middle gives the same states."""
     plan = np.stack([0.1 * TIME**2, 4.0 * TIME + 0.3 * TIME**2], -1)[None]
     wanted, start = reference(plan, LEVER_M), car(4.0, (10.0, -3.0), 0.7)
     whole = follow(start, wanted, 20)
@@ -104,5 +104,5 @@ def test_a_plan_is_followed_from_its_middle_as_from_its_start() -> None:
     for one, other in zip(whole[10:], rest, strict=True):
         np.testing.assert_allclose(one.xy_m, other.xy_m, atol=1e-9)
         np.testing.assert_allclose(one.yaw_rad, other.yaw_rad, atol=1e-9)
-    with pytest.raises(ValueError, match="asked for 31"):
+    with pytest.raises(ValueError, match="requested 31"):
         follow(start, wanted, 21, start, 10)

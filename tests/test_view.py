@@ -17,7 +17,7 @@ from iidrive.core.classes import CATEGORY_INDEX, FREE, IGNORE, OCC, OCC_COLOURS
 from iidrive.core.errors import DataError
 from iidrive.core.scene import Boxes, Command, GridSpec, Keyframe, OccGrid, Pose, Scene, VectorMap
 from iidrive.data.source import window
-from iidrive.report import figures
+from iidrive.report import drawing, figures
 
 SPEC = GridSpec((40, 30, 4), (-20.0, -15.0, -1.0), 1.0)
 YAW = 0.7
@@ -98,32 +98,32 @@ def test_top_down_takes_the_highest_known_voxel() -> None:
     grid[1, 0, 2] = IGNORE
     grid[1, 1, 0], grid[1, 1, 3] = OCC["terrain"], OCC["vegetation"]
     grid[1, 2, 0] = OCC["others"]
-    colours = figures.top_down(grid)
+    colours = drawing.top_down(grid)
     assert colours.shape == (2, 3, 3)
     assert colours.dtype == np.uint8
     for (x, y), name in {(0, 0): "car", (0, 1): "sidewalk", (0, 2): "free", (1, 1): "vegetation", (1, 2): "others"}.items():
         assert tuple(colours[x, y]) == tuple(OCC_COLOURS[OCC[name]]), name
     assert tuple(colours[0, 2]) == (255, 255, 255)
-    assert tuple(colours[1, 0]) == figures.UNKNOWN_COLOUR
+    assert tuple(colours[1, 0]) == drawing.UNKNOWN_COLOUR
 
 
 def test_top_down_leaves_the_colour_table_alone() -> None:
     before = OCC_COLOURS.copy()
-    figures.top_down(np.full((2, 2, 2), IGNORE, np.uint8))
+    drawing.top_down(np.full((2, 2, 2), IGNORE, np.uint8))
     assert (before == OCC_COLOURS).all()
 
 
 @pytest.mark.parametrize("grid", [np.full((2, 2, 2), 18, np.uint8), np.zeros((2, 2), np.uint8), np.zeros((2, 2, 0), np.uint8)])
-def test_top_down_refuses_what_is_no_occupancy(grid: np.ndarray) -> None:
+def test_top_down_refuses_other_arrays(grid: np.ndarray) -> None:
     with pytest.raises(DataError):
-        figures.top_down(grid)
+        drawing.top_down(grid)
 
 
 def test_upright_puts_ahead_left_into_the_upper_left() -> None:
     grid = np.full(SPEC.shape, FREE, np.uint8)
     ahead, left = 35, 25  # of 40 cells in x (forward) and 30 in y (left)
     grid[ahead, left, 1] = OCC["car"]
-    rows, columns = np.nonzero((figures.upright(figures.top_down(grid)) != 255).any(-1))
+    rows, columns = np.nonzero((drawing.upright(drawing.top_down(grid)) != 255).any(-1))
     assert rows.tolist() == [4]
     assert columns.tolist() == [4]
 
@@ -133,20 +133,20 @@ def test_a_box_ahead_left_ends_in_the_upper_left() -> None:
     now = panel.observation.now
     car = now.boxes.moved(np.linalg.inv(now.global_T_ego.matrix), "ego").centre_m[0]
     np.testing.assert_allclose(car[:2], (20, 5), atol=1e-9)
-    np.testing.assert_allclose(figures.to_picture(car), (-5, 20), atol=1e-9)
+    np.testing.assert_allclose(drawing.to_picture(car), (-5, 20), atol=1e-9)
     assert panel.target.boxes[0] is not None
-    np.testing.assert_allclose(figures.lidar_to_picture(panel.target.boxes[0].centre_m[:1, :2], LIDAR.matrix), [(-5, 20)], atol=1e-9)
+    np.testing.assert_allclose(drawing.lidar_to_picture(panel.target.boxes[0].centre_m[:1, :2], LIDAR.matrix), [(-5, 20)], atol=1e-9)
 
 
 def test_the_true_path_runs_up_from_the_lidar() -> None:
-    path = figures.lidar_to_picture(_panel().target.trajectory.points_m, LIDAR.matrix)
+    path = drawing.lidar_to_picture(_panel().target.trajectory.points_m, LIDAR.matrix)
     np.testing.assert_allclose(path, np.stack([np.zeros(6), 0.94 + 3.0 * np.arange(1, 7)], -1), atol=1e-5)
 
 
 def test_the_view_shows_boxes_map_and_holes_where_they_are() -> None:
     picture, figure = _drawn(_panel())
     car = OCC_COLOURS[OCC["car"]] / 255
-    road = np.array(to_rgba(figures.MAP_STYLES["drivable_area"].colour)[:3])
+    road = np.array(to_rgba(drawing.MAP_STYLES["drivable_area"].colour)[:3])
     assert np.abs(_pixel(picture, figure, -4.4, 21.5) - car).max() < 0.15, "the car is ahead on the left"
     assert np.abs(_pixel(picture, figure, 4.4, 21.5) - road).max() < 0.02, "nothing stands ahead on the right"
     assert np.abs(_pixel(picture, figure, -8.0, 5.0) - road).max() < 0.02, "the road reaches 9 m to the left"
@@ -172,7 +172,7 @@ def test_the_view_grows_with_the_paths() -> None:
     assert usual.axes[0].get_xlim()[1] < 24 < turning.axes[0].get_xlim()[1]
 
 
-def test_the_legend_tells_l2_at_three_seconds() -> None:
+def test_the_legend_shows_l2_at_three_seconds() -> None:
     panel = _panel()
     paths, rest, classes = figures.draw_view(Figure().add_subplot(), panel)
     assert [p.get_label() for p in paths] == ["true path", "planner, ii on: 0.00 m", f"constant-velocity: {np.hypot(3, 6):.2f} m"]
@@ -182,7 +182,7 @@ def test_the_legend_tells_l2_at_three_seconds() -> None:
     assert all(isinstance(p, Patch) for p in rest[:1])
 
 
-def test_where_the_scene_ends_there_is_no_l2() -> None:
+def test_without_a_full_future_there_is_no_l2() -> None:
     panel = _panel(index=8)
     assert not panel.target.trajectory.complete()
     assert figures.final_error_m(np.zeros((6, 2)), panel.target.trajectory) is None

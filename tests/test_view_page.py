@@ -1,4 +1,4 @@
-"""The page in three dimensions: what it is given is what is true and imagined, and in a real browser it shows it and asks nobody."""
+"""The 3-D page: its data are the truth and the prediction, and a real browser shows it without network access."""
 
 from __future__ import annotations
 
@@ -331,7 +331,7 @@ def test_a_sample_is_encoded_as_in_its_whole_scene() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["town-small", "--scene", "town-test-9"], "there is no such scene"),
+        (["town-small", "--scene", "town-test-9"], "no such scene"),
         (["town-small", "--keyframe", "12"], "has no full future; those that have one are 0 to 7"),
         (["town-small/tokenizer"], "imagines nothing"),
         (["town-smal"], "Did you mean 'town-small'?"),

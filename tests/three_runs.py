@@ -1,4 +1,4 @@
-"""Three tiny chains that differ in the seed alone: tokenizer, tokens, world model and planner of each."""
+"""Three tiny chains that differ only in the seed: tokenizer, tokens, world model and planner of each."""
 
 from __future__ import annotations
 

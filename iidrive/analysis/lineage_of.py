@@ -1,4 +1,4 @@
-"""What any path descends from: a checkpoint, a token cache, a predictions file, scores, or a run folder that holds some of them."""
+"""The lineage of any path: a checkpoint, a token cache, a predictions file, a scores file, or a run folder with some of them."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from iidrive.core.lineage import Lineage, Parent, marked
 from iidrive.core.text import printable
 from iidrive.core.untrusted.json_text import read_json
 from iidrive.data.tokens import TokenCache
-from iidrive.scoring.cases import Predictions, read_predictions
+from iidrive.scoring.predictions import Predictions, read_predictions
 from iidrive.training import checkpoint, shipped
 
 
 def trace(path: str | Path) -> list[Lineage]:
-    """The chains of everything at a path, a folder's own and that of what lies up to two folders below.
+    """The lineages of everything at a path, down to two folder levels below.
 
     Raises:
-        DataError: if nothing there has a chain.
+        DataError: if the path does not exist or nothing there has a lineage.
     """
     path = shipped.place(path) or Path(path)
     if not path.exists():
-        raise DataError(f"{path}: not there. Give a checkpoint, a token cache, a predictions file, a scores file or a run folder.")
+        raise DataError(f"{path}: no such path. Give a checkpoint, a token cache, a predictions file, a scores file or a run folder.")
     found = _of_file(path) if path.is_file() else _of_folder(path, depth=2)
     if not found:
         raise DataError(f"{path}: nothing here has a lineage. Expected a checkpoint, a token cache, a predictions file or scores.")
@@ -31,7 +31,7 @@ def trace(path: str | Path) -> list[Lineage]:
 
 
 def describe(lineage: Lineage) -> str:
-    """The chain, every link with where it lay and whether it still lies there, and the marks."""
+    """The lineage as text: the chain, the recorded path of every ancestor and whether it is still there, and the marks."""
     lines = [f"{lineage.path}: {lineage}"]
     lines += [f"  {a.kind} {a.fingerprint}: {_now(a, lineage)}" for a in lineage.ancestors if a.path]
     lines += [f"  {marked(mark)}" for mark in lineage.marks]
@@ -39,7 +39,7 @@ def describe(lineage: Lineage) -> str:
 
 
 def fit_together(lineages: Sequence[Lineage]) -> str:
-    """One sentence: whether several chains share their tokenizer (and world model); "" where there is nothing to compare."""
+    """One sentence: whether several lineages share their tokenizer (and world model); "" if there is nothing to compare."""
     for kind in ("tokenizer", "world"):
         of = {mark: [item.path for item in lineages if item.of(kind) == mark] for mark in dict.fromkeys(i.of(kind) for i in lineages)}
         of.pop("", None)
@@ -52,14 +52,14 @@ def fit_together(lineages: Sequence[Lineage]) -> str:
 
 
 def _now(parent: Parent, child: Lineage) -> str:
-    """Whether a parent still lies where it lay."""
+    """The recorded path of a parent, and whether the parent is still there."""
     try:
         found = checkpoint.read_manifest(checkpoint.moved(parent.path, child.path)).fingerprint
     except CheckpointError:
         return f"{parent.path} (no longer there)"
     if found == parent.fingerprint:
         return str(parent.path)
-    return f"{parent.path} (another one lies there now: {found}; it was trained again in place)"
+    return f"{parent.path} (replaced by another one, {found}: it was trained again in the same folder)"
 
 
 def _of_file(path: Path) -> list[Lineage]:
@@ -75,14 +75,14 @@ def _of_file(path: Path) -> list[Lineage]:
 
 
 def lineage_of_predictions(predictions: Predictions) -> Lineage:
-    """The chain that planned paths carry; without one, their origin is unknown."""
+    """The lineage stored with planned paths; without one, their origin is unknown."""
     plain = predictions.meta.get("lineage")
     return _placed(plain, predictions.where) if plain else Lineage("predictions of unknown origin", path=predictions.where)
 
 
 def _placed(plain: object, where: str) -> Lineage:
     if not isinstance(plain, dict):
-        raise LineageError(f"{where}: its lineage is damaged ({printable(plain)}). Write the file anew with `iidrive evaluate`.")
+        raise LineageError(f"{where}: its lineage is damaged ({printable(plain)}). Write the file again with `iidrive evaluate`.")
     return replace(Lineage.from_plain(plain, where), path=where)
 
 

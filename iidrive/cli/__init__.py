@@ -1,1 +1,1 @@
-"""The command line: argv to typed functions, one file a theme."""
+"""The command line: typed functions for the commands, one file per topic."""

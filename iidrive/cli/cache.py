@@ -1,4 +1,4 @@
-"""What iidrive keeps on disk because it can make it again."""
+"""The command `cache`: synthetic towns kept on disk."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from iidrive.data.town.cache import SceneCache, Size
 
 
 def cache(clear: Switch = "off") -> None:
-    """Show, and with `--clear on` remove, the synthetic towns that are kept so that they are made only once.
+    """Show the cache of synthetic towns, or remove it with `--clear on`.
 
-    They lie in `towns` below $IIDRIVE_CACHE, else below `iidrive` in $XDG_CACHE_HOME or ~/.cache. At most $IIDRIVE_CACHE_BYTES (2 GB) are
-    kept; scenes that were used longest ago go first.
+    The cache is the folder `towns` in $IIDRIVE_CACHE, else in `iidrive` in $XDG_CACHE_HOME or ~/.cache. It holds at most $IIDRIVE_CACHE_BYTES
+    (2 GB); the least recently used scenes are removed first.
 
     Args:
-        clear: remove all of them; they are made again when they are needed.
+        clear: remove all scenes; they are generated again when needed.
     """
     kept = SceneCache()
     print(f"folder  {kept.folder}")

@@ -1,4 +1,4 @@
-"""The command that drives in closed loop."""
+"""The command `drive`: closed loop."""
 
 from __future__ import annotations
 
@@ -43,30 +43,30 @@ def drive(
     devices: int = 0,
     towns: TownFields = TownFields(),  # noqa: B008
 ) -> None:
-    """Drive a planner in closed loop through towns whose traffic reacts, and score what it drove (EPDMS).
+    """Drive a planner in closed loop through towns with reactive traffic, and score the drives by EPDMS.
 
     Args:
         planner: still, constant-velocity, ctrv, ego-mlp; a planner's run folder or checkpoint; or module:function, from a batch of inputs to
             paths (B,6,2).
-        test_ii: what the planner is shown of the future; both (off and on) and all: a row each, and paired differences.
-        scenes: how many scenes to drive; more than the split has enlarge it; 0: all of it.
-        scene: drive this scene alone, by its name.
-        agents: whether the others see the ego, or do what they did in the recorded scene.
-        displace: start beside the path, turned, and at another speed.
-        delay_s: so long a plan takes, at most 0.5 s; meanwhile the car goes on by the plan before.
-        drop: share of the columns of the occupancy that look free to the planner.
-        go_on: drive on after an at-fault contact and off the road.
-        baselines: also drive the baselines; auto: those without weights, and beside a trained planner the ego-status MLP too.
-        json: where to write the scores besides.
-        run: run folder to write; default: runs/drive-PLANNER-SPLIT. Drives that it holds already are not driven again.
-        recipe: names the towns and the ego-status MLP's training (a checkpoint's own towns are used, but for fields given one by one).
-        where: scenes to drive; default: the test split (`--split hard`: somebody is in the way).
+        test_ii: the future that the planner uses; both (off and on) and all: one row each, and paired differences.
+        scenes: number of scenes to drive; the split is enlarged if needed; 0: all its scenes.
+        scene: drive only the scene of this name.
+        agents: reactive: others react to the ego; replay: they repeat the recorded scene.
+        displace: start beside the path, rotated, and at another speed.
+        delay_s: planning delay, at most 0.5 s; meanwhile the car follows the previous plan.
+        drop: fraction of occupancy columns that look free to the planner.
+        go_on: continue after an at-fault contact or off the road.
+        baselines: also drive the baselines; auto: those without weights, and ego-mlp if the planner is trained.
+        json: also write the scores to this file.
+        run: run folder to write; default: runs/drive-PLANNER-SPLIT. Existing drives in it are reused.
+        recipe: the towns and the training of ego-mlp (a checkpoint's own towns are used, except --recipe.town fields).
+        where: scenes to drive; default: the test split (`--split hard`: scenes with conflicts).
         devices: processes on this machine that share the scenes; results do not depend on it.
-        towns: fields of the towns that were given one by one.
+        towns: town fields set on the command line.
     """
     process_group = enter(devices)
     if scenes < 0:
-        raise ConfigError(f"--scenes {scenes}: expected how many scenes to drive, or 0 for all of the split.")
+        raise ConfigError(f"--scenes {scenes}: expected the number of scenes to drive, or 0 for all of the split.")
     subject = subject_of(planner)
     if not isinstance(subject, str):
         recipe = replace(recipe, town=town_of(subject.manifest, recipe.town, towns.given))

@@ -1,4 +1,4 @@
-"""Commands that run trained models: the demo, evaluation, the swap grid, the audit; and the one that prints what descends from what."""
+"""Commands that run trained models: demo, evaluate, swap, audit; and `lineage`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from iidrive.analysis import lineage_of
 from iidrive.analysis.leakage import audit as auditing
 from iidrive.analysis.leakage import findings
 from iidrive.analysis.leakage import plausible as plausibility
+from iidrive.analysis.leakage.subject import of_checkpoint
 from iidrive.analysis.swap import swap as swap_
 from iidrive.cli.options import DataOptions, RecipeGiven, Switch, TownFields, choose_threads, enter, read_plans, write_json
 from iidrive.core.errors import ConfigError, unknown
@@ -28,7 +29,8 @@ from iidrive.pipeline.recipes import Recipe
 from iidrive.pipeline.train import describe
 from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run
-from iidrive.scoring.cases import align, read_cases
+from iidrive.scoring.cases import read_cases
+from iidrive.scoring.predictions import align
 from iidrive.scoring.sampled import holds_arrays
 from iidrive.training import checkpoint, shipped
 
@@ -40,14 +42,14 @@ def demo(
     where: DataOptions = DataOptions(),  # noqa: B008
     given: RecipeGiven = RecipeGiven(),  # noqa: B008
 ) -> None:
-    """Evaluate the weights that come with iidrive beside the baselines, or train all three models first; print tables, draw pictures.
+    """Evaluate the shipped weights and the baselines, or train all three models first. Prints tables and writes a page with pictures.
 
     Args:
-        train: train all three models (some minutes); --recipe and other data than towns mean this too.
+        train: train all three models (some minutes); implied by --recipe and by data other than towns.
         where: towns, nuScenes (train on mini_train or train, test on mini_val or val) or Argoverse 2 (train on train, test on val).
-        recipe: what is trained, and how.
+        recipe: models and trainings.
         out: run folder.
-        given: whether a recipe was named.
+        given: whether a recipe was given.
     """
     trains = train or given.named or where.data != "town"
     choose_threads()
@@ -70,23 +72,23 @@ def evaluate(
     devices: int = 0,
     towns: TownFields = TownFields(),  # noqa: B008
 ) -> None:
-    """Plan every sample of a split, print the reference table, write predictions keyed by sample token.
+    """Plan every sample of a split, print the reference table, and write predictions by sample token.
 
     Args:
-        planner: still, constant-velocity, ctrv, ego-mlp; or a run folder or checkpoint (of a world model: forecasting alone).
+        planner: still, constant-velocity, ctrv, ego-mlp; or a run folder or checkpoint (of a world model: only forecasting).
         where: scenes to test on; default: the usual test split.
-        test_ii: the future it sees: none, imagined, another scene's, the true one.
-        json: where to write the scores.
+        test_ii: the future used: none, the imagined, another scene's, the true one.
+        json: file to write the scores to.
         run: run folder to write; default: runs/evaluate-PLANNER-SPLIT.
-        recipe: names the towns and the ego-status MLP's training (a checkpoint's own towns are used, but for fields given one by one).
-        world: run folder or checkpoint of stage 2, the planner's own model.
-        tokenizer: run folder or checkpoint of stage 1, the world model's own.
-        allow_mismatch: use stages that do not belong together; what they make is marked.
-        train_split: scenes that train ego-mlp; default: the usual ones.
-        explain: also write RUN/choices.jsonl: for every sample each candidate, what it was predicted to meet and what it did meet.
-        protocol: pdm: also follow every plan for 3 s and score it as drives are.
-        devices: processes on this machine that share the work; results stay the same.
-        towns: fields of the towns that were given one by one.
+        recipe: the towns and the training of ego-mlp (a checkpoint's own towns are used, except --recipe.town fields).
+        world: run folder or checkpoint of stage 2; default: the planner's own.
+        tokenizer: run folder or checkpoint of stage 1; default: the world model's own.
+        allow_mismatch: allow mismatched stages; all results are marked.
+        train_split: scenes to train ego-mlp on; default: the usual training split.
+        explain: also write RUN/choices.jsonl: predicted and true collisions of every candidate of every sample.
+        protocol: pdm: also follow every plan for 3 s and compute EPDMS.
+        devices: processes on this machine that share the work; results do not depend on it.
+        towns: town fields set on the command line.
     """
     process_group = enter(devices)
     if planner not in BASELINES and not shipped.exists(planner):
@@ -95,7 +97,7 @@ def evaluate(
         raise ConfigError(f"{planner} has no world model and no tokenizer: leave out --world and --tokenizer.")
     if planner in BASELINES and test_ii != "off":
         raise ConfigError(
-            f"{planner} has no world model, so --test-ii {test_ii} means nothing for it. Leave it out, or evaluate a planner's run folder."
+            f"{planner} has no world model, so --test-ii {test_ii} does not apply. Leave it out, or evaluate a planner's run folder."
         )
     subject = planner if planner in BASELINES else checkpoint.read(planner)
     if not isinstance(subject, str):
@@ -104,14 +106,14 @@ def evaluate(
     name = Path(planner).name if planner not in BASELINES else planner
     trained = train_split or source.usual_split("train")
     if train_split and planner != "ego-mlp":
-        raise ConfigError(f"--train-split names the scenes that train ego-mlp here; {planner} is not trained here. Leave it out.")
+        raise ConfigError(f"--train-split gives the scenes to train ego-mlp on; {planner} is not trained here. Leave it out.")
     tested = set(source.scene_names(split))
     both = (
         [name for name in source.scene_names(trained) if name in tested] if planner == "ego-mlp" and (train_split or is_list(split)) else []
     )
     if both:
         raise ConfigError(
-            f"ego-mlp would be trained on {len(both)} of the scenes that it is tested on ({', '.join(both[:3])}). Name others with --train-split."
+            f"ego-mlp would be trained on {len(both)} of its test scenes ({', '.join(both[:3])}). Choose other scenes with --train-split."
         )
     state = f"-ii-{test_ii}" if planner not in BASELINES else ""
     about = describe("evaluate", recipe, source, split) | {"test_ii": test_ii}
@@ -139,17 +141,17 @@ def swap(
     where: DataOptions = DataOptions(),  # noqa: B008
     towns: TownFields = TownFields(),  # noqa: B008
 ) -> None:
-    """Evaluate every tokenizer × world model × planner of some runs, and say whether quality or a mismatch makes a result bad.
+    """Evaluate every combination of tokenizer × world model × planner of some runs, to tell a bad model from a mismatch.
 
     Args:
-        paths: two or more run folders or checkpoints, separated by blanks; the stages below each are found by themselves.
+        paths: two or more run folders or checkpoints; the stages that they depend on are found automatically.
         run: run folder to write (swap.txt, swap.json, tokens).
-        scenes: how many scenes of the split, spread evenly; 0: all.
+        scenes: number of scenes of the split, evenly spread; 0: all.
         test_ii: whether planners use the imagined future.
-        json: where to write the numbers besides.
+        json: also write the results to this file.
         where: scenes to test on; default: the usual test split.
-        recipe: names the towns (the first world model's own towns are used, but for fields given one by one).
-        towns: fields of the towns that were given one by one.
+        recipe: the towns (the first world model's own towns are used, except --recipe.town fields).
+        towns: town fields set on the command line.
     """
     grid = swap_.grid_of(paths)
     recipe = replace(recipe, town=evaluation.town_of(grid.worlds[0].manifest, recipe.town, towns.given))
@@ -176,23 +178,25 @@ def audit(
     where: DataOptions = DataOptions(),  # noqa: B008
     towns: TownFields = TownFields(),  # noqa: B008
 ) -> None:
-    """Does anything that a model must not know change its answers? Exit status 1 if so. For predictions alone: can they be this good?
+    """Test whether information that a model must not use changes its outputs; for a predictions file, whether it is plausible.
+
+    The exit status is 1 if there is a leak or the predictions are implausible.
 
     Args:
         model: run folder or checkpoint of a planner or world model, a baseline's name, or a file of planned paths (npz, pickle, JSON)
             with --cases.
-        cases: truth to judge predictions with.
-        samples: about how many samples to audit at, spread over the split.
+        cases: ground truth for predictions.
+        samples: approximate number of samples to audit, spread over the split.
         test_ii: whether the planner uses the imagined future.
-        tokens: token cache to audit with the model; default: tokens are made anew. For planned paths without sample tokens: their list.
-        json: where to write the findings.
+        tokens: token cache to audit with the model; default: compute new tokens. For planned paths without sample tokens: their list.
+        json: file to write the findings to.
         where: scenes to audit on; default: the usual test split.
-        recipe: names the towns (a checkpoint's own towns are used, but for fields given one by one).
-        towns: fields of the towns that were given one by one.
+        recipe: the towns (a checkpoint's own towns are used, except --recipe.town fields).
+        towns: town fields set on the command line.
     """
     if not Path(model).is_dir() and holds_arrays(model):
         if not cases:
-            raise ConfigError(f"{model} is taken for planned paths, which can only be judged with the truth: add --cases CASES.npz.")
+            raise ConfigError(f"{model} holds planned paths, which need the ground truth: add --cases CASES.npz.")
         truth = read_cases(cases)
         paths, marks = read_plans(model, tokens)
         judged = plausibility.plausible(truth, align(truth, paths))
@@ -201,7 +205,7 @@ def audit(
     else:
         if cases:
             raise ConfigError("--cases is the truth for a predictions file; a model is audited on --data.")
-        make = auditing.of_checkpoint(model, test_ii == "on", tokens)
+        make = of_checkpoint(model, test_ii == "on", tokens)
         marks = ()
         if model not in KINEMATIC and shipped.exists(model):
             manifest = checkpoint.read_manifest(model)
@@ -219,10 +223,10 @@ def audit(
 
 
 def lineage(paths: list[str]) -> None:
-    """Print what checkpoints, token caches, predictions files, scores or run folders descend from, and whether they fit together.
+    """Print the lineage of checkpoints, token caches, predictions files, scores or run folders, and whether they match.
 
     Args:
-        paths: one or more paths, separated by blanks.
+        paths: one or more paths.
     """
     found = [item for path in paths for item in lineage_of.trace(path)]
     print("\n".join(lineage_of.describe(item) for item in found))

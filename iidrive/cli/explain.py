@@ -1,4 +1,4 @@
-"""The command that explains recipes: every field, its value and what it means."""
+"""The command `recipes`: every field of a recipe, with its value and meaning."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from iidrive.core.errors import ConfigError
 from iidrive.pipeline.recipes import RECIPES
 
 WIDTH, COLUMN = 140, 40
-"""Characters of a line, and where meanings begin."""
+"""Width of a line in characters, and the column of the comments."""
 
 
 def recipes(names: list[str] = []) -> None:  # noqa: B006 - never written to
-    """List the recipes, or print every field of one with its value and its meaning, as YAML that --recipe takes.
+    """List the recipes, or print every field of one with its value and meaning, as YAML for --recipe.
 
-    `iidrive recipes demo > mine.yaml` starts a recipe of your own.
+    `iidrive recipes demo > mine.yaml` creates a recipe to edit.
 
     Args:
-        names: the recipe to print, or its file (YAML or JSON); default: list them all.
+        names: name or file (YAML or JSON) of the recipe to print; default: list all recipes.
     """
     if len(names) > 1:
         raise ConfigError(f"recipes prints one recipe at a time; found {', '.join(names)}.")
@@ -34,7 +34,7 @@ def recipes(names: list[str] = []) -> None:  # noqa: B006 - never written to
 
 
 def explained(config: Any) -> str:
-    """A frozen config as YAML: a comment says what each class is for, and beside each value what it means."""
+    """A config as YAML, with a comment about the config and one beside each value."""
     return "\n".join([f"# {summary(type(config))}", *_fields(config, "")]) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Scenes in turn: which ones a training may see, and which ones it is tested on."""
+"""The command `folds`: training and test scenes for cross-validation."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def folds(
     where: DataOptions = DataOptions(),  # noqa: B008
     recipe: Recipe = recipes.small(),  # noqa: B008
 ) -> None:
-    """Divide the scenes of a split into folds, so that every scene is tested on once by a model that it did not train.
+    """Divide the scenes of a split into folds for cross-validation: every scene is in the test set of one fold.
 
-    Writes OUT/K-train.txt and OUT/K-test.txt, one scene name a line, which --split takes.
+    Writes OUT/K-train.txt and OUT/K-test.txt, one scene name per line, for use with --split.
 
     Args:
-        count: how many folds.
+        count: number of folds.
         out: folder to write.
         where: scenes to divide; default: the usual test split (`--split all`: every scene).
-        recipe: names the towns (seed, number of scenes).
+        recipe: the towns (seed, number of scenes).
     """
     source, split = where.open(recipe, "test")
     names = source.scene_names(split)

@@ -1,4 +1,4 @@
-"""The command line: which commands there are. What a command needs is imported when it is named, not before."""
+"""The command line's entry point and list of commands. Modules of a command are imported only when that command runs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from iidrive.core.text import printable_line
 
 @dataclass(frozen=True)
 class Command:
-    """One line about a command, how to get its function, and which shared options mean nothing for it (they are refused).
+    """A command: one line of help, a loader of its function, and the shared options that it does not accept.
 
-    `function` imports what it gives: call it only for the command that was named.
+    `function` imports the command's module and returns the function, so it is called only for the command that runs.
     """
 
     about: str
@@ -33,7 +33,7 @@ class Group:
     commands: Mapping[str, Command]
 
 
-# Modules themselves, so that the type checker sees the names that COMMANDS takes from them.
+# These functions return modules, so that the type checker knows the attributes used in COMMANDS.
 def _train():
     from iidrive.cli import train
 
@@ -107,15 +107,15 @@ def _cache():
 
 
 OCCUPANCY = ("occupancy", "gts", "predicted")
-"""Options about occupancy: nothing to choose where none is read."""
+"""Options about occupancy, for commands that do not read it."""
 
 COMMANDS: Mapping[str, Command | Group] = {
-    "demo": Command("evaluate the weights that come with iidrive, or train your own; draw", lambda: _evaluate().demo, ("split",)),
+    "demo": Command("evaluate the shipped weights, or train your own, with pictures", lambda: _evaluate().demo, ("split",)),
     "train": Group(
         "train a stage",
         {
             "tokenizer": Command("stage 1: the scene tokenizer", lambda: _train().train_tokenizer, ("allow_mismatch",)),
-            "world": Command("stage 2: the world model, on a tokenizer's tokens", lambda: _train().train_world),
+            "world": Command("stage 2: the world model, on the tokens of a tokenizer", lambda: _train().train_world),
             "planner": Command("the planner, on top of a world model", lambda: _train().train_planner),
         },
     ),
@@ -126,35 +126,35 @@ COMMANDS: Mapping[str, Command | Group] = {
         "answer a question by experiment",
         {"ii": Command("does a world model help the planner?", lambda: _study().ii)},
     ),
-    "view": Command("show a sample in three dimensions, as one page", lambda: _view().view),
-    "weights": Command("list the weights that come with iidrive, or say all about one", lambda: _weights().weights),
+    "view": Command("write a 3-D page of a sample, or a video of a scene", lambda: _view().view),
+    "weights": Command("list the shipped weights, or describe a set of them", lambda: _weights().weights),
     "recipes": Command("list the recipes, or explain every field of one", lambda: _explain().recipes),
-    "cases": Command("write the truth of a split, to score predictions against", lambda: _score().cases, OCCUPANCY),
-    "folds": Command("divide scenes, so that each is tested on once", lambda: _folds().folds, OCCUPANCY),
+    "cases": Command("write the ground truth of a split, to score predictions against", lambda: _score().cases, OCCUPANCY),
+    "folds": Command("divide scenes into folds for cross-validation", lambda: _folds().folds, OCCUPANCY),
     "score": Command("score planned paths by public protocols", lambda: _score().score, ("data", *OCCUPANCY)),
     "score-occupancy": Command("score occupancy grids by public rules", lambda: _occupancy().score_occupancy, ("data", *OCCUPANCY)),
-    "compare": Command("is A better than B, worse, or is there no difference that shows?", lambda: _score().compare),
-    "doctor": Command("examine tables, runs or predictions for what looks wrong", lambda: _score().doctor),
-    "audit": Command("does anything that a model must not know change its answers?", lambda: _evaluate().audit),
-    "lineage": Command("what descends from what, and whether it fits together", lambda: _evaluate().lineage),
-    "swap": Command("score all combinations of the stages of some runs", lambda: _evaluate().swap),
+    "compare": Command("is A better than B, worse, or is there no significant difference?", lambda: _score().compare),
+    "doctor": Command("examine tables, runs, predictions or occupancy for errors", lambda: _score().doctor),
+    "audit": Command("test a model for leaks of the future or of other samples", lambda: _evaluate().audit),
+    "lineage": Command("print the lineage of models and results, and whether they match", lambda: _evaluate().lineage),
+    "swap": Command("score all combinations of the stages of several runs", lambda: _evaluate().swap),
     "cache": Command("show, or clear, the synthetic towns kept on disk", lambda: _cache().cache),
-    "reproduce": Command("do one of the five reference runs", lambda: _reproduce().reproduce, ("split",)),
+    "reproduce": Command("run one of the five reference runs", lambda: _reproduce().reproduce, ("split",)),
     "import": Group(
-        "bring in weights of another project",
-        {"ii-world": Command("make checkpoints of II-World's files", lambda: _weights().import_ii_world)},
+        "import weights of another project",
+        {"ii-world": Command("convert II-World's files to checkpoints", lambda: _weights().import_ii_world)},
     ),
     "export": Group(
-        "give weights to another project",
-        {"ii-world": Command("write weights as II-World's files", lambda: _weights().export_ii_world)},
+        "export weights to another project",
+        {"ii-world": Command("convert checkpoints to II-World's files", lambda: _weights().export_ii_world)},
     ),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point: errors that iidrive raises on purpose are printed as one sentence, exit status 2."""
+    """Entry point. Errors that a user can cause are printed as one sentence, with exit status 2."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a locale without a character must not end the command
+        if isinstance(stream, io.TextIOWrapper):  # characters that the locale lacks must not raise
             stream.reconfigure(errors="backslashreplace")
     try:
         prog, command, rest = named(sys.argv[1:] if arguments is None else arguments)
@@ -165,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def named(arguments: Sequence[str]) -> tuple[str, Command, Sequence[str]]:
-    """What to call the command that was named, the command, and its arguments. `--help` before a command lists commands.
+    """The full name of the command in `arguments`, the command, and its own arguments. `--help` before a command lists the commands and exits.
 
     Raises:
         ConfigError: if there is no such command.
@@ -185,7 +185,7 @@ def named(arguments: Sequence[str]) -> tuple[str, Command, Sequence[str]]:
 
 
 def run(command: Command, prog: str, arguments: Sequence[str]) -> None:
-    """Parse the arguments of a command and do it. Every error that a user can cause becomes one sentence and an exit status."""
+    """Parse the arguments of a command and run it. Errors that a user can cause are printed as one sentence, with an exit status."""
     from iidrive.cli.options import console
     from iidrive.cli.parser import call, parser_of
     from iidrive.runtime import distributed
@@ -207,24 +207,24 @@ def run(command: Command, prog: str, arguments: Sequence[str]) -> None:
         console.print(f"iidrive: cannot read or write {name}: {error.strerror or error}.", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        console.print("iidrive: stopped. Checkpoints written so far are whole; `--resume on` goes on from the newest.")
+        console.print("iidrive: stopped. Checkpoints written so far are complete; `--resume on` continues from the newest.")
         sys.exit(130)
     finally:
         distributed.leave()
 
 
 def _shown(error: object) -> str:
-    """A message without control characters, whatever a file name or a value put into it; only its own lines stay lines."""
+    """A message without control characters, which file names or values may contain. Its own line breaks are kept."""
     return "\n".join(printable_line(line) for line in str(error).split("\n"))
 
 
 def _list(prog: str, about: str, table: Mapping[str, Command | Group]) -> NoReturn:
-    """Print the commands, one line each."""
+    """Print the commands, one line each, and exit."""
     parser = argparse.ArgumentParser(
         prog,
         usage=f"{prog} COMMAND ...",
         description=about,
-        epilog=f"`{prog} COMMAND --help` shows what a command takes.",
+        epilog=f"`{prog} COMMAND --help` shows the options of a command.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=100),
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")

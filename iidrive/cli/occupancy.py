@@ -1,4 +1,4 @@
-"""Commands about occupancy of other code bases."""
+"""The command `score-occupancy`: occupancy of any code base."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def score_occupancy(
     json: str = "",
     where: DataOptions = DataOptions(),  # noqa: B008
 ) -> None:
-    """Score predicted occupancy by the rules of II-World, OccWorld, Occ3D and RayIoU, and what moves, joined to the truth by sample token.
+    """Score predicted occupancy by the rules of II-World, OccWorld, Occ3D and RayIoU, and by movers. Samples are joined by token.
 
     Args:
-        predictions: folder of <scene>/<sample token>/labels.npz or <sample token>.npz, with `semantics`: the present grid, or seven (now and
-            0.5 to 3.0 s ahead); `flow`, if it is there, holds velocities (m/s along x and y) of the present grid or of all seven, for mAVE.
-        truth: folder of Occ3D labels in such a layout, with mask_camera for Occ3D's rule; default: ROOT/gts.
-        rays: whether to trace rays, which takes most of the time.
-        classes: class numbers of the predictions: occ3d, openocc, surroundocc, or a file with a class name a line; default: occ3d, if the
-            labels do not contradict it.
-        truth_classes: class numbers of the truth, in the same way.
-        json: where to write the scores.
-        where: nuScenes gives the lidar's origins for RayIoU, the order of keyframes for forecasts, and the boxes for what moves. Without it,
-            all scenes of the truth folder are scored.
+        predictions: folder of <scene>/<sample token>/labels.npz or <sample token>.npz, with `semantics`: the current grid, or seven grids (now
+            and 0.5 to 3.0 s ahead); optional `flow`: velocities (x, y; m/s) of the current grid or of all seven, for mAVE.
+        truth: folder of Occ3D labels in the same layout, with mask_camera for Occ3D's rule; default: ROOT/gts.
+        rays: whether to compute RayIoU, which takes most of the time.
+        classes: class numbers of the predictions: occ3d, openocc, surroundocc, or a file with one class name per line; default: occ3d, if
+            consistent with the labels.
+        truth_classes: class numbers of the ground truth, likewise.
+        json: file to write the scores to.
+        where: nuScenes, needed for RayIoU (lidar origins), forecasts (order of keyframes) and movers (boxes). Without it, all scenes of the
+            truth folder are scored.
     """
     root, split, version = where.root, where.split, where.version
     if json:
@@ -48,12 +48,12 @@ def score_occupancy(
     written = Written(named(classes), named(truth_classes))
     if not truth and not root:
         raise ConfigError(
-            "score-occupancy needs the truth: --truth FOLDER of Occ3D labels, --root PATH of nuScenes with gts/ in it, or both."
+            "score-occupancy needs the ground truth: --truth FOLDER of Occ3D labels, --root PATH of nuScenes with gts/ in it, or both."
         )
     if version and not root:
-        raise ConfigError("--version names a folder of nuScenes: add --root.")
+        raise ConfigError("--version is a folder of nuScenes: add --root.")
     if root and not truth and not (expanded(root) / "gts").is_dir():
-        raise ConfigError(f"{root} has no folder gts/ with Occ3D labels: say where they are with --truth.")
+        raise ConfigError(f"{root} has no folder gts/ with Occ3D labels: give their folder with --truth.")
     tables = NuScenes(NuScenesConfig(root, version)) if root else None
     split = split or (tables.usual_split("test") if tables else "")
     with ExitStack() as open_:
@@ -75,20 +75,20 @@ def score_occupancy(
 Array = np.ndarray
 
 _LOW = 0.5
-"""An IoU of occupied against free, now, below which something else than the model may be at fault."""
+"""If the IoU of occupied voxels at 0 s is below this, the cause may be the format rather than the model."""
 
 
 def _advise(hist: Array, predictions: str, truth: str, written: Written) -> None:
-    """Below a table: whether classes seem to be exchanged, and where the IoU is low, what that the doctor tries would raise it.
+    """Print a note if classes seem to be permuted or, for a low IoU, which correction of `doctor` would raise it.
 
-    `hist` (18, 18) counts the present voxels by [truth, prediction].
+    `hist` (18, 18) counts voxels at 0 s by [truth, prediction].
     """
     order = occupancy.exchanged(hist)
     suspects = [order] if order is not None else []
     if not suspects and float(iou_occupied(hist)) < _LOW:
         try:
             suspects += occupancy.examine(predictions, truth, written, 4).suspects()
-        except IIDriveError:  # the scores stand; what cannot be examined besides is no error of theirs
+        except IIDriveError:  # the scores are valid even if the files cannot be examined
             return
     for finding in suspects:
-        print(f"note: {finding.kind}: {finding.sentence} `iidrive doctor {predictions} --truth {truth}` says more.")
+        print(f"note: {finding.kind}: {finding.sentence} Run `iidrive doctor {predictions} --truth {truth}` for details.")

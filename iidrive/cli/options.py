@@ -1,4 +1,4 @@
-"""What several commands share: opening data, starting and ending a run, tokens on the way."""
+"""Options and helpers shared by several commands: opening data, starting and finishing a run, writing tokens."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from iidrive.runtime import distributed, threads
 from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run, repeat_bits
-from iidrive.scoring.cases import Predictions
+from iidrive.scoring.predictions import Predictions
 from iidrive.scoring.readers import read_paths
 from iidrive.training import checkpoint
 from iidrive.training.optim import TrainConfig
@@ -45,16 +45,16 @@ console = Console(stderr=True)
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Which scenes.
+    """Which data and scenes to use.
 
     Attributes:
-        data: embedded towns, nuScenes or Argoverse 2 sensor logs.
+        data: synthetic towns, nuScenes or Argoverse 2 sensor logs.
         root: folder of nuScenes (v1.0-…/, maps/) or of Argoverse 2 (train/, val/).
-        split: a split, or a file of scene names; default: the usual one.
+        split: a split, or a file of scene names; default: the usual split.
         occupancy: which occupancy of nuScenes to use.
         gts: folder of Occ3D labels; default: ROOT/gts.
         predicted: folder of predicted labels in the Occ3D layout.
-        version: version folder of nuScenes, where there are several.
+        version: version folder of nuScenes, if there are several.
     """
 
     data: DataName = "town"
@@ -67,11 +67,11 @@ class DataOptions:
 
     @property
     def source(self) -> Data:
-        """All but the split."""
+        """The data without the split."""
         return Data(self.data, self.root, self.version, self.occupancy, self.gts, self.predicted)
 
     def open(self, recipe: Recipe, part: Literal["train", "test"]) -> tuple[Source, str]:
-        """The source, and the split that was named or is usual; what the data lack is said on stderr."""
+        """Open the source. Returns it and the split (the given or usual one). Missing parts of the data are reported on stderr."""
         source = self.source.open(recipe.town)
         for sentence in source.missing():
             note(sentence)
@@ -80,31 +80,31 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class TownFields:
-    """Fields of `--recipe.town.…` that were given one by one: they replace a checkpoint's own, others do not."""
+    """Names of the town fields set with `--recipe.town.…`. They override a checkpoint's town config; fields of a recipe do not."""
 
     given: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class RecipeGiven:
-    """Whether the command line named a recipe, with `--recipe` or in `--config`; fields of towns alone do not count."""
+    """Whether a recipe was given, with `--recipe` or in `--config`. Town fields alone do not count."""
 
     named: bool = False
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Where a training is kept, where it starts, and how it is spread over devices.
+    """Run folder, initialisation and parallelism of a training.
 
     Attributes:
         run: run folder to write.
-        resume: go on from RUN's newest checkpoint; auto: if any.
-        init: run folder or checkpoint whose weights to start from (fine-tuning).
-        devices: processes on this machine, one a GPU; not under torchrun or SLURM.
-        threads: threads a process; default: the resumed run's, or the free cores.
-        parallel: samples computed at once on a device, accumulation, workers, and what saves memory or time.
-        tensorboard: keep curves in RUN/tensorboard.
-        allow_mismatch: use stages that do not fit together; all is marked.
+        resume: continue from RUN's newest checkpoint; auto: if any.
+        init: run folder or checkpoint with initial weights (fine-tuning).
+        devices: processes on this machine, one per GPU; not under torchrun or SLURM.
+        threads: threads per process; default: the resumed run's, or the free cores.
+        parallel: micro-batch size, gradient accumulation, workers, and options that save memory or time.
+        tensorboard: write curves to RUN/tensorboard.
+        allow_mismatch: allow mismatched stages; all results are marked.
     """
 
     run: str = ""
@@ -117,7 +117,7 @@ class TrainOptions:
     allow_mismatch: Switch = "off"
 
     def enter(self, config: TrainConfig) -> RunOptions:
-        """Start or join the processes; one sitting of the training, as the command line tells it. Chooses how many threads compute."""
+        """Start or join the processes, set the number of threads, and return the run options."""
         process_group = enter(self.devices, partial(self.parallel.divide, config))
         choose_threads(self.threads, self.run if self.resume != "off" else "", process_group.size, distributed.started()[0])
         repeat_bits(self.parallel.deterministic)
@@ -125,31 +125,31 @@ class TrainOptions:
 
 
 def require_scene(scene: str, names: Sequence[str], split: str) -> None:
-    """Raise ConfigError for a `--scene` that a split does not have; none given is none missing."""
+    """Raise ConfigError if the split does not have the given `--scene`. An empty name is accepted."""
     if scene and scene not in names:
-        raise ConfigError(f"--scene {scene}: there is no such scene in {split}; its scenes are {names[0]} to {names[-1]}.")
+        raise ConfigError(f"--scene {scene}: no such scene in {split}; its scenes are {names[0]} to {names[-1]}.")
 
 
 def note(sentence: str) -> None:
-    """Say something on stderr that a reader of the output must know."""
+    """Print a note about the results on stderr."""
     console.print(f"note: {sentence}", markup=False, highlight=False, soft_wrap=True)
 
 
 def choose_threads(asked: int = 0, run: str = "", size: int = 1, here: int = 1) -> None:
-    """Compute with the threads that were asked for or that suit (`threads.use`); said where they are fewer than usual."""
+    """Set the number of threads to `asked`, or to a suitable number (`threads.use`). Prints a note if that is fewer than torch's default."""
     usual = torch.get_num_threads()
     used = threads.use(asked, run or None, size, here)
     if used < usual and not asked:
         note(
-            f"computing with {used} of {usual} threads, as cores are free or as the run did before; `--threads N` or OMP_NUM_THREADS sets "
-            "another number."
+            f"using {used} of {usual} threads, because of busy cores or as in the resumed run; set another number with `--threads N` or "
+            "OMP_NUM_THREADS."
         )
 
 
 def read_plans(path: str | Path, tokens: str = "") -> tuple[Predictions, tuple[str, ...]]:
-    """Planned paths of any kind that can be read, and the marks they carry; what was taken on trust is said.
+    """Read planned paths in any supported format, and their marks. Assumptions made are printed.
 
-    `tokens` names the rows of a file that carries no tokens.
+    `tokens` is a file with the sample tokens of the rows, for a file without tokens.
     """
     found = read_paths(path, tokens)
     if found.assumed:
@@ -160,9 +160,9 @@ def read_plans(path: str | Path, tokens: str = "") -> tuple[Predictions, tuple[s
 
 
 def enter(devices: int, fits: Callable[[int], object] = lambda devices: None) -> ProcessGroup:
-    """The processes that share this command. With `devices` > 1 and nothing started yet, start them: this process then only watches.
+    """The process group of this command. With `devices` > 1 and no processes yet, start them; this process then only waits for them.
 
-    Only rank 0 speaks. `fits` raises ConfigError for a number of processes that will not do, before any work and once for all.
+    Only rank 0 prints. `fits` raises ConfigError for an unsuitable number of processes, before any work and once for all ranks.
     """
     if distributed.to_be_started(devices):
         fits(devices)
@@ -173,13 +173,13 @@ def enter(devices: int, fits: Callable[[int], object] = lambda devices: None) ->
             fits(process_group.size)
     if not process_group.is_rank_zero:
         console.quiet = True
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
         warnings.simplefilter("ignore")
     return process_group
 
 
 def start(run: str, about: dict[str, Any], options: RunOptions) -> Run:
-    """Start a training run, which keeps its own recipe."""
+    """Start or resume a training run, and write its recipe into the run folder."""
     started = Run.start(
         run, about | {"init": options.init, "parallel": to_plain(options.parallel)}, options.resume != "off", options.process_group
     )
@@ -198,12 +198,12 @@ def tokens_of(
     shard: slice = slice(None),
     process_group: ProcessGroup | None = None,
 ) -> TokenCache:
-    """The token cache of a split, completed where scenes are missing. `allow`: another tokenizer's cache will do as it is."""
+    """The token cache of a split; missing scenes are written. With `allow`, an existing cache of another tokenizer is used unchanged."""
     used = load_tokenizer(tokenizer)
     if allow and folder and (Path(folder) / "manifest.json").is_file():
         there = TokenCache(folder)
         if there.manifest.tokenizer != used.checkpoint.manifest.fingerprint:
-            return there  # another tokenizer's: read as it is, never added to
+            return there  # of another tokenizer: read, never extended
     names = source.scene_names(split)[shard]
     folder = folder or str(tokens_folder(run, used, source))
     with counting("tokens", len(names), process_group) as tick:
@@ -211,7 +211,7 @@ def tokens_of(
 
 
 def finish(path: Path, data: Data, recipe: Recipe, run: str) -> None:
-    """Say what was trained and what comes next."""
+    """Print what was trained, and the next command."""
     manifest = checkpoint.read_manifest(path)
     print(f"{mark_lines(manifest.marks)}{manifest.kind} {manifest.fingerprint} after {manifest.samples_seen} samples: {path}")
     for sentence in _course(path, manifest):
@@ -235,30 +235,30 @@ def finish(path: Path, data: Data, recipe: Recipe, run: str) -> None:
 
 
 def _course(path: Path, manifest: checkpoint.Manifest) -> list[str]:
-    """How a training went: its last losses, speed and memory, and its best validation."""
-    run, told = path.parent.parent, []
+    """Sentences about a training: last losses, speed and memory, and best validation."""
+    run, out = path.parent.parent, []
     log = run / "metrics.jsonl"
     lines = log.read_text().splitlines() if log.is_file() else []
     line = next((line for line in reversed(lines) if '"loss"' in line and line.endswith("}")), "")
     if line:
         last = parse_json(line, str(log))
         parts = " ".join(f"{k} {v:.4g}" for k, v in last.items() if k not in ("samples", "learning_rate", "samples_per_s", "memory_gb"))
-        told.append(f"last losses: {parts}; {last['samples_per_s']:.1f} samples/s, {last['memory_gb']:.1f} GB; all in {log}")
+        out.append(f"last losses: {parts}; {last['samples_per_s']:.1f} samples/s, {last['memory_gb']:.1f} GB; all in {log}")
     if best := manifest.metrics.get("best"):
         where = path.with_name(checkpoint.name(best["samples"]))
-        told.append(f"best validation: {best['name']} {best['value']:.4g} after {best['samples']} samples: {where}")
-    return told
+        out.append(f"best validation: {best['name']} {best['value']:.4g} after {best['samples']} samples: {where}")
+    return out
 
 
 def write_json(path: str, value: object) -> None:
-    """Write plain values as JSON, making the folder."""
+    """Write plain values as JSON; create the folder."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     Run(target.parent).write_json(target.name, value)
 
 
 def places_of_shard(text: str) -> slice:
-    """The places of a shard's scenes: `1/4` is 1, 5, 9, …"""
+    """The scene indices of a shard as a slice: `1/4` is 1, 5, 9, …"""
     number, slash, count = text.partition("/")
     if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
         raise ConfigError(f"--shard {text}: expected K/N with 0 <= K < N, as in `--shard 0/4` to `--shard 3/4` for four processes.")

@@ -1,11 +1,11 @@
-"""From a typed function to its options, by jsonargparse: one option a parameter, helps from the docstring's `Args:`.
+"""Command-line options from typed functions, with jsonargparse: one option per parameter, help texts from the docstring's `Args:`.
 
-What jsonargparse has no feature for, and is added here:
+This module adds to jsonargparse:
 
-- a parameter of a type in `FLAT` is written once for all commands, and its fields are options of their own (`--root`, not `--where.root`);
-- `list[str]` takes files that may stand anywhere among the options; `bool` is a switch without a value;
+- the fields of a parameter whose type is in `FLAT` are top-level options (`--root`, not `--where.root`);
+- `list[str]` accepts files anywhere among the options; `bool` is a flag without a value;
 - `--test-ii` and `--test_ii` are the same option, and so are `--run` and `--out`;
-- `--recipe NAME` stands for the fields of that recipe. They can be overridden one by one, and `--help` does not list them;
+- `--recipe NAME` sets all fields of that recipe. Each can be overridden, and `--help` does not list them;
 - errors are one sentence.
 """
 
@@ -40,12 +40,12 @@ from iidrive.core.untrusted.yaml_text import read_yaml
 from iidrive.pipeline.recipes import RECIPES, Recipe, is_file, named
 
 FLAT = (DataOptions, TrainOptions)
-"""Types of parameters whose fields are options of their own."""
+"""Parameter types whose fields are top-level options."""
 RECIPE_HELP = "a name or FILE.yaml; --recipe.FIELD VALUE overrides a field (see `iidrive recipes`)."
 
 
 class HelpFormatter(DefaultHelpFormatter):
-    """One line an option where it fits: the default, and no types, which the names and helps tell."""
+    """Help with one line per option where it fits, with defaults and without types."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=max(100, min(shutil.get_terminal_size().columns, 140)))
@@ -61,7 +61,7 @@ class Parser(ArgumentParser):
     """The parser of one command."""
 
     recipe_file = ""
-    """The file that `--recipe` named, for errors about its fields."""
+    """The file given with `--recipe`, for errors about its fields."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog=prog, formatter_class=HelpFormatter, allow_abbrev=False, print_config="--print-config")
@@ -85,7 +85,7 @@ class Parser(ArgumentParser):
                 action.help = shown
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Wrong usage is one sentence that names the option as it is typed.
+        """Report wrong usage in one sentence, with the option's name as typed.
 
         Raises:
             ConfigError: always.
@@ -107,12 +107,12 @@ class Parser(ArgumentParser):
         return f"unrecognized arguments: {option}{hint}"
 
     def _typed(self, dest: str) -> str:
-        """`test_ii` as `--test-ii`; a field of a recipe keeps its own name."""
+        """The option of a parameter: `--test-ii` for `test_ii`. The name of a recipe field is unchanged."""
         option = f"--{dest}"
         return self._option_string_actions[option].option_strings[0] if option in self._option_string_actions else dest
 
     def _parse_known_args(self, arg_strings: Sequence[str], namespace: Any, *rest: Any, **options: Any) -> tuple[Any, list[str]]:
-        """Options first, then what is left as files, as `argparse.ArgumentParser.parse_intermixed_args` does it."""
+        """Parse options first, then the remaining arguments as files, like `argparse.ArgumentParser.parse_intermixed_args`."""
         positionals = [(action, action.nargs, action.default) for action in self._get_positional_actions()]
         for action, _, _ in positionals:
             action.nargs = action.default = argparse.SUPPRESS
@@ -128,7 +128,7 @@ class Parser(ArgumentParser):
 
 
 def meanings(of: Callable[..., Any]) -> dict[str, str]:
-    """What a docstring's `Args:` or `Attributes:` say about each name, one line each."""
+    """Descriptions of the `Args:` or `Attributes:` in a docstring, by name, each on one line."""
     found = docstring_parser.parse(inspect.getdoc(of) or "").params
     return {param.arg_name: " ".join((param.description or "").split()) for param in found}
 
@@ -139,7 +139,7 @@ def summary(of: Callable[..., Any]) -> str:
 
 
 def parser_of(function: Callable[..., Any], prog: str, without: Sequence[str] = ()) -> Parser:
-    """The parser of a command's function. `without` names fields of `FLAT` types that mean nothing for it."""
+    """The parser of a command's function. `without` names fields of `FLAT` types that the command does not accept."""
     parser, helps, hints = Parser(prog), meanings(function), get_type_hints(function)
     parameters = inspect.signature(function).parameters
     own = [name for name in parameters if hints[name] in (list[str], bool, TownFields, RecipeGiven, *FLAT)]
@@ -161,43 +161,41 @@ def parser_of(function: Callable[..., Any], prog: str, without: Sequence[str] = 
 
 
 def _respell(parser: Parser) -> None:
-    """Dashes beside underscores, `--out` beside `--run`, recipes by name."""
+    """Add options with dashes, `--out` as an alias of `--run`, and recipes by name."""
     known = parser._option_string_actions
     for option, action in list(known.items()):
         if "_" in option and "." not in option:
             action.option_strings = [option.replace("_", "-")]
             known[action.option_strings[0]] = action
     if "--run" in known and "--out" not in known:
-        known["--run"].option_strings = ["--run", "--out"]  # torchrun takes --run for an option of its own
+        known["--run"].option_strings = ["--run", "--out"]  # torchrun has its own --run option
         known["--out"] = known["--run"]
     if isinstance(known.get("--recipe"), _ActionConfigLoad):
         known["--recipe"].type = partial(_recipe_fields, parser)
 
 
 def _recipe_fields(parser: Parser, text: str) -> str:
-    """The fields of a named recipe or of a file as JSON, which options that follow can override.
+    """The fields of a named recipe or of a file as JSON. Later options can override them.
 
     Raises:
-        ConfigError: if there is no such recipe or file, or a file cannot be read or holds something else than fields.
+        ConfigError: if there is no such recipe or file, or the file cannot be read or does not hold fields.
     """
     if not is_file(text):
         return json.dumps(to_plain(named(text)))
     if not Path(text).is_file():
-        raise ConfigError(f"--recipe {text}: there is no such file. Give a file or one of {', '.join(RECIPES)}.")
+        raise ConfigError(f"--recipe {text}: no such file. Give a file or one of {', '.join(RECIPES)}.")
     found = _fields_in(text)
     hints = get_type_hints(Recipe)
     for name, value in found.items():
         if name in hints and dataclasses.is_dataclass(hints[name]) and not isinstance(value, dict):
             shown = "nothing" if value is None else printable(value, 40)
-            raise ConfigError(
-                f"{text}: {name} must hold fields of its own, as in `{name}: {{…}}`; found {shown}. Leave it out for the defaults."
-            )
+            raise ConfigError(f"{text}: {name} must hold fields, as in `{name}: {{…}}`; found {shown}. Leave it out for the defaults.")
     parser.recipe_file = text
     return json.dumps(found)
 
 
 def _fields_in(path: str) -> dict[str, Any]:
-    """The names and values of a YAML or JSON file. Raises ConfigError for a file that cannot be read or holds something else."""
+    """The fields of a YAML or JSON file. Raises ConfigError for a file that cannot be read or does not hold a mapping."""
     try:
         found = read_yaml(path)
     except DataError as error:
@@ -210,15 +208,15 @@ def _fields_in(path: str) -> dict[str, Any]:
 
 
 class _ConfigFile(ActionConfigFile):
-    """A file of options, read as recipes are."""
+    """The action of `--config`: a file of options, read like a recipe."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        """Merge the file's options into those before it."""
+        """Merge the file's options into the earlier ones."""
         super().__call__(parser, cfg, json.dumps(_fields_in(values)) if Path(values).exists() else values, option_string)
 
 
 def _shorten(parser: Parser, helps: dict[str, str]) -> None:
-    """Few headings, short names for values, and a usage line that does not repeat the options."""
+    """Shorten the help: few headings, short metavars, and a usage line without the options."""
     parser._action_groups[0].title = "arguments"
     for action in parser._actions:
         if isinstance(action, _ActionConfigLoad) and action.dest == "recipe":
@@ -234,7 +232,7 @@ def _shorten(parser: Parser, helps: dict[str, str]) -> None:
 
 
 def call(function: Callable[..., Any], parser: Parser, arguments: Sequence[str]) -> None:
-    """Parse, and call the function with what was parsed."""
+    """Parse the arguments and call the function with them."""
     parsed = _instantiated(parser, parser.parse_args(list(arguments)))
     given, hints = {}, get_type_hints(function)
     for name, parameter in inspect.signature(function).parameters.items():
@@ -251,7 +249,7 @@ def call(function: Callable[..., Any], parser: Parser, arguments: Sequence[str])
 
 
 def read_recipe(text: str, prog: str = "iidrive recipes") -> Recipe:
-    """A recipe by name or from a file, fields left out as in `small`. Raises ConfigError."""
+    """A recipe by name or from a file. Fields missing in the file are those of `small`. Raises ConfigError."""
     if not is_file(text):
         return named(text)
     parser = Parser(prog)
@@ -261,7 +259,7 @@ def read_recipe(text: str, prog: str = "iidrive recipes") -> Recipe:
 
 
 def _instantiated(parser: Parser, parsed: Any) -> Any:
-    """Configs of what was parsed. A ConfigError about a recipe names the stage and, where there is one, the file."""
+    """The parsed values as config objects. A ConfigError about a recipe names the stage and, if there is one, the file."""
     try:
         return parser.instantiate(parsed)
     except ConfigError as error:

@@ -1,12 +1,12 @@
-"""The five reference runs of a researcher's notes, each as the plain commands that do it.
+"""The five reference runs of a researcher's notes, each as a list of iidrive commands.
 
-| run | what was done | what is to be found out |
+| run | what was done | question |
 |---|---|---|
-| r1 | own weights, ii on while training, off while testing | the table |
-| r2 | the same weights, ii on while testing too | whether it "even seems a little worse" |
-| r3 | trained and tested on another number of devices | that nothing depends on it |
-| r4 | a published world model on one's own tokenizer | that this is a mismatch, and not "because the first stage was trained with two cards" |
-| r5 | fine-tuned from published weights | whether a number that good is a leak |
+| r1 | own weights, ii on in training, off in testing | the table |
+| r2 | the same weights, ii on in testing, too | whether it "even seems a little worse" |
+| r3 | trained and tested on another number of devices | whether results depend on it |
+| r4 | a published world model with one's own tokenizer | a mismatch, or "because the first stage was trained with two cards" |
+| r5 | fine-tuned from published weights | whether such good numbers are a leak |
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Name = Literal["r1", "r2", "r3", "r4", "r5"]
 
 @dataclass(frozen=True)
 class Step:
-    """Arguments of one `iidrive` command, and the file that it has written when it is done ("": it is done every time, or knows by itself).
+    """Arguments of one `iidrive` command.
 
-    `refused` says that it must end with an error of lineage: that is its result.
+    `result`: a file that exists once the command is done; "": run the command every time. `refused`: the command must fail with a lineage error.
     """
 
     arguments: tuple[str, ...]
@@ -33,10 +33,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how: the folder that all five share, devices, options that say which data and which recipe, published files if there are any.
+    """Options of the reference runs: the folder shared by all five, devices, data and recipe options, and published files.
 
-    Without `stage1` and `stage2`, a tokenizer and a world model that are trained here from another seed stand in for the published ones.
-    `shares` says in how many parts a step of each stage's training can be shared out.
+    Without `stage1` and `stage2`, a tokenizer and a world model trained here with another seed replace the published ones. `shares`: by
+    stage, into how many parts a training step can be divided.
     """
 
     out: Path
@@ -48,13 +48,13 @@ class Setting:
     shares: Mapping[str, int] = field(default_factory=dict)
 
     def devices_of(self, stage: str) -> int:
-        """As many of the devices as can share a stage's step evenly."""
+        """The largest number of devices that can divide a stage's training step evenly."""
         parts = self.shares.get(stage, self.devices)
         return max((n for n in range(1, self.devices + 1) if parts % n == 0), default=0)
 
 
 def steps(name: Name, setting: Setting) -> list[Step]:
-    """The commands of one run, in order. What earlier commands have finished is not done again."""
+    """The commands of one run, in order."""
     out = setting.out
     if name == "r1":
         return [*_own(setting, "own"), _evaluate(setting, "own", "r1", "off")]
@@ -91,7 +91,7 @@ def _how(setting: Setting, stage: str, many: bool = True) -> tuple[str, ...]:
 
 
 def _own(setting: Setting, folder: str, many: bool = False) -> list[Step]:
-    """All three stages, ii on while training; on one device, or `many`."""
+    """Commands that train all three stages with ii on, on one device or on `many`."""
     run = setting.out / folder
     stages = {
         "tokenizer": ("train", "tokenizer", "--run", str(run / "tokenizer")),
@@ -102,7 +102,7 @@ def _own(setting: Setting, folder: str, many: bool = False) -> list[Step]:
 
 
 def _published(setting: Setting) -> list[Step]:
-    """Weights of somebody else: imported, or trained here from another seed."""
+    """Commands for the published weights: import them, or train replacements with another seed."""
     run = setting.out / "published"
     if setting.stage1 or setting.stage2:
         return [Step(("import", "ii-world", "--stage1", setting.stage1, "--stage2", setting.stage2, "--out", str(run)))]

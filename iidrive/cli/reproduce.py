@@ -1,4 +1,4 @@
-"""The command that does a reference run, command by command."""
+"""The command `reproduce`: runs the commands of a reference run."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ def reproduce(
     show: Switch = "off",
     where: DataOptions = DataOptions(),  # noqa: B008
 ) -> None:
-    """Do one of the five reference runs, r1 to r5: each is a list of plain iidrive commands, shown as they run; finished ones are not done again.
+    """Run one of the five reference runs, r1 to r5: a list of iidrive commands, printed as they run. Finished commands are skipped.
 
     Args:
-        name: r1 (ii on while training, off while testing), r2 (on, on), r3 (another number of devices), r4 (a published world model on one's own
+        name: r1 (train with ii on, test with it off), r2 (on, on), r3 (another number of devices), r4 (a published world model with your own
             tokenizer), r5 (fine-tuned from published weights).
-        out: folder that all five share.
+        out: folder shared by all five.
         recipe: tiny, demo, small, full, published or a YAML file.
-        devices: processes on this machine; where r3 is compared with r1 and r2, these two are trained on one.
-        stage1: published .pth file of the scene tokenizer; without files, models trained from another seed stand in.
+        devices: processes on this machine; r1 and r2 are trained on one, for the comparison with r3.
+        stage1: published .pth file of the scene tokenizer; without files, models trained with another seed replace them.
         stage2: published .pth file of the world model.
-        show: print the commands and do nothing.
+        show: only print the commands.
         where: the data of all five, with their usual splits.
     """
     for path, other in ((stage1, stage2), (stage2, stage1)):
         if other and not Path(path).is_file():
-            raise ConfigError(f"published weights come in two files, --stage1 and --stage2; '{path}' is no file.")
+            raise ConfigError(f"published weights need two files, --stage1 and --stage2; '{path}' is not a file.")
     plain = Data()
     options = tuple(part for k, v in to_plain(where.source).items() if v != getattr(plain, k) for part in (_option(k), v))
     setting = Setting(Path(out), devices, options, ("--recipe", recipe), stage1, stage2, _shares(read_recipe(recipe, "iidrive reproduce")))
@@ -58,11 +58,11 @@ def reproduce(
 
 
 def _run(arguments: tuple[str, ...]) -> int:
-    """Status of one command. Signals that ask to stop go to it, and it is waited for: it saves what was trained."""
+    """Run one command and return its status. Stop signals are passed on to it, so that it can save a checkpoint first."""
     child = subprocess.Popen([sys.executable, "-m", "iidrive", *arguments])
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        if number != signal.SIGINT:  # the terminal sends that to both
+        if number != signal.SIGINT:  # the terminal sends SIGINT to both processes
             child.send_signal(number)
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
@@ -75,7 +75,7 @@ def _run(arguments: tuple[str, ...]) -> int:
 
 
 def _shares(recipe: Recipe) -> dict[str, int]:
-    """In how many parts a step of each stage's training can be shared out."""
+    """By stage, into how many parts a training step can be divided."""
     trained = {"tokenizer": recipe.train_tokenizer, "world": recipe.train_world, "planner": recipe.train_planner}
     return {stage: config.batch // (config.group or 1) for stage, config in trained.items()}
 
@@ -90,12 +90,12 @@ def _do(step: Step, show: bool) -> None:
     if show:
         return
     if step.result and Path(step.result).is_file():
-        print(f"(done already: {step.result})")
+        print(f"(already done: {step.result})")
         return
     status = _run(step.arguments)
     if step.refused and status == 2:
-        console.print("(refused, as it should be)")
+        console.print("(refused, as expected)")
     elif status > 128:
-        raise StopRequested(f"`{line}` was stopped. The same `iidrive reproduce` goes on from there.", status)
+        raise StopRequested(f"`{line}` was stopped. Run the same `iidrive reproduce` to continue.", status)
     elif status or step.refused:
-        raise ConfigError(f"`{line}` ended with status {status}; the commands after it were not run.")
+        raise ConfigError(f"`{line}` ended with status {status}; the following commands were not run.")

@@ -1,4 +1,4 @@
-"""Commands about predictions and tables, wherever they come from."""
+"""Commands about predictions and printed tables of any code base: cases, score, compare, doctor."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ from iidrive.pipeline.infer import truth as true_cases
 from iidrive.pipeline.pdm import TRUE_PATH, pdm
 from iidrive.pipeline.recipes import Recipe
 from iidrive.scoring import score as scoring
-from iidrive.scoring.cases import Cases, Predictions, align, read_cases, write_cases
+from iidrive.scoring.cases import Cases, read_cases, write_cases
 from iidrive.scoring.occupancy_sides import Written
+from iidrive.scoring.predictions import Predictions, align
 from iidrive.scoring.protocols import protocols_named
 from iidrive.scoring.readers import read_paths
 from iidrive.scoring.sampled import holds_arrays, pieces_of, predictions_in, read_runs
@@ -38,7 +39,7 @@ from iidrive.scoring.tables import format_scores, format_together
 Array = np.ndarray
 
 _FAR_M = 1.5
-"""An L2 at 0.5 s beyond this is no planner's error: real ones are below 0.5 m."""
+"""If L2 at 0.5 s is above this, the paths are probably in another format: real planners are below 0.5 m."""
 
 
 def cases(
@@ -46,12 +47,12 @@ def cases(
     where: DataOptions = DataOptions(),  # noqa: B008
     recipe: Recipe = recipes.small(),  # noqa: B008
 ) -> None:
-    """Write the truth of a split once, for `iidrive score`, `compare` and `doctor`: every keyframe, its true path, the boxes around it.
+    """Write the ground truth of a split for `iidrive score`, `compare` and `doctor`: every keyframe with its true path and boxes.
 
     Args:
         out: cases file to write (npz).
         where: scenes to write; default: the usual test split.
-        recipe: names the towns (seed, number of scenes).
+        recipe: the towns (seed, number of scenes).
     """
     source, split = where.open(recipe, "test")
     found = true_cases(source, read_tracks(source, split))
@@ -74,16 +75,16 @@ def score(
     """Score planned paths by public protocols, in one pass.
 
     Args:
-        files: the truth: one cases file (npz), or else --data.
-        protocol: some of sparsedrive,uniad,stp3,vad,occworld,admlp,bevplanner, or all (those that the files can serve); or pdm, which follows
-            every plan for 3 s among the recorded boxes and scores it as drives are (EPDMS): it needs --data.
+        files: the ground truth: one cases file (npz), or use --data.
+        protocol: some of sparsedrive,uniad,stp3,vad,occworld,admlp,bevplanner, or all (those that the files allow); or pdm, which follows
+            every plan for 3 s among the recorded boxes and computes EPDMS: it needs --data.
         predictions: planned paths by sample token (npz, pickle, JSON), or SparseDrive's results.pkl with --tokens; default: `pred` of
             the cases file, or the true path as a checksum.
-        json: where to write the scores.
-        per_sample: where to write the per-sample decisions (npz).
-        tokens: sample tokens of predictions that carry none, in their order: one a line, or a JSON list.
-        cases: another way to give the cases file.
-        data: truth from a dataset in place of a cases file.
+        json: file to write the scores to.
+        per_sample: file to write the per-sample results to (npz).
+        tokens: sample tokens of predictions without tokens, in their order: one per line, or a JSON list.
+        cases: alternative way to give the cases file.
+        data: dataset with the ground truth, instead of a cases file.
         where: scenes to score; default: the usual test split.
     """
     if protocol.strip() == "pdm":
@@ -91,7 +92,7 @@ def score(
         return
     names = protocols_named(protocol)
     if tokens and not predictions:
-        raise ConfigError("--tokens names the rows of a predictions file: add --predictions FILE.")
+        raise ConfigError("--tokens is the list of sample tokens of a predictions file: add --predictions FILE.")
     for path in (json, per_sample):
         if path:
             require_regular(path)
@@ -122,22 +123,22 @@ def score(
 
 
 def _advise(truth: Cases, paths: Array, first_m: float, predictions: str) -> None:
-    """Below a table of paths that are probably written otherwise than they were read: what would make them right."""
+    """Print a note if the paths are probably in another format than expected, with the correction that would fit."""
     found = repair(truth, paths)
     command = f"`iidrive doctor {predictions} --cases CASES.npz`"
     if found is not None:
-        print(f"note: {found.kind}: {found.sentence} {command} says more.")
+        print(f"note: {found.kind}: {found.sentence} Run {command} for details.")
     elif first_m > _FAR_M:
         print(
-            f"note: L2 at 0.5 s is {first_m:.2f} m, more than any planner's: the paths may be in another frame, another unit or another order. "
-            f"{command} tries some."
+            f"note: L2 at 0.5 s is {first_m:.2f} m, more than any planner's: the paths may be in another frame, unit or order. "
+            f"{command} tests some of these."
         )
 
 
 def _score_pdm(files: Sequence[str], predictions: str, tokens: str, json: str, data: DataName | Literal[""], where: DataOptions) -> None:
     if files or not data or data == "town":
         raise ConfigError(
-            "pdm needs maps and tracks, which cases files do not hold: add --data nuscenes (av2) --root PATH. "
+            "pdm needs maps and tracks, which cases files do not have: add --data nuscenes (av2) --root PATH. "
             "For towns: `iidrive evaluate PLANNER --protocol pdm`."
         )
     source, split = replace(where, data=data).open(recipes.small(), "test")
@@ -146,7 +147,7 @@ def _score_pdm(files: Sequence[str], predictions: str, tokens: str, json: str, d
     if predictions:
         found, marks = read_plans(predictions, tokens)
         if found.token is None:
-            raise ConfigError(f"{predictions} names no sample tokens: add --tokens LIST.")
+            raise ConfigError(f"{predictions} has no sample tokens: add --tokens LIST.")
         plans = dict(zip(found.token, found.trajectory, strict=True))
     else:
         print("no predictions given: scoring the true path itself.")
@@ -158,7 +159,7 @@ def _score_pdm(files: Sequence[str], predictions: str, tokens: str, json: str, d
 
 
 def _truth(files: Sequence[str], data: DataName | Literal[""], where: DataOptions) -> Cases:
-    """The truth from a cases file or straight from a dataset."""
+    """The ground truth from a cases file or directly from a dataset."""
     if len(files) > 1:
         raise ConfigError(
             f"score takes one cases file; found {', '.join(files)}. Every other file follows an option, as in --predictions FILE."
@@ -167,19 +168,19 @@ def _truth(files: Sequence[str], data: DataName | Literal[""], where: DataOption
     if not data and (where.root or where.split or where.version):
         raise ConfigError("--root, --split and --version describe a dataset: add --data nuscenes or --data av2.")
     if cases and data:
-        raise ConfigError(f"the truth was given twice, by {cases} and by --data {data}: leave one out.")
+        raise ConfigError(f"the ground truth was given twice, by {cases} and by --data {data}: leave one out.")
     if data == "town":
-        raise ConfigError("which towns, a recipe says: write their truth with `iidrive cases --recipe …`, then score that file.")
+        raise ConfigError("towns need a recipe: write their ground truth with `iidrive cases --recipe …`, then score that file.")
     if data:
         source, split = replace(where, data=data).open(recipes.small(), "test")
         found = true_cases(source, read_tracks(source, split))
         print(_counted(found, f"{source.name} {split}"))
         return found
     if not cases:
-        raise ConfigError("score needs the truth: `iidrive score CASES.npz …`, or --data nuscenes (av2) --root PATH.")
+        raise ConfigError("score needs the ground truth: `iidrive score CASES.npz …`, or --data nuscenes (av2) --root PATH.")
     if Path(cases).is_dir():
         raise ConfigError(
-            f"{cases} is a folder, not a cases file. For the truth of a dataset: --data nuscenes --root {cases}, or --data av2."
+            f"{cases} is a folder, not a cases file. For the ground truth of a dataset: --data nuscenes --root {cases}, or --data av2."
         )
     return read_cases(cases)
 
@@ -189,20 +190,20 @@ def _counted(cases: Cases, of: str) -> str:
 
 
 def compare(files: list[str], cases: str = "", tables: bool = False, grid: bool = False, samples: int = 0, tokens: str = "") -> None:
-    """Say whether two runs differ: A is better, worse, or there is no difference that these data can show.
+    """Test whether two runs differ: A is better, worse, or there is no significant difference.
 
     Args:
         files: A B: predictions (npz, pickle, JSON), per-sample files or run folders; several seeds of a side joined by
             commas, folds of a seed by +; or two texts with tables.
-        cases: truth of the samples, needed for predictions; names the scenes of per-sample files.
+        cases: ground truth of the samples, needed for predictions; it also gives the scenes of per-sample files.
         tables: A and B are printed tables (FILE#2 is the second table of a file); texts are recognised without it.
-        grid: any number of files that say their train_ii and test_ii: print the 2×2 and compare its rows and columns.
-        samples: how many samples the tables were scored on, where their digits do not say it.
-        tokens: sample tokens of predictions that carry none, in their order: one a line, or a JSON list.
+        grid: any number of files with train_ii and test_ii in their meta: print the 2×2 grid and compare rows and columns.
+        samples: number of samples that the tables were scored on, if their digits do not determine it.
+        tokens: sample tokens of predictions without tokens, in their order: one per line, or a JSON list.
     """
     if tables or not any(holds_arrays(part) and not is_log(part) for file in files for seed in file.split(",") for part in pieces_of(seed)):
         if tokens:
-            raise ConfigError("--tokens names the rows of predictions, and tables have none: leave it out.")
+            raise ConfigError("--tokens is for predictions without sample tokens, and tables have none: leave it out.")
         print(compare_table_files(files, samples or None))
         return
     if not grid and len(files) != 2:
@@ -220,9 +221,7 @@ def compare(files: list[str], cases: str = "", tables: bool = False, grid: bool 
     sides = [read_runs(file, truth, read) for file in files]
     print(mark_lines(joined(*(run.marks for side in sides for run in side))), end="")
     if tokens and not unnamed:
-        raise ConfigError(
-            "--tokens names the rows of predictions without sample tokens, but all of these files carry their own: leave it out."
-        )
+        raise ConfigError("--tokens is for predictions without sample tokens, but all of these files have their own: leave it out.")
     if grid:
         print(comparing.grid([run for side in sides for run in side]))
         return
@@ -240,23 +239,23 @@ def doctor(
     json: str = "",
     tokens: str = "",
 ) -> None:
-    """Examine printed tables, runs or predictions: which set, how many events, what is noise, what looks wrong and what would decide it.
+    """Examine printed tables, runs or predictions: evaluation set, event counts, significance, and suspected errors with a decisive test.
 
     Args:
-        files: logs or notes with printed tables (FILE#2: the second table alone), run folders, one predictions file (npz, pickle, JSON)
+        files: logs or notes with printed tables (FILE#2: only the second table), run folders, one predictions file (npz, pickle, JSON)
             with --cases, or one folder of predicted occupancy with --truth.
-        cases: truth to examine a predictions file with, or the one in a run folder.
-        truth: folder of occupancy labels to examine predicted occupancy with: which class numbers, axes, shift, time or sample would fit.
+        cases: ground truth for a predictions file, or for the one in a run folder.
+        truth: folder of occupancy labels, to find the class numbers, axes, shift, time or sample that fit predicted occupancy.
         classes: class numbers of predicted occupancy, as in `iidrive score-occupancy`.
-        truth_classes: class numbers of its truth.
-        samples: how many samples were scored, where the digits do not say it.
-        json: where to write the findings.
-        tokens: sample tokens of predictions that carry none, in their order: one a line, or a JSON list.
+        truth_classes: class numbers of the occupancy labels.
+        samples: number of scored samples, if the digits do not determine it.
+        json: file to write the findings to.
+        tokens: sample tokens of predictions without tokens, in their order: one per line, or a JSON list.
     """
     if truth:
         if len(files) != 1 or cases or tokens or samples:
             raise ConfigError(
-                "--truth examines one folder of predicted occupancy: `iidrive doctor PREDICTED --truth GTS`, without other truth."
+                "--truth is for one folder of predicted occupancy: `iidrive doctor PREDICTED --truth GTS`, without --cases, --tokens or --samples."
             )
         found = occupancy.examine(files[0], truth, Written(named(classes), named(truth_classes)))
         print(occupancy.format_report(found))
@@ -264,17 +263,17 @@ def doctor(
             write_json(json, occupancy.to_json(found))
         return
     if classes or truth_classes:
-        raise ConfigError("--classes and --truth-classes are about occupancy: add --truth GTS, the folder of its true labels.")
+        raise ConfigError("--classes and --truth-classes are for occupancy: add --truth GTS, the folder of its labels.")
     if len(files) == 1 and not cases and looks_like_occupancy(files[0]):
-        raise ConfigError(f"{files[0]} holds occupancy, which can only be examined with the truth: add --truth GTS, the folder of labels.")
+        raise ConfigError(f"{files[0]} holds occupancy, which needs the ground truth: add --truth GTS, the folder of labels.")
     paths = [file for file in files if not Path(file).is_dir() and holds_arrays(file) and not is_log(file)]
     if cases and len(files) == 1 and Path(files[0]).is_dir():
         paths = [str(predictions_in(Path(files[0])))]
     if paths:
         if len(files) > 1:
-            raise ConfigError(f"doctor examines one predictions file at a time; found {', '.join(files)}. Two are for `iidrive compare`.")
+            raise ConfigError(f"doctor examines one predictions file at a time; found {', '.join(files)}. Use `iidrive compare` for two.")
         if not cases:
-            raise ConfigError(f"{paths[0]} is taken for planned paths, which can only be examined with the truth: add --cases CASES.npz.")
+            raise ConfigError(f"{paths[0]} holds planned paths, which need the ground truth: add --cases CASES.npz.")
         true = read_cases(cases)
         found, marks = read_plans(paths[0], tokens)
         print(mark_lines(marks), end="")

@@ -1,4 +1,4 @@
-"""The command that answers whether a world model helps the planner."""
+"""The command `study ii`: does a world model help the planner?"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from iidrive.pipeline.recipes import Recipe
 from iidrive.training import checkpoint
 
 DISTURBED = ("swerves", "lapses")
-"""Fields of the towns that say how far planners in training find their ego off its way: the planner's recipe decides them, not the world model's."""
+"""Town fields for disturbed training paths of the planner. They are taken from the recipe, not from the world model's towns."""
 
 
 def ii(
@@ -34,16 +34,16 @@ def ii(
     """Does a world model help the planner? The same planner with and without an imagined future, in open and in closed loop.
 
     Args:
-        out: folder of the study; what it holds already is not done again.
-        world: run folder or checkpoint of a world model to stand on; default: one is trained by the recipe.
-        seeds: planners of each kind, trained from different seeds.
-        scenes: scenes of each test; more than the split has enlarge it; 0: all of it.
-        tries: learning rates that are tried for each kind of planner, on the validation scenes; 1: the recipe's is taken.
-        tests: which of open, closed, hard and displaced are done.
-        arms: which arms are done: `none`, with which all others are compared, and one or more besides.
-        json: where to write the numbers besides.
-        recipe: what is trained, and how; names the towns (a world model's own towns are used, but for swerves, lapses and fields given one by one).
-        towns: fields of the towns that were given one by one.
+        out: folder of the study; existing results in it are reused.
+        world: run folder or checkpoint of a world model; default: train one with the recipe.
+        seeds: planners per kind, each trained with its own seed.
+        scenes: scenes per test; the split is enlarged if needed; 0: all its scenes.
+        tries: learning rates tried per kind of planner on the validation scenes; 1: use the recipe's.
+        tests: tests to run, of open, closed, hard and displaced.
+        arms: arms to run: `none`, the reference of all comparisons, and at least one more.
+        json: also write the results to this file.
+        recipe: models and trainings, and the towns (a world model's own towns are used, except swerves, lapses and --recipe.town fields).
+        towns: town fields set on the command line.
     """
     config = StudyConfig(seeds, scenes, tries, tests, arms)
     if world:

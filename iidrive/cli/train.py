@@ -1,4 +1,4 @@
-"""Commands that train a stage, and the one that writes its tokens."""
+"""Commands that train a stage, and `tokens`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def train_tokenizer(
     """Stage 1: train the scene tokenizer.
 
     Args:
-        train: where the training is kept and how it is spread.
+        train: run folder, initialisation and parallelism.
         where: scenes to train on.
-        recipe: what is trained, and how.
+        recipe: models and trainings.
     """
     options = train.enter(recipe.train_tokenizer)
     source, split = where.open(recipe, "train")
@@ -42,10 +42,10 @@ def train_world(
 
     Args:
         tokenizer: run folder or checkpoint of stage 1.
-        tokens: token cache written by `iidrive tokens`; default: RUN/tokens, written if absent.
-        train: where the training is kept and how it is spread.
+        tokens: token cache written by `iidrive tokens`; default: RUN/tokens, written if missing.
+        train: run folder, initialisation and parallelism.
         where: scenes to train on.
-        recipe: what is trained, and how.
+        recipe: models and trainings.
     """
     options, allow = train.enter(recipe.train_world), train.allow_mismatch == "on"
     source, split = where.open(recipe, "train")
@@ -69,11 +69,11 @@ def train_planner(
 
     Args:
         world: run folder or checkpoint of stage 2.
-        train_ii: whether the planner learns to use the imagined future.
-        tokens: token cache; default: the world run's, else RUN/tokens.
-        train: where the training is kept and how it is spread.
+        train_ii: whether the planner is trained with the imagined future.
+        tokens: token cache; default: that of the world model's run, else RUN/tokens.
+        train: run folder, initialisation and parallelism.
         where: scenes to train on.
-        recipe: what is trained, and how.
+        recipe: models and trainings.
     """
     options, allow = train.enter(recipe.train_planner), train.allow_mismatch == "on"
     source, split = where.open(recipe, "train")
@@ -99,18 +99,18 @@ def tokens(
 ) -> None:
     """Write the token cache of a split: the code indices of every keyframe.
 
-    It can be stopped at any moment and started again: scenes that are there and whole are kept, damaged ones are named and written anew.
+    The command can be stopped and restarted at any time: complete scenes are kept; damaged ones are reported and written again.
 
     Args:
         tokenizer: run folder or checkpoint of stage 1.
         out: folder to write.
-        shard: K/N writes every N-th scene from the K-th on, counted from 0, so that N processes share the work.
+        shard: K/N writes every N-th scene starting with scene K (from 0), to share the work among N processes.
         devices: processes on this machine that share the work.
         where: scenes to tokenize; default: the usual training split.
-        recipe: names the towns (seed, number of scenes).
+        recipe: the towns (seed, number of scenes).
     """
     process_group = enter(devices)
     source, split = where.open(recipe, "train")
     cache = tokens_of(out, tokenizer, source, split, Path(out), shard=places_of_shard(shard), process_group=process_group)
     whose = split if shard == "0/1" else f"shard {shard} of {split}"
-    print(f"tokens of {whose} in {cache.folder}: {cache.frame_bytes} bytes a keyframe, tokenizer {cache.manifest.tokenizer}")
+    print(f"tokens of {whose} in {cache.folder}: {cache.frame_bytes} bytes per keyframe, tokenizer {cache.manifest.tokenizer}")

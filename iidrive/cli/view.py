@@ -1,4 +1,4 @@
-"""The command that shows one sample in three dimensions, or a whole scene as a video."""
+"""The command `view`: one sample as a 3-D page, or a scene as a video."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from iidrive.training import checkpoint, shipped
 from iidrive.training.checkpoint import Checkpoint
 
 PER_SECOND = 2
-"""Keyframes a second, as they were recorded."""
+"""Keyframes per second, as recorded."""
 
 
 def view(
@@ -32,19 +32,19 @@ def view(
     where: DataOptions = DataOptions(),  # noqa: B008
     towns: TownFields = TownFields(),  # noqa: B008
 ) -> None:
-    """Write a page that shows a sample in three dimensions: true beside imagined occupancy 0 to 3 s ahead, boxes, candidates, the plan.
+    """Write a 3-D page of a sample: true and imagined occupancy 0 to 3 s ahead, boxes, candidates and the plan.
 
-    The page is one file and needs no network. A name that ends in .gif or .mp4 gets a video of the whole scene, seen from above.
+    The page is one file and needs no network. If the name ends in .gif or .mp4, a bird's-eye video of the whole scene is written.
 
     Args:
         subject: run folder or checkpoint of a planner or world model, or a predictions file.
-        scene: a scene of the split; default: its first.
-        keyframe: number of the keyframe; default: the one whose next 3 s differ most from going straight on.
+        scene: a scene of the split; default: the first one.
+        keyframe: index of the keyframe; default: the one whose next 3 s differ most from driving straight ahead.
         out: page (.html) or video (.gif, .mp4) to write.
-        test_ii: whether the planner sees the imagined future.
-        recipe: names the towns (a checkpoint's own towns are used, but for fields given one by one).
+        test_ii: whether the planner uses the imagined future.
+        recipe: the towns (a checkpoint's own towns are used, except --recipe.town fields).
         where: scenes to choose from; default: the usual test split.
-        towns: fields of the towns that were given one by one.
+        towns: town fields set on the command line.
     """
     suffix = Path(out).suffix
     if suffix not in (".html", *SUFFIXES):

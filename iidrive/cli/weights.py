@@ -1,4 +1,4 @@
-"""Weights that come with iidrive, and those of other projects, in and out."""
+"""Commands about weights: the shipped ones, and import from and export to other projects."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from iidrive.training import checkpoint, shipped
 
 
 def weights(names: list[str] = []) -> None:  # noqa: B006 - never written to
-    """List the weights that come with iidrive: every command takes these names where it takes a run folder.
+    """List the weights shipped with iidrive. Their names can be used wherever a command takes a run folder.
 
     Args:
-        names: sets to print all about: their cards, with data, tables, limits, and the commands that made them.
+        names: sets of weights to describe: data, results, limits, and the commands that made them.
     """
     for name in names:
         card = shipped.card(name)
@@ -34,18 +34,18 @@ def weights(names: list[str] = []) -> None:  # noqa: B006 - never written to
         )
     print(aligned(rows))
     print(
-        f"\n`iidrive weights {shipped.sets()[0]}` says how they were made; `iidrive evaluate {shipped.sets()[0]} --test-ii on` tests them."
+        f"\n`iidrive weights {shipped.sets()[0]}` describes how they were made; `iidrive evaluate {shipped.sets()[0]} --test-ii on` tests them."
     )
 
 
 def import_ii_world(stage1: str = "", stage2: str = "", out: str = "runs/ii-world", ema: Literal["", "on", "off"] = "") -> None:
-    """Make iidrive checkpoints of published II-World weights.
+    """Convert published II-World weights to iidrive checkpoints.
 
     Args:
         stage1: .pth file of the scene tokenizer.
         stage2: .pth file of the world model; it may hold its tokenizer.
         out: folder to write: OUT/tokenizer and OUT/world.
-        ema: on takes the moving average that a file holds, off its weights; default: the weights, or the average where there is nothing else.
+        ema: on: use the moving average in the file; off: its weights; default: the weights, or the average if there are none.
     """
     for path in convert_iiworld.import_ii_world(stage1, stage2, out, ema, lambda sentence: print(f"note: {sentence}")):
         manifest = checkpoint.read_manifest(path)
@@ -56,7 +56,7 @@ def export_ii_world(folder: str, stage1: str = "", stage2: str = "") -> None:
     """Write weights back as published II-World files.
 
     Args:
-        folder: what `iidrive import ii-world` wrote.
+        folder: folder written by `iidrive import ii-world`.
         stage1: .pth file to write for the scene tokenizer.
         stage2: .pth file to write for the world model.
     """

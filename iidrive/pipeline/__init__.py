@@ -1,1 +1,1 @@
-"""The job: recipes, training a stage, loading a model, inference over a split, evaluation."""
+"""Recipes, training of each stage, loading of models, inference over a split, and evaluation."""

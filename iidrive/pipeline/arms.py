@@ -1,13 +1,12 @@
-"""What a planner is shown of the future while it plans: the arms of `--test-ii`.
+"""The arms of `--test-ii`: which future scene a planner uses to score its candidates.
 
-Every arm has the same way, candidates, head, past and costs. Only the scene differs in which candidates are read:
+Proposal, candidates, planning head, history and costs are the same in all arms. Only the scene differs:
 
-- `off`: the present, as if everybody stood still; the world model's future is not computed;
-- `shared`: one imagined scene for all candidates, the same whatever the ego does;
-- `on`: an imagined scene for each candidate, where the world model was trained to imagine what others do about it. No world model here is yet, so
-  that it equals `shared`;
-- `shuffled`: what was imagined for a sample of another scene with the same command. A placebo: as sharp as an imagined scene, and of no use;
-- `oracle`: the true future. A leak on purpose, and marked everywhere: what a perfect world model would be worth.
+- `off`: the current scene, as if all objects stood still; the world model's prediction is not computed;
+- `shared`: one predicted scene for all candidates, independent of what the ego does;
+- `on`: a predicted scene for each candidate, if the world model was trained to predict reactions to it. No world model is yet, so it equals `shared`;
+- `shuffled`: the predicted scene of a sample of another scene with the same command. A placebo: realistic, but without information;
+- `oracle`: the true future. A deliberate leak, marked in all output, which shows the value of a perfect world model.
 """
 
 from __future__ import annotations
@@ -30,27 +29,27 @@ from iidrive.models.planner import Agent, Choice
 TestII = Literal["off", "on", "shared", "shuffled", "oracle"]
 
 FUTURE_READ = "THE TRUE FUTURE WAS READ: test_ii=oracle"
-"""The mark of everything that an oracle planned."""
+"""The mark of all results of the oracle arm."""
 
 
 def uses_future(arm: TestII) -> bool:
-    """Whether candidates are read in a scene of the future."""
+    """Whether an arm uses a future scene."""
     return arm != "off"
 
 
 def marks_of(arm: TestII) -> tuple[str, ...]:
-    """What stands over every number of an arm."""
+    """Marks of all results of an arm."""
     return (FUTURE_READ,) if arm == "oracle" else ()
 
 
 def require_candidates(agent: Agent, arm: TestII) -> None:
-    """Raises ConfigError for an arm that a planner without candidates does not have."""
+    """Raise ConfigError if a planner has no candidates and the arm needs them."""
     if not agent.planner.config.accelerations and arm in ("shuffled", "oracle"):
         raise ConfigError(f"--test-ii {arm} is for planners with candidates; this one has none (accelerations []): use off or on.")
 
 
 def planner_of(agent: Agent, arm: TestII, clips: ClipDataset, source: Source) -> Callable[[Inputs], Tensor]:
-    """What plans the samples of a data set in an arm. Raises ConfigError as `require_candidates` does."""
+    """The plan function of a planner in an arm, for the samples of `clips`. Raises ConfigError as `require_candidates` does."""
     require_candidates(agent, arm)
     if not agent.planner.config.accelerations:
         return partial(agent.plan, ii=uses_future(arm))
@@ -59,7 +58,7 @@ def planner_of(agent: Agent, arm: TestII, clips: ClipDataset, source: Source) ->
 
 
 def chooser(agent: Agent, arm: TestII, clips: ClipDataset, source: Source) -> Callable[[Inputs], Choice]:
-    """What chooses among the candidates of a data set's samples in an arm; only for a planner with candidates."""
+    """The function that chooses among the candidates in an arm, for the samples of `clips`. The planner must have candidates."""
     if arm == "shuffled":
         return _shuffled(agent, clips)
     if arm == "oracle":
@@ -95,39 +94,39 @@ def _oracle(agent: Agent, clips: ClipDataset, source: Source) -> Callable[[Input
 
 
 def partners(scenes: Sequence[str], commands: Sequence[int]) -> list[int]:
-    """For every sample one of another scene with the same command (of any other scene where there is none), by a fixed draw.
+    """For every sample the index of a sample of another scene with the same command (of any command if there is none), drawn with a fixed seed.
 
     Raises:
-        ConfigError: if there is one scene alone.
+        ConfigError: if there is only one scene.
     """
     names, numbers = np.unique(np.array(scenes), return_inverse=True)
     if len(names) < 2:
-        raise ConfigError("--test-ii shuffled needs two scenes or more: there is no other scene to take an imagined future from.")
-    told, generator, out = np.array(commands), np.random.default_rng(0), []
-    for number, command in zip(numbers, told, strict=True):
+        raise ConfigError("--test-ii shuffled needs at least two scenes, to take the imagined future from another scene.")
+    wanted, generator, out = np.array(commands), np.random.default_rng(0), []
+    for number, command in zip(numbers, wanted, strict=True):
         others = numbers != number
-        same = np.flatnonzero(others & (told == command))
+        same = np.flatnonzero(others & (wanted == command))
         out.append(int(generator.choice(same if len(same) else np.flatnonzero(others))))
     return out
 
 
 class Passing:
-    """Shuffled scenes for planners that drive side by side: each plans in what was imagined last for another, with the same command if any has it."""
+    """Shuffled scenes in closed loop: each scene plans with the last predicted scene of another one, with the same command if there is one."""
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[int, Tensor]] = {}
 
     def __call__(self, names: Sequence[str], inputs: Inputs, imagined: Tensor) -> Tensor:
-        """Imagined scenes (B,S,X,Y) passed on to others.
+        """Predicted scenes (B,S,X,Y), exchanged between the scenes `names`.
 
         Raises:
-            ConfigError: if there is one scene alone.
+            ConfigError: if there is only one scene.
         """
         commands = inputs.command.tolist()
         self._last |= {name: (command, scene) for name, command, scene in zip(names, commands, imagined, strict=True)}
         order = sorted(self._last)
         if len(order) < 2:
-            raise ConfigError("--test-ii shuffled needs two scenes or more: there is no other scene to take an imagined future from.")
+            raise ConfigError("--test-ii shuffled needs at least two scenes, to take the imagined future from another scene.")
         out = []
         for name, command in zip(names, commands, strict=True):
             at = order.index(name)

@@ -1,4 +1,4 @@
-"""Baseline planners by name: kinematic ones, and the ego-status MLP, which is trained on the spot unless the same one comes with iidrive."""
+"""Baseline planners by name: kinematic planners, and the ego-status MLP, which is trained when needed unless iidrive ships the same one."""
 
 from __future__ import annotations
 
@@ -23,20 +23,22 @@ from iidrive.training.checkpoint import Checkpoint
 from iidrive.training.options import RunOptions
 
 BASELINES = (*KINEMATIC, "ego-mlp")
-"""Planners by name."""
+"""Names of the baseline planners."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A planner that needs no checkpoint of the user's, and what it descends from."""
+    """A planner that needs no checkpoint from the user, and its lineage."""
 
     plan: Callable[[Inputs], Tensor]
     lineage: Lineage
 
 
 def baseline(name: str, recipe: Recipe, source: Source, train_split: str, run: Run, anew: bool = True) -> Baseline:
-    """A baseline planner by name. `ego-mlp` is trained on `train_split` and kept in the run folder; unless `anew`, one that was trained is used.
-    Where the weights that come with iidrive are what this training would give, they are taken.
+    """A baseline planner by name.
+
+    `ego-mlp` is trained on `train_split` and saved in the run folder. If `anew` is false, an existing training there is continued or reused. Weights
+    shipped with iidrive are used instead if they come from the same training.
 
     Raises:
         ConfigError: for an unknown name.
@@ -58,7 +60,7 @@ def baseline(name: str, recipe: Recipe, source: Source, train_split: str, run: R
 
 
 def _shipped(recipe: Recipe, source: Source, train_split: str) -> Checkpoint | None:
-    """The ego-status MLP among the weights that come with iidrive which was trained just so, on the same scenes."""
+    """The shipped ego-status MLP that was trained with the same recipe on the same scenes, if there is one."""
     wanted = (to_plain(recipe.ego_mlp), to_plain(recipe.train_ego_mlp), train_split, _training_data(source.identity()))
     for name in shipped.sets():
         found = checkpoint.read(f"{name}/ego-mlp")
@@ -69,6 +71,6 @@ def _shipped(recipe: Recipe, source: Source, train_split: str) -> Checkpoint | N
 
 
 def _training_data(identity: Mapping[str, object]) -> dict[str, object]:
-    """What of a source's identity decides the scenes that train."""
+    """The part of a source's identity that determines the training scenes."""
     others = ("val_scenes", "test_scenes", "hard_scenes", "split", "occupancy", "command")
     return {key: value for key, value in to_plain(dict(identity)).items() if key not in others}

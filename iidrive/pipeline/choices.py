@@ -1,4 +1,4 @@
-"""What a planner chose among and why: every candidate of every sample, what it was predicted to meet, and what it did meet.
+"""A planner's choices among its candidates: predicted and true collisions and distances of every candidate of every sample.
 
 Shapes: n samples, A candidates, S steps.
 """
@@ -27,17 +27,18 @@ Array = np.ndarray
 
 NO_WAY_OUT, NOT_FORESEEN, NOT_AVOIDED = "no free candidate", "not foreseen", "foreseen, not avoided"
 FAILURES = (NO_WAY_OUT, NOT_FORESEEN, NOT_AVOIDED)
-"""Why a chosen candidate meets a box: all do; less than `FORESEEN_STEPS` steps with one were expected or seen on it; it was chosen all the same."""
+"""Why a chosen candidate collides: all candidates do; fewer than `FORESEEN_STEPS` steps with a collision were predicted; or it was chosen anyway."""
 
 FORESEEN_STEPS = 0.5
 
 
 @dataclass(frozen=True)
 class Choices:
-    """Samples `tokens`, their `chosen` (n,) candidates, and figures of every candidate (n,A).
+    """Samples `tokens`, the index of the `chosen` (n,) candidate, and values of every candidate (n,A).
 
-    Predicted: `steps_expected` with a collision, `distance_expected_m` from the expert's path, `overlap` with the imagined scene, and
-    `cost_m`. In truth: `steps_met` with a box, `distance_m` from the true path; and `apart_m`, how far from the unchanged way it ends.
+    Predicted: `steps_expected`, number of steps with a collision; `distance_expected_m` from the expert's path; `overlap` with the imagined scene;
+    `cost_m`. True: `steps_met`, number of steps with a collision; `distance_m` from the true path. `apart_m`: distance of its end from the end of the
+    unchanged proposal.
     """
 
     tokens: tuple[str, ...]
@@ -52,11 +53,11 @@ class Choices:
     apart_m: Float[Array, "n A"]
 
     def to_json(self) -> dict[str, Any]:
-        """The summary, and how many samples fail for each reason."""
+        """The summary and the number of failures by reason."""
         return {**self.summary(), "failures": self.failure_counts()}
 
     def summary(self) -> dict[str, float]:
-        """Figures over all samples. The oracle takes the candidate that truly meets the least, and of those the nearest to the true path."""
+        """Values over all samples. The oracle takes the candidate with the fewest true collisions and, among these, nearest to the true path."""
         rows = np.arange(len(self.chosen))
         best = np.where(self.steps_met == self.steps_met.min(1, keepdims=True), self.distance_m, np.inf).argmin(1)
         return {
@@ -72,7 +73,7 @@ class Choices:
         }
 
     def failures(self) -> dict[str, str]:
-        """Samples whose chosen candidate meets a box, by token, and why: one of `FAILURES`."""
+        """Samples whose chosen candidate collides: token → reason, one of `FAILURES`."""
         rows = np.arange(len(self.chosen))
         blocked = self.steps_met.min(1) > 0
         foreseen = np.maximum(self.steps_expected, self.overlap)[rows, self.chosen] >= FORESEEN_STEPS
@@ -80,7 +81,7 @@ class Choices:
         return {self.tokens[k]: NO_WAY_OUT if blocked[k] else NOT_AVOIDED if foreseen[k] else NOT_FORESEEN for k in met}
 
     def failure_counts(self) -> dict[str, int]:
-        """How many samples fail for each of `FAILURES`."""
+        """Number of samples for each of `FAILURES`."""
         why = list(self.failures().values())
         return {kind: why.count(kind) for kind in FAILURES}
 
@@ -99,7 +100,7 @@ class Choices:
         )
 
     def lines(self) -> str:
-        """One JSON object a sample: its token, the chosen candidate, and every candidate's figures."""
+        """One line of JSON per sample: its token, the chosen candidate, and the values of every candidate."""
         names = [field.name for field in fields(self) if field.name not in ("tokens", "accelerations", "chosen")]
         out = []
         for i, token in enumerate(self.tokens):
@@ -117,7 +118,7 @@ def choices(
     process_group: ProcessGroup | None = None,
     batch: int = 64,
 ) -> Choices:
-    """The choices of a planner with candidates on every sample, beside the truth. The processes of a group share whole batches."""
+    """The choices of a planner with candidates on every sample, with true outcomes. The processes of a group share whole batches."""
     process_group = process_group or ProcessGroup()
     labelled = clips.without_occupancy().with_labels(BoxTargets(source))
     made = {}

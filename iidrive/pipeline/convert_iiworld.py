@@ -1,7 +1,7 @@
-"""Published II-World files in, iidrive checkpoints out, and back again without touching a number.
+"""Convert published II-World files to iidrive checkpoints and back, without changing any value.
 
-A published file holds a dict of tensors, in one of the containers and under one of the spellings of names that `published_file` knows. The
-world model's file may hold the tokenizer it was trained on under `vqvae.`.
+A published file holds a dict of tensors, in one of the containers and with one of the naming schemes that `published_file` reads. The world model's
+file may also hold its tokenizer, under `vqvae.`.
 """
 
 from __future__ import annotations
@@ -36,17 +36,18 @@ NESTED = "vqvae."
 def import_ii_world(
     stage1: str, stage2: str, out: str | Path, ema: Choice = "", say: Callable[[str], None] = lambda sentence: None
 ) -> list[Path]:
-    """Checkpoints OUT/tokenizer and OUT/world from published files; either may be missing. Returns the folders that were written.
+    """Write checkpoints OUT/tokenizer and OUT/world from published files; either file may be missing. Returns the written folders.
 
     Args:
         stage1: file of the scene tokenizer, or empty.
         stage2: file of the world model, or empty.
         out: folder to write.
-        ema: which of two sets of weights a file gives (see `published_file.read_published`).
-        say: is told what was chosen.
+        ema: which set of weights to use if a file has two (see `published_file.read_published`).
+        say: called with notes about what was chosen.
 
     Raises:
-        ConfigError: without any file. CheckpointError: if names or shapes do not fit, with all of them, or a file is that of the other stage.
+        ConfigError: if no file is given.
+        CheckpointError: if names or shapes do not fit (all are listed), or a file is that of the other stage.
         LineageError: if the world model's file holds another tokenizer than the one given.
     """
     if not stage1 and not stage2:
@@ -66,7 +67,7 @@ def import_ii_world(
     if stage1 and nested and (different := states.unequal(given, nested)):
         raise LineageError(
             f"{stage2}: its world model was trained on another tokenizer than {stage1} (they differ in "
-            f"{states.first(different, 4)}). Give the tokenizer that belongs to it, or leave --stage1 out: the file holds its own."
+            f"{states.first(different, 4)}). Give its own tokenizer, or leave out --stage1: the file contains it."
         )
     source, config = stage1 or stage2, recipe.tokenizer
     tokenizer = Tokenizer(config)
@@ -102,7 +103,7 @@ def _published_tokenizer(tokenizer: Tokenizer) -> State:
 
 
 def _require_stage(file: str, state: State, tokenizer: State, world: State, first: bool) -> None:
-    """Refuse a file of the other stage, or with iidrive's own names, in one sentence. Raises CheckpointError."""
+    """Raise CheckpointError for a file of the other stage, or with iidrive's own names."""
     own, nested = iiworld_keys.nested(state)
     is_first, is_second = (any(name in wanted for name in own) for wanted in (tokenizer, world))
     if first and is_second:
@@ -113,22 +114,23 @@ def _require_stage(file: str, state: State, tokenizer: State, world: State, firs
     if first and nested and not is_first:
         raise CheckpointError(f"{file}: its tokenizer is nested in a stage 2 file (`{NESTED}…`): give it with --stage2.")
     if any(name in _OWN for name in own):
-        raise CheckpointError(f"{file}: these weights have iidrive's own names, so they need no import: use the folder they lie in.")
+        raise CheckpointError(f"{file}: these weights have iidrive's own names, so they need no import: use their folder directly.")
 
 
 def export_ii_world(folder: str | Path, stage1: str, stage2: str) -> None:
-    """Published files from FOLDER/tokenizer and FOLDER/world: what `import_ii_world` wrote, or what was trained on from it.
+    """Write published files from FOLDER/tokenizer and FOLDER/world, which `import_ii_world` wrote or which were fine-tuned from it.
 
-    A world model that came with a nested tokenizer is given one again: the one that it was trained on.
+    If the world model was imported with a nested tokenizer, its tokenizer is nested again.
 
     Raises:
-        ConfigError: without any file to write. CheckpointError: if a model has parts that the published one does not have. LineageError: if the
-            tokenizer is not the world model's, or weights are not those of their manifest. Nothing is written then.
+        ConfigError: if no file is given.
+        CheckpointError: if a model has parts that the published model does not have.
+        LineageError: if the tokenizer is not the world model's, or weights do not match their manifest. Nothing is written then.
     """
     if not stage1 and not stage2:
         raise ConfigError("nothing to export: name the files with --stage1 A.pth, --stage2 B.pth or both.")
     if stage1 and stage2 and Path(stage1).resolve() == Path(stage2).resolve():
-        raise ConfigError(f"both stages would be written to {stage1}: name two files.")
+        raise ConfigError(f"both stages would be written to {stage1}: give two different files.")
     tokenizer, world = Path(folder) / "tokenizer", Path(folder) / "world"
     manifest = checkpoint.read_manifest(world) if stage2 else None
     nested = manifest is not None and bool(manifest.about.get("nested"))
@@ -156,11 +158,11 @@ def _write(
     parents: tuple[Parent, ...] = (),
     about: dict[str, Any] | None = None,
 ) -> Path:
-    """A checkpoint of published weights, whose names and shapes are those of the published architecture."""
+    """Write a checkpoint of published weights. `state` must have the names and shapes of the published architecture."""
     weights = convert(state)
     checkpoint.load_weights(module, weights, source)
     if (folder / "checkpoints").exists():
-        raise ConfigError(f"{folder} already holds checkpoints. Name another folder with --out.")
+        raise ConfigError(f"{folder} already holds checkpoints. Give another folder with --out.")
     origin = {"file": Path(source).name, "sha256": hashlib.sha256(Path(source).read_bytes()).hexdigest()}
     manifest = Manifest(kind, "", to_plain(config), 0, code_version(), {}, about={"imported": origin, **(about or {})}, parents=parents)
     mark = checkpoint.fingerprint(config, weights, parents)

@@ -1,4 +1,4 @@
-"""The main job in one go: the weights that come with iidrive, or a training of all three models, beside the baselines; tables and pictures."""
+"""The demo: evaluates the shipped weights, or trains all three models, and compares them with the baselines in tables and pictures."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ Array = np.ndarray
 Plans = dict[str, dict[str, Float[Array, "6 2"]]]
 
 SHIPPED = "town-small"
-"""The weights that the demo shows."""
+"""The shipped weights that the demo evaluates."""
 
 VIEW = "scene.html"
 
 DRIVEN = 4
-"""So many test scenes are driven in closed loop."""
+"""Number of test scenes driven in closed loop."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Where the three models of a run lie."""
+    """Checkpoint folders of the three models of a run."""
 
     tokenizer: Path
     world: Path
@@ -66,7 +66,7 @@ class Trained:
 
 
 def show(recipe: Recipe, data: Data, out: Path) -> None:
-    """The weights that come with iidrive: open loop, forecast, and a few scenes in closed loop; everything goes below `out`."""
+    """Evaluate the shipped weights: open loop, forecast, and a few scenes in closed loop. Everything is written below `out`."""
     began = time.perf_counter()
     on = _begin(recipe, data, out, {"weights": SHIPPED}, ("tokens-test", "pictures", "rollouts"))
     mlp = checkpoint.read(f"{SHIPPED}/ego-mlp")
@@ -78,7 +78,7 @@ def show(recipe: Recipe, data: Data, out: Path) -> None:
 
 
 def run(recipe: Recipe, data: Data, out: Path) -> None:
-    """Train on the usual training split, test on the usual test split; everything goes below `out`."""
+    """Train on the usual training split and test on the usual test split. Everything is written below `out`."""
     began = time.perf_counter()
     old = ("tokenizer", "world", "planner", "tokens-train", "tokens-test", "ego-mlp", "pictures")
     on = _begin(recipe, data, out, {}, old)
@@ -100,7 +100,7 @@ def _begin(recipe: Recipe, data: Data, out: Path, about: dict[str, str], old: tu
 
 
 def _drive(recipe: Recipe, on: TestSet) -> Assessment:
-    """The first test scenes in closed loop."""
+    """Drive the first test scenes in closed loop."""
     names = on.source.scene_names(on.split)[:DRIVEN]
     some = TestSet(on.source, on.split, on.run, tuple(names))
     return drive_rows(checkpoint.read(SHIPPED), ("off", "on"), some, recipe, LoopConfig(), ())
@@ -115,7 +115,7 @@ def _shown(
     began: float,
     driven: Assessment | None = None,
 ) -> None:
-    """Score, print, draw, and write the page."""
+    """Score the models, print and draw the results, and write the page."""
     source, out = on.source, on.run.folder
     tokenizer = loaded.model.forecaster.tokenizer
     cache = _tokens(loaded.world.tokenizer, source, on.split, out / "tokens-test")
@@ -159,7 +159,7 @@ def _shown(
 
 
 def _saved(off: Scores, on_: Scores, on: TestSet) -> Sample:
-    """The sample in which the imagined scene avoids most collisions; where there is none, the first scene's most telling one."""
+    """The sample in which ii avoids most collisions; if there is none, the sample of the first scene with the most turning or braking."""
     spared = off.steps.per_step["obj_box_col"].sum(1) - on_.steps.per_step["obj_box_col"].sum(1).astype(float)
     row = int(np.argmax(np.where(off.steps.evaluated, spared, -np.inf)))
     if spared[row] <= 0:
@@ -168,7 +168,7 @@ def _saved(off: Scores, on_: Scores, on: TestSet) -> Sample:
 
 
 def train_all(recipe: Recipe, source: Source, split: str, out: Path) -> Trained:
-    """Stage 1, tokens, stage 2, planner (ii on while training)."""
+    """Train stage 1, write tokens, then train stage 2 and the planner (with train_ii on)."""
 
     def begin(stage: str, **about: str) -> Run:
         return Run.start(out / stage, describe(f"train {stage}", recipe, source, split) | about)
@@ -183,7 +183,7 @@ def train_all(recipe: Recipe, source: Source, split: str, out: Path) -> Trained:
 def score_all(
     name: str, recipe: Recipe, loaded: LoadedAgent, beside: Mapping[str, Baseline], clips: ClipDataset, on: TestSet
 ) -> tuple[dict[str, Scores], Plans]:
-    """The baselines, and the planner `name` with ii off and on, on the same samples."""
+    """Scores and plans of the baselines and of the planner `name` with ii off and on, on the same samples."""
     bare = scored_clips(on.tracks)
     scores: dict[str, Scores] = {}
     plans: Plans = {}
@@ -203,7 +203,7 @@ def score_all(
 
 
 def _beside_earlier(name: str, summary: Table, on: TestSet) -> Table:
-    """The rows of this run, and of other models that were shown in the same folder on the same scenes."""
+    """The rows of this run, and those of other models that were evaluated in the same folder on the same scenes."""
     file, test = on.run.folder / "planners.json", {**on.source.identity(), "split": on.split}
     test.pop("train_scenes", None)
     rows: dict[str, list[list[str]]] = {}
@@ -213,7 +213,7 @@ def _beside_earlier(name: str, summary: Table, on: TestSet) -> Table:
             if held["test"] == test:
                 rows = {str(key): [[str(cell) for cell in row] for row in value] for key, value in held["rows"].items()}
         except (DataError, LookupError, TypeError, AttributeError):
-            pass  # of another version: these rows are shown alone
+            pass  # written by another version: show only the rows of this run
     own = [list(row) for row in summary.rows]
     rows[name] = [row for row in own if row[0].startswith(name)]
     on.run.write_json("planners.json", {"test": test, "rows": rows})
@@ -222,7 +222,7 @@ def _beside_earlier(name: str, summary: Table, on: TestSet) -> Table:
 
 
 def summary_table(scores: dict[str, Scores]) -> Table:
-    """One row a planner: L2 and collisions by the reference protocol, prefix means at 1, 2, 3 s and their average."""
+    """One row per planner: L2 and collisions by the reference protocol, prefix means at 1, 2, 3 s and their average."""
     header = ["planner", "L2 1s", "L2 2s", "L2 3s", "L2 avg", "obj_box_col 1s", "2s", "3s", "avg", "events"]
     rows = []
     for name, s in scores.items():

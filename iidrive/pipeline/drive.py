@@ -1,4 +1,4 @@
-"""Drive planners in closed loop, score what they drove, and put it into one table beside the baselines and the town's own driver."""
+"""Drive planners in closed loop and score them in one table, with the baselines and the town's own driver."""
 
 from __future__ import annotations
 
@@ -41,8 +41,11 @@ _MOVES_MPS = 0.1
 
 @dataclass(frozen=True)
 class Driven:
-    """What drivers did in the same scenes: a row each, the town's own driver first, and their drives by row. `left_out` are scenes that nobody can be
-    judged in, since they begin off the road."""
+    """Results of several drivers in the same scenes.
+
+    `rows`: one per driver, the town's own driver first. `drives`: rollouts by row name. `left_out`: scenes that start off the road and
+    cannot be scored.
+    """
 
     town: Town
     rows: tuple[Row, ...]
@@ -54,7 +57,7 @@ class Driven:
         return "\n".join([text(self.rows), *self.notes()])
 
     def notes(self) -> list[str]:
-        """What must be known beside the table."""
+        """Notes below the table."""
         if not self.left_out:
             return []
         return [f"left out, {len(self.left_out)} of the scenes: the map has no road where the ego starts ({', '.join(self.left_out)})"]
@@ -73,13 +76,19 @@ def drive(
     config: LoopConfig | None = None,
     run: str | Path = "runs/drive",
 ) -> Driven:
-    """Drive a planner through scenes of a town, from Python: `iidrive.drive`.
+    """Drive a planner in closed loop through scenes of a town. This is `iidrive.drive`.
 
-    `planner` is what the command takes, or a function from a batch of inputs to paths (B,6,2) of LIDAR_TOP in the lidar frame, metres. `run` is a
-    folder; drives that it holds already are not driven again.
+    Args:
+        planner: a planner as for `iidrive drive`, or a function from a batch of inputs to paths (B,6,2) of LIDAR_TOP, lidar frame, metres.
+        town: the synthetic town.
+        split: the split.
+        scenes: number of scenes; 0: all scenes of the split.
+        test_ii: the predicted futures to plan with, one row each.
+        config: closed-loop settings.
+        run: run folder; existing drives in it are reused.
 
     Raises:
-        ConfigError: for a planner that does not plan or never moves, and for an unknown split.
+        ConfigError: for a model that does not plan, a planner that never moves, or an unknown split.
     """
     names = tuple(town.scene_names(split)[: scenes or None])
     on = TestSet(town, split, Run.start(run, {"what": "drive", "data": town.identity(), "split": split}, resume=True), names)
@@ -93,9 +102,9 @@ def drive(
 def drive_rows(
     subject: str | Checkpoint, test_ii: Sequence[TestII], on: TestSet, recipe: Recipe, config: LoopConfig, beside: Sequence[str]
 ) -> Assessment:
-    """Drive a planner, the town's own driver and the baselines `beside` it through the scenes of a test set, and score them.
+    """Drive a planner, the town's own driver and the baselines `beside` through the scenes of a test set, and score them.
 
-    Drives that the run folder holds already are not driven again. Writes `drive.txt`, `drive.json` and `scenes.jsonl`.
+    Existing drives in the run folder are reused. Writes `drive.txt`, `drive.json` and `scenes.jsonl`.
 
     Raises:
         ConfigError: as `drive_all` does.
@@ -109,14 +118,14 @@ def drive_rows(
 
 
 def drive_all(drivers: Sequence[Driver], on: TestSet, config: LoopConfig) -> Driven:
-    """Drive the town's own driver and some others through the scenes of a test set, and score them.
+    """Drive the town's own driver and `drivers` through the scenes of a test set, and score them.
 
     Raises:
-        ConfigError: for data without a world that goes on by itself, and for a planner that never moves.
+        ConfigError: for data other than towns, for scenes without a road, and for a planner that never moves.
     """
     town = on.source
     if not isinstance(town, Town):
-        raise ConfigError(f"only towns can be driven in closed loop; found {town.name}, whose scenes are recordings.")
+        raise ConfigError(f"only towns can be driven in closed loop; found {town.name}, whose scenes are recordings. Use --data town.")
     names = on.names or town.scene_names(on.split)
     starts = Starts(town, config)
     own = starts if config.agents == "reactive" else Starts(town, replace(config, agents="reactive"))  # others react to their own driver
@@ -138,17 +147,18 @@ def drive_all(drivers: Sequence[Driver], on: TestSet, config: LoopConfig) -> Dri
         drives[driver.name] = found
         if driver.ought_to_move and all(one.plan_speed_mps.max(initial=0.0) < _MOVES_MPS for one in found):
             raise ConfigError(
-                f"{driver.name} never means to move: all of its paths stay on the spot, in {len(names)} scenes. Are they metres, in the lidar frame?"
+                f"{driver.name} never moves: all of its paths stay at the origin, in {len(names)} scenes. Paths must be in metres, in the lidar "
+                "frame."
             )
     return Driven(town, tuple(rows), drives, left_out)
 
 
 DRAWN = 3
-"""Scenes that are drawn: where the drivers asked for differ most, or where the only one fares worst."""
+"""Number of drawn scenes: those in which the requested drivers differ most, or the only one scores worst."""
 
 
 def draw(driven: Driven, asked: Sequence[str], folder: Path) -> list[Path]:
-    """A strip of each scene in which the drivers asked for differ most; of one driver, those that it fares worst in."""
+    """Draw a strip of each scene in which the drivers `asked` differ most, or in which a single one scores worst. Returns the paths."""
     values = np.stack([driven.row(name).epdms for name in asked])
     telling = np.ptp(values, axis=0) if len(asked) > 1 else -values[0]
     pictures = []
@@ -201,7 +211,7 @@ def _written(driven: Driven, asked: Sequence[Driver], on: TestSet, config: LoopC
 
 
 def _page(driven: Driven, asked: Sequence[str], differences: Sequence[Difference], line: str, on: TestSet) -> None:
-    """index.html of the drives: the table, every scene, and the strips."""
+    """Write index.html of the drives: the table, every scene, and the strips."""
     header, *lines = table(driven.rows, joined=True)
     tables: list[tuple[str, str | Table]] = [
         ("Closed loop: EPDMS and its parts in percent, with 95 % intervals over scenes", Table(header, lines))
@@ -227,15 +237,15 @@ def _ending(score: DriveScore) -> str:
 
 
 _BY_CONSTRUCTION = (
-    f"{EXPERT}: scenes were drawn until nobody collided, so its zero collisions are by construction. EPDMS and parts in percent; "
-    "a drive ends at an at-fault collision or off the road, and windows that it did not drive count 0."
+    f"{EXPERT}: scenes were sampled until no vehicle collided, so its zero collisions are by construction. EPDMS and parts in percent; "
+    "a drive ends at an at-fault collision or off the road, and windows that were not driven count as 0."
 )
 
 
 def _kept(
     row: str, names: Sequence[str], on: TestSet, config: LoopConfig, lineage: str, make: Callable[..., list[Rollout]]
 ) -> list[Rollout]:
-    """The drives of scenes, those that the run folder holds and those that are made now, by all processes together."""
+    """The drives of some scenes: those in the run folder, and the missing ones, which the processes of the group share."""
     group = on.run.process_group
     mark = hashlib.sha256(json.dumps([row, lineage, asdict(config), on.source.identity()], sort_keys=True, default=str).encode())
     folder = on.run.folder / "rollouts" / f"{row.replace(' ', '-').replace(',', '').replace(chr(39), '')}-{mark.hexdigest()[:8]}"
@@ -252,7 +262,7 @@ def _kept(
 
 
 def enlarged(recipe: Recipe, split: str, scenes: int) -> Recipe:
-    """A recipe whose towns have at least so many scenes in a split."""
+    """A recipe whose towns have at least `scenes` scenes in a split."""
     name = f"{split}_scenes"
     if scenes <= 0 or not hasattr(recipe.town, name):
         return recipe

@@ -1,4 +1,4 @@
-"""Planners that can drive: baselines, checkpoints in an arm of `--test-ii`, and anybody's `module:function`."""
+"""Planners that can drive in closed loop: baselines, checkpoints with an arm of `--test-ii`, and functions given as `module:function`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from iidrive.training.checkpoint import Checkpoint
 
 
 def subject_of(planner: str) -> str | Checkpoint:
-    """What a command line names: a baseline, a checkpoint, or `module:function`.
+    """The planner named on the command line: a baseline's name, a checkpoint, or `module:function`.
 
     Raises:
         ConfigError: for anything else.
@@ -49,9 +49,9 @@ def subject_of(planner: str) -> str | Checkpoint:
 
 @dataclass(frozen=True)
 class Driver:
-    """A planner that can drive: its row's name, what plans, the tokenizer whose codes it reads, what it descends from.
+    """A planner that can drive in closed loop: row name, plan function, tokenizer of its codes (None: it needs no codes), and lineage.
 
-    `ought_to_move`: whether plans that stay on the spot mean that something is broken.
+    `ought_to_move`: whether plans that never leave the origin are an error.
     """
 
     name: str
@@ -63,10 +63,10 @@ class Driver:
 
 
 def drivers_of(subject: str | Checkpoint, test_ii: Sequence[TestII], on: TestSet, recipe: Recipe) -> list[Driver]:
-    """What drives: a baseline by name, a planner's checkpoint (a row for each of `test_ii`), or anybody's `module:function`.
+    """Drivers of a baseline, a planner's checkpoint (one driver per value of `test_ii`), or a `module:function`.
 
     Raises:
-        ConfigError: for something that does not plan.
+        ConfigError: for a model that does not plan.
     """
     if isinstance(subject, str) and subject in BASELINES:
         made = baseline(subject, recipe, on.source, on.source.usual_split("train"), on.run)
@@ -91,12 +91,12 @@ def drivers_of(subject: str | Checkpoint, test_ii: Sequence[TestII], on: TestSet
 
 
 def driver_of(plan: Callable[[Inputs], Tensor], name: str) -> Driver:
-    """Any function from a batch of inputs to paths (B,6,2) as a driver."""
+    """A driver from any function from a batch of inputs to paths (B,6,2) of LIDAR_TOP, lidar frame, metres."""
     return Driver(name, _blind(plan), None, Lineage(name))
 
 
 def planning(agent: Agent, arm: TestII) -> Plan:
-    """What plans in a closed loop in an arm of `--test-ii`. Raises ConfigError for an arm that the planner does not have."""
+    """The closed-loop plan function of a planner for an arm of `--test-ii`. Raises ConfigError for an arm that the planner does not support."""
     require_candidates(agent, arm)
     passing = Passing()
 
@@ -115,21 +115,21 @@ def planning(agent: Agent, arm: TestII) -> Plan:
 
 
 def _blind(plan: Callable[[Inputs], Tensor]) -> Plan:
-    """A plan that never looks at the scenes themselves."""
+    """A plan function that ignores the scenes."""
     return lambda inputs, scenes: plan(inputs)
 
 
 def imported(name: str) -> Callable[[Inputs], Tensor]:
-    """The function that `module:function` names: from a batch of inputs to paths (B,6,2), as a tensor or an array.
+    """Import `module:function`: a function from a batch of inputs to paths (B,6,2), as a tensor or an array.
 
     Raises:
-        ConfigError: if there is no such module or function, or if it returns something else when it is called.
+        ConfigError: if the module or function does not exist, or, when called, if the function returns anything else.
     """
     module, _, function = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{name}: expected module:function of a planner that can be imported ({error}).") from None
+        raise ConfigError(f"{name}: expected an importable module:function of a planner ({error}).") from None
     if not callable(found):
         raise ConfigError(f"{name} cannot be called; expected a function from a batch of inputs to paths (B,6,2).")
 

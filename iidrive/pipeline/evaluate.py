@@ -1,10 +1,10 @@
 """Evaluate planners, world models and tokenizers on a split.
 
     planner:     plans → predictions file → reference table
-    world model: roll-outs → forecast table
+    world model: rollouts → forecast table
     tokenizer:   codes → reconstruction mIoU
 
-One function a kind; each returns what is printed and the same as plain values.
+There is one function per kind of model. Each returns the printed text and the same results as plain values.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run
 from iidrive.scoring import metrics
 from iidrive.scoring import score as scoring
-from iidrive.scoring.cases import Cases, Predictions, align, write_predictions
+from iidrive.scoring.cases import Cases
 from iidrive.scoring.forecast import ForecastScores
+from iidrive.scoring.predictions import Predictions, align, write_predictions
 from iidrive.scoring.sampled import rows_beside
 from iidrive.scoring.score import Scores
 from iidrive.scoring.tables import format_scores
@@ -56,8 +57,11 @@ COMMANDS = {"route": "route (known at the time)", "oracle": "oracle (derived fro
 
 @dataclass(frozen=True)
 class Shown:
-    """What a page can show beside the text: a planner's `planned` scores and its `plans` by token, a world model's forecast with its forecaster,
-    the samples that they are of, and why a planner with candidates failed, by token."""
+    """Results for the HTML page.
+
+    `clips`: the evaluated samples. `planned`, `plans`: a planner's scores and its paths by token. `forecast`, `forecaster`: a world model's
+    scores and the model. `failures`: token → why a planner with candidates collides.
+    """
 
     clips: ClipDataset
     planned: Scores | None = None
@@ -69,7 +73,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Assessment:
-    """What is printed, and the same as plain values (`scores` has the layout of `iidrive score`'s JSON, plus `about` and `forecast`)."""
+    """The printed text, and the results as plain values. `scores` has the layout of `iidrive score`'s JSON, plus `about` and `forecast`."""
 
     text: str
     scores: dict[str, Any]
@@ -78,12 +82,12 @@ class Assessment:
 
 @dataclass(frozen=True)
 class TestSet:
-    """The scenes that something is tested on (all of a split, or those in `names`), and the run folder that results go to.
+    """The test scenes (all of a split, or those in `names`), and the run folder for results. Scenes and their ground truth are read once.
 
-    Scenes and their truth are read once. `pdm`: plans are also followed for 3 s and scored as drives are.
+    `pdm`: whether plans are also followed for 3 s and scored by EPDMS.
     """
 
-    __test__ = False  # not a test class of pytest's
+    __test__ = False  # tells pytest that this is not a test class
 
     source: Source
     split: str
@@ -98,24 +102,24 @@ class TestSet:
 
     @cached_property
     def cases(self) -> Cases:
-        """The truth that plans are scored by."""
+        """The ground truth for scoring plans."""
         return infer.truth(self.source, self.tracks)
 
     def marks(self, manifest: Manifest) -> tuple[str, ...]:
-        """The mark of a model that some of these scenes trained, itself or a stage that it is made of."""
+        """A mark if the model, or a stage below it, was trained on some of these scenes; else empty."""
         return trained_here(manifest, self.source, [track.name for track in self.tracks])
 
     def judged(self, found: Checkpoint) -> Lineage:
-        """What a checkpoint descends from, with the mark of `marks` if it deserves it."""
+        """The lineage of a checkpoint, including the mark of `marks`."""
         return replace(found.lineage, marks=joined(found.lineage.marks, self.marks(found.manifest)))
 
     @property
     def about(self) -> dict[str, Any]:
-        """What stands beside every number of it."""
+        """Properties of the test data that are reported with every result."""
         return {"split": self.split, "occupancy": self.source.occupancy_source, "command": self.source.command_source}
 
     def tokens(self, tokenizer: LoadedTokenizer) -> TokenCache:
-        """The split's tokens, in the run folder."""
+        """The token cache of the test scenes, in the run folder."""
         names = [track.name for track in self.tracks]
         with counting("tokens", len(names), self.run.process_group) as tick:
             folder = tokens_folder(self.run.folder, tokenizer, self.source)
@@ -124,9 +128,10 @@ class TestSet:
 
 @dataclass(frozen=True)
 class Use:
-    """How a checkpoint is put together: `world` and `tokenizer` ("": those that it names) and whether others than its own are allowed.
+    """How to evaluate a checkpoint.
 
-    `test_ii`: what a planner is shown of the future (see arms.py). `explain`: whether its choices are written, sample by sample.
+    `test_ii`: the future that the planner uses (see arms.py). `explain`: whether to write its choices for every sample. `world`, `tokenizer`: other
+    stages to use; "": its own. `allow`: whether mismatched stages are allowed.
     """
 
     test_ii: TestII = "off"
@@ -138,7 +143,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Result:
-    """What evaluating one thing gave: text, numbers, and what they are about."""
+    """The result of evaluating one model: text, values, a description, and the lineage."""
 
     text: str
     numbers: dict[str, Any]
@@ -148,12 +153,14 @@ class Result:
 
 
 def evaluate(planner: str | Checkpoint, on: TestSet, recipe: Recipe, train_split: str, use: Use | None = None) -> Assessment:
-    """Evaluate a baseline by name, or a checkpoint. `recipe` and `train_split` are what the ego-status MLP is trained with.
+    """Evaluate a baseline by name, or a checkpoint. The ego-status MLP is trained with `recipe` on `train_split`.
 
-    With `use.allow`, stages that do not belong together are used, and everything that is printed or written is marked.
+    With `use.allow`, mismatched stages are used, and all output is marked.
 
     Raises:
-        ConfigError: for an unknown planner name. CheckpointError, LineageError: for checkpoints that do not fit.
+        ConfigError: for an unknown planner name.
+        CheckpointError: for a missing or damaged checkpoint.
+        LineageError: for mismatched stages.
     """
     use = use or Use()
     if isinstance(planner, str) and planner in BASELINES:
@@ -164,12 +171,12 @@ def evaluate(planner: str | Checkpoint, on: TestSet, recipe: Recipe, train_split
     if (use.world and kind != "planner") or (use.tokenizer and kind not in ("planner", "world")):
         raise ConfigError(f"{found.path} is a {kind}: --world is for planners, --tokenizer for planners and world models.")
     if kind not in EVALUATORS:
-        raise ConfigError(f"{found.path} is a {kind} model, which is not evaluated by itself (kinds: {', '.join(EVALUATORS)}).")
+        raise ConfigError(f"{found.path} is a {kind} model, which cannot be evaluated alone; expected one of {', '.join(EVALUATORS)}.")
     return _written(on, EVALUATORS[kind](found, on, use))
 
 
 def evaluate_planner(found: Checkpoint, on: TestSet, use: Use) -> Result:
-    """The forecast table of its world model, then the planner's reference table."""
+    """Evaluate a planner: the forecast table of its world model, then its own reference table."""
     loaded = load_agent(found, use.world or None, use.tokenizer or None, use.allow)
     agent, lineage = loaded.model, on.judged(loaded.checkpoint)
     lineage = replace(lineage, marks=joined(lineage.marks, marks_of(use.test_ii)))
@@ -182,9 +189,9 @@ def evaluate_planner(found: Checkpoint, on: TestSet, use: Use) -> Result:
     numbers: dict[str, Any] = {"forecast": forecast.to_json()}
     planned = _planned("planner", plan, clips.without_occupancy(), on, about, lineage)
     untrained = (
-        "the outcome head was trained on the present scene alone; it reads the imagined one as if it were the present."
+        "the outcome head was trained only with the current scene; it treats the imagined scene as if it were the current one."
         if agent.planner.config.accelerations
-        else "the ii branch was never trained; it changes nothing, so this equals ii off."
+        else "the ii branch was never trained and has no effect, so this equals ii off."
     )
     failures: dict[str, str] = {}
     if agent.planner.config.accelerations:
@@ -202,7 +209,7 @@ def evaluate_planner(found: Checkpoint, on: TestSet, use: Use) -> Result:
 
 
 def evaluate_world(found: Checkpoint, on: TestSet, use: Use) -> Result:
-    """The forecast table."""
+    """Evaluate a world model: the forecast table."""
     loaded = load_forecaster(found, use.tokenizer or None, use.allow)
     clips = scored_clips(on.tracks, on.tokens(loaded.tokenizer), on.source, loaded.model.tokenizer.config.grid)
     lineage = on.judged(loaded.checkpoint)
@@ -213,7 +220,7 @@ def evaluate_world(found: Checkpoint, on: TestSet, use: Use) -> Result:
 
 
 def evaluate_tokenizer(found: Checkpoint, on: TestSet, use: Use) -> Result:
-    """Reconstruction mIoU of every keyframe."""
+    """Evaluate a tokenizer: reconstruction mIoU over all keyframes."""
     loaded = load_tokenizer(found)
     value = reconstruction_miou(loaded.model, on.tokens(loaded), on)
     lineage = on.judged(found)
@@ -224,7 +231,7 @@ def evaluate_tokenizer(found: Checkpoint, on: TestSet, use: Use) -> Result:
 
 
 def evaluate_ego_mlp(found: Checkpoint, on: TestSet, use: Use) -> Result:
-    """The reference table of an ego-status MLP that was kept."""
+    """Evaluate a trained ego-status MLP: the reference table."""
     about = {"planner": str(found.path), "trained on": trained_on(found.manifest)}
     return _planned("ego-mlp", load_ego_mlp(found).plan, scored_clips(on.tracks), on, about, on.judged(found))
 
@@ -235,21 +242,21 @@ EVALUATORS: dict[str, Callable[[Checkpoint, TestSet, Use], Result]] = {
     "tokenizer": evaluate_tokenizer,
     "ego-mlp": evaluate_ego_mlp,
 }
-"""What evaluates a checkpoint, by its kind."""
+"""Evaluation function by kind of checkpoint."""
 
 
 def trained_here(manifest: Manifest, source: Source, names: Sequence[str]) -> tuple[str, ...]:
-    """The mark of a model that some scenes of a source trained, itself or a stage that it is made of; nothing for one that none of them did."""
+    """A mark if the model, or a stage below it, was trained on one of the scenes `names` of a source; else empty."""
     here, seed = set(names), source.identity().get("seed")
     kinds = [entry["kind"] for entry in manifest.trained_on if entry["seed"] == seed and here & set(_scenes_of(entry, source))]
     return (f"{TRAINED_HERE}: {', '.join(dict.fromkeys(kinds))}",) if kinds else ()
 
 
 def _scenes_of(entry: Mapping[str, Any], source: Source) -> tuple[str, ...]:
-    """The scenes of a source that trained a model, by what its manifest says; none where it was trained on other data."""
+    """The scenes of a source in one training entry of a manifest; empty if the entry is about other data."""
     if entry["source"] != source.name:
         return ()
-    if "scenes" in entry:  # those of a file
+    if "scenes" in entry:  # the split was a file of scene names
         return tuple(entry["scenes"])
     try:
         return source.scene_names(entry["split"])
@@ -258,7 +265,7 @@ def _scenes_of(entry: Mapping[str, Any], source: Source) -> tuple[str, ...]:
 
 
 def about_line(source: Source, split: str, extra: Mapping[str, object] | None = None) -> str:
-    """What stands beside every table: data, split, which occupancy, whose command."""
+    """The line above every table: data, split, source of occupancy and of commands."""
     parts = {
         "data": f"{source.name} {split}",
         "occupancy": source.occupancy_source,
@@ -271,9 +278,9 @@ def about_line(source: Source, split: str, extra: Mapping[str, object] | None = 
 def plan_and_score(
     name: str, plan: Plan, clips: ClipDataset, on: TestSet, about: Mapping[str, object], heading: str, lineage: Lineage
 ) -> tuple[Scores, dict[str, Float[Array, "6 2"]]]:
-    """Plan every sample with a full future and score: (scores, path by token).
+    """Plan every sample with a full future and score the plans: (scores, path by token).
 
-    Writes `predictions-NAME.npz`, its table, and `rows-NAME.npz`, the scores sample by sample that `iidrive compare` reads.
+    Writes `predictions-NAME.npz`, `table-NAME.txt`, and `rows-NAME.npz` with the per-sample scores that `iidrive compare` reads.
     """
     run, cases = on.run, on.cases
     tokens, paths = infer.plans(plan, clips, run.process_group)
@@ -296,13 +303,13 @@ def reconstruction_miou(tokenizer: Tokenizer, cache: TokenCache, on: TestSet) ->
 
 
 def trained_on(manifest: Manifest) -> str:
-    """Data, split, occupancy and command of a checkpoint's training."""
+    """A description of a checkpoint's training data: source, split, occupancy and command."""
     data = manifest.data
     return f"{data.get('name', data.get('source'))} {data.get('split')}, occupancy {data.get('occupancy')}, command {data.get('command')}"
 
 
 def town_of(manifest: Manifest, wanted: TownConfig, given: Sequence[str] = ()) -> TownConfig:
-    """The towns to test a checkpoint on: those it was trained among, with the fields named in `given` taken from `wanted`."""
+    """The town config to test a checkpoint with: the config it was trained with, except the fields in `given`, which come from `wanted`."""
     plain = manifest.about.get("town")
     if not plain:
         return wanted
@@ -310,7 +317,7 @@ def town_of(manifest: Manifest, wanted: TownConfig, given: Sequence[str] = ()) -
 
 
 def _forecast(forecaster: Forecaster, clips: ClipDataset, on: TestSet, lineage: Lineage) -> tuple[str, ForecastScores]:
-    """The forecast table, which is also written to the run, and what it is made of."""
+    """The forecast table as text, which is also written to the run, and the scores."""
     scores = infer.forecasts(forecaster, clips, forecaster.tokenizer.config.grid, on.run.process_group, source=on.source)
     text = f"{mark_lines(lineage.marks)}{about_line(on.source, on.split)}\n{scores.table()}\n({scores.samples} samples)"
     on.run.write_text("forecast.txt", text + "\n")

@@ -1,6 +1,6 @@
-"""The rows of the forecast table for one batch: what every forecaster says, and how that counts against the truth.
+"""The rows of the forecast table for one batch: the prediction of every forecaster, and its counts against the truth.
 
-Shapes: B samples, H horizons, X, Y, Z voxels. Every grid is in an ego frame of its horizon, predicted or true.
+Shapes: B samples, H horizons, h horizons ahead of 0 s, X, Y, Z voxels. Every grid is in the ego frame at its horizon, predicted or true.
 """
 
 from __future__ import annotations
@@ -52,14 +52,15 @@ ROWS = {
     "transport, true flow": "knows the true future motion of the ego and of every tracked box",
     "world model, true path (oracle)": "knows the ego's true future motion",
 }
-"""All rows in the order of the table, and what a privileged one knows."""
+"""All rows in the order of the table, and the future information that a privileged row uses."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """One forecaster's grids, and the ego frames that they are in, as seen from the present; None: the true ones, none is predicted.
+    """Predictions of one forecaster.
 
-    `taken`: how likely a road user takes each cell of the occupancy flow at the horizons ahead, in the present ego frame, if it says so.
+    `labels`: its grids. `now_T_frame`: their predicted ego frames; None if the forecaster predicts no motion, and its grids are in the true frames.
+    `taken`: predicted probability of a road user in each cell of the occupancy flow at the horizons ahead, current ego frame; None without a flow.
     """
 
     labels: UInt8[Array, "B H X Y Z"]
@@ -69,8 +70,12 @@ class Rows:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a batch's scenes say: where each sample is, the true movers at each horizon, and of those the ones inside the grid at present, the
-    corridor in the true frame of each horizon, the voxels out of sight at present, and the movers of both kinds that the true occupancy shows."""
+    """Ground truth of a batch.
+
+    `at`: scene and keyframe index of each sample. `movers`: movers at each horizon. `movers_seen`: only those inside the grid at t = 0.
+    `corridor`: cells of the corridor in the true frame of each horizon. `unseen`: voxels out of sight at t = 0. `ceiling`: counts of the
+    true occupancy against `movers` and `movers_seen`.
+    """
 
     at: tuple[tuple[Scene, int], ...]
     movers: tuple[tuple[MoverTruth, ...], ...]
@@ -81,14 +86,14 @@ class Seen:
 
 
 class Truths:
-    """True movers of a source's keyframes on one grid. Scenes that were used last are kept, since a keyframe is the future of several samples."""
+    """Ground truth of a source's keyframes on one grid. The last scenes are cached, because each keyframe is the future of several samples."""
 
     def __init__(self, source: Source, spec: GridSpec, scenes: int = 4) -> None:
         self.source, self.spec, self.limit = source, spec, scenes
         self.kept: dict[str, tuple[Scene, dict[int, MoverTruth]]] = {}
 
     def of(self, clips: ClipDataset, rows: Sequence[int], batch: Batch, steps: Sequence[int]) -> Seen:
-        """What is true of some samples of `clips`, which are in `batch`."""
+        """The ground truth of samples `rows` of `clips`, which are those in `batch`, at horizons `steps`."""
         assert batch.inputs.occupancy is not None
         at, movers, inside_now = [], [], []
         for row in rows:
@@ -127,7 +132,7 @@ class Truths:
 
 
 def forecast_rows(forecaster: Forecaster, batch: Batch, spec: GridSpec, steps: Sequence[int], oracle: bool) -> dict[str, Rows]:
-    """What the world model and the copies say; with `oracle` the world model along the true path too, if it can be led."""
+    """Predictions of the world model and of the copy baselines; with `oracle` also of the world model along the true path, if it supports that."""
     inputs, at = batch.inputs, list(steps)
     assert inputs.occupancy is not None
     now = inputs.occupancy[:, -1]
@@ -136,7 +141,7 @@ def forecast_rows(forecaster: Forecaster, batch: Batch, spec: GridSpec, steps: S
     later = [step - 1 for step in at if step > 0]
 
     def copied(ahead: torch.Tensor) -> UInt8[Array, "B H X Y Z"]:
-        """With the present where a step is 0, which comes first."""
+        """Prepend the current grid if step 0 is requested."""
         return torch.cat([now[:, None]] * (len(at) - len(later)) + [ahead], 1).numpy(force=True)
 
     labels, imagined = forecaster.forecast(inputs, at)
@@ -155,7 +160,7 @@ def forecast_rows(forecaster: Forecaster, batch: Batch, spec: GridSpec, steps: S
 
 
 def transport_rows(at: Sequence[tuple[Scene, int]], batch: Batch, spec: GridSpec, steps: Sequence[int]) -> dict[str, Rows]:
-    """Present voxels moved with their boxes, at constant turn rate and velocity and as they truly move."""
+    """Predictions that move the current voxels with their boxes: at constant turn rate and velocity, and with the true motion."""
     assert batch.inputs.occupancy is not None
     now = batch.inputs.occupancy[:, -1].numpy(force=True)
     now = np.where(now == IGNORE, np.uint8(FREE), now)
@@ -173,7 +178,7 @@ def transport_rows(at: Sequence[tuple[Scene, int]], batch: Batch, spec: GridSpec
 
 
 def count_rows(rows: Mapping[str, Rows], batch: Batch, steps: Sequence[int], spec: GridSpec, seen: Seen | None) -> dict[str, RowCounts]:
-    """Count every row of a batch; without `seen`, mIoU and IoU alone."""
+    """Count every row of a batch against the truth. Without `seen`, only mIoU and IoU are counted."""
     real, true = real_grids(batch, steps), true_frames(batch, steps)
     out = {}
     for name, row in rows.items():
@@ -205,7 +210,7 @@ def count_rows(rows: Mapping[str, Rows], batch: Batch, steps: Sequence[int], spe
 def count_probabilities(
     taken: Float[Array, "B h x y"], clips: ClipDataset, rows: Sequence[int], batch: Batch, labels: FlowTargets, steps: Sequence[int]
 ) -> dict[str, Reliability]:
-    """Count the cells of a batch, which are samples `rows` of `clips`, by the probability that each was given at the steps ahead."""
+    """Count the cells of a batch (samples `rows` of `clips`) by predicted probability at the steps ahead, for all cells and for the corridor."""
     ahead = [step for step in steps if step > 0]
     samples = [clips.samples[row] for row in rows]
     true = np.stack([labels(clips.tracks[number].name, index)["taken"][ahead] for number, index in samples])
@@ -223,12 +228,12 @@ def real_grids(batch: Batch, steps: Sequence[int]) -> UInt8[Array, "B H X Y Z"]:
 
 
 def true_frames(batch: Batch, steps: Sequence[int]) -> Float[Array, "B H 4 4"]:
-    """True ego frames at some steps, seen from the present."""
+    """True ego frames at some steps, relative to the current ego frame."""
     return frames_at(batch.targets.now_T_frame, steps)
 
 
 def frames_at(now_T_future: torch.Tensor, steps: Sequence[int]) -> Float[Array, "B H 4 4"]:
-    """Frames at some steps from those of steps 1 on; step 0 is the present."""
+    """Frames at some steps, from the frames of steps 1, 2, …; the frame at step 0 is the identity."""
     frames = now_T_future.double()
     eye = identity(frames).expand(len(frames), 1, 4, 4)
     return torch.cat([eye, frames], 1)[:, list(steps)].numpy(force=True)

@@ -1,4 +1,4 @@
-"""Runs planners and forecasters over a split: plans joined by sample token, occupancy histograms per horizon."""
+"""Run planners and forecasters over a split: plans by sample token, and occupancy counts per horizon."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from iidrive.pipeline.on_device import batches, confusion, counts_here
 from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.run_folder import device
 from iidrive.scoring import metrics
-from iidrive.scoring.cases import Cases, cases_from_windows
+from iidrive.scoring.cases import Cases
+from iidrive.scoring.cases_from_samples import cases_from_samples
 from iidrive.scoring.forecast import ALL_CELLS, CORRIDOR, ForecastScores, RowCounts
 from iidrive.scoring.movers import MoverCounts
 from iidrive.scoring.reliability import Reliability
 
 Array = np.ndarray
 HORIZON_STEPS = (0, 2, 4, 6)
-"""Forecasts are scored now (reconstruction) and 1, 2, 3 s ahead."""
+"""Steps of 0.5 s at which forecasts are scored: 0 s (reconstruction) and 1, 2, 3 s."""
 
 
 def truth(source: Source, tracks: Iterable[EgoTrack]) -> Cases:
-    """The cases of some scenes: every keyframe, its true path and the boxes around it."""
+    """The cases of some scenes: every keyframe with its true path and boxes."""
 
     def samples() -> Iterator[tuple[Observation, Target]]:
         for track in tracks:
@@ -40,15 +41,15 @@ def truth(source: Source, tracks: Iterable[EgoTrack]) -> Cases:
             for index in range(len(scene)):
                 yield window(source, scene, index, past=0, path=track.true_path(index))
 
-    return cases_from_windows(samples())
+    return cases_from_samples(samples())
 
 
 def plans(
     planner: Callable[[Inputs], Float[Tensor, "B 6 2"]], clips: ClipDataset, process_group: ProcessGroup | None = None, batch: int = 64
 ) -> tuple[tuple[str, ...], Float[Array, "n 6 2"]]:
-    """Plan every sample: (sample tokens, paths of LIDAR_TOP in the lidar frame, float32).
+    """Plan every sample: (sample tokens, LIDAR_TOP paths in the lidar frame, metres, float32).
 
-    The processes of a `process_group` share whole batches, so that the answer has the same bits for any number of them.
+    The processes of a group share whole batches, so the result is bitwise independent of the number of processes.
     """
     process_group, made = process_group or ProcessGroup(), {}
     for rows, part in batches(clips, process_group.shard(range(0, len(clips), batch)), batch):
@@ -68,21 +69,21 @@ def forecasts(
     source: Source | None = None,
     oracle_every: int = 4,
 ) -> ForecastScores:
-    """Score the forecaster and the copy baselines on samples with a full future (windows with codes and future occupancy).
+    """Score the forecaster and the copy baselines on samples with a full future. `clips` must hold codes and future occupancy.
 
-    - `world model`: reconstruction now, roll-out ahead, each in the ego frame that the model predicts;
+    - `world model`: reconstruction at 0 s and rollout after it, each in the ego frame that the model predicts;
     - `copy last`: nothing changes in the ego frame;
-    - `copy warped`: the world stands still and the ego keeps its turn rate and velocity;
-    - `copy warped, true motion (oracle)`: the same with the true future ego motion, which no forecaster may know.
+    - `copy warped`: the world is static and the ego keeps its turn rate and velocity;
+    - `copy warped, true motion (oracle)`: the same with the true future ego motion.
 
-    With the `source` of the samples, whose boxes say what moves, every figure is measured (without: mIoU and IoU), and more rows are:
+    With the `source` of the samples, which has their boxes, all metrics are measured (else only mIoU and IoU), and there are more rows:
 
-    - `transport`: as `copy warped`, but tracked boxes keep their turn rate and velocity and take their voxels along;
+    - `transport`: as `copy warped`, but tracked boxes keep their turn rate and velocity and move their voxels;
     - `transport, true flow`: the same with the true motion of boxes and ego;
-    - `world model, true path (oracle)`: the roll-out along the true path, as some publications do it. It costs as much as the model's own, so
-      only every `oracle_every`-th batch has it. A world model with motion=map has no such row.
+    - `world model, true path (oracle)`: the rollout along the true path, as in some publications. It doubles the cost, so it is computed only for
+      every `oracle_every`-th batch. A world model with motion=map has no such row.
 
-    The processes of a `process_group` share whole batches.
+    The processes of a group share whole batches.
     """
     process_group = process_group or ProcessGroup()
     truths = None if source is None else Truths(source, spec)
@@ -90,7 +91,7 @@ def forecasts(
     none = MoverCounts.zero(len(steps))
     ceiling = none, none
     flow = None if source is None or forecaster.flow_grid is None else FlowTargets(source, forecaster.flow_grid)
-    told: dict[str, Reliability] = {}
+    calibration: dict[str, Reliability] = {}
     for rows, part in batches(clips, process_group.shard(range(0, len(clips), batch)), batch):
         oracle = source is not None and rows.start // batch % oracle_every == 0
         made = forecast_rows(forecaster, part, spec, steps, oracle)
@@ -104,8 +105,8 @@ def forecasts(
         taken = made["world model"].taken
         if flow is not None and taken is not None:
             for name, counts in count_probabilities(taken, clips, rows, part, flow, steps).items():
-                told[name] = told[name] + counts if name in told else counts
-    parts = process_group.gather((totals, ceiling, told))
+                calibration[name] = calibration[name] + counts if name in calibration else counts
+    parts = process_group.gather((totals, ceiling, calibration))
     names = [name for name in ROWS if any(name in found for found, _, _ in parts)]
     whole = {name: sum((found[name] for found, _, _ in parts if name in found), RowCounts.zero(len(steps))) for name in names}
     ceiling = sum((found[0] for _, found, _ in parts), none), sum((found[1] for _, found, _ in parts), none)
@@ -118,7 +119,7 @@ def forecasts(
 
 @torch.no_grad()
 def reconstruction(tokenizer: Tokenizer, codes: Frames, occupancy: Frames, rows: Iterable[tuple[str, Array]]) -> Int64[Array, "18 18"]:
-    """Confusion matrix [truth, decoded] of keyframes (scene name and indices), decoded from their codes alone."""
+    """Confusion matrix [truth, decoded] of keyframes (scene name, indices) decoded from their codes."""
     total, there = np.zeros((18, 18), np.int64), torch.zeros(18, 18, dtype=torch.int64, device=device())
     for name, indices in rows:
         for part in np.array_split(indices, max(1, len(indices) // 8)):

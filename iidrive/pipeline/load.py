@@ -1,4 +1,4 @@
-"""Models from their checkpoints. Each manifest and each weight file is read once; what is loaded carries both."""
+"""Load models from checkpoints. Each manifest and each weight file is read once; a loaded stage has its model and its checkpoint."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ from iidrive.training.checkpoint import Checkpoint, Manifest
 
 Model = TypeVar("Model", bound=nn.Module)
 Place = str | Path | Checkpoint
-"""Where a checkpoint lies (a run folder or the checkpoint's own), or one whose manifest was read already."""
+"""A run folder, a checkpoint folder, or a checkpoint whose manifest has been read."""
 
 
 class Stage:
-    """What every loaded stage says about itself."""
+    """Properties of every loaded stage."""
 
     checkpoint: Checkpoint
 
     @property
     def manifest(self) -> Manifest:
-        """Its checkpoint's, with the parents in use and all marks."""
+        """The checkpoint's manifest, with the parents in use and all marks."""
         return self.checkpoint.manifest
 
     @property
     def lineage(self) -> Lineage:
-        """What it descends from, as it was put together."""
+        """The lineage, with the parents in use."""
         return self.checkpoint.lineage
 
 
 @dataclass(frozen=True)
 class LoadedTokenizer(Stage):
-    """A tokenizer, ready to use, and its checkpoint."""
+    """A tokenizer in eval mode, and its checkpoint."""
 
     model: Tokenizer
     checkpoint: Checkpoint
 
     def computing(self, compute: ComputeConfig) -> LoadedTokenizer:
-        """The same weights in a tokenizer that computes in another way."""
+        """The same weights in a tokenizer with another compute config."""
         if compute == ComputeConfig():
             return self
         return replace(self, model=_ready(self.model.computing(compute)))
@@ -59,7 +59,7 @@ class LoadedTokenizer(Stage):
 
 @dataclass(frozen=True)
 class LoadedForecaster(Stage):
-    """A world model with its tokenizer. The manifest is the world model's as it was put together here: its parent is the tokenizer in use."""
+    """A world model with its tokenizer. The manifest is the world model's; its parent is the tokenizer in use."""
 
     model: Forecaster
     checkpoint: Checkpoint
@@ -68,7 +68,7 @@ class LoadedForecaster(Stage):
 
 @dataclass(frozen=True)
 class LoadedAgent(Stage):
-    """A planner with its world model and tokenizer. The manifest is the planner's as it was put together here."""
+    """A planner with its world model and tokenizer. The manifest is the planner's; its parents are the stages in use."""
 
     model: Agent
     checkpoint: Checkpoint
@@ -76,11 +76,11 @@ class LoadedAgent(Stage):
 
 
 def load(place: Place, allow: bool = False) -> LoadedTokenizer | LoadedForecaster | LoadedAgent | EgoMLP:
-    """Whatever a checkpoint is: a tokenizer, a world model with its tokenizer, a planner with both, or an ego-status MLP.
+    """Load a checkpoint of any kind: a tokenizer, a world model with its tokenizer, a planner with both, or an ego-status MLP.
 
     Raises:
-        CheckpointError: if there is none there, or it is damaged. LineageError: for stages that do not belong together; with `allow` their
-            manifests are marked instead.
+        CheckpointError: if the checkpoint is missing or damaged.
+        LineageError: for mismatched stages; with `allow` their manifests are marked instead.
     """
     found = checkpoint.read(place)
     kind = found.manifest.kind
@@ -92,10 +92,11 @@ def load(place: Place, allow: bool = False) -> LoadedTokenizer | LoadedForecaste
 
 
 def load_tokenizer(place: Place | LoadedTokenizer) -> LoadedTokenizer:
-    """A tokenizer from its checkpoint; one that is loaded already is returned as it is.
+    """Load a tokenizer. A tokenizer that is already loaded is returned unchanged.
 
     Raises:
-        CheckpointError: if there is none there, or it is damaged. LineageError: if weights and manifest do not belong together.
+        CheckpointError: if the checkpoint is missing or damaged.
+        LineageError: if the weights do not match the manifest.
     """
     if isinstance(place, LoadedTokenizer):
         return place
@@ -112,10 +113,10 @@ def load_forecaster(
     allow: bool = False,
     compute: ComputeConfig | None = None,
 ) -> LoadedForecaster:
-    """A world model with its tokenizer (the one it names, unless another is given).
+    """Load a world model with its tokenizer (its own, unless another is given).
 
     Raises:
-        LineageError: for another tokenizer than it was trained on; with `allow` the manifest is marked instead.
+        LineageError: for a tokenizer other than its own; with `allow` the manifest is marked instead.
     """
     compute = compute or ComputeConfig()
     found = checkpoint.read(place)
@@ -141,10 +142,10 @@ def load_agent(
     tokenizer: Place | LoadedTokenizer | None = None,
     allow: bool = False,
 ) -> LoadedAgent:
-    """A planner with its world model and tokenizer (those it names, unless others are given; a given world model brings its own tokenizer).
+    """Load a planner with its world model and tokenizer (its own, unless others are given). A given world model comes with its own tokenizer.
 
     Raises:
-        LineageError: if they are not those it was trained on; with `allow` the manifest is marked instead.
+        LineageError: for stages other than its own; with `allow` the manifest is marked instead.
     """
     found = checkpoint.read(place)
     found.require_kind("planner")
@@ -166,7 +167,7 @@ def load_agent(
 
 
 def load_ego_mlp(place: Place) -> EgoMLP:
-    """The ego-status baseline from its checkpoint. Raises as `load_tokenizer` does."""
+    """Load an ego-status MLP. Raises as `load_tokenizer` does."""
     found = checkpoint.read(place)
     found.require_kind("ego-mlp")
     model = EgoMLP(from_plain(EgoMLPConfig, found.manifest.architecture, str(found.path)))
@@ -175,10 +176,10 @@ def load_ego_mlp(place: Place) -> EgoMLP:
 
 
 def require_width(what: str, width: int, tokenizer: Tokenizer) -> None:
-    """Raise ConfigError unless a model's width is that of the tokenizer's latents."""
+    """Raise ConfigError unless a model's width equals the tokenizer's latent width."""
     wanted = tokenizer.config.latent_width
     if width != wanted:
-        raise ConfigError(f"the {what} is {width}, but this tokenizer's latents are {wanted} wide. Use the recipe it was trained with.")
+        raise ConfigError(f"the {what} is {width}, but this tokenizer's latent width is {wanted}. Use the recipe it was trained with.")
 
 
 def _fill(model: nn.Module, weights: Mapping[str, Tensor], found: Checkpoint) -> None:

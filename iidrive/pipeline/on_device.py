@@ -1,4 +1,4 @@
-"""Evaluation beside a GPU: batches made ahead by other processes, voxels counted where they lie. On a CPU nothing is gained by either."""
+"""Evaluation on a GPU: batches prepared by worker processes, and voxels counted on the device. On a CPU neither is faster."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from iidrive.training.prefetch import feed, shared
 
 
 def batches(clips: ClipDataset, starts: Sequence[int], size: int, workers: int = -1) -> Iterator[tuple[range, Batch]]:
-    """The rows from each of `starts` on, at most `size`, and their batch, on the device. `workers` as `ParallelConfig.workers`.
+    """Batches of up to `size` samples, beginning at each of `starts`: (rows, batch on the device). `workers` as in `ParallelConfig`.
 
     Raises:
-        IIDriveError: for a sample that cannot be read.
+        IIDriveError: if a sample cannot be read.
     """
     place = device()
     parts, workers = _Parts(clips, size), ParallelConfig(workers=workers).workers_for(place)
@@ -32,7 +32,7 @@ def batches(clips: ClipDataset, starts: Sequence[int], size: int, workers: int =
 
 
 class _Parts(Dataset[Batch | IIDriveError]):
-    """Batches by their first row; a sample that cannot be read is an error in its batch's place."""
+    """Batches by their first row. If a sample cannot be read, the item is the error instead of the batch."""
 
     def __init__(self, clips: ClipDataset, size: int) -> None:
         self.clips, self.size = clips, size
@@ -51,12 +51,12 @@ class _Parts(Dataset[Batch | IIDriveError]):
 
 
 def counts_here(labels: Tensor) -> bool:
-    """Whether voxels of a tensor are counted on its device. The host's own way is faster for a CPU (`scoring.metrics.confusion`)."""
+    """Whether voxels of a tensor are counted on its device. For CPU tensors `scoring.metrics.confusion` is faster."""
     return labels.device.type != "cpu"
 
 
 def confusion(truth: UInt8[Tensor, "*V"], labels: UInt8[Tensor, "*V"]) -> Int64[Tensor, "18 18"]:
-    """Voxels by [true, predicted] class, without those whose truth is unknown; nothing waits for the device."""
+    """Confusion matrix [true, predicted] without voxels of unknown truth, computed on the device without synchronisation."""
     classes = len(OCC_CLASSES)
     unknown = classes * classes
     pair = torch.where(truth == IGNORE, unknown, truth.long() * classes + labels.long()).flatten()

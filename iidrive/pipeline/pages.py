@@ -1,4 +1,4 @@
-"""Pages of runs: what was measured, where it went worst, and every file."""
+"""HTML pages of evaluation runs: tables, charts, worst samples, and files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from iidrive.core.scene import FUTURE_STEPS, STEP_S
 from iidrive.pipeline.evaluate import Assessment, TestSet, about_line
 from iidrive.pipeline.pictures import Bad, draw, worst
-from iidrive.report.charts import Curve, Told, planner_chart, reliability_chart
+from iidrive.report.charts import Calibration, Curve, planner_chart, reliability_chart
 from iidrive.report.page import Page, Table, write_index
 from iidrive.scoring.forecast import ForecastScores
 from iidrive.scoring.score import Scores
@@ -20,7 +20,7 @@ Pictures = list[tuple[str, str]]
 
 
 def evaluation_page(name: str, found: Assessment, on: TestSet) -> Path:
-    """Write index.html of an evaluation into its run folder, with charts and the worst samples: returns its path."""
+    """Write index.html of an evaluation, with charts and the worst samples, into its run folder. Returns the path."""
     shown = found.shown
     tables: list[tuple[str, str | Table]] = []
     pictures: Pictures = []
@@ -30,18 +30,18 @@ def evaluation_page(name: str, found: Assessment, on: TestSet) -> Path:
         if shown.planned is not None:
             bad = worst(shown.planned, on.tracks)
             tables.append(("Reference table", format_scores(shown.planned)))
-            tables.append((f"The worst {len(bad)} samples, at most two of a scene", worst_table(bad, on, shown.failures)))
+            tables.append((f"The worst {len(bad)} samples, at most two per scene", worst_table(bad, on, shown.failures)))
             pictures += draw(on, shown.forecaster, shown.clips, {name: shown.plans}, [one.sample for one in bad], "worst-")
         if shown.forecast is not None:
             tables.append(("Forecasting, percent", forecast_table(shown.forecast)))
-    tables.append(("All that was printed", found.text))
+    tables.append(("Full text output", found.text))
     about = {key: str(value) for key, value in found.scores["about"].items() if key != "lineage"}
     lead = about_line(on.source, on.split)
     return write_index(on.run.folder, Page(f"iidrive: {name}", lead, list(about.items()), tables, pictures))
 
 
 def charts_of(scores: Mapping[str, Scores], forecast: ForecastScores | None, folder: Path) -> Pictures:
-    """Charts of planners over time and of a world model's calibration, as far as there is anything to show."""
+    """Draw charts of planners over time and of a world model's calibration, if given: (caption, path relative to `folder`)."""
     pictures: Pictures = []
     if scores:
         nothing = np.full(FUTURE_STEPS, np.nan)
@@ -49,22 +49,22 @@ def charts_of(scores: Mapping[str, Scores], forecast: ForecastScores | None, fol
         seconds = [STEP_S * (k + 1) for k in range(FUTURE_STEPS)]
         planner_chart(curves, seconds, folder / "pictures" / "planners.png")
         pictures.append(
-            ("Planners over time: mean distance from the true path, and the share of samples that collide", "pictures/planners.png")
+            ("Planners over time: mean distance from the true path, and the fraction of samples that collide", "pictures/planners.png")
         )
     if forecast is not None and forecast.reliability:
-        told = {
-            place: Told(r.cells, r.expected / np.maximum(r.cells, 1), r.taken / np.maximum(r.cells, 1))
+        calibration = {
+            place: Calibration(r.cells, r.expected / np.maximum(r.cells, 1), r.taken / np.maximum(r.cells, 1))
             for place, r in forecast.reliability.items()
         }
-        reliability_chart(told, forecast.ahead_s, folder / "pictures" / "reliability.png")
+        reliability_chart(calibration, forecast.ahead_s, folder / "pictures" / "reliability.png")
         pictures.append(
-            ("Does the world model's probability of a road user mean what it says? On the diagonal it does", "pictures/reliability.png")
+            ("Calibration of the world model's probability of a road user; the diagonal is perfect", "pictures/reliability.png")
         )
     return pictures
 
 
 def worst_table(bad: Sequence[Bad], on: TestSet, failures: Mapping[str, str] | None = None) -> Table:
-    """One line a sample: scene, keyframe, token, steps with a collision, mean L2, and where choices were looked at, why it collides."""
+    """One row per sample: scene, keyframe, token, steps with a collision, mean L2, and, with `failures`, why it collides."""
     rows = [[on.tracks[b.sample.track].name, str(b.sample.keyframe), b.token, str(b.events), f"{b.l2_m:.3f}"] for b in bad]
     header = ["scene", "keyframe", "token", "steps with a collision", "L2, m"]
     if failures:
@@ -73,7 +73,7 @@ def worst_table(bad: Sequence[Bad], on: TestSet, failures: Mapping[str, str] | N
 
 
 def forecast_table(forecast: ForecastScores) -> Table:
-    """One line a forecaster: mIoU, IoU and movers IoU in percent at every horizon."""
+    """One row per forecaster: mIoU, IoU and movers IoU in percent at every horizon."""
     figures = {"mIoU": "mIoU", "IoU": "IoU", **({"movers_IoU": "movers IoU"} if forecast.ceiling is not None else {})}
     times = [f"{step * STEP_S:g} s" for step in forecast.steps]
     rows = []
@@ -81,4 +81,4 @@ def forecast_table(forecast: ForecastScores) -> Table:
         values = [value for figure in figures for value in forecast.figure(name, figure)]
         marked = f"{name} *" if name in forecast.privileged else name
         rows.append([marked, *("-" if np.isnan(value) else f"{100 * value:.2f}" for value in values)])
-    return Table(["forecast (* knows what no forecaster may)", *(f"{figures[f]} {t}" for f in figures for t in times)], rows)
+    return Table(["forecast (* uses future information)", *(f"{figures[f]} {t}" for f in figures for t in times)], rows)

@@ -1,4 +1,4 @@
-"""`--protocol pdm`: single plans, each followed for 3 s among the recorded boxes and scored as drives are. No simulator, any source with a map."""
+"""`--protocol pdm`: EPDMS of single plans, each followed for 3 s among the recorded boxes. It works for any source with a map."""
 
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ TRUE_PATH = "true path"
 
 @dataclass(frozen=True)
 class PdmScores:
-    """The rows of plans and of the true path, which the same controller follows, over the same samples."""
+    """Scores of the plans and of the true path over the same samples, both followed by the same controller.
+
+    `left_out`: number of samples without a plan or a full future.
+    """
 
     plans: Row
     truth: Row
     left_out: int
 
     def text(self) -> str:
-        """The table, and the paired difference to the true path (of the true path alone: its row)."""
+        """The table and the paired difference from the true path. If the true path itself was scored, only its row."""
         rows = [self.truth] if self.plans.name == TRUE_PATH else [self.truth, self.plans]
         table = text(rows, [Difference.of(*pair) for pair in itertools.pairwise(rows)])
         without = f"; {self.left_out} without a plan or a full future" if self.left_out else ""
@@ -44,7 +47,7 @@ class PdmScores:
 
 
 def pdm(name: str, source: Source, tracks: Sequence[EgoTrack], plans: Mapping[str, Float[Array, "6 2"]]) -> PdmScores:
-    """Score plans (LIDAR_TOP paths in the lidar frame, by sample token) of scenes by the closed-loop score.
+    """Score plans (LIDAR_TOP paths by sample token, lidar frame, metres) of some scenes by EPDMS.
 
     Raises:
         DataError: if no plan belongs to a sample with a full future.

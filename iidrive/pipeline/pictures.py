@@ -1,4 +1,4 @@
-"""Which samples are worth a look, and their pictures."""
+"""Selection of interesting samples, and their figures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WORST = 10
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample of some tracks: the number of its track, and its keyframe."""
+    """A sample: index of its track, and keyframe index."""
 
     track: int
     keyframe: int
@@ -36,7 +36,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Bad:
-    """A sample and how it went: how many steps collide, mean L2 in metres."""
+    """A badly planned sample: number of steps with a collision, and mean L2 in metres."""
 
     sample: Sample
     token: str
@@ -45,12 +45,12 @@ class Bad:
 
 
 def telling(tracks: Sequence[EgoTrack], most: int = 12) -> list[Sample]:
-    """Of each of the first tracks the keyframe whose next 3 s differ most from going straight on."""
+    """For each of the first `most` tracks, the keyframe whose next 3 s differ most from driving straight ahead at constant speed."""
     return [Sample(number, _telling(track)) for number, track in enumerate(tracks[:most])]
 
 
 def worst(scores: Scores, tracks: Sequence[EgoTrack], most: int = WORST) -> list[Bad]:
-    """The samples that a planner fares worst in: most steps with a collision first, then the largest mean L2. At most two of a scene."""
+    """The worst samples of a planner: most steps with a collision first, then largest mean L2. At most two per scene."""
     events = np.asarray(scores.steps.per_step.get("obj_box_col", np.zeros((len(scores.token), 1)))).sum(1)
     if "obj_box_col" not in scores.events:
         events = np.zeros(len(scores.token))
@@ -72,9 +72,9 @@ def worst(scores: Scores, tracks: Sequence[EgoTrack], most: int = WORST) -> list
 def draw(
     on: TestSet, forecaster: Forecaster | None, clips: ClipDataset, plans: Plans, samples: Sequence[Sample], start: str = ""
 ) -> list[tuple[str, str]]:
-    """One picture a sample, below the run folder's pictures/: (caption, path relative to the run folder).
+    """Draw one picture per sample below the run folder's pictures/. Returns (caption, path relative to the run folder).
 
-    With a forecaster, `clips` hold codes and occupancy, and what was true and imagined is drawn too. Names of files begin with `start`.
+    With a forecaster, `clips` must hold codes and occupancy, and true and predicted occupancy are drawn, too. File names begin with `start`.
     """
     pictures = []
     row_of = {sample: row for row, sample in enumerate(clips.samples)}
@@ -92,7 +92,7 @@ def draw(
 def film(
     source: Source, tracks: Sequence[EgoTrack], forecaster: Forecaster | None, clips: ClipDataset, plans: Plans
 ) -> Iterator[UInt8[Array, "H W 3"]]:
-    """The pictures of all samples of some scenes, one after the other, as pixels; as `draw` draws them."""
+    """The pictures that `draw` would draw of all samples in `clips`, as RGB pixels, one by one."""
     with counting("frames", len(clips.samples)) as tick:
         for row, (track, keyframe) in enumerate(clips.samples):
             yield scene_picture(_panel(source, tracks, forecaster, clips, plans, Sample(track, keyframe), row))

@@ -1,7 +1,7 @@
-"""Files of weights as their authors' tools left them: found in their container, chosen, under plain names.
+"""Reading of published weight files: the weights or their moving average, under the plain names of the architecture.
 
-A file is a pickle of torch.save, old or new, or safetensors. Only tensors and plain values are made of it: torch's allow-list, and the names
-of `_INERT`, which stand for empty objects of this module, so that nothing of NumPy, mmcv or mmengine is called. Anything else is refused.
+A file is a torch.save pickle, old or new, or safetensors. Only tensors and plain values are unpickled: those of torch's allow-list, and the names in
+`_INERT`, which are replaced by empty objects of this module. So no code of NumPy, mmcv or mmengine is called. Anything else is refused.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PLAIN = (int, float, str, bytes, bool, type(None))
 
 @dataclass(frozen=True)
 class Published:
-    """The tensors that were chosen, and what to tell about the choice: sentences that name the file."""
+    """The chosen tensors, notes about the choice (sentences that name the file), and whether they are the moving average."""
 
     state: State
     notes: tuple[str, ...] = ()
@@ -42,13 +42,13 @@ class Published:
 
 
 class _Inert:
-    """Stands for an object that nobody needs: takes every argument and state, and does nothing with them."""
+    """Placeholder for an unneeded object. It accepts any arguments and state and ignores them."""
 
     def __init__(self, *_: object, **__: object) -> None:
-        """Made of anything."""
+        """Ignore all arguments."""
 
     def __setstate__(self, state: object) -> None:
-        """Nothing is kept."""
+        """Ignore the state."""
 
     def __hash__(self) -> int:
         return 0
@@ -58,21 +58,21 @@ class _Inert:
 
 
 class _Table:
-    """Stands for a dictionary of a library: an OrderedDict, which is one that torch's unpickler fills."""
+    """Placeholder for a library's dict class: creates an OrderedDict, which torch's unpickler can fill."""
 
     def __new__(cls, *_: object, **__: object) -> OrderedDict[Any, Any]:  # pyright: ignore[reportInconsistentConstructor]
         return OrderedDict()
 
 
 class _Row:
-    """Stands for a queue: a list."""
+    """Placeholder for a deque: creates a list."""
 
     def __new__(cls, *_: object, **__: object) -> list[Any]:  # pyright: ignore[reportInconsistentConstructor]
         return []
 
 
 _VALUES = (Tensor, *_PLAIN, _Inert)
-"""What may stand beside tensors under one name."""
+"""Types that are allowed beside tensors in a dict of weights."""
 
 
 def _inert(*_: object, **__: object) -> _Inert:
@@ -97,19 +97,19 @@ _INERT: list[Any] = [
     *((_Table, name) for name in ("mmcv.utils.config.ConfigDict", "mmengine.config.config.ConfigDict", "addict.addict.Dict")),
     *((_Table, name) for name in ("easydict.EasyDict", "yacs.config.CfgNode")),
 ]
-"""What files of weights hold beside them, by name, and what stands for it here."""
+"""Placeholders for the objects, by name, that weight files contain besides tensors."""
 
 
 def read_published(path: str | Path, known: Collection[str] = (), ema: Choice = "") -> Published:
-    """The tensors of a file, under the names of the architecture.
+    """Read the tensors of a file, under the names of the architecture.
 
     Args:
         path: the file.
-        known: names of the architecture, which tell what a tool put before them.
-        ema: `on` takes the moving average, `off` the weights; empty: the weights, or the average where the file holds nothing else.
+        known: names of the architecture, used to recognise prefixes that tools add.
+        ema: `on` takes the moving average, `off` the weights; empty: the weights, or the average if the file has nothing else.
 
     Raises:
-        CheckpointError: if the file is missing, damaged, holds other things than tensors and plain values, or not what was chosen.
+        CheckpointError: if the file is missing or damaged, holds anything but tensors and plain values, or lacks the requested set.
     """
     path = Path(path)
     where = printable_line(str(path))
@@ -120,31 +120,31 @@ def read_published(path: str | Path, known: Collection[str] = (), ema: Choice = 
     if average:
         beside = plain_names(average, known, where)
         if averaged:
-            raise CheckpointError(f"{where}: holds two moving averages, beside its weights and among them. Save the one you mean alone.")
+            raise CheckpointError(f"{where}: holds two moving averages, beside its weights and among them. Save only the one you want.")
         averaged = {**beside.weights, **beside.averaged}
         averaged = {name: value for name, value in averaged.items() if name in known or value.numel() != 1 or name not in _COUNTS}
     if ema == "on" and not averaged:
-        raise CheckpointError(f"{where}: holds no moving average of its weights; leave --ema out.")
+        raise CheckpointError(f"{where}: holds no moving average of its weights; leave out --ema.")
     if ema == "off" and not weights:
-        raise CheckpointError(f"{where}: holds a moving average of the weights alone; leave --ema out, or say --ema on.")
+        raise CheckpointError(f"{where}: holds only a moving average of the weights; leave out --ema, or use --ema on.")
     notes: list[str] = []
     take = ema == "on" or not weights
     if take:
         rest = {name: value for name, value in weights.items() if name not in averaged}
         notes.append(
-            f"{where}: the moving average (EMA) of {len(averaged)} tensors was taken" + (", not the weights beside it." if weights else ".")
+            f"{where}: used the moving average (EMA) of {len(averaged)} tensors" + (", not the weights beside it." if weights else ".")
         )
         if rest and averaged:
-            notes.append(f"{where}: {len(rest)} tensors have no moving average and were taken as they are.")
+            notes.append(f"{where}: {len(rest)} tensors have no moving average; used their weights.")
         state = {**rest, **averaged}
     else:
         state = weights
         if averaged:
             notes.append(
-                f"{where}: the weights were taken; a moving average (EMA) of {len(averaged)} tensors stands beside them: --ema on takes it."
+                f"{where}: used the weights; the file also has a moving average (EMA) of {len(averaged)} tensors: --ema on uses it."
             )
     _require_plain(state, where)
-    # each a tensor of its own: names that share memory cannot be stored
+    # safetensors cannot store tensors that share memory, so clone each
     return Published({name: value.detach().clone() for name, value in state.items()}, tuple(notes), take)
 
 
@@ -152,12 +152,12 @@ _COUNTS = frozenset({"steps", "n_averaged", "decay", "num_updates", "updates"})
 
 
 def _require_weights(path: Path, where: str) -> None:
-    """Refuse what can be told from a file's first bytes not to be weights."""
+    """Raise CheckpointError for a path whose first bytes show that it does not hold weights."""
     if path.is_dir():
-        own = " It holds a checkpoint of iidrive already, which needs no import." if (path / "manifest.json").is_file() else ""
+        own = " It already holds an iidrive checkpoint, which needs no import." if (path / "manifest.json").is_file() else ""
         raise CheckpointError(f"{where}: a folder, not a file. Give the .pth file in it.{own}")
     if not path.is_file():
-        raise CheckpointError(f"{where}: not there, or not a file. Give the .pth file of II-World's stage 1 or stage 2.")
+        raise CheckpointError(f"{where}: no such file. Give the .pth file of II-World's stage 1 or stage 2.")
     try:
         with path.open("rb") as file:
             start = file.read(512)
@@ -168,16 +168,16 @@ def _require_weights(path: Path, where: str) -> None:
         raise CheckpointError(f"{where}: an empty file, not weights. Download it again.")
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise CheckpointError(
-            f"{where}: a web page, not weights: the server asked for a confirmation or a login. Download it in a browser, or with its key."
+            f"{where}: a web page, not weights: the server asked for a confirmation or a login. Download the file in a browser, or with its key."
         )
     if text.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{where}: a Git LFS pointer, not weights. Fetch the file itself with `git lfs pull`.")
     if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")):
-        raise CheckpointError(f"{where}: a packed archive, not weights. Unpack it, and give the .pth file in it.")
+        raise CheckpointError(f"{where}: a compressed archive, not weights. Unpack it, and give the .pth file in it.")
 
 
 def _loaded(path: Path, where: str) -> Any:
-    """What the file holds. Raises CheckpointError."""
+    """The unpickled content of the file. Raises CheckpointError."""
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
@@ -189,13 +189,15 @@ def _loaded(path: Path, where: str) -> Any:
     except pickle.UnpicklingError as error:
         if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise CheckpointError(
-                f"{where}: holds more than tensors and plain values ({refused[1]}), so it was not loaded. Where you trust it, load it in its own "
-                "code base and save its `state_dict` alone."
+                f"{where}: holds more than tensors and plain values ({refused[1]}), so it was not loaded. If you trust it, load it in its own "
+                "code base and save only its `state_dict`."
             ) from None
-        raise _damaged(where, "it is no pickle of torch.save that can be read") from None
-    except Exception as error:  # a damaged pickle can end in any error at all
+        raise _damaged(where, "not a readable torch.save pickle") from None
+    except Exception as error:  # a damaged pickle can raise any error
         if "TorchScript" in str(error):
-            raise CheckpointError(f"{where}: a TorchScript program, which is never run. Save the `state_dict` of its model.") from None
+            raise CheckpointError(
+                f"{where}: a TorchScript program, which iidrive never runs. Save the `state_dict` of its model."
+            ) from None
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 inside = archive.namelist()
@@ -213,22 +215,22 @@ def _damaged(where: str, reason: str) -> CheckpointError:
 
 
 def _chosen_parts(loaded: Any, where: str) -> tuple[State, State]:
-    """The weights and the moving average of a file's container, under the file's names; either may be empty. Raises CheckpointError."""
+    """The weights and the moving average in a file's container, under the file's names; either may be empty. Raises CheckpointError."""
     if isinstance(loaded, Mapping):
         plain = {key: found for key in WEIGHTS_UNDER if (found := _tensors(loaded.get(key)))}
         average = {key: found for key in AVERAGE_UNDER if (found := _tensors(loaded.get(key)))}
-        if "state_dict" in plain:  # the field's name for it, whatever stands beside
+        if "state_dict" in plain:  # the usual key has precedence
             plain = {"state_dict": plain["state_dict"]}
         for found, what in ((plain, "weights"), (average, "a moving average")):
             if len(found) > 1:
-                raise CheckpointError(f"{where}: holds {what} in several places ({', '.join(found)}). Save the one you mean alone.")
+                raise CheckpointError(f"{where}: holds {what} under several keys ({', '.join(found)}). Save only the one you want.")
         if plain or average:
             return next(iter(plain.values()), {}), next(iter(average.values()), {})
         if (bare := _tensors(loaded)) and all(isinstance(value, _VALUES) for value in loaded.values()):
             return bare, {}
     arrays = isinstance(loaded, Mapping) and any(_is_foreign(value) for value in (loaded, *loaded.values()))
     if arrays:
-        raise CheckpointError(f"{where}: its weights are no tensors (NumPy arrays?). Save a dict of tensors with torch.save.")
+        raise CheckpointError(f"{where}: its weights are not tensors (NumPy arrays?). Save a dict of tensors with torch.save.")
     keys = f" of {', '.join(printable(k, 40) for k in list(loaded)[:4])} …" if isinstance(loaded, Mapping) and loaded else ""
     raise CheckpointError(
         f"{where}: expected a dict of tensors, bare or under {', '.join(f'`{key}`' for key in WEIGHTS_UNDER[:3])}; "
@@ -241,7 +243,7 @@ def _is_foreign(value: Any) -> bool:
 
 
 def _tensors(value: Any, depth: int = 2) -> State:
-    """The tensors of a dict, or of the one that it holds in turn (`{'model': {'state_dict': …}}`); empty if there are none."""
+    """The tensors of a dict or of a nested dict (`{'model': {'state_dict': …}}`); empty if there are none."""
     if not isinstance(value, Mapping):
         return {}
     found = {str(name): tensor for name, tensor in value.items() if isinstance(tensor, Tensor)}
@@ -252,7 +254,7 @@ def _tensors(value: Any, depth: int = 2) -> State:
 
 
 def _require_plain(state: State, where: str) -> None:
-    """Refuse tensors that cannot be weights."""
+    """Raise CheckpointError for tensors that cannot be weights."""
     odd = [name for name, v in state.items() if v.layout != torch.strided or v.is_meta or v.is_complex() or v.is_quantized]
     if odd:
         raise CheckpointError(
@@ -261,13 +263,13 @@ def _require_plain(state: State, where: str) -> None:
     vast = [name for name, v in state.items() if v.numel() * v.element_size() > v.untyped_storage().nbytes()]
     if vast:
         raise CheckpointError(
-            f"{where}: {_first(vast)} claim more values than the file holds (strides of 0); save the tensors whole, with `.clone()`."
+            f"{where}: {_first(vast)} have more values than the file holds (strides of 0); save full tensors, with `.clone()`."
         )
     broken = [name for name, v in state.items() if v.is_floating_point() and not bool(torch.isfinite(v.float()).all())]
     if broken:
         raise CheckpointError(
             f"{where}: {len(broken)} tensors hold NaN or infinity ({_first(broken)}): the training diverged, or half precision overflowed. "
-            "Take an earlier checkpoint, or save it in float32."
+            "Use an earlier checkpoint, or save it in float32."
         )
 
 

@@ -1,7 +1,7 @@
-"""Complete named configs: the only file that says which parts, how wide and how long.
+"""Recipes: complete named configs of models and trainings.
 
-`tiny` is for tests, `demo` fits some minutes on two cores, `small` some three hours, `full` is the published size and `published` the same with the
-published code's own arithmetic. Any field can be overridden on the command line.
+`tiny` is for tests. `demo` trains in a few minutes on two cores, `small` in about three hours. `full` is the published size, and `published` the same
+with the arithmetic of the published code. Every field can be overridden on the command line.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Recipe:
     """Everything a run needs besides the data.
 
     Attributes:
-        name: what the recipe is called in reports.
+        name: name of the recipe in reports.
         tokenizer: stage 1, the scene tokenizer.
         world: stage 2, the world model.
         planner: the planner on top of the world model.
@@ -39,8 +39,8 @@ class Recipe:
         train_world: how the world model is trained.
         train_planner: how the planner is trained.
         train_ego_mlp: how `ego-mlp` is trained.
-        town: the embedded towns, where the data are towns.
-        clip_frames: keyframes of a clip that the tokenizer is trained on.
+        town: the synthetic towns, if the data are towns.
+        clip_frames: keyframes per clip in the tokenizer's training.
     """
 
     name: str = "small"
@@ -67,17 +67,17 @@ class Recipe:
 
 
 ACCELERATIONS = (0.0, -0.5, 0.5, -1.0, 1.0, -2.0, 2.0, -3.0, -4.0, -6.0)
-"""What candidates add to the plan's own speed, m/s²: the gentlest first."""
+"""Accelerations of the candidates relative to the plan's own speed, m/s², in order of magnitude."""
 
 SHIFTS_M = (0.0, 0.3, -0.3, 0.6, -0.6, 1.0, -1.0, 1.5, -1.5)
-"""How far to the left and right of the way paths lie that keep to the road."""
+"""Lateral shifts of the proposal that are tried to keep to the road; left is positive."""
 
 COARSE_GRID = GridSpec((80, 80, 8), (-32.0, -32.0, -1.0), 0.8)
-"""64 x 64 x 6.4 m around the ego in voxels of 0.8 m: Occ3D's, two by two by two, cropped."""
+"""64 x 64 x 6.4 m around the ego in voxels of 0.8 m: Occ3D's grid, downsampled by two and cropped."""
 
 
 def small() -> Recipe:
-    """A small model that two cores train in about three hours, most of it the world model and the planner."""
+    """A small model that trains on two cores in about three hours, mostly for the world model and the planner."""
     quantiser = QuantiserConfig(codes=512, width=32)
     tokenizer = TokenizerConfig(
         grid=COARSE_GRID,
@@ -176,7 +176,7 @@ def tiny() -> Recipe:
 
 
 def full() -> Recipe:
-    """The published size and schedule: 200x200x16 voxels, 512 codes of 128 numbers, 50x50 cells."""
+    """The published size and schedule: 200x200x16 voxels, 512 codes of width 128, 50x50 cells."""
     stage1 = TrainConfig(
         samples=24 * 1999 * 64,
         batch=64,
@@ -203,9 +203,9 @@ def full() -> Recipe:
 
 
 def published() -> Recipe:
-    """`full` with the arithmetic of the published code, quirks included: to use its weights, or to measure against it.
+    """`full` with the arithmetic of the published code, including its quirks: to use its weights, or to compare with it.
 
-    Left out: it trains on clips of five frames in random order, where the published code streams scenes frame by frame.
+    One difference remains: it trains on clips of five frames in random order, while the published code streams scenes frame by frame.
     """
     r = full()
     quantiser = replace(r.tokenizer.quantiser, inter="past", project_past=False, inter_loss=False, codebook_start="uniform")
@@ -226,16 +226,16 @@ def published() -> Recipe:
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {"tiny": tiny, "demo": demo, "small": small, "full": full, "published": published}
-"""Recipes by the name that the command line takes."""
+"""Recipes by their command-line name."""
 
 
 def is_file(text: str) -> bool:
-    """Whether what was given for a recipe names a file, not one of `RECIPES`."""
+    """Whether a recipe argument is a file name rather than a name in `RECIPES`."""
     return text.endswith((".yaml", ".yml", ".json"))
 
 
 def named(name: str) -> Recipe:
-    """A recipe by name. Raises ConfigError with the nearest known one."""
+    """A recipe by name. Raises ConfigError for an unknown name, suggesting the nearest known one."""
     if name not in RECIPES:
         raise ConfigError(unknown("recipe", name, RECIPES))
     return RECIPES[name]()

@@ -1,7 +1,7 @@
-"""The 0 s test: do cached tokens, decoded by the attached tokenizer, still show the scene as well as when stage 1 ended?
+"""The 0 s check: whether cached tokens, decoded by their tokenizer, reconstruct the scene as well as at the end of stage 1.
 
-Fingerprints say whether two things belong together; this says whether they work together. It finds what no fingerprint can: tokens of other
-occupancy, code that has changed since the tokens were written, a manifest that was edited.
+Fingerprints verify that tokens and tokenizer match by name; this check verifies that they work together. It also detects tokens of other occupancy,
+code that has changed since the tokens were written, and an edited manifest.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ from iidrive.training.checkpoint import Manifest
 Array = np.ndarray
 KEYFRAMES = 32
 RECORD = "reconstruction_mIoU"
-"""Where stage 1's manifest holds what it measured, among its metrics, 0..1."""
+"""Metric in stage 1's manifest: its reconstruction mIoU, 0..1."""
 
 FAR = 0.5
-"""Below this share of what stage 1 recorded, reconstruction is far below it. Tokens of another tokenizer keep about a fifteenth (4 to 6 %
-of mIoU where the own ones give 79 to 97 %, three tokenizers of towns); other scenes of the same data, nearly all."""
+"""The check fails if the reconstruction mIoU is below this fraction of the recorded one. Tokens of another tokenizer reach about a fifteenth
+(4 to 6 % mIoU instead of 79 to 97 %, for three tokenizers of towns); other scenes of the same data reach nearly all of it."""
 
 VISIBLE = 0.02
-"""A gap of mIoU smaller than this is not acted on: a tokenizer that reconstructs next to nothing cannot be told from another by this test."""
+"""A smaller gap in mIoU is ignored, because a tokenizer that reconstructs almost nothing cannot be checked this way."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """The test's numbers, mIoU 0..1: what stage 1 recorded (measured now, if it recorded none), what the cached tokens give."""
+    """The mIoUs of the check, 0..1: `recorded` by stage 1 (measured now if it recorded none), and `found` from the cached tokens."""
 
     recorded: float
     found: float
 
     @property
     def far_below(self) -> bool:
-        """Whether the tokens do not do what stage 1 promised."""
+        """Whether the check fails."""
         return self.found < FAR * self.recorded and self.recorded - self.found > VISIBLE
 
     def metrics(self) -> dict[str, float]:
-        """As a manifest keeps it."""
+        """The values as metrics of a manifest."""
         return {"tokens_mIoU": self.found, "stage1_mIoU": self.recorded}
 
 
 def chosen(tracks: Sequence[EgoTrack], count: int = KEYFRAMES, scenes: int = 8) -> list[tuple[str, Array]]:
-    """About `count` keyframes: some in a row from the middle of each of `scenes` scenes, spread evenly over a split (names and indices)."""
+    """About `count` keyframes: consecutive ones from the middle of each of `scenes` scenes, spread evenly over a split (scene names, indices)."""
     scenes = min(scenes, len(tracks))
     out = []
     for place in range(scenes):
@@ -65,7 +65,7 @@ def chosen(tracks: Sequence[EgoTrack], count: int = KEYFRAMES, scenes: int = 8) 
 
 
 def fresh(tokenizer: Tokenizer, occupancy: Frames, tracks: Sequence[EgoTrack]) -> Frames:
-    """Codes written on the spot: of keyframes in a row, each with the past that it sees, nothing else."""
+    """Codes of consecutive keyframes, computed now with only the history that they need."""
     by_name = {track.name: track for track in tracks}
 
     def codes(name: str, indices: Array) -> Array:
@@ -78,7 +78,7 @@ def fresh(tokenizer: Tokenizer, occupancy: Frames, tracks: Sequence[EgoTrack]) -
 
 
 def measure(tokenizer: Tokenizer, source: Source, tracks: Sequence[EgoTrack], cache: TokenCache | None = None) -> float:
-    """Reconstruction mIoU of the chosen keyframes, from cached tokens or from tokens written on the spot; 0 if nothing was there to see."""
+    """Reconstruction mIoU of the chosen keyframes, 0..1, from cached tokens or from tokens computed now; 0 if the scenes are empty."""
     occupancy = OccupancyFrames(source, tokenizer.config.grid, keyframes=0, memory_gb=0.1)
     codes = cache if cache is not None else fresh(tokenizer, occupancy, tracks)
     return float(np.nan_to_num(metrics.miou(infer.reconstruction(tokenizer, codes, occupancy, chosen(tracks)))))
@@ -87,11 +87,11 @@ def measure(tokenizer: Tokenizer, source: Source, tracks: Sequence[EgoTrack], ca
 def check(
     tokenizer: Tokenizer, manifest: Manifest, cache: TokenCache, source: Source, tracks: Sequence[EgoTrack], allow: bool = False
 ) -> tuple[Check, tuple[str, ...]]:
-    """The 0 s test before a training on tokens: (numbers, marks).
+    """The 0 s check before a training on tokens. Returns the mIoUs and the marks.
 
     Raises:
-        LineageError: if reconstruction is far below what stage 1 recorded, saying whether tokens or tokenizer are to blame; with `allow`
-            that is a mark instead.
+        LineageError: if reconstruction is far below what stage 1 recorded. The message says whether tokens or tokenizer are the cause. With `allow` a
+            mark is returned instead.
     """
     _require_readable(tokenizer, cache)
     recorded = manifest.metrics.get(RECORD)
@@ -104,23 +104,23 @@ def check(
         return result, (seen,)
     if Check(now, result.found).far_below:
         blame = (
-            f"Written anew by this tokenizer the same keyframes give {100 * now:.1f} %, so these tokens are not its own, or not of these data: "
+            f"Tokens computed now by this tokenizer give {100 * now:.1f} %, so the cached tokens are not its own, or not of these data: "
             f"delete {cache.folder} and run `iidrive tokens` again."
         )
     else:
         blame = (
-            f"Written anew by this tokenizer the same keyframes give {100 * now:.1f} % too: the tokens are right, the tokenizer does not know "
+            f"Tokens computed now by this tokenizer also give only {100 * now:.1f} %: the tokens are correct, and the tokenizer does not fit "
             "these data. Train one on them with `iidrive train tokenizer`."
         )
     raise LineageError(f"{cache.folder}: {seen}.\n  tokens:    {cache.lineage}\n  tokenizer: {manifest.lineage()}\n{blame}\n{OVERRIDE}")
 
 
 def _require_readable(tokenizer: Tokenizer, cache: TokenCache) -> None:
-    """Even an allowed mismatch needs as many codes, from a book of the same bits."""
+    """Raise LineageError unless the cache has the tokenizer's number of codes and bits per code. This holds even for an allowed mismatch."""
     cells, bits = sum(tokenizer.quantiser.level_cells), max(1, (tokenizer.config.quantiser.codes - 1).bit_length())
     held = cache.manifest
     if (held.codes_per_frame, held.bits) != (cells, bits):
         raise LineageError(
-            f"{cache.folder}: {held.codes_per_frame} codes of {held.bits} bits a keyframe, but this tokenizer reads {cells} of {bits} bits. "
-            "These tokens cannot be read with it at all: write the tokens anew with `iidrive tokens`."
+            f"{cache.folder}: {held.codes_per_frame} codes of {held.bits} bits per keyframe, but this tokenizer needs {cells} of {bits} bits. "
+            "It cannot decode these tokens: write them again with `iidrive tokens`."
         )

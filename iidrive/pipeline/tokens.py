@@ -28,7 +28,7 @@ Report = Callable[[str], None]
 
 
 def tokens_folder(run: Path, tokenizer: Place | LoadedTokenizer, source: Source) -> Path:
-    """Where a run keeps its own tokens: a folder named by the tokenizer and the data, so that others never meet there."""
+    """The folder of a run for tokens, named by tokenizer and data, so that different tokens never share a folder."""
     found = tokenizer.checkpoint if isinstance(tokenizer, LoadedTokenizer) else checkpoint.read(tokenizer)
     identity = json.dumps(to_plain({**source.identity(), "occupancy": source.occupancy_source}), sort_keys=True)
     mark = hashlib.sha256(identity.encode()).hexdigest()[:8]
@@ -44,9 +44,10 @@ def write_tokens(
     warn: Report = warnings.warn,
     process_group: ProcessGroup | None = None,
 ) -> TokenCache:
-    """Token cache of some scenes: `report` hears of every scene that is done, `warn` of every file that had to be written anew.
+    """Write the token cache of some scenes.
 
-    The processes of a group share the scenes; the files are the same for any number of them.
+    `report` is called with the name of every finished scene, `warn` with a message for every file that had to be written again. The processes of a
+    group share the scenes; the files do not depend on the number of processes.
     """
     process_group, used = process_group or ProcessGroup(), load_tokenizer(tokenizer)
     quantiser, mark = used.model.quantiser, used.checkpoint.manifest.fingerprint
@@ -58,7 +59,7 @@ def write_tokens(
 
 @torch.no_grad()
 def scene_codes(tokenizer: Tokenizer, source: Source, scene: Scene, rows: range | None = None) -> Array:
-    """Codes (T, n) of every keyframe of a scene, or of `rows` as if the scene began with them."""
+    """Codes (T, n) of every keyframe of a scene, or of the keyframes `rows` as if the scene began with the first of them."""
     rows = range(len(scene)) if rows is None else rows
     grids = np.stack([source.occupancy(scene, i, tokenizer.config.grid).semantics for i in rows])
     poses = np.stack([scene.keyframes[i].global_T_ego.matrix for i in rows])
@@ -66,15 +67,15 @@ def scene_codes(tokenizer: Tokenizer, source: Source, scene: Scene, rows: range 
 
 
 def codes_in_memory(tokenizer: Tokenizer, source: Source, tracks: Iterable[EgoTrack]) -> Frames:
-    """Codes of whole scenes, made now and kept in memory."""
+    """Codes of whole scenes, computed now and kept in memory."""
     held = {track.name: scene_codes(tokenizer, source, source.scene(track.name)) for track in tracks}
     return lambda name, rows: held[name][rows]
 
 
 def codes_before(tokenizer: Tokenizer, source: Source, scene: Scene, keyframe: int, past: int) -> Frames:
-    """Codes of a keyframe and the `past` ones before it, as in the whole scene: only these and those that they look back on are encoded.
+    """Codes of a keyframe and of the `past` keyframes before it, equal to those of the whole scene.
 
-    Asked for later keyframes, it gives the last one's.
+    Only these keyframes and their history are encoded. For later keyframes the codes of the last encoded keyframe are returned.
     """
     first = max(0, keyframe - past - tokenizer.config.quantiser.history)
     held = scene_codes(tokenizer, source, scene, range(first, keyframe + 1))

@@ -1,7 +1,6 @@
-"""Train a stage: each function takes a recipe, a source and a run folder and returns its last checkpoint.
+"""Training of each stage. Each function takes a recipe, a source and a run folder, and returns the last checkpoint.
 
-Every stage does the same: read the scenes' tracks, build the model, check what it stands on, describe it in a manifest, and hand task and
-clips to the loop.
+Every stage follows the same steps: read the tracks of the scenes, build the model, check its parents, write a manifest, and run the training loop.
 """
 
 from __future__ import annotations
@@ -52,17 +51,17 @@ AUTOCAST = {"bf16": torch.bfloat16, "16": torch.float16}
 
 
 def describe(what: str, recipe: Recipe, source: Source, split: str) -> dict[str, Any]:
-    """What run.json says of a stage."""
+    """The content of run.json for a stage."""
     return {"what": what, "data": source.identity(), "missing": source.missing(), "split": split, "recipe": to_plain(recipe)}
 
 
 def compute_config(training: TrainConfig, options: RunOptions) -> ComputeConfig:
-    """How the models compute while a stage is trained."""
+    """The compute config of the models during a training."""
     return ComputeConfig(AUTOCAST.get(training.precision), options.parallel.activation_checkpointing)
 
 
 def train_tokenizer(recipe: Recipe, source: Source, split: str, run: Run, options: RunOptions | None = None) -> Path:
-    """Stage 1. Clips of `clip_frames` keyframes, every frame of which is reconstructed."""
+    """Train stage 1, the tokenizer, on clips of `clip_frames` keyframes. Every frame of a clip is reconstructed."""
     options = options or RunOptions()
     config, training = recipe.tokenizer, recipe.train_tokenizer
     past = recipe.clip_frames - 1
@@ -100,10 +99,10 @@ def train_world(
     options: RunOptions | None = None,
     allow: bool = False,
 ) -> Path:
-    """Stage 2, on the tokens of one tokenizer. `allow`: tokens of another one are used all the same, and the world model is marked.
+    """Train stage 2, the world model, on a tokenizer's tokens. With `allow`, tokens of another tokenizer are used and the world model is marked.
 
     Raises:
-        LineageError: for tokens of another tokenizer, or that it does not decode (see token_check.py).
+        LineageError: for tokens of another tokenizer, or tokens that fail the 0 s check (see token_check.py).
     """
     options = options or RunOptions()
     stage1 = load_tokenizer(tokenizer)
@@ -112,7 +111,7 @@ def train_world(
     require_width("world model's width", config.width, stage1.model)
     if (config.norm == "batch" or config.motion == "map") and not training.group:
         raise ConfigError(
-            "norm=batch and motion=map look at several samples together: say how many with --recipe.train_world.group (published: 8)."
+            "norm=batch and motion=map use several samples together: set their number with --recipe.train_world.group (published: 8)."
         )
     compute = compute_config(training, options)
     torch.manual_seed(training.seed)
@@ -122,7 +121,7 @@ def train_world(
     forecaster = Forecaster(stage1.computing(compute).model, world)
     others = bool(options.init) or (options.resume != "off" and _started_from_others(run))
     for part in (world.prior, world.flow):
-        if part is not None and others:  # it comes with the other weights
+        if part is not None and others:  # its weights come with the checkpoint
             part.requires_grad_(False)
     if world.prior is not None and not others:
         _train_prior(recipe, world.prior, source, split, tracks, run.below("motion"), options)
@@ -149,10 +148,10 @@ def train_planner(
     allow: bool = False,
     tokenizer: Place | LoadedTokenizer | None = None,
 ) -> Path:
-    """The planner, with or without the imagined future while training. `allow` as for `train_world`; a world model's marks are inherited.
+    """Train the planner, with or without the predicted future (`train_ii`). `allow` as in `train_world`; marks of the world model are inherited.
 
     Raises:
-        LineageError: for a world model whose tokenizer is no longer there, for tokens of another tokenizer, or that it does not decode.
+        LineageError: if the world model's tokenizer is missing, for tokens of another tokenizer, or tokens that fail the 0 s check.
     """
     options = options or RunOptions()
     config, training = recipe.planner, recipe.train_planner
@@ -166,7 +165,7 @@ def train_planner(
     zero, found = token_check.check(stage1.model, stage1.checkpoint.manifest, cache, source, tracks, allow)
     if config.accelerations and stage2.model.flow_grid is None:
         raise ConfigError(
-            "candidates are chosen by the world model's occupancy flow, and this world model has none: train one with "
+            "candidates need the world model's occupancy flow, and this world model has none: train one with "
             "--recipe.world.flow.width 32, or plan without candidates: --recipe.planner.accelerations []."
         )
     clips = ClipDataset(tracks, ClipSpec(intended=True), codes=cache, labels=BoxTargets(source) if config.accelerations else None)
@@ -180,7 +179,7 @@ def train_planner(
 
 
 def train_ego_mlp(recipe: Recipe, source: Source, split: str, run: Run, options: RunOptions | None = None) -> Path:
-    """The ego-status baseline."""
+    """Train the ego-status MLP, a baseline."""
     config, training = recipe.ego_mlp, recipe.train_ego_mlp
     torch.manual_seed(training.seed)
     model = EgoMLP(config)
@@ -190,7 +189,7 @@ def train_ego_mlp(recipe: Recipe, source: Source, split: str, run: Run, options:
 
 
 def class_counts(source: Source, tracks: list[EgoTrack], grid: GridSpec, keyframes_: int = 512) -> np.ndarray:
-    """Voxels of every class in each of about `keyframes_` keyframes, spread evenly over scenes and time: (keyframes, classes)."""
+    """Number of voxels per class in each of about `keyframes_` keyframes, spread evenly over scenes and time: (keyframes, classes)."""
     counts = []
     for i in range(min(keyframes_, keyframes(tracks))):
         track = tracks[i * len(tracks) // keyframes_ if len(tracks) > keyframes_ else i % len(tracks)]
@@ -201,11 +200,11 @@ def class_counts(source: Source, tracks: list[EgoTrack], grid: GridSpec, keyfram
 
 
 def start_from(init: str, module: nn.Module, manifest: Manifest, allow: bool = False) -> Manifest:
-    """Give a model that is to be trained the weights of a checkpoint ("": leave it as it is); returns its manifest with that ancestor.
+    """Initialise a model from the checkpoint `init` ("": keep its weights). Returns the manifest with that checkpoint as an ancestor.
 
     Raises:
         CheckpointError: for a checkpoint of another kind or architecture.
-        LineageError: for a world model or planner that was trained on other parents; with `allow` that is a mark instead.
+        LineageError: for a world model or planner with other parents; with `allow` a mark is added instead.
     """
     if not init:
         return manifest
@@ -223,9 +222,9 @@ def start_from(init: str, module: nn.Module, manifest: Manifest, allow: bool = F
 def _train_prior(
     recipe: Recipe, prior: MotionPrior, source: Source, split: str, tracks: list[EgoTrack], run: Run, options: RunOptions
 ) -> None:
-    """Train the world model's motion prior from ego poses alone, or go on with the one of the run that is resumed; then freeze it.
+    """Train the world model's motion prior from ego poses, or resume its training; then freeze it.
 
-    One process trains while the others wait: its steps are shorter than one all-reduce.
+    Only rank 0 trains, because a step is shorter than one all-reduce.
     """
     config = {"width": recipe.world.prior_width, "history": recipe.world.history}
     manifest = _manifest("motion", config, recipe.train_motion, source, split, recipe)
@@ -254,7 +253,7 @@ def _train_flow(
     run: Run,
     options: RunOptions,
 ) -> None:
-    """Train the world model's occupancy flow, on the same tokens, or go on with the one of the run that is resumed; then freeze it."""
+    """Train the world model's occupancy flow on the same tokens, or resume its training; then freeze it."""
     learner = FlowLearner(stage1.computing(compute).model, net)
     manifest = _manifest("flow", recipe.world.flow, recipe.train_flow, source, split, recipe, (stage1.checkpoint,))
     resume = "off" if options.resume == "off" else "auto"
@@ -266,9 +265,9 @@ def _train_flow(
 
 
 def _started_from_others(run: Run) -> bool:
-    """Whether the training of a run that is to be resumed started from other weights."""
+    """Whether the training of a resumed run was initialised from other weights."""
     for path in checkpoint.newest_first(run.folder):
-        with suppress(CheckpointError):  # a damaged one is named when it is read to go on
+        with suppress(CheckpointError):  # a damaged checkpoint is reported when training resumes
             return bool(checkpoint.read_manifest(path).origins)
     return False
 
@@ -287,7 +286,7 @@ def _manifest(
     data = {**identity, "split": split, "occupancy": source.occupancy_source, "command": source.command_source}
     own: dict[str, Any] = {"kind": kind, "source": source.name, "seed": identity.get("seed"), "split": split}
     if is_list(split):
-        own["scenes"] = list(source.scene_names(split))  # the file may change or go
+        own["scenes"] = list(source.scene_names(split))  # the file may change later
     about = {"recipe": recipe.name, "town": to_plain(recipe.town), "trained_on": [own], **(about or {})}
     above = tuple(parent.as_parent for parent in parents)
     made = Manifest(kind, "", to_plain(config), 0, code_version(), to_plain(data), to_plain(training), {}, about, above)

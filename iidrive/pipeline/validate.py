@@ -1,4 +1,4 @@
-"""What a training is validated on, and how: each function scores a model as it is and returns (numbers, text), the first number decides."""
+"""Validation during training. Each function scores a model and returns (metrics, text); the first metric selects the best checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from iidrive.models.tokenizer import Tokenizer
 from iidrive.pipeline import infer, token_check
 from iidrive.pipeline.tokens import codes_in_memory
 from iidrive.runtime.distributed import ProcessGroup
-from iidrive.scoring.cases import Predictions, align
+from iidrive.scoring.predictions import Predictions, align
 from iidrive.scoring.score import score
 from iidrive.scoring.tables import format_scores
 from iidrive.training.optim import TrainConfig
@@ -23,7 +23,7 @@ Validation = tuple[dict[str, float], str]
 
 
 def held_out(source: Source, training: TrainConfig) -> list[EgoTrack]:
-    """The scenes that a training is validated on, if it is: the first ones of the usual validation split."""
+    """The validation scenes: the first ones of the usual validation split; empty if validation is off."""
     if not training.validate_every:
         return []
     return read_tracks(source, source.scene_names(source.usual_split("val"))[: training.validate_scenes])
@@ -36,7 +36,7 @@ def validate_tokenizer(tokenizer: Tokenizer, source: Source, tracks: list[EgoTra
 
 
 def validate_world(forecaster: Forecaster, source: Source, tracks: list[EgoTrack], process_group: ProcessGroup) -> Validation:
-    """Forecast mIoU, mean over 1, 2, 3 s, from tokens made now."""
+    """Forecast mIoU, averaged over 1, 2 and 3 s, from tokens computed now."""
     grid = forecaster.tokenizer.config.grid
     clips = scored_clips(tracks, codes_in_memory(forecaster.tokenizer, source, tracks), source, grid)
     scores = infer.forecasts(forecaster, clips, grid, process_group, source=source)
@@ -47,7 +47,7 @@ def validate_world(forecaster: Forecaster, source: Source, tracks: list[EgoTrack
 
 
 def validate_planner(agent: Agent, source: Source, tracks: list[EgoTrack], process_group: ProcessGroup) -> Validation:
-    """The reference table. The first number is the negative of the average L2, so that larger is better."""
+    """Scores by the reference protocol. The first metric is the negative average L2, so that larger is better."""
     clips = scored_clips(tracks, codes_in_memory(agent.forecaster.tokenizer, source, tracks))
     tokens, paths = infer.plans(partial(agent.plan, ii=agent.train_ii), clips, process_group)
     cases = infer.truth(source, tracks)

@@ -1,4 +1,4 @@
-"""What a page in three dimensions shows of a sample: what was true, what a world model imagined, and what a planner chose among."""
+"""The content of the 3-D page of a sample: the truth, the world model's prediction, and the planner's candidates."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ from iidrive.pipeline.pictures import film, telling
 from iidrive.pipeline.tokens import codes_before, codes_in_memory
 from iidrive.report.view.page import Candidate, Panel, View
 from iidrive.runtime.run_folder import device
-from iidrive.scoring.cases import Predictions
 from iidrive.scoring.driving.tracking import DT_S, reference
+from iidrive.scoring.predictions import Predictions
 from iidrive.training.checkpoint import Checkpoint
 
 Array = np.ndarray
 
 STEPS = tuple(range(FUTURE_STEPS + 1))
 VIEW_GRID = GridSpec((80, 80, 8), (-32.0, -32.0, -1.0), 0.8)
-"""The grid that predictions are shown on, which come with none of their own."""
+"""The grid on which predictions files, which have no occupancy, are shown."""
 
 MORE_THAN_FIT = 2**40
-"""Keyframes that memory does not hold: occupancy is then read frame by frame, not scene by scene."""
+"""A number of keyframes larger than memory, which makes OccupancyFrames read frame by frame instead of scene by scene."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample with a full future: its scene, keyframe, and batch of one with boxes."""
+    """A sample with a full future: its scene, track, keyframe index, and batch of size one with boxes."""
 
     scene: Scene
     track: EgoTrack
@@ -62,12 +62,13 @@ class Sample:
 def view_of_subject(
     found: Checkpoint | Predictions, source: Source, name: str, keyframe: int | None = None, ii: bool = True, marks: tuple[str, ...] = ()
 ) -> View:
-    """A sample of the scene `name` with what is planned and imagined; without `keyframe` the one whose next 3 s differ most from going straight on.
+    """A view of a sample of scene `name` with plan and prediction. Default `keyframe`: the one whose next 3 s differ most from driving straight.
 
-    A checkpoint's own marks, and that of one which the scene trained, stand on the view beside `marks`.
+    The view shows `marks`, the checkpoint's own marks, and a mark if the model was trained on this scene.
 
     Raises:
-        ConfigError: for other kinds of checkpoints, and for a keyframe without a full future. DataError: for predictions of other samples.
+        ConfigError: for other kinds of checkpoints, or a keyframe without a full future.
+        DataError: if the predictions do not contain the sample.
     """
     if isinstance(found, Predictions):
         return replace(view_of_predictions(found, source, name, keyframe), marks=marks)
@@ -77,7 +78,7 @@ def view_of_subject(
 
 
 def view_of(model: Agent | Forecaster, source: Source, name: str, keyframe: int | None = None, ii: bool = True) -> View:
-    """The same of a model that is loaded. Raises ConfigError for a keyframe without a full future."""
+    """A view of a sample with the plan and prediction of a loaded model. Raises ConfigError for a keyframe without a full future."""
     agent = model if isinstance(model, Agent) else None
     forecaster = model.forecaster if isinstance(model, Agent) else model
     tokenizer = forecaster.tokenizer
@@ -87,10 +88,11 @@ def view_of(model: Agent | Forecaster, source: Source, name: str, keyframe: int 
 
 
 def view_of_predictions(found: Predictions, source: Source, name: str, keyframe: int | None = None) -> View:
-    """The planned path of a sample beside what was true.
+    """A view of a sample with the planned path of a predictions file.
 
     Raises:
-        DataError: if no path belongs to the sample. ConfigError: for a keyframe without a full future.
+        ConfigError: for a keyframe without a full future.
+        DataError: if the predictions do not contain the sample.
     """
     sample = _sample(source, name, keyframe, VIEW_GRID)
     rows = {token: row for row, token in enumerate(found.token or ())}
@@ -106,10 +108,11 @@ def view_of_predictions(found: Predictions, source: Source, name: str, keyframe:
 
 
 def film_of_subject(found: Checkpoint | Predictions, source: Source, name: str, ii: bool = True) -> Iterator[UInt8[Array, "H W 3"]]:
-    """Pictures of all samples of a scene, seen from above, with what is planned and imagined.
+    """Bird's-eye pictures of all samples of a scene, with plan and prediction.
 
     Raises:
-        ConfigError: for other kinds of checkpoints than `view_of_subject` takes. DataError: if no path of predictions belongs to the scene.
+        ConfigError: for kinds of checkpoints that `view_of_subject` does not accept.
+        DataError: if the predictions contain no sample of the scene.
     """
     tracks = read_tracks(source, [name])
     if isinstance(found, Predictions):
@@ -135,7 +138,7 @@ def _loaded(found: Checkpoint) -> LoadedAgent | LoadedForecaster:
 
 
 def _sample(source: Source, name: str, keyframe: int | None, grid: GridSpec, tokenizer: Tokenizer | None = None) -> Sample:
-    """One sample, with codes where there is a `tokenizer`. Only the frames that it needs are read and encoded."""
+    """One sample, with codes if a `tokenizer` is given. Only the frames that it needs are read and encoded."""
     (track,) = read_tracks(source, [name])
     index = telling([track])[0].keyframe if keyframe is None else keyframe
     whole = np.flatnonzero(track.path_valid.all(1))
@@ -157,7 +160,9 @@ def _true(sample: Sample, grid: GridSpec) -> View:
         yaw = geometry.wrap_angle(found.yaw_rad + np.arctan2(here[1, 0], here[0, 0]))
         centre = geometry.apply(here, found.centre_m)
         around = geometry.apply(geometry.invert(frames[step]), centre)[:, :2]
-        held = np.all((around >= grid.lower_m[:2]) & (around <= grid.upper_m[:2]), axis=1)  # others would stand on nothing
+        held = np.all(
+            (around >= grid.lower_m[:2]) & (around <= grid.upper_m[:2]), axis=1
+        )  # boxes outside the grid would have no ground below them
         boxes.append(np.concatenate([centre, found.size_m, yaw[:, None]], 1).reshape(-1, 7)[held])
     command = sample.scene.keyframes[sample.keyframe].command
     facts = [("scene", sample.track.name), ("keyframe", str(sample.keyframe)), ("token", sample.token)]
@@ -176,7 +181,7 @@ def _imagined(forecaster: Forecaster, batch: Batch) -> Panel:
 
 
 def _with_choice(view: View, agent: Agent, sample: Sample, ii: bool) -> View:
-    """With the planner's candidates, or its only plan, and the ego of the imagined panel on the chosen one."""
+    """Add the planner's candidates, or its only plan, to a view, and move the ego of the imagined panel along the chosen one."""
     inputs, state = sample.batch.inputs, "on" if ii else "off"
     facts = [*view.facts, ("ii", state)]
     if not agent.planner.config.accelerations:
@@ -206,9 +211,10 @@ def _with_choice(view: View, agent: Agent, sample: Sample, ii: bool) -> View:
 
 
 _NOTE = (
-    "Each drives the way faster or slower; they are drawn side by side, the slowest on the left, with a mark where it is at the time shown. "
-    "Expected: steps at which it is expected to meet somebody. Taken: steps whose footprint is taken in the scene that the planner sees. Met: steps "
-    "with somebody in truth. Green: nobody is seen on it; red: somebody is. The wide one was chosen: it costs least. Dashed: the true path."
+    "Candidates follow the proposed path at different speeds. They are drawn side by side, the slowest on the left, with a mark at the position at "
+    "the time shown. Expected: predicted number of steps with a collision. Taken: steps whose footprint is occupied in the scene that the planner "
+    "uses. Met: steps with a true collision. Green: predicted free; red: predicted collision. The wide one was chosen, because it costs least. "
+    "Dashed: the true path."
 )
 
 
@@ -221,7 +227,7 @@ def _poses(frames: Float[Array, "S 4 4"]) -> Float[Array, "S 3"]:
 
 
 def _driven(plan: Float[Array, "6 2"], sample: Sample) -> Float[Array, "S 3"]:
-    """Where the rear axle is when LIDAR_TOP follows a plan."""
+    """x, y, yaw of the rear axle at every step when LIDAR_TOP follows a plan, current ego frame."""
     lever = float(sample.track.ego_T_lidar[sample.keyframe][0, 3])
     told = reference(plan[None].astype(np.float64), lever)
     every: Sequence[int] = [round(step * STEP_S / DT_S) for step in STEPS]
@@ -229,6 +235,6 @@ def _driven(plan: Float[Array, "6 2"], sample: Sample) -> Float[Array, "S 3"]:
 
 
 def _in_ego_frame(path: Float[Array, "6 2"], sample: Sample) -> Float[Array, "7 2"]:
-    """Positions of LIDAR_TOP in the lidar frame → in the ego frame, after where it is at present."""
+    """Positions of LIDAR_TOP transformed from the lidar frame to the ego frame, preceded by its current position."""
     points = np.concatenate([np.zeros((1, 3)), np.concatenate([path, np.zeros((len(path), 1))], 1)])
     return geometry.apply(sample.track.ego_T_lidar[sample.keyframe].astype(np.float64), points)[:, :2]

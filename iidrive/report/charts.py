@@ -1,6 +1,6 @@
-"""Charts of numbers: planners over time, and how far probabilities mean what they say. No state is shared between figures.
+"""Charts of planner scores over time and of the calibration of probabilities.
 
-Shapes: S steps, H horizons, K sorts of probabilities.
+Shapes: S steps, H horizons, K probability bins.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from iidrive.report.figures import PLAN_STYLES, write_png
+from iidrive.report.drawing import PLAN_STYLES, write_png
 
 Array = np.ndarray
 
@@ -25,7 +25,7 @@ _INK, _SOFT, _GRID = "#1d2129", "#5b6472", "#e3e6ea"
 
 @dataclass(frozen=True)
 class Curve:
-    """A planner's mean L2 (S,), metres, and collision rate (S,), 0..1, at each step; NaN where it cannot be told."""
+    """A planner's mean L2 (S,), metres, and collision rate (S,), 0..1, at each step; NaN if unknown."""
 
     name: str
     l2_m: Float[Array, "S"]
@@ -33,7 +33,7 @@ class Curve:
 
 
 def planner_chart(curves: Sequence[Curve], seconds: Sequence[float], path: Path | str) -> Path:
-    """Write one PNG: L2 over time on the left, the share of samples that collide on the right, one line a planner. Returns the path."""
+    """Write one PNG: L2 over time on the left, the fraction of colliding samples on the right, one line per planner. Returns the path."""
     figure = Figure(figsize=(11, 3.9), dpi=_DPI, facecolor="white", layout="constrained")
     left, right = figure.subplots(1, 2)
     for k, curve in enumerate(curves):
@@ -53,30 +53,30 @@ def planner_chart(curves: Sequence[Curve], seconds: Sequence[float], path: Path 
 
 
 @dataclass(frozen=True)
-class Told:
-    """Cells by the probability that they were given, at each horizon: how many, the mean probability, and the share that was truly taken."""
+class Calibration:
+    """Cells binned by predicted probability, per horizon: number of cells, mean prediction, and fraction truly occupied."""
 
     cells: Int[Array, "H K"]
     mean: Float[Array, "H K"]
     taken: Float[Array, "H K"]
 
 
-def reliability_chart(places: Mapping[str, Told], seconds: Sequence[float], path: Path | str, fewest: int = 50) -> Path:
-    """Write one PNG: for each place the share of cells that was taken against the probability that they were given, one line a horizon.
+def reliability_chart(places: Mapping[str, Calibration], seconds: Sequence[float], path: Path | str, fewest: int = 50) -> Path:
+    """Write one PNG: for each set of cells, the fraction occupied against the predicted probability, one line per horizon.
 
-    Points on the diagonal mean what they say. Sorts of fewer than `fewest` cells are left out. Returns the path.
+    Perfect calibration is the diagonal. Bins with fewer than `fewest` cells are left out. Returns the path.
     """
     figure = Figure(figsize=(4.6 * len(places) + 1.2, 4.4), dpi=_DPI, facecolor="white", layout="constrained")
-    for axes, (place, told) in zip(np.atleast_1d(figure.subplots(1, len(places))), places.items(), strict=True):
+    for axes, (place, found) in zip(np.atleast_1d(figure.subplots(1, len(places))), places.items(), strict=True):
         axes.plot([0, 1], [0, 1], color=_SOFT, linewidth=1, linestyle=":")
         for h, when in enumerate(seconds):
             colour, dashes, marker = PLAN_STYLES[h % len(PLAN_STYLES)]
-            shown = told.cells[h] >= fewest
-            axes.plot(told.mean[h][shown], told.taken[h][shown], color=colour, linestyle=dashes, marker=marker, label=f"{when:g} s")
+            shown = found.cells[h] >= fewest
+            axes.plot(found.mean[h][shown], found.taken[h][shown], color=colour, linestyle=dashes, marker=marker, label=f"{when:g} s")
         _plain(axes, place)
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-        axes.set_xlabel("probability given", color=_SOFT)
-        axes.set_ylabel("share truly taken", color=_SOFT)
+        axes.set_xlabel("predicted probability", color=_SOFT)
+        axes.set_ylabel("fraction occupied", color=_SOFT)
         axes.legend(frameon=False, loc="upper left")
     return write_png(FigureCanvasAgg(figure), path)
 

@@ -1,4 +1,4 @@
-"""Drives as a strip: a row of moments for each driver, seen from above, the ego's heading up."""
+"""Closed-loop drives as an image strip: one row per driver, one bird's-eye view per time step, the ego's heading up."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from matplotlib.figure import Figure
 from iidrive.core import geometry
 from iidrive.core.errors import DataError
 from iidrive.core.scene import Pose, VectorMap
-from iidrive.report.figures import draw_map, to_picture
+from iidrive.report.drawing import draw_map, to_picture
 from iidrive.runtime import atomic
 
 Array = np.ndarray
 
 _LOW_M, _HIGH_M = np.array([-16.0, -12.0]), np.array([16.0, 28.0])
-"""What a moment shows, metres to the right of and ahead of the rear axle."""
+"""Corners of a view, metres to the right of and ahead of the rear axle."""
 
 _MOMENT_IN, _NAME_IN, _HEAD_IN = (1.9, 2.375), 1.5, 0.75
 _OWN, _OTHER, _HIT, _REFERENCE = "#56B4E9", "#c9ccd1", "#D55E00", "#007A5A"
@@ -29,9 +29,10 @@ _OWN, _OTHER, _HIT, _REFERENCE = "#56B4E9", "#c9ccd1", "#D55E00", "#007A5A"
 
 @dataclass(frozen=True)
 class DriveRow:
-    """One driver of a scene, global frame, T moments: rear axles, headings, speeds, the ego's corners (T,4,2), everyone else's (T,n,4,2).
+    """One driver of a scene over T time steps, in the global frame.
 
-    `touched` (T,n) says who is touched when. `said` stands below the name; `ended` at the last moment, if the drive ended before its time.
+    Rear axle `xy_m`, `yaw_rad`, `speed_mps`; corners of the ego `own_m` (T,4,2) and of other objects `others_m` (T,n,4,2). `touched` (T,n): whether
+    the ego has touched an object. `said`: text below the name. `ended`: text at the last time step of a drive that ended early.
     """
 
     name: str
@@ -48,10 +49,12 @@ class DriveRow:
 def drive_strip(
     title: str, layers: VectorMap, rows: list[DriveRow], reference_m: Float[Array, "t 2"], path: Path | str, step_s: float, moments: int = 7
 ) -> Path:
-    """Draw drives of one scene below each other, `moments` of each, evenly spread over the longest. `reference_m` is the way of a reference driver.
+    """Write a PNG with one row per drive of a scene, each with `moments` views evenly spread over the longest drive. Returns the path.
+
+    `reference_m`: path of the reference driver, global frame. `step_s`: seconds per time step.
 
     Raises:
-        DataError: for no rows.
+        DataError: if there are no rows.
     """
     if not rows:
         raise DataError(f"{title}: there is no drive to draw.")
@@ -69,7 +72,7 @@ def drive_strip(
         end = len(row.yaw_rad) - 1
         for j, moment in enumerate(at):
             if j and at[j - 1] >= end:
-                break  # it was over before
+                break  # this drive has already ended
             left = _NAME_IN + j * _MOMENT_IN[0]
             place = (left + 0.03) / width, (bottom + 0.2) / height, (_MOMENT_IN[0] - 0.06) / width, (_MOMENT_IN[1] - 0.25) / height
             _moment(figure.add_axes(place), layers, row, reference_m, int(moment), step_s)

@@ -1,95 +1,58 @@
-"""Bird's-eye figures of one keyframe: the map, the boxes, the true and the planned paths, and what was true and imagined ahead.
+"""Bird's-eye figures of one keyframe: map, boxes, true and planned paths, and true and predicted occupancy.
 
-All pictures show the driving direction up and the ego's left on the left. Their axes are metres right of and ahead of the rear axle:
-the *picture frame*, (right, ahead) = (-y, x) of the ego frame. No state is shared between figures: each is its own object.
+The axes are metres to the right of and ahead of the rear axle: the picture frame of `drawing`.
 """
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import shapely
 from jaxtyping import Float, UInt8
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import LineCollection, PatchCollection, PolyCollection
+from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, PathPatch
-from matplotlib.path import Path as Outline
+from matplotlib.patches import Patch
 
 from iidrive.core import geometry
 from iidrive.core.classes import FREE, IGNORE, OCC_CLASSES, OCC_COLOURS, OCC_OF_CATEGORY
 from iidrive.core.errors import DataError
 from iidrive.core.footprint import EGO_SIZE_M
 from iidrive.core.scene import FUTURE_STEPS, OCC3D_GRID, STEP_S, Boxes, GridSpec, Observation, Target, Trajectory, VectorMap
-from iidrive.runtime import atomic
+from iidrive.report.drawing import PLAN_STYLES, UNKNOWN_COLOUR, draw_map, lidar_to_picture, to_picture, top_down, upright, write_png
 
 Array = np.ndarray
 
-UNKNOWN_COLOUR = (160, 160, 160)
-"""RGB of columns of which nothing is known."""
-
 EGO_AHEAD_M = 0.5
-"""How far the ego's centre lies ahead of LIDAR_TOP."""
+"""Distance from LIDAR_TOP forward to the centre of the ego."""
 
 DPI = 100
 FULL_IN, NARROW_IN, HEIGHT_IN = 16.0, 9.6, 9.0
 VIEW_AT_IN, VIEW_IN = (0.6, 0.5), (5.5, 7.6)
 MARGIN_IN = 0.2
 LABEL_IN, LEGEND_IN = 0.3, 2.5
-"""In inches: the figure (1600x900 px with occupancies, narrower without), the large view in it, the room for row names and legends."""
+"""In inches: size of the figure (1600x900 px with occupancy, narrower without), the large view, and space for row names and legends."""
 
-
-@dataclass(frozen=True)
-class _Surface:
-    """How a map layer looks: legend text, face or line colour, line style of lines."""
-
-    label: str
-    colour: str
-    dashes: str = "-"
-    width: float = 1.0
-
-
-MAP_STYLES: dict[str, _Surface] = {
-    "vegetation": _Surface("vegetation", "#dcecd2"),
-    "building": _Surface("building", "#d8cfc4"),
-    "drivable_area": _Surface("drivable area", "#e3e5e8"),
-    "walkway": _Surface("walkway", "#f3e9d2"),
-    "ped_crossing": _Surface("crossing", "#bcd4ea"),
-    "centreline": _Surface("centreline", "#c3c7cc", ":", 0.8),
-    "lane_divider": _Surface("lane divider", "#8d949e", "--", 1.1),
-    "road_divider": _Surface("road divider", "#b58900", "-", 1.2),
-}
-"""Map layers from the bottom up; other layers are not drawn."""
 
 TRUE_STYLE = ("black", "-", "o")
-PLAN_STYLES: tuple[tuple[str, str, str], ...] = (
-    ("#0072B2", "--", "^"),
-    ("#D55E00", "-.", "s"),
-    ("#AA3377", ":", "D"),
-    ("#007A5A", "--", "v"),
-    ("#7A5C00", "-.", "P"),
-)
-"""Colour, line style and marker of the planned paths, in the order of `ScenePanel.plans`: no two differ by colour alone."""
 
 
 @dataclass(frozen=True)
 class ScenePanel:
-    """What one scene figure shows.
+    """The content of one scene figure.
 
-    `plans` are named LIDAR_TOP paths (6,2) in the current lidar frame. `true_occupancy` and `imagined` hold uint8 (X,Y,Z) semantics on
-    the grid `spec`, one for each of `horizons_s` (0 is now) as far as they exist, each in the ego frame of its own moment; empty leaves
-    their row out.
+    `plans`: LIDAR_TOP paths (6,2) by name, current lidar frame, metres. `true_occupancy`, `imagined`: uint8 (X,Y,Z) semantics on the grid
+    `spec`, one per horizon of `horizons_s` (0 is now) as far as they exist, each in the ego frame at its horizon. An empty tuple leaves out
+    the row.
 
     Raises:
-        DataError: for a plan of another shape or with NaN, occupancy that does not fit the grid, or more of it than horizons.
+        DataError: if a plan has another shape or NaN, if occupancy does not fit the grid, or if there are more grids than horizons.
     """
 
     title: str
@@ -113,80 +76,34 @@ class ScenePanel:
                 )
         for name, grids in (("true occupancy", self.true_occupancy), ("imagined occupancy", self.imagined)):
             if len(grids) > len(self.horizons_s):
-                raise DataError(f"{len(grids)} grids of {name} for {len(self.horizons_s)} horizons {self.horizons_s}; name each moment.")
+                raise DataError(
+                    f"{len(grids)} grids of {name} for {len(self.horizons_s)} horizons {self.horizons_s}; give one horizon per grid."
+                )
             for grid in grids:
                 if grid.shape != self.spec.shape or grid.dtype != np.uint8:
                     raise DataError(f"{name} must be uint8 of shape {self.spec.shape}; found {grid.dtype} of shape {grid.shape}.")
 
 
-def to_picture(points_m: Float[Array, "*n d"]) -> Float[Array, "*n 2"]:
-    """Points (x, y, …) of the ego frame in the picture frame: metres to the right and metres ahead."""
-    points = np.asarray(points_m)
-    return np.stack([-points[..., 1], points[..., 0]], -1)
-
-
-def lidar_to_picture(points_m: Float[Array, "n 2"], ego_T_lidar: Float[Array, "4 4"]) -> Float[Array, "n 2"]:
-    """Points (x, y) of the lidar frame, at the lidar's height, in the picture frame."""
-    points = np.asarray(points_m, np.float64)
-    return to_picture(geometry.apply(ego_T_lidar, np.concatenate([points, np.zeros((len(points), 1))], -1)))
-
-
-def top_down(semantics: UInt8[Array, "X Y Z"]) -> UInt8[Array, "X Y 3"]:
-    """RGB seen from above: each column has the colour of its highest voxel that is occupied by a known class.
-
-    Columns without one are white (`classes.FREE`), or grey where any of their voxels is unknown (`classes.IGNORE`).
-
-    Raises:
-        DataError: for a class that does not exist.
-    """
-    grid = np.asarray(semantics)
-    if grid.ndim != 3 or grid.size == 0:
-        raise DataError(f"a top-down picture needs semantics of shape (X, Y, Z); found {grid.shape}.")
-    unknown = grid == IGNORE
-    if (grid[~unknown] > FREE).any():
-        raise DataError(f"occupancy holds class {int(grid[~unknown].max())}; classes are 0..{FREE} ({FREE} free) and {IGNORE} unknown.")
-    solid = ~unknown & (grid != FREE)
-    highest = grid.shape[2] - 1 - np.argmax(solid[:, :, ::-1], axis=2)
-    label = np.where(solid.any(2), np.take_along_axis(grid, highest[..., None], 2)[..., 0], FREE)
-    colour = OCC_COLOURS[label]
-    colour[~solid.any(2) & unknown.any(2)] = UNKNOWN_COLOUR
-    return colour
-
-
-def upright(image: UInt8[Array, "X Y 3"]) -> UInt8[Array, "X Y 3"]:
-    """A grid's picture as rows from the top: the first row is furthest ahead, the first column furthest left."""
-    return image[::-1, ::-1]
-
-
 def final_error_m(plan: Float[Array, "6 2"], truth: Trajectory) -> float | None:
-    """Distance between the last points of a plan and of the true path, metres; None where the scene ends before."""
+    """Distance between the last points of a plan and of the true path, metres; None if the scene ends earlier."""
     if not truth.valid[-1]:
         return None
     return float(np.linalg.norm(np.asarray(plan)[-1] - truth.points_m[-1]))
 
 
 def scene_figure(panel: ScenePanel, path: Path | str) -> Path:
-    """Write one PNG of a scene at one keyframe: a large view from above and, where occupancy is given, what was true and imagined.
+    """Write one PNG of a keyframe: a large bird's-eye view and, if given, true and predicted occupancy.
 
-    The file appears whole or not at all; its folder is made. Returns the path.
+    The file is written atomically and its folder is created. Returns the path.
 
     Raises:
-        DataError: for occupancy with a class that does not exist.
+        DataError: if occupancy has an unknown class number.
     """
     return write_png(_scene_canvas(panel), path)
 
 
-def write_png(canvas: FigureCanvasAgg, path: Path | str) -> Path:
-    """Write what is drawn on a canvas, whole or not at all; the folder is made. Returns the path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic.whole(path) as temporary:
-        canvas.print_png(temporary)
-    return path
-
-
 def scene_picture(panel: ScenePanel) -> UInt8[Array, "H W 3"]:
-    """The same as pixels. Raises DataError as `scene_figure` does."""
+    """The figure of `scene_figure` as RGB pixels. Raises DataError as `scene_figure` does."""
     canvas = _scene_canvas(panel)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
@@ -255,7 +172,7 @@ def draw_view(axes: Axes, panel: ScenePanel) -> tuple[list[Artist], list[Artist]
 
 
 def _limits(points: Float[Array, "n 2"]) -> tuple[Array, Array]:
-    """Corners of the view, picture frame: at least 32 m ahead, further for faster paths, wide enough for sharp turns."""
+    """Corners of the view, picture frame, metres: at least 32 m ahead, more for longer paths, and wide enough for sharp turns."""
     ahead = max(32.0, float(points[:, 1].max()) + 8)
     behind = min(-10.0, float(points[:, 1].min()) - 5)
     ahead, behind = min(ahead, 90.0), max(behind, -40.0)
@@ -268,49 +185,8 @@ def _limits(points: Float[Array, "n 2"]) -> tuple[Array, Array]:
     return np.array([-half, behind]), np.array([half, ahead])
 
 
-def _parts(shape: shapely.Geometry) -> Iterator[shapely.Geometry]:
-    """The single geometries of any geometry, collections of collections too."""
-    for part in shapely.get_parts(shape):
-        if isinstance(part, shapely.GeometryCollection | shapely.MultiPolygon | shapely.MultiLineString):
-            yield from _parts(part)
-        elif not shapely.is_empty(part):
-            yield part
-
-
-def draw_map(axes: Axes, layers: VectorMap, global_T_ego: Float[Array, "4 4"], low: Array, high: Array) -> list[Artist]:
-    """Draw what the view shows of the map; returns legend handles of the layers that are there."""
-    ego_T_global = geometry.invert(global_T_ego)
-
-    def to_view(xy: Array) -> Array:
-        # Maps are flat: lay them at the ego's height, so that a far origin cannot lean them through a small pitch.
-        return to_picture(geometry.apply(ego_T_global, np.column_stack([xy, np.full(len(xy), global_T_ego[2, 3])])))
-
-    handles: list[Artist] = []
-    for z, (name, style) in enumerate(MAP_STYLES.items()):
-        if layers.layers.get(name) is None:
-            continue
-        near = shapely.clip_by_rect(shapely.transform(shapely.force_2d(layers.layers[name]), to_view), *(low - 2), *(high + 2))
-        outlines, lines = [], []
-        for part in _parts(near):
-            if isinstance(part, shapely.Polygon):
-                # Holes must turn the other way than their outline to stay open under the non-zero winding rule.
-                rings = shapely.geometry.polygon.orient(part)
-                outlines.append(Outline.make_compound_path(*(Outline(np.asarray(r.coords)) for r in (rings.exterior, *rings.interiors))))
-            elif isinstance(part, shapely.LineString):
-                lines.append(np.asarray(part.coords))
-        zorder = 1 + z / 10
-        if outlines:
-            patches = [PathPatch(outline) for outline in outlines]
-            axes.add_collection(PatchCollection(patches, facecolors=style.colour, edgecolors="#00000022", linewidths=0.6, zorder=zorder))
-            handles.append(Patch(facecolor=style.colour, edgecolor="#00000044", label=style.label))
-        if lines:
-            axes.add_collection(LineCollection(lines, colors=style.colour, linestyles=style.dashes, linewidths=style.width, zorder=zorder))
-            handles.append(Line2D([], [], color=style.colour, ls=style.dashes, lw=style.width + 0.4, label=style.label))
-    return handles
-
-
 def _draw_boxes(axes: Axes, boxes: Boxes, filled: bool) -> None:
-    """Boxes of the ego frame: filled with a tick from the centre to the front, or as faint dashed outlines."""
+    """Draw boxes given in the ego frame: filled, with a line from the centre to the front, or as faint dashed outlines."""
     if not len(boxes):
         return
     corners = to_picture(geometry.box_corners_bev(boxes.centre_m[:, :2], boxes.size_m[:, 0], boxes.size_m[:, 1], boxes.yaw_rad))
@@ -326,7 +202,7 @@ def _draw_boxes(axes: Axes, boxes: Boxes, filled: bool) -> None:
 
 
 def _path(axes: Axes, line: Float[Array, "n 2"], label: str, style: tuple[str, str, str], width: float, zorder: float) -> Artist:
-    """A path with a marker at each step but the first, on a white ribbon (below all paths) that sets it off from the map."""
+    """Draw a path with a marker at each step but the first, on a white line that separates it from the map."""
     colour, dashes, marker = style
     axes.plot(line[:, 0], line[:, 1], color="white", lw=width + 1.6, alpha=0.8, zorder=6, solid_capstyle="round")
     (drawn,) = axes.plot(line[:, 0], line[:, 1], color=colour, ls=dashes, lw=width, marker=marker, zorder=zorder, label=label)
@@ -342,7 +218,7 @@ def _place(figure: Figure, left_in: float, bottom_in: float, width_in: float, he
 
 def _write(figure: Figure, left_in: float, bottom_in: float, text: str, **style: object) -> None:
     across, up = figure.get_size_inches()
-    # Names may hold dollar signs: they are not formulae.
+    # Names may contain dollar signs, which are not formulae.
     figure.text(left_in / across, bottom_in / up, text, parse_math=False, **style)  # pyright: ignore[reportArgumentType]
 
 
@@ -365,7 +241,7 @@ def _headline(figure: Figure, panel: ScenePanel, width_in: float) -> None:
 
 
 def _occupancies(figure: Figure, panel: ScenePanel, rows: list[tuple[str, tuple[Array, ...]]], left_in: float, top_in: float) -> float:
-    """Small top-down pictures, a row for truth and one for what was imagined. Returns the height in inches where they end."""
+    """Draw small top-down images, one row for truth and one for predictions. Returns the height in inches at which they end."""
     spec, gap_in = panel.spec, 0.1
     columns = len(panel.horizons_s)
     room_in = FULL_IN - MARGIN_IN - left_in - LABEL_IN - gap_in * (columns - 1)
@@ -401,7 +277,7 @@ def _occupancies(figure: Figure, panel: ScenePanel, rows: list[tuple[str, tuple[
 
 
 def _classes(panel: ScenePanel, seen: set[int]) -> list[Artist]:
-    """Legend handles of the classes that the boxes in view (`seen`) and the occupancies hold."""
+    """Legend handles of the classes of the boxes in view (`seen`) and of the occupancy."""
     held = set(seen)
     for grid in (*panel.true_occupancy, *panel.imagined):
         held |= set(np.flatnonzero(np.bincount(grid.ravel(), minlength=256)).tolist())
@@ -422,7 +298,7 @@ def _paths_title(panel: ScenePanel) -> str:
 
 
 def _legends(figure: Figure, legends: Mapping[str, list[Artist]], left_in: float, top_in: float, beside: bool) -> None:
-    """Legends by title: side by side under the occupancies, or one below the other."""
+    """Draw the legends: side by side below the occupancy, or one below the other."""
     for title, handles in legends.items():
         if not handles:
             continue

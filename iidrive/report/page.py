@@ -1,4 +1,4 @@
-"""One HTML page that tells what a run did and what came out: inline style, pictures beside it, nothing from the network."""
+"""The HTML page of a run: tables, pictures, facts and files. Style and script are inline, and nothing is loaded from the network."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from iidrive.runtime.run_folder import Run
 
 ABSENT = ("", "-", "–", "—", "nan", "n/a")
 NUMBER = re.compile(r"[-+−\[(]?\d[-+−±\d.,e%/()\[\]\s]*")
-"""What may stand in a column of numbers: marks of absence, and numbers with their spread or interval, like `1.2 ± 0.1` or `3%`."""
+"""A number with an optional unit, spread or interval, such as `1.2 ± 0.1` or `3%`. A numeric column holds these and values of `ABSENT`."""
 
 _WITH_INTERVAL = re.compile(r"([-+−]?[\d.,e+-]+)\s*(\[([-+−]?[\d.e+-]+), ([-+−]?[\d.e+-]+)\])")
 MOST_LISTED = 12
-"""A folder with more files than this is listed as one line."""
+"""A subfolder with more files than this is listed as one line."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """A value with its interval: both as they are written, and where they lie in the range of their column, 0..100."""
+    """A value with its interval, as written, and their positions within the range of the column, 0..100."""
 
     value: str
     interval: str
@@ -35,12 +35,12 @@ class Span:
 
 @dataclass(frozen=True)
 class Table:
-    """A header and rows of cells, all as wide as the header; columns of numbers are set flush right. The page sorts it by any column.
+    """A header and rows of cells. Numeric columns are right-aligned, and the page can sort by any column.
 
-    A cell like `59.1 [51.2, 67.0]` is a value with its interval, which is also drawn.
+    A cell like `59.1 [51.2, 67.0]` is a value with its interval, which is also drawn as a bar.
 
     Raises:
-        DataError: for a row of another length than the header.
+        DataError: if a row has another length than the header.
     """
 
     header: Sequence[str]
@@ -54,17 +54,17 @@ class Table:
                 )
 
     def numeric(self, column: int) -> bool:
-        """Whether a column holds numbers (or marks of absence) and at least one number."""
+        """Whether a column has only numbers and absent values, and at least one number."""
         cells = [str(row[column]).strip() for row in self.rows]
         return all(cell in ABSENT or NUMBER.fullmatch(cell) for cell in cells) and any(map(NUMBER.fullmatch, cells))
 
     def span(self, row: int, column: int) -> Span | None:
-        """The interval of a cell, beside those of its column; None where there is none."""
+        """The interval of a cell, scaled to the range of its column; None if the cell has no interval."""
         spans = [_interval(str(cells[column])) for cells in self.rows]
         mine = spans[row]
         if mine is None:
             return None
-        known = [numbers for told in spans if told is not None for numbers in told[2]]
+        known = [number for interval in spans if interval is not None for number in interval[2]]
         lowest, width = min(known), max(known) - min(known)
         at, low, high = (round(2 + 96 * (number - lowest) / width, 1) if width else 50.0 for number in mine[2])
         return Span(mine[0], mine[1], at, low, high)
@@ -72,10 +72,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Page:
-    """What the page shows, from the top: title, one paragraph, tables, pictures, facts, notes. All text is plain; it is escaped.
+    """The content of a page. All text is plain and will be escaped.
 
-    `facts` are (name, value); `tables` (caption, preformatted text or a `Table`); `pictures` and `views` (caption, path relative to the page's
-    folder, with forward slashes). Views are pages of their own, shown inside this one.
+    `lead`: one paragraph below the title. `facts`: (name, value). `tables`: (caption, preformatted text or a `Table`). `pictures`, `views`: (caption,
+    path relative to the page's folder, with forward slashes). Views are separate HTML pages embedded in this one.
     """
 
     title: str
@@ -100,15 +100,15 @@ def _interval(cell: str) -> tuple[str, str, tuple[float, float, float]] | None:
 
 
 def render(page: Page, files: Sequence[tuple[str, str]] = ()) -> str:
-    """The page as HTML text. `files` are (path relative to the page's folder, what stands beside it)."""
-    # A page is data from anywhere: everything is escaped, and a name that the template misspells is an error.
+    """The page as HTML text. `files` are (path relative to the page's folder, size)."""
+    # All content is untrusted, so everything is escaped. A misspelt name in the template is an error.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     sortable = any(isinstance(table, Table) for _, table in page.tables)
     return environment.from_string(TEMPLATE).render(page=page, style=STYLE, script=SCRIPT, sortable=sortable, files=files)
 
 
 def files_in(folder: Path) -> list[tuple[str, str]]:
-    """What a page links to: every file below its folder, (relative path, size). A folder of many files is one line; hidden ones are left out."""
+    """The files below a folder as (relative path, size). A subfolder with many files is one entry; hidden files are left out."""
     return [entry for entry in _listed(folder, "") if entry[0] != "index.html"]
 
 
@@ -131,10 +131,10 @@ def _size(size: int) -> str:
 
 
 def write_index(folder: Path | str, page: Page) -> Path:
-    """Write `folder`/index.html with links to every file of the folder, whole or not at all, and return its path; the folder is made.
+    """Write `folder`/index.html, with links to every file of the folder, atomically; create the folder. Returns the path of the page.
 
     Raises:
-        DataError: for a picture that is not in the folder, or whose path leaves it.
+        DataError: if a picture is not in the folder, or its path leaves the folder.
     """
     folder = Path(folder)
     for caption, name in (*page.pictures, *page.views):

@@ -1,4 +1,4 @@
-"""What every page is made of: its style, the script that sorts tables, and the template."""
+"""Style, table-sorting script and template of the HTML pages."""
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2129; --soft: #5b6472; --line: #dfe3e8; --paper: #ffffff; --shade: #f5f7f9; --mark: #0b63a5; }

@@ -1,4 +1,4 @@
-"""Pictures one after the other, as a file: GIF by Pillow, MP4 by PyAV (extra `video`)."""
+"""Videos from frames: GIF with Pillow, MP4 with PyAV (extra `video`)."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ SUFFIXES = (".gif", ".mp4")
 
 
 def write_video(frames: Iterable[UInt8[Array, "H W 3"]], path: Path | str, per_second: int) -> Path:
-    """Write frames of one even size, whole or not at all; the folder is made. Returns the path.
+    """Write frames of equal, even size atomically, `per_second` frames per second; create the folder. Returns the path.
 
     Raises:
-        ConfigError: for another suffix than .gif and .mp4, without any frame, and for .mp4 without PyAV.
+        ConfigError: if the suffix is not .gif or .mp4, if there are no frames, or for .mp4 without PyAV.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
-        raise ConfigError(f"{path}: a video ends in {' or '.join(SUFFIXES)}.")
+        raise ConfigError(f"{path}: the name of a video must end in {' or '.join(SUFFIXES)}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic.whole(path) as temporary:
         count = (_gif if path.suffix == ".gif" else _mp4)(frames, temporary, per_second)
         if not count:
-            raise ConfigError(f"{path}: there is no frame to show.")
+            raise ConfigError(f"{path}: the video would have no frames.")
     return path
 
 
 def _gif(frames: Iterable[UInt8[Array, "H W 3"]], path: Path, per_second: int) -> int:
-    # One palette for all: colours do not flicker, and what stands still is not stored again.
+    # One palette for all frames: colours do not flicker, and unchanged regions are not stored again.
     pictures: list[Image.Image] = []
     for frame in frames:
         whole = Image.fromarray(frame)

@@ -1,7 +1,7 @@
-"""Planning scores collected batch by batch in any training or test loop: `update`, `merge` or `gather` over processes, `compute`, `reset`.
+"""Planning scores accumulated batch by batch in a training or test loop: `update`, `merge` or `gather` over processes, `compute`, `reset`.
 
-What is kept are the few numbers that each sample ends as, by sample token. So the order of batches and the number of processes cannot
-change a digit, and a sample that a distributed sampler hands out twice counts once.
+Per-sample values are kept by sample token. So the order of batches and the number of processes do not change the result, and a sample that a
+distributed sampler repeats counts once.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from iidrive.scoring.score import Scores, aggregate
 Array = np.ndarray
 
 Boxes = Sequence[Sequence[Array]]
-"""One list a sample, one array a step."""
+"""One list per sample, with one array per step."""
 
 
 class PlanningScore:
-    """Scores of the named protocols (`"sparsedrive"`, `"vad,uniad"`, `"all"` or a sequence) over all samples given so far.
+    """Scores of the named protocols (`"sparsedrive"`, `"vad,uniad"`, `"all"` or a sequence) over all samples added so far.
 
-    Samples are averaged in the order of their tokens, so L2 may differ in the seventh digit from an evaluator that adds them in another.
+    Samples are averaged in the order of their tokens. So L2 may differ in the seventh digit from an evaluator that uses another order.
     """
 
     def __init__(self, protocols: str | Sequence[str] = "sparsedrive") -> None:
@@ -37,7 +37,7 @@ class PlanningScore:
         self.reset()
 
     def reset(self) -> None:
-        """Forget every sample."""
+        """Remove all samples."""
         self._tokens: list[str] = []
         self._parts: dict[str, list[PlanningSteps]] = {name: [] for name in self.names}
         self._obstacles: dict[str, bool] = dict.fromkeys(self.names, False)
@@ -46,13 +46,13 @@ class PlanningScore:
         return len(set(self._tokens))
 
     def update(self, cases: Cases, trajectories: Float[Array, "n 6 2"]) -> None:
-        """Add a batch: the truth of its samples (`batch_cases`, or `Cases`) and their planned LIDAR_TOP paths in the lidar frame.
+        """Add a batch: the ground truth of its samples (`batch_cases` or `Cases`) and their planned LIDAR_TOP paths, lidar frame, metres.
 
         Raises:
-            DataError: if the cases carry no sample tokens, or as `score` does. Nothing is added then.
+            DataError: if the cases have no sample tokens, or as `score` does. Nothing is added then.
         """
         if not cases.own_tokens:
-            raise DataError(f"{cases.where}: samples are collected by their tokens; give every sample its own.")
+            raise DataError(f"{cases.where}: samples are collected by their tokens; give every sample a token.")
         setting = prepare(cases, trajectories)
         found = {name: protocol_named(name).evaluate(setting) for name in self.names}
         self._tokens += cases.token
@@ -61,10 +61,12 @@ class PlanningScore:
             self._obstacles[name] |= protocol_named(name).has_obstacles(cases)
 
     def merge(self, others: Iterable[PlanningScore]) -> PlanningScore:
-        """Add the samples of other collectors of the same protocols; returns itself."""
+        """Add the samples of other collectors of the same protocols; returns self. Raises DataError for other protocols."""
         for other in others:
             if other.names != self.names:
-                raise DataError(f"scores of {', '.join(self.names)} and of {', '.join(other.names)} cannot be merged; name the same.")
+                raise DataError(
+                    f"scores of {', '.join(self.names)} and of {', '.join(other.names)} cannot be merged; use the same protocols everywhere."
+                )
             self._tokens += other._tokens
             for name in self.names:
                 self._parts[name] += other._parts[name]
@@ -72,7 +74,7 @@ class PlanningScore:
         return self
 
     def gather(self) -> PlanningScore:
-        """The samples of all processes of the default `torch.distributed` group, in every process; itself where there is no group."""
+        """The samples of all processes of the default `torch.distributed` group, on every rank; self if there is no group."""
         if not (distributed.is_available() and distributed.is_initialized()):
             return self
         everyone: list[PlanningScore] = [self] * distributed.get_world_size()
@@ -83,7 +85,7 @@ class PlanningScore:
         """Scores by protocol.
 
         Raises:
-            DataError: if nothing was added, no sample has a full future, or a sample was given twice with different outcomes.
+            DataError: if nothing was added, no sample has a full future, or a sample was added twice with different values.
         """
         if not self._tokens:
             raise DataError("no sample was added; call update before compute.")
@@ -106,7 +108,7 @@ class PlanningScore:
             differ |= ~np.all(same, axis=tuple(range(1, same.ndim)))
         if differ.any():
             names = npz.few(list(dict.fromkeys(token[differ].tolist())))
-            raise DataError(f"{names} came twice with different plans or truths; score one model on one set.")
+            raise DataError(f"{names} came twice with different plans or ground truth; score one model on one data set.")
 
 
 def batch_cases(
@@ -119,12 +121,18 @@ def batch_cases(
     valid: Boxes | None = None,
     now: bool = False,
 ) -> Cases:
-    """The truth of a batch from plain lists, as the data loaders of SparseDrive or VAD hold it.
+    """The ground truth of a batch from plain lists, as the data loaders of SparseDrive or VAD hold it.
 
-    `offsets`, `masks`: the true path as per-step offsets and where it exists. `boxes[i][t]` (k,7): x, y, z, length, width, height, yaw in the
-    lidar frame of sample i's own keyframe, at step t+1 (6 lists), or, with `now`, at steps 0..6 (7 lists). `labels[i][t]` (k,) index the
-    ten nuScenes detection classes, default: all cars. `agents[i][t]` (k,) tell who is who from step to step; without them VAD's and ST-P3's
-    protocols follow nobody. `valid[i][t]` (k,): the box has lidar points; default: all have.
+    Args:
+        token: sample tokens.
+        offsets: per-step offsets of the true LIDAR_TOP path, lidar frame, metres.
+        masks: whether each future keyframe exists.
+        boxes: `boxes[i][t]` (k,7) holds x, y, z, length, width, height, yaw in the lidar frame of sample i's keyframe, at step t+1 (6 lists),
+            or, with `now`, at steps 0..6 (7 lists).
+        labels: `labels[i][t]` (k,) are indices into the ten nuScenes detection classes; default: all cars.
+        agents: `agents[i][t]` (k,) are agent numbers, the same at every step; without them VAD's and ST-P3's protocols track no agent.
+        valid: `valid[i][t]` (k,) is true if the box has lidar points; default: all true.
+        now: whether `boxes` include step 0.
 
     Raises:
         DataError: if the lists do not match, and as `Cases` does.
@@ -132,7 +140,7 @@ def batch_cases(
     steps = FUTURE_STEPS + now
     for i, row in enumerate(boxes):
         if len(row) != steps:
-            raise DataError(f"sample {token[i]}: {steps} lists of boxes are needed, one a step; found {len(row)}.")
+            raise DataError(f"sample {token[i]}: expected {steps} lists of boxes, one per step; found {len(row)}.")
     flat = [np.asarray(one, np.float64).reshape(-1, 7) for row in boxes for one in row]
     count = np.array([len(one) for one in flat], np.int64)
     box = np.concatenate(flat) if flat else np.zeros((0, 7))
@@ -143,10 +151,10 @@ def batch_cases(
             return default
         parts = [np.asarray(one).reshape(-1) for row in given for one in row]
         if [len(part) for part in parts] != count.tolist():
-            raise DataError(f"{what} must have one entry a box at every step of every sample.")
+            raise DataError(f"{what} must have one entry per box at every step of every sample.")
         return np.concatenate(parts) if parts else default
 
-    # Without numbers every box is somebody else.
+    # Without agent numbers every box is its own agent.
     alone = np.arange(len(box)) - np.repeat(np.concatenate([[0], np.cumsum(count)])[::steps][:-1], count.reshape(-1, steps).sum(axis=1))
     return Cases(
         gt_ego_fut_offsets=np.asarray(offsets, np.float32),

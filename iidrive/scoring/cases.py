@@ -1,41 +1,39 @@
-"""Cases and predictions: what a score is computed from, as two small npz files joined by sample token.
+"""Cases: the ground truth that planned paths are scored against, as one npz file.
 
-A **cases file** holds the truth of N samples: the true path, its boxes at steps t = 0..6, and nothing of a model unless `pred` is given.
-A **predictions file** holds N planned paths with their sample tokens. Frame of both: LIDAR_TOP of each sample's own keyframe, x right,
-y forward, metres, radians counter-clockwise from +x (forward is +pi/2); step t = 1..6 is 0.5..3.0 s ahead.
+A cases file holds, for each of N samples, the true path and the boxes at steps t = 0..6. It holds no model output unless `pred` is given.
+
+Frame: LIDAR_TOP of each sample's own keyframe, x right, y forward, metres. Yaw is in radians, counter-clockwise from +x (forward is +pi/2).
+Step t = 1..6 is 0.5..3.0 s ahead.
 
 Shape letters: n samples, m boxes of all samples and steps together.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
-from iidrive.core import geometry
 from iidrive.core.classes import CATEGORIES
 from iidrive.core.errors import DataError, unknown
-from iidrive.core.scene import FUTURE_STEPS, Observation, Target
+from iidrive.core.scene import FUTURE_STEPS
 from iidrive.core.text import printable
-from iidrive.core.untrusted.json_text import parse_json
 from iidrive.core.untrusted.npz import read_npz
 from iidrive.scoring import npz
 
 Array = np.ndarray
 
 FARTHEST_M = 1e5
-"""No path, box or pose lies farther from its sample's car, along any axis; larger numbers are damage."""
+"""Largest allowed coordinate along any axis, metres from the sample's ego. Larger values are treated as damaged data."""
 LARGEST_M = 1e3
-"""No box is longer, wider or higher."""
+"""Largest allowed length, width or height of a box, metres."""
 MOST_AGENTS = 1 << 24
-"""Agent numbers within a sample are below this."""
-CASES_LIMIT, PREDICTIONS_LIMIT = 1 << 31, 1 << 28
-"""Bytes of all arrays of a cases file, and of a predictions file."""
+"""Exclusive upper bound of the agent numbers within a sample."""
+CASES_LIMIT = 1 << 31
+"""Largest allowed size of all arrays of a cases file together, bytes."""
 
 DETECTION_NAMES: tuple[str, ...] = (
     "car",
@@ -49,7 +47,7 @@ DETECTION_NAMES: tuple[str, ...] = (
     "pedestrian",
     "traffic_cone",
 )
-"""nuScenes detection classes; a cases file may name its boxes by these or by the 23 categories."""
+"""The nuScenes detection classes. `class_names` of a cases file may hold these or the 23 nuScenes categories."""
 
 _ARRAYS = ("gt_ego_fut_offsets", "gt_ego_fut_masks", "box_case", "box_t", "box_agent", "box_label", "box_valid", "box")
 _REQUIRED = (*_ARRAYS, "class_names")
@@ -59,18 +57,23 @@ _KEYS = (*_REQUIRED, *_OPTIONAL_ARRAYS, "token", "scene", "kind", "frame", "unkn
 
 @dataclass(frozen=True)
 class Cases:
-    """The truth of n samples, laid out as in the cases file (field names are the file's keys).
+    """The ground truth of n samples. Field names are the keys of the cases file.
 
-    `gt_ego_fut_offsets` (n,6,2) per-step offsets of the true LIDAR_TOP path; `gt_ego_fut_masks` (n,6) true where the future keyframe
-    exists; one row per box and step in `box_*` (m,): sample index, step 0..6, agent number within the sample, index into
-    `class_names`, and whether the box has lidar points; `box` (m,7) x, y, z, **length, width, height**, yaw. Poses (n,7,3) are x, y,
-    heading at steps 0..6: of LIDAR_TOP (heading of its +y axis) in the current lidar frame, of the ego (heading of +x) in the current
-    ego frame. `own_tokens` is false where tokens were made up from row numbers; `unknown_points` counts
-    valid boxes whose number of lidar points nobody knows. `where` names the file in messages.
+    `gt_ego_fut_offsets` (n,6,2): per-step offsets of the true LIDAR_TOP path, metres. `gt_ego_fut_masks` (n,6): whether the future keyframe
+    exists.
+
+    The `box_*` arrays (m,) have one row per box and step: sample index, step 0..6, agent number within the sample, index into
+    `class_names`, and whether the box has lidar points. `box` (m,7): x, y, z, **length, width, height**, yaw.
+
+    Poses (n,7,3) are x, y, heading at steps 0..6. `lidar_pose` is LIDAR_TOP (heading of its +y axis) in the current lidar frame; `ego_pose`
+    is the ego (heading of its +x axis) in the current ego frame.
+
+    `own_tokens` is false if the tokens were made from row numbers. `unknown_points` counts the valid boxes whose number of lidar points is
+    unknown. `where` names the file in messages.
 
     Raises:
-        DataError: one sentence for the first of: wrong shape or type, NaN or infinity where a value is used, a negative box size, an
-            unknown class name, an index out of range, a token that stands twice.
+        DataError: for the first of: wrong shape or type, NaN or infinity where a value is used, a negative box size, an unknown class name,
+            an index out of range, a duplicate token.
     """
 
     gt_ego_fut_offsets: Float32[Array, "n 6 2"]
@@ -107,10 +110,10 @@ class Cases:
             if getattr(self, key) is not None:
                 put(self, key, npz.numbers(getattr(self, key), np.float64, (n, FUTURE_STEPS + 1, 3), key, where))
         if self.scene is not None and len(self.scene) != n:
-            raise DataError(f"{where}: {len(self.scene)} scene names for {n} samples; give one a sample.")
+            raise DataError(f"{where}: {len(self.scene)} scene names for {n} samples; give one per sample.")
         again = npz.repeated(self.token)
         if again:
-            raise DataError(f"{where}: a sample may stand only once; repeated: {npz.few(again)}; remove the copies.")
+            raise DataError(f"{where}: a sample may appear only once; repeated: {npz.few(again)}; remove the duplicates.")
         self._check_paths()
         self._check_boxes()
 
@@ -120,27 +123,27 @@ class Cases:
             i, t = np.argwhere(bad)[0]
             raise DataError(
                 f"{self.where}: the true path of sample {self.token[i]} holds NaN or infinity at step {t + 1}, which its mask calls valid "
-                f"({int(bad.any(axis=1).sum())} samples are like this); repair gt_ego_fut_offsets or set the mask to 0."
+                f"({int(bad.any(axis=1).sum())} samples in total); repair gt_ego_fut_offsets or set the mask to 0."
             )
         far = (np.abs(self.gt_ego_fut_offsets).max(axis=2) > FARTHEST_M) & self.gt_ego_fut_masks
         if far.any():
             i, t = np.argwhere(far)[0]
             raise DataError(
                 f"{self.where}: the true path of sample {printable(self.token[i])} moves more than {FARTHEST_M:g} m in step {t + 1} "
-                f"({int(far.any(axis=1).sum())} samples are like this); repair gt_ego_fut_offsets."
+                f"({int(far.any(axis=1).sum())} samples in total); repair gt_ego_fut_offsets."
             )
         for key in ("lidar_pose", "ego_pose"):
             pose = getattr(self, key)
             if pose is None:
                 continue
-            # Step 0 and the keyframes that exist; later ones may hold anything.
+            # Check step 0 and the keyframes that exist. Poses of missing keyframes are never used.
             used = np.concatenate([np.ones((len(self), 1), bool), self.gt_ego_fut_masks], axis=1)
             bad = ~(np.abs(pose).max(axis=2) <= FARTHEST_M) & used
             if bad.any():
                 i, t = np.argwhere(bad)[0]
                 raise DataError(
                     f"{self.where}: {key} of sample {printable(self.token[i])} holds NaN, infinity or more than {FARTHEST_M:g} m at step {t} "
-                    f"({int(bad.any(axis=1).sum())} samples are like this); repair it."
+                    f"({int(bad.any(axis=1).sum())} samples in total); repair it."
                 )
         if self.pred is not None:
             require_finite(self.pred, self.full, self.token, self.where)
@@ -148,7 +151,7 @@ class Cases:
     def _check_boxes(self) -> None:
         where = self.where
         if len(set(self.class_names)) != len(self.class_names):
-            raise DataError(f"{where}: a class name stands twice in class_names: {list(self.class_names)}.")
+            raise DataError(f"{where}: class_names holds a duplicate: {list(self.class_names)}; name each class once.")
         for name in self.class_names:
             if name not in CATEGORIES and name not in DETECTION_NAMES:
                 raise DataError(f"{where}: class_names: {unknown('class', name, (*CATEGORIES, *DETECTION_NAMES))}")
@@ -170,7 +173,7 @@ class Cases:
         if vast.any():
             row = int(np.argmax(vast))
             raise DataError(
-                f"{where}: a box lies farther than {FARTHEST_M:g} m or is larger than {LARGEST_M:g} m: row {row}, "
+                f"{where}: a box lies farther away than {FARTHEST_M:g} m or is larger than {LARGEST_M:g} m: row {row}, "
                 f"sample {printable(self.token[self.box_case[row]])}, values {printable(self.box[row].tolist(), 120)} ({int(vast.sum())} such rows); "
                 "repair or remove it."
             )
@@ -190,14 +193,14 @@ class Cases:
             )
 
     def _check_agents(self) -> None:
-        """No agent stands twice in one step of one sample."""
+        """Check that no agent appears twice at one step of one sample."""
         at = (self.box_case.astype(np.int64) * (FUTURE_STEPS + 1) + self.box_t) * MOST_AGENTS + self.box_agent
         order = np.argsort(at, kind="stable")
         again = np.flatnonzero(at[order][1:] == at[order][:-1])
         if len(again):
             row = int(order[again[0] + 1])
             raise DataError(
-                f"{self.where}: box_agent {int(self.box_agent[row])} stands twice in step {int(self.box_t[row])} of sample "
+                f"{self.where}: box_agent {int(self.box_agent[row])} appears twice at step {int(self.box_t[row])} of sample "
                 f"{printable(self.token[self.box_case[row]])}, again in row {row} ({len(again)} such rows); give each agent its own number."
             )
 
@@ -211,72 +214,45 @@ class Cases:
 
     @property
     def note(self) -> str:
-        """What a reader of a score must know about these cases; empty when there is nothing to say."""
+        """Limitations of these cases, printed below the scores; empty if there are none."""
         notes = []
         if not self.own_tokens:
-            notes.append("The cases file carries no sample tokens: predictions are joined by row, so nothing can tell a shuffled file.")
+            notes.append("The cases file has no sample tokens: predictions are joined by row, and a shuffled file would not be noticed.")
         if self.unknown_points:
             notes.append(f"{self.unknown_points} boxes without a known number of lidar points were kept as obstacles.")
         if self.ignored_keys:
-            notes.append(f"Keys of the cases file that nobody reads: {printable(', '.join(self.ignored_keys), 200)}.")
+            notes.append(f"Unknown keys of the cases file, ignored: {printable(', '.join(self.ignored_keys), 200)}.")
         return " ".join(notes)
 
     def true_path(self) -> Float32[Array, "n 6 2"]:
         """Positions of the true path, metres.
 
-        Accumulated in float64 and rounded to float32 at each step: that is what PyTorch's float32 `cumsum` does on a CPU, and the
-        originals use it. Rows of incomplete futures are only meaningful where the mask is true.
+        They are accumulated in float64 and rounded to float32 at each step, as PyTorch's float32 `cumsum` does on a CPU, which the reference
+        evaluators use. Values are meaningful only where `gt_ego_fut_masks` is true.
         """
         return np.cumsum(self.gt_ego_fut_offsets, axis=1, dtype=np.float64).astype(np.float32)
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """N planned LIDAR_TOP paths in their samples' lidar frames; `token` is None for a bare `pred` array, which knows only row numbers.
-
-    Raises:
-        DataError: for another shape than (n,6,2), NaN or infinity, a token that stands twice, or another number of tokens than paths.
-    """
-
-    trajectory: Float32[Array, "n 6 2"]
-    token: tuple[str, ...] | None
-    meta: Mapping[str, object] = field(default_factory=dict)
-    where: str = "predictions"
-
-    def __post_init__(self) -> None:
-        n = len(self.token) if self.token is not None else len(np.atleast_1d(self.trajectory))
-        path = npz.numbers(self.trajectory, np.float32, (n, FUTURE_STEPS, 2), "trajectory", self.where)
-        object.__setattr__(self, "trajectory", path)
-        tokens = self.token if self.token is not None else row_tokens(n)
-        again = npz.repeated(tokens)
-        if again:
-            raise DataError(f"{self.where}: a sample may be predicted only once; repeated: {npz.few(again)}; was the output merged twice?")
-        require_finite(path, np.ones(n, bool), tokens, self.where)
-
-    def __len__(self) -> int:
-        return len(self.trajectory)
-
-
 def read_cases(path: str | Path) -> Cases:
-    """Read a cases file; see `Cases` for what is checked.
+    """Read a cases file. `Cases` lists the checks.
 
     Raises:
-        DataError: naming the file, if it is missing, damaged, pickled, lacks a key or fails a check.
+        DataError: if the file is missing, damaged, pickled, lacks a key or fails a check.
     """
     where = str(path)
     found, ignored = read_npz(path, _KEYS, CASES_LIMIT)
     missing = [key for key in _REQUIRED if key not in found]
     if missing:
         raise DataError(f"{where}: not a cases file, missing {', '.join(missing)}; found {sorted(found) or 'none of its keys'}.")
-    if "frame" in found and _word(found["frame"]) != "lidar":
+    if "frame" in found and npz.scalar_text(found["frame"]) != "lidar":
         raise DataError(
-            f"{where}: the frame of a cases file is 'lidar' (x right, y forward); found '{printable(_word(found['frame']))}'; convert it."
+            f"{where}: the frame of a cases file is 'lidar' (x right, y forward); found '{printable(npz.scalar_text(found['frame']))}'; convert it."
         )
     n = len(np.atleast_1d(found["gt_ego_fut_offsets"]))
     if "token" in found:
         token, own = npz.names(found["token"], "token", where), True
         if len(token) != n:
-            raise DataError(f"{where}: {len(token)} tokens for {n} samples; give one a sample.")
+            raise DataError(f"{where}: {len(token)} tokens for {n} samples; give one per sample.")
     else:
         token, own = row_tokens(n), False
     return Cases(
@@ -295,7 +271,7 @@ def read_cases(path: str | Path) -> Cases:
 
 
 def write_cases(path: str | Path, cases: Cases) -> None:
-    """Write a cases file whole or not at all. Made-up tokens are not written, so that they cannot pass for real ones later."""
+    """Write a cases file atomically. Tokens made from row numbers are not written, so that they are never taken for real ones."""
     arrays: dict[str, Array] = {key: getattr(cases, key) for key in _ARRAYS}
     arrays["class_names"] = np.array(cases.class_names, dtype=np.str_)
     arrays["gt_ego_fut_masks"] = cases.gt_ego_fut_masks.astype(np.float32)
@@ -309,207 +285,21 @@ def write_cases(path: str | Path, cases: Cases) -> None:
     npz.write_npz(path, arrays)
 
 
-def cases_from_windows(windows: Iterable[tuple[Observation, Target]]) -> Cases:
-    """The truth of the given samples, in their order.
-
-    Boxes of all categories are kept; those without lidar points are marked not valid (an unknown count, -1, counts as valid). Offsets are
-    chosen so that their cumulative sum gives the trajectory's float32 positions back.
-
-    Raises:
-        DataError: if a sample's trajectory or boxes are not in the current lidar frame, or a token stands twice.
-    """
-    token, scene, offsets, masks, lidar_pose, ego_pose, rows = [], [], [], [], [], [], []
-    for i, (observation, target) in enumerate(windows):
-        path = target.trajectory
-        if path.frame != "lidar" or path.reference != "lidar_top":
-            raise DataError(
-                f"sample {target.token}: the true path must be that of lidar_top in the lidar frame; "
-                f"found {path.reference} in the {path.frame} frame."
-            )
-        token.append(target.token)
-        scene.append(observation.scene)
-        valid = np.asarray(path.valid, bool)
-        offsets.append(_offsets(np.asarray(path.points_m, np.float32), valid))
-        masks.append(valid)
-        poses = _poses(observation, target)
-        lidar_pose.append(poses[0])
-        ego_pose.append(poses[1])
-        rows.extend(_box_rows(i, target))
-    n = len(token)
-    columns = list(zip(*rows, strict=True)) or [[np.zeros(0, np.int64)]] * 5 + [[np.zeros((0, 7))]]
-    case, step, agent, label, lidar_points, box = (np.concatenate(column) for column in columns)
-    return Cases(
-        gt_ego_fut_offsets=np.array(offsets, np.float32).reshape(n, FUTURE_STEPS, 2),
-        gt_ego_fut_masks=np.array(masks, bool).reshape(n, FUTURE_STEPS),
-        class_names=CATEGORIES,
-        box_case=case.astype(np.int32),
-        box_t=step.astype(np.int8),
-        box_agent=agent.astype(np.int32),
-        box_label=label.astype(np.int8),
-        box_valid=lidar_points != 0,
-        box=box,
-        token=tuple(token),
-        scene=tuple(scene),
-        lidar_pose=np.array(lidar_pose).reshape(n, FUTURE_STEPS + 1, 3),
-        ego_pose=np.array(ego_pose).reshape(n, FUTURE_STEPS + 1, 3),
-        unknown_points=int((lidar_points < 0).sum()),
-    )
-
-
-def _offsets(points: Float32[Array, "6 2"], valid: Bool[Array, "6"]) -> Float32[Array, "6 2"]:
-    """Per-step float32 offsets whose running sum rounds to `points`; 0 where not valid."""
-    out = np.zeros((FUTURE_STEPS, 2), np.float32)
-    total = np.zeros(2)
-    for t in np.flatnonzero(valid):
-        out[t] = points[t] - total
-        total += out[t]
-    return out
-
-
-def _poses(observation: Observation, target: Target) -> tuple[Float[Array, "7 3"], Float[Array, "7 3"]]:
-    """x, y, heading of LIDAR_TOP (its +y) and of the ego (its +x) at steps 0..6; past the end of the scene the last one stands in."""
-    frames = (observation.now, *target.keyframes[:FUTURE_STEPS])
-    lidar = np.stack([k.global_T_lidar for k in frames])
-    ego = np.stack([k.global_T_ego.matrix for k in frames])
-    lidar, ego = geometry.invert(lidar[0]) @ lidar, geometry.invert(ego[0]) @ ego
-    heading = (np.arctan2(lidar[:, 1, 1], lidar[:, 0, 1]), geometry.heading(ego))
-    moved = [np.column_stack([T[:, :2, 3], h]) for T, h in zip((lidar, ego), heading, strict=True)]
-    last = np.minimum(np.arange(FUTURE_STEPS + 1), len(frames) - 1)
-    return moved[0][last], moved[1][last]
-
-
-def _box_rows(i: int, target: Target) -> Iterable[tuple[Array, ...]]:
-    """Sample, step, agent, label, lidar points and boxes of one sample, a tuple of arrays for each step that exists."""
-    agents: dict[str, int] = {}
-    for t, boxes in enumerate(target.boxes):
-        if boxes is None:
-            continue
-        if boxes.frame != "lidar":
-            raise DataError(f"sample {target.token}: boxes at step {t} must be in the current lidar frame; found '{boxes.frame}'.")
-        k = len(boxes)
-        agent = np.array([agents.setdefault(track, len(agents)) for track in boxes.track], np.int64)
-        box = np.column_stack([boxes.centre_m, boxes.size_m, boxes.yaw_rad])
-        yield np.full(k, i), np.full(k, t), agent, boxes.label, boxes.lidar_points, box.reshape(k, 7)
-
-
-def read_predictions(path: str | Path) -> Predictions:
-    """Read planned paths: `token` (n,), `trajectory` (n,6,2), `frame` 'lidar', `reference` 'lidar_top', optional `meta` as JSON.
-
-    A cases-like file with `pred` (n,6,2) is taken too; without tokens it can only be joined to cases without tokens, row by row.
-
-    Raises:
-        DataError: naming the file, if it is missing, damaged, pickled, in another frame, or fails a check of `Predictions`.
-    """
-    where = str(path)
-    found, _ = read_npz(path, ("trajectory", "pred", "token", "frame", "reference", "meta"), PREDICTIONS_LIMIT)
-    bare = "trajectory" not in found
-    needed = ("pred",) if bare and "pred" in found else ("trajectory", "token", "frame", "reference")
-    missing = [key for key in needed if key not in found]
-    if missing:
-        raise DataError(f"{where}: not a predictions file: {', '.join(missing)} missing; found {sorted(found)}. Expected {list(needed)}.")
-    for key, expected in (("frame", "lidar"), ("reference", "lidar_top")):
-        if key in found and _word(found[key]) != expected:
-            raise DataError(
-                f"{where}: {key} is '{printable(_word(found[key]))}', but paths must be those of the lidar_top origin in the current lidar frame "
-                "(x right, y forward); convert them with `iidrive.data.source.to_lidar_path` and write them again."
-            )
-    meta = _meta(found["meta"], where) if "meta" in found else {}
-    token = npz.names(found["token"], "token", where) if "token" in found else None
-    return Predictions(found["pred" if bare else "trajectory"], token, meta, where)
-
-
-def _word(value: Array) -> str:
-    """A text that was stored alone; of anything else, how it begins."""
-    try:
-        return str(value.item()) if value.ndim == 0 else f"{value.dtype} of shape {value.shape}"
-    except ValueError:  # code points that Unicode does not have
-        return "text that is not Unicode"
-
-
-def _meta(value: Array, where: str) -> Mapping[str, object]:
-    """What a predictions file says of itself. Raises DataError for what is no JSON object."""
-    try:
-        meta = parse_json(_word(value), f"{where}: meta is not JSON")
-    except DataError as error:
-        raise DataError(f"{error} `write_predictions` writes it.") from error
-    if not isinstance(meta, dict):
-        raise DataError(f"{where}: meta must be a JSON object; found {printable(meta, 40)}; write it with `write_predictions`.")
-    try:
-        json.dumps(meta, ensure_ascii=False).encode()
-    except ValueError as error:
-        raise DataError(f"{where}: meta holds text that is not Unicode ({printable(str(error), 40)}); write it again.") from error
-    return meta
-
-
-def write_predictions(
-    path: str | Path, tokens: Sequence[str], trajectories: Float[Array, "n 6 2"], meta: Mapping[str, object] | None = None
-) -> None:
-    """Write planned LIDAR_TOP paths in the lidar frame, whole or not at all. Raises DataError as `Predictions` does."""
-    predictions = Predictions(trajectories, tuple(tokens), meta or {}, str(path))
-    npz.write_npz(
-        path,
-        {
-            "token": np.array(tuple(tokens), dtype=np.str_),
-            "trajectory": predictions.trajectory,
-            "frame": np.array("lidar"),
-            "reference": np.array("lidar_top"),
-            "meta": np.array(json.dumps(dict(predictions.meta), sort_keys=True)),
-        },
-    )
-
-
-def align(cases: Cases, predictions: Predictions) -> Float32[Array, "n 6 2"]:
-    """Planned paths in the order of the cases, joined by sample token; NaN for samples without a full future that nobody predicted.
-
-    Raises:
-        DataError: counting and naming the first few, for predicted tokens that the cases do not have, or samples with a full future
-            that nobody predicted; for predictions without tokens where the cases have them, or another number of rows.
-    """
-    if predictions.token is None:
-        if cases.own_tokens:
-            raise DataError(
-                f"{predictions.where}: no sample tokens, but {cases.where} has them; add a `token` array to join by, or a list with --tokens."
-            )
-        if len(predictions) != len(cases):
-            raise DataError(
-                f"{predictions.where}: {len(predictions)} paths for {len(cases)} samples of {cases.where}, and no tokens to join by."
-            )
-        return predictions.trajectory
-    row_of = {token: row for row, token in enumerate(cases.token)}
-    extra = [token for token in predictions.token if token not in row_of]
-    rows = np.array([row_of[token] for token in predictions.token if token in row_of], np.int64)
-    have = np.zeros(len(cases), bool)
-    have[rows] = True
-    lacking = [cases.token[i] for i in np.flatnonzero(cases.full & ~have)]
-    if extra:
-        without = f", and no prediction for {npz.few(lacking)} of it" if lacking else ""
-        raise DataError(
-            f"{predictions.where}: {npz.few(extra)} not in {cases.where}{without}; were other samples, or another split, predicted?"
-        )
-    if lacking:
-        raise DataError(
-            f"{predictions.where}: no prediction for {npz.few(lacking)} of {cases.where}; predict every sample with a full future."
-        )
-    out = np.full((len(cases), FUTURE_STEPS, 2), np.nan, np.float32)
-    out[rows] = predictions.trajectory
-    return out
-
-
 def row_tokens(n: int) -> tuple[str, ...]:
-    """Stand-in tokens for files that carry none: the row number."""
+    """Placeholder tokens `case-00000`, `case-00001`, … for files without tokens."""
     return tuple(f"case-{i:05d}" for i in range(n))
 
 
 def require_finite(path: Float32[Array, "n 6 2"], rows: Bool[Array, "n"], tokens: Sequence[str], where: str) -> None:
-    """Raise DataError, counting and naming the first few samples among `rows` whose path holds NaN or infinity."""
+    """Raise DataError if a path of the samples in `rows` holds NaN or infinity, or a coordinate beyond `FARTHEST_M`."""
     bad = np.flatnonzero(~np.isfinite(path).all(axis=(1, 2)) & rows)
     if len(bad):
         raise DataError(
-            f"{where}: the planned path of {npz.few([tokens[int(i)] for i in bad])} holds NaN or infinity; no score can be given."
+            f"{where}: the planned path of {npz.few([tokens[int(i)] for i in bad])} holds NaN or infinity, so it cannot be scored."
         )
     far = np.flatnonzero((np.abs(path).max(axis=(1, 2), initial=0) > FARTHEST_M) & rows)
     if len(far):
         raise DataError(
-            f"{where}: the planned path of {npz.few([tokens[int(i)] for i in far])} leads farther than {FARTHEST_M / 1000:g} km in 3 s; "
-            "no score can be given. Paths are in metres."
+            f"{where}: the planned path of {npz.few([tokens[int(i)] for i in far])} goes farther than {FARTHEST_M / 1000:g} km in 3 s, "
+            "so it cannot be scored. Paths must be in metres."
         )

@@ -1,9 +1,10 @@
-"""mAVE: how well the velocity of occupied voxels is predicted.
+"""mAVE: mean absolute velocity error of occupied voxels.
 
-As in OccScore of the CVPR 2024 occupancy and flow challenge the absolute velocity error (AVE) of a class is the mean length of the difference
-between predicted and true velocity over its true positives, in m/s, and mAVE is the mean over the eight movable classes. The challenge takes
-lidar rays that end within 2 m of the truth in the right class for true positives; here they are *voxels* of the right class, without rays.
-So the two do not compare.
+The absolute velocity error (AVE) of a class is the mean norm of the difference between predicted and true velocity over its true positives, m/s.
+mAVE is the mean over the eight movable classes, as in OccScore of the CVPR 2024 occupancy and flow challenge.
+
+In the challenge, true positives are lidar rays that end within 2 m of the truth in the correct class. Here they are *voxels* of the correct class,
+without rays. So the two metrics are not comparable.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class FlowErrors:
-    """Sums per class over true-positive voxels of known velocity, and how many files told velocities. They add up."""
+    """Sums per class over true-positive voxels with a known true velocity. `files` is the number of files with a predicted flow.
+
+    Add the sums of several samples with `+`.
+    """
 
     error_mps: Float[Array, "18"] = field(default_factory=lambda: np.zeros(len(OCC_CLASSES)))
     voxels: Int[Array, "18"] = field(default_factory=lambda: np.zeros(len(OCC_CLASSES), np.int64))
@@ -35,7 +39,7 @@ class FlowErrors:
         return {name: float(ave[i]) for i, name in enumerate(OCC_CLASSES) if MOVABLE[i]}
 
     def mave(self) -> float:
-        """Mean over the movable classes that have true positives, m/s; NaN where none has."""
+        """Mean AVE over the movable classes with true positives, m/s; NaN if there is none."""
         found = [value for value in self.per_class().values() if not np.isnan(value)]
         return float(np.mean(found)) if found else float("nan")
 
@@ -47,7 +51,7 @@ def flow_errors(
     predicted: UInt8[Array, "X Y Z"],
     predicted_mps: Float[Array, "X Y Z 2"],
 ) -> FlowErrors:
-    """Errors of one grid: over voxels of a movable class that is predicted right, where the true velocity is `known`."""
+    """Velocity errors of one grid, over correctly predicted movable voxels whose true velocity is `known`. Velocities are (x, y), m/s."""
     use = known & MOVABLE[truth] & (predicted == truth)
     error = np.linalg.norm(predicted_mps[use].astype(np.float64) - true_mps[use], axis=-1)
     label = truth[use]

@@ -1,9 +1,13 @@
-"""The forecast table: what every forecaster's samples add up to, and the figures that are read from the sums.
+"""The forecast table: counts per forecaster, summed over samples, and the metrics computed from the sums.
 
-Figures per horizon: mIoU and IoU, each grid in the ego frame that its forecaster predicts. And, with every grid read at the cell centres of
-the *true* future ego frame (the cell that holds them; outside the grid, free): IoU, precision and recall of movers (see `movers`); the
-same IoU of movers that were wholly inside the grid at present, and within the corridor that plausible plans sweep; mIoU over movable
-classes; mIoU of what was out of sight at present; and the error of the ego's path.
+Metrics per horizon:
+
+- mIoU and IoU, each grid in the ego frame that its forecaster predicts;
+- in the *true* future ego frame: IoU, precision and recall of movers (see `movers`), IoU of movers that lie wholly inside the grid at t = 0, IoU of
+  movers within the corridor of plausible plans, mIoU over movable classes, and mIoU of voxels out of sight at t = 0;
+- the error of the predicted ego path.
+
+A grid is resampled to the true frame at its cell centres by nearest cell; cells outside the forecast grid count as free.
 """
 
 from __future__ import annotations
@@ -25,20 +29,20 @@ Array = np.ndarray
 
 
 ALL_CELLS, CORRIDOR = "all cells", "cells that plausible plans sweep"
-"""Where probabilities are counted."""
+"""The two sets of cells on which reliability is measured."""
 
 ORACLE = "(oracle)"
-"""Stands in the name of a row that knows the ego's true future; other privileged rows are marked by a star in the table."""
+"""Part of the name of a row that is given the ego's true future. Other privileged rows have a star in the table."""
 
 
 @dataclass(frozen=True)
 class RowCounts:
-    """Sums over `samples` of one forecaster, per horizon; they add up.
+    """Sums over the samples of one forecaster, per horizon. Add the counts of several batches with `+`.
 
-    Confusion matrices [truth, forecast]: `histogram` in the forecaster's own ego frame, `in_true_frame`, and `unseen` in that frame for
-    voxels out of sight at present. `movers` counts all of them, `seen` those wholly inside the grid at present, `corridor` those in the
-    corridor. `path_m` sums the distances between predicted and true ego positions of `paths` samples; a forecaster that predicts no path
-    has none.
+    Confusion matrices [truth, forecast]: `histogram` in the forecaster's own ego frame; `in_true_frame` in the true ego frame; `unseen` in the
+    true frame, only voxels out of sight at t = 0. Mover cells: `movers` of all movers, `seen` of those wholly inside the grid at t = 0, `corridor`
+    of those inside the corridor. `path_m`: sum of the distances between predicted and true ego positions, metres, over `paths` samples; 0 paths
+    for a forecaster that predicts none.
     """
 
     samples: int
@@ -67,7 +71,7 @@ def _each(value: Callable[[Int64[Array, "18 18"]], float], matrices: Int64[Array
 
 
 def movable_miou(matrix: Int64[Array, "18 18"]) -> float:
-    """Mean IoU over the movable classes that the truth or the forecast holds, 0..1; NaN without any."""
+    """Mean IoU over the movable classes present in the truth or the forecast, 0..1; NaN if there is none."""
     iou = metrics.class_iou(matrix)[MOVABLE[: metrics.N_CLASSES]]
     return float(np.nanmean(iou)) if not np.isnan(iou).all() else float("nan")
 
@@ -84,7 +88,7 @@ FIGURES: dict[str, Callable[[RowCounts], list[float]]] = {
     "corridor_IoU": lambda row: row.corridor.iou().tolist(),
     "path_error_m": lambda row: (row.path_m / row.paths if row.paths else np.full(len(row.path_m), np.nan)).tolist(),
 }
-"""Every figure of a row, per horizon, by its name in JSON: fractions, and metres. NaN where there is nothing to measure."""
+"""Metrics of a row, per horizon, by their name in JSON: fractions 0..1, or metres. NaN where nothing was counted."""
 
 _BLOCKS = (
     ("forecast, true ego frame", ("movers_IoU", "movers_precision", "movers_recall", "movers_seen_IoU")),
@@ -106,9 +110,9 @@ _TITLES = {
 class ForecastScores:
     """Counts per forecaster and horizon (`steps` of 0.5 s), and the number of samples.
 
-    `ceiling` holds what the true occupancy itself shows of all movers, and of those that were inside the grid at present. `privileged` says
-    of some rows what they know and no forecaster may know. `reliability` counts the cells by the probability of a road user that a world model
-    with an occupancy flow gives them, at the horizons ahead, on all cells (ALL_CELLS) and on those of the corridor (CORRIDOR).
+    `ceiling`: counts of the true occupancy against the true boxes, for all movers and for those inside the grid at t = 0; no forecast can score
+    higher. `privileged`: by row name, the future information that the row is given. `reliability`: the probabilities of a road user predicted by a
+    world model with an occupancy flow, at the horizons ahead, on all cells (ALL_CELLS) and on the corridor (CORRIDOR).
     """
 
     samples: int
@@ -119,19 +123,19 @@ class ForecastScores:
     reliability: Mapping[str, Reliability] = field(default_factory=dict)
 
     def miou(self, name: str) -> list[float]:
-        """mIoU over the 17 non-free classes, per horizon; classes that neither truth nor forecast holds are left out."""
+        """mIoU over the 17 non-free classes, per horizon. Classes in neither truth nor forecast are left out."""
         return self.figure(name, "mIoU")
 
     def iou(self, name: str) -> list[float]:
-        """IoU of occupied against free, per horizon."""
+        """IoU of occupied voxels, per horizon."""
         return self.figure(name, "IoU")
 
     def figure(self, name: str, figure: str) -> list[float]:
-        """One of `FIGURES` of a row, per horizon."""
+        """One metric of `FIGURES` for a row, per horizon."""
         return FIGURES[figure](self.rows[name])
 
     def to_json(self) -> dict[str, object]:
-        """Plain values; None where there is nothing to measure."""
+        """Plain values; None where nothing was counted."""
         rows = {
             name: {"n": row.samples, **{figure: _plain(read(row)) for figure, read in FIGURES.items()}} for name, row in self.rows.items()
         }
@@ -149,7 +153,7 @@ class ForecastScores:
         return [step * STEP_S for step in self.steps if step > 0]
 
     def table(self) -> str:
-        """mIoU and IoU in percent, one row a forecaster; then, where they were counted, the movers and the rest."""
+        """mIoU and IoU in percent, one row per forecaster; then the other metrics, if they were counted."""
         head = [f"{s * STEP_S:.0f} s" for s in self.steps]
         names = {name: name + (" *" if name in self.privileged and ORACLE not in name else "") for name in self.rows}
         width = max(len(n) for n in names.values()) + 2
@@ -183,7 +187,9 @@ class ForecastScores:
         when = " / ".join(f"{s:g}" for s in self.ahead_s)
         for where, counts in self.reliability.items():
             error, share = (" / ".join(_percent(v) for v in values) for values in (counts.error(), counts.share_taken()))
-            notes.append(f"probability of a road user, {where}: off by {error} points at {when} s, where {share} % of the cells are taken")
+            notes.append(
+                f"probability of a road user, {where}: calibration error {error} points at {when} s, where {share} % of the cells are occupied"
+            )
         return notes
 
 

@@ -1,7 +1,7 @@
-"""Occupancy forecasting: confusion matrices per sample or time, which add up, and the IoUs read from them.
+"""Occupancy metrics: confusion matrices, and the IoUs computed from them.
 
-18 Occ3D classes, 17 is free, 255 is unknown ground truth and is never counted. Histograms are int64, rows ground truth, columns predicted;
-add them over samples (and processes) first and read IoUs last.
+There are 18 Occ3D classes. Class 17 is free; 255 is unknown ground truth and is never counted. Confusion matrices (histograms) are int64 with
+[ground truth, predicted] indices. Sum them over samples and processes first, then compute IoUs.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ Array = np.ndarray
 N_CLASSES = len(OCC_CLASSES)
 
 AbsentRule = Literal["nowhere", "iiworld", "occ3d", "occworld"]
-"""What happens to a class without anything to compare, in the mean over the 17 non-free classes.
+"""How the mean over the 17 non-free classes treats absent classes.
 
-`nowhere` (default): left out if it is neither in the ground truth nor predicted; predicted but never there counts as 0.
-`iiworld`: left out also if its IoU is exactly 0, however wrong the prediction. `occ3d`: left out if absent from the ground truth.
-`occworld`: counts as 1 if absent from the ground truth, unless that holds no class at all.
+`nowhere` (default): a class is left out if it is neither in the ground truth nor predicted; a class that is only predicted counts as 0.
+`iiworld`: a class is left out if it is in neither, or if its IoU is exactly 0. `occ3d`: a class is left out if absent from the ground truth.
+`occworld`: a class counts as 1 if absent from the ground truth; if the ground truth has no class at all, the mean is NaN.
 """
 
 _WORD = 8
 _CHUNK = 1 << 20
-"""Voxels at a time, which bounds the memory of the temporaries for any number of frames."""
+"""Voxels per chunk. It bounds the memory of temporary arrays."""
 
 
 def confusion(gt: UInt8[Array, "*shape"], pred: UInt8[Array, "*shape"], mask: Bool[Array, "*shape"] | None = None) -> Int64[Array, "18 18"]:
-    """Count voxels by [ground truth, predicted] class, leaving out unknown (255) ground truth and voxels where `mask` is false.
+    """Count voxels by [ground truth, predicted] class. Unknown (255) ground truth and voxels where `mask` is false are not counted.
 
     Raises:
-        DataError: for arrays of other types or of different shapes, and for a counted class above 17.
+        DataError: for other dtypes, different shapes, or a counted class above 17.
     """
     if gt.dtype != np.uint8 or pred.dtype != np.uint8:
         raise DataError(f"occupancy must be uint8; found {gt.dtype} (ground truth) and {pred.dtype} (predicted).")
     if gt.shape != pred.shape or (mask is not None and (mask.shape != gt.shape or mask.dtype != bool)):
         found = "" if mask is None else f" and a {mask.dtype} mask of shape {mask.shape}"
-        raise DataError(f"ground truth and prediction (and a bool mask) must have one shape; found {gt.shape}, {pred.shape}{found}.")
+        raise DataError(f"ground truth and prediction (and a bool mask) must have the same shape; found {gt.shape}, {pred.shape}{found}.")
     a, b = (gt.reshape(-1), pred.reshape(-1)) if mask is None else (gt[mask], pred[mask])
     counts = np.zeros((256, 256), np.int64)
     a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
     words = a.size // _WORD * _WORD
     for start in range(0, words, _CHUNK):
         x, y = a[start : min(start + _CHUNK, words)], b[start : min(start + _CHUNK, words)]
-        # Most voxels are free in both: leave out words of eight such voxels first, then single ones, and count only the rest.
+        # Most voxels are free in both grids. Skip them eight at a time, then one at a time, and count only the rest.
         mixed = ((x != FREE) | (y != FREE)).view(np.uint64)
         word = np.flatnonzero(mixed != 0)
         rest = np.flatnonzero(mixed.take(word).view(bool))
@@ -80,7 +80,7 @@ def class_iou(hist: Int64[Array, "18 18"]) -> Float64[Array, "18"]:
 
 
 def miou(hist: Int64[Array, "18 18"], absent: AbsentRule = "nowhere") -> float:
-    """Mean IoU over the 17 non-free classes, 0..1; see `AbsentRule` for classes without voxels. NaN if no class is left.
+    """Mean IoU over the 17 non-free classes, 0..1; NaN if no class is left. `AbsentRule` explains the treatment of absent classes.
 
     Raises:
         ConfigError: for an unknown rule.
@@ -100,14 +100,14 @@ def miou(hist: Int64[Array, "18 18"], absent: AbsentRule = "nowhere") -> float:
 
 
 def occupied(hist: Int64[Array, "18 18"]) -> Int64[Array, "2 2"]:
-    """The histogram of occupied (index 1) against free (index 0), [ground truth, predicted]."""
+    """The binary confusion matrix [ground truth, predicted]: index 0 is free, index 1 is occupied by any class."""
     taken = hist[:FREE, :FREE].sum()
     return np.array([[hist[FREE, FREE], hist[FREE, :FREE].sum()], [hist[:FREE, FREE].sum(), taken]], np.int64)
 
 
 def iou_occupied(hist: Int64[Array, "18 18"]) -> float:
-    """IoU of occupied against free, 0..1, whatever the class; NaN if nothing is occupied in either.
+    """IoU of occupied voxels of any class, 0..1; NaN if nothing is occupied in either grid.
 
-    II-World's figure takes unknown (255) ground truth for occupied; for that one, replace 255 by any non-free class before counting.
+    II-World counts unknown (255) ground truth as occupied. To reproduce that, replace 255 by any non-free class before counting.
     """
     return float(class_iou(occupied(hist))[1])

@@ -1,4 +1,4 @@
-"""Arrays of npz files: checks of types and shapes, and writing, whole or not at all. `core.untrusted.npz` reads them."""
+"""Arrays of npz files: checks of types and shapes, and atomic writing. `core.untrusted.npz` reads them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Array = np.ndarray
 
 
 def write_npz(path: str | Path, arrays: Mapping[str, Array]) -> None:
-    """Write an npz file, whole or not at all. Equal arrays give equal bytes.
+    """Write an npz file atomically. Equal arrays give equal bytes.
 
     Raises:
         DataError: if the folder does not exist or cannot be written.
@@ -30,7 +30,7 @@ def write_npz(path: str | Path, arrays: Mapping[str, Array]) -> None:
 
 
 def numbers(value: object, dtype: DTypeLike, shape: tuple[int, ...], key: str, where: str) -> Float[Array, "..."]:
-    """`value` as real numbers of one type and shape; DataError otherwise, and for booleans."""
+    """`value` as an array of `dtype` and `shape`. Raises DataError for another shape, and for booleans or non-numbers."""
     array = np.asarray(value)
     if array.dtype.kind not in "fiu":
         raise DataError(f"{where}: {key} must hold numbers; found {array.dtype}.")
@@ -40,7 +40,7 @@ def numbers(value: object, dtype: DTypeLike, shape: tuple[int, ...], key: str, w
 
 
 def integers(value: object, shape: tuple[int, ...], key: str, where: str) -> Int[Array, "..."]:
-    """`value` as integers of its own width and the given shape; DataError otherwise."""
+    """`value` as an integer array of the given shape; its dtype is kept. Raises DataError for anything else."""
     array = np.asarray(value)
     if array.dtype.kind not in "iu":
         raise DataError(f"{where}: {key} must hold integers; found {array.dtype}.")
@@ -49,7 +49,7 @@ def integers(value: object, shape: tuple[int, ...], key: str, where: str) -> Int
 
 
 def flags(value: object, shape: tuple[int, ...], key: str, where: str) -> Bool[Array, "..."]:
-    """`value`, which may only hold 0 and 1, as booleans of the given shape; DataError otherwise."""
+    """`value`, which may hold only 0 and 1, as a bool array of the given shape. Raises DataError for anything else."""
     array = np.asarray(value)
     array = numbers(array.astype(np.uint8) if array.dtype == bool else array, np.float64, shape, key, where)
     odd = (array != 0) & (array != 1)
@@ -59,7 +59,7 @@ def flags(value: object, shape: tuple[int, ...], key: str, where: str) -> Bool[A
 
 
 def names(value: Array, key: str, where: str) -> tuple[str, ...]:
-    """A one-dimensional unicode array as strings; DataError otherwise."""
+    """A one-dimensional unicode array as strings. Raises DataError for anything else."""
     if value.ndim != 1 or value.dtype.kind != "U":
         raise DataError(f"{where}: {key} must be a one-dimensional unicode array; found {value.dtype} of shape {value.shape}.")
     try:
@@ -74,13 +74,13 @@ def _shape(array: Array, shape: tuple[int, ...], key: str, where: str) -> None:
 
 
 def few(tokens: Sequence[str], noun: str = "sample") -> str:
-    """`7 samples (a, b, c, …)`: how many, and the first few."""
+    """`7 samples (a, b, c, …)`: the count and the first three names."""
     shown = ", ".join(printable(t if t.isprintable() else repr(t)) for t in tokens[:3]) + (", …" if len(tokens) > 3 else "")
     return f"{len(tokens)} {noun}{'' if len(tokens) == 1 else 's'} ({shown})"
 
 
 def repeated(tokens: Sequence[str]) -> list[str]:
-    """Tokens that stand more than once, each named once, in the order of their second appearance."""
+    """Tokens that appear more than once, each listed once, in the order of their second appearance."""
     if len(set(tokens)) == len(tokens):
         return []
     seen: set[str] = set()
@@ -90,3 +90,11 @@ def repeated(tokens: Sequence[str]) -> list[str]:
             again[token] = None
         seen.add(token)
     return list(again)
+
+
+def scalar_text(value: Array) -> str:
+    """The text of a 0-dimensional array; a description (dtype and shape) of any other array."""
+    try:
+        return str(value.item()) if value.ndim == 0 else f"{value.dtype} of shape {value.shape}"
+    except ValueError:  # code points that Unicode does not have
+        return "text that is not Unicode"

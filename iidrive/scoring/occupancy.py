@@ -1,10 +1,10 @@
-"""Occupancy scores of the public evaluators from one set of histograms, which are collected sample by sample and add up over processes.
+"""Occupancy scores of the public evaluators, all from one set of confusion matrices.
 
-- II-World (commit 083911f9): mIoU without camera mask, classes of IoU exactly 0 left out; IoU of occupied against free, for which unknown
-  (255) truth is occupied; both rounded to two decimals of a percent, and the average is the mean of the rounded 1, 2 and 3 s.
-- OccWorld (commit 1ee7f77e): mIoU with absent classes as 1; IoU; the average over 1, 2 and 3 s; unknown truth counts as
-  forecast, and as occupied.
-- Occ3D: mIoU of the present grid within the camera's mask, over classes that the truth has.
+- II-World (commit 083911f9): mIoU without camera mask, leaving out classes with an IoU of exactly 0; IoU of occupied voxels, where unknown (255)
+  ground truth counts as occupied. Both are rounded to two decimals of a percent. The average is the mean of the rounded values at 1, 2 and 3 s.
+- OccWorld (commit 1ee7f77e): mIoU where absent classes count as 1; IoU; both also averaged over 1, 2 and 3 s. Voxels of unknown ground truth
+  count as predicted, and as occupied in the ground truth.
+- Occ3D: mIoU of the current grid inside the camera mask, over the classes in the ground truth.
 - RayIoU is in `rays`.
 """
 
@@ -30,10 +30,10 @@ _SECONDS = ((1, 2), (2, 4), (3, 6))
 
 @dataclass
 class OccupancyScore:
-    """Collects histograms of `times` grids a sample (now first): `update` on every batch, `merge` over processes, read at the end.
+    """Accumulates confusion matrices of `times` grids per sample, t = 0 first: `update` with every batch, `merge` over processes, then `compute`.
 
-    `hist` [time, truth, forecast] counts known voxels, `unknown` [time, forecast] those whose truth is unknown, `seen` [truth, forecast]
-    those of the present grid within the camera's mask; `samples` how many were given.
+    `hist` [time, truth, forecast] counts voxels with known ground truth. `unknown` [time, forecast] counts voxels with unknown ground truth.
+    `seen` [truth, forecast] counts voxels of the current grid inside the camera mask. `samples` is the number of samples.
     """
 
     times: int = TIMES
@@ -46,7 +46,7 @@ class OccupancyScore:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Set all counts to zero."""
         self.samples = 0
         self.hist = np.zeros((self.times, metrics.N_CLASSES, metrics.N_CLASSES), np.int64)
         self.unknown = np.zeros((self.times, metrics.N_CLASSES), np.int64)
@@ -55,10 +55,10 @@ class OccupancyScore:
     def update(
         self, gt: UInt8[Array, "b t x y z"], pred: UInt8[Array, "b t x y z"], mask_camera: Bool[Array, "b x y z"] | None = None
     ) -> None:
-        """Count a batch; `mask_camera` is that of the present grid.
+        """Count a batch. `mask_camera` is the camera mask of the current grid.
 
         Raises:
-            DataError: for another number of times, and as `metrics.confusion` does.
+            DataError: for another number of times, or as `metrics.confusion` does.
         """
         if gt.ndim < 3 or gt.shape[1] != self.times:
             raise DataError(f"grids must have shape (batch, {self.times} times, x, y, z), now first; found {gt.shape}.")
@@ -71,16 +71,18 @@ class OccupancyScore:
         self.samples += len(gt)
 
     def merge(self, others: Iterable[OccupancyScore]) -> OccupancyScore:
-        """Add what other processes collected; returns itself. Raises DataError for another number of times."""
+        """Add the counts of other processes; returns self. Raises DataError for another number of times."""
         for other in others:
             if other.times != self.times:
-                raise DataError(f"scores of {self.times} and of {other.times} times cannot be merged; collect the same times everywhere.")
+                raise DataError(
+                    f"scores of {self.times} and of {other.times} times cannot be merged; use the same number of times everywhere."
+                )
             self.hist, self.unknown, self.seen = self.hist + other.hist, self.unknown + other.unknown, self.seen + other.seen
             self.samples += other.samples
         return self
 
     def compute(self) -> dict[str, object]:
-        """All scores, in percent: see the functions below. OccWorld's, which are of forecasts, only where there are future times."""
+        """Scores of all rules, in percent (see the functions below). OccWorld's need future times; Occ3D's need camera masks."""
         out: dict[str, object] = {"n": self.samples, "iiworld": iiworld(self.hist, self.unknown)}
         if self.times > 1:
             out["occworld"] = occworld(self.hist, self.unknown)
@@ -90,14 +92,14 @@ class OccupancyScore:
 
 
 def iiworld_occupied(hist: Int64[Array, "18 18"], unknown: Int64[Array, "18"]) -> Int64[Array, "2 2"]:
-    """Free and occupied [truth, forecast], with voxels of unknown truth as occupied."""
+    """Binary confusion matrix [truth, forecast] of free and occupied voxels, where unknown truth counts as occupied."""
     out = metrics.occupied(hist)
     out[1] += (unknown[FREE], unknown[:FREE].sum())
     return out
 
 
 def iiworld(hist: Int64[Array, "t 18 18"], unknown: Int64[Array, "t 18"]) -> dict[str, list[float]]:
-    """`mIoU` and `IoU` of every time, percent with two decimals; with seven times also `average`: mIoU and IoU over 1, 2 and 3 s."""
+    """`mIoU` and `IoU` at every time, percent with two decimals; with seven times also `average`, the means [mIoU, IoU] over 1, 2 and 3 s."""
     miou = [round(100 * metrics.miou(h, "iiworld"), 2) for h in hist]
     iou = [round(100 * float(metrics.class_iou(iiworld_occupied(h, u))[1]), 2) for h, u in zip(hist, unknown, strict=True)]
     out = {"mIoU": miou, "IoU": iou}
@@ -107,7 +109,7 @@ def iiworld(hist: Int64[Array, "t 18 18"], unknown: Int64[Array, "t 18"]) -> dic
 
 
 def iiworld_table(scores: dict[str, list[float]]) -> str:
-    """II-World's printed table of 1, 2, 3 s and their average."""
+    """II-World's printed table: 1, 2, 3 s and their average."""
     lines = [["Time", "mIoU", "IoU"]]
     lines += [[f"{s:.1f}s", _shown(scores["mIoU"][t]), _shown(scores["IoU"][t])] for s, t in _SECONDS]
     lines.append(["Average", *(_shown(value) for value in scores["average"])])
@@ -119,9 +121,9 @@ def _shown(percent: float) -> str:
 
 
 def occworld_totals(hist: Int64[Array, "t 18 18"], unknown: Int64[Array, "t 18"]) -> dict[str, Int64[Array, "t c"]]:
-    """OccWorld's sums: truth (`seen`), forecast (`positive`) and both (`correct`) of the 17 classes, and of occupied voxels (`vox_…`).
+    """OccWorld's voxel counts per time: `seen` (truth), `positive` (forecast) and `correct` (both) of the 17 classes, and of occupied (`vox_…`).
 
-    It knows no unknown truth: such voxels count as forecast, and as occupied in the truth.
+    OccWorld does not ignore unknown ground truth: these voxels count as predicted, and as occupied in the truth.
     """
     taken = np.stack([iiworld_occupied(h, u) for h, u in zip(hist, unknown, strict=True)])
     return {
@@ -135,9 +137,9 @@ def occworld_totals(hist: Int64[Array, "t 18 18"], unknown: Int64[Array, "t 18"]
 
 
 def occworld(hist: Int64[Array, "t 18 18"], unknown: Int64[Array, "t 18"]) -> dict[str, list[float]]:
-    """`mIoU` and `IoU` of the future times, percent, and with seven times `average`: mIoU and IoU over 1, 2 and 3 s.
+    """`mIoU` and `IoU` at the future times, percent; with seven times also `average`, the means [mIoU, IoU] over 1, 2 and 3 s.
 
-    NaN at a time at which no class is in the truth: there is nothing to forecast, and OccWorld's 100 % would be no result.
+    NaN at a time whose ground truth has no class. OccWorld itself would report 100 % there, although there is nothing to forecast.
     """
     total = occworld_totals(hist[1:], unknown[1:])
     out: dict[str, list[float]] = {}
@@ -151,5 +153,5 @@ def occworld(hist: Int64[Array, "t 18 18"], unknown: Int64[Array, "t 18"]) -> di
 
 
 def occ3d(seen: Int64[Array, "18 18"]) -> float:
-    """mIoU of voxels within the camera's mask, percent with two decimals."""
+    """Occ3D's mIoU of the voxels inside the camera mask, percent with two decimals."""
     return round(100 * metrics.miou(seen, "occ3d"), 2)

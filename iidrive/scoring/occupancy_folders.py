@@ -1,7 +1,7 @@
-"""Occupancy of any code base: a folder of predicted label grids, joined to the truth by sample token and scored by the public rules.
+"""Occupancy of any code base: a folder of predicted label grids, joined to the ground truth by sample token and scored by the public rules.
 
-Files lie and are written in any way that `data.occupancy_files` reads. A prediction is the present grid, or seven: now and 0.5 to 3.0 s ahead,
-each in the ego frame of its own keyframe. nuScenes' tables give the order of keyframes and the lidar's origins.
+All layouts and formats of `data.occupancy_files` are accepted. A prediction is the current grid, or seven grids: now and 0.5 to 3.0 s ahead, each
+in the ego frame of its own keyframe. The nuScenes tables give the order of keyframes and the lidar origins.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ from iidrive.scoring.rays import RayCounts, count_rays
 Array = np.ndarray
 
 REACH_M = 39.0
-"""Origins farther than this from the ego, along x or y, shoot no rays."""
+"""Origins with |x| or |y| beyond this, metres from the ego, are not used."""
 MOST_ORIGINS = 8
 
 
 @dataclass(frozen=True)
 class Result:
-    """Histograms and rays of `score.samples` samples. `skipped` samples have no full future; `notes` say what could not be scored and why.
+    """Confusion matrices and ray counts of `score.samples` samples.
 
-    Where nuScenes' tables give the boxes: `movers` at every time, and the errors of the velocities that were predicted.
+    `skipped`: number of samples without a full future. `notes`: what could not be scored, and why. With nuScenes tables, which give the boxes,
+    `movers` are the mover counts at every time and `flow` the errors of the predicted velocities.
     """
 
     score: OccupancyScore
@@ -52,7 +53,10 @@ class Result:
 
 @dataclass(frozen=True)
 class _Sample:
-    """A sample's files: predicted, and true at each time. `origins` (o,3) of its rays, metres, ego frame; `at` its scene and keyframe."""
+    """The files of a sample: prediction, and truth at each time.
+
+    `origins` (o,3): ray origins, ego frame, metres. `at`: scene and keyframe index.
+    """
 
     token: str
     predicted: Path
@@ -70,23 +74,20 @@ def score_folders(
     counting: Callable[[int], Callable[[str], None]] = lambda total: lambda name: None,
     written: Written = Written(),  # noqa: B008 - frozen
 ) -> Result:
-    """Score every sample of the truth folder (of the scenes of `split`, if one is named).
+    """Score every sample of the truth folder, or of the scenes of `split`. `counting(total)` returns a function that is called after each sample.
 
     Raises:
-        ConfigError: for an unknown split, for forecasts where nothing gives the order of keyframes, and for class tables of two grids.
-        DataError: counting and naming the first few samples that are predicted and unknown, not predicted, or there twice; naming the file
-            that is damaged, of another shape, or seems to be in other class numbers.
+        ConfigError: for an unknown split, for forecasts if the order of keyframes is unknown, and for class tables on different grids.
+        DataError: if samples are missing, unknown or duplicated, or if a file is damaged, has another shape or other class numbers.
     """
-    told = written.notes()
+    table_notes = written.notes()
     scenes = scene_names(tables, split)
     true = of_scenes(listed(Path(truth), "labels"), scenes, tables, truth)
     found = listed(Path(predicted), "predicted")
     whose = f"{truth}{f' ({split})' if split else ''}"
     extra = [token for token in found if token not in true]
     if extra:
-        raise DataError(
-            f"{predicted}: {few(extra)} not in {whose}; were other samples, or another split, predicted? --split names it.{advice(extra)}"
-        )
+        raise DataError(f"{predicted}: {few(extra)} not in {whose}; if another split was predicted, name it with --split.{advice(extra)}")
     times = len(read_grids(next(iter(found.values())).path, "predicted", written.predicted).labels)
     samples, skipped, notes = _samples(found, true, tables, times, predicted, written.truth)
     lacking = [token for token in true if token not in found and token not in skipped]
@@ -102,7 +103,7 @@ def score_folders(
         notes.append(f"Occ3D is left out: {len(samples) - seen} of {len(samples)} truth files have no mask_camera.")
     boxes = tables is not None and written.truth.grid == "occ3d"
     if tables is not None and not boxes:
-        notes.append(f"RayIoU and what moves are left out: they need Occ3D's grid, and {written.truth.name}'s is another.")
+        notes.append(f"RayIoU and movers are left out: they need Occ3D's grid, and {written.truth.name}'s grid is different.")
     score, total = OccupancyScore(times), RayCounts()
     movers, flow, known = MoverCounts.zero(times), FlowErrors(), _Movers()
     rays = rays and boxes
@@ -125,22 +126,22 @@ def score_folders(
         except DataError as error:
             raise DataError(f"{sample.predicted}: {error}") from error
         tick(sample.token)
-    notes += told
+    notes += table_notes
     if not boxes:
         return Result(score, None, len(skipped), tuple(notes))
     if not flow.files:
-        notes.append("mAVE is left out: no prediction has an array 'flow' of velocities.")
+        notes.append("mAVE is left out: no prediction has a 'flow' array of velocities.")
     return Result(score, total if rays else None, len(skipped), tuple(notes), movers, flow if flow.files else None)
 
 
 class _Movers:
-    """True movers of the scene that was used last: a keyframe is the future of several samples."""
+    """Keeps the true movers of the current scene, because each keyframe is the future of several samples."""
 
     def __init__(self) -> None:
         self.scene, self.found = "", dict[int, MoverTruth]()
 
     def count(self, at: tuple[Scene, int], forecast: UInt8[Array, "t 200 200 16"]) -> MoverCounts:
-        """The movers of one sample's grids."""
+        """Mover counts of one sample's grids, one per time."""
         scene, index = at
         if scene.name != self.scene:
             self.scene, self.found = scene.name, {}
@@ -152,7 +153,7 @@ class _Movers:
 
 
 def _flow_errors(sample: _Sample, real: UInt8[Array, "t 200 200 16"], forecast: UInt8[Array, "t 200 200 16"]) -> FlowErrors:
-    """Errors of the velocities that a sample's file holds, none if it holds none."""
+    """Velocity errors of one sample; zero counts if its file has no flow."""
     assert sample.at is not None
     predicted = read_flow(sample.predicted, len(forecast))
     if predicted is None:
@@ -166,13 +167,13 @@ def _flow_errors(sample: _Sample, real: UInt8[Array, "t 200 200 16"], forecast: 
 
 
 class _Truth:
-    """The truth files that were read last: a grid is the future of several samples."""
+    """Keeps the truth files read last, because each grid is the future of several samples."""
 
     def __init__(self, table: ClassTable) -> None:
         self.table, self.kept = table, OrderedDict[Path, tuple[Array, Array | None]]()
 
     def read(self, path: Path) -> tuple[Array, Array | None]:
-        """Labels and camera mask of a file."""
+        """Labels and camera mask (None if absent) of a truth file."""
         if path not in self.kept:
             found = read_grids(path, "labels", self.table)
             self.kept[path] = found.labels, found.mask
@@ -183,7 +184,7 @@ class _Truth:
 
 
 def lidar_origins(scene: Scene, index: int) -> Float[Array, "o 3"]:
-    """Where SparseOcc's evaluator lets rays begin: LIDAR_TOP of the scene's keyframes near keyframe `index`, in its ego frame, at most 8."""
+    """Ray origins of SparseOcc's evaluator: LIDAR_TOP of the scene's keyframes near keyframe `index`, in its ego frame, metres; at most 8."""
     now = scene.keyframes[index]
     lidar_T_global = geometry.invert(now.global_T_lidar)
     points = np.stack([(lidar_T_global @ k.global_T_lidar)[:3, 3] for k in scene.keyframes]).astype(np.float32).astype(np.float64)
@@ -203,17 +204,19 @@ def _samples(
     predicted: str | Path,
     table: ClassTable,
 ) -> tuple[list[_Sample], set[str], list[str]]:
-    """The samples to score, the tokens of those that cannot be, and what to say."""
+    """The samples to score, the tokens of samples without a full future, and notes."""
     if times not in (1, TIMES):
-        raise DataError(f"{predicted}: a file holds the present grid, or {TIMES} (now and 0.5 to 3.0 s ahead); found {times} in the first.")
-    notes = [] if tables else ["RayIoU is left out: the lidar's origins stand in nuScenes' tables; add --root."]
+        raise DataError(
+            f"{predicted}: expected files with 1 grid (now) or {TIMES} grids (now and 0.5 to 3.0 s ahead); found {times} in the first file."
+        )
+    notes = [] if tables else ["RayIoU is left out: the lidar origins are in the nuScenes tables; add --root."]
     if times == 1:
-        notes.append("OccWorld is left out: it scores forecasts, and these files hold the present alone.")
+        notes.append("OccWorld is left out: it scores forecasts, and these files hold only the current grid.")
     if tables is None:
         several = times > 1 and len(read_grids(next(iter(true.values())).path, "labels", table).labels) == times
         if times > 1 and not several:
             raise ConfigError(
-                f"{predicted} holds forecasts; to pair them with later keyframes their order must be known: add --root, the nuScenes folder."
+                f"{predicted} holds forecasts, and the order of keyframes is needed to pair them: add --root, the nuScenes folder."
             )
         return [_Sample(t, found[t].path, (file.path,), None) for t, file in true.items() if t in found], set(), notes
     samples, skipped, rest = [], set(), set(true)
@@ -230,11 +233,11 @@ def _samples(
             elif token in found:
                 samples.append(_Sample(token, found[token].path, tuple(true[t].path for t in ahead), lidar_origins(scene, i), (scene, i)))
     if rest:
-        raise DataError(f"{common_folder(true)}: {few(sorted(rest))} that these nuScenes tables do not have; is it another version?")
+        raise DataError(f"{common_folder(true)}: {few(sorted(rest))} not in these nuScenes tables; is it another version?")
     return samples, skipped, notes
 
 
 def _grids(path: Path, grids: Array, times: int) -> Array:
     if len(grids) != times:
-        raise DataError(f"{path}: {len(grids)} grids, where the first prediction has {times}; write the same times for every sample.")
+        raise DataError(f"{path}: {len(grids)} grids, but the first prediction has {times}; write the same times for every sample.")
     return grids

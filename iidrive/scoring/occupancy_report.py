@@ -1,4 +1,4 @@
-"""Scores of occupancy folders as plain values and as a table."""
+"""Scores of occupancy folders as JSON and as a table."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def _plain(value: object) -> object:
 
 
 RULES = {
-    "iiworld": ("II-World", "no camera mask; classes of IoU 0 left out; unknown truth is occupied in IoU"),
+    "iiworld": ("II-World", "no camera mask; classes with IoU 0 left out; unknown truth counts as occupied in IoU"),
     "occworld": ("OccWorld", "no camera mask; absent classes count as 1; unknown truth counts against the forecast"),
-    "occ3d": ("Occ3D", "within the camera mask, now; classes absent from the truth left out"),
-    "rayiou": ("RayIoU", "what a lidar would see, now; mean of 1, 2 and 4 m"),
+    "occ3d": ("Occ3D", "inside the camera mask, now; classes absent from the truth left out"),
+    "rayiou": ("RayIoU", "simulated lidar rays, now; mean of thresholds 1, 2 and 4 m"),
 }
 
 
 def format_result(result: Result) -> str:
-    """The rules side by side in percent, what each means, and what was left out."""
+    """The rules side by side in percent, with the meaning of each, and what was left out."""
     found = to_json(result)
     times = result.score.times
     heads = ["now"] if times == 1 else ["now", "1 s", "2 s", "3 s", "average"]
@@ -62,18 +62,20 @@ def format_result(result: Result) -> str:
     if result.movers is not None:
         at = [k for k in (0, 2, 4, 6) if k < times]
         shown = "".join(f"{'-' if np.isnan(v) else f'{100 * v:.2f}':>9}" for v in result.movers.iou()[at])
-        lines.append(f"{'movers':<10}{'IoU':<7}{shown:<{9 * len(heads)}}  moving road users from above, true boxes against predicted cells")
+        lines.append(
+            f"{'movers':<10}{'IoU':<7}{shown:<{9 * len(heads)}}  moving road users in bird's-eye view, true boxes against predicted cells"
+        )
     if result.flow is not None:
         value = result.flow.mave()
-        told = "none was right" if np.isnan(value) else f"{value:.3f} m/s"
-        lines.append(f"mAVE: {told}, mean over movable classes of the velocity error in voxels whose class is right")
+        shown = "- (no true positives)" if np.isnan(value) else f"{value:.3f} m/s"
+        lines.append(f"mAVE: {shown}, mean over movable classes of the velocity error in voxels of the correct class")
     rays = found.get("rayiou")
     if isinstance(rays, dict):
         lines.append("RayIoU at " + ", ".join(f"{k}: {'-' if v is None else f'{v:.2f}'}" for k, v in rays["per_threshold"].items()))
     if times == TIMES:
         lines += ["II-World's own table:", iiworld_table(result.score.compute()["iiworld"])]  # pyright: ignore[reportArgumentType]
     skipped = (
-        f"skipped {result.skipped}: the scene, or its truth, ends before {STEP_S * FUTURE_STEPS:.1f} s"
+        f"skipped {result.skipped}: the scene or its ground truth ends before {STEP_S * FUTURE_STEPS:.1f} s"
         if result.skipped
         else "skipped none"
     )
@@ -82,7 +84,7 @@ def format_result(result: Result) -> str:
 
 
 def _rows(found: object, times: int) -> list[tuple[str, list[float | None]]]:
-    """(metric, values under the heads) of a rule's scores."""
+    """(metric, one value per column) of a rule's scores."""
     if found is None:
         return []
     rest: list[float | None] = [] if times == 1 else [None] * 4

@@ -1,4 +1,4 @@
-"""The two sides of occupancy folders: how each is written, and which of their samples belong to the scenes that are scored."""
+"""The two occupancy folders that are compared: their class tables, and which samples belong to the scored scenes."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from iidrive.data.scene_lists import read_list
 
 @dataclass(frozen=True)
 class Written:
-    """How both sides are written: the class tables of the predictions and of the truth."""
+    """The class tables of the predictions and of the ground truth."""
 
     predicted: ClassTable = ASSUMED
     truth: ClassTable = ASSUMED
 
     def notes(self) -> list[str]:
-        """What the tables mean for the scores. Raises ConfigError for two that lie on different grids."""
+        """Effects of the class tables on the scores, as sentences. Raises ConfigError if the two tables are on different grids."""
         if self.predicted.grid != self.truth.grid:
             grids = " and ".join(
-                f"the {what} on {table.grid}'s" for what, table in (("predictions", self.predicted), ("truth", self.truth))
+                f"{what} on {table.grid}'s grid" for what, table in (("predictions", self.predicted), ("ground truth", self.truth))
             )
             raise ConfigError(
-                f"{grids} voxels cannot be compared (0.4 m in the ego frame, 0.5 m in the lidar's): bring one onto the other's grid, or say "
-                "with --classes and --truth-classes that both are of one kind."
+                f"{grids} cannot be compared (0.4 m voxels in the ego frame, 0.5 m in the lidar frame): convert one to the grid of the other, or "
+                "set --classes and --truth-classes to tables of the same grid."
             )
         out = []
         for what, table in (("predictions", self.predicted), ("truth", self.truth)):
             if table.lacks and table.lacks != ("free",):
                 out.append(
-                    f"the {what} are in {table.name}'s classes, which lack {', '.join(table.lacks)}; the others were mapped by name."
+                    f"the {what} use {table.name}'s classes, which lack {', '.join(table.lacks)}; the other classes were mapped by name."
                 )
         return out
 
 
 def scene_names(tables: NuScenes | None, split: str) -> Sequence[str] | None:
-    """Names of the scenes to score; None: all that the truth folder has."""
+    """Names of the scenes to score; None for all scenes of the truth folder."""
     if tables is not None:
         return tables.scene_names(split or "all")
     if not split or split == "all":
@@ -54,10 +54,11 @@ def scene_names(tables: NuScenes | None, split: str) -> Sequence[str] | None:
 
 
 def of_scenes(files: Mapping[str, OccFile], scenes: Sequence[str] | None, tables: NuScenes | None, truth: str | Path) -> dict[str, OccFile]:
-    """Truth files of some scenes, or all, each with its scene's name where the layout or the tables give one.
+    """Truth files of the given scenes (None: of all), each with its scene name if the folder layout or the nuScenes tables give one.
 
     Raises:
-        ConfigError: if nothing tells the scenes of files. DataError: if none is of the scenes.
+        ConfigError: if the scenes of the files are unknown.
+        DataError: if no file belongs to the given scenes.
     """
     if tables is not None and any(not file.scene for file in files.values()):
         of = {keyframe.token: name for name in scenes or () for keyframe in tables.scene(name).keyframes}
@@ -65,26 +66,26 @@ def of_scenes(files: Mapping[str, OccFile], scenes: Sequence[str] | None, tables
     if scenes is None:
         return dict(files)
     if tables is None and any(not file.scene for file in files.values()):
-        raise ConfigError(f"{truth}: its layout names no scenes, so a split cannot be taken from it: add --root, or leave --split out.")
+        raise ConfigError(f"{truth}: its layout has no scene names, so a split cannot be selected: add --root, or leave out --split.")
     found = {token: file for token, file in files.items() if file.scene in scenes or not file.scene}
     if not found:
         raise DataError(
-            f"{truth}: no <scene>/<sample token>/labels.npz of the split's {len(scenes)} scenes (--split names another) in it; "
-            f"found {', '.join(scenes_of(files)[:6])}."
+            f"{truth}: expected <scene>/<sample token>/labels.npz of the split's {len(scenes)} scenes; "
+            f"found {', '.join(scenes_of(files)[:6])}; choose another split with --split."
         )
     return found
 
 
 def advice(tokens: Sequence[str]) -> str:
-    """What names that are no sample tokens look like."""
+    """A hint for file names that are not sample tokens; empty if they look like none of the known cases."""
     if all("LIDAR_TOP" in token for token in tokens):
-        return " These files are named by lidar sweeps: name each by its sample token."
+        return " These files are named after lidar sweeps: name each after its sample token."
     if all("/" in token for token in tokens):
-        return " These files count time steps: name each by its sample token."
+        return " These files are numbered by time step: name each after its sample token."
     return ""
 
 
 def common_folder(files: Mapping[str, OccFile]) -> Path:
-    """Where the files lie together."""
+    """The folder that contains all files."""
     first = next(iter(files.values()))
     return first.path.parents[2] if first.scene and first.path.stem != first.token else first.path.parent

@@ -1,8 +1,8 @@
-"""Open-loop planning protocols by name: how each evaluator decides, averages and prints, and what its numbers mean in words.
+"""Open-loop planning protocols by name: how each evaluator decides, averages and prints, and what its numbers mean.
 
-A protocol is a pure function of a prepared `Setting` (cases and planned paths); it returns per-sample values, and `score` turns them into
-numbers and tables. To add one: a file in `eval/planning`, a row in `PROTOCOLS`, and a test against that evaluator's own outputs. Numbers
-of different protocols are never comparable, so each row says what its numbers mean.
+A protocol is a pure function of a `Setting` (cases and planned paths) that returns per-sample values; `score` averages them. To add one, write a
+file in `scoring/planning`, an entry in `PROTOCOLS`, and a test against that evaluator's own outputs. Numbers of different protocols are not
+comparable, so each entry describes what its numbers mean.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from iidrive.scoring.planning.uniad import uniad
 from iidrive.scoring.planning.vad import occworld, vad
 
 Averaging = Literal["prefix", "value", "prefix_float32", "horizon"]
-"""From steps to columns. `prefix`: mean of the steps up to it, float64. `value`: the step's own. `prefix_float32`: the prefix means at 1, 2
-and 3 s, float32. `horizon`: each sample's own number for 1, 2 and 3 s (its `detail`), averaged over samples in float64."""
+"""How columns are computed from steps. `prefix`: mean of the steps up to each step, float64. `value`: the value of the step. `prefix_float32`:
+mean of the steps up to 1, 2 and 3 s, float32. `horizon`: the per-sample values for 1, 2 and 3 s in `detail`, averaged over samples in float64."""
 Layout = Literal["sparsedrive", "uniad", "stp3", "vad", "occworld", "bevplanner"]
 
 _STEPS = tuple(f"{STEP_S * (t + 1):.1f}s" for t in range(FUTURE_STEPS))
 _SECONDS = ("1s", "2s", "3s")
 _ROWS = ("obj_col", "obj_box_col", "L2")
 _FULL = "samples with six future keyframes"
-_BLOCK = "a block of 8 x 4 cells of 0.5 m that never turns, -1.5..2.5 m forward"
+_BLOCK = "a block of 8 x 4 cells of 0.5 m that is never rotated, -1.5..2.5 m forward"
 _PATH_HEADING = "central difference including the origin, last step backward, straight ahead if the path's ends are within 0.5 m"
 
 
@@ -38,9 +38,10 @@ _PATH_HEADING = "central difference including the origin, last step backward, st
 class Protocol:
     """One evaluator.
 
-    `rows` are the printed rows in its order, `columns` their labels, `averaged` the columns whose mean is the single number of a row,
-    `prefix` that of its arrays in per-sample files. `counts` are the detection classes that are obstacles (empty: all), `with_points` whether only
-    boxes with lidar points are, `from_now` whether only vehicles and humans that are there at t = 0. The rest says in words what its numbers mean.
+    `rows`: the printed rows, in the evaluator's order. `columns`: labels of the columns. `averaged`: the columns whose mean is the single number
+    of a row. `prefix`: prefix of its arrays in per-sample files; default: the name. `counts`: detection classes that are obstacles; empty: all.
+    `with_points`: only boxes with lidar points are obstacles. `from_now`: only vehicles and humans that exist at t = 0 are obstacles. The other
+    texts describe what the numbers mean.
     """
 
     name: str
@@ -62,7 +63,7 @@ class Protocol:
     from_now: bool = False
 
     def has_obstacles(self, cases: Cases) -> bool:
-        """Whether the cases hold a single box that this evaluator can count: without one, no collision is no result."""
+        """Whether the cases hold at least one box that counts as an obstacle. Without one, zero collisions would be meaningless."""
         use = cases.box_t == 0 if self.from_now else cases.box_t > 0
         if self.from_now:
             use = use & road_users(cases)[cases.box_label]
@@ -98,7 +99,7 @@ _ALL = (
         obstacles="vehicles and cycles, with or without lidar points, drawn in 0.5 m cells; no pedestrians",
         ego_box=_BLOCK,
         heading="none",
-        meaning="each column is the value at that step, over all samples: missing futures add nothing and still divide",
+        meaning="each column is the value at that step, over all samples: missing futures count as 0",
         samples="all samples (6019 on nuScenes val)",
         counts=VEHICLES,
     ),
@@ -110,7 +111,7 @@ _ALL = (
         columns=_SECONDS,
         averaged=(0, 1, 2),
         frame="lidar path on an ego-frame image (0.94 m lever arm ignored)",
-        obstacles="vehicles and humans already there now, with or without lidar points, in 0.5 m cells of their own keyframe, warped",
+        obstacles="vehicles and humans that exist at t = 0, with or without lidar points, in 0.5 m cells of their own keyframe, warped",
         ego_box=_BLOCK,
         heading="none",
         meaning="each column is the mean of the steps up to it",
@@ -125,10 +126,10 @@ _ALL = (
         columns=_SECONDS,
         averaged=(0, 1, 2),
         frame="lidar, x right, y forward; rows reversed",
-        obstacles="vehicles and humans with lidar points now, within 15 x 30 m now, followed by their displacements, in 0.5 m cells",
+        obstacles="vehicles and humans with lidar points and |x| < 15 m, |y| < 30 m at t = 0, moved by their displacements, in 0.5 m cells",
         ego_box=f"{_BLOCK}; the reversed rows shift it by up to a cell",
         heading="none",
-        meaning="each column is the mean of the steps up to it; obj_col looks some 25 m beside the point",
+        meaning="each column is the mean of the steps up to it; obj_col reads cells about 25 m beside the point",
         samples=f"{_FULL} (5119 on nuScenes val)",
         rows=("L2", "obj_col", "obj_box_col"),
         with_points=True,
@@ -145,7 +146,7 @@ _ALL = (
         obstacles="as vad, without the range filter",
         ego_box=f"{_BLOCK}; the reversed rows shift it by up to a cell",
         heading="none",
-        meaning="each column is the mean of the steps up to it; obj_col looks some 25 m beside the point",
+        meaning="each column is the mean of the steps up to it; obj_col reads cells about 25 m beside the point",
         samples=f"{_FULL} (and, in the original, enough past ones: 4219 on nuScenes val)",
         rows=("L2", "obj_col", "obj_box_col"),
         prefix="vad_norange",
@@ -176,9 +177,9 @@ _ALL = (
         averaged=(0, 1, 2),
         frame="ego, x forward, y left; rear axle",
         obstacles="vehicles and cycles with lidar points, in 0.1 m cells; no pedestrians",
-        ego_box="4.084 x 1.85 m in cells of 0.1 m, centre 1.49 m ahead of the rear axle, turned cell by cell",
-        heading="per hop; 0 if the hop is under 1 m",
-        meaning="L2: mean of the steps up to it; collisions: share of samples that collide at any step up to it",
+        ego_box="4.084 x 1.85 m in cells of 0.1 m, centre 1.49 m ahead of the rear axle, rotated cell by cell",
+        heading="direction of the last step; 0 if that step is under 1 m",
+        meaning="L2: mean of the steps up to it; collisions: fraction of samples that collide at any step up to it",
         samples=_FULL,
         rows=("L2", "obj_col", "obj_box_col"),
         counts=VEHICLES,
@@ -187,18 +188,18 @@ _ALL = (
 )
 
 PROTOCOLS: dict[str, Protocol] = {row.name: row for row in _ALL}
-"""Every protocol by name. A number means nothing without the row that made it."""
+"""All protocols by name."""
 
 
 def protocol_named(name: str) -> Protocol:
-    """A row of `PROTOCOLS`. Raises ConfigError for an unknown name, naming the nearest known one."""
+    """The protocol of that name. Raises ConfigError for an unknown name, suggesting the nearest known one."""
     if name not in PROTOCOLS:
         raise ConfigError(unknown("protocol", name, PROTOCOLS))
     return PROTOCOLS[name]
 
 
 def protocols_named(names: str | Sequence[str]) -> tuple[str, ...]:
-    """Names from `a,b,c`, a sequence of them, or `all`, each once. Raises ConfigError for an unknown one or none."""
+    """Protocol names from `"a,b,c"`, a sequence or `"all"`, without duplicates. Raises ConfigError for an unknown name or no name."""
     asked = [part.strip() for part in names.split(",")] if isinstance(names, str) else list(names)
     asked = [name for name in asked if name]
     if not asked:

@@ -1,13 +1,13 @@
-"""Quadrilaterals on a cell grid, cell for cell as OpenCV's `fillPoly` draws them, without drawing: a row of cells is one interval.
+"""Which cells of a grid OpenCV's `fillPoly` would draw for a quadrilateral, computed without drawing an image.
 
-The raster evaluators draw every obstacle into an image and look a few cells up in it. A drawn convex polygon covers one interval of cells
-in each row, so its two ends, computed in closed form and only in the rows that are asked for, decide the same question.
+The raster evaluators draw every obstacle into an image and read a few cells of it. A convex polygon covers one interval of cells in each row.
+So its first and last column, computed in closed form for the requested rows only, give the same answer.
 
-What `fillPoly` draws with integer corners: each edge as a Bresenham line (from its left end; exactly half a cell goes to the nearer end
-of the start), cut to the image first; and in rows [first, last) of the polygon the cells between its left and its right edge, whose
-positions are 16.16 fixed-point numbers.
+With integer corners `fillPoly` draws two things. Each edge is clipped to the image and drawn as a Bresenham line from its left end; a point
+exactly between two rows goes to the row the line comes from. In rows [first, last) of the polygon, the cells between its left and right edge are
+filled; the edges' positions are 16.16 fixed-point numbers.
 
-Shape letters: p polygons, r rows asked for.
+Shape letters: p polygons, r requested rows, k polygons of all steps, s steps, c cells per step.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ Array = np.ndarray
 
 _ONE = 65536.0
 _NONE = 1e12
-"""Farther than any cell: the start of a minimum over no cells."""
+"""A column beyond any cell: the initial value of minima and maxima."""
 
 
 def row_intervals(corner: Float[Array, "p 4 2"], row: Float[Array, "p r"], size: int) -> tuple[Float[Array, "p r"], Float[Array, "p r"]]:
-    """First and last covered column in the given rows of a `size` x `size` image; first > last where nothing is covered.
+    """First and last covered column in the given rows of a `size` x `size` image; first > last if nothing is covered.
 
-    `corner` holds (column, row) in the order around the polygon, anywhere in the plane; the polygon must be convex, degenerate is allowed.
-    Integers are held as float64 throughout: its divisions are several times faster and exact here.
+    `corner` holds (column, row) in order around the polygon. Corners may lie outside the image; the polygon must be convex and may be degenerate.
+    Integers are stored as float64, because float division is several times faster and is exact here.
     """
     corner = np.asarray(corner, np.float64)
     row = np.asarray(row, np.float64)
@@ -55,15 +55,15 @@ def row_intervals(corner: Float[Array, "p 4 2"], row: Float[Array, "p r"], size:
 
 
 def rectangles_hit(corner: Float[Array, "k 4 2"], step: Int[Array, "k"], bound: Float[Array, "s 4"], size: int) -> Bool[Array, "s"]:
-    """For each step, whether a rectangle of cells (first and last row, first and last column) meets a polygon of that step."""
+    """For each step, whether a rectangle of cells (first and last row, first and last column) overlaps a polygon of that step."""
     out = np.zeros(len(bound), bool)
     low, high = extent(corner)
     here = bound[step]
-    # A cut edge may be drawn one cell off its box.
+    # A clipped edge may be drawn one cell outside its bounding box.
     near = (low[:, 1] <= here[:, 1] + 1) & (high[:, 1] >= here[:, 0] - 1) & (low[:, 0] <= here[:, 3] + 1) & (high[:, 0] >= here[:, 2] - 1)
     pair = np.flatnonzero(near)
     here = here[pair]
-    # A corner in the image is always drawn: most polygons that meet a rectangle are seen by that alone.
+    # A corner inside the image is always drawn. This quick test finds most overlapping polygons.
     x, y = corner[pair, :, 0], corner[pair, :, 1]
     plain = np.any((y >= here[:, :1]) & (y <= here[:, 1:2]) & (x >= here[:, 2:3]) & (x <= here[:, 3:]), axis=1).reshape(len(pair))
     plain &= (here[:, 0] >= 0) & (here[:, 1] < size) & (here[:, 2] >= 0) & (here[:, 3] < size)
@@ -80,7 +80,7 @@ def rectangles_hit(corner: Float[Array, "k 4 2"], step: Int[Array, "k"], bound: 
 def cells_hit(
     corner: Float[Array, "k 4 2"], step: Int[Array, "k"], cell: Float[Array, "s c 2"], size: int, at_once: int = 4096
 ) -> Bool[Array, "s c"]:
-    """For each step, which of its cells (row, column) are covered by a polygon of that step; cells outside the image never are."""
+    """For each step, which of its cells (row, column) are covered by a polygon of that step. Cells outside the image are not covered."""
     out = np.zeros(cell.shape[:2], bool)
     floor, ceiling = cell.min(axis=1), cell.max(axis=1)
     low, high = (end[:, ::-1] for end in extent(corner))
@@ -101,25 +101,25 @@ def cells_hit(
 
 
 def extent(corner: Float[Array, "k 4 2"]) -> tuple[Float[Array, "k 2"], Float[Array, "k 2"]]:
-    """Least and greatest column and row of each polygon (several times faster than a reduction over an axis of four)."""
+    """Smallest and largest (column, row) of each polygon. This is several times faster than a reduction over an axis of length four."""
     a, b, c, d = (corner[:, i] for i in range(4))
     return np.minimum(np.minimum(a, b), np.minimum(c, d)), np.maximum(np.maximum(a, b), np.maximum(c, d))
 
 
 def _line(start: Array, end: Array, row: Array) -> tuple[Array, Array]:
-    """First and last column of a Bresenham line in each row."""
+    """First and last column of a Bresenham line in each requested row."""
     back = (end[:, 0] < start[:, 0])[:, None]
     start, end = np.where(back, end, start), np.where(back, start, end)
     dx, dy = (end - start)[:, 0, None], (end - start)[:, 1, None]
     down = np.where(dy < 0, -1.0, 1.0)
     dy = np.abs(dy)
     m = (row - start[:, 1, None]) * down
-    # Shallow: one step a column; row m is held from the first column nearer to it than to row m - 1.
+    # Shallow: one cell per column; row m starts at the first column that is nearer to it than to row m - 1.
     tall = 2 * np.maximum(dy, 1)
     reach = 2 * dx * m
     low = np.maximum(np.ceil((reach - dx + 1) / tall), 0)
     high = np.minimum(np.ceil((reach + dx + 1) / tall) - 1, dx)
-    # Steep: one step a row.
+    # Steep: one cell per row.
     steep = dy > dx
     at = np.ceil((reach - dy) / tall)
     low = np.where(steep, at, np.where(dy == 0, 0, low))
@@ -130,9 +130,9 @@ def _line(start: Array, end: Array, row: Array) -> tuple[Array, Array]:
 
 
 def _edge(start: Array, end: Array, cut_start: Array, cut_end: Array, row: Array) -> tuple[Array, Array]:
-    """Fixed-point column of an edge in each row, and whether it bounds the interior there: rows [upper end, lower end)."""
+    """Fixed-point column of an edge in each row, and whether the edge bounds the interior in that row: rows [upper end, lower end)."""
     level = start[:, 1] == end[:, 1]
-    # Where the cut left no height, the uncut rows stand with the cut columns: the original does so too.
+    # If the clipped edge has no height, combine the unclipped rows with the clipped columns, as OpenCV does.
     tall = cut_start[:, 1] != cut_end[:, 1]
     y0, y1 = np.where(tall, cut_start[:, 1], start[:, 1]), np.where(tall, cut_end[:, 1], end[:, 1])
     x0, x1 = cut_start[:, 0] * _ONE, cut_end[:, 0] * _ONE
@@ -145,7 +145,7 @@ def _edge(start: Array, end: Array, cut_start: Array, cut_end: Array, row: Array
 
 
 def _cut(start: Array, end: Array, size: int) -> tuple[Array, Array, Array]:
-    """The part of each edge within the image, in integers, and whether there is any: first to the rows, then to the columns."""
+    """Each edge clipped to the image, in integers, and whether any of it is inside. Rows are clipped first, then columns."""
     far = size - 1
     start, end = start.copy(), end.copy()
     seen = np.ones(len(start), bool)

@@ -1,8 +1,8 @@
-"""RayIoU (SparseOcc's released evaluator, commit af4d9df8): what a lidar at several origins would see in the true and the forecast grid.
+"""RayIoU as in SparseOcc's released evaluator (commit af4d9df8): simulated lidar rays through the true and the forecast grid.
 
-14040 rays leave each origin (39 pitches x 360 azimuths). A ray walks from voxel to voxel and ends in the first one that is not free, or in
-the last one of the grid; its depth is the distance at which it leaves that voxel. Only rays whose true voxel is not free count. A ray is a
-hit for its class if both voxels have that class and their depths differ by less than a threshold of 1, 2 or 4 m.
+14040 rays start at each origin (39 pitches x 360 azimuths). A ray ends in the first voxel that is not free, or in the last voxel of the grid; its
+depth is the distance at which it leaves that voxel. Rays whose true voxel is free do not count. A ray is a true positive if both voxels have the
+same class and their depths differ by less than a threshold of 1, 2 or 4 m.
 
 Shape letters: g grids, o origins, r rays (of all origins together).
 """
@@ -25,13 +25,13 @@ GRID = (200, 200, 16)
 _START_M = (-40.0, -40.0, -1.0)
 _VOXEL_M = 0.4
 _TOP_RAD = 0.21
-"""Pitches go on in equal steps until one exceeds this."""
+"""Pitches increase in equal steps until one exceeds this."""
 _MOST_STEPS = 1000
 
 
 @dataclass(frozen=True)
 class RayCounts:
-    """Rays by class, which add up over samples and processes: hits per threshold, true and forecast."""
+    """Ray counts per class: true positives per threshold (`hit`), `true` and `forecast`. Add the counts of samples and processes with `+`."""
 
     hit: Int64[Array, "3 17"] = field(default_factory=lambda: np.zeros((len(THRESHOLDS_M), FREE), np.int64))
     true: Int64[Array, "17"] = field(default_factory=lambda: np.zeros(FREE, np.int64))
@@ -41,18 +41,19 @@ class RayCounts:
         return RayCounts(self.hit + other.hit, self.true + other.true, self.forecast + other.forecast)
 
     def iou(self) -> Float64[Array, "3 17"]:
-        """Per threshold and class; NaN for a class that no counted ray meets."""
+        """IoU per threshold and class, 0..1; NaN for a class that no counted ray hits."""
         union = self.true + self.forecast - self.hit
         return np.divide(self.hit, union, out=np.full(union.shape, np.nan), where=union > 0)
 
     def ray_iou(self) -> float:
-        """Mean over thresholds and the classes that any ray meets, 0..1; NaN if there is none."""
+        """Mean IoU over thresholds and over classes that a counted ray hits, 0..1; NaN if there is none."""
         iou = self.iou()
         return float(np.nanmean(iou)) if not np.isnan(iou).all() else float("nan")
 
 
 def directions() -> Float32[Array, "14040 3"]:
-    """Unit vectors: pitches of -pi/4 (a slope of 1 in 1), 1 in 2, to 1 in 10, then upwards in the last step's size; azimuths 0..359."""
+    """Unit vectors of the rays. The first ten pitches are downward slopes of 1/1, 1/2, … 1/10; from there they increase by the last difference.
+    Azimuths are 0..359 degrees."""
     pitch = [-(np.pi / 2 - np.arctan(k)) for k in range(1, 11)]
     while pitch[-1] < _TOP_RAD:
         pitch.append(pitch[-1] + (pitch[-1] - pitch[-2]))
@@ -62,16 +63,16 @@ def directions() -> Float32[Array, "14040 3"]:
 
 
 def render(grids: UInt8[Array, "g 200 200 16"], origins_m: Float[Array, "o 3"]) -> tuple[UInt8[Array, "g r"], Float32[Array, "g r"]]:
-    """Class and depth (metres) at which each ray ends in each grid; rays of the first origin come first.
+    """Class and depth (metres) at which each ray ends in each grid. Origins are in the ego frame, metres; rays of the first origin come first.
 
     Raises:
-        DataError: for grids of another shape or type, or origins that are no points.
+        DataError: for grids of another shape or dtype, or origins that are not finite (o, 3).
     """
     if grids.ndim != 4 or grids.shape[1:] != GRID or grids.dtype != np.uint8:
         raise DataError(f"RayIoU needs uint8 grids of shape (g, {', '.join(map(str, GRID))}); found {grids.dtype} of shape {grids.shape}.")
     if np.ndim(origins_m) != 2 or np.shape(origins_m)[1] != 3 or not np.isfinite(origins_m).all():
         raise DataError(f"RayIoU needs finite origins of shape (o, 3) in the ego frame, metres; found shape {np.shape(origins_m)}.")
-    # Voxel coordinates are rounded to float32, and all before and after is float64: the evaluator's arithmetic.
+    # As in the evaluator, voxel coordinates are rounded to float32; everything before and after is float64.
     origin = torch.from_numpy(np.asarray(origins_m, np.float64))[:, None]
     start, ends = torch.tensor(_START_M), origin + torch.from_numpy(directions())
     voxel = torch.tensor([_VOXEL_M] * 3)
@@ -95,7 +96,7 @@ def _walk(grids: Array, begin: Float64[Array, "r 3"], way: Float64[Array, "r 3"]
     ray, been = np.arange(n), np.zeros(n, bool)
     for _ in range(_MOST_STEPS):
         inside = np.all((at >= 0) & (at < size), axis=1).reshape(len(ray))
-        # A ray that has left the grid, or ended in every grid, is done.
+        # Drop rays that have left the grid or have ended in all grids.
         go = (inside | ~been) & np.any(open_[:, ray], axis=0)
         if not go.all():
             ray, been, inside, at, turn, cross, pace = (x[go] for x in (ray, been, inside, at, turn, cross, pace))
@@ -117,7 +118,7 @@ def _walk(grids: Array, begin: Float64[Array, "r 3"], way: Float64[Array, "r 3"]
 
 
 def _next(cross: Float64[Array, "r 3"]) -> Int64[Array, "r"]:
-    """The axis whose voxel border comes first; at a tie z before y before x."""
+    """The axis whose voxel border the ray crosses first. Ties are resolved in the order z, y, x."""
     x, y, z = cross.T
     return np.where((x < y) & (x < z), 0, np.where((y < z) & ~(x < y), 1, 2))
 
@@ -128,7 +129,7 @@ def count_rays(
     origins_m: Float[Array, "o 3"],
     counted: Bool[Array, "r"] | None = None,
 ) -> RayCounts:
-    """Rays of one sample, to be added over samples; `counted` may leave out more rays. Raises DataError as `render` does."""
+    """Ray counts of one sample; rays where `counted` is false are left out. Raises DataError as `render` does."""
     (true, forecast), (depth, found) = render(np.stack([gt, pred]), origins_m)
     use = true != FREE
     if counted is not None:

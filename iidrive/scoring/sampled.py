@@ -1,4 +1,4 @@
-"""A run's values sample by sample, read from predictions (scored against cases), per-sample files or run folders, joined by token."""
+"""Per-sample scores of a run, read from predictions (scored against cases), per-sample files or run folders, and joined by sample token."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from iidrive.core.errors import ConfigError, DataError
 from iidrive.core.scene import FUTURE_STEPS
 from iidrive.core.untrusted.npz import read_npz
 from iidrive.scoring import npz
-from iidrive.scoring.cases import Cases, Predictions
+from iidrive.scoring.cases import Cases
+from iidrive.scoring.predictions import Predictions
 from iidrive.scoring.protocols import protocol_named
 from iidrive.scoring.readers import is_paths, read_paths
 from iidrive.scoring.score import score
@@ -24,15 +25,15 @@ Array = np.ndarray
 
 _PER_SAMPLE = ("token", "evaluated_full_future", "sparsedrive_L2", "sparsedrive_obj_box_col", "sparsedrive_gt_col")
 _LIMIT = 1 << 28
-"""Bytes of all arrays of a per-sample file."""
+"""Largest allowed size of all arrays of a per-sample file together, bytes."""
 _MORE = ("scene", "predictions_sha256", "marks")
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """One run's values for each scored sample: `L2` metres, `hit` (obj_box_col) and `gt_col` per step.
+    """Per-sample scores of one run: `L2` in metres, `hit` (obj_box_col) and `gt_col` at each of the six steps.
 
-    `scene` names each sample's scene where known. `about` is what the predictions file says of itself; `marks` what a per-sample file carries.
+    `scene` is the scene name of each sample, if known. `about` is the metadata of the predictions file; `marks` are those of a per-sample file.
     """
 
     name: str
@@ -49,13 +50,14 @@ class Sampled:
 def read_runs(
     choice: str, cases: Cases | None, read: Callable[[Path], Predictions] = lambda path: read_paths(path).predictions
 ) -> list[Sampled]:
-    """Seeds of one side: files or run folders, several joined by commas or matched by a pattern (`'runs/a-*'`). `read` reads a predictions file.
+    """Read the runs (seeds) of one side of a comparison.
 
-    Folds of one seed are joined by `+`, or matched by a pattern after it (`'+runs/a-fold*'`): their samples are pooled.
+    `choice` names files or run folders, separated by commas or matched by a pattern (`'runs/a-*'`). Folds of one seed are joined by `+`, or
+    matched by a pattern after `+` (`'+runs/a-fold*'`); their samples are pooled. `read` reads a predictions file.
 
     Raises:
         ConfigError: if nothing matches, or predictions are given without cases.
-        DataError: for files that cannot be read or joined.
+        DataError: if a file cannot be read or joined.
     """
     found: list[Sampled] = []
     for part in choice.split(","):
@@ -66,7 +68,7 @@ def read_runs(
 
 
 def pieces_of(part: str) -> list[str]:
-    """The folds that a seed of a side is made of, as they were written; the seed itself where it is one file, run folder or pattern."""
+    """The folds of one seed, as written. A seed without folds (one file, run folder or pattern) is returned as it is."""
     return [part] if "+" not in part or Path(part).exists() else [piece for piece in part.split("+") if piece]
 
 
@@ -80,17 +82,18 @@ def _matches(piece: str) -> list[Path]:
 
 
 def pooled(folds: Sequence[Sampled]) -> Sampled:
-    """Runs on different scenes as one: each sample is of the run that was tested on it. What all of them say of themselves is kept.
+    """Pool folds, which are runs on different scenes, into one run. Metadata is kept if it is equal in all folds.
 
     Raises:
-        DataError: if two of them score the same sample.
+        DataError: if two folds score the same sample.
     """
     of: dict[str, str] = {}
     for fold in folds:
         again = [token for token in fold.token if token in of]
         if again:
             raise DataError(
-                f"{of[again[0]]} and {fold.name} both score {npz.few(again)}: folds share no sample. Join seeds, which share all, by commas."
+                f"{of[again[0]]} and {fold.name} both score {npz.few(again)}, but folds must not share samples. "
+                "If they are seeds, which share all samples, join them by commas."
             )
         of |= dict.fromkeys(fold.token, fold.name)
     scenes = [fold.scene for fold in folds if fold.scene is not None]
@@ -106,12 +109,12 @@ def pooled(folds: Sequence[Sampled]) -> Sampled:
 
 
 def holds_arrays(path: str) -> bool:
-    """Whether a path is a run folder, a file of a kind that holds planned paths, or a pattern, rather than a text with tables."""
+    """Whether a path is a run folder, a file with planned paths, or a pattern, rather than a text with tables."""
     return Path(path).is_dir() or is_paths(path) or (not Path(path).is_file() and any(c in path for c in "*?["))
 
 
 def predictions_in(path: Path) -> Path:
-    """A predictions file itself, or the only one of a run folder. Raises ConfigError where there is none or more than one."""
+    """The path itself if it is a file, else the predictions file of a run folder. Raises ConfigError unless there is exactly one."""
     if not path.is_dir():
         return path
     found = sorted(path.glob("predictions*.npz"))
@@ -122,7 +125,7 @@ def predictions_in(path: Path) -> Path:
 
 
 def rows_beside(predictions: Path) -> Path:
-    """Where `iidrive evaluate` writes the scores of its predictions, sample by sample: `rows-NAME.npz` beside `predictions-NAME.npz`."""
+    """The per-sample file that `iidrive evaluate` writes with a predictions file: `rows-NAME.npz` beside `predictions-NAME.npz`."""
     return predictions.with_name(f"rows{predictions.name.removeprefix('predictions')}")
 
 
@@ -135,8 +138,8 @@ def _read(path: Path, cases: Cases | None, read: Callable[[Path], Predictions]) 
         return _scored_before(path, rows_beside(path), read(path))
     if cases is None:
         raise ConfigError(
-            f"{path} is taken for planned paths, which can only be compared with the truth: add --cases CASES.npz "
-            "(`iidrive cases` writes it; docs/score-your-planner.md). Runs of `iidrive evaluate` need none."
+            f"{path} holds planned paths, which must be scored against the ground truth: add --cases CASES.npz "
+            "(`iidrive cases` writes it; see docs/score-your-planner.md). Run folders of `iidrive evaluate` do not need it."
         )
     return scored(cases, read(path))
 
@@ -144,8 +147,8 @@ def _read(path: Path, cases: Cases | None, read: Callable[[Path], Predictions]) 
 def _scored_before(path: Path, rows: Path, predictions: Predictions) -> Sampled:
     found, _ = read_npz(rows, (*_PER_SAMPLE, *_MORE), _LIMIT)
     if str(found.get("predictions_sha256")) != hashlib.sha256(path.read_bytes()).hexdigest():
-        raise ConfigError(f"{rows} holds the scores of other predictions than {path}; add --cases CASES.npz, so that they are scored anew.")
-    return replace(_per_sample(rows, found, None), name=str(path), about=predictions.meta, marks=())  # the predictions' own
+        raise ConfigError(f"{rows} holds the scores of other predictions than {path}; add --cases CASES.npz to score them again.")
+    return replace(_per_sample(rows, found, None), name=str(path), about=predictions.meta, marks=())  # the marks come from the predictions
 
 
 def _per_sample(path: Path, found: Mapping[str, Array], cases: Cases | None) -> Sampled:
@@ -156,7 +159,7 @@ def _per_sample(path: Path, found: Mapping[str, Array], cases: Cases | None) -> 
     shape = (len(token), FUTURE_STEPS)
     again = npz.repeated(token)
     if again:
-        raise DataError(f"{where}: a sample may stand only once; repeated: {npz.few(again)}.")
+        raise DataError(f"{where}: a sample may appear only once; repeated: {npz.few(again)}; write the file again.")
     keep = npz.flags(found["evaluated_full_future"], shape[:1], "evaluated_full_future", where)
     notes: tuple[str, ...] = ()
     scene_of: dict[str, str] = {}
@@ -190,17 +193,17 @@ def _per_sample(path: Path, found: Mapping[str, Array], cases: Cases | None) -> 
 
 
 def scored(cases: Cases, predictions: Predictions) -> Sampled:
-    """Score predictions sample by sample, joined by token. Samples that only one file has are counted in `notes` and left out.
+    """Score predictions per sample, joined by token. Samples that only one of the two files has are left out and reported in `notes`.
 
     Raises:
-        DataError: if no predicted sample with a full future is in the cases, or there are no tokens to join by.
+        DataError: if no predicted sample with a full future is in the cases, or the predictions have no tokens and the cases do.
     """
     notes = [cases.note] if cases.note else []
     if predictions.token is None:
         if cases.own_tokens or len(predictions) != len(cases):
             raise DataError(
-                f"{predictions.where}: no sample tokens to join {len(predictions)} paths to {len(cases)} samples of {cases.where}; add them, or "
-                "give a list with --tokens."
+                f"{predictions.where}: no sample tokens to join {len(predictions)} paths to {len(cases)} samples of {cases.where}; add a `token` "
+                "array, or give a list with --tokens."
             )
         path, have = predictions.trajectory, np.ones(len(cases), bool)
     else:
@@ -217,9 +220,9 @@ def scored(cases: Cases, predictions: Predictions) -> Sampled:
         if foreign:
             notes.append(f"{predictions.where}: {npz.few(foreign)} not in {cases.where}; left out.")
     if not (have & cases.full).any():
-        raise DataError(f"{predictions.where}: no predicted sample with a full future is in {cases.where}; is it another split?")
+        raise DataError(f"{predictions.where}: no predicted sample with a full future is in {cases.where}; was another split predicted?")
     if not protocol_named("sparsedrive").has_obstacles(cases):
-        notes.append(f"{cases.where} holds no boxes: collisions cannot be compared, and rows of zeros say nothing.")
+        notes.append(f"{cases.where} has no boxes, so collisions cannot be compared and collision rows of 0 mean nothing.")
     scores = score(replace(cases, gt_ego_fut_masks=cases.gt_ego_fut_masks & have[:, None], pred=None), path)
     keep = np.flatnonzero(scores.steps.evaluated)
     return Sampled(

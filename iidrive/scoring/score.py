@@ -1,4 +1,4 @@
-"""From per-sample values to numbers, files and printed lines; the only place where steps and samples are averaged."""
+"""Per-sample values averaged into scores, and scores as JSON and npz. Steps and samples are averaged nowhere else."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Scores:
-    """One protocol's numbers. Collision rates are fractions of 1 (not percent), `L2` metres.
+    """The scores of one protocol. Collision rates are 0..1 (not percent), `L2` is in metres.
 
-    `per_step` the mean over samples at each step, `columns` what is printed below each time, `average` the single number of a row,
-    `events` how many samples collide at each step (collision rows only), `steps` the per-sample values, `token` their samples. Where the
-    cases hold no obstacle, `events` is empty and the rates are NaN.
+    `per_step`: mean over samples at each step. `columns`: the values of the printed columns. `average`: the single number of each row.
+    `events`: number of samples that collide at each step (collision rows only). `steps`: per-sample values. `token`: their sample tokens.
+    If the cases hold no obstacle, `events` is empty and the rates are NaN.
     """
 
     protocol: str
@@ -49,7 +49,7 @@ def prefix_means(per_step: Float32[Array, "6"]) -> Float64[Array, "6"]:
 
 
 def rate(events: Int64[Array, "6"], n: int) -> Float32[Array, "6"]:
-    """Share of samples that collide at each step, as the evaluator holds it: float32(count / n)."""
+    """Fraction of samples that collide at each step, rounded as in the reference evaluator: float32(count / n)."""
     return (np.asarray(events) / n).astype(np.float32)
 
 
@@ -59,10 +59,10 @@ def averaged(columns: Float64[Array, "6"], which: tuple[int, ...] = (1, 3, 5)) -
 
 
 def score(cases: Cases, trajectories: Float[Array, "n 6 2"], protocol: str = "sparsedrive") -> Scores:
-    """Score planned paths, in the order of the cases (see `cases.align`), by one protocol.
+    """Score planned paths by one protocol. The paths must be in the order of the cases (see `predictions.align`).
 
-    Sums run in the order of the cases, in float32 for L2 as in the evaluators, so the order of a predictions file cannot matter, and
-    files in the evaluator's order give its digits. (Reordering the cases themselves moves L2 in the seventh digit, collisions never.)
+    Sums run in the order of the cases, in float32 for L2 as in the reference evaluators. So the order of a predictions file does not matter,
+    and cases in the evaluator's order reproduce its digits. Reordering the cases changes L2 in the seventh digit and never changes collisions.
 
     Raises:
         ConfigError: for an unknown protocol.
@@ -79,10 +79,10 @@ def score_all(cases: Cases, trajectories: Float[Array, "n 6 2"], names: Sequence
 
 
 def score_possible(cases: Cases, trajectories: Float[Array, "n 6 2"], names: Sequence[str]) -> tuple[list[Scores], list[str]]:
-    """As `score_all`, but protocols that these cases or paths cannot serve are left out: their reasons come second.
+    """As `score_all`, but skip protocols that these cases or paths lack data for. Returns the scores, and one reason per skipped protocol.
 
     Raises:
-        DataError: if no protocol can be served, or a path that every protocol scores holds NaN or infinity.
+        DataError: if no protocol can be scored, or a path that every protocol scores holds NaN or infinity.
     """
     setting = prepare(cases, trajectories)
     found, lacking = [], []
@@ -99,7 +99,7 @@ def score_possible(cases: Cases, trajectories: Float[Array, "n 6 2"], names: Seq
 def aggregate(
     protocol: Protocol, steps: PlanningSteps, token: tuple[str, ...], where: str = "cases", note: str = "", obstacles: bool = True
 ) -> Scores:
-    """Average a protocol's per-sample values. Without `obstacles` collisions cannot be scored: their rates are NaN, which `note` explains.
+    """Average a protocol's per-sample values. If `obstacles` is false, collision rates are NaN and `note` says why.
 
     Raises:
         DataError: if no sample is evaluated.
@@ -116,7 +116,7 @@ def aggregate(
             events[name] = value.sum(axis=0, dtype=np.int64)
     columns = {name: _columns(protocol, steps, name, value) for name, value in per_step.items()}
     if not obstacles:
-        nothing = f"Collisions cannot be scored: {where} holds no box that {protocol.name} counts as an obstacle ({protocol.obstacles})."
+        nothing = f"Collisions cannot be scored: {where} has no box that {protocol.name} counts as an obstacle ({protocol.obstacles})."
         note = f"{nothing} {note}" if note else nothing
         for name in events:
             per_step[name], columns[name] = np.full_like(per_step[name], np.nan), np.full_like(columns[name], np.nan)
@@ -128,7 +128,7 @@ def aggregate(
 def _mean(value: Array) -> Float32[Array, "6"]:
     if value.dtype == bool:
         return rate(value.sum(axis=0, dtype=np.int64), len(value))
-    # A running float32 sum, not NumPy's pairwise one: the evaluators add sample after sample.
+    # A sequential float32 sum, not NumPy's pairwise one: the evaluators add sample by sample.
     return np.cumsum(value, axis=0, dtype=np.float32)[-1] / np.float32(len(value))
 
 
@@ -140,13 +140,13 @@ def _columns(protocol: Protocol, steps: PlanningSteps, name: str, per_step: Floa
     if protocol.averaging == "prefix_float32":
         own_steps = [_mean(steps.per_step.get(f"{name}_{h}s", steps.per_step[name])[steps.evaluated]) for h in (1, 2, 3)]
         return np.array([torch.from_numpy(value[: 2 * h]).mean().item() for h, value in zip((1, 2, 3), own_steps, strict=True)])
-    # Sample after sample in float64, as Python adds floats.
+    # A sequential float64 sum, as Python adds floats.
     own = [steps.detail[f"{name}_{h}s"][steps.evaluated].astype(np.float64) for h in (1, 2, 3)]
     return np.array([np.cumsum(value)[-1] / len(value) for value in own])
 
 
 def to_json(*scores: Scores) -> dict[str, object]:
-    """The aggregates as plain values, one object under each protocol's name, ready for `json.dump`; None for what cannot be scored."""
+    """Scores as plain values for `json.dump`, one object per protocol. Values that cannot be scored are None."""
     return {
         one.protocol: {
             "n_scored": one.n_scored,
@@ -165,9 +165,9 @@ def _plain(values: list[float]) -> list[float | None]:
 
 
 def per_sample(*scores: Scores) -> dict[str, Array]:
-    """Per-sample arrays of all given scores, rows in the order of the cases, named `<protocol>_<array>`; `evaluated_full_future`, `token`.
+    """Per-sample arrays of all given scores, in the order of the cases, named `<protocol>_<array>`, with `evaluated_full_future` and `token`.
 
-    `occworld`'s arrays carry the prefix `vad_norange`, which is what they are.
+    The prefix of `occworld`'s arrays is `vad_norange`: VAD's metric without the range filter.
     """
     arrays: dict[str, Array] = {}
     for one in scores:
@@ -179,10 +179,12 @@ def per_sample(*scores: Scores) -> dict[str, Array]:
 def write_per_sample(
     path: str | Path, *scores: Scores, scene: Sequence[str] | None = None, of: str | Path = "", marks: Iterable[str] = ()
 ) -> None:
-    """Write `per_sample` as npz, whole or not at all, with the samples' scenes, the digest of the predictions file and marks, where there are any.
+    """Write `per_sample` as npz, atomically.
+
+    If given, the file also holds the scene of each sample, the SHA-256 of the predictions file `of`, and `marks`.
 
     Raises:
-        DataError: where it cannot be written.
+        DataError: if the file cannot be written.
     """
     arrays = per_sample(*scores)
     if scene is not None:

@@ -1,6 +1,6 @@
-"""Whether two runs differ: paired tests over scenes, and what counts alone can tell.
+"""Statistical tests of whether two runs differ: paired tests clustered by scene, and a test from event counts alone.
 
-Samples of one scene see the same seconds, so scenes are the independent units (clusters). Shape letters: s scenes, n samples.
+Samples of one scene are correlated, so scenes are the independent units (clusters). Shape letters: s scenes, n samples.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from scipy import stats
 Array = np.ndarray
 
 ALPHA = 0.05
-"""A difference is called one if its corrected p-value is at most this."""
+"""Significance level: a difference is significant if its corrected p-value is at most this."""
 POWER_Z = float(stats.norm.isf(ALPHA / 2) + stats.norm.isf(0.2))
-"""Standard errors that a difference must measure to be found four times in five."""
+"""Size of a difference, in standard errors, that is detected with 80 % power."""
 COUNTS_PER_INCIDENT = 8
-"""Counts that are taken for one independent incident where only tables are known.
+"""Number of collision counts treated as one independent incident when only tables are known.
 
-A conflict is seen by several samples of its scene and at several steps of each. In 40 embedded towns (1360 samples) the variance of the
-weighted count over scenes was 6.6 to 8.8 times that of independent counts for three baselines, 1.9 to 7.0 times for paired differences.
+One conflict is counted by several samples of its scene and at several steps of each. In 40 synthetic towns (1360 samples) the variance of the
+weighted count over scenes was 6.6 to 8.8 times that of independent counts for three baselines, and 1.9 to 7.0 times for paired differences.
 """
 _EXACT_UP_TO = 50_000
 _SEED = 20230
@@ -43,8 +43,8 @@ class Test:
 def paired(a: Float[Array, "n"], b: Float[Array, "n"], cluster: Int[Array, "n"], resamples: int = 9999) -> Test:
     """Mean of a - b with a cluster bootstrap interval and a cluster permutation p-value.
 
-    The permutation swaps a and b within whole clusters (exactly enumerated where there are few), so k clusters can give no p below
-    2 / 2^k. The bootstrap draws clusters. Seeded: equal inputs give equal outputs.
+    The permutation test swaps a and b within whole clusters; few clusters are enumerated exactly. So with k clusters the smallest possible p
+    is 2 / 2^k. The bootstrap resamples clusters. The seed is fixed: equal inputs give equal outputs.
     """
     size = np.bincount(cluster).astype(np.float64)
     sum_a, sum_b = np.bincount(cluster, a), np.bincount(cluster, b)
@@ -80,9 +80,9 @@ def paired(a: Float[Array, "n"], b: Float[Array, "n"], cluster: Int[Array, "n"],
 
 
 def mean_interval(values: Float[Array, "n"], cluster: Int[Array, "n"], resamples: int = 9999) -> tuple[float, float]:
-    """A 95 % interval of the mean, by bootstrap over clusters; the mean itself where all values are equal or there is one cluster.
+    """A 95 % interval of the mean by bootstrap over clusters. If all values are equal, or there is one cluster, both ends are the mean.
 
-    Seeded: equal inputs give equal outputs.
+    The seed is fixed: equal inputs give equal outputs.
     """
     mean, size = float(values.mean()), np.bincount(cluster).astype(np.float64)
     if len(size) < 2 or not (values != values[0]).any():
@@ -100,12 +100,12 @@ def mean_interval(values: Float[Array, "n"], cluster: Int[Array, "n"], resamples
 
 
 def _seeded() -> dict[str, Any]:
-    """The generator under the name that every supported SciPy takes."""
+    """The random generator, under the argument name that every supported SciPy version accepts."""
     return {"random_state": np.random.default_rng(_SEED)}
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p-values corrected for their number (Holm), in the given order."""
+    """p-values corrected for multiple comparisons by Holm's method, in the given order."""
     order = np.argsort(p, kind="stable")
     out, running = [1.0] * len(p), 0.0
     for rank, i in enumerate(order):
@@ -115,17 +115,17 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def samples_needed(n: int, difference: float, error: float) -> int | None:
-    """How many samples like these would show a true difference of this size four times in five; None if it is 0 or unknown."""
+    """Number of similar samples needed to detect this difference with 80 % power; None if the difference is 0 or the error unknown."""
     if difference == 0 or not np.isfinite(error) or error == 0:
         return None
     return int(np.ceil(n * (POWER_Z * error / abs(difference)) ** 2))
 
 
 def counts_differ(a: Sequence[int], b: Sequence[int], weights: Sequence[int], group: int = COUNTS_PER_INCIDENT) -> tuple[float, float]:
-    """Two-sided p-value that two runs' weighted counts differ, and the standard error of their difference, from counts alone.
+    """Two-sided p-value of the difference of two runs' weighted counts, and the standard error of that difference.
 
-    If both runs were alike, each group of `group` counts of a step (one incident) would belong to either with probability 1/2; the
-    distribution of the weighted difference is worked out exactly. Pairing is unknown, which only makes it more careful.
+    Under the null hypothesis each group of `group` counts of a step (one incident) belongs to either run with probability 1/2. The
+    distribution of the weighted difference is computed exactly. The pairing is unknown, which makes the test conservative.
     """
     size: list[int] = []
     for in_a, in_b, weight in zip(a, b, weights, strict=True):

@@ -1,4 +1,4 @@
-"""Scores as text: each evaluator's own lines, and all protocols side by side."""
+"""Scores as text: each evaluator's own output, and all protocols side by side."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from iidrive.scoring.score import Scores
 
 NUSCENES_VAL_SAMPLES = 5119
 NUSCENES_VAL_OBJ_COL = (38, 35, 32, 30, 31, 30)
-"""Collisions of the true path itself per step on nuScenes val: the same for every model, hence a checksum of the evaluation set."""
+"""Collisions of the true path at each step on nuScenes val. They do not depend on the model, so they are a checksum of the evaluation set."""
 
 _HORIZONS = ("1s", "2s", "3s")
 
 
 def format_table(scores: Scores) -> str:
-    """The grid of names and columns alone, as the protocols with a grid print it."""
+    """Row names and columns in a ruled grid, as the protocols with a grid print it."""
     return grid(scores, protocol_named(scores.protocol))
 
 
 def format_together(scores: Sequence[Scores]) -> str:
-    """Several protocols side by side, with what each one's numbers mean."""
+    """Several protocols side by side, with an explanation of each."""
     return together(scores, [protocol_named(one.protocol) for one in scores])
 
 
 def format_scores(scores: Scores) -> str:
-    """All that is printed for one run: the evaluator's own lines, events, who was skipped, checksum."""
+    """Everything printed for one run: the evaluator's own output, event counts, skipped samples, checksum."""
     lines = [own_shape(scores, protocol_named(scores.protocol))]
     for name, count in scores.events.items():
         lines.append(f"{name} events per step, of {scores.n_scored} samples: {' '.join(str(k) for k in count.tolist())}")
@@ -39,16 +39,16 @@ def format_scores(scores: Scores) -> str:
 
 
 def samples_sentence(scores: Scores) -> str:
-    """How many samples were scored and skipped, and why."""
+    """The numbers of scored and skipped samples, with the reason."""
     if scores.n_skipped == 0:
         return f"scored {scores.n_scored} samples; skipped none."
     return f"scored {scores.n_scored} samples; skipped {scores.n_skipped}: the scene ends before {STEP_S * FUTURE_STEPS:.1f} s."
 
 
 def checksum_sentence(scores: Scores) -> str:
-    """Whether SparseDrive's obj_col row, which no model can change, is the one of nuScenes val."""
+    """Whether SparseDrive's obj_col row equals that of nuScenes val. The row does not depend on the model."""
     if "obj_col" not in scores.events:
-        return "checksum: none, because without boxes there is no obj_col row."
+        return "checksum: none, because there is no obj_col row without boxes."
     found = tuple(scores.events["obj_col"].tolist())
     known = f"{', '.join(str(k) for k in NUSCENES_VAL_OBJ_COL)} of {NUSCENES_VAL_SAMPLES}"
     if scores.n_scored != NUSCENES_VAL_SAMPLES:
@@ -57,7 +57,7 @@ def checksum_sentence(scores: Scores) -> str:
             "so its obj_col row cannot be checked."
         )
     if found == NUSCENES_VAL_OBJ_COL:
-        return f"checksum: the obj_col row is that of nuScenes val ({known}): the truth is complete and unchanged."
+        return f"checksum: the obj_col row is that of nuScenes val ({known}): the ground truth is complete and unchanged."
     return (
         f"checksum: {NUSCENES_VAL_SAMPLES} samples as in nuScenes val, but obj_col has {', '.join(str(k) for k in found)} events "
         f"where nuScenes val has {known}: paths and boxes are mis-paired or the data was changed; do not compare this table with others."
@@ -65,7 +65,7 @@ def checksum_sentence(scores: Scores) -> str:
 
 
 def own_shape(scores: Scores, protocol: Protocol) -> str:
-    """What the evaluator prints, line for line."""
+    """The lines that the evaluator itself prints."""
     columns = {name: [_or_dash(v) for v in value.tolist()] for name, value in scores.columns.items()}
     average = {name: _or_dash(value) for name, value in scores.average.items()}
     each = [(name, h, columns[name][i]) for name in protocol.rows for i, h in enumerate(_HORIZONS)] if len(protocol.columns) == 3 else []
@@ -89,7 +89,7 @@ def own_shape(scores: Scores, protocol: Protocol) -> str:
 
 
 def grid(scores: Scores, protocol: Protocol, title: str = "") -> str:
-    """Names and columns in a ruled grid. SparseDrive's has percent and a column of averages; UniAD's has neither."""
+    """Row names and columns in a ruled grid. SparseDrive's grid has percent and a column of averages; UniAD's has neither."""
     own = protocol.layout == "sparsedrive"
     lines = [["metrics", *protocol.columns, *(["avg"] if own else [])]]
     for name, columns in scores.columns.items():
@@ -103,7 +103,7 @@ def grid(scores: Scores, protocol: Protocol, title: str = "") -> str:
 
 
 def together(scores: Sequence[Scores], protocols: Sequence[Protocol]) -> str:
-    """One line a protocol: samples, L2 and obj_box_col at 1, 2, 3 s and their mean; then what each line's numbers mean."""
+    """One line per protocol: samples, L2 and obj_box_col at 1, 2, 3 s and their mean. An explanation of each protocol follows."""
     head = ["protocol", "N", *(f"L2 {h} (m)" for h in (*_HORIZONS, "avg")), *(f"col {h} (%)" for h in (*_HORIZONS, "avg"))]
     lines = [head]
     for one, protocol in zip(scores, protocols, strict=True):
@@ -112,7 +112,9 @@ def together(scores: Sequence[Scores], protocols: Sequence[Protocol]) -> str:
             values = [*(one.columns[name][i] for i in protocol.averaged), one.average[name]]
             cells += [_decimals(scale * float(value), digits) for value in values]
         lines.append(cells)
-    text = ["col is obj_box_col: the planned box hits and the true one does not. Never compare two lines: they measure different things."]
+    text = [
+        "col is obj_box_col: the planned box collides and the true one does not. Never compare two lines: they measure different things."
+    ]
     for protocol in protocols:
         words = (
             ("frame", protocol.frame),
@@ -139,7 +141,7 @@ def _or_dash(value: float) -> float | str:
 
 
 def _centred(text: str, width: int) -> str:
-    """Centred as the evaluators' table printer does it: the odd blank goes right of texts of odd length, left of even ones."""
+    """`text` centred as in the evaluators' table printer: an odd space goes to the right of texts of odd length, to the left of even ones."""
     spare = width - len(text)
     left = spare // 2 + (spare % 2) * (len(text) % 2 == 0)
     return " " * left + text + " " * (spare - left)

@@ -17,7 +17,7 @@ from iidrive.core.scene import FUTURE_STEPS, GridSpec
 from iidrive.data import SOURCES, Data, DataName
 from iidrive.data.source import Source, window
 from iidrive.data.town.source import TownConfig
-from iidrive.scoring.cases import cases_from_windows
+from iidrive.scoring.cases_from_samples import cases_from_samples
 
 SPEC = GridSpec((32, 32, 4), (-25.6, -25.6, -1.6), 1.6)
 TOWN = TownConfig(train_scenes=2, test_scenes=1, keyframes=10)
@@ -88,5 +88,5 @@ def test_windows_and_cases_can_be_cut(source: Source) -> None:
     assert [k.token for k in observation.keyframes] == [k.token for k in scene.keyframes[1:4]]
     assert target.trajectory.points_m.shape == (FUTURE_STEPS, 2)
     assert {k.command.source for k in scene.keyframes} == {source.command_source}
-    cases = cases_from_windows(window(source, scene, i, past=0) for i in range(len(scene)))
+    cases = cases_from_samples(window(source, scene, i, past=0) for i in range(len(scene)))
     assert list(cases.token) == [k.token for k in scene.keyframes]

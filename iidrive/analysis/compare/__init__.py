@@ -1,1 +1,1 @@
-"""Whether two runs differ."""
+"""Comparison of two runs: from per-sample scores, or from printed tables."""

@@ -1,4 +1,4 @@
-"""Do two runs differ? Paired by sample token, clustered by scene, corrected for several metrics, ending in one careful sentence."""
+"""Compare two runs: paired by sample token, clustered by scene, corrected for multiple metrics, summarised in one sentence."""
 
 from __future__ import annotations
 
@@ -19,15 +19,18 @@ from iidrive.scoring.stats import ALPHA, Test, holm, paired, samples_needed
 Array = np.ndarray
 
 METRICS = ("L2", "obj_box_col")
-"""Lower is better in both. Their averages are judged together; the horizons explain them."""
+"""Metrics that are compared; lower is better in both. The verdict uses their averages; the horizons are shown for information."""
 HORIZONS = (2, 4, 6)
 FEWEST_CLUSTERS = 7
-"""The least p-value of k clusters is 2 / 2^k, and it is doubled for being one of two: with fewer than seven nothing can be shown."""
+"""The smallest p-value of k clusters is 2 / 2^k, and Holm's correction for two metrics doubles it. With fewer clusters nothing is significant."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One compared quantity: means of A and B, the paired test of A - B, its p-value after correction, who collides alone (rates only)."""
+    """One compared quantity: means of A and B, paired test of A - B, and corrected p-value.
+
+    `only_a`, `only_b` (rates only): numbers of samples and steps at which only this side collides, or collides in more seeds.
+    """
 
     metric: str
     column: str
@@ -40,13 +43,17 @@ class Line:
 
     @property
     def differs(self) -> bool:
-        """Both the corrected p-value and the interval must say so."""
+        """Whether the difference is significant by both the corrected p-value and the interval."""
         return self.corrected <= ALPHA and not self.test.low <= 0 <= self.test.high
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is printed about A and B. `lines` holds the two averages first. `verdict` is one sentence."""
+    """The comparison of A and B.
+
+    `n` samples in `clusters` scenes. `lines`: the averages of both metrics, then the horizons. `verdict`: one sentence. `seeds`: the average of
+    every seed, by metric, for A and B. `independent`: scenes are unknown, so every sample is its own cluster.
+    """
 
     a: str
     b: str
@@ -61,7 +68,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Joined:
-    """Seeds of both sides on their common samples: (seeds, n, 6) each, and each sample's cluster."""
+    """Both sides on their common samples: per metric the values (seeds, n, 6) of A and B, and the cluster of each sample."""
 
     value: Mapping[str, tuple[Array, Array]]
     cluster: Array
@@ -75,7 +82,7 @@ def _join(a: Sequence[Sampled], b: Sequence[Sampled]) -> _Joined:
     runs = [*a, *b]
     common = set(runs[0].token).intersection(*(r.token for r in runs[1:]))
     if not common:
-        raise DataError(f"{runs[0].name} and {runs[-1].name} have no sample in common; were they made on different splits?")
+        raise DataError(f"{runs[0].name} and {runs[-1].name} have no sample in common; were they run on different splits?")
     token = [t for t in runs[0].token if t in common]
     notes = list(dict.fromkeys(note for r in runs for note in r.notes))
     for run in runs:
@@ -91,8 +98,8 @@ def _join(a: Sequence[Sampled], b: Sequence[Sampled]) -> _Joined:
         if not np.array_equal(run.gt_col[row], truth):
             differing = int((run.gt_col[row] != truth).any(axis=1).sum())
             raise DataError(
-                f"{runs[0].name} and {run.name} were scored against different truth: the true path's own collisions differ in {differing} "
-                "samples of the same token; score both against one cases file."
+                f"{runs[0].name} and {run.name} were scored against different ground truth: collisions of the true path differ in {differing} "
+                "samples with the same token; score both against the same cases file."
             )
     known = next((r for r in runs if r.scene is not None), None)
     if known is not None and known.scene is not None:
@@ -101,7 +108,7 @@ def _join(a: Sequence[Sampled], b: Sequence[Sampled]) -> _Joined:
     else:
         cluster = np.arange(len(token))
         notes.append(
-            "The scenes are unknown, so samples are treated as independent: neighbours are not, so the intervals are too narrow and the "
+            "The scenes are unknown, so samples are treated as independent. Neighbouring samples are not, so the intervals are too narrow and the "
             "p-values too small. Give a cases file with `scene` by --cases."
         )
     stack = {m: tuple(np.stack([_values(r, m)[i] for r, i in part]) for part in _halves(runs, rows, len(a))) for m in METRICS}
@@ -118,13 +125,13 @@ def _values(run: Sampled, metric: str) -> Array:
 
 
 def compare(a: Sequence[Sampled], b: Sequence[Sampled], names: tuple[str, str] = ("A", "B"), resamples: int = 9999) -> Comparison:
-    """Compare two sides of one or more seeds each on the samples that all have.
+    """Compare two sides, each with one or more seeds, on their common samples.
 
-    The averages of L2 and obj_box_col (of the 1, 2 and 3 s columns) are judged, Holm-corrected for being two; the horizons are corrected
-    among themselves. With two seeds or more on each side, seeds must tell the sides apart too (Welch's test).
+    The verdict uses the averages (of the 1, 2 and 3 s columns) of L2 and obj_box_col, Holm-corrected for two tests. The horizons are corrected
+    separately. With at least two seeds on each side, Welch's test over seeds must be significant, too.
 
     Raises:
-        DataError: without common samples, or for runs scored against different truth.
+        DataError: if there are no common samples, or the runs were scored against different ground truth.
     """
     joined = _join(a, b)
     averages = [_line(joined, metric, "avg", WEIGHTS / 36, resamples) for metric in METRICS]
@@ -140,11 +147,13 @@ def compare(a: Sequence[Sampled], b: Sequence[Sampled], names: tuple[str, str] =
     if joined.clusters < FEWEST_CLUSTERS:
         least = min(1.0, len(METRICS) * 2 / 2**joined.clusters)
         notes.append(
-            f"Only {joined.clusters} independent groups of samples: no corrected p-value can be below {least:.2g}, so nothing can be "
-            f"shown. It takes at least {FEWEST_CLUSTERS}, whatever the size of the difference."
+            f"Only {joined.clusters} independent groups of samples: no corrected p-value can be below {least:.2g}, so no difference can be "
+            f"significant. At least {FEWEST_CLUSTERS} groups are needed for a difference of any size."
         )
     if len(a) == 1 or len(b) == 1:
-        notes.append("One seed on a side: this is about these weights, not about the recipes; train both with several seeds for that.")
+        notes.append(
+            "One side has a single seed: the result holds for these weights, not for the recipes. To compare recipes, train several seeds."
+        )
     verdict = _verdict(lines[: len(METRICS)], names, joined, spread)
     return Comparison(*names, joined.n, joined.clusters, lines, tuple(notes), verdict, spread, joined.independent)
 
@@ -164,7 +173,7 @@ def _corrected(lines: Sequence[Line]) -> list[Line]:
 
 
 def _seeds_agree(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-    """Whether seeds tell the sides apart; true where there are too few to ask."""
+    """Whether the seeds of the two sides differ significantly (Welch's test); True if a side has fewer than two seeds."""
     if len(a) < 2 or len(b) < 2:
         return True
     if np.ptp(a) == 0 and np.ptp(b) == 0:
@@ -205,20 +214,20 @@ def verdict_sentence(words: Mapping[str, Sequence[str]], same: Sequence[str], ne
 
 
 def amount(metric: str, test: Test) -> str:
-    """The difference with its interval, in metres or percentage points."""
+    """The difference and its interval as text, in metres or percentage points."""
     if metric in RATES:
         return f"{100 * test.difference:+.3f} points, 95 % {100 * test.low:+.3f} to {100 * test.high:+.3f}"
     return f"{test.difference:+.4f} m, 95 % {test.low:+.4f} to {test.high:+.4f}"
 
 
 def two_figures(value: int) -> int:
-    """Two figures: more would pretend to know."""
+    """`value` rounded up to two significant digits."""
     scale = 10 ** max(0, len(str(value)) - 2)
     return -(-value // scale) * scale
 
 
 def format_comparison(result: Comparison) -> str:
-    """The table of lines, events, seeds, notes and the verdict."""
+    """The comparison as text: table, events, seeds, notes and verdict."""
     unit = "taken as independent" if result.independent else f"of {result.clusters} scenes"
     out = [f"{result.a} against {result.b}: {result.n} samples in common, {unit}; differences are {result.a} - {result.b}"]
     widths = (18, 12, 12, 12, 24, 9, 11)
@@ -246,17 +255,17 @@ def format_comparison(result: Comparison) -> str:
 
 
 def grid(cells: Sequence[Sampled], resamples: int = 9999) -> str:
-    """The 2×2 of train-ii × test-ii, from files that say which cell they are, and the comparison of each row and column.
+    """The 2×2 grid of train-ii × test-ii as text, and the comparison of each row and column. Files with the same cell are seeds of it.
 
     Raises:
-        ConfigError: if a file does not say its cell, or a cell stands twice.
+        ConfigError: if a file does not state its cell, or fewer than two cells are given.
     """
     found: dict[tuple[str, str], list[Sampled]] = {}
     for cell in cells:
         key = (str(cell.about.get("train_ii", "")), str(cell.about.get("test_ii", "")))
         if key[0] not in ("on", "off") or key[1] not in ("on", "off"):
             raise ConfigError(
-                f"{cell.name} does not say train_ii and test_ii (on or off) in its meta; write predictions with `iidrive evaluate`, or pass "
+                f"{cell.name} does not state train_ii and test_ii (on or off) in its meta; write predictions with `iidrive evaluate`, or pass "
                 "{'train_ii': 'on', 'test_ii': 'off'} to write_predictions."
             )
         found.setdefault(key, []).append(cell)
@@ -278,12 +287,12 @@ def grid(cells: Sequence[Sampled], resamples: int = 9999) -> str:
             notes |= dict.fromkeys(results[-1].notes)
     out += _grid_verdicts(results)
     if ("off", "on") in found:
-        notes["Trained with ii off, the ii branch was never trained: testing with it on should equal off."] = None
+        notes["With train-ii off, the ii branch is never trained, so test-ii on should give the same result as off."] = None
     return "\n".join([*out, *(f"note: {note}" for note in notes)])
 
 
 def _grid_verdicts(results: Sequence[Comparison]) -> list[str]:
-    """One sentence a pair, corrected for all pairs and both metrics together."""
+    """One sentence per pair, corrected for all pairs and both metrics together."""
     flat = [line for r in results for line in r.lines[: len(METRICS)]]
     corrected = holm([line.test.p for line in flat])
     out = []

@@ -1,4 +1,4 @@
-"""Whether two printed tables differ, when tables are all there is: collisions by their counts, L2 by the widest spread it may have."""
+"""Comparison of two printed tables without per-sample data: collisions by their counts, L2 by an upper bound of its spread."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VAL_SCENES = 150
 
 @dataclass(frozen=True)
 class TableComparison:
-    """Two printed tables: corrected p-values by metric (where they can be judged at all), and the verdict."""
+    """The comparison of two printed tables: corrected p-values of the metrics that can be compared, and the verdict."""
 
     p: Mapping[str, float]
     lines: tuple[str, ...]
@@ -30,24 +30,24 @@ class TableComparison:
 
 
 def compare_tables(a: Table, b: Table, names: tuple[str, str] = ("A", "B"), n: int | None = None) -> TableComparison:
-    """What two printed tables alone can show: collisions by their counts, L2 by the widest spread it may have.
+    """Compare two printed tables; `n` is the number of samples if the tables do not state it.
 
-    Collisions: `stats.counts_differ`. L2: a table has no spread, so each run's scene means are taken to scatter as much as its average
-    itself, and nothing to be gained by pairing; only differences beyond that count (in 40 embedded towns the paired scene means
-    of two baselines scattered 15 times less).
+    Collisions are compared by `stats.counts_differ`. A table does not show the spread of L2. So the standard deviation of each run's scene means
+    is assumed equal to its average L2, without pairing, which is conservative: in 40 synthetic towns the paired scene means of two baselines
+    scattered 15 times less.
 
     Raises:
-        DataError: if the tables follow different protocols or nothing says which, are of different sets, or counts cannot be decoded.
+        DataError: if the protocols differ or are unknown, the evaluation sets differ, or the counts cannot be decoded.
     """
     same_protocol(a, b, names)
     first, second = _decoded(a, n), _decoded(b, n)
     if first.steps != second.steps:
         raise DataError(f"the tables have different columns: {_times(a)} in {names[0]} and {_times(b)} in {names[1]}.")
-    checksum = a.follows.name == "sparsedrive"  # elsewhere obj_col is the plan's own
+    checksum = a.follows.name == "sparsedrive"  # in other protocols obj_col depends on the plan
     if first.n != second.n or (checksum and first.events.get("obj_col") != second.events.get("obj_col")):
         raise DataError(
             f"the tables are of different evaluation sets: obj_col has {_set(first)} in {names[0]} and {_set(second)} in {names[1]}; "
-            "neither the number of samples nor that row can depend on the model, so nothing can be compared."
+            "neither the number of samples nor that row depends on the model, so the tables cannot be compared."
             if checksum
             else f"the tables are of different evaluation sets: {first.n} samples in {names[0]}, {second.n} in {names[1]}."
         )
@@ -64,7 +64,7 @@ def compare_tables(a: Table, b: Table, names: tuple[str, str] = ("A", "B"), n: i
     if "obj_box_col" in first.events and "obj_box_col" in second.events and any(first.weights):
         events = first.events["obj_box_col"], second.events["obj_box_col"]
         gap["obj_box_col"] = (first.weighted("obj_box_col") - second.weighted("obj_box_col")) / (36 * size)
-        counted = [k for k, weight in enumerate(first.weights) if weight]  # values at 1, 2 and 3 s alone make UniAD's average
+        counted = [k for k, weight in enumerate(first.weights) if weight]  # UniAD's average has only the values at 1, 2 and 3 s
         left, right = ([side[k] for k in counted] for side in events)
         p["obj_box_col"], spread = counts_differ(left, right, [first.weights[k] for k in counted])
         error["obj_box_col"] = spread / (36 * size)
@@ -83,7 +83,7 @@ def compare_tables(a: Table, b: Table, names: tuple[str, str] = ("A", "B"), n: i
             words["better" if gap[metric] < 0 else "worse"].append(f"{metric} ({size_of})")
         else:
             same.append(metric)
-            # The table's bound on the scatter of L2 is far too wide to ask for numbers of samples.
+            # The bound on the spread of L2 is too loose to estimate the number of samples needed.
             if gap[metric] and metric in RATES:
                 many = two_figures(int(np.ceil(size * (POWER_Z * error[metric] / abs(gap[metric])) ** 2)))
                 needed.append(f"about {many:,} samples for {metric}")
@@ -92,20 +92,22 @@ def compare_tables(a: Table, b: Table, names: tuple[str, str] = ("A", "B"), n: i
 
 
 def same_protocol(a: Table, b: Table, names: tuple[str, str] = ("A", "B")) -> None:
-    """Refuse tables whose numbers mean different things, or may do so.
+    """Check that two tables follow the same protocol.
 
     Raises:
         DataError: if the protocols differ, or one of them is unknown.
     """
     for table, name in ((a, names[0]), (b, names[1])):
         if not table.times_s:
-            raise DataError(f"{name} holds averages alone, whose protocol and counts cannot be told: compare the tables they come from.")
+            raise DataError(f"{name} has only averages, so its protocol and counts are unknown: compare the tables they come from.")
         if not table.follows.averaging:
-            raise DataError(f"nothing says whether the columns of {name} are means up to a time or values at it, so it cannot be compared.")
+            raise DataError(
+                f"it is unknown whether the columns of {name} are means up to a time or values at that time, so it cannot be compared."
+            )
     if (a.follows.name, a.follows.averaging) != (b.follows.name, b.follows.averaging):
         raise DataError(
             f"{names[0]} follows {a.follows.name or 'an unknown protocol'} and {names[1]} {b.follows.name or 'an unknown protocol'}: numbers of "
-            "different protocols measure different things and are never compared. Score both by one protocol (`iidrive score`)."
+            "different protocols measure different things and are not comparable. Score both by the same protocol (`iidrive score`)."
         )
 
 
@@ -114,7 +116,7 @@ def _times(table: Table) -> str:
 
 
 def _mean_l2(table: Table) -> float | None:
-    """The table's average of L2, or what it would print as such: the mean of the 1, 2 and 3 s columns."""
+    """The printed average of L2, or else the mean of its 1, 2 and 3 s columns, metres; None if neither is known."""
     printed = table.average("L2")
     if printed is None and "L2" in table.rows and table.averaged:
         printed = float(np.mean([table.rows["L2"].columns[k] for k in table.averaged]))
@@ -134,10 +136,12 @@ def _decoded(table: Table, n: int | None) -> Decoded:
         size = n or table.n
         ranges = between(table, size) if size else {}
         if ranges and all(low <= high for row in ranges.values() for low, high in row):
-            raise DataError(f"{table.where}, line {table.line}: the printed digits are too coarse to tell the events of {size} samples.")
+            raise DataError(
+                f"{table.where}, line {table.line}: the printed digits are too few to recover the event counts of {size} samples."
+            )
         raise DataError(
-            f"{table.where}, line {table.line}: the percentages are no counts of {n or table.n or 'any plausible number of'} samples; "
-            "say how many samples were scored with --samples."
+            f"{table.where}, line {table.line}: the percentages are not counts of {n or table.n or 'any plausible number of'} samples; "
+            "give the number of scored samples with --samples."
         )
     return found
 
@@ -147,22 +151,24 @@ def _counts(decoded: Decoded, row: str) -> str:
 
 
 def format_tables(result: TableComparison) -> str:
-    """Lines and verdict."""
-    note = "from the tables alone, whose samples cannot be paired; with predictions or per-sample files the same question is answered more sharply."
+    """The comparison as text."""
+    note = "from the tables alone, whose samples cannot be paired; predictions or per-sample files give a more sensitive test."
     p = ", ".join(f"{metric} {value:.3g}" for metric, value in result.p.items())
     return "\n".join([*result.lines, f"corrected p: {p} ({note})", f"verdict: {result.verdict}"])
 
 
 def compare_files(files: Sequence[str], n: int | None = None) -> str:
-    """Compare the two tables that the files hold: two files of one table, one file of two, or `FILE#K`.
+    """Compare the two tables in the files: two files with one table each, one file with two, or `FILE#K`.
 
     Raises:
-        ConfigError: unless there are exactly two tables. DataError: as `compare_tables`.
+        ConfigError: unless there are exactly two tables.
+        DataError: as `compare_tables`.
     """
     found = [table for file in files for table in read_tables(file)]
     if len(found) != 2:
         raise ConfigError(
-            f"comparing takes two tables; found {len(found)} in {', '.join(files)}. Choose with FILE#1 FILE#2, or look at all with `iidrive doctor`."
+            f"expected two tables to compare; found {len(found)} in {', '.join(files)}. Choose two with FILE#1 FILE#2, or list all with "
+            "`iidrive doctor`."
         )
     legend = [f"{side}: {t.where}, line {t.line}{' – ' + t.heading if t.heading else ''}" for side, t in zip("AB", found, strict=True)]
     return "\n".join([*legend, format_tables(compare_tables(found[0], found[1], n=n))])

@@ -1,1 +1,1 @@
-"""What printed tables and predictions say about how they were made."""
+"""Doctor: examines printed tables, predictions and occupancy for errors in how they were made."""

@@ -1,4 +1,4 @@
-"""What the readers found, put in order: each table with the lines below it that are its own, and the words around it."""
+"""Assemble the tables of a text: combine the readers' results with the lines below each table and the words around it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from iidrive.core.lineage import MARKED, TRAINED_HERE
 from iidrive.core.text import printable
 
 _FAR = 200
-"""Lines below a table in which its dict of averages may stand."""
+"""Number of lines below a table that may contain its dict of averages."""
 _MOST_TABLES = 1000
 _LARGEST = 1e12
 """Averages beyond this are treated as infinite."""
@@ -34,7 +34,7 @@ _LARGEST = 1e12
 
 @dataclass(frozen=True)
 class Reading:
-    """Every table of a text, what looked like a table and could not be read, and losses that were NaN or infinite."""
+    """All tables of a text, descriptions of unreadable ones, and losses that were NaN or infinite."""
 
     tables: tuple[Table, ...]
     unread: tuple[str, ...]
@@ -43,7 +43,7 @@ class Reading:
 
 @dataclass
 class _Draft:
-    """A table with its own lines, `first` to `last`, before it is typed."""
+    """A table with its lines, `first` to `last`, before units are converted."""
 
     rows: Rows
     first: int
@@ -62,7 +62,7 @@ class _Draft:
 
 
 def read(text: str, where: str) -> Reading:
-    """Read a text by every reader and put its tables in order. Time and memory are linear in the length of the text."""
+    """Parse a text with every reader and return its tables in order. Time and memory are linear in the length of the text."""
     lines = clean(text)
     found, unread = _all_rows(lines)
     tails = list(read_tails(lines))
@@ -76,7 +76,7 @@ def read(text: str, where: str) -> Reading:
 
 
 def _all_rows(lines: Sequence[str]) -> tuple[list[Rows], list[str]]:
-    """Rows of every reader by first line, and what could not be read. A line belongs to the first reader that takes it."""
+    """Rows of every reader in order of their first line, and what could not be read. A line belongs to the first reader that accepts it."""
     grids: list[Grid] = [
         *mark_markdown(read_boxed(lines), lines),
         *read_latex(lines),
@@ -99,7 +99,7 @@ def _all_rows(lines: Sequence[str]) -> tuple[list[Rows], list[str]]:
 
 
 def _merged(found: Sequence[Rows], tails: Sequence[Tail]) -> list[Rows]:
-    """Rows of one table that foreign lines tore apart, together again: without a header of their own, of other names, with no dict between."""
+    """Rejoin rows of one table that were separated by other lines: rows without a header, with other names, and without a dict in between."""
     ends = [tail.line for tail in tails if tail.kind in ("average", "events", "summary")]
     out: list[Rows] = []
     at = 0
@@ -112,7 +112,7 @@ def _merged(found: Sequence[Rows], tails: Sequence[Tail]) -> list[Rows]:
             before and before.form == rows.form == "columns" and before.cells.keys() == rows.cells.keys() and before.times and rows.times
         )
         if before and goes_on and rows.first - before.last <= 3 and not before.label and rows.times[0] > before.times[-1]:
-            for name, row in rows.cells.items():  # a wide frame of pandas, printed in parts
+            for name, row in rows.cells.items():  # a wide pandas DataFrame, printed in parts
                 before.cells[name] |= row
             before.unread += rows.unread
             before.last = rows.last
@@ -134,7 +134,7 @@ def _averaged(rows: Rows) -> bool:
 
 
 def _with_tails(found: Sequence[Rows], tails: Sequence[Tail]) -> list[_Draft]:
-    """Give each line below a table to the table before it; a dict that belongs to a table is not a table of its own."""
+    """Assign each line below a table to that table. A dict that belongs to a table is not a separate table."""
     drafts: list[_Draft] = []
     next_tail = 0
     for i, rows in enumerate(found):
@@ -159,7 +159,7 @@ def _with_tails(found: Sequence[Rows], tails: Sequence[Tail]) -> list[_Draft]:
 
 
 def _repeats(before: _Draft, rows: Rows) -> bool:
-    """Whether averages belong to the table before them: its dict, which comes once, or a log line that says the same again."""
+    """Whether averages belong to the table before them: its dict, which appears once, or a log line that repeats its averages."""
     if before.only_averages or before.rows.label or rows.first - before.last > _FAR:
         return False
     if rows.style == "dict":
@@ -173,7 +173,7 @@ def _repeats(before: _Draft, rows: Rows) -> bool:
 
 
 def _lines_between(lines: Sequence[int], first: int, last: int) -> range:
-    """Places of those sorted lines that are at least `first` and below `last`."""
+    """Indices of the sorted lines in [first, last)."""
     return range(bisect_left(lines, first), bisect_left(lines, last))
 
 
@@ -213,7 +213,7 @@ def _take(draft: _Draft, tail: Tail) -> None:
 
 
 def _finished(drafts: Sequence[_Draft], lines: Sequence[str], where: str, losses: Sequence[BadLoss], tails: Sequence[Tail]) -> list[Table]:
-    """Typed tables with the words around them. Tables of one grid share them."""
+    """Typed tables with the words around them. Tables of one grid share these words."""
     said = [tail for tail in tails if tail.kind == "said"]
     said_at = [tail.line for tail in said]
     bars = [(at, total) for at, line in enumerate(lines) if "/" in line and (total := counted(line))]
@@ -265,7 +265,7 @@ def _table(draft: _Draft, number: int, where: str, first: int, heading: str, rem
     if any("," in cell for row in draft.rows.cells.values() for cell in row.values()):
         notes.append("commas between digits were read as decimal points")
     if guessed == "fractions":
-        notes.append("collision rows stand without a percent sign and with four decimals or more: taken for fractions of 1")
+        notes.append("collision rows have no percent sign and at least four decimals: read as fractions of 1")
     return Table(
         number,
         where,
@@ -291,13 +291,13 @@ def _table(draft: _Draft, number: int, where: str, first: int, heading: str, rem
 
 
 def _heading_start(lines: Sequence[str], last: int, first: int, has_before: bool, at_end: bool = False) -> int:
-    """Where the words of the next table begin: those that touch the table before are its remark, if a blank line follows them."""
+    """First line of the words that belong to the next table. Words directly below the previous table, followed by a blank line, are its remark."""
     if not has_before:
         return last + 1
     at = last + 1
     while at < first and not lines[at].strip():
         at += 1
-    # Skipping blanks first would make a heading of its own a remark: words only touch if they follow at once.
+    # A remark must directly follow its table. After a blank line the words are a heading.
     if at > last + 1:
         return len(lines) if at_end and at >= first else last + 1
     while at < first and lines[at].strip():

@@ -1,4 +1,4 @@
-"""Lines with counts below a table: what they say must stand in it."""
+"""Count lines below a table, and whether they agree with the table."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import numpy as np
 from iidrive.analysis.doctor.table import CountLine, Table
 
 LARGEST_STATED = 10_000_000
-"""A stated number of samples beyond this is not believed."""
+"""A larger stated number of samples is treated as an error."""
 
 
 def columns_of(line: CountLine, table: Table) -> list[tuple[float, float]]:
-    """What a count line says must stand in each column: lowest and highest rate."""
+    """The lowest and highest rate that each column can have, given a count line."""
     events = np.array(line.events, np.float64)
     out = []
     for k in table.steps:
@@ -28,13 +28,13 @@ def columns_of(line: CountLine, table: Table) -> list[tuple[float, float]]:
 
 
 def disagreement(line: CountLine, table: Table) -> str:
-    """Why a count line cannot belong to its table; "" if it can."""
+    """Why a count line contradicts its table; "" if it does not."""
     if line.row not in table.rows or not table.steps or not table.follows.averaging or max(table.steps) > len(line.events):
         return ""
     if line.n < 1 or line.n > LARGEST_STATED:
-        return f"{line.n} samples are not believable"
+        return f"{line.n} samples are not plausible"
     if max(line.events) > line.n:
-        return f"{max(line.events)} events of {line.n} samples cannot be"
+        return f"{max(line.events)} events of {line.n} samples are impossible"
     row = table.rows[line.row]
     if not row.halves:
         return ""
@@ -45,6 +45,6 @@ def disagreement(line: CountLine, table: Table) -> str:
         if not low - slack <= value <= high + slack:
             return (
                 f"{' '.join(map(str, line.events))} of {line.n} would print {100 * low:.3f} % at {table.times_s[column]:g} s, "
-                f"where {100 * value:.3f} % stands"
+                f"but the table has {100 * value:.3f} %"
             )
     return ""

@@ -1,4 +1,4 @@
-"""The integer event counts behind printed rates, and the number of samples they are counts of."""
+"""Recover the integer event counts behind printed rates, and the number of samples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from iidrive.scoring.tables import NUSCENES_VAL_SAMPLES
 Array = np.ndarray
 
 LARGEST_SET = 20_000
-"""Sample counts up to this are tried. Beyond 100 000 / 6 = 16 666 samples three decimals of a percent no longer fix a count."""
+"""Largest number of samples tried. Beyond 100 000 / 6 = 16 666 samples, three decimals of a percent no longer determine a count."""
 USUAL_SIZES: Mapping[str, tuple[int, ...]] = {
     "sparsedrive": (5119,),
     "uniad": (6019,),
@@ -31,20 +31,20 @@ USUAL_SIZES: Mapping[str, tuple[int, ...]] = {
 """Numbers of samples of nuScenes val by protocol."""
 _ANY_SIZE = (5119, 6019, 4819, 4219)
 _CHANCE = 0.05
-"""The digits of a set that was not stated must fit by chance less often than this."""
+"""If the number of samples is not stated, the probability that the digits fit it by chance must be below this."""
 _LOOSE = 2000
-"""Digits at full precision that fit more numbers of samples than this do not tell the number."""
+"""If full-precision digits fit more numbers of samples than this, the number is not determined."""
 _WIDEST = 64
-"""More counts than this behind one printed cell, and nothing is decoded."""
+"""If a printed cell fits more counts than this, nothing is decoded."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """Integer events behind the percentages, of `n` samples: at each step, or in each span of steps (`Table.spans`) where columns are coarser.
+    """Integer events of `n` samples: at each step, or in each span of steps (`Table.spans`) if the columns are coarser.
 
-    `source`: 'stated' by count lines, 'given' by the caller, 'digits' where only this `n` (and `others`) gives the numbers at full precision,
-    'assumed' where the usual `n` merely fits. `exact`: the averages come out to the last digit. `weights` are 36 times each span's
-    weight in the average, `steps` the columns that were used, in half seconds.
+    `source` of `n`: 'stated' by count lines, 'given' by the caller, 'digits' if only this `n` (and `others`) gives the full-precision values,
+    'assumed' if the usual `n` fits. `exact`: the averages are reproduced to the last digit. `weights`: 36 times the weight of each span in the
+    average. `steps`: the columns used, in half seconds.
     """
 
     n: int
@@ -61,11 +61,11 @@ class Decoded:
 
 
 def decode(table: Table, n: int | None = None) -> Decoded | None:
-    """The integer events of each collision row, and the number of samples; None where no count fits or the digits do not say.
+    """The integer events of each collision row, and the number of samples; None if no count fits or the number is not determined.
 
-    `n` fixes the number of samples. Otherwise the lines below the table state it, if the table agrees with them; or digits at full precision
-    tell it (36·n·average is an integer, and float32 quotients summed in float64 must come out to the last digit); or nuScenes val's number
-    under the table's protocol is assumed if it fits and hardly could by chance. Rows of zeros fit every number of samples, so they do not tell it.
+    The number of samples is, in this order: `n`, if given; the number stated below the table, if the table agrees with it; the number determined by
+    full-precision digits (36·n·average is an integer, and float32 quotients summed in float64 must match to the last digit); or nuScenes val's number
+    under the table's protocol, if it fits and a fit by chance is unlikely. Rows of zeros fit every number of samples and determine none.
     """
     table = countable(table)
     if not _readable(table):
@@ -88,7 +88,7 @@ def decode(table: Table, n: int | None = None) -> Decoded | None:
 
 
 def countable(table: Table) -> Table:
-    """The collision rows that can be counted, and the columns that they have in common; without any where NaN was printed."""
+    """The table with only its countable collision rows and their common columns; without rows if NaN was printed."""
     names = _rates(table)
     if any(table.rows[name].lacks("nan") for name in names):
         return replace(table, rows={})
@@ -98,14 +98,14 @@ def countable(table: Table) -> Table:
 
 
 def all_zero(table: Table) -> bool:
-    """Whether every rate is 0, which says nothing of the number of samples."""
+    """Whether every rate is 0, which does not determine the number of samples."""
     table = countable(table)
     rows = [table.rows[name] for name in _rates(table)]
     return bool(rows) and not any(v for row in rows for v in row.columns) and not any(table.averages.get(name) for name in _rates(table))
 
 
 def luck(table: Table, size: int) -> float:
-    """How often digits as coarse as these would fit `size` samples by chance: the product of the widths of the counts behind each cell."""
+    """Probability that digits of this precision fit `size` samples by chance: the product over cells of the width in counts."""
     chance = 1.0
     if not table.steps:
         return chance
@@ -118,7 +118,7 @@ def luck(table: Table, size: int) -> float:
 
 
 def settle(table: Table) -> Table:
-    """A table of unknown averaging, told by its digits where they are counts of nuScenes val one way and not the other."""
+    """Determine an unknown averaging from the digits, if they are counts of nuScenes val under exactly one averaging."""
     if table.follows.averaging or len(table.steps) < 2 or not _rates(table) or all_zero(table):
         return table
     whole, table = table, countable(table)
@@ -135,9 +135,9 @@ def settle(table: Table) -> Table:
 
 
 def between(table: Table, size: int) -> dict[str, list[tuple[int, int]]]:
-    """For each collision row, the fewest and most events (up to the column, for means up to it) of `size` samples behind each column.
+    """For each collision row and column, the smallest and largest number of events of `size` samples that is printed as this value.
 
-    A range is empty (fewest above most) where no count prints as the column.
+    For means up to a time, events are counted up to the column. A range is empty (smallest above largest) if no count fits.
     """
     table = countable(table)
     if not _readable(table) or not 0 < size <= LARGEST_STATED:
@@ -167,22 +167,22 @@ def _stated(table: Table) -> Iterable[int]:
 
 
 def _agrees(table: Table, size: int) -> bool:
-    """Whether every count line is of this size and fits the table."""
+    """Whether every count line has this number of samples and agrees with the table."""
     return all(line.n == size and not disagreement(line, table) for line in table.counts) or not table.counts or _all_fit(table, size)
 
 
 def _all_fit(table: Table, size: int) -> bool:
-    """Count lines of another size are faulty if the stated one, with their events, gives the table."""
+    """Whether the events of all count lines agree with the table if they are of `size` samples."""
     return all(not disagreement(replace(line, n=size), table) for line in table.counts)
 
 
 def _multiples(table: Table) -> tuple[int, ...]:
-    """What a column's rate is multiplied by, besides the number of samples, to be a count."""
+    """Factor per column: rate * factor * number of samples is a count."""
     return table.steps if table.follows.averaging == "prefix" else (1,) * len(table.steps)
 
 
 def _weights(table: Table) -> tuple[int, ...]:
-    """36 times the weight of each decoded count in the average of the columns that are averaged."""
+    """36 times the weight of each decoded count in the average."""
     if not table.averaged:
         return (0,) * len(table.steps)
     share = 36 // len(table.averaged) if 36 % len(table.averaged) == 0 else 0
@@ -207,7 +207,7 @@ def _of_size(table: Table, size: int, source: str) -> Decoded | None:
 
 
 def _from_digits(table: Table) -> Decoded | None:
-    """Search the number of samples: every row's columns must be counts, and 36·n·average their weighted sum."""
+    """Search for the number of samples for which all columns are counts and 36·n·average is their weighted sum."""
     sizes = np.arange(1, LARGEST_SET + 1)
     fits = np.ones(len(sizes), bool)
     for name in _rates(table):
@@ -217,9 +217,9 @@ def _from_digits(table: Table) -> Decoded | None:
         if average is not None:
             weighted = 36 * sizes * average
             fits &= np.abs(weighted - np.round(weighted)) <= 2e-7 * weighted + 1e-9
-    for mean in table.means:  # whole counts divided by the number of samples too
+    for mean in table.means:  # these are also integer counts divided by the number of samples
         fits &= np.abs(mean * sizes - np.round(mean * sizes)) <= 2e-7 * mean * sizes + 1e-9
-    if fits.sum() > _LOOSE:  # these digits do not tell the number
+    if fits.sum() > _LOOSE:  # the digits do not determine the number
         return None
     found = [d for size in sizes[fits] if (d := _of_size(table, int(size), "digits"))]
     if not found:
@@ -232,7 +232,7 @@ def _from_digits(table: Table) -> Decoded | None:
 
 
 def _bounds(table: Table, row: Row, sizes: Int64[Array, "s"]) -> tuple[Int64[Array, "s c"], Int64[Array, "s c"]]:
-    """Smallest and largest count (up to the column, for means up to it) that prints as each column, for each number of samples."""
+    """Smallest and largest count that is printed as each column, for each number of samples. For means up to a time, counts up to the column."""
     column, k = np.array(row.columns), np.array(_multiples(table))
     half = np.array(row.halves) if row.halves else np.full(len(column), row.half)
     scale = sizes[:, None] * k
@@ -255,7 +255,7 @@ def _all_events(table: Table, size: int) -> dict[str, tuple[int, ...]] | None:
 
 
 def _row_events(table: Table, name: str, size: int) -> tuple[int, ...] | None:
-    """Counts that print as this row; the average at full precision decides where rounding leaves a choice."""
+    """Counts that are printed as this row. If rounding allows several, the average at full precision decides."""
     row = table.rows[name]
     low, high = (bound[0] for bound in _bounds(table, row, np.array([size])))
     if (high < low).any() or (high - low > _WIDEST).any():
@@ -274,7 +274,7 @@ def _row_events(table: Table, name: str, size: int) -> tuple[int, ...] | None:
     average, weights = table.averages.get(name), np.array(_weights(table))
     target = average if average is not None else row.average
     if not paths or target is None or not weights.any():
-        return paths[0] if len(paths) == 1 else None  # without an average, only where rounding leaves one choice
+        return paths[0] if len(paths) == 1 else None  # without an average, only if rounding allows a single choice
     allowed = 2e-7 * target * 36 * size + 1e-9 if average is not None else 36 * size * row.average_half + 1e-6
     off = np.array([abs(float(weights @ np.array(path)) - 36 * size * target) for path in paths])
     best = int(np.argmin(off))
@@ -284,7 +284,7 @@ def _row_events(table: Table, name: str, size: int) -> tuple[int, ...] | None:
 
 
 def _exact(table: Table, events: Mapping[str, tuple[int, ...]], size: int) -> bool:
-    """Whether the averages come out to the last digit."""
+    """Whether the averages are reproduced to the last digit."""
     known = [name for name in events if name in table.averages]
     if table.follows.averaging != "prefix" or table.steps != (1, 2, 3, 4, 5, 6):
         return False

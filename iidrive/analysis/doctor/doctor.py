@@ -1,7 +1,7 @@
-"""What can be said of printed tables before anyone believes them: read, find, report.
+"""Examine printed tables for errors: read the tables, collect findings, and report them.
 
-A table says more than its averages: its ground-truth row is a checksum, its percentages are integer counts, and the growth of L2 with time
-tells a planner that does not know the present from one that knows the future. Nothing here is a proof; `decide` names the test that is.
+A table contains more than its averages: its ground-truth row is a checksum, its percentages are integer counts, and the growth of L2 with time
+distinguishes a planner with broken inputs from one that knows the future. Findings are not proofs; `decide` names the decisive test.
 """
 
 from __future__ import annotations
@@ -35,13 +35,16 @@ class Diagnosis:
     findings: tuple[Finding, ...]
 
     def suspects(self) -> list[str]:
-        """Kinds of the suspicions."""
+        """Kinds of the suspicious findings."""
         return [f.kind for f in self.findings if f.suspect]
 
 
 @dataclass(frozen=True)
 class Report:
-    """All tables of a file or run, and what separates them: pairs that do not differ, pairs that do, pairs that cannot be compared."""
+    """All tables of a file or run, and the comparison of their pairs.
+
+    `noise`: pairs without a significant difference. `differ`: pairs with one. `apart`: pairs that cannot be compared, with the reason.
+    """
 
     tables: tuple[Diagnosis, ...]
     noise: tuple[tuple[int, int, TableComparison], ...] = ()
@@ -50,10 +53,10 @@ class Report:
 
 
 def read_report_tables(paths: Sequence[str | Path]) -> list[Table]:
-    """The tables of text files (`FILE#2`: the second alone) and of every text file of run folders, numbered through.
+    """The tables of text files (`FILE#2`: only the second) and of all text files in run folders, numbered consecutively.
 
     Raises:
-        DataError: for a file or folder without a table.
+        DataError: if a file or folder has no table.
     """
     found: list[Table] = []
     for path in paths:
@@ -66,22 +69,22 @@ def _tables_of_folder(folder: Path) -> list[Table]:
     for file in sorted({f for pattern in _LOGS for f in folder.glob(pattern)}):
         found += parse_tables(read_text(file), str(file))
     if not found:
-        raise DataError(f"{folder}: no table in the text files of this folder ({', '.join(_LOGS)}); name the log itself.")
+        raise DataError(f"{folder}: no table in the text files of this folder ({', '.join(_LOGS)}); give the log file itself.")
     return found
 
 
 def doctor(files: str | Path | Sequence[str | Path], samples: int = 0) -> Report:
-    """Examine printed tables in text files or run folders; `samples` were scored, where the digits do not say it.
+    """Examine printed tables in text files or run folders. `samples`: number of scored samples; 0: infer it from the digits.
 
     Raises:
-        DataError: for a file or folder without a table.
+        DataError: if a file or folder has no table.
     """
     some = [files] if isinstance(files, (str, Path)) else files
     return diagnose(read_report_tables(some), samples or None)
 
 
 def diagnose(tables: Sequence[Table], n: int | None = None) -> Report:
-    """Examine every table alone, then against the others of the same evaluation set. `n` says how many samples were scored."""
+    """Examine every table separately, then compare tables of the same evaluation set. `n`: number of scored samples, if known."""
     decoded = [decode(table, n) for table in tables]
     alone = [_alone(table, counts, n) for table, counts in zip(tables, decoded, strict=True)]
     noise, differ, apart = [], [], []
@@ -111,7 +114,7 @@ def diagnose(tables: Sequence[Table], n: int | None = None) -> Report:
 
 
 def _alone(table: Table, counts: Decoded | None, n: int | None) -> tuple[Finding, ...]:
-    """What a table says without others."""
+    """Findings about a single table."""
     return (
         *protocol(table),
         *taken(table),
@@ -128,12 +131,12 @@ def _alone(table: Table, counts: Decoded | None, n: int | None) -> tuple[Finding
 
 
 def _one_protocol(a: Table, b: Table) -> bool:
-    """Whether two tables follow one protocol."""
+    """Whether two tables follow the same protocol."""
     return (a.follows.name, a.follows.averaging) == (b.follows.name, b.follows.averaging)
 
 
 def _same_set(table: Table, a: Decoded | None, b: Decoded | None) -> bool:
-    """Whether two tables of one protocol may be of one set: as many samples, and where obj_col is the true path's own, the same one."""
+    """Whether two tables of the same protocol may have the same evaluation set: equal numbers of samples and, for SparseDrive, equal obj_col."""
     if a is None or b is None or a.n != b.n:
         return False
     return table.follows.name != "sparsedrive" or a.events.get("obj_col") == b.events.get("obj_col")
@@ -143,7 +146,7 @@ def _same_set(table: Table, a: Decoded | None, b: Decoded | None) -> bool:
 
 
 def format_report(report: Report) -> str:
-    """Every table with its findings, then what separates the tables."""
+    """Every table with its findings, then the comparison of the tables."""
     out = []
     for diagnosis in report.tables:
         table = diagnosis.table
@@ -168,11 +171,11 @@ def format_report(report: Report) -> str:
 def _between(report: Report) -> list[str]:
     out = []
     if report.noise:
-        out.append("differences that are noise:")
+        out.append("differences that are not significant:")
         out += [f"  {r.verdict}" for _, _, r in report.noise]
-        out.append("          decide: `iidrive compare A.npz B.npz --cases CASES.npz` pairs the samples, which sees smaller differences.")
+        out.append("          decide: `iidrive compare A.npz B.npz --cases CASES.npz` pairs the samples and detects smaller differences.")
     if report.differ:
-        out.append("differences that are more than noise (which does not make either number right):")
+        out.append("significant differences (either number may still be wrong):")
         out += [f"  {r.verdict}" for _, _, r in report.differ]
     if report.apart:
         out.append("not comparable:")

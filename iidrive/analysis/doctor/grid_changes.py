@@ -1,4 +1,4 @@
-"""Changes to grids of Occ3D's shape that people's conventions differ by: turned, mirrored, reshaped, moved, of other voxels."""
+"""Transformations between common conventions of Occ3D-shaped grids: rotated, mirrored, reshaped, shifted, or with other voxels."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Grid = Bool[Array, "200 200 16"]
 Change = Callable[[Grid], Grid]
 
 _EGO_T_LIDAR_M = (0.94, 0.0, 1.84)
-"""Where nuScenes' lidar sits in the ego frame; it looks to the right of it by a quarter of a turn."""
+"""Position of nuScenes' lidar in the ego frame, metres. Its x axis points to the right of the ego."""
 
 
 def orientations() -> dict[str, tuple[str, Change]]:
-    """The sixteen ways in which axes may be exchanged and mirrored, by what is done to a prediction, each with the kind of its fault."""
+    """The ways to swap, mirror and reshape axes: description → (kind of finding, transformation of the prediction)."""
     flat = {
         (False, False, False): ("as they are", "axes"),
         (False, True, False): ("mirrored from front to back (x)", "mirrored"),
@@ -45,12 +45,12 @@ def _oriented(swap: bool, x: bool, y: bool, z: bool) -> Change:
 
 
 def _reshaped(order: tuple[int, int, int]) -> Change:
-    """Values that were written along z, then y or x, and reshaped to x, y, z without turning the axes."""
+    """Values that were written in another axis order and reshaped to x, y, z without a transpose."""
     return lambda grid: np.ascontiguousarray(grid).reshape(16, 200, 200).transpose(order)
 
 
 def refitted() -> dict[str, tuple[str, Change]]:
-    """Grids of other voxels, read at the centres of Occ3D's."""
+    """Grids with other voxels, resampled at the centres of Occ3D's voxels: description → (kind of finding, transformation)."""
     out: dict[str, tuple[str, Change]] = {}
     for voxel in (0.2, 0.32, 0.5, 0.8):
         lower = (-100 * voxel, -100 * voxel, -1.0)
@@ -63,13 +63,13 @@ def refitted() -> dict[str, tuple[str, Change]]:
 
 
 def _read_at(voxel_m: float, lower_m: tuple[float, float, float], lidar: bool) -> Change:
-    """The grid whose voxels are those of another, taken for that which lies at the centre of each of Occ3D's voxels."""
+    """Resample a grid with voxels of `voxel_m` and lower corner `lower_m` at the centres of Occ3D's voxels."""
 
     def change(grid: Grid) -> Grid:
         x, y, z = (OCC3D_GRID.centres(axis) for axis in range(3))
-        if lidar:  # x to the right, y ahead
+        if lidar:  # lidar frame: x right, y forward
             ahead, left, up = x - _EGO_T_LIDAR_M[0], y - _EGO_T_LIDAR_M[1], z - _EGO_T_LIDAR_M[2]
-            seen = grid.transpose(1, 0, 2)  # by what lies ahead, then to the right
+            seen = grid.transpose(1, 0, 2)  # axes: forward, right, up
             return _take(seen, ((ahead, lower_m[1]), (-left, lower_m[0]), (up, lower_m[2])), voxel_m)
         return _take(grid, ((x, lower_m[0]), (y, lower_m[1]), (z, lower_m[2])), voxel_m)
 
@@ -84,7 +84,7 @@ def _take(grid: Grid, axes: Sequence[tuple[Array, float]], voxel_m: float) -> Gr
 
 
 def shifted(grid: Grid, cells: tuple[int, int, int]) -> Grid:
-    """A grid moved by some voxels along each axis; what comes in is free."""
+    """A grid shifted by some voxels along each axis; new voxels are free."""
     out = np.zeros_like(grid)
     to = tuple(slice(max(n, 0), size + min(n, 0)) for n, size in zip(cells, grid.shape, strict=True))
     of = tuple(slice(max(-n, 0), size + min(-n, 0)) for n, size in zip(cells, grid.shape, strict=True))
@@ -93,7 +93,7 @@ def shifted(grid: Grid, cells: tuple[int, int, int]) -> Grid:
 
 
 def shift_that_fits(pairs: Sequence[tuple[Grid, Grid]]) -> tuple[int, int, int]:
-    """By how many voxels predictions must be moved to overlap the truth most, all by the same; from (prediction, truth) of some samples."""
+    """The common shift in voxels that maximises the overlap of predictions with the truth, from (prediction, truth) pairs."""
     shape = OCC3D_GRID.shape
     total = np.zeros(shape)
     for pred, true in pairs[:4]:

@@ -1,4 +1,4 @@
-"""What the header of a grid says of each column: its time, its quantity, over several lines of names."""
+"""The header of a grid: time and quantity of each column, from one or several lines of names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from iidrive.analysis.doctor.readers.names import quantity, time_of
 
 @dataclass(frozen=True)
 class Column:
-    """What a header says of one column."""
+    """One column of a header: index, time in seconds (None: no time), quantity ("": unknown) and full name."""
 
     at: int
     time: float | None
@@ -21,11 +21,11 @@ class Column:
 
 
 def columns_of(grid: Grid) -> list[Column]:
-    """The header's lines read downwards; a name that stands over several columns counts for each of them."""
+    """The columns of a grid. A name above several columns applies to each of them."""
     if not grid.header:
         return []
     width = max(len(cells) for cells in grid.header)
-    # a line of times that is shorter lacks the cells of a label that stands beside both lines
+    # A shorter line of times lacks the cells of a label that spans both lines.
     lines = [("",) * (width - len(c)) + c for c in grid.header if len(c) == width or sum(time_of(plain(x)) is not None for x in c) >= 2]
     texts = [" ".join(dict.fromkeys(plain(cells[k]) for cells in lines)).strip() for k in range(width)]
     out = []
@@ -39,7 +39,7 @@ def columns_of(grid: Grid) -> list[Column]:
 
 
 def _spread(columns: list[Column], groups: list[tuple[str, ...]]) -> list[Column]:
-    """Names of a shorter header line above, handed to the runs of times below in order."""
+    """Assign the names of a shorter header line to the runs of times below, in order."""
     names = [name for name in map(quantity, map(plain, groups[0])) if name]
     runs = runs_of([c for c in columns if c.time is not None])
     if len(names) != len(runs):
@@ -49,7 +49,7 @@ def _spread(columns: list[Column], groups: list[tuple[str, ...]]) -> list[Column
 
 
 def runs_of(timed: Sequence[Column]) -> list[list[Column]]:
-    """Columns of times cut where the times begin again."""
+    """Split columns of times into runs; a new run begins where a time repeats."""
     runs: list[list[Column]] = []
     for column in timed:
         if not runs or column.time in {c.time for c in runs[-1]}:

@@ -1,4 +1,4 @@
-"""Grids of cells and named values made into rows with times: which way round a grid stands, which cell belongs to which time."""
+"""Convert grids of cells and named values to rows with times: find the orientation of a grid and the time of each cell."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from iidrive.core.scene import FUTURE_STEPS, STEP_S
 from iidrive.core.text import printable
 
 MOST_ROWS = 1000
-"""Rows or tables of one grid that are made of it."""
+"""Largest number of rows or tables taken from one grid."""
 USUAL_S = tuple(STEP_S * k for k in range(1, FUTURE_STEPS + 1))
 
 
 @dataclass
 class Rows:
-    """A table before its units and protocol are known: printed cells by row and time (AVERAGE for the average), the lines it covers.
+    """A table before its units and protocol are known: printed cells by row and time (AVERAGE for the average), and the text lines it covers.
 
-    Tables of one grid share `grid`, and those whose rows are methods or runs its lines as `block`.
+    Tables of one grid share `grid`. If methods or runs are rows of that grid, they also share its lines, `block`.
     """
 
     form: str
@@ -46,7 +46,7 @@ class Rows:
         return tuple(sorted({time for row in self.cells.values() for time in row if time != AVERAGE}))
 
     def put(self, row: str, time: float, cell: str, label: str = "") -> None:
-        """Enter a cell. A cell that is not a number is noted as unreadable; an absent one is left out."""
+        """Store a cell. A cell that is not a number is recorded as unreadable; an absent one is skipped."""
         if absent(cell):
             return
         self.cells.setdefault(row, {})[time] = cell
@@ -56,7 +56,7 @@ class Rows:
 
 
 def of_grid(grid: Grid, above: Sequence[str], key: int) -> tuple[list[Rows], list[str]]:
-    """The tables of one grid, and what in it was seen but could not be read. `above` are the few lines before it, the nearest last."""
+    """The tables of one grid, and what could not be read in it. `above`: the lines before the grid, the nearest last."""
     columns = columns_of(grid)
     timed = [c for c in columns if (c.time is not None and c.at > 0) or (c.time is not None and not c.row)]
     named = [c for c in columns if c.row]
@@ -131,10 +131,10 @@ def _times_across(
         if len(runs) != 2:
             return [], [f"line {grid.first + 1}: {len(runs)} groups of columns without names"]
         names = ["L2", "obj_box_col"]
-        notes.append("two groups of columns stand without names: taken for L2 in metres, then collisions in percent, as papers print them")
+        notes.append("two groups of columns have no names: read as L2 in metres, then collisions in percent, as papers print them")
     elif not all(names):
         names = [name or ("obj_box_col" if "L2" in names else "L2") for name in names]
-        notes.append("one group of columns stands without a name: taken for the other quantity")
+        notes.append("one group of columns has no name: read as the other quantity")
     if len(set(names)) < len(names):
         return [], [f"line {grid.first + 1}: the header names {names[0]} twice"]
     first = min(c.at for c in timed)
@@ -154,7 +154,7 @@ def _times_across(
                 if "%" in column.name or (name == "obj_box_col" and notes):
                     rows.percent.add(name)
             if name == "obj_box_col" and not any(says_box(c.name) for c in run) and not notes:
-                rows.notes.append("a collision column that does not say point or box is taken for the box's")
+                rows.notes.append("a collision column that names neither point nor box is read as the box's")
         _cut(rows, grid, at, cells, len(columns))
         rows.scored = next(
             (int(cells[c.at]) for c in columns if c.name in ("N", "samples") and cells[c.at : c.at + 1] and _whole(cells[c.at])), None
@@ -165,9 +165,9 @@ def _times_across(
 
 
 def _in_columns(cells: Sequence[str], width: int, first: int, form: str) -> Sequence[str] | None:
-    """The cells of a row below the header's `width` columns, `first` the first of times; None where they cannot be told apart.
+    """The cells of a row aligned with the header's `width` columns; `first` is the first column of times. None if they cannot be aligned.
 
-    In columns parted by blanks a label may be more or fewer words than the header's: its numbers end where the header ends.
+    In columns separated by blanks, a label may have another number of words than the header; the numbers are aligned at the end of the header.
     """
     if form != "columns" or len(cells) == width:
         return cells if len(cells) <= width else None
@@ -186,7 +186,7 @@ def _cut(rows: Rows, grid: Grid, at: int, cells: Sequence[str], width: int) -> N
 
 
 def _drop_last(rows: Rows, grid: Grid, at: int, last: str) -> None:
-    """A cell that ends where its line breaks off may be half a number."""
+    """Drop the last cell of a line that breaks off, because its number may be truncated."""
     if at in grid.cut or grid.form in ("columns", "boxed"):
         for row in rows.cells.values():
             for time in [t for t, cell in row.items() if cell is last]:
@@ -197,7 +197,7 @@ def _drop_last(rows: Rows, grid: Grid, at: int, last: str) -> None:
 def _quantities_down(
     grid: Grid, timed: Sequence[Column], caption: str, above: Sequence[str], key: int, unread: list[str]
 ) -> Iterator[Rows]:
-    """A row for each quantity; where one stands again, the next table begins. A row without a quantity has the caption's."""
+    """Quantities as rows. A repeated quantity begins the next table. A row without a quantity has that of the caption."""
     names_all = all(quantity(_label(cells, timed[0].at)) or _exact(cells) is not None for _, cells in grid.body)
     rows: Rows | None = None
     for at, cells in grid.body:
@@ -207,7 +207,7 @@ def _quantities_down(
         values = cells[exact + 1 :] if exact is not None else cells[timed[0].at :]
         if not name:
             if sum(number(cell) is not None for cell in values) >= 2:
-                unread.append(f"line {at + 1}: the row '{printable(label, 60)}' does not say what it holds")
+                unread.append(f"line {at + 1}: the row '{printable(label, 60)}' does not name its quantity")
             continue
         if len(values) > len(timed):
             unread.append(f"line {at + 1}: {len(values)} numbers below {len(timed)} columns")
@@ -239,7 +239,7 @@ def _label(cells: Sequence[str], first: int) -> str:
 
 
 def _exact(cells: Sequence[str]) -> int | None:
-    """Where an evaluator's own row name stands, whatever a log put before it."""
+    """Index of the cell with an evaluator's row name, after any log prefix; None if there is none."""
     return next((k for k, cell in enumerate(cells) if is_row_name(plain(cell))), None)
 
 
@@ -250,7 +250,7 @@ def _averages_down(grid: Grid, columns: Sequence[Column], named: Sequence[Column
         taken.setdefault(column.row, column)
     first = min(c.at for c in taken.values())
     for at, cells in grid.body[:MOST_ROWS]:
-        shift = len(cells) - len(columns) if grid.form == "columns" else 0  # pandas names no column for its index
+        shift = len(cells) - len(columns) if grid.form == "columns" else 0  # pandas has no column name for its index
         label = printable(" ".join(plain(cell) for cell in cells[: max(first + shift, 0)] if plain(cell)), 80)
         rows = Rows(grid.form, at, at, title=grid.title, grid=key, header=True, label=label or f"line {at + 1}")
         rows.block = grid.first, grid.last
@@ -265,7 +265,7 @@ def _averages_down(grid: Grid, columns: Sequence[Column], named: Sequence[Column
 
 
 def _bare(grid: Grid, key: int) -> tuple[list[Rows], list[str]]:
-    """Rows without a header: believed where the name is an evaluator's own and six numbers, or six and an average, stand behind it."""
+    """Rows without a header: accepted if an evaluator's row name is followed by six numbers, or by six numbers and an average."""
     tables, unread = list[Rows](), list[str]()
     rows: Rows | None = None
     for at, cells in grid.body:
@@ -279,9 +279,7 @@ def _bare(grid: Grid, key: int) -> tuple[list[Rows], list[str]]:
         good = sum(number(cell) is not None for cell in values)
         if count not in (FUTURE_STEPS, FUTURE_STEPS + 1) or good < count - 3 or any(number(c) is None and not damaged(c) for c in values):
             if good >= 2 and good == count:
-                unread.append(
-                    f"line {at + 1}: the row '{plain(cells[exact])}' has {count} numbers and no header that says which steps they are"
-                )
+                unread.append(f"line {at + 1}: the row '{plain(cells[exact])}' has {count} numbers and no header with their times")
             continue
         if rows is None or name in rows.cells or (count == FUTURE_STEPS) != (AVERAGE not in next(iter(rows.cells.values()))):
             rows = Rows(grid.form, at, at, title=grid.title, grid=key)
@@ -300,6 +298,6 @@ def of_values(values: Values) -> Rows:
         seconds = AVERAGE if time == "avg" else time_of(time)
         if seconds is not None:
             rows.put(name, seconds, cell)
-    if values.style == "slashes":  # the sign stands once, behind the last number
+    if values.style == "slashes":  # the percent sign appears once, after the last number
         rows.percent |= {name for (name, _), cell in values.cells.items() if cell.endswith("%")}
     return rows

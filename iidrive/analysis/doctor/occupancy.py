@@ -1,4 +1,4 @@
-"""What would make predicted occupancy right: other class numbers, turned, mirrored, moved or scaled grids, another time or sample."""
+"""Search for corrections of predicted occupancy: other class numbers, rotated, mirrored, shifted or scaled grids, another time or sample."""
 
 from __future__ import annotations
 
@@ -21,20 +21,23 @@ from iidrive.scoring.occupancy_sides import Written
 Array = np.ndarray
 
 MOST_SAMPLES = 8
-"""Samples that are looked at, spread over all."""
+"""Number of examined samples, spread evenly over all."""
 _MOST_OTHERS = 40
 _RISE, _RATIO = 0.08, 1.3
-"""A change is suspected to be needed if it raises the IoU by this much, and to so many times what it was."""
+"""A correction is suggested if it raises the IoU by at least `_RISE` and by the factor `_RATIO`."""
 _FEWEST = 50
-"""Voxels of a class, occupied on both sides, from which it is looked at."""
+"""Smallest number of voxels, occupied in both grids, for a class to be examined."""
 _LOW = 0.2
 """An IoU of occupied voxels that needs an explanation."""
-_DOCS = "Write the grids so (docs/score-your-planner.md, Scoring your own occupancy) and score them again."
+_DOCS = "Write the grids in the expected layout (docs/score-your-planner.md, Scoring your own occupancy) and score them again."
 
 
 @dataclass(frozen=True)
 class OccupancyReport:
-    """Findings about a folder of predicted grids. `iou` of occupied against free, 0..1, over the `samples` that were looked at, of `common`."""
+    """Findings about a folder of predicted grids.
+
+    `samples` of the `common` samples were examined. `iou`: IoU of occupied voxels over them, 0..1.
+    """
 
     where: str
     samples: int
@@ -43,7 +46,7 @@ class OccupancyReport:
     findings: tuple[Finding, ...]
 
     def suspects(self) -> tuple[Finding, ...]:
-        """What should be mended before the grids are scored."""
+        """Findings that should be fixed before the grids are scored."""
         return tuple(f for f in self.findings if f.suspect)
 
 
@@ -57,10 +60,10 @@ class _Pair:
 
 
 def examine(predicted: str | Path, truth: str | Path, written: Written = Written(), most: int = MOST_SAMPLES) -> OccupancyReport:  # noqa: B008
-    """Try what would make predictions fit the truth better. Samples that only one side has are left out and counted.
+    """Try corrections that would make predictions fit the ground truth better. Samples in only one of the folders are left out and counted.
 
     Raises:
-        DataError: if no sample is on both sides, a file is damaged, or the truth seems to be in other class numbers.
+        DataError: if the folders have no common sample, a file is damaged, or the truth seems to have other class numbers.
     """
     true, found = listed(Path(truth), "labels"), listed(Path(predicted), "predicted")
     common = [token for token in found if token in true]
@@ -70,7 +73,7 @@ def examine(predicted: str | Path, truth: str | Path, written: Written = Written
     findings: list[Finding] = []
     if len(common) < max(len(found), len(true)):
         findings.append(
-            Finding("joining", f"{len(common)} samples are on both sides, of {len(found)} predicted and {len(true)} true ones.")
+            Finding("joining", f"{len(common)} samples are in both folders, of {len(found)} predicted and {len(true)} true ones.")
         )
     given = OCC3D if written.predicted.assumed else written.predicted
     pairs = [
@@ -83,9 +86,7 @@ def examine(predicted: str | Path, truth: str | Path, written: Written = Written
     numbers, pairs = _free_number(pairs, now)
     findings += numbers
     if not any(_occupied(pair.pred[0]).any() for pair in pairs):
-        findings.append(
-            Finding("empty", "nothing is occupied in any prediction that was looked at.", True, (), "Look at one file by itself.")
-        )
+        findings.append(Finding("empty", "no examined prediction has an occupied voxel.", True, (), "Inspect one of the files."))
         return OccupancyReport(str(predicted), len(pairs), len(common), now, tuple(findings))
     fits, change = _geometry(pairs)
     findings += [*fits, *_times(pairs, change), *_others(pairs, true, written, change), *_names(pairs, change)]
@@ -102,7 +103,7 @@ def _iou(pred: Grid, true: Array) -> tuple[int, int]:
 
 
 def _pooled(pairs: Sequence[_Pair], change: Callable[[Grid], Grid], time: int = 0) -> float:
-    """IoU of occupied voxels over all pairs, once the predictions are changed; NaN where nothing is occupied."""
+    """IoU of occupied voxels over all pairs after `change` is applied to the predictions, 0..1; NaN if nothing is occupied."""
     counts = np.array([_iou(change(_occupied(pair.pred[time])), pair.true) for pair in pairs]).sum(axis=0)
     return float(counts[0] / counts[1]) if counts[1] else float("nan")
 
@@ -116,22 +117,24 @@ def _percent(value: float) -> str:
 
 
 def _free_number(pairs: list[_Pair], now: float) -> tuple[list[Finding], list[_Pair]]:
-    """Whether another number than 17 is free, judged by the truth; the pairs, with that number's table where there is one."""
+    """Whether a number other than 17 means free, judged by the truth; and the pairs, renumbered if so."""
     counts = np.sum([np.bincount(pair.pred[0].reshape(-1), minlength=256) for pair in pairs], axis=0)
     best, number = now, FREE
-    for candidate in np.argsort(counts)[::-1][:4].tolist():  # free fills the space, so it is among the most frequent
+    for candidate in np.argsort(counts)[::-1][:4].tolist():  # most voxels are free, so its number is among the most frequent
         fit = np.array([_iou(pair.pred[0] != candidate, pair.true) for pair in pairs]).sum(axis=0)
         if fit[1] and fit[0] / fit[1] > best:
             best, number = float(fit[0] / fit[1]), candidate
     share = counts[number] / counts.sum()
     if number == FREE or share < 0.5 or not _better(best, now):
         try:
-            require_free(pairs[0].pred[0], "", OPTION["predicted"])  # axes may be wrong besides: shares need no truth
+            require_free(
+                pairs[0].pred[0], "", OPTION["predicted"]
+            )  # axes may also be wrong, so judge by class frequencies, which do not need the truth
             return [], pairs
         except DataError:
             number, best = int(counts.argmax()), float("nan")
     table = next((table for table in TABLES.values() if table.numbers.get(number) == FREE), None)
-    advice = f"say --classes {table.name}" if table else f"name the classes in a file (`{number} free`), and give it with --classes FILE"
+    advice = f"add --classes {table.name}" if table else f"write the class names to a file (`{number} free`) and add --classes FILE"
     rise = "" if np.isnan(best) else f"; then the IoU of occupied voxels rises from {_percent(now)} to {_percent(best)}"
     finding = Finding("class numbers", f"number {number} means free, not 17{rise}.", True, (), f"If that is so, {advice}.")
     return [finding], [_Pair(pair.token, _renumbered(pair.pred, number, table), pair.true) for pair in pairs]
@@ -144,7 +147,7 @@ def _renumbered(labels: Array, number: int, table: ClassTable | None) -> Array:
 
 
 def _geometry(pairs: list[_Pair]) -> tuple[list[Finding], Callable[[Grid], Grid]]:
-    """Turned, mirrored, moved and scaled grids: the change that raises the IoU most."""
+    """Rotated, mirrored, shifted and scaled grids: the transformation that raises the IoU most."""
     now = _pooled(pairs, lambda grid: grid)
     tries: dict[str, tuple[str, float, Callable[[Grid], Grid]]] = {}
     for name, (kind, change) in {**orientations(), **refitted()}.items():
@@ -168,7 +171,7 @@ def _geometry(pairs: list[_Pair]) -> tuple[list[Finding], Callable[[Grid], Grid]
 
 
 def _times(pairs: list[_Pair], change: Callable[[Grid], Grid]) -> list[Finding]:
-    """Whether a later grid of a forecast is the present one."""
+    """Whether a later grid of a forecast fits the current keyframe best."""
     times = len(pairs[0].pred)
     if times == 1:
         return []
@@ -176,9 +179,9 @@ def _times(pairs: list[_Pair], change: Callable[[Grid], Grid]) -> list[Finding]:
     best = int(np.nanargmax(fits)) if not np.isnan(fits).all() else 0
     shown = ", ".join(_percent(fit) for fit in fits)
     if best == 0 or not _better(fits[best], fits[0]):
-        return [Finding("times", f"the first of {times} grids fits the present best ({shown}).")]
-    order = "the times stand in reverse" if best == times - 1 else f"the grids begin {best} steps too early"
-    return [Finding("times", f"grid {best + 1} of {times} fits the present best ({shown}): {order}.", True, (), _DOCS)]
+        return [Finding("times", f"the first of {times} grids fits the current keyframe best ({shown}).")]
+    order = "the times are in reverse order" if best == times - 1 else f"the grids begin {best} steps too early"
+    return [Finding("times", f"grid {best + 1} of {times} fits the current keyframe best ({shown}): {order}.", True, (), _DOCS)]
 
 
 def _others(pairs: list[_Pair], true: dict[str, OccFile], written: Written, change: Callable[[Grid], Grid]) -> list[Finding]:
@@ -196,9 +199,9 @@ def _others(pairs: list[_Pair], true: dict[str, OccFile], written: Written, chan
     if not looked:
         return []
     if 2 * len(swapped) <= looked:
-        return [Finding("pairs", f"predictions fit their own samples best ({looked - len(swapped)} of {looked} that were tried).")]
+        return [Finding("pairs", f"predictions fit their own samples best ({looked - len(swapped)} of {looked} examined).")]
     sentence = f"{len(swapped)} of {looked} predictions fit the truth of another sample better than that of their own."
-    return [Finding("mis-paired", sentence, True, tuple(swapped), "Check which token each file was given: order, and an offset of one.")]
+    return [Finding("mis-paired", sentence, True, tuple(swapped), "Check the token of each file: the order, or an offset by one.")]
 
 
 def _ratio(counts: tuple[int, int]) -> float:
@@ -206,7 +209,7 @@ def _ratio(counts: tuple[int, int]) -> float:
 
 
 def _names(pairs: list[_Pair], change: Callable[[Grid], Grid]) -> list[Finding]:
-    """Whether classes are exchanged."""
+    """Whether classes are permuted."""
     counts = np.zeros((18, 18), np.int64)
     for pair in pairs:
         pred = np.full(pair.true.shape, FREE, np.uint8)
@@ -217,44 +220,40 @@ def _names(pairs: list[_Pair], change: Callable[[Grid], Grid]) -> list[Finding]:
     found = exchanged(counts)
     if found is not None or not counts.sum():
         return [found] if found else []
-    return [Finding("classes", f"{_same_class(counts)}, and no exchange of numbers would raise it.")]
+    return [Finding("classes", f"{_same_class(counts)}, and no permutation of numbers would raise it.")]
 
 
 def exchanged(hist: Array) -> Finding | None:
-    """Whether classes are numbered in another order: where both sides are occupied, several numbers stand for one other class each.
+    """A finding if the classes are numbered in another order: several numbers each match another class in voxels occupied in both grids.
 
-    `hist` (18, 18) counts voxels by [truth, prediction]. A class that is merely mistaken for another, which is predicted too, is none.
+    `hist` (18, 18) counts voxels by [truth, prediction]. A class that is confused with another predicted class does not count.
     """
     counts = hist[:FREE, :FREE].T
     seen = np.flatnonzero(counts.sum(axis=1) >= _FEWEST)
     mostly = {int(k): int(counts[k].argmax()) for k in seen if counts[k].max() > 0.7 * counts[k].sum()}
-    moved = [f"{k} stands where {OCC_CLASSES[v]} is" for k, v in mostly.items() if k != v]
+    moved = [f"number {k} is where the truth has {OCC_CLASSES[v]}" for k, v in mostly.items() if k != v]
     if len(moved) < 2 or len(set(mostly.values())) < len(mostly) or 2 * len(mostly) <= len(seen):
         return None
-    sentence = f"{_same_class(hist)}: {len(moved)} of {len(seen)} numbers stand for another class each."
-    return Finding("class numbers", sentence, True, tuple(moved), "Name the order of the classes with --classes FILE, a class a line.")
+    sentence = f"{_same_class(hist)}: {len(moved)} of {len(seen)} numbers each mean another class."
+    return Finding("class numbers", sentence, True, tuple(moved), "Give the order of the classes with --classes FILE, one class per line.")
 
 
 def _same_class(hist: Array) -> str:
     both = hist[:FREE, :FREE]
-    return f"{_percent(np.trace(both) / both.sum())} of the voxels that are occupied on both sides have the same class"
+    return f"{_percent(np.trace(both) / both.sum())} of the voxels occupied in both grids have the same class"
 
 
 def format_report(report: OccupancyReport) -> str:
-    """The IoU and the findings, one a line."""
+    """The IoU and the findings as text, one per line."""
     out = [
-        f"{printable(report.where, 300)}: {report.samples} of {report.common} samples looked at; IoU of occupied voxels {_percent(report.iou)}"
+        f"{printable(report.where, 300)}: {report.samples} of {report.common} samples examined; IoU of occupied voxels {_percent(report.iou)}"
     ]
     for finding in report.findings:
         out.append(f"  {'SUSPECT' if finding.suspect else 'note   '} {finding.kind}: {finding.sentence}")
         out += [f"          - {line}" for line in finding.evidence]
         out += [f"          decide: {finding.decide}"] if finding.decide else []
     kinds = list(dict.fromkeys(finding.kind for finding in report.suspects()))
-    low = (
-        f"nothing that was tried explains an IoU of {_percent(report.iou)}."
-        if not report.iou > _LOW
-        else "nothing suspicious in what was tried."
-    )
+    low = f"no tested correction explains an IoU of {_percent(report.iou)}." if not report.iou > _LOW else "no tested correction is needed."
     verdict = f"{', '.join(kinds)} suspected." if kinds else low
     return "\n".join([*out, f"  verdict: {verdict}"])
 

@@ -1,6 +1,7 @@
-"""Printed tables, read back from logs, notes, papers and READMEs: the door to the readers.
+"""Printed tables parsed from logs, notes, papers and READMEs: the public interface of the readers.
 
-`readers/` knows the printed forms, `interpret` which cell is which, `typed` units, `protocol` whose shape it is, `decode` the counts behind it.
+`readers/` parses the printed forms, `interpret` assigns cells to quantities and times, `typed` converts units, `protocol` recognises the evaluator,
+and `decode` recovers the counts.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ def parse_tables(text: str, where: str = "text") -> list[Table]:
 
 
 def read_tables(path: str | Path) -> list[Table]:
-    """Every table of a text file; `FILE#2` means its second one alone.
+    """Every table of a text file; `FILE#2` selects the second one.
 
     Raises:
-        DataError: if the file cannot be read or holds no table; it says what looked like one.
+        DataError: if the file cannot be read or has no table. The message names text that looked like a table.
     """
     name, _, which = str(path).rpartition("#")
     if not (name and which.isascii() and which.isdigit() and len(which) < 10) or Path(path).exists():
@@ -36,7 +37,7 @@ def read_tables(path: str | Path) -> list[Table]:
     if not reading.tables:
         raise DataError(f"{name}: {_nothing(reading)}")
     if which and not 1 <= int(which) <= len(reading.tables):
-        raise DataError(f"{name}: there is no table {which}; it holds {len(reading.tables)}.")
+        raise DataError(f"{name}: there is no table {which}; the file has {len(reading.tables)}.")
     return [reading.tables[int(which) - 1]] if which else list(reading.tables)
 
 
@@ -58,7 +59,7 @@ def is_log(path: str | Path) -> bool:
 
 def _nothing(reading: Reading) -> str:
     if reading.unread:
-        return f"no table found that can be read; {printable('; '.join(reading.unread[:3]), 300)}. Give the header with the steps too."
+        return f"no readable table found; {printable('; '.join(reading.unread[:3]), 300)}. Include the header with the times."
     return (
         "no table found. Expected rows 'obj_col', 'obj_box_col' and 'L2' with six numbers and an average, as `iidrive score` and SparseDrive's "
         "evaluator print them, or another form of docs/doctor.md."

@@ -1,4 +1,4 @@
-"""Which protocol a table follows, told by its shape and by the words that name it, and the reason."""
+"""Recognise the protocol of a table from its shape and the words around it, with the reason."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ STYLES: dict[str, Follows] = {
     "ii-world": Follows("ii-world", "value", "Time, mIoU and Traj columns are II-World's: values at each time, collisions in percent"),
     "ii-world means": Follows("ii-world", "prefix", "II-World's table with and without `Single`: these columns are means up to each time"),
 }
-"""What each evaluator's own way of printing says."""
+"""The protocol implied by each evaluator's output format."""
 
 
 def follow(rows: Rows, heading: str) -> Follows:
-    """The protocol of a table, from its title, the line right above it, its way of printing or its shape; unknown where none of these tells."""
+    """The protocol of a table, from its title, the line above it, its output format or its shape; unknown if none of these is conclusive."""
     named = _named(rows, heading)
     if named:
         return named
@@ -41,7 +41,7 @@ def follow(rows: Rows, heading: str) -> Follows:
         return STYLES[rows.style]
     times = rows.times
     if rows.style == "dict" and times:
-        return Follows("", "", "a dict of lists does not say whether they hold means up to a time or values at it")
+        return Follows("", "", "a dict of lists does not say whether its values are means up to a time or values at that time")
     half_seconds = len(times) >= FUTURE_STEPS and all(abs(t - STEP_S * (k + 1)) < 1e-6 for k, t in enumerate(times))
     with_average = any(AVERAGE in row for row in rows.cells.values())
     if half_seconds and with_average and not rows.label:
@@ -51,16 +51,18 @@ def follow(rows: Rows, heading: str) -> Follows:
     if half_seconds and not with_average and not rows.label:
         if any("%" in cell for row in rows.cells.values() for cell in row.values()):
             return Follows(
-                "", "", "no evaluator prints half-second columns in percent without avg: they may be means up to a time or values at it"
+                "",
+                "",
+                "no evaluator prints half-second columns in percent without avg: they may be means up to a time or values at that time",
             )
         return Follows("uniad", "value", f"columns 0.5 s … {times[-1]:.1f} s, no avg, fractions are UniAD's: values at each time")
     if not times:
-        return Follows("", "", "averages alone say nothing of how they were formed")
-    return Follows("", "", "nothing says whether a column is the mean of the steps up to a time or the value at it; papers print both")
+        return Follows("", "", "averages alone do not say how they were computed")
+    return Follows("", "", "columns may be means of the steps up to a time or values at that time; papers print both")
 
 
 def averaging_of(name: str) -> Averaging:
-    """How a protocol of `scoring.protocols` fills its columns."""
+    """The averaging of a protocol of `scoring.protocols`."""
     protocol = PROTOCOLS[name]
     if protocol.averaging == "value":
         return "value"
@@ -82,7 +84,7 @@ def _named(rows: Rows, heading: str) -> Follows | None:
             name = _known(found[1])
             return Follows(name, said or averaging_of(name), f"{where} names {name}: '{words[:80]}'")
         if said and rows.times and rows.style not in STYLES:
-            return Follows("", said, f"{where} says how its columns are formed: '{words[:80]}'")
+            return Follows("", said, f"{where} says how its columns are computed: '{words[:80]}'")
     return None
 
 

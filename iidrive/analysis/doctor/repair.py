@@ -1,4 +1,4 @@
-"""What would make planned paths right: mirrored, turned, scaled, shifted or another row's paths, tried against the truth."""
+"""Search for a transformation that corrects planned paths: mirrored, rotated, scaled, shifted in time, or assigned to another row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from iidrive.analysis.doctor.findings.finding import Finding
 from iidrive.analysis.doctor.printed import WEIGHTS, parse_tables
 from iidrive.analysis.leakage.parts import known_parts, nearest_steady
 from iidrive.core.scene import FUTURE_STEPS
-from iidrive.scoring.cases import Cases, Predictions
+from iidrive.scoring.cases import Cases
+from iidrive.scoring.predictions import Predictions
 from iidrive.scoring.sampled import scored
 from iidrive.scoring.score import score
 from iidrive.scoring.tables import format_scores
@@ -20,14 +21,11 @@ from iidrive.scoring.tables import format_scores
 Array = np.ndarray
 
 
-_ASK = "Find out how these samples differ: did they train the model, or does it read their future? `iidrive audit` asks the model itself."
-
-
 def diagnose_predictions(cases: Cases, predictions: Predictions) -> Report:
-    """Score predictions, examine the table, and try what would make them right: mirrored, turned, scaled, shifted, of a neighbour.
+    """Score predictions, examine the table, and try transformations that would correct the paths.
 
     Raises:
-        DataError: as `compare.scored`.
+        DataError: as `sampled.scored` does.
     """
     run = scored(cases, predictions)
     rows = {token: i for i, token in enumerate(cases.token)}
@@ -52,7 +50,7 @@ def diagnose_predictions(cases: Cases, predictions: Predictions) -> Report:
             "leak in part",
             part.sentence(),
             True,
-            decide="Ask how these samples differ: were they trained on, or is their future read? `iidrive audit`.",
+            decide="Check whether the model was trained on these samples or reads their future: `iidrive audit`.",
         )
         for part in known_parts(error, nearest, cases.scene)
     ]
@@ -60,9 +58,9 @@ def diagnose_predictions(cases: Cases, predictions: Predictions) -> Report:
 
 
 def repair(cases: Cases, paths: Float[Array, "n 6 2"]) -> Finding | None:
-    """The change that would make paths in the order of the cases right; None if none of those that are tried does.
+    """The transformation that would correct `paths` (in the order of the cases); None if none of the tested ones does.
 
-    `paths` are those that are scored: samples without a full future do not count.
+    Samples without a full future are ignored.
     """
     full = cases.full
     if not full.any():
@@ -72,7 +70,7 @@ def repair(cases: Cases, paths: Float[Array, "n 6 2"]) -> Finding | None:
 
 
 def _repair(path: Float[Array, "n 6 2"], true: Float[Array, "n 6 2"]) -> Finding:
-    """The change to the paths that lowers L2 most, suspected if it halves it."""
+    """The transformation that lowers L2 most. It is suspicious if it halves L2."""
 
     def l2(plan: Array) -> float:
         return float((np.linalg.norm(plan - true, axis=-1) @ (WEIGHTS / 36)).mean())

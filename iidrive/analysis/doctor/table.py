@@ -1,4 +1,4 @@
-"""The one typed table that every printed form is read into, whatever it looked like."""
+"""The typed table that every printed form is converted to."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ WEIGHTS = np.array([11, 11, 5, 5, 2, 2])
 """36 times the weight of each step in the average of the 1, 2 and 3 s columns: (1/2 + 1/4 + 1/6) / 3 = 11/36 for the first two, and so on."""
 
 Averaging = Literal["prefix", "value", "any", ""]
-"""What stands below a time: the mean of the steps up to it, the value at that step, whether anything happened up to it; "" where nothing says."""
+"""Meaning of a column: mean of the steps up to its time, value at that step, or whether any step up to it has an event; "" if unknown."""
 
 
 State = Literal["", "absent", "unread", "nan"]
-"""Of a cell: a number, not printed, printed but unreadable, printed as NaN or infinity."""
+"""State of a cell: a number (""), not printed, printed but unreadable, printed as NaN or infinity."""
 
 
 @dataclass(frozen=True)
 class Follows:
-    """The protocol that a table follows (a name of `scoring.protocols`, `ii-world`, `ssr-step` or "" for unknown), what its columns are, and why."""
+    """The protocol of a table (a name of `scoring.protocols`, `ii-world`, `ssr-step`, or "" if unknown), its averaging, and the reason."""
 
     name: str
     averaging: Averaging
@@ -38,11 +38,10 @@ class Follows:
 
 @dataclass(frozen=True)
 class Row:
-    """One printed row: its columns and average, rates as fractions of 1, L2 in metres; NaN where a cell could not be read or was NaN.
+    """One printed row: columns and average, rates as fractions of 1, L2 in metres. A cell that is unreadable or NaN is NaN.
 
-    `half` is half of the last printed digit (the largest of the row); `halves` that of each column. `spread` is the printed ±. `precise`: the
-    numbers stand at full precision. `label` is the row's name as printed. `states` says of each column
-    why it does not hold a number. `average_half`: half of the last digit of the average.
+    `half`: half of the last printed digit (the largest of the row); `halves`: that of each column; `average_half`: that of the average. `spread`: the
+    printed ±. `precise`: the numbers are printed at full precision. `label`: the row name as printed. `states`: why a column is not a number.
     """
 
     columns: tuple[float, ...]
@@ -56,13 +55,13 @@ class Row:
     average_half: float = 0.0
 
     def lacks(self, *states: State) -> bool:
-        """Whether some column is in one of these states."""
+        """Whether any column is in one of these states."""
         return any(state in states for state in self.states)
 
 
 @dataclass(frozen=True)
 class CountLine:
-    """A line of iidrive below a table: events of a row at each step, of `n` samples, as it stands there."""
+    """A line that iidrive prints below a table: events of a row at each step, of `n` samples."""
 
     row: str
     n: int
@@ -72,14 +71,13 @@ class CountLine:
 
 @dataclass(frozen=True)
 class Table:
-    """One table as found.
+    """One parsed table.
 
-    `times_s` are the seconds of the columns, `averaged` which of them the average is made of. `averages` is the dict at full precision,
-    `summary` the lines with one average each and half of their last digit. `counts` and `scored` are iidrive's own lines (`scored` others'
-    too), `progress` what a progress bar above counted to, `means` VAD's counts a sample. `heading` and `remark` are the words before and
-    after it, `marks` what stands before it about mismatched stages. `label` is a method's name where methods are rows; such tables share
-    `grid`. `unread` says what could not be read, `notes` how things were taken, `nan` which averages below the table were NaN or
-    infinite. `line` is where it starts, 1 the first.
+    `times_s`: times of the columns, seconds. `averaged`: indices of the columns in the average. `averages`: averages at full precision from a dict.
+    `summary`: averages from summary lines, with half of their last digit. `counts`, `scored`: count lines and number of samples below the table.
+    `progress`: final count of a progress bar above. `means`: VAD's counts per sample. `heading`, `remark`: text before and after the table. `marks`:
+    lines above about mismatched stages. `label`: name of the method if methods are rows; such tables share `grid`. `unread`: what could not be read.
+    `notes`: assumptions made. `nan`: averages that were NaN or infinite. `line`: first line, counted from 1.
     """
 
     number: int
@@ -109,12 +107,12 @@ class Table:
 
     @property
     def events(self) -> dict[str, tuple[int, ...]]:
-        """Events at each step as the count lines give them."""
+        """Events at each step from the count lines."""
         return {line.row: line.events for line in self.counts}
 
     @property
     def n(self) -> int | None:
-        """The number of samples that the lines below the table state, if they state one."""
+        """The number of samples stated below the table; None if it is not stated or contradictory."""
         stated = {line.n for line in self.counts} | ({self.scored} if self.scored is not None else set())
         return stated.pop() if len(stated) == 1 else None
 
@@ -126,11 +124,11 @@ class Table:
         return tuple(steps) if whole and steps == sorted(set(steps)) else ()
 
     def average(self, name: str) -> float | None:
-        """The row's average, from the dict if it stands there, else as printed."""
+        """The row's average: from the dict if it is there, else as printed."""
         return self.averages.get(name, self.rows[name].average if name in self.rows else None)
 
     def narrowed(self, *names: str) -> Table:
-        """The table with these rows alone, and only the columns that all of them have a number in."""
+        """The table with only these rows, and only the columns in which all of them have a number."""
         rows = [self.rows[name] for name in names]
         kept = [i for i in range(len(self.times_s)) if not any(row.states[i : i + 1] not in ((), ("",)) for row in rows)]
         if len(kept) == len(self.times_s) and len(rows) == len(self.rows):
@@ -150,18 +148,18 @@ class Table:
         return replace(self, rows=thin, times_s=times, averaged=tuple(kept.index(i) for i in self.averaged) if whole else ())
 
     def averaging_of(self, name: str) -> Averaging:
-        """What stands below a time in a row: BEV-Planner's L2 is a mean although its collisions are not."""
+        """The averaging of a row. BEV-Planner's L2 is a mean although its collisions are not."""
         return "prefix" if self.follows.averaging == "any" and name == "L2" else self.follows.averaging
 
     def spans(self, name: str = "L2") -> list[tuple[int, int]]:
-        """The steps (first, last) that lie behind each column and not behind the one before; empty where nothing says."""
+        """The steps (first, last) that each column adds to the previous one; empty if the averaging is unknown."""
         steps, averaging = self.steps, self.averaging_of(name)
         if averaging == "prefix":
             return [(before + 1, k) for before, k in zip((0, *steps), steps, strict=False)]
         return [(k, k) for k in steps] if averaging else []
 
     def at_spans(self, name: str) -> Float[Array, "c"]:
-        """The row's mean over each span: the step's own value where a span is one step."""
+        """The row's mean over each span; for a span of one step, the value of that step."""
         columns = np.array(self.rows[name].columns)
         if self.averaging_of(name) != "prefix":
             return columns

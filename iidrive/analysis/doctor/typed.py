@@ -12,15 +12,15 @@ from iidrive.analysis.doctor.table import Row, State
 from iidrive.core.scene import FUTURE_STEPS
 
 _FRACTIONS = frozenset({"vad", "step", "stp3", "occworld", "bevplanner", "log", "dict"})
-"""Ways of printing that hold rates as fractions of 1."""
+"""Output formats with rates as fractions of 1."""
 _PRECISE = 8
-"""Significant digits from which a number counts as printed in full."""
+"""Number of significant digits from which a value counts as printed at full precision."""
 _FLOAT32 = 2e-7
 """Relative precision of a mean that was summed in float32."""
 
 
 def typed_rows(rows: Rows, averages: Mapping[str, float]) -> tuple[dict[str, Row], str]:
-    """Rows in fractions and metres, and the unit of collision rows where it had to be guessed (percent or fractions)."""
+    """Rows in fractions and metres, and the unit of the collision rows ("percent" or "fractions") if it had to be guessed."""
     read = {name: {time: number(cell) for time, cell in row.items()} for name, row in rows.cells.items()}
     precise = any(n is not None and n.significant >= _PRECISE for row in read.values() for n in row.values())
     out, guessed = {}, ""
@@ -59,12 +59,12 @@ def _scaled(cell: Number | None, scale: float, precise: bool) -> tuple[float, fl
         return nan, 0.0
     value = cell.value * scale
     if value == 0 and cell.half == 0.05 and scale == 1.0:
-        return 0.0, 0.0  # `0.0` is how a float that is 0 is written, not a rounded one
+        return 0.0, 0.0  # `0.0` is Python's repr of an exact 0, not a rounded value
     return value, (_FLOAT32 * abs(value) if precise and isfinite(value) else cell.half * scale)
 
 
 def _scale(name: str, cells: Mapping[float, Number | None], rows: Rows, averages: Mapping[str, float]) -> tuple[float, str]:
-    """What a printed value is multiplied by, and the unit if that is a guess."""
+    """The factor for printed values, and the unit if it is a guess."""
     found = [n for n in cells.values() if n is not None]
     if name == "L2":
         return 1.0, ""

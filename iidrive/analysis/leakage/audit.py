@@ -1,172 +1,36 @@
-"""Audit a model: does anything that it must not know change its answers?
+"""Audit a model for leaks: does any information that it must not use change its outputs?
 
-At some keyframes, everything after them is replaced, in the source, in the tokens made of it and in the batch's targets; then each input
-alone. Besides: what other samples do to a sample through the batch or through what the model remembers of earlier calls, and what names do.
-Every measurement starts from a fresh copy of the model.
+At some keyframes, everything after the keyframe is replaced: in the source, in the tokens made from it, and in the targets of the batch. If an output
+changes, each input is replaced separately. The audit also tests whether a sample's output depends on other samples of the batch, on earlier calls, or
+on sample tokens and scene names. Every measurement starts from a fresh copy of the model.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from iidrive.analysis.leakage.counterfactual import INPUTS, Change, Counterfactual, OtherCommands, Renamed, Value, blank, real_name
+from iidrive.analysis.leakage.counterfactual import INPUTS, Change, Counterfactual, OtherCommands, Renamed, Value, blank
 from iidrive.analysis.leakage.findings import Answers, Audit, Leak, changed, l2, worth
 from iidrive.analysis.leakage.plausible import Plausibility, plausible
-from iidrive.core.batch import Batch
+from iidrive.analysis.leakage.subject import Hook, Make, Pipeline, Sample, View, of_checkpoint, unchanged
 from iidrive.core.errors import ConfigError
-from iidrive.core.scene import FUTURE_STEPS, GridSpec
-from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, Frames, OccupancyFrames, keyframes
+from iidrive.core.scene import FUTURE_STEPS
 from iidrive.data.source import Source, true_path, window
-from iidrive.data.tokens import TokenCache
 from iidrive.models.baselines import KINEMATIC
-from iidrive.models.forecast import Forecaster
-from iidrive.models.planner import Agent
-from iidrive.models.tokenizer import Tokenizer
-from iidrive.pipeline.infer import HORIZON_STEPS
-from iidrive.pipeline.load import load_agent, load_ego_mlp, load_forecaster
-from iidrive.pipeline.tokens import scene_codes
-from iidrive.runtime.run_folder import device
-from iidrive.scoring.cases import cases_from_windows
-from iidrive.training import checkpoint, shipped
+from iidrive.scoring.cases_from_samples import cases_from_samples
 
 Array = np.ndarray
 BATCH = 4
 NEAR = 1e-3
-"""Metres. Sums over batches of another size or order round differently; that is no leak."""
-
-Hook = Callable[[Batch], Batch]
-Sample = tuple[str, int]
-"""Scene name and index of the keyframe."""
-
-
-def _same(batch: Batch) -> Batch:
-    return batch
-
-
-@dataclass
-class View:
-    """What a model is shown: a source, the source that its tokens are made of, and what is done to a batch before the model gets it.
-
-    `stored` says whether tokens may come from a cache (they may not where the tokens' source has another future); `codes` keeps those made.
-    """
-
-    source: Source
-    tokens: Source
-    hook: Hook = _same
-    stored: bool = True
-    codes: dict[str, Array] = field(default_factory=dict, compare=False)
-
-
-Subject = Callable[[View, Sequence[Sample]], Answers]
-"""A whole pipeline, from a source to what it answers at some keyframes, which it gets as one batch."""
-Make = Callable[[], Subject]
-"""Makes the pipeline anew, remembering nothing."""
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """A subject of what any model here is: windows of a source → batch → answers. `dressed` may put a source on top of the one shown."""
-
-    answer: Callable[[Batch], Mapping[str, torch.Tensor]]
-    encode: Callable[[Source, str], Array] | None = None
-    cache: Frames | None = None
-    occupancy: GridSpec | None = None
-    dressed: Callable[[Source], Source] = lambda source: source
-
-    def __call__(self, view: View, samples: Sequence[Sample]) -> Answers:
-        """Answers at `samples`, in one batch."""
-        source = self.dressed(view.source)
-        tracks = [EgoTrack.of(source.scene(name)) for name in dict.fromkeys(name for name, _ in samples)]
-        place = {real_name(track.name): i for i, track in enumerate(tracks)}
-        frames = OccupancyFrames(source, self.occupancy, keyframes(tracks)) if self.occupancy else None
-        codes = self._codes(view) if self.encode or self.cache else None
-        clips = ClipDataset(tracks, ClipSpec(full_future=False), frames, codes, future=True)
-        rows = {sample: row for row, sample in enumerate(clips.samples)}
-        batch = view.hook(clips.batch([rows[place[real_name(name)], index] for name, index in samples]))
-        answers = self.answer(batch.to(device()))
-        return {k: v.numpy(force=True).copy() for k, v in answers.items()}
-
-    def _codes(self, view: View) -> Frames:
-        def codes(name: str, indices: Array) -> Array:
-            name = real_name(name)
-            if self.cache is not None and view.stored:
-                return self.cache(name, indices)
-            assert self.encode is not None
-            if name not in view.codes:
-                view.codes[name] = self.encode(self.dressed(view.tokens), name)
-            return view.codes[name][indices]
-
-        return codes
-
-
-def tokenizing(tokenizer: Tokenizer) -> Callable[[Source, str], Array]:
-    """(source, scene name) → codes of all its keyframes, as `iidrive tokens` makes them."""
-    return lambda source, name: scene_codes(tokenizer, source, source.scene(name))
-
-
-def of_checkpoint(path: str, test_ii: bool = False, tokens: str = "") -> Make:
-    """A baseline by name, or the planner, world model or ego-status MLP of a checkpoint. `tokens` names a cache to audit with it.
-
-    Raises:
-        ConfigError: for a tokenizer, which foresees nothing, and for a name that is neither.
-    """
-    if path in KINEMATIC:
-        plan = KINEMATIC[path]
-        return lambda: Pipeline(lambda batch: {"plan": plan(batch.inputs)})
-    if not shipped.exists(path):
-        raise ConfigError(
-            f"{path}: neither a checkpoint nor one of {', '.join(KINEMATIC)}. Give the run folder of a planner or world model."
-        )
-    found = checkpoint.read(path)
-    kind = found.manifest.kind
-    if kind == "ego-mlp":
-        mlp = load_ego_mlp(found)
-
-        def fresh_mlp() -> Pipeline:
-            own = copy.deepcopy(mlp)
-            return Pipeline(lambda batch: {"plan": own.plan(batch.inputs)})
-
-        return fresh_mlp
-    if kind not in ("planner", "world"):
-        raise ConfigError(f"{path} is a {kind}, which neither plans nor forecasts. Audit a planner or a world model.")
-    agent = load_agent(found).model if kind == "planner" else None
-    forecaster = agent.forecaster if agent is not None else load_forecaster(found).model
-    encode = tokenizing(forecaster.tokenizer)
-    cache = TokenCache(tokens) if tokens else None
-
-    def make() -> Pipeline:
-        if agent is None:
-            own = copy.deepcopy(forecaster)
-            return Pipeline(lambda batch: forecast(own, batch), encode, cache)
-        fresh = copy.deepcopy(agent)
-        return Pipeline(lambda batch: {**planned(fresh, batch, test_ii), **forecast(fresh.forecaster, batch)}, encode, cache)
-
-    return make
-
-
-def planned(agent: Agent, batch: Batch, ii: bool) -> dict[str, torch.Tensor]:
-    """The plan, and what every candidate would cost: a leak may move that and leave the choice as it is."""
-    if not agent.planner.config.accelerations:
-        return {"plan": agent.plan(batch.inputs, ii)}
-    choice = agent.choice(batch.inputs, ii)
-    return {"plan": choice.best(), "cost": choice.cost_m}
-
-
-def forecast(forecaster: Forecaster, batch: Batch) -> dict[str, torch.Tensor]:
-    """Labels 0 to 3 s ahead and the imagined latents and motion."""
-    labels, imagined = forecaster.forecast(batch.inputs, HORIZON_STEPS)
-    found = {"forecast": labels, "latents": imagined.latents, "motion": imagined.now_T_frame}
-    return found if imagined.flow is None else {**found, "taken": imagined.flow.taken}
+"""Tolerance, metres. Batches of another size or order round differently, which is not a leak."""
 
 
 def choose(source: Source, split: str, count: int) -> list[Sample]:
-    """About `count` samples with a full future, spread over scenes and time; the first keyframe of a scene always among them."""
+    """About `count` samples with a full future, spread over scenes and time. The first keyframe of every chosen scene is included."""
     names = source.scene_names(split)
     some = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, min(len(names), max(1, count // 2))).round().astype(int))]
     lengths = {name: len(source.scene(name)) - FUTURE_STEPS for name in some}
@@ -178,7 +42,7 @@ def choose(source: Source, split: str, count: int) -> list[Sample]:
 
 
 def rounds(samples: Sequence[Sample]) -> int:
-    """In how many batches these samples are audited."""
+    """Number of batches in which these samples are audited."""
     return len(_rounds(samples))
 
 
@@ -191,12 +55,19 @@ def audit(
     tokens: str = "",
     report: Callable[[int], Callable[[str], None]] = lambda total: lambda name: None,
 ) -> Audit:
-    """Audit a baseline by name, a checkpoint, or a pipeline of one's own, at about `samples` samples spread over a split.
+    """Audit a baseline, a checkpoint or your own pipeline at about `samples` samples of a split.
 
-    `tokens` names a token cache to audit with a checkpoint. `report` is told the number of rounds and gives what hears of each.
+    Args:
+        model: name of a baseline, path of a checkpoint, or a function that creates a pipeline.
+        source: the data.
+        split: the split; default: the source's usual test split.
+        samples: approximate number of samples.
+        test_ii: whether the planner uses the world model's predicted future.
+        tokens: a token cache to audit with the checkpoint.
+        report: `report(rounds)` returns a function that is called after each round.
 
     Raises:
-        ConfigError: for a name that is neither a baseline nor a checkpoint, and as `audit_samples` does.
+        ConfigError: if `model` is neither a baseline nor a checkpoint, or as `audit_samples` does.
     """
     make = of_checkpoint(str(model), test_ii, tokens) if isinstance(model, (str, Path)) else model
     chosen = choose(source, split or source.usual_split("test"), samples)
@@ -207,7 +78,7 @@ def audit_samples(make: Make, source: Source, samples: Sequence[Sample], tick: C
     """Audit a pipeline at some samples.
 
     Raises:
-        ConfigError: if two fresh copies answer the same question differently: nothing can be compared then.
+        ConfigError: if two fresh copies give different outputs for the same samples, because nothing can be compared then.
     """
     found: dict[str, list[Leak]] = {}
     plans: dict[Sample, Array] = {}
@@ -220,8 +91,8 @@ def audit_samples(make: Make, source: Source, samples: Sequence[Sample], tick: C
 
 
 def _score(source: Source, plans: Mapping[Sample, Array]) -> tuple[float, Plausibility | None]:
-    """L2 of the plans as they are (NaN without any), and whether they can be this good beside the kinematic planners'."""
-    cases = cases_from_windows(window(source, source.scene(name), index, past=0) for name, index in plans)
+    """L2 of the unchanged plans (metres; NaN without plans), and their comparison with kinematic planners."""
+    cases = cases_from_samples(window(source, source.scene(name), index, past=0) for name, index in plans)
     if not cases.full.any():
         return float("nan"), None
     plan = np.stack(list(plans.values()))
@@ -259,7 +130,7 @@ class _Round:
         metres, voxels = worth(before, after, self.path[which], self.full[which])
         return Leak(name, count, int(which.sum()), metres, voxels) if count else None
 
-    def view(self, change: Change, hook: Hook = _same, source: bool = True, tokens: bool = True) -> View:
+    def view(self, change: Change, hook: Hook = unchanged, source: bool = True, tokens: bool = True) -> View:
         now = {name: index for (name, index), counts in zip(self.rows, self.compared, strict=True) if counts}
         other = Counterfactual(self.source, now, change)
         shown = other if source else self.source
@@ -267,15 +138,18 @@ class _Round:
 
 
 def _round(make: Make, source: Source, rows: Sequence[Sample], plans: dict[Sample, Array]) -> list[Leak]:
-    """The leaks of a batch; the plans as they are go into `plans`."""
+    """The leaks of one batch. The unchanged plans are added to `plans`."""
     compared = np.ones(len(rows), bool)
     if len(rows) == 1:
-        rows, compared = [*rows, (rows[0][0], max(0, rows[0][1] - 3))], np.array([True, False])  # company, so that a batch is a batch
+        rows, compared = (
+            [*rows, (rows[0][0], max(0, rows[0][1] - 3))],
+            np.array([True, False]),
+        )  # a second sample, so that the batch can be permuted
     view = View(source, source)
     before = make()(view, rows)
     if changed(before, make()(view, rows)).any():
         raise ConfigError(
-            "two fresh copies of this model answer the same samples differently. Seed it or switch its noise off, then audit."
+            "two fresh copies of this model give different outputs for the same samples. Seed the model or switch its noise off, then audit."
         )
     paths = [true_path(source.scene(name), index) for name, index in rows]
     now = _Round(
@@ -288,13 +162,13 @@ def _round(make: Make, source: Source, rows: Sequence[Sample], plans: dict[Sampl
         leak = now.leak("oracle command (declared)", now.ask(replace(view, source=OtherCommands(source))))
         if leak:
             leaks.append(
-                replace(leak, declared=True, note="commands of this data are made from the true future; L2 is with other commands.")
+                replace(leak, declared=True, note="the commands of this data are derived from the true future; L2 is with other commands.")
             )
     return leaks
 
 
 def _future(now: _Round) -> list[Leak]:
-    """What later keyframes do: all at once, and if that changes anything, one input at a time."""
+    """Effect of later keyframes: all inputs at once and, if an output changes, one input at a time."""
     values: tuple[Value, ...] = ("other", "noise")
     at_once = [now.leak("later keyframes (several inputs together)", now.ask(now.view(Change(value=v), blank))) for v in values]
     ended = now.leak("end of the scene", now.ask(now.view(Change(end=True), tokens=False)), NEAR)
@@ -310,7 +184,7 @@ def _future(now: _Round) -> list[Leak]:
 
 
 def _others(now: _Round) -> list[Leak]:
-    """What other samples do: through the batch, through its size and order, and through what earlier calls left behind."""
+    """Effect of other samples: through the batch, its size and order, and state from earlier calls."""
     leaks: list[Leak | None] = []
     view, n = now.real, len(now.rows)
     for parity in (0, 1):
@@ -326,18 +200,18 @@ def _others(now: _Round) -> list[Leak]:
     for step in (2, 1):
         model(view, [(name, min(index + step, len(now.source.scene(name)) - 1)) for name, index in now.rows])
     state = now.leak("state carried between calls", model(view, now.rows))
-    if state:  # here the fresh copy is the one without the leak
+    if state:  # here the fresh copy is the model without the leak
         leaks.append(replace(state, worth_m=-state.worth_m))
     return [_joined(parts, 0) for parts in _by_name([leak for leak in leaks if leak]).values()]
 
 
 def _names(now: _Round) -> list[Leak]:
-    """What sample tokens and scene names do: a plan that hangs on them was looked up."""
+    """Effect of sample tokens and scene names: outputs that depend on them were looked up."""
     name = "sample tokens and scene names"
     try:
         leak = now.leak(name, now.ask(replace(now.real, source=Renamed(now.source))))
     except (KeyError, IndexError) as error:
-        note = f"the model cannot answer for samples that it does not know by name ({type(error).__name__}: {error})."
+        note = f"the model fails for samples with unknown names ({type(error).__name__}: {error})."
         return [Leak(name, int(now.compared.sum()), int(now.compared.sum()), note=note)]
     return [leak] if leak else []
 
@@ -350,7 +224,7 @@ def _other(now: _Round, row: Sample) -> Sample:
 
 
 def _rounds(samples: Sequence[Sample]) -> list[list[Sample]]:
-    """Batches that hold every scene at most once, so that each scene has one moment that counts as now."""
+    """Batches with at most one sample per scene, so that each scene has one current keyframe."""
     rounds: list[list[Sample]] = []
     for sample in samples:
         fits = (r for r in rounds if len(r) < BATCH and all(name != sample[0] for name, _ in r))
@@ -370,7 +244,7 @@ def _by_name(leaks: Sequence[Leak]) -> dict[str, list[Leak]]:
 
 
 def _least(leaks: Sequence[Leak | None]) -> Leak | None:
-    """The leak that changed most answers, at the smallest worth of those that were measured."""
+    """The leak that changed most outputs, with the smallest measured `worth_m`."""
     some = [leak for leak in leaks if leak]
     if not some:
         return None
@@ -380,7 +254,7 @@ def _least(leaks: Sequence[Leak | None]) -> Leak | None:
 
 
 def _joined(parts: Sequence[Leak], of: int) -> Leak:
-    """One leak of several batches: worth weighted by the samples compared; batches in which nothing changed count with 0 (`of` samples in all)."""
+    """One leak from several batches. `worth_m` and `voxels` are weighted by samples; batches without a change count as 0 (`of` samples in all)."""
     total = max(of, sum(leak.of for leak in parts))
 
     def mean(values: Sequence[float]) -> float:

@@ -1,7 +1,7 @@
-"""The same scenes with another future: up to a keyframe everything is kept as it is, what comes after is replaced.
+"""Counterfactual sources: the same scenes up to a keyframe, with everything after that keyframe replaced.
 
-Whatever a model answers at that keyframe must be the same, bit for bit, on the real and on the counterfactual source. Sources that compute
-things of their own are put on top of one: they then read the replaced future, and what they leak shows.
+A model's output at that keyframe must be identical, bit for bit, on the real and on the counterfactual source. A source that computes inputs can be
+wrapped around a counterfactual source; it then reads the replaced future, so its leaks show.
 """
 
 from __future__ import annotations
@@ -24,64 +24,64 @@ Input = Literal["poses", "commands", "boxes", "occupancy", "times"]
 Value = Literal["other", "noise"]
 
 INPUTS: tuple[Input, ...] = get_args(Input)
-"""What can be replaced in later keyframes."""
+"""Inputs that can be replaced in later keyframes."""
 
 RENAMED = "renamed-"
 
 
 class Wrapped:
-    """A source that passes everything on to another; subclasses change some of it."""
+    """A source that forwards everything to another source. Subclasses override parts of it."""
 
     def __init__(self, real: Source) -> None:
         self.real = real
 
     @property
     def name(self) -> str:
-        """As the real source's."""
+        """As in the real source."""
         return self.real.name
 
     @property
     def command_source(self) -> CommandSource:
-        """As the real source's."""
+        """As in the real source."""
         return self.real.command_source
 
     @property
     def occupancy_source(self) -> OccSource:
-        """As the real source's."""
+        """As in the real source."""
         return self.real.occupancy_source
 
     def identity(self) -> dict[str, object]:
-        """As the real source's."""
+        """As in the real source."""
         return self.real.identity()
 
     def missing(self) -> tuple[str, ...]:
-        """As the real source's."""
+        """As in the real source."""
         return self.real.missing()
 
     def usual_split(self, part: Literal["train", "val", "test"]) -> str:
-        """As the real source's."""
+        """As in the real source."""
         return self.real.usual_split(part)
 
     def scene_names(self, split: str) -> tuple[str, ...]:
-        """As the real source's."""
+        """As in the real source."""
         return self.real.scene_names(split)
 
     def prepare(self, names: Sequence[str]) -> None:
-        """As the real source does."""
+        """As in the real source."""
         self.real.prepare(names)
 
     def scene(self, name: str) -> Scene:
-        """As the real source's."""
+        """As in the real source."""
         return self.real.scene(name)
 
     def occupancy(self, scene: Scene, index: int, spec: GridSpec) -> OccGrid:
-        """As the real source's."""
+        """As in the real source."""
         return self.real.occupancy(scene, index, spec)
 
 
 @dataclass(frozen=True)
 class Change:
-    """What replaces the later keyframes: some `inputs` by a `value`, or (`end`) the scene stops at the current keyframe."""
+    """How later keyframes are changed: `inputs` are replaced by `value`, or, with `end`, the scene ends at the current keyframe."""
 
     inputs: frozenset[Input] = frozenset(INPUTS)
     value: Value = "other"
@@ -89,7 +89,7 @@ class Change:
 
 
 class Counterfactual(Wrapped):
-    """A source in which scenes go on differently after keyframe `now[scene name]`; scenes that are not named stay as they are."""
+    """A source whose scenes are changed after keyframe `now[scene name]`. Scenes that are not in `now` are unchanged."""
 
     def __init__(self, real: Source, now: Mapping[str, int], change: Change) -> None:
         super().__init__(real)
@@ -108,7 +108,7 @@ class Counterfactual(Wrapped):
         return replace(scene, keyframes=(*kept, *(self._other(k, kept[-1], step, drawn) for step, k in enumerate(later, start=1))))
 
     def occupancy(self, scene: Scene, index: int, spec: GridSpec) -> OccGrid:
-        """The real one up to now, another one later."""
+        """The real occupancy up to the current keyframe, a different one after it."""
         real = self.real.occupancy(self.real.scene(scene.name), index, spec)
         if index <= self.now.get(scene.name, len(scene)) or "occupancy" not in self.change.inputs:
             return real
@@ -137,21 +137,21 @@ class Counterfactual(Wrapped):
 
 
 class Renamed(Wrapped):
-    """The same scenes under other names, with other sample tokens: a model that knows samples by name does not know these."""
+    """The same scenes with other scene names and sample tokens. A model that looks samples up by name cannot find them."""
 
     def scene(self, name: str) -> Scene:
-        """The scene called `renamed-NAME`, or NAME."""
+        """The scene NAME, given as `renamed-NAME` or NAME."""
         scene = self.real.scene(real_name(name))
         keyframes = tuple(replace(k, token=RENAMED + k.token) for k in scene.keyframes)
         return replace(scene, name=RENAMED + scene.name, keyframes=keyframes)
 
     def occupancy(self, scene: Scene, index: int, spec: GridSpec) -> OccGrid:
-        """As the real source's."""
+        """As in the real source."""
         return self.real.occupancy(self.real.scene(real_name(scene.name)), index, spec)
 
 
 class OtherCommands(Wrapped):
-    """The same scenes with every command the next one in MANOEUVRES, at all keyframes: what commands are worth."""
+    """The same scenes with every command replaced by the next one in MANOEUVRES, to measure the effect of commands."""
 
     def scene(self, name: str) -> Scene:
         """The scene with other commands."""
@@ -160,28 +160,28 @@ class OtherCommands(Wrapped):
         return replace(scene, keyframes=tuple(replace(k, command=c) for k, c in zip(scene.keyframes, commands, strict=True)))
 
     def occupancy(self, scene: Scene, index: int, spec: GridSpec) -> OccGrid:
-        """As the real source's."""
+        """As in the real source."""
         return self.real.occupancy(self.real.scene(scene.name), index, spec)
 
 
 def real_name(name: str) -> str:
-    """A scene's name before `Renamed`."""
+    """The scene name without the prefix of `Renamed`."""
     return name.removeprefix(RENAMED)
 
 
 def blank(batch: Batch) -> Batch:
-    """The same observations with targets of NaN, nothing valid, no occupancy and code 0: what a model must be able to plan with."""
+    """The same observations without targets (NaN, not valid, free, code 0). A model must be able to plan from them."""
 
-    def gone(key: str, value: object) -> object:
+    def blanked(key: str, value: object) -> object:
         if not isinstance(value, Tensor):
             return value
         return torch.full_like(value, torch.nan if value.is_floating_point() else FREE if key == "occupancy" else 0)
 
-    return replace(batch, targets=replace(batch.targets, **{k: gone(k, v) for k, v in vars(batch.targets).items()}))  # pyright: ignore[reportArgumentType]
+    return replace(batch, targets=replace(batch.targets, **{k: blanked(k, v) for k, v in vars(batch.targets).items()}))  # pyright: ignore[reportArgumentType]
 
 
 def _stranger(now: Keyframe) -> Boxes:
-    """One car just ahead of the ego."""
+    """One car 8 m ahead of the ego, in the global frame."""
     centre = now.global_T_ego.matrix @ np.array([8.0, 0.0, 0.8, 1.0])
     one = np.zeros(1, np.int64)
     return Boxes("global", centre[None, :3], np.array([[4.5, 1.9, 1.6]]), np.zeros(1), one, ("stranger",), one + 9)

@@ -1,4 +1,4 @@
-"""What an audit found: answers of one model on the real and on another future, compared bit for bit, and what that says."""
+"""Results of an audit: a model's outputs on the real and on a changed future, compared bit for bit."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from iidrive.core.text import text_row
 
 Array = np.ndarray
 Answers = Mapping[str, Array]
-"""What a model says of n samples: `plan` (n,6,2), the LIDAR_TOP path in the current lidar frame, metres, and/or `forecast` (n,H,X,Y,Z) labels,
-and anything else that it gives out, each with the samples first."""
+"""Outputs of a model for n samples: `plan` (n,6,2), the LIDAR_TOP path in the current lidar frame, metres, and/or `forecast` (n,H,X,Y,Z) labels.
+Other outputs may be added; their first axis must be the samples."""
 
 
 @dataclass(frozen=True)
 class Leak:
-    """One input that changed an answer it must not reach.
+    """An input that changed outputs it must not affect.
 
-    `samples` of the `of` compared answers changed; `worth_m` is how much L2 (mean of six steps) the plan loses without it, NaN where there is
-    no plan, no full future or the model failed; `voxels` is the share of forecast voxels that changed, NaN where there is no forecast.
-    `declared` inputs are known to come from the future (an oracle command): measured, not accused.
+    `samples` of the `of` compared outputs changed. `worth_m`: increase of L2 (mean of six steps, metres) without the input; NaN if there is no plan
+    or full future, or if the model failed. `voxels`: fraction of forecast voxels that changed; NaN without a forecast. `declared`: the input is known
+    to come from the future (an oracle command); it is measured and does not count as a leak.
     """
 
     input: str
@@ -38,9 +38,9 @@ class Leak:
 
 @dataclass(frozen=True)
 class Audit:
-    """All leaks of one model, the samples it was audited on, and its L2 there as it is (metres, NaN without plans).
+    """All leaks of one model, the number of audited samples, and the unchanged model's L2 on them (metres; NaN without plans).
 
-    `score` judges the plans themselves beside kinematic planners; None without plans or a full future.
+    `score` compares the plans with kinematic planners; None without plans or a full future.
     """
 
     leaks: tuple[Leak, ...]
@@ -50,19 +50,20 @@ class Audit:
 
     @property
     def clean(self) -> bool:
-        """Whether nothing undeclared leaks."""
+        """Whether there are no undeclared leaks."""
         return all(leak.declared for leak in self.leaks)
 
     @property
     def believable(self) -> bool:
-        """Whether nothing leaks and the plans are not better than plans can be."""
+        """Whether there are no undeclared leaks and the plans are plausible."""
         return self.clean and not (self.score and self.score.reasons)
 
 
 def changed(before: Answers, after: Answers, tolerance: float = 0.0) -> Bool[Array, "n"]:
-    """Which samples have another answer, bit for bit.
+    """Whether any output of each sample differs, bit for bit.
 
-    With a `tolerance`, plans count that moved by more than so many metres, and labels of which more than 1 % changed; nothing else is compared.
+    With a `tolerance` (metres), a plan counts as changed if it moved farther, and a forecast if more than 1 % of its labels changed. Other outputs
+    are not compared.
     """
     out: Array | None = None
     for key, old in before.items():
@@ -88,7 +89,7 @@ def l2(plan: Float[Array, "n 6 2"], path: Float[Array, "n 6 2"]) -> Float[Array,
 
 
 def worth(before: Answers, after: Answers, path: Float[Array, "n 6 2"], full: Bool[Array, "n"]) -> tuple[float, float]:
-    """(L2 after minus before, mean over samples with a full future; share of forecast voxels that changed). NaN where it cannot be said."""
+    """(Mean L2 after minus before over samples with a full future, metres; fraction of forecast voxels that changed). NaN if unknown."""
     metres = voxels = float("nan")
     if "plan" in before and full.any() and np.isfinite(after["plan"][full]).all():
         metres = float((l2(after["plan"], path) - l2(before["plan"], path))[full].mean())
@@ -101,13 +102,13 @@ _WIDTHS = (42, 17, 14, 10)
 
 
 def format_audit(audit: Audit) -> str:
-    """A table of what leaks, and a last line that is the verdict."""
+    """The leaks as a table; the last line is the verdict."""
     head = f"audited {audit.samples} samples" + (f"; L2 on them {audit.l2_m:.4f} m" if np.isfinite(audit.l2_m) else "")
     lines = [head]
     if audit.score:
         lines.append(plausible.format_errors(audit.score))
     if audit.leaks:
-        lines.append(text_row(["input", "answers changed", "worth in L2", "voxels"], _WIDTHS))
+        lines.append(text_row(["input", "outputs changed", "worth in L2", "voxels"], _WIDTHS))
     for leak in audit.leaks:
         metres = f"{leak.worth_m:+.4f} m" if np.isfinite(leak.worth_m) else "-"
         voxels = f"{100 * leak.voxels:.2f} %" if np.isfinite(leak.voxels) else "-"
@@ -118,11 +119,11 @@ def format_audit(audit: Audit) -> str:
     lines += [f"IMPLAUSIBLE: {reason}" for reason in reasons]
     accused = [leak.input for leak in audit.leaks if not leak.declared]
     if accused:
-        lines.append(f"LEAK: the answers change with {_listed(accused)}. The score cannot be believed.")
+        lines.append(f"LEAK: the outputs change with {_listed(accused)}. The score cannot be trusted.")
     elif reasons:
-        lines.append("no leak found, but the score cannot be believed: look below the source (docs/audit.md, What it cannot see).")
+        lines.append("no leak found, but the score is implausible: check the data below the source (docs/audit.md, What it cannot see).")
     else:
-        lines.append("clean: nothing after the current keyframe, no other sample of a batch and no earlier call changes the answers.")
+        lines.append("clean: no later keyframe, no other sample of the batch and no earlier call changes the outputs.")
     return "\n".join(lines)
 
 
@@ -135,7 +136,7 @@ def to_json(audit: Audit) -> dict[str, object]:
 
 
 def _bits(value: Array) -> Array:
-    """The bytes of every number: NaN equals itself, and 0.0 does not equal -0.0."""
+    """The bytes of every value, so that NaN equals NaN and 0.0 differs from -0.0."""
     value = np.ascontiguousarray(value)
     return value.reshape(len(value), -1).view(np.uint8)
 

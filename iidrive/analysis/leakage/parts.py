@@ -1,11 +1,11 @@
-"""Do plans know the future in some samples only? The mean over all of them hides it.
+"""Leaks in subsets of the samples, which the mean over all samples hides.
 
-A planner may have trained on one of fifty test scenes, or be handed the truth at every other keyframe. Its error is then far smaller in that part
-than in the rest. Parts are looked at one by one: every scene; every other sample; the first keyframes of scenes, and the rest. Errors are taken
-beside those of a steady drive of the same sample, and only where driving is not steady. The rules are stricter than for the whole set, since many
-parts are looked at: see `Rules`.
+A planner may have been trained on one of fifty test scenes, or may be given the truth at every other keyframe. Its error is then far smaller on that
+subset than elsewhere. The subsets are: every scene; every other keyframe; the first keyframes of scenes, and the others. Errors are compared with
+those of constant-motion drives of the same sample, and only in samples where constant motion is far off. Because many subsets are tested, the
+thresholds are stricter than for the whole set; see `Rules`.
 
-Shapes: n samples, p parts.
+Shapes: n samples.
 """
 
 from __future__ import annotations
@@ -21,23 +21,26 @@ from iidrive.core.scene import FUTURE_STEPS, STEP_S
 Array = np.ndarray
 
 _LEAST_M = 0.05
-"""Errors below this are taken for it: nobody measures truth better."""
+"""Lower bound applied to errors before taking logarithms; ground truth is not more accurate than this."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """When a part is said to know the future; all must hold.
+    """When a subset counts as leaking. All conditions must hold.
+
+    The error ratio of a sample is the plan's error at 3 s divided by that of the nearest constant-motion drive.
 
     Attributes:
-        fewest: samples of the part in which driving is not steady; and of the rest.
-        unsteady_m: how far a steady drive, which knows the true first half second, must be off at 3 s in such a sample.
-        unforeseen_mps2: the acceleration that the part's error leaves unforeseen (d = a t²/2).
-        share: of the steady drive's error that the part's error is less than.
-        contrast: so many times nearer to the truth than the plans of the rest, by the mean of logarithms.
-        spread: so many standard deviations (from the median absolute one, at least `least_spread`) below the median of all other scenes, where there
-            are `enough`.
-        enough: other scenes from which a spread can be told; of fewer, every one must be farther off by `alone` times.
-        alone: see there.
+        fewest: smallest number of samples with unsteady driving, inside and outside the subset.
+        unsteady_m: driving is unsteady if the constant-motion drives, which know the true first half second, are off by more than this at 3 s.
+        unforeseen_mps2: the subset's mean error d at 3 s must be below a t²/2 for this acceleration a.
+        share: the subset's mean error must be below this fraction of the constant-motion error.
+        contrast: the geometric mean of the error ratio must be smaller by this factor inside the subset than outside.
+        spread: with `enough` other scenes, a scene's mean log ratio must be this many standard deviations below the median of the others. The
+            standard deviation is estimated by the median absolute deviation.
+        least_spread: lower bound of that standard deviation.
+        enough: smallest number of other scenes for the `spread` test.
+        alone: with fewer other scenes, the error ratio of every other scene must be larger by this factor.
     """
 
     fewest: int = 8
@@ -53,7 +56,8 @@ class Rules:
 
 @dataclass(frozen=True)
 class Part:
-    """Samples that belong together: what they are, how many of them are unsteady, their mean error at 3 s and that of a steady drive, metres."""
+    """A subset of the samples: its name, its number of samples with unsteady driving, and the mean errors at 3 s of the plan and of the nearest
+    constant-motion drive, metres."""
 
     name: str
     samples: int
@@ -61,19 +65,19 @@ class Part:
     steady_m: float
 
     def sentence(self) -> str:
-        """Why this part cannot be believed."""
+        """Why the plans of this subset are not believable."""
         return (
-            f"{self.name}: {self.error_m:.3f} m off at {FUTURE_STEPS * STEP_S:.1f} s over {self.samples} samples in which driving is not steady; "
-            f"a steady drive that knows the true first half second is {self.steady_m:.3f} m off there. The other plans are not nearly as good."
+            f"{self.name}: error {self.error_m:.3f} m at {FUTURE_STEPS * STEP_S:.1f} s over {self.samples} samples with unsteady driving; constant "
+            f"motion, which knows the true first half second, has {self.steady_m:.3f} m there. The other plans are far worse."
         )
 
 
 def steady(path: Float[Array, "n 6 2"]) -> dict[str, Float[Array, "n 6"]]:
-    """Error of each sample at each step of drives that keep the true first half second's velocity, or its speed along its turn."""
+    """Errors (metres) at each step of two drives that know the true first half second: constant velocity, and constant speed and turn rate."""
     path = path.astype(np.float64)
     k = np.arange(1, FUTURE_STEPS + 1)
     straight = path[:, :1] * k[None, :, None]
-    heading = np.arctan2(path[:, 0, 0], path[:, 0, 1])  # of the first hop, away from the lidar's y: half of the turn in it
+    heading = np.arctan2(path[:, 0, 0], path[:, 0, 1])  # of the first step, from the lidar's y axis: half of the turn during it
     turn = 2 * np.where(np.linalg.norm(path[:, 0], axis=-1) > 0.1, heading, 0.0)
     angle = turn[:, None] * (k[None] - 0.5)
     hop = np.linalg.norm(path[:, 0], axis=-1)[:, None, None] * np.stack([np.sin(angle), np.cos(angle)], -1)
@@ -82,17 +86,17 @@ def steady(path: Float[Array, "n 6 2"]) -> dict[str, Float[Array, "n 6"]]:
 
 
 def nearest_steady(path: Float[Array, "n 6 2"]) -> Float[Array, "n"]:
-    """The error at 3 s of the nearer one of these drives, sample by sample."""
+    """Per sample, the smaller error at 3 s of the two constant-motion drives of `steady`, metres."""
     return np.min([drive[:, -1] for drive in steady(path).values()], axis=0)
 
 
 def known_parts(
     error_m: Float[Array, "n"], steady_m: Float[Array, "n"], scene: Sequence[str] | None = None, rules: Rules | None = None
 ) -> tuple[Part, ...]:
-    """Parts whose plans know the future.
+    """Subsets whose plans know the future.
 
-    `error_m` and `steady_m` are errors at 3 s of the plan and of the nearest steady drive, sample by sample; NaN where there is none. `scene`
-    names each sample's scene; samples of a scene stand in the order of time. Without it only every other sample is looked at.
+    `error_m` and `steady_m`: per-sample errors at 3 s of the plan and of the nearest constant-motion drive; NaN if unknown. `scene`: scene name of
+    each sample; samples of a scene must be in the order of time. Without `scene` only every other sample is tested.
     """
     rules = rules or Rules()
     evident = np.isfinite(error_m) & np.isfinite(steady_m) & (np.nan_to_num(steady_m) > rules.unsteady_m)
@@ -107,7 +111,7 @@ def known_parts(
 
 
 def _near(error_m: Array, steady_m: Array, inside: Array, outside: Array, ratio: Array, rules: Rules) -> bool:
-    """Whether a part is too near to the truth by itself, and far nearer than the rest."""
+    """Whether the error inside a subset is implausibly small, and far smaller than outside."""
     if inside.sum() < rules.fewest or outside.sum() < rules.fewest:
         return False
     mean, steady = error_m[inside].mean(), steady_m[inside].mean()
@@ -139,7 +143,7 @@ def _part(name: str, member: Array, error_m: Array, steady_m: Array) -> Part:
 
 
 def _halves(ratio: Float[Array, "n"], evident: Bool[Array, "n"], scene: Sequence[str] | None) -> list[tuple[str, Bool[Array, "n"]]]:
-    """Parts that cut through scenes. Neighbours are alike, so that one half of them is never far nearer than the other by chance."""
+    """Subsets that cut across scenes. Neighbouring keyframes are similar, so a large difference between two halves is not by chance."""
     names = np.zeros(len(ratio), int) if scene is None else np.unique(np.array(scene), return_inverse=True)[1]
     place = _places(names)
     odd = place % 2 == 1
@@ -156,7 +160,7 @@ def _halves(ratio: Float[Array, "n"], evident: Bool[Array, "n"], scene: Sequence
 
 
 def _places(names: Int[Array, "n"]) -> Int[Array, "n"]:
-    """The number of every sample within its scene, in the order given."""
+    """The index of every sample within its scene, in the given order."""
     place, seen = np.zeros(len(names), int), dict[int, int]()
     for row, name in enumerate(names.tolist()):
         place[row] = seen.get(name, 0)

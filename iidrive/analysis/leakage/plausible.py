@@ -1,8 +1,8 @@
-"""Can planned paths be this good? Asked of predictions and truth alone, without the model.
+"""Whether planned paths are implausibly good, judged from predictions and ground truth, without the model.
 
-How far a car will have departed from a steady drive by then cannot be known now: at t seconds a departure by an unforeseen acceleration a is
-d = a t²/2. Two steady drives are compared, both of which know what no planner does: the true position after the first half second. The truth
-itself is measured with noise: nobody who does not know it comes nearer than that.
+Future accelerations are not known: an unforeseen acceleration a moves a car by d = a t²/2 in t seconds. The plans are compared with two
+constant-motion drives, which are given the true position after the first half second. The ground truth has noise, and a plan that does not know the
+truth cannot have a smaller error than this noise.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from iidrive.scoring.cases import Cases
 Array = np.ndarray
 
 SHARE = 0.5
-"""A plan that leaves less than this share of the best steady drive's error at 3 s knows more than the past."""
+"""A plan whose error at 3 s is below this fraction of the best constant-motion error is implausible."""
 EVIDENT_M = 0.5
-"""Where the best steady drive is nearer than this at 3 s, driving was so steady that a small error says nothing."""
+"""If the best constant-motion error at 3 s is below this, driving is so steady that a small error is no evidence."""
 FEWEST = 8
-"""Fewer samples than this are not judged by their mean error: a good planner is right by luck on a few."""
+"""With fewer samples than this the mean error is not judged, because a good planner can be right by chance."""
 
 
 @dataclass(frozen=True)
 class Plausibility:
-    """Mean error at each step (metres) of a plan and of kinematic baselines, and the reasons why it cannot be (none: it can).
+    """Mean errors at each step (metres) of the plans (`l2`) and of the baselines, and the reasons why the plans are implausible (empty: none).
 
-    `luck_m` is twice the standard error of the plan's error at 3 s.
+    `noise_m`: noise of the ground truth. `luck_m`: twice the standard error of the plans' mean error at 3 s.
     """
 
     samples: int
@@ -46,13 +46,13 @@ class Plausibility:
 
 
 def truth_noise(path: Float[Array, "n 6 2"]) -> float:
-    """Noise of the true positions, metres: third differences of a smooth drive are small, of noise they are sqrt(20) times the noise."""
+    """Noise of the true positions, metres. Third differences of a smooth path are small, while those of noise are sqrt(20) times the noise."""
     third = np.diff(np.concatenate([np.zeros((len(path), 1, 2)), path.astype(np.float64)], 1), n=3, axis=1)
     return float(np.median(np.linalg.norm(third, axis=-1)) / np.sqrt(20 * 2 * np.log(2)))
 
 
 def plausible(cases: Cases, plan: Float[Array, "n 6 2"], baselines: Mapping[str, Float[Array, "n 6 2"]] | None = None) -> Plausibility:
-    """Judge planned paths, in the order of the cases (`cases.align`). `baselines` are kinematic planners' paths, if there are any.
+    """Judge planned paths in the order of the cases (see `predictions.align`). `baselines` are paths of kinematic planners by name.
 
     Raises:
         DataError: if no sample has a full future.
@@ -72,7 +72,7 @@ def plausible(cases: Cases, plan: Float[Array, "n 6 2"], baselines: Mapping[str,
     moving = np.linalg.norm(path[:, -1], axis=-1) > EVIDENT_M
     exact = int(((distance.max(1) < 1e-4) & moving).sum())
     luck = float(2 * distance[:, -1].std(ddof=1) / np.sqrt(len(distance))) if len(distance) > 1 else float("inf")
-    reasons = [f"{exact} of {int(moving.sum())} plans that drive are the true path to a tenth of a millimetre: they were not planned."]
+    reasons = [f"{exact} of {int(moving.sum())} plans that move equal the true path within 0.1 mm: they were not planned."]
     reasons = reasons if exact > 0.01 * moving.sum() else []
     if len(distance) >= FEWEST:
         reasons += _too_near(steps, others, noise, luck)
@@ -90,27 +90,25 @@ def _too_near(steps: Array, others: Mapping[str, Array], noise: float, luck: flo
     out = []
     if best > EVIDENT_M and last + luck < SHARE * best and 2 * (last + luck) / seconds**2 < LEAK_ACCELERATION:
         out.append(
-            f"{last:.3f} m off at {seconds:.1f} s leaves {unforeseen:.3f} m/s² unforeseen (d = a t²/2; below {LEAK_ACCELERATION} is not "
-            f"believed); the best steady drive ({name}) is {best:.3f} m off, though it may know the first half second. Luck is {luck:.3f} m."
+            f"error {last:.3f} m at {seconds:.1f} s corresponds to {unforeseen:.3f} m/s² of unforeseen acceleration (d = a t²/2; below "
+            f"{LEAK_ACCELERATION} is implausible); the best baseline ({name}) has {best:.3f} m. Two standard errors are {luck:.3f} m."
         )
     if best > EVIDENT_M and last + luck < noise:
-        out.append(f"{last:.3f} m off at {seconds:.1f} s is less than the truth's own noise, about {noise:.3f} m.")
+        out.append(f"error {last:.3f} m at {seconds:.1f} s is less than the noise of the ground truth, about {noise:.3f} m.")
     return out
 
 
 def format_plausibility(found: Plausibility) -> str:
-    """The errors at each step, and whether they can be."""
+    """The errors at each step and the verdict, as text."""
     lines = [format_errors(found), *(f"IMPLAUSIBLE: {reason}" for reason in found.reasons)]
     if not found.reasons:
-        few = f" (They are fewer than {FEWEST}, too few to judge by their mean error.)" if found.samples < FEWEST else ""
-        lines.append(
-            f"plausible: nothing in the {found.samples} plans says that they know the future.{few} That is no proof; audit the model."
-        )
+        few = f" (Fewer than {FEWEST} plans are too few to judge by their mean error.)" if found.samples < FEWEST else ""
+        lines.append(f"plausible: no sign that the {found.samples} plans know the future.{few} This is not a proof; audit the model.")
     return "\n".join(lines)
 
 
 def format_errors(found: Plausibility) -> str:
-    """The errors at each step beside those of the baselines."""
+    """A table of the errors at each step of the plans and the baselines."""
     width = max(len(name) for name in (*found.baselines, "these plans")) + 2
     widths = (width, *(10 for _ in range(FUTURE_STEPS)))
     lines = [text_row(["error at each step, metres", *(f"{(k + 1) * STEP_S:.1f}s" for k in range(FUTURE_STEPS))], widths)]

@@ -1,4 +1,4 @@
-"""The arms of the study: what a planner was trained with, and what it is shown of the future while it plans."""
+"""The arms of the study: how a planner is trained, and which predicted future it uses to plan."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from iidrive.pipeline.arms import TestII
 from iidrive.pipeline.recipes import Recipe
 
 Weights = Literal["present", "ii", "regressor"]
-"""Planners that are trained: without imagined futures, with them, and without candidates (the planner that only corrects its proposals)."""
+"""Trained planners: without imagined futures, with them, and without candidates (a regressor that corrects its proposals)."""
 
 ArmName = Literal["none", "loss only", "shared", "shuffled", "oracle", "regressor"]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """`weights` of the planner and its `test_ii`; `what` it is in words."""
+    """An arm: the trained `weights`, the planner's `test_ii`, and a description."""
 
     key: ArmName
     weights: Weights
@@ -39,14 +39,14 @@ ARMS = (
 )
 
 CHOSEN_IN: Mapping[Weights, ArmName] = {"present": NONE, "ii": "shared", "regressor": "regressor"}
-"""The arm in which the learning rate of each kind of planner is chosen."""
+"""The arm with which the learning rate of each kind of planner is chosen."""
 
 LEFT_OUT: Mapping[str, str] = {"per candidate": "no world model here was trained to imagine what others do about a candidate"}
 """Arms of the design that cannot be run, and why."""
 
 
 def recipe_of(recipe: Recipe, weights: Weights, seed: int, rate: float = 1.0) -> Recipe:
-    """The recipe that a planner is trained by. `rate` is a factor on its learning rate."""
+    """The recipe for training one planner. `rate` is a factor on the learning rate."""
     training = replace(recipe.train_planner, seed=seed, learning_rate=recipe.train_planner.learning_rate * rate)
     planner = replace(recipe.planner, accelerations=()) if weights == "regressor" else recipe.planner
     return replace(recipe, planner=planner, train_planner=training)

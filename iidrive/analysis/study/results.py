@@ -1,4 +1,4 @@
-"""What the study found: values by arm, seed and scene; differences from the arm without ii, paired by scene and corrected; sentences.
+"""Results of the study: values by arm, seed and scene; differences from the arm without ii, paired by scene and corrected; sentences.
 
 Shapes: s scenes, k seeds, p planners.
 """
@@ -20,21 +20,21 @@ from iidrive.scoring.stats import ALPHA, Test, holm, mean_interval, paired
 Array = np.ndarray
 
 METRICS: Mapping[str, tuple[str, float, bool]] = {
-    "events": ("collision events a scene", 1.0, False),
+    "events": ("collision events per scene", 1.0, False),
     "L2": ("L2, m", 1.0, False),
     "EPDMS": ("EPDMS, points", 100.0, True),
     "EP": ("progress EP, points", 100.0, True),
-    "at_fault": ("at-fault collisions a scene", 1.0, False),
-    "departures": ("departures a scene", 1.0, False),
+    "at_fault": ("at-fault collisions per scene", 1.0, False),
+    "departures": ("departures per scene", 1.0, False),
 }
-"""Metric → what it is called, the factor it is shown with, whether more is better."""
+"""Metric → (title, display factor, whether higher is better)."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One way of testing: values by arm and metric (k,s), seeds by scenes, over the same scenes; `kinds` sorts the scenes.
+    """Results of one test: `values` (k,s) of k seeds and s scenes, by arm and metric. `kinds`: the kind of each scene.
 
-    `others` are further planners, which have one seed (s,).
+    `others`: values (s,) of baselines and other planners, by name and metric.
     """
 
     name: str
@@ -45,26 +45,26 @@ class Setting:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """What is measured here."""
+        """Names of the metrics."""
         return tuple(next(iter(self.values.values())))
 
     def mean(self, arm: str, metric: str) -> Float[Array, "s"]:
-        """An arm's values by scene, seeds averaged."""
+        """An arm's values per scene, averaged over seeds."""
         return self.values[arm][metric].mean(0)
 
     def differences(self, metric: str) -> dict[str, tuple[Test, float]]:
-        """Every other arm minus the one without ii, paired by scene, with the p-value corrected for the number of arms (Holm)."""
+        """By arm, its paired difference from the arm without ii, and the p-value corrected for the number of arms (Holm)."""
         arms = [arm for arm in self.values if arm != NONE]
         cluster = np.arange(len(self.scenes))
         tests = [paired(self.mean(arm, metric), self.mean(NONE, metric), cluster) for arm in arms]
         return dict(zip(arms, zip(tests, holm([test.p for test in tests]), strict=True), strict=True))
 
     def table(self) -> str:
-        """One line an arm: means with intervals over scenes."""
+        """One line per arm: means with intervals over scenes."""
         return aligned(self.lines())
 
     def lines(self) -> list[list[str]]:
-        """The cells of `table`, a header first."""
+        """The cells of `table`; the header comes first."""
         cluster = np.arange(len(self.scenes))
         lines = [["arm", *(METRICS[m][0] for m in self.metrics)]]
         for name, values in [*((arm, {m: self.mean(arm, m) for m in self.metrics}) for arm in self.values), *self.others.items()]:
@@ -77,7 +77,7 @@ class Setting:
         return lines
 
     def by_kind(self, metric: str) -> str:
-        """One line an arm, one column a kind of scene: means."""
+        """Means as text: one line per arm, one column per kind of scene."""
         scale, kinds = METRICS[metric][1], sorted(set(self.kinds))
         lines = [[METRICS[metric][0], *(f"{kind} ({self.kinds.count(kind)})" for kind in kinds)]]
         place = np.array(self.kinds)
@@ -86,7 +86,7 @@ class Setting:
         return aligned(lines)
 
     def sentences(self) -> list[str]:
-        """One careful sentence a metric and arm."""
+        """One sentence per metric and arm: the difference, its interval and its significance."""
         said = []
         for metric in self.metrics:
             what, scale, more = METRICS[metric]
@@ -99,7 +99,7 @@ class Setting:
         return said
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; arms that cannot be run are null."""
+        """Plain values; arms that cannot be run are None."""
         arms: dict[str, Any] = {
             arm: {m: {"mean": float(self.mean(arm, m).mean()), "by_seed": self.values[arm][m].mean(1).tolist()} for m in self.metrics}
             for arm in self.values
@@ -110,8 +110,8 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Misled:
-    """Rank correlation of an open-loop figure with the closed-loop score over planners, with a 95 % interval by bootstrap over scenes."""
+class RankCorrelation:
+    """Rank correlation of an open-loop metric with the closed-loop score over planners, with a 95 % interval by bootstrap over scenes."""
 
     metric: str
     planners: int
@@ -120,15 +120,15 @@ class Misled:
     high: float
 
     def sentence(self) -> str:
-        """One line."""
+        """The correlation as one line of text."""
         return (
             f"rank correlation of {METRICS[self.metric][0]} in open loop with EPDMS in closed loop over {self.planners} planners: "
             f"{self.rho:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
         )
 
 
-def misleads(open_loop: Setting, closed_loop: Setting, resamples: int = 1999) -> list[Misled]:
-    """How far open-loop figures rank planners as closed loop does: over every arm and seed and every further planner in both settings."""
+def rank_correlations(open_loop: Setting, closed_loop: Setting, resamples: int = 1999) -> list[RankCorrelation]:
+    """Rank correlation of each open-loop metric with closed-loop EPDMS, over all planners (arms, seeds and others) in both settings."""
     found = []
     score = _planners(closed_loop, "EPDMS")
     for metric in open_loop.metrics:
@@ -141,9 +141,9 @@ def misleads(open_loop: Setting, closed_loop: Setting, resamples: int = 1999) ->
         for _ in range(resamples):
             at, to = rng.integers(0, a.shape[1], a.shape[1]), rng.integers(0, b.shape[1], b.shape[1])
             drawn.append(_rank(a[:, at].mean(1), b[:, to].mean(1)))
-        told = np.array(drawn)[np.isfinite(drawn)]
-        low, high = np.quantile(told, (0.025, 0.975)) if len(told) else (np.nan, np.nan)
-        found.append(Misled(metric, len(names), _rank(a.mean(1), b.mean(1)), float(low), float(high)))
+        known = np.array(drawn)[np.isfinite(drawn)]
+        low, high = np.quantile(known, (0.025, 0.975)) if len(known) else (np.nan, np.nan)
+        found.append(RankCorrelation(metric, len(names), _rank(a.mean(1), b.mean(1)), float(low), float(high)))
     return found
 
 
@@ -159,7 +159,7 @@ def _planners(setting: Setting, metric: str) -> dict[str, Float[Array, "s"]]:
 
 
 def report(settings: Sequence[Setting], fixed: Sequence[str]) -> str:
-    """All tables and sentences as text."""
+    """The whole report as text: all tables and sentences."""
     done = settings[0].values
     arms = aligned([[arm.key, arm.what] for arm in ARMS if arm.key in done] + [[key, f"left out: {why}"] for key, why in LEFT_OUT.items()])
     parts = ["\n".join(fixed), arms]

@@ -1,7 +1,8 @@
-"""Run the study: train what the arms need, test every arm in open loop, in closed loop, from displaced starts and on hard scenes, and compare.
+"""The study: train the planners, test every arm in open loop, in closed loop, from displaced starts and on hard scenes, and compare the arms.
 
-What is fixed: tokenizer, world model, candidates, head, past, labels, number of steps, scenes. What differs: whether imagined futures are seen in
-training, and which scene candidates are read in while planning. Everything lies below one folder, and what is there already is not done again.
+Tokenizer, world model, candidates, planning head, history, labels, training steps and scenes are the same in all arms. The arms differ in whether
+imagined futures are used in training, and in which predicted future the candidates are scored with. All results are written below one folder, and
+existing results are reused.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from iidrive.analysis.study.arms import ARMS, CHOSEN_IN, LEFT_OUT, NONE, WEIGHTS, Arm, ArmName, Weights, recipe_of
-from iidrive.analysis.study.results import Setting, misleads, report
+from iidrive.analysis.study.results import Setting, rank_correlations, report
 from iidrive.core.config_io import to_plain
 from iidrive.core.errors import ConfigError
 from iidrive.core.scene import Scene
@@ -38,8 +39,8 @@ from iidrive.pipeline.train import describe, train_planner, train_tokenizer, tra
 from iidrive.report.page import Page, Table, write_index
 from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run
-from iidrive.scoring.cases import Predictions, align
 from iidrive.scoring.driving.summary import Row
+from iidrive.scoring.predictions import Predictions, align
 from iidrive.scoring.score import score
 from iidrive.simulation.loop import LoopConfig
 from iidrive.training import checkpoint
@@ -48,10 +49,10 @@ from iidrive.training.options import RunOptions
 Array = np.ndarray
 
 RATES = (1.0, 0.5, 2.0)
-"""Factors on the learning rate that are tried, in this order."""
+"""Factors on the learning rate, tried in this order."""
 
 EVENT_M = 10.0
-"""Metres that a step with a collision counts as much as, when a learning rate is chosen on `val`."""
+"""Cost of a collision event in metres of L2, used to choose a learning rate on `val`."""
 
 
 TestName = Literal["open", "closed", "hard", "displaced"]
@@ -62,19 +63,19 @@ TESTS: Mapping[TestName, tuple[str, str, LoopConfig | None]] = {
     "hard": ("closed loop, hard", "hard", LoopConfig()),
     "displaced": ("closed loop, test, displaced starts", "test", LoopConfig(displace=True)),
 }
-"""Name → what it is called in tables, the split, how it is driven (None: it is not)."""
+"""Test name → (title in tables, split, closed-loop config; None for open loop)."""
 
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """How much is done.
+    """Size of the study.
 
     Attributes:
-        seeds: planners of each kind, trained from different seeds.
-        scenes: scenes of each test; 0: the split's.
-        tries: learning rates that are tried for every kind of planner, on `val`, at most three; 1: the recipe's is taken.
-        tests: which of the tests are done.
-        arms: keys of the arms that are done: `none`, with which all others are compared, and one or more besides.
+        seeds: planners trained per kind, each with its own seed.
+        scenes: scenes per test; 0: all scenes of the split.
+        tries: learning rates tried on `val` per kind of planner, 1 to 3; 1: use the recipe's.
+        tests: tests to run.
+        arms: arms to run: `none`, the reference of all comparisons, and at least one more.
     """
 
     seeds: int = 2
@@ -85,18 +86,21 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         if not self.tests:
-            raise ConfigError(f"a study needs a test or more of {', '.join(TESTS)}; found none.")
+            raise ConfigError(f"a study needs at least one test of {', '.join(TESTS)}; found none.")
         if NONE not in self.arms or len(set(self.arms)) < 2:
             known = ", ".join(arm.key for arm in ARMS)
             raise ConfigError(
-                f"a study needs the arm `{NONE}`, which others are compared with, and one more of {known}; found {list(self.arms)}."
+                f"a study needs the arm `{NONE}`, the reference of all comparisons, and one more of {known}; found {list(self.arms)}."
             )
         if self.seeds < 1 or self.scenes < 0 or not 1 <= self.tries <= len(RATES):
-            raise ConfigError(f"a study needs a seed or more and 1 to {len(RATES)} tries; found {self.seeds} seeds and {self.tries} tries.")
+            raise ConfigError(
+                f"a study needs at least 1 seed, 0 or more scenes and 1 to {len(RATES)} tries; found {self.seeds} seeds, {self.scenes} scenes and "
+                f"{self.tries} tries."
+            )
 
     @property
     def done(self) -> tuple[Arm, ...]:
-        """The arms that are done, in the order of the design."""
+        """The arms to run, in the order of ARMS."""
         return tuple(arm for arm in ARMS if arm.key in self.arms)
 
     @property
@@ -107,17 +111,17 @@ class StudyConfig:
 
 @dataclass(frozen=True)
 class Base:
-    """What every arm stands on: a world model with its tokens of the training scenes."""
+    """What all arms share: a world model, and its tokens of the training scenes."""
 
     world: Path
     cache: TokenCache
 
 
 def study(recipe: Recipe, town: Town, out: Path, config: StudyConfig, world: str = "") -> dict[str, object]:
-    """Run or go on with a study below `out`; writes study.txt, study.json and index.html. `world` is a run folder or checkpoint to stand on.
+    """Run or continue a study below `out`, and write study.txt, study.json and index.html. `world`: run folder or checkpoint of a world model.
 
     Raises:
-        ConfigError: for a world model without an occupancy flow, which no candidate can be read in.
+        ConfigError: if the world model has no occupancy flow, which is needed to score candidates.
     """
     run = Run.start(out, describe("study ii", recipe, town, "test") | {"study": to_plain(config), "world": world}, resume=True)
     base = prepare(recipe, town, out, world)
@@ -129,28 +133,28 @@ def study(recipe: Recipe, town: Town, out: Path, config: StudyConfig, world: str
     }
     settings, pictures = tests(recipe, town, out, config, agents)
     fixed = [
-        f"world model: {checkpoint.read_manifest(base.world).fingerprint}; {config.seeds} planner seeds a kind; recipe {recipe.name}",
-        f"learning rate, chosen on val of {config.tries} tries each: {', '.join(f'{k} x {v:g}' for k, v in rates.items())}",
+        f"world model: {checkpoint.read_manifest(base.world).fingerprint}; {config.seeds} planner seeds per kind; recipe {recipe.name}",
+        f"learning rate factor, chosen on val from {config.tries} tries each: {', '.join(f'{k} x {v:g}' for k, v in rates.items())}",
     ]
     opened, closed = (next((s for s in settings if s.name == TESTS[name][0]), None) for name in ("open", "closed"))
-    misled = misleads(opened, closed) if opened and closed else []
-    text = report(settings, fixed) + "\n\n" + "\n".join(one.sentence() for one in misled)
+    correlations = rank_correlations(opened, closed) if opened and closed else []
+    text = report(settings, fixed) + "\n\n" + "\n".join(one.sentence() for one in correlations)
     values = {
         "arms": {arm.key: arm.what for arm in config.done} | dict.fromkeys(LEFT_OUT),
         "left_out": dict(LEFT_OUT),
         "rates": rates,
         "settings": {setting.name: setting.to_json() for setting in settings},
-        "misleads": [vars(one) for one in misled],
+        "misleads": [vars(one) for one in correlations],
     }
     run.write_text("study.txt", text + "\n")
     run.write_json("study.json", values)
-    write_index(out, _page(settings, fixed, [one.sentence() for one in misled], pictures))
+    write_index(out, _page(settings, fixed, [one.sentence() for one in correlations], pictures))
     print(text)
     return values
 
 
 def prepare(recipe: Recipe, town: Town, out: Path, world: str) -> Base:
-    """The world model that is given, or one that is trained here; and its tokens of the training scenes."""
+    """The given world model, or one trained here if `world` is empty; and its tokens of the training scenes."""
     auto = RunOptions(resume="auto")
 
     def begin(stage: str) -> Run:
@@ -170,14 +174,14 @@ def _tokens(tokenizer: str | Path, town: Town, out: Path) -> TokenCache:
 
 
 def trained(recipe: Recipe, town: Town, base: Base, folder: Path, weights: Weights, seed: int, rate: float) -> Path:
-    """The checkpoint of a planner, trained as far as it is not yet."""
+    """Train a planner, or continue its training, and return its checkpoint."""
     own = recipe_of(recipe, weights, seed, rate)
     run = Run.start(folder, describe("train planner", own, town, "train"), resume=True)
     return train_planner(own, base.world, base.cache, town, "train", run, weights != "present", RunOptions(resume="auto"))
 
 
 def tuned(recipe: Recipe, town: Town, base: Base, out: Path, weights: Weights, tries: int) -> float:
-    """The factor on the learning rate with which a planner of this kind costs least on `val`: distance, and metres for every event."""
+    """The learning rate factor with the lowest cost on `val`: mean L2 plus EVENT_M per collision event."""
     if tries == 1:
         return RATES[0]
     on = TestSet(town, "val", Run(out / "val"))
@@ -193,7 +197,7 @@ def tuned(recipe: Recipe, town: Town, base: Base, out: Path, weights: Weights, t
 def tests(
     recipe: Recipe, town: Town, out: Path, config: StudyConfig, agents: Mapping[tuple[Weights, int], LoadedAgent]
 ) -> tuple[list[Setting], list[tuple[str, str]]]:
-    """Every arm and baseline in every setting, and pictures of the scenes in which planning with and without ii differ most."""
+    """Results of every arm and baseline in every test, and pictures of the scenes in which planning with and without ii differ most."""
     settings, pictures = [], []
     for name, split, loop in (TESTS[test] for test in config.tests):
         names = town.scene_names(split)[: config.scenes or None]
@@ -212,7 +216,7 @@ def tests(
 
 
 def _foresight(config: StudyConfig) -> str:
-    """The arm whose scenes are drawn beside those of the arm without ii: `shared`, or the first of the others."""
+    """The arm drawn beside the arm without ii: `shared`, or else the first other arm."""
     others = [key for key in config.arms if key != NONE]
     return "shared" if "shared" in others else others[0]
 
@@ -233,7 +237,7 @@ def _open(name: str, on: TestSet, recipe: Recipe, agents: Mapping[tuple[Weights,
 
 
 def open_loop(plan: Plan, clips: ClipDataset, on: TestSet, kept: Path) -> dict[str, Float[Array, "s"]]:
-    """Collision events and mean L2 of every scene; read from `kept` where they were computed before."""
+    """Collision events and mean L2 (metres) of every scene; read from `kept` if they were computed before."""
     if kept.is_file():
         return {name: np.array(values) for name, values in parse_json(kept.read_text(), str(kept)).items()}
     tokens, paths = plans(plan, clips)
@@ -291,7 +295,7 @@ def _scenes(on: TestSet) -> list[Scene]:
 
 
 def _manoeuvres(on: TestSet) -> tuple[str, ...]:
-    """What each scene's route asks for: a turn to the left or right, both, or neither."""
+    """The turns on each scene's route: left, right, both, or straight."""
     kinds = []
     for scene in _scenes(on):
         turns = sorted({k.command.manoeuvre for k in scene.keyframes} - {"straight"})
@@ -299,15 +303,15 @@ def _manoeuvres(on: TestSet) -> tuple[str, ...]:
     return tuple(kinds)
 
 
-def _page(settings: Sequence[Setting], fixed: Sequence[str], misled: Sequence[str], pictures: list[tuple[str, str]]) -> Page:
+def _page(settings: Sequence[Setting], fixed: Sequence[str], correlations: Sequence[str], pictures: list[tuple[str, str]]) -> Page:
     arms = aligned([[arm.key, arm.what] for arm in ARMS if arm.key in settings[0].values])
     tables: list[tuple[str, str | Table]] = [("The arms", arms)]
     for setting in settings:
         header, *lines = setting.lines()
         tables.append((f"{setting.name}, {len(setting.scenes)} scenes: means and 95 % intervals over scenes", Table(header, lines)))
         tables.append((f"{setting.name}: against the arm without ii, paired by scene, corrected by Holm", "\n".join(setting.sentences())))
-    if misled:
-        tables.append(("How far open loop ranks planners as closed loop does", "\n".join(misled)))
+    if correlations:
+        tables.append(("Rank correlation of open loop and closed loop", "\n".join(correlations)))
     lead = "The same planner, with and without a world model's imagined future."
     notes = [*fixed, *(f"{key}: left out, {why}" for key, why in LEFT_OUT.items())]
     return Page("Does a world model help the planner?", lead, [], tables, pictures, notes)

@@ -1,7 +1,9 @@
-"""Do two tokenizers give the same keyframes the same codes? Per level of the codes, from two arrays of indices of the same frames.
+"""Agreement of two tokenizers: how often they assign equal codes to the same keyframes, and how much information their codes share, per level.
 
-Equal indices are what a world model that is handed the other tokenizer's tokens would need. Mutual information asks something weaker: whether
-the codes of one say anything about those of the other, under whatever renaming. Two good tokenizers trained apart share information and no indices.
+A world model can use another tokenizer's tokens only if the indices are equal. Mutual information is a weaker measure: it is high if the codes of one
+predict those of the other under any renaming. Two good tokenizers trained separately share information but no indices.
+
+Shapes: T keyframes, n codes per keyframe.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Agreement:
-    """One level: `equal` share of equal indices and `chance`, the share that the two frequencies of codes alone would give.
+    """One level of codes. `equal`: fraction of equal indices. `chance`: expected fraction for independent codes with the same frequencies.
 
-    `information` is the mutual information over the geometric mean of the two entropies, above what shuffled codes share: 0 nothing, 1 all.
+    `information`: normalised mutual information (see `mutual_information`), corrected for chance by a shuffle: 0 for independent, 1 for equivalent
+    codes. `codes`: number of compared codes.
     """
 
     level: str
@@ -39,7 +42,7 @@ def entropy(counts: Int[Array, "n"]) -> float:
 
 
 def mutual_information(a: Int[Array, "n"], b: Int[Array, "n"]) -> float:
-    """Mutual information of two paired label lists over the geometric mean of their entropies, 0..1; 0 where one of them never changes."""
+    """Mutual information of two paired label lists divided by the geometric mean of their entropies, 0..1; 0 if one list is constant."""
     joint = a.astype(np.int64) * (int(b.max()) + 1) + b
     alone = entropy(np.bincount(a)), entropy(np.bincount(b))
     if min(alone) == 0:
@@ -48,16 +51,16 @@ def mutual_information(a: Int[Array, "n"], b: Int[Array, "n"]) -> float:
 
 
 def agreement(a: Int[Array, "T n"], b: Int[Array, "T n"], level_cells: Sequence[int], levels: Sequence[str] = ()) -> tuple[Agreement, ...]:
-    """Compare the codes of T keyframes level by level; `level_cells` are the cells of every level, in the order of the codes.
+    """Compare the codes of T keyframes level by level. `level_cells`: number of cells of every level, in the order of the codes.
 
-    With few codes and a large codebook two unrelated lists seem to share information; what a fixed shuffle shares is taken off.
+    With few codes and a large codebook, unrelated lists seem to share information. So the mutual information with a fixed shuffle is subtracted.
 
     Raises:
-        DataError: if the two do not have the same keyframes and levels.
+        DataError: if the two arrays do not have the same keyframes and levels.
     """
     if a.shape != b.shape or a.shape[1] != sum(level_cells):
         raise DataError(
-            f"codes of the same keyframes and levels are needed; found {a.shape} and {b.shape} for levels of {list(level_cells)}."
+            f"expected codes of the same keyframes and levels; found {a.shape} and {b.shape} for levels of {list(level_cells)} cells."
         )
     out = []
     edges = np.cumsum([0, *level_cells])

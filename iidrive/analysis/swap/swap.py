@@ -1,7 +1,7 @@
-"""The swap grid: every tokenizer × world model × planner of some runs, put together on purpose and scored stage by stage.
+"""The swap grid: every combination of tokenizer × world model × planner of some runs, scored stage by stage.
 
-Elsewhere a mismatched pair is refused. Here it is evaluated under the override, beside the pairs that belong together, to say what a bad result
-comes from: the tokenizer's quality, a mismatch, or stage 2.
+Everywhere else a mismatched pair is refused. Here it is evaluated beside the matched pairs, to find the cause of a bad result: the
+tokenizer's quality, a mismatch, or stage 2.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ from iidrive.pipeline.load import load_agent, load_forecaster, load_tokenizer
 from iidrive.pipeline.tokens import tokens_folder, write_tokens
 from iidrive.runtime.run_folder import Run
 from iidrive.scoring import score
-from iidrive.scoring.cases import Cases, Predictions, align
+from iidrive.scoring.cases import Cases
+from iidrive.scoring.predictions import Predictions, align
 from iidrive.training import checkpoint
 from iidrive.training.checkpoint import Manifest
 
 STEPS = (0, 1, 2, 4, 6)
-"""Forecasts are scored now, at the first imagined step, and 1, 2, 3 s ahead."""
+"""Steps of 0.5 s at which forecasts are scored: 0 s, the first predicted step, and 1, 2, 3 s."""
 
 Report = Callable[[str], None]
 
@@ -52,7 +53,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Grid:
-    """The different models among some runs, each once, in the order they were met."""
+    """The distinct models of some runs, in the order they were found."""
 
     tokenizers: tuple[Part, ...]
     worlds: tuple[Part, ...]
@@ -60,22 +61,22 @@ class Grid:
 
     @property
     def size(self) -> int:
-        """How many steps `swap` reports."""
+        """Number of steps that `swap` reports."""
         t, w, p = len(self.tokenizers), len(self.worlds), len(self.planners)
         return t * (1 + w * (1 + p))
 
     def own_tokenizer(self, world: int) -> int | None:
-        """The place of the tokenizer that a world model was trained on, if it is among these."""
+        """Index of the tokenizer that a world model was trained with; None if it is not in the grid."""
         return _place(self.tokenizers, self.worlds[world].manifest.parent("tokenizer").fingerprint)
 
     def own_world(self, planner: int) -> int | None:
-        """The place of the world model that a planner was trained on, if it is among these."""
+        """Index of the world model that a planner was trained with; None if it is not in the grid."""
         return _place(self.worlds, self.planners[planner].manifest.parent("world").fingerprint)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Tokenizer and world model (places in the grid): forecast mIoU at STEPS, 0..1; `problem` where they cannot be put together."""
+    """A tokenizer and a world model (indices in the grid): forecast mIoU at STEPS, 0..1. `problem`: why they cannot be combined."""
 
     tokenizer: int
     world: int
@@ -86,7 +87,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Triple:
-    """A whole chain (places in the grid): average L2 in metres, average obj_box_col 0..1, its events over the six steps."""
+    """A tokenizer, world model and planner (indices in the grid): average L2 in metres, average obj_box_col 0..1, collision events over six steps.
+
+    `problem`: why they cannot be combined.
+    """
 
     tokenizer: int
     world: int
@@ -100,7 +104,10 @@ class Triple:
 
 @dataclass
 class Swap:
-    """Everything that was measured."""
+    """All results of a swap.
+
+    `reconstruction`: mIoU of every tokenizer, 0..1. `agreements`: code agreement per level, by the indices of two tokenizers.
+    """
 
     grid: Grid
     samples: int = 0
@@ -111,10 +118,10 @@ class Swap:
 
 
 def grid_of(paths: Sequence[str | Path]) -> Grid:
-    """The models at some paths (checkpoints, run folders, folders of runs), and those that they were trained on where these still lie there.
+    """The models at some paths (checkpoints, run folders, folders of runs), and their parents, if these are still at their recorded paths.
 
     Raises:
-        ConfigError: if there is no tokenizer with a world model.
+        ConfigError: if there is no world model with its tokenizer.
     """
     met: dict[str, dict[str, Part]] = {"tokenizer": {}, "world": {}, "planner": {}}
 
@@ -137,12 +144,12 @@ def grid_of(paths: Sequence[str | Path]) -> Grid:
             if found.kind in met:
                 meet(Path(found.path))
     if not met["tokenizer"] or not met["world"]:
-        raise ConfigError("nothing to swap: give runs that hold at least one world model and its tokenizer.")
+        raise ConfigError("nothing to swap: give runs with at least one world model and its tokenizer.")
     return Grid(*(tuple(met[kind].values()) for kind in ("tokenizer", "world", "planner")))
 
 
 def swap(grid: Grid, source: Source, split: str, run: Run, scenes: int, test_ii: bool, report: Report = lambda what: None) -> Swap:
-    """Score every combination on `scenes` scenes of a split (0: all), spread evenly; tokens go below the run folder."""
+    """Score every combination on `scenes` evenly spread scenes of a split (0: all). Tokens are written below the run folder."""
     names = source.scene_names(split)
     if 0 < scenes < len(names):
         names = tuple(names[i * len(names) // scenes] for i in range(scenes))
@@ -189,7 +196,7 @@ def _triple(grid: Grid, t: int, w: int, p: int, clips: ClipDataset, cases: Cases
 
 
 def _events(found: score.Scores) -> int:
-    """Events over the six steps; -1 where collisions cannot be scored."""
+    """Collision events over the six steps; -1 if collisions cannot be scored."""
     return int(found.events["obj_box_col"].sum()) if "obj_box_col" in found.events else -1
 
 
@@ -205,7 +212,7 @@ def _agree(first: tuple[Tokenizer, TokenCache], second: tuple[Tokenizer, TokenCa
 
 
 def findings(result: Swap) -> list[str]:
-    """What the numbers say, a sentence per combination that has something to say."""
+    """The diagnoses, one sentence per combination."""
     grid, out = result.grid, []
     at = {(p.tokenizer, p.world): p for p in result.pairs if not p.problem}
     own = {w: at[t, w] for w in range(len(grid.worlds)) if (t := grid.own_tokenizer(w)) is not None and (t, w) in at}
@@ -234,7 +241,7 @@ def findings(result: Swap) -> list[str]:
 
 
 def _own_chain(grid: Grid, planner: int) -> tuple[int, int] | None:
-    """Tokenizer and world model (places) that a planner was trained on, if they are among these."""
+    """Indices of the tokenizer and world model that a planner was trained with; None if they are not in the grid."""
     w = grid.own_world(planner)
     t = grid.own_tokenizer(w) if w is not None else None
     return (t, w) if t is not None and w is not None else None
@@ -245,7 +252,7 @@ _CODES = (38, 8, 8, 20)
 
 
 def text(result: Swap, source: Source, split: str, test_ii: bool) -> str:
-    """The tables, and below them what they say. Rows that do not belong together say so."""
+    """The tables, followed by the diagnoses. Rows of mismatched models are marked."""
     grid = result.grid
     lines = [f"{about_line(source, split)} · {result.samples} samples", ""]
     for name, parts in (("tokenizer", grid.tokenizers), ("world", grid.worlds), ("planner", grid.planners)):
@@ -258,7 +265,7 @@ def text(result: Swap, source: Source, split: str, test_ii: bool) -> str:
         name = f"tokenizer {pair.tokenizer + 1} + world {pair.world + 1}"
         shown = text_row([name, *(f"{100 * v:.2f}" for v in pair.miou)], widths[: 1 + len(pair.miou)])
         if not pair.miou:
-            shown += f"  cannot be put together: {pair.problem.splitlines()[0]}"
+            shown += f"  cannot be combined: {pair.problem.splitlines()[0]}"
         lines.append(f"{shown}  {_state(pair.marks, pair.problem)}".rstrip())
     if result.triples:
         head = "planning, ii on" if test_ii else "planning, ii off"
@@ -272,11 +279,11 @@ def text(result: Swap, source: Source, split: str, test_ii: bool) -> str:
         lines += ["", text_row([f"codes of tokenizers {i + 1} and {j + 1}, %", "equal", "chance", "information shared"], _CODES)]
         each = ([x.level, f"{100 * x.equal:.2f}", f"{100 * x.chance:.2f}", f"{100 * x.information:.1f}"] for x in levels)
         lines += [text_row(cells, _CODES) for cells in each]
-    return "\n".join([*lines, "", "What this says:", *(f"- {s}" for s in findings(result))])
+    return "\n".join([*lines, "", "Diagnosis:", *(f"- {s}" for s in findings(result))])
 
 
 def to_json(result: Swap) -> dict[str, Any]:
-    """The same as plain values; places count from 0; blocks made with a mismatch carry their marks."""
+    """Plain values. Indices count from 0. Rows of mismatched models have marks."""
     grid = result.grid
     parts = (("tokenizers", grid.tokenizers), ("worlds", grid.worlds), ("planners", grid.planners))
     return {
@@ -296,7 +303,7 @@ def _plain(row: Pair | Triple) -> dict[str, Any]:
 
 
 def _state(marks: Sequence[str], problem: str) -> str:
-    return "" if problem else MARKED if marks else "belongs together"
+    return "" if problem else MARKED if marks else "matched"
 
 
 def _place(parts: Sequence[Part], fingerprint: str) -> int | None:

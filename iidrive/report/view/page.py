@@ -1,8 +1,8 @@
-"""Write one sample as a page in three dimensions: true beside imagined occupancy, boxes, candidates and the chosen plan.
+"""Write one sample as an interactive 3-D page: true and predicted occupancy, boxes, candidates and the chosen plan.
 
 The page is one file: data, style, and a bundle of web/view.js with three.js (web/package.json builds it). Grids travel packed by gzip.
 
-Shapes: S moments, n boxes, X, Y, Z voxels. All positions are in the present ego frame, metres: x ahead, y left, z up.
+Shapes: S time steps, n boxes, X, Y, Z voxels. All positions are in the current ego frame, metres: x forward, y left, z up.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GROUND = ("driveable_surface", "other_flat", "sidewalk", "terrain")
 
 @dataclass(frozen=True)
 class Panel:
-    """Occupancy `labels` (S,X,Y,Z) at every moment, the ego `frames` (S,4,4) that they are in, and the ego's rear axle `ego` (S,3): x, y, yaw."""
+    """Occupancy `labels` (S,X,Y,Z) at every time step, their ego `frames` (S,4,4), and the ego's rear axle `ego` (S,3): x, y, yaw."""
 
     labels: UInt8[Array, "S X Y Z"]
     frames: Float[Array, "S 4 4"]
@@ -42,7 +42,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A path `points_m` (7,2) that the planner could have taken, the present first; how likely it meets somebody (0..1), and what its row says."""
+    """A candidate path `points_m` (7,2), starting at the current position; its collision probability `risk` (0..1); and the cells of its row."""
 
     name: str
     points_m: Float[Array, "7 2"]
@@ -52,13 +52,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class View:
-    """What a page shows.
+    """The content of a page.
 
-    `boxes` are (n,7) at every moment: centre, length, width, height, yaw. `path_m` (7,2) is the true path, the present first. `headings` stand over
-    the candidates' rows, of which `chosen` was taken (-1: none); `note` explains them. `marks` stand over everything: what taints the model.
+    `boxes`: (n,7) at every time step: centre, length, width, height, yaw. `path_m` (7,2): the true path, starting at the current position.
+    `headings`: header of the candidates' rows. `chosen`: index of the chosen candidate (-1: none). `note`: explanation of the rows.
+    `marks`: marks of the model's lineage, shown at the top.
 
     Raises:
-        DataError: for panels that do not fit the grid or the moments.
+        DataError: if a panel does not fit the grid or the number of time steps.
     """
 
     title: str
@@ -86,7 +87,7 @@ class View:
 
 
 def write_view(view: View, path: Path | str) -> Path:
-    """Write the page, whole or not at all, and return its path; its folder is made."""
+    """Write the page atomically, create its folder, and return its path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     return atomic.write(path, render_view(view))
@@ -110,7 +111,7 @@ def render_view(view: View) -> str:
 
 
 def _json(view: View) -> str:
-    """What the page's script reads. `<` is escaped, so that no text ends the element that holds it."""
+    """The data for the page's script as JSON. `<` is escaped, so that no text can end the surrounding element."""
     panels = {"true": view.true, **({"imagined": view.imagined} if view.imagined is not None else {})}
     grids = np.concatenate([panel.labels.reshape(-1) for panel in panels.values()])
     data = {
@@ -137,7 +138,7 @@ def _json(view: View) -> str:
 
 
 def _ego_boxes(ego: Float[Array, "S 3"]) -> Float[Array, "S 7"]:
-    """The ego's box at every moment from its rear axle: centre, length, width, height, yaw."""
+    """The ego's box at every time step from its rear axle: centre, length, width, height, yaw."""
     x, y, yaw = ego.T
     centre = [x + EGO_CENTRE_M * np.cos(yaw), y + EGO_CENTRE_M * np.sin(yaw), np.full(len(ego), EGO_HEIGHT_M / 2)]
     size = [np.full(len(ego), metres) for metres in (*EGO_SIZE_M, EGO_HEIGHT_M)]

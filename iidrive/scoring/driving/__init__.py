@@ -1,1 +1,1 @@
-"""Driving for seconds on end: the controller that follows a plan, and the score of what was driven."""
+"""Closed-loop driving: the controller that follows a plan, and the score of a drive."""

@@ -1,6 +1,6 @@
-"""How a drive feels: accelerations and their changes against the limits of the public scorers.
+"""Comfort of a drive: accelerations, jerks and yaw rates compared with the limits of the public scorers.
 
-Shapes: T moments 0.1 s apart, P plans, K steps of a plan.
+Shapes: T time steps of 0.1 s, P plans, K steps per plan.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from iidrive.scoring.driving.tracking import DT_S
 Array = np.ndarray
 
 _ORDER, _SMOOTH, _SLOPE = 2, 8, 15
-"""Order of the Savitzky-Golay filter, and how many moments it sees for values and for derivatives."""
+"""Savitzky-Golay filter: polynomial order, window length for values, window length for derivatives (time steps)."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a passenger puts up with: metres, seconds, radians."""
+    """Comfort limits, in units of metres, seconds and radians."""
 
     jerk: float = 8.37
     lateral_acceleration: float = 4.89
@@ -34,7 +34,7 @@ class Limits:
 
 
 def comfortable(ego: Ego, limits: Limits | None = None) -> Bool[Array, "t"]:
-    """At which moments all limits hold. A drive of less than 1.5 s has no derivatives and counts as comfortable."""
+    """Whether all limits hold at each time step. A drive shorter than 1.5 s has no derivatives and counts as comfortable."""
     limits, n = limits or Limits(), len(ego.yaw_rad)
     if n < _SLOPE:
         return np.ones(n, bool)
@@ -54,13 +54,13 @@ def comfortable(ego: Ego, limits: Limits | None = None) -> Bool[Array, "t"]:
 
 
 def _smooth(values: Float[Array, "*p t"], window: int, derivative: int = 0) -> Float[Array, "*p t"]:
-    """Smoothed values, or their derivative, along the last axis."""
+    """Savitzky-Golay smoothed values, or their derivative per second, along the last axis."""
     return np.asarray(savgol_filter(values, window, _ORDER, deriv=derivative, delta=DT_S))
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two consecutive plans may lie apart: root-mean-square differences, metres, seconds, radians."""
+    """Largest root-mean-square differences between two consecutive plans, in units of metres, seconds and radians."""
 
     acceleration: float = 0.7
     jerk: float = 0.5
@@ -69,7 +69,7 @@ class Agreement:
 
 
 def consistent(rollout: Rollout, limits: Agreement | None = None) -> Bool[Array, "q"]:
-    """For every plan but the first, whether it goes on as the plan before it had meant to (extended comfort)."""
+    """Whether each plan but the first agrees with the plan before it (extended comfort)."""
     limits, later = limits or Agreement(), rollout.plan_every
     plans = len(rollout.plan_speed_mps)
     if plans < 2:

@@ -1,6 +1,6 @@
-"""Who touched whom, and whose fault it was, as the public closed-loop scorers have it.
+"""Contacts of the ego with others, and whether the ego is at fault, by the rules of the public closed-loop scorers.
 
-Source: the rules of NAVSIM's and nuPlan's scorers, told in words in docs/closed-loop.md.
+Source: NAVSIM's and nuPlan's scorers; docs/closed-loop.md describes the rules.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ AHEAD_RAD, BEHIND_RAD = np.deg2rad(30), np.deg2rad(150)
 
 @dataclass(frozen=True)
 class Contact:
-    """The first time that the ego and somebody else touch: at which moment, whom (place and track), how, and whether the ego is at fault.
+    """The first contact of the ego with one other object.
 
-    `agent` is false for things that are neither vehicle, pedestrian nor cyclist. `kind`: "at the start", "ego stands", "other stands",
-    "from behind", "front" or "side".
+    `moment`: time step of the contact. `other`, `track`: index and track id of the object. `agent`: whether it is a vehicle, pedestrian or
+    cyclist. `kind`: "at the start", "ego stands", "other stands", "from behind", "front" or "side". `at_fault`: whether the ego is at fault.
     """
 
     moment: int
@@ -36,7 +36,7 @@ class Contact:
 
 
 def contacts(ego: Ego, others: Others, road: Road | None) -> list[Contact]:
-    """First contacts in order of time. Nobody is at fault for touching at the first moment."""
+    """The first contact with each object, in order of time. A contact at the first time step is not at fault."""
     t, i = near(ego, others)
     touching = shapely.intersects(ego.polygons[t], others.polygons(t, i))
     t, i = t[touching], i[touching]
@@ -64,6 +64,6 @@ def _judged(ego: Ego, others: Others, road: Road | None, t: int, i: int) -> tupl
 
 
 def bearing(ego: Ego, point_m: Float[Array, "2"], t: int) -> float:
-    """Angle between the ego's heading and the way from its rear axle to a point, 0..pi."""
+    """Angle between the ego's heading at time step `t` and the direction from its rear axle to a point (global frame, metres), 0..pi."""
     way = point_m - ego.xy_m[t]
     return float(np.arccos(np.clip(way @ ego.ahead[t] / max(float(np.hypot(*way)), 1e-9), -1, 1)))

@@ -1,7 +1,7 @@
-"""The EPDMS score of drives: multipliers over the whole drive, times a weighted mean of parts that are scored every 4 s.
+"""The EPDMS score of drives: multipliers over the whole drive, times a weighted mean of parts scored in windows of 4 s.
 
-The public score is made for 4 s. Over 20 s its yes/no parts would nearly all be 0, so the weighted parts are scored in windows of 4 s one after
-the other and averaged. A window that was not driven to its end counts 0. docs/closed-loop.md has every part in words.
+The public score is defined for drives of 4 s. Over 20 s its binary parts would almost always be 0. So the weighted parts are scored in
+consecutive windows of 4 s and averaged. A window that was not driven to its end counts as 0. docs/closed-loop.md describes every part.
 
 Source: NAVSIM's EPDMS (Dauner et al. 2024, arXiv 2406.15349; Cao et al. 2025, arXiv 2506.04218), after nuPlan's closed-loop score.
 """
@@ -29,20 +29,19 @@ PARTS = (*MULTIPLIERS, *WEIGHTS)
 
 WINDOW_S = 4.0
 _SHORT_M = 5.0
-"""Where the reference gets less far than this there is no progress to be made."""
+"""If the reference drives less than this in a window, ego progress is not measured and counts as 1."""
 
 _TOUCHED_THING = 0.5
-"""What is left of the score of who touches something that is no road user."""
+"""NC after an at-fault contact with an object that is not a road user."""
 
 
 @dataclass(frozen=True)
 class DriveScore:
     """The score of one drive.
 
-    `multipliers` are values of the whole drive and `windows` (W,) those of each window, by part; parts that cannot be told are in `absent` with
-    the reason instead. `progress_m` (W,) is how far along the route each window got. `off_road` is the first moment at which the ego's centre is
-    beside the drivable area, if any: the road was left, while one corner beside it is enough to fail DAC. `finished`: driven to the end without
-    an at-fault contact and without leaving the road.
+    `multipliers`: value per part over the whole drive. `windows`: values (W,) per part and window. `absent`: reason per part that cannot be scored.
+    `progress_m` (W,): progress along the route in each window. `off_road`: first time step at which the ego's centre is outside the drivable
+    area, or None. (For DAC one corner outside is enough to fail.) `whole`: whether the drive reached its planned length.
     """
 
     name: str
@@ -58,27 +57,27 @@ class DriveScore:
 
     @property
     def at_fault(self) -> int:
-        """Contacts with others that the ego is at fault for."""
+        """Number of at-fault contacts."""
         return sum(contact.at_fault for contact in self.contacts)
 
     @property
     def finished(self) -> bool:
-        """Driven to the end, without an at-fault contact, on the road."""
+        """Whether the drive reached its planned length without an at-fault contact and without leaving the road."""
         return self.whole and not self.at_fault and self.off_road is None
 
     @property
     def parts(self) -> dict[str, float | None]:
-        """Every part as one number, windows averaged; None where it cannot be told."""
+        """The value of every part, averaged over windows; None if it cannot be scored."""
         means = {name: float(values.mean()) for name, values in self.windows.items()}
         return {name: {**self.multipliers, **means}.get(name) for name in PARTS}
 
     @property
     def epdms(self) -> float:
-        """The product of the multipliers times the weighted mean of the rest."""
+        """The product of the multipliers times the weighted mean of the other parts, 0..1."""
         return _combined(self.multipliers, self.windows)
 
     def forgiving(self, expert: DriveScore) -> float:
-        """The same when every part that the expert fails too, in the same window, counts as passed."""
+        """EPDMS with the expert filter: a part counts as passed if the expert fails it too, in the same window."""
         multipliers = {k: 1.0 if expert.multipliers.get(k, 1.0) < 1 else v for k, v in self.multipliers.items()}
         windows = {k: np.where(expert.windows[k] <= 0, 1.0, v) if k in expert.windows else v for k, v in self.windows.items()}
         return _combined(multipliers, windows)
@@ -91,14 +90,14 @@ def _combined(multipliers: Mapping[str, float], windows: Mapping[str, Float[Arra
 
 
 def score_drive(rollout: Rollout, road: Road | None, expert: Rollout | None = None) -> DriveScore:
-    """Score one drive on its road. Progress is measured against the expert's drive of the same scene; without it that part is left out.
+    """Score one drive on its road. Progress is measured relative to the expert's drive of the same scene; without an expert it is left out.
 
     Raises:
-        DataError: for a drive that is shorter than one step.
+        DataError: if the drive is shorter than one step.
     """
     ego, others = rollout.ego, rollout.others
     if len(ego.yaw_rad) < 2:
-        raise DataError(f"drive {rollout.name}: a drive needs two moments or more; found {len(ego.yaw_rad)}.")
+        raise DataError(f"drive {rollout.name}: a drive needs at least two time steps; found {len(ego.yaw_rad)}.")
     met = contacts(ego, others, road)
     absent: dict[str, str] = {"TLC": "this source has no traffic lights"}
     multipliers = {"NC": min((1.0 if not c.at_fault else 0.0 if c.agent else _TOUCHED_THING for c in met), default=1.0)}
@@ -135,7 +134,7 @@ def score_drive(rollout: Rollout, road: Road | None, expert: Rollout | None = No
             absent["EP"] = "there is no reference drive"
         else:
             best, _ = stations(expert.ego.centre_m, line)
-            windows["EP"] = np.array([_share(gone, best, span, len(along)) for gone, span in zip(progress, spans, strict=True)])
+            windows["EP"] = np.array([_progress(gone, best, span, len(along)) for gone, span in zip(progress, spans, strict=True)])
     if len(rollout.plan_speed_mps) < 2:
         absent["EC"] = "this driver makes no plans"
     else:
@@ -149,7 +148,7 @@ def score_drive(rollout: Rollout, road: Road | None, expert: Rollout | None = No
 
 
 def _spans(rollout: Rollout) -> list[tuple[int, int]]:
-    """First and last moment of every window of 4 s; one window where the drive was to be shorter."""
+    """First and last time step of every window of 4 s; one window if the planned drive is shorter."""
     step, last = round(WINDOW_S / DT_S), rollout.planned_moments - 1
     return [(a, a + step) for a in range(0, last - step + 1, step)] or [(0, last)]
 
@@ -159,11 +158,12 @@ def _driven(moments: int, span: tuple[int, int]) -> bool:
 
 
 def _never(bad: Array, spans: list[tuple[int, int]]) -> Float[Array, "w"]:
-    """1 for windows that were driven and in which it never happens."""
+    """1 for windows that were driven to their end and in which `bad` is never true, else 0."""
     return np.array([float(_driven(len(bad), (a, b)) and not bad[a : b + 1].any()) for a, b in spans])
 
 
-def _share(gone_m: float, best: Array, span: tuple[int, int], moments: int) -> float:
+def _progress(gone_m: float, best: Array, span: tuple[int, int], moments: int) -> float:
+    """Progress in a window relative to the reference, 0..1. `best` is the reference's position along the route, metres."""
     a, b = (min(k, len(best) - 1) for k in span)
     there = best[b] - best[a]
     if there < _SHORT_M:
@@ -172,7 +172,7 @@ def _share(gone_m: float, best: Array, span: tuple[int, int], moments: int) -> f
 
 
 def _consistency(rollout: Rollout, spans: list[tuple[int, int]]) -> Float[Array, "w"]:
-    """The share of a window's plans that go on as the plan before had meant to; 0 for windows that were not driven."""
+    """Fraction of a window's plans that agree with the plan before; 0 for windows that were not driven to their end."""
     good, every = consistent(rollout), rollout.plan_every
     made = (np.arange(len(good)) + 1) * every
     out = []

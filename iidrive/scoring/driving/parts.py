@@ -1,6 +1,6 @@
-"""The parts of the EPDMS score of one drive: what each measures, moment by moment or window by window.
+"""Parts of the EPDMS score of one drive, per time step or over the whole drive.
 
-Shapes: T moments 0.1 s apart, W windows.
+Shapes: T time steps of 0.1 s, n other objects. Positions are in the global frame, metres.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ _STANDS_MPS = 0.005
 _PUSHED_S = (0.0, 0.3, 0.6, 0.9)
 
 _WRONG_WAY_M = (2.0, 6.0)
-"""So many metres off the route's lanes within a second halve the driving direction's value, or take it all."""
+"""Metres driven off the route's lanes within one second from which the driving direction (DDC) is 0.5, and 0."""
 
 _BESIDE_M, _BESIDE_S = 0.5, 2.0
-"""Lane keeping fails when the centre is so far from the centreline for so long."""
+"""Lane keeping fails if the centre is farther than this from the centreline (metres) for this long (seconds)."""
 
 _AS_NEAR_M = 0.5
-"""Places of a line that are nearer to a point by less than this are as near."""
+"""Distances to a line that differ by less than this count as equal."""
 
 _SEARCHED_M = (5.0, 15.0)
-"""How far behind and ahead of the last place along a route the next one is looked for."""
+"""Search range behind and ahead of the previous position along a route, metres."""
 
 
 def stations(points_m: Float[Array, "t 2"], line_m: Float[Array, "n 2"]) -> tuple[Float[Array, "t"], Float[Array, "t"]]:
-    """Arc length of the point of a line nearest to each of some points in a row, and the distance from it.
+    """Arc length of the nearest point on a line for each point of a path, and the distance to it, both metres.
 
-    Each is looked for around the one before, so that a line that meets itself is followed; the first where the line first comes as near.
+    Each point is searched for near the previous one, so that a line that crosses itself is followed correctly. For the first point, the earliest
+    of the nearest places on the line is taken.
     """
     piece = np.diff(line_m, axis=0)
     length = np.hypot(piece[:, 0], piece[:, 1])
@@ -56,7 +57,7 @@ def stations(points_m: Float[Array, "t 2"], line_m: Float[Array, "n 2"]) -> tupl
 
 
 def _first_near(gap_m: Float[Array, "n"]) -> int:
-    """The first place that is about as near as the nearest one."""
+    """Index of the earliest local minimum that is about as near as the nearest place."""
     close = gap_m <= gap_m.min() + _AS_NEAR_M
     first = int(close.argmax())
     last = first + int((~close[first:]).argmax() or len(close) - first)
@@ -64,7 +65,7 @@ def _first_near(gap_m: Float[Array, "n"]) -> int:
 
 
 def driving_direction(ego: Ego, road: Road) -> float:
-    """1, 0.5 or 0 by the metres that the centre moves off the route's lanes and outside junctions, the largest sum over any second."""
+    """DDC: 1, 0.5 or 0, by the largest distance within any second that the centre moves off the route's lanes and outside junctions."""
     wrong = ~(road.on_route(ego.centre_m) | road.in_junction(ego.centre_m))
     hop = np.hypot(*np.diff(ego.centre_m, axis=0).T) * wrong[1:]
     second = round(1 / DT_S)
@@ -74,10 +75,10 @@ def driving_direction(ego: Ego, road: Road) -> float:
 
 
 def about_to_collide(ego: Ego, others: Others, road: Road | None, ignored: Float[Array, "n"]) -> Bool[Array, "t"]:
-    """Moments at which the ego, going straight on at its speed for up to 0.9 s, meets somebody where that one will be then.
+    """TTC: time steps at which the ego, moved straight ahead at its speed for up to 0.9 s, would overlap an object at that later time.
 
-    `ignored` (n,) is the first moment from which each other no longer counts (infinite: never): whoever was touched without fault.
-    Only others ahead count; where the ego is in several lanes, off the road or in a junction, all that are not behind it.
+    `ignored` (n,): time step from which an object no longer counts (after a contact without fault); infinite if it always counts.
+    Only objects ahead count. If the ego is in several lanes, off the road or in a junction, all objects that are not behind it count.
     """
     moments = len(ego.yaw_rad)
     found = np.zeros(moments, bool)
@@ -99,7 +100,7 @@ def about_to_collide(ego: Ego, others: Others, road: Road | None, ignored: Float
 
 
 def _loose(ego: Ego, road: Road | None) -> Callable[[int], bool]:
-    """Whether the ego is in several lanes, off the road or in a junction at a moment; asked for few moments."""
+    """A function that says whether the ego is in several lanes, off the road or in a junction at a time step. It is called for few time steps."""
 
     def at(moment: int) -> bool:
         if road is None:
@@ -111,7 +112,7 @@ def _loose(ego: Ego, road: Road | None) -> Callable[[int], bool]:
 
 
 def beside_lane(ego: Ego, road: Road, away_m: Float[Array, "t"]) -> Bool[Array, "t"]:
-    """Moments that end two seconds in a row at which the centre is beside the centreline; moments in junctions are passed over."""
+    """LK: time steps that end two consecutive seconds with the centre beside the centreline. Time steps in junctions are skipped."""
     needed, row = round(_BESIDE_S / DT_S), 0
     out = np.zeros(len(away_m), bool)
     junction = road.in_junction(ego.centre_m)

@@ -1,9 +1,9 @@
-"""The closed-loop score of single plans among recorded boxes: each is followed for 3 s from the true start, and nobody reacts.
+"""EPDMS of single plans in a recorded scene: each plan is followed for 3 s from the recorded state, and other objects do not react.
 
-This is NAVSIM's way of scoring without a simulator, on any source with boxes and a map. Progress is measured against the recorded ego, whose own
-path is followed by the same controller. Where a source knows no route, its lanes are those that the recorded ego drove on.
+This is NAVSIM's non-reactive score, for any source with boxes and a map. Progress is measured relative to the recorded ego, whose path is followed
+by the same controller. The route consists of the lanes that the recorded ego drove on.
 
-Shapes: T = 31 moments of 0.1 s, n others. Frames: plans are LIDAR_TOP in the lidar frame of their keyframe, metres; the rest is global.
+Shapes: k keyframes, n other objects. Frames: plans are LIDAR_TOP in the lidar frame of their keyframe, metres; everything else is global.
 """
 
 from __future__ import annotations
@@ -24,14 +24,18 @@ from iidrive.scoring.driving.tracking import DT_S, STEPS, WHEELBASE_M, CarState,
 Array = np.ndarray
 
 _BEYOND_M = 60.0
-"""The recorded way goes straight on for so long, so that whoever drives farther is measured too."""
+"""The recorded path is extended straight ahead by this much, so that plans that drive farther are measured, too."""
 
 _AGENT = np.array([name.startswith(("vehicle.", "human.")) for name in CATEGORIES])
 
 
 @dataclass(frozen=True)
 class RecordedScene:
-    """A scene's ego and everyone around it at its keyframes, and its road, ready to be driven through from any keyframe."""
+    """The ego and all other objects of a scene at its keyframes, and its road. Plans can be driven from any keyframe.
+
+    `pose` (k,3): x, y, yaw of the ego's rear axle. `centre_m` (k,n,2), `yaw_rad` (k,n): boxes where `known` (k,n). `size_m` (n,2): length, width.
+    `agent` (n,): vehicle or human.
+    """
 
     scene: Scene
     road: Road | None
@@ -46,7 +50,7 @@ class RecordedScene:
 
     @staticmethod
     def of(scene: Scene) -> RecordedScene:
-        """Read a scene once."""
+        """The recorded scene of a data source's scene."""
         frames = scene.keyframes
         time = np.array([k.timestamp_us for k in frames]) / 1e6
         pose = np.array([[*k.global_T_ego.translation_m[:2], float(geometry.heading(k.global_T_ego.matrix))] for k in frames])
@@ -68,7 +72,7 @@ class RecordedScene:
         return RecordedScene(scene, road, time - time[0], pose, centre, yaw, known, sizes, agent, tuple(place))
 
     def others(self, index: int) -> Others:
-        """Everyone around over the 3 s from a keyframe, between keyframes by their tracks."""
+        """The other objects over the 3 s from a keyframe, interpolated linearly between keyframes."""
         at = self.time_s[index] + np.arange(STEPS + 1) * DT_S
         before = np.clip(np.searchsorted(self.time_s, at + 1e-9, "right") - 1, 0, max(len(self.time_s) - 2, 0))
         after = np.minimum(before + 1, len(self.time_s) - 1)
@@ -82,7 +86,7 @@ class RecordedScene:
         return Others(centre, self.yaw_rad[before] + share * turn, self.size_m, present, self.agent, self.track)
 
     def start(self, index: int) -> CarState:
-        """The recorded ego at a keyframe, its speed and turn by central difference."""
+        """The state of the recorded ego at a keyframe; speed and yaw rate by central differences."""
         first, last = max(index - 1, 0), min(index + 1, len(self.pose) - 1)
         seconds = max(self.time_s[last] - self.time_s[first], 1e-9)
         moved = self.pose[last, :2] - self.pose[first, :2]
@@ -93,7 +97,7 @@ class RecordedScene:
         return CarState(self.pose[index][None, :2], np.array([yaw]), np.array([speed]), np.zeros(1), np.array([steer]))
 
     def drive(self, index: int, plan_m: Float[Array, "6 2"]) -> Rollout:
-        """A plan, followed from a keyframe among the recorded others."""
+        """The rollout of a plan from a keyframe among the recorded objects."""
         keyframe = self.scene.keyframes[index]
         start = self.start(index)
         states = [start, *follow(start, reference(np.asarray(plan_m)[None], float(keyframe.ego_T_lidar.translation_m[0])), STEPS)]
@@ -102,16 +106,16 @@ class RecordedScene:
         return Rollout(keyframe.token, Ego(xy, yaw, speed), self.others(index), none, none, STEPS + 1)
 
     def score(self, index: int, plan_m: Float[Array, "6 2"], true_m: Float[Array, "6 2"]) -> tuple[DriveScore, DriveScore]:
-        """The score of a plan, and of the recorded path that is followed by the same controller.
+        """The scores of a plan and of the recorded path, both followed by the same controller.
 
-        Extended comfort is left out: it compares two plans.
+        Extended comfort is left out, because it compares two consecutive plans.
         """
         human = self.drive(index, true_m)
         return score_drive(self.drive(index, plan_m), self.road, human), score_drive(human, self.road, human)
 
 
 def _road(scene: Scene, pose: Float[Array, "k 3"]) -> Road | None:
-    """The road with the lanes that the recorded ego drove on, and its way."""
+    """The road, whose route is the lanes that the recorded ego drove on, with the recorded path."""
     heading = np.stack([np.cos(pose[:, 2]), np.sin(pose[:, 2])], -1)
     centre = Ego(pose[:, :2], pose[:, 2], np.zeros(len(pose))).centre_m
     moved = np.concatenate([[True], np.hypot(*np.diff(centre, axis=0).T) > 0.1])
@@ -120,7 +124,7 @@ def _road(scene: Scene, pose: Float[Array, "k 3"]) -> Road | None:
 
 
 def _driven(scene: Scene, centre_m: Float[Array, "k 2"], heading: Float[Array, "k 2"]) -> tuple[str, ...]:
-    """Ids of the lanes whose polygon holds the recorded ego at some keyframe, running its way."""
+    """Ids of the lanes that contain the recorded ego at some keyframe and run in its direction."""
     found = []
     for lane in scene.map.lanes:
         inside = np.flatnonzero(shapely.intersects_xy(lane.polygon, centre_m[:, 0], centre_m[:, 1]))
@@ -134,5 +138,5 @@ def _driven(scene: Scene, centre_m: Float[Array, "k 2"], heading: Float[Array, "
 
 
 def complete(scene: Scene) -> range:
-    """Keyframes with six keyframes after them."""
+    """Indices of the keyframes with six later keyframes."""
     return range(max(len(scene) - FUTURE_STEPS, 0))

@@ -1,6 +1,6 @@
-"""What was driven: the ego and everyone around it every 0.1 s, and the road that it was driven on.
+"""A driven scene: the ego and all other objects every 0.1 s, and the road.
 
-Shapes: T moments, n others, P plans, K steps of a plan. All in the global frame, metres, radians, seconds.
+Shapes: T time steps, n other objects, P plans, K steps per plan. Everything is in the global frame, in metres, radians and seconds.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from iidrive.scoring.driving.tracking import DT_S
 Array = np.ndarray
 
 End = Literal["", "collision", "off road"]
-"""Why a drive ended before its time: an at-fault collision, or the road was left."""
+"""Why a drive ended early: an at-fault collision, or the ego left the road. Empty if it did not."""
 
 
 @dataclass(frozen=True)
 class Others:
-    """Rectangles around the ego: centres (T,n,2), headings (T,n), sizes (n,2) length and width; `present` (T,n) false where one is not there.
+    """The boxes of other objects.
 
-    `agent` (n,) is true for vehicles, pedestrians and cyclists, false for other objects. `track` names them.
+    `centre_m` (T,n,2), `yaw_rad` (T,n), `size_m` (n,2) length and width. `present` (T,n): whether the object exists at a time step. `agent` (n,):
+    true for vehicles, pedestrians and cyclists. `track`: track ids.
     """
 
     centre_m: Float[Array, "t n 2"]
@@ -41,7 +42,7 @@ class Others:
 
     @cached_property
     def speed_mps(self) -> Float[Array, "t n"]:
-        """How fast each came from the moment before (at the first: goes to the next); 0 where one of the two is missing."""
+        """Speed since the previous time step (at the first: until the next); 0 if the object is missing at one of the two."""
         if len(self.centre_m) < 2:
             return np.zeros(self.yaw_rad.shape)
         hop = np.hypot(*np.moveaxis(np.diff(self.centre_m, axis=0), -1, 0)) / DT_S
@@ -49,17 +50,17 @@ class Others:
         return np.concatenate([hop[:1], hop])
 
     def until(self, moments: int) -> Others:
-        """The first moments alone."""
+        """Only the first `moments` time steps."""
         return replace(self, centre_m=self.centre_m[:moments], yaw_rad=self.yaw_rad[:moments], present=self.present[:moments])
 
     def polygons(self, t: Int[Array, "m"], i: Int[Array, "m"]) -> Array:
-        """Polygons of others `i` at moments `t`."""
+        """Polygons of objects `i` at time steps `t`."""
         return _polygons(self.centre_m[t, i], self.size_m[i], self.yaw_rad[t, i])
 
 
 @dataclass(frozen=True)
 class Ego:
-    """The ego's rear axle (T,2), headings and speeds (T,)."""
+    """The ego: rear axle positions (T,2), headings and speeds (T,)."""
 
     xy_m: Float[Array, "t 2"]
     yaw_rad: Float[Array, "t"]
@@ -67,37 +68,37 @@ class Ego:
 
     @cached_property
     def ahead(self) -> Float[Array, "t 2"]:
-        """Unit vectors of its headings."""
+        """Unit vectors of the headings."""
         return np.stack([np.cos(self.yaw_rad), np.sin(self.yaw_rad)], -1)
 
     @cached_property
     def centre_m(self) -> Float[Array, "t 2"]:
-        """Where its rectangle's centre is."""
+        """Centre of the ego's box."""
         return self.xy_m + EGO_CENTRE_M * self.ahead
 
     @cached_property
     def corners_m(self) -> Float[Array, "t 4 2"]:
-        """Corners of its rectangle, counter-clockwise from front left."""
+        """Corners of the ego's box, counter-clockwise from front left."""
         length, width = (np.full(len(self.yaw_rad), side) for side in EGO_SIZE_M)
         return geometry.box_corners_bev(self.centre_m, length, width, self.yaw_rad)
 
     @cached_property
     def polygons(self) -> Array:
-        """Its rectangle at every moment."""
+        """Polygon of the ego's box at every time step."""
         return np.asarray(shapely.polygons(self.corners_m))
 
     def pushed(self, seconds: float) -> Array:
-        """Its rectangle at every moment, had it gone straight on for so long."""
+        """Polygon of the ego's box at every time step, moved straight ahead at its speed for some seconds."""
         gone = (seconds * self.speed_mps)[:, None] * self.ahead
         return np.asarray(shapely.polygons(self.corners_m + gone[:, None]))
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """One scene, driven: `ego` and `others` every 0.1 s, the first moment is the start.
+    """One driven scene: `ego` and `others` every 0.1 s. Time step 0 is the start.
 
-    `plan_speed_mps` (P,K) and `plan_yaw_rad` (P,K+1) are the references of the plans that were followed, one every `plan_every` moments, headings
-    in the plan's own ego frame; empty for a driver that makes no plans. `planned_moments` is how long the drive was to be.
+    `plan_speed_mps` (P,K) and `plan_yaw_rad` (P,K+1): references of the followed plans, one every `plan_every` time steps; headings are in the ego
+    frame of the plan. Empty for an agent without plans. `planned_moments`: planned length of the drive in time steps. `ended`: why it ended early.
     """
 
     name: str
@@ -111,21 +112,21 @@ class Rollout:
 
     @property
     def kilometres(self) -> float:
-        """How far the rear axle has gone."""
+        """Distance driven by the rear axle, kilometres."""
         return float(np.hypot(*np.diff(self.ego.xy_m, axis=0).T).sum()) / 1000
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
+        """Duration of the drive, seconds."""
         return (len(self.ego.yaw_rad) - 1) * DT_S
 
 
 @dataclass(frozen=True)
 class Road:
-    """What a drive is judged by: the drivable area, lanes and junctions, and the route's lanes and centreline.
+    """The map data that a drive is scored with: drivable area, lanes, junctions, and the area and centreline of the route.
 
-    `way_m` is a line to measure progress along where there is no centreline: what a recorded ego drove. What a source does not know is None; the
-    parts of the score that need it are then left out, with the reason.
+    `way_m` is the path of a recorded ego; progress is measured along it if there is no centreline. Fields that a source does not have are None, and
+    the parts of the score that need them are left out with a reason.
     """
 
     drivable: shapely.Geometry
@@ -142,9 +143,9 @@ class Road:
         centreline_m: Float[Array, "n 2"] | None = None,
         way_m: Float[Array, "n 2"] | None = None,
     ) -> Road | None:
-        """The road of a map; None where it has no drivable area.
+        """The road of a map; None if the map has no drivable area.
 
-        Lanes beside the route's that run the same way count as the route's.
+        Lanes beside the route's lanes that run in the same direction count as part of the route.
         """
         drivable = layers.layers.get("drivable_area")
         if drivable is None:
@@ -158,7 +159,7 @@ class Road:
         return Road(drivable, streets, junctions, route, centreline_m, way_m)
 
     def off(self, corners_m: Float[Array, "*t 4 2"]) -> Bool[Array, "*t"]:
-        """Whether at least one corner lies beside the drivable area."""
+        """Whether at least one corner lies outside the drivable area."""
         outside: Array = np.asarray(~self.drives_on(corners_m).all(-1))
         return outside
 
@@ -179,7 +180,7 @@ class Road:
         return np.asarray(shapely.intersects_xy(self.route, points_m[..., 0], points_m[..., 1]))
 
     def between_lanes(self, corners_m: Float[Array, "4 2"]) -> bool:
-        """Whether corners lie in more than one lane of a street, and no lane holds all four."""
+        """Whether the corners lie in more than one street lane and no lane contains all four."""
         points = shapely.points(corners_m)
         held = [count for lane in self.lanes if (count := int(shapely.intersects(lane, points).sum()))]
         return len(held) > 1 and max(held) < 4
@@ -190,7 +191,7 @@ _SAME_WAY = np.cos(np.deg2rad(60))
 
 
 def _beside(layers: VectorMap, ids: Sequence[str]) -> shapely.Geometry:
-    """The area of lanes by id, and of street lanes beside them that run the same way."""
+    """The area of the lanes with these ids and of adjacent street lanes that run in the same direction."""
     wanted = set(ids)
     own = [lane for lane in layers.lanes if lane.id in wanted]
     found = [lane.polygon for lane in own]
@@ -217,7 +218,7 @@ def _polygons(centre_m: Array, size_m: Array, yaw_rad: Array) -> Array:
 
 
 def near(ego: Ego, others: Others, reach_m: float = 0.0) -> tuple[Int[Array, "m"], Int[Array, "m"]]:
-    """Moments and others so close to the ego that their rectangles, the ego's grown by `reach_m`, may touch."""
+    """Indices (time step, object) of pairs so close that the object's box may touch the ego's box, enlarged by `reach_m`."""
     radius = np.hypot(*EGO_SIZE_M) / 2 + np.hypot(others.size_m[:, 0], others.size_m[:, 1]) / 2 + reach_m
     close = ((others.centre_m - ego.centre_m[:, None]) ** 2).sum(-1) < radius**2
     t, i = np.nonzero(close & others.present)

@@ -1,4 +1,4 @@
-"""Many drives as one row: rates, the score and its parts, with intervals over scenes; and the paired difference of two rows."""
+"""Summary of many drives: event rates, EPDMS and its parts, with intervals over scenes, and the paired difference of two planners."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Row:
-    """The drives of one planner, and the expert's drives of the same scenes (the row itself, for the expert).
+    """The drives of one planner, and the expert's drives of the same scenes (for the expert's own row: the same drives).
 
-    `scenes` names the scene of every drive, where several drives are of one scene: scenes are what is independent.
+    `scenes` is the scene of every drive; it is needed if several drives share a scene, because scenes are the independent units.
     """
 
     name: str
@@ -31,48 +31,48 @@ class Row:
 
     def __post_init__(self) -> None:
         if [s.name for s in self.scores] != [s.name for s in self.expert] or not self.scores:
-            raise DataError(f"{self.name}: a row needs the expert's drives of the same scenes, in the same order, and at least one.")
+            raise DataError(f"{self.name}: a row needs at least one drive, and the expert's drives of the same scenes in the same order.")
 
     @property
     def cluster(self) -> Int[Array, "s"]:
-        """The number of every drive's scene."""
+        """Index of every drive's scene."""
         return np.unique(np.array(self.scenes or [score.name for score in self.scores]), return_inverse=True)[1]
 
     @property
     def epdms(self) -> Float[Array, "s"]:
-        """The score of every scene."""
+        """EPDMS of every drive."""
         return np.array([score.epdms for score in self.scores])
 
     @property
     def forgiving(self) -> Float[Array, "s"]:
-        """The same with the expert filter."""
+        """EPDMS of every drive, with the expert filter."""
         return np.array([score.forgiving(expert) for score, expert in zip(self.scores, self.expert, strict=True)])
 
     @property
     def kilometres(self) -> float:
-        """Kilometres in all scenes."""
+        """Distance of all drives together, kilometres."""
         return sum(score.kilometres for score in self.scores)
 
     @property
     def at_fault(self) -> Float[Array, "s"]:
-        """At-fault contacts of every scene."""
+        """Number of at-fault contacts of every drive."""
         return np.array([score.at_fault for score in self.scores], float)
 
     @property
     def departures(self) -> Float[Array, "s"]:
-        """1 for every scene in which the road was left."""
+        """1 for every drive that left the road, else 0."""
         return np.array([score.off_road is not None for score in self.scores], float)
 
     def per_km(self, count: float) -> float | None:
-        """A rate; None at 0 km."""
+        """A count per kilometre; None at 0 km."""
         return count / self.kilometres if self.kilometres > 0 else None
 
     def absent(self) -> dict[str, str]:
-        """Parts that cannot be told, and why."""
+        """Parts that cannot be scored, with the reason."""
         return {name: reason for score in self.scores[:1] for name, reason in score.absent.items()}
 
     def parts(self) -> dict[str, float | None]:
-        """Every part, averaged over scenes; None where it cannot be told."""
+        """Every part, averaged over drives; None if it cannot be scored."""
         found = {}
         for name in PARTS:
             values = [value for score in self.scores if (value := score.parts[name]) is not None]
@@ -80,7 +80,7 @@ class Row:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values. `null` stands only where `absent` has the reason, or for a rate at 0 km."""
+        """Plain values. A value is None only if `absent` has the reason, or for a rate at 0 km."""
         seconds = sum(score.seconds for score in self.scores)
         at_fault, departures = int(self.at_fault.sum()), int(self.departures.sum())
         return {
@@ -105,7 +105,7 @@ class Row:
         }
 
     def scene_lines(self) -> list[dict[str, Any]]:
-        """One plain object a scene."""
+        """Plain values, one dict per drive."""
         return [
             {
                 "planner": self.name,
@@ -128,9 +128,9 @@ HEADER = ("planner", "EPDMS", INTERVAL, "filtered", *PARTS, "at fault", "off roa
 
 
 def table(rows: Sequence[Row], joined: bool = False) -> list[list[str]]:
-    """A header and one line a planner: EPDMS and its parts in percent, events, kilometres, interventions per km.
+    """A header and one line per planner: EPDMS and its parts in percent, events, kilometres, interventions per km.
 
-    `joined` puts EPDMS and its interval into one cell, as pages draw it.
+    `joined` puts EPDMS and its interval into one cell, as HTML pages need it.
     """
     lines = [[name for name in HEADER if not (joined and name == INTERVAL)]]
     for row in rows:
@@ -154,7 +154,7 @@ def table(rows: Sequence[Row], joined: bool = False) -> list[list[str]]:
 
 
 def text(rows: Sequence[Row], differences: Sequence[Difference] = ()) -> str:
-    """The table, what it leaves out, and the differences of rows."""
+    """The table, the parts that are left out, and the differences of planners."""
     absent: dict[str, list[str]] = {}
     for row in rows:
         for part, reason in row.absent().items():
@@ -165,7 +165,7 @@ def text(rows: Sequence[Row], differences: Sequence[Difference] = ()) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """How the second of two rows differs from the first, scene by scene: score, at-fault contacts and departures a scene."""
+    """Paired difference of two planners by scene, second minus first: EPDMS, at-fault contacts and departures per drive."""
 
     first: str
     second: str
@@ -175,26 +175,26 @@ class Difference:
 
     @staticmethod
     def of(first: Row, second: Row) -> Difference:
-        """The paired difference, second minus first. Raises DataError for rows of other scenes."""
+        """The paired difference, second minus first. Raises DataError if the two rows have different scenes."""
         if [s.name for s in first.scores] != [s.name for s in second.scores]:
-            raise DataError(f"{first.name} and {second.name} drove other scenes; only the same scenes can be compared.")
+            raise DataError(f"{first.name} and {second.name} drove different scenes; compare drives of the same scenes.")
         scene = first.cluster
         pairs = ((second.epdms, first.epdms), (second.at_fault, first.at_fault), (second.departures, first.departures))
         return Difference(first.name, second.name, *(paired(b, a, scene) for b, a in pairs))
 
     def sentence(self) -> str:
-        """One line."""
+        """The difference as one line of text."""
 
-        def told(test: Test, scale: float, unit: str) -> str:
+        def shown(test: Test, scale: float, unit: str) -> str:
             return f"{scale * test.difference:+.2f}{unit} [{scale * test.low:+.2f}, {scale * test.high:+.2f}], p {test.p:.3f}"
 
         return (
-            f"{self.second} against {self.first}, paired by scene: EPDMS {told(self.epdms, 100, ' points')}; "
-            f"at-fault collisions a scene {told(self.at_fault, 1, '')}; departures a scene {told(self.departures, 1, '')}"
+            f"{self.second} against {self.first}, paired by scene: EPDMS {shown(self.epdms, 100, ' points')}; "
+            f"at-fault collisions per scene {shown(self.at_fault, 1, '')}; departures per scene {shown(self.departures, 1, '')}"
         )
 
     def cells(self) -> list[str]:
-        """One line of a table under `DIFFERENCES`."""
+        """The cells of one table row, with the header `DIFFERENCES`."""
         cells = [f"{self.second} against {self.first}"]
         for test, scale in ((self.epdms, 100), (self.at_fault, 1), (self.departures, 1)):
             cells += [f"{scale * test.difference:+.2f} [{scale * test.low:+.2f}, {scale * test.high:+.2f}]", f"{test.p:.4f}"]
@@ -206,5 +206,5 @@ class Difference:
         return {"first": self.first, "second": self.second, **tests}
 
 
-DIFFERENCES = ("planners", "EPDMS, points", "p", "at-fault collisions a scene", "p", "departures a scene", "p")
-"""Headings of `Difference.cells`."""
+DIFFERENCES = ("planners", "EPDMS, points", "p", "at-fault collisions per scene", "p", "departures per scene", "p")
+"""Header of `Difference.cells`."""

@@ -1,10 +1,10 @@
-"""From a plan to a drive: a controller that follows six waypoints with a kinematic bicycle, 0.1 s a step.
+"""The controller: follows a plan of six waypoints with a kinematic bicycle model in steps of 0.1 s.
 
-A plan tells where LIDAR_TOP is to be. The rear axle follows it as a trailer follows its hitch, which gives the only heading that a car can have
-on that path. Speed and curvature of that reference are smoothed by least squares. The car accelerates and steers as the reference does, and
-corrects what it is off along the way and beside it.
+A plan is a path of LIDAR_TOP. The rear axle follows LIDAR_TOP as a trailer follows its hitch, which determines the heading. Speed and curvature of
+this reference are smoothed by least squares. The car applies the reference's acceleration and steering plus feedback on its longitudinal and lateral
+errors.
 
-Shapes: N cars, K = 30 steps of 0.1 s. Frames: plans in the lidar frame of the moment they were made at, states in any fixed frame, metres, radians.
+Shapes: N cars, K = 30 steps of 0.1 s. Frames: plans are in the lidar frame of the time they were made, states in any fixed frame; metres, radians.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ from iidrive.core.scene import FUTURE_STEPS, STEP_S
 Array = np.ndarray
 
 DT_S = 0.1
-"""A step of the controller and of the world around it."""
+"""Time step of the controller and of the simulation, seconds."""
 
 STEPS = round(FUTURE_STEPS * STEP_S / DT_S)
-"""Steps of a plan."""
+"""Number of controller steps per plan."""
 
 WHEELBASE_M = 2.6
 STEER_RAD, STEER_RATE_RADPS = 0.65, 0.9
-"""What the wheels can do."""
+"""Largest steering angle and steering rate."""
 
 BRAKE_MPS2, ACCELERATE_MPS2 = -7.0, 4.0
-"""What the tyres and the engine can do."""
+"""Acceleration limits."""
 
 _FADES_M = 3.0
-"""A car that is beside its path is back on it after a few times this distance, without swinging over."""
+"""Decay length of the lateral error. The feedback is critically damped, so the error does not overshoot."""
 
 _FADES_S = 1.0
-"""The same along the path, seconds."""
+"""Decay time of the longitudinal error, critically damped."""
 
 _FINER = 5
-"""The trailer is pulled in so many pieces of a step: its heading lags by half a piece."""
+"""Substeps per step of the trailer model. Its heading lags by half a substep."""
 
 _STANDS_MPS = 0.03
-"""A car that is slower than this and not told to go stands."""
+"""A car that is slower than this, and whose reference is slower than this, is stopped."""
 
 _JERK, _BEND = 1e-4, 1e-2
-"""Weights of changes of acceleration and of curvature, beside the squared errors of the path."""
+"""Least-squares weights of changes of acceleration and of curvature, relative to the squared errors of the path."""
 
 
 @dataclass(frozen=True)
 class CarState:
-    """Cars (N): rear axles `xy_m` (N,2), headings, speeds (forwards), accelerations along the heading, angles of the front wheels."""
+    """States of N cars: rear axles `xy_m` (N,2), headings, forward speeds, longitudinal accelerations, steering angles (N,)."""
 
     xy_m: Float[Array, "n 2"]
     yaw_rad: Float[Array, "n"]
@@ -61,19 +61,21 @@ class CarState:
 
     @staticmethod
     def rolling(xy_m: Float[Array, "n 2"], yaw_rad: Float[Array, "n"], speed_mps: Float[Array, "n"]) -> CarState:
-        """Cars that roll straight ahead at constant speed."""
+        """Cars that drive straight ahead at constant speed."""
         zero = np.zeros(len(xy_m))
         return CarState(xy_m, yaw_rad, speed_mps, zero, zero)
 
     def select(self, rows: Array) -> CarState:
-        """Some of the cars."""
+        """The states of some cars."""
         return CarState(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What a car is to do over K steps: rear axles `xy_m` (N,K+1,2) and headings (N,K+1), the present first, in the frame of its start; speeds and
-    curvatures (N,K) from each to the next."""
+    """Reference trajectories of N cars over K steps, in the ego frame at their start.
+
+    Rear axles `xy_m` (N,K+1,2) and headings `yaw_rad` (N,K+1) begin with the start; speeds and curvatures (N,K) are those of each step.
+    """
 
     xy_m: Float[Array, "n k1 2"]
     yaw_rad: Float[Array, "n k1"]
@@ -81,14 +83,14 @@ class Reference:
     curvature_pm: Float[Array, "n k"]
 
     def select(self, rows: Array) -> Reference:
-        """Those of some cars."""
+        """The references of some cars."""
         return Reference(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 
 def reference(plans_m: Float[Array, "n 6 2"], lever_m: float) -> Reference:
-    """The reference of plans (LIDAR_TOP in the lidar frame, x right, y forward), in the ego frame of the same moment (rear axle, x forward).
+    """References of plans. Plans are LIDAR_TOP paths in the lidar frame (x right, y forward); references are in the ego frame at the same time.
 
-    `lever_m` is how far LIDAR_TOP is ahead of the rear axle.
+    `lever_m` is the distance from the rear axle forward to LIDAR_TOP.
     """
     start = np.zeros((len(plans_m), 1, 2))
     ahead = np.concatenate([start, np.asarray(plans_m, np.float64)], 1)
@@ -110,7 +112,7 @@ def reference(plans_m: Float[Array, "n 6 2"], lever_m: float) -> Reference:
 
 
 def _smooth_speeds(gone_m: Float[Array, "n k"]) -> Float[Array, "n k"]:
-    """Speeds whose steps are `gone_m` with little jerk."""
+    """Speeds (m/s) whose steps are close to `gone_m` (metres per step), with small jerk."""
     k = gone_m.shape[1]
     jerk = np.diff(np.eye(k), n=2, axis=0) / DT_S**2
     normal = DT_S**2 * np.eye(k) + _JERK * DT_S**2 * jerk.T @ jerk
@@ -118,7 +120,7 @@ def _smooth_speeds(gone_m: Float[Array, "n k"]) -> Float[Array, "n k"]:
 
 
 def _smooth_curvatures(turn_rad: Float[Array, "n k"], speed_mps: Float[Array, "n k"]) -> Float[Array, "n k"]:
-    """Curvatures whose turns are `turn_rad`, changing little; where the car stands they are those beside."""
+    """Curvatures (1/m) whose turns are close to `turn_rad`, with small changes. Where the car stands, they follow the neighbouring steps."""
     n, k = turn_rad.shape
     change = np.diff(np.eye(k), axis=0) / DT_S
     step = np.maximum(speed_mps, 1e-3) * DT_S
@@ -127,13 +129,15 @@ def _smooth_curvatures(turn_rad: Float[Array, "n k"], speed_mps: Float[Array, "n
 
 
 def follow(state: CarState, plan: Reference, steps: int, made_at: CarState | None = None, first: int = 0) -> list[CarState]:
-    """The next states of cars that follow plans, from step `first` of the plans on. A plan is in the frame of its car at `made_at` (None: now).
+    """The next `steps` states of cars that follow plans, starting at step `first` of the plans.
+
+    A plan is in the ego frame of its car at `made_at` (None: at `state`).
 
     Raises:
-        ValueError: for more steps than the plans have.
+        ValueError: if the plans have fewer steps.
     """
     if first + steps > STEPS:
-        raise ValueError(f"a plan has {STEPS} steps; asked for {first + steps}.")
+        raise ValueError(f"a plan has {STEPS} steps; requested {first + steps}.")
     origin = made_at or state
     own, found = seen_from(state, origin), []
     for k in range(first, first + steps):
@@ -143,7 +147,7 @@ def follow(state: CarState, plan: Reference, steps: int, made_at: CarState | Non
 
 
 def seen_from(state: CarState, at: CarState) -> CarState:
-    """States in the frames of the cars `at`, both given in one frame."""
+    """`state` transformed to the ego frames of the cars `at`. Both are given in the same frame."""
     cos, sin = np.cos(at.yaw_rad), np.sin(at.yaw_rad)
     x, y = (state.xy_m - at.xy_m).T
     xy = np.stack([cos * x + sin * y, cos * y - sin * x], -1)
@@ -151,7 +155,7 @@ def seen_from(state: CarState, at: CarState) -> CarState:
 
 
 def placed_by(own: CarState, at: CarState) -> CarState:
-    """States given in the frames of cars, in the frame that those cars are given in."""
+    """`own`, given in the ego frames of the cars `at`, transformed to the frame of `at`."""
     cos, sin = np.cos(at.yaw_rad), np.sin(at.yaw_rad)
     x, y = own.xy_m[:, 0], own.xy_m[:, 1]
     xy = at.xy_m + np.stack([cos * x - sin * y, sin * x + cos * y], -1)
@@ -159,13 +163,13 @@ def placed_by(own: CarState, at: CarState) -> CarState:
 
 
 def _commands(own: CarState, plan: Reference, k: int) -> tuple[Array, Array]:
-    """Acceleration and wheel angle of step `k`: the reference's own, and what the car is off."""
+    """Acceleration and steering angle of step `k`: the reference's values plus feedback on the errors."""
     last = plan.speed_mps.shape[1] - 1
     cos, sin = np.cos(plan.yaw_rad[:, k]), np.sin(plan.yaw_rad[:, k])
     off = own.xy_m - plan.xy_m[:, k]
     along, beside = off[:, 0] * cos + off[:, 1] * sin, off[:, 1] * cos - off[:, 0] * sin
     turned = wrap_angle(own.yaw_rad - plan.yaw_rad[:, k])
-    # A speed of the reference holds in the middle of its step: at the step's two ends it is halfway to its neighbours.
+    # The reference's speeds are those at the middle of each step. At the ends of a step, average with the neighbouring step.
     before, here, after = (plan.speed_mps[:, j] for j in (max(k - 1, 0), k, min(k + 1, last)))
     wish, then = (before + here) / 2, (here + after) / 2
     acceleration = (then - wish) / DT_S + 2 / _FADES_S * (wish - own.speed_mps) - along / _FADES_S**2
@@ -176,7 +180,7 @@ def _commands(own: CarState, plan: Reference, k: int) -> tuple[Array, Array]:
 
 
 def bicycle_step(car: CarState, acceleration_mps2: Float[Array, "n"], steer_rad: Float[Array, "n"]) -> CarState:
-    """One step of 0.1 s of a kinematic bicycle that cannot roll backwards and whose wheels turn only so far and so fast."""
+    """One step of 0.1 s of a kinematic bicycle model that cannot reverse, with limited steering angle and steering rate."""
     speed = np.maximum(car.speed_mps + acceleration_mps2 * DT_S, 0.0)
     reach = STEER_RATE_RADPS * DT_S
     steer = np.clip(car.steer_rad + np.clip(steer_rad - car.steer_rad, -reach, reach), -STEER_RAD, STEER_RAD)

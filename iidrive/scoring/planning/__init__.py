@@ -1,1 +1,1 @@
-"""Planning protocols, one file each."""
+"""Open-loop planning protocols, one file per evaluator."""

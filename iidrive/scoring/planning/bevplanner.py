@@ -1,8 +1,8 @@
-"""BEV-Planner's planning metric (released evaluator, commit 01c28d6d), decision for decision.
+"""BEV-Planner's planning metric. It makes the same decisions as the released evaluator (commit 01c28d6d).
 
-Everything lies in the present ego frame (x forward, y left): vehicles and cycles with lidar points on a grid of 0.1 m cells (row = y
-left, column = x forward); paths of the rear axle. The ego's cells turn with the hop from the step before, cell by cell, so
-that holes may open between them; a hop under 1 m does not turn it. A horizon collides if any of its steps does.
+All positions are in the current ego frame (x forward, y left); paths are those of the rear axle. Vehicles and cycles with lidar points are
+drawn on a grid of 0.1 m cells (row = y left, column = x forward). The ego's cells are rotated one by one to the direction of the last step,
+so gaps may open between them; a step shorter than 1 m does not rotate them. A horizon collides if any of its steps does.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _CELL_M = np.float32(0.1)
 _START_M = np.float32(-49.95)
 _ORIGIN = float(_START_M / _CELL_M)
 _AHEAD_M = 0.5 + 0.985793
-"""Centre of the ego box ahead of the rear axle: half a metre before the lidar, whose place the evaluator writes so."""
+"""Distance from the rear axle to the centre of the ego box: 0.5 m ahead of the lidar, at the evaluator's own lidar offset."""
 _STILL_M = 1.0
 
 
 def _ego_cells() -> Float[Array, "c 2"]:
-    """(forward, left) of the cells within the ego box at the origin, in cells from the origin."""
+    """(forward, left) of the cells inside the ego box at the origin, in cells from the origin."""
     sides = []
     for low, high in ((_AHEAD_M - 4.084 / 2, _AHEAD_M + 4.084 / 2), (-1.85 / 2, 1.85 / 2)):
         first, last = np.ceil((low - _START_M) / _CELL_M), np.floor((high - _START_M) / _CELL_M)
@@ -39,7 +39,7 @@ def _ego_cells() -> Float[Array, "c 2"]:
 def bevplanner(setting: Setting) -> PlanningSteps:
     """Collisions and distances of samples with a full future.
 
-    The planned path of LIDAR_TOP becomes one of the rear axle by moving its error to the true rear-axle path.
+    The planned path of LIDAR_TOP is converted to the rear axle by adding its error to the true rear-axle path.
 
     Raises:
         DataError: if the cases have no ego poses.
@@ -55,14 +55,14 @@ def bevplanner(setting: Setting) -> PlanningSteps:
     per_step = {"obj_col": obj_col, "obj_box_col": obj_box_col, "L2": distance}
     detail = {f"L2_{h}s": horizon(distance, 2 * h, setting.full) for h in (1, 2, 3)}
     for name, value in (("obj_col", obj_col), ("obj_box_col", obj_box_col)):
-        ever = np.logical_or.accumulate(value, axis=1)[:, 1::2]
-        found = np.where(full, ever.astype(np.float32), np.float32(np.nan))
+        any_step = np.logical_or.accumulate(value, axis=1)[:, 1::2]
+        found = np.where(full, any_step.astype(np.float32), np.float32(np.nan))
         detail |= {f"{name}_{h}s": found[:, h - 1] for h in (1, 2, 3)}
     return PlanningSteps(setting.full, setting.full, per_step, {**detail, "obj_box_col_step": obj_box_col})
 
 
 def paths(setting: Setting) -> tuple[Float32[Array, "n 6 2"], Float32[Array, "n 6 2"]]:
-    """True and planned positions of the rear axle in the present ego frame (x forward, y left)."""
+    """True and planned positions of the rear axle in the current ego frame (x forward, y left), metres."""
     lidar, ego = needs_poses(setting.cases)
     true = ego[:, 1:, :2]
     error = setting.path.astype(np.float64) - lidar[:, 1:, :2]
@@ -70,7 +70,7 @@ def paths(setting: Setting) -> tuple[Float32[Array, "n 6 2"], Float32[Array, "n 
 
 
 def _corners(box: Float[Array, "k 7"]) -> Float[Array, "k 4 2"]:
-    """Corners as cells (column forward, row left), cut to whole cells."""
+    """Box corners as cells (column forward, row left), truncated to whole cells."""
     ego = box.copy()
     ego[:, 0], ego[:, 1], ego[:, 6] = box[:, 1] + LEVER_M, -box[:, 0], box[:, 6] - np.pi / 2
     return np.trunc((corners_m(ego) - _START_M) / _CELL_M).astype(np.float64)
@@ -81,7 +81,7 @@ def _hits(corner: Array, step: Int[Array, "k"], path: Float32[Array, "n 6 2"]) -
     turn = np.where(np.sqrt((hop**2).sum(axis=1)) < np.float32(_STILL_M), np.float32(0), np.arctan2(hop[:, 1], hop[:, 0]))
     at = (path.reshape(-1, 2) / _CELL_M).astype(np.float64)
     ego = _ego_cells()
-    # Only steps with an obstacle in reach need their cells.
+    # Cells are computed only for steps with an obstacle within reach.
     reach = float(np.linalg.norm(ego, axis=1).max()) + 3
     low, high = raster.extent(corner)
     middle, half = (low + high) / 2, (high - low) / 2

@@ -1,7 +1,7 @@
-"""SparseDrive's open-loop planning metric (released evaluator, commit ec0225d4), decision for decision.
+"""SparseDrive's open-loop planning metric. It makes the same decisions as the released evaluator (commit ec0225d4).
 
-Obstacles are the boxes of all classes with lidar points at the same step, as polygons; touching counts. Only samples with six future
-keyframes are evaluated.
+Obstacles are boxes of all classes with lidar points at the same step, as polygons. Polygons that touch count as a collision. Only samples with
+six future keyframes are evaluated.
 """
 
 from __future__ import annotations
@@ -17,22 +17,24 @@ from iidrive.scoring.planning.setting import PlanningSteps, Setting
 
 Array = np.ndarray
 
-# The sizes are held in float32 there, which moves decisions between boxes that touch.
+# The evaluator holds these sizes in float32, which changes decisions between boxes that barely touch.
 _EGO_LENGTH_M = float(np.float32(4.084))
 _EGO_WIDTH_M = float(np.float32(1.85))
 _EGO_AHEAD_M = 0.5
-"""The ego box's centre lies this far ahead of the path's point, along the heading."""
+"""Distance from the path point to the centre of the ego box, along the heading."""
 _STILL_M = 0.5
-"""First and last point of a path closer than this: the heading is straight ahead at all steps."""
+"""If the first and last point of a path are closer than this, the heading is straight ahead at all steps."""
 _SLACK_M = 1e-3
-"""Added to the reach within which two boxes could touch; far above any rounding, so leaving out the rest changes no decision."""
+"""Margin of the distance filter. It is far above any rounding error, so the filter changes no decision."""
 
 
 def sparsedrive_yaw(path: Float32[Array, "n 6 2"]) -> Float32[Array, "n 6"]:
-    """Heading at each step, radians: direction from the previous to the next point (the origin comes before the first); at the last
-    step from the one before; pi/2 at all steps where the first and the last of the six points are less than 0.5 m apart.
+    """Heading at each step, radians, lidar frame.
 
-    Computed by PyTorch in float32, as the evaluator does: its rounding decides between boxes that barely touch.
+    It is the direction from the previous to the next point; the origin precedes the first point. At the last step it is the direction from the
+    previous point. If the first and the last of the six points are less than 0.5 m apart, it is pi/2 at all steps.
+
+    Computed by PyTorch in float32 as in the evaluator, because the rounding decides between boxes that barely touch.
     """
     points = torch.from_numpy(np.ascontiguousarray(path, np.float32))
     padded = torch.cat([torch.zeros_like(points[:, :1]), points], dim=1)
@@ -46,10 +48,10 @@ def sparsedrive(setting: Setting) -> PlanningSteps:
     """Collisions and distances of samples with a full future.
 
     Raises:
-        DataError: if an obstacle near a path holds NaN or infinity.
+        DataError: if an obstacle near a path has NaN or infinity.
     """
     cases, full = setting.cases, setting.full
-    # Rows that are not evaluated may hold anything; zeros keep them quiet.
+    # Samples that are not evaluated may hold any value; use 0 to avoid warnings.
     path = np.where(full[:, None, None], setting.path, np.float32(0))
     true = np.where(full[:, None, None], setting.true, np.float32(0))
     distance = np.where(full[:, None], setting.distance(), np.float32(0))
@@ -70,20 +72,20 @@ def sparsedrive_hits(
 ) -> Bool[Array, "n 6"]:
     """Whether the ego box at each step shares a point with an obstacle.
 
-    `box[row[i]]` is an obstacle at flat step `step[i]` (sample times 6, plus step 0..5). Boxes of zero or negative size are obstacles
-    like any other: a polygon without area still has its corners.
+    `box[row[i]]` is an obstacle at flat step `step[i]` (6 * sample + 0..5). Boxes of zero or negative size are obstacles too: a polygon without
+    area still has corners.
 
     Raises:
-        DataError: if such an obstacle holds NaN or infinity (the evaluator raises there too).
+        DataError: if such an obstacle has NaN or infinity (the evaluator raises, too).
     """
-    # float32 for the centre and the cosines, float64 from the corners on: the order of the evaluator's arithmetic.
+    # As in the evaluator: the centre and the cosines are float32, the corners and everything after them float64.
     angle = torch.from_numpy(np.ascontiguousarray(yaw)).reshape(-1)
     ahead = torch.stack([angle.cos(), angle.sin()], dim=-1)
     centre = (torch.from_numpy(np.ascontiguousarray(path)).reshape(-1, 2) + _EGO_AHEAD_M * ahead).numpy()
     x, y, half = box[row, 0], box[row, 1], 0.5 * np.hypot(box[row, 3], box[row, 4])
     gap = (x - centre[step, 0]) ** 2 + (y - centre[step, 1]) ** 2
     if not np.isfinite(gap).all() or not np.isfinite(half).all() or not np.isfinite(box[row, 6]).all():
-        raise DataError("an obstacle's box or an ego position holds NaN or infinity; no collision can be decided.")
+        raise DataError("an obstacle's box or an ego position holds NaN or infinity, so collisions cannot be decided.")
     near = np.flatnonzero(gap <= (half + 0.5 * np.hypot(_EGO_LENGTH_M, _EGO_WIDTH_M) + _SLACK_M) ** 2)
     obstacle, at = box[row[near]], step[near]
     turned = yaw.reshape(-1)[at]

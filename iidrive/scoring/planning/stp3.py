@@ -1,8 +1,8 @@
-"""ST-P3's planning metric (released evaluator, commit 6b11e132) and AD-MLP's copy of it (commit 4b93ba08), decision for decision.
+"""ST-P3's planning metric and AD-MLP's copy of it. They make the same decisions as the released evaluators (commits 6b11e132, 4b93ba08).
 
-Each future keyframe is drawn in its own ego frame (row = x forward, column = y left; vehicles and humans, whatever their lidar points, if
-they were there now) and looked up from the present frame by nearest cell. The path, of LIDAR_TOP in the lidar frame, is laid on that ego
-image as it stands: the 0.94 m between lidar and rear axle is ignored. The ego is UniAD's block that never turns.
+Each future keyframe is drawn in its own ego frame (row = x forward, column = y left). Vehicles and humans that exist at t = 0 are drawn, with or
+without lidar points. The image is sampled from the current frame by nearest cell. The path of LIDAR_TOP (lidar frame) is used on this ego-frame
+image unchanged: the 0.94 m between lidar and rear axle is ignored. The ego is UniAD's block, which is never rotated.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from iidrive.scoring.planning.uniad import CELL_M, CELLS, EDGE_M, EGO_CELLS
 Array = np.ndarray
 
 _PROBE = np.stack(np.meshgrid(np.arange(EGO_CELLS[0], EGO_CELLS[1] + 1), np.arange(EGO_CELLS[2], EGO_CELLS[3] + 1)), -1).reshape(-1, 2)
-"""Row and column of the ego block's 32 cells when the ego stands at the origin."""
+"""Row and column of the ego block's 32 cells when the ego is at the origin."""
 LEVER_M = 0.943713
-"""nuScenes: LIDAR_TOP stands this far ahead of the rear axle."""
+"""Distance from the rear axle forward to LIDAR_TOP in nuScenes."""
 _STILL_M = 0.1
-"""AD-MLP takes a plan that never leaves this square around the origin for no motion at all."""
+"""AD-MLP treats a plan that stays within this |x| and |y| as standing still."""
 
 
 def stp3(setting: Setting) -> PlanningSteps:
@@ -41,9 +41,9 @@ def stp3(setting: Setting) -> PlanningSteps:
 
 
 def admlp(setting: Setting) -> PlanningSteps:
-    """ST-P3's numbers, with plans that stay within 0.1 m of the origin scored as standing still; `obj_col` is never counted.
+    """ST-P3's metric, with plans that stay within 0.1 m of the origin scored as standing still. `obj_col` is always 0.
 
-    Whether a plan stands still is asked anew for the steps of each horizon: `per_step` holds `L2_1s` and so on for 1 and 2 s.
+    Whether a plan stands still is decided separately for the steps of each horizon. So `per_step` also holds `L2_1s` and so on for 1 and 2 s.
     """
     true, (planned, _) = _looked_up(setting, setting.true)[0], _looked_up(setting, setting.path)
     nowhere = replace(setting, path=np.zeros_like(setting.path))
@@ -59,7 +59,7 @@ def admlp(setting: Setting) -> PlanningSteps:
 
 
 def _looked_up(setting: Setting, path: Float32[Array, "n 6 2"]) -> tuple[Bool[Array, "n 6"], Bool[Array, "n 6"]]:
-    """Whether the ego block, and the point alone, meet an obstacle on this path."""
+    """Whether an obstacle covers a cell of the ego block, and whether one covers the path point, at each step."""
     point = _point(path)
     source = warped(np.concatenate([_probes(path), point[:, :, None]], axis=2), needs_poses(setting.cases)[1])
     hit = _covered(setting.cases, source.reshape(-1, *source.shape[2:])).reshape(source.shape[:3])
@@ -81,7 +81,7 @@ def _detail(setting: Setting, per_step: dict[str, Array], names: tuple[str, ...]
 
 
 def _probes(path: Float32[Array, "n 6 2"]) -> Float[Array, "n 6 32 2"]:
-    """(row, column) of the ego block's cells: row from y forward, column from x to the left."""
+    """(row, column) of the ego block's cells along a path: rows from y forward, columns from x to the left."""
     at = path[..., ::-1].astype(np.float64) * (1, -1) / CELL_M
     return np.clip(np.trunc(at[:, :, None] + _PROBE), 0, CELLS - 1)
 
@@ -93,9 +93,10 @@ def _point(path: Float32[Array, "n 6 2"]) -> Float[Array, "n 6 2"]:
 
 
 def warped(cell: Float[Array, "n 6 c 2"], ego_pose: Float[Array, "n 7 3"]) -> Float[Array, "n 6 c 2"]:
-    """The cell (row, column) of each future keyframe's own image that the evaluator copies to a cell of the present image.
+    """The cell (row, column) of each future keyframe's own image that the evaluator samples for a cell of the current image.
 
-    Its grid sampling in float32: centres of cells in -1..1, turned by the accumulated yaw, moved by the accumulated shift, rounded.
+    This is the evaluator's float32 grid sampling: cell centres in -1..1 are rotated by the accumulated yaw, shifted by the accumulated
+    translation, and rounded.
     """
     yaw, shift = _accumulated(ego_pose)
     cos, sin = torch.cos(yaw)[..., None], torch.sin(yaw)[..., None]
@@ -110,7 +111,7 @@ def warped(cell: Float[Array, "n 6 c 2"], ego_pose: Float[Array, "n 7 3"]) -> Fl
 
 
 def _accumulated(ego_pose: Float[Array, "n 7 3"]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Yaw (n,6) and shift (n,6,2) of each future keyframe in the present ego frame, multiplied up step by step in float32."""
+    """Yaw (n,6), radians, and translation (n,6,2), metres, of each future keyframe in the current ego frame, multiplied step by step in float32."""
     pose = _planar(torch.from_numpy(ego_pose))
     between = (torch.linalg.inv(pose[:, 1:]) @ pose[:, :-1]).float()
     yaws, shifts = [], []
@@ -134,7 +135,7 @@ def _planar(pose: torch.Tensor) -> torch.Tensor:
 
 
 def obstacles(cases: Cases) -> Int[Array, "k"]:
-    """Rows of future boxes that are drawn: vehicles and humans whose agent stood in the present keyframe as such."""
+    """Rows of the future boxes that are drawn: vehicles and humans whose agent is a vehicle or human at t = 0 too."""
     drawn = road_users(cases)[cases.box_label]
     key, agents = agent_numbers(cases)
     known = np.zeros(agents, bool)
@@ -143,10 +144,10 @@ def obstacles(cases: Cases) -> Int[Array, "k"]:
 
 
 def own_corners(cases: Cases, row: Int[Array, "k"]) -> Float[Array, "k 4 2"]:
-    """Corners as cells (column, row) of the image of each box's own keyframe."""
+    """Box corners as cells (column, row) in the image of the box's own keyframe."""
     pose = needs_poses(cases)[1][cases.box_case[row], cases.box_t[row]]
     box = cases.box[row]
-    # Lidar to ego of the present keyframe: a quarter turn and the lever arm; then into the ego frame of the box's keyframe.
+    # From the current lidar frame to the current ego frame (a quarter turn and the lever arm), then to the ego frame of the box's keyframe.
     x, y = box[:, 1] + LEVER_M - pose[:, 0], -box[:, 0] - pose[:, 1]
     cos, sin = np.cos(pose[:, 2]), np.sin(pose[:, 2])
     x, y = x * cos + y * sin, y * cos - x * sin
@@ -156,7 +157,7 @@ def own_corners(cases: Cases, row: Int[Array, "k"]) -> Float[Array, "k 4 2"]:
 
 
 def _covered(cases: Cases, cell: Float[Array, "s c 2"]) -> Bool[Array, "s c"]:
-    """Which of each step's cells (row, column) are covered in that step's image."""
+    """Whether each cell (row, column) of a flat step is covered in the image of that step."""
     row = obstacles(cases)
     step = cases.box_case[row].astype(np.int64) * FUTURE_STEPS + cases.box_t[row] - 1
     return raster.cells_hit(own_corners(cases, row), step, cell, CELLS)

@@ -1,8 +1,8 @@
-"""UniAD's planning metric (released evaluator, commit dd161b22), decision for decision.
+"""UniAD's planning metric. It makes the same decisions as the released evaluator (commit dd161b22).
 
-Vehicles and cycles are drawn into a 200 x 200 image of 0.5 m cells in the lidar frame (row = y forward, column = x right), whatever their
-lidar points. The ego is a block of 8 x 4 cells that never turns. All samples count: a step without a future keyframe adds nothing to a sum
-and still divides it, so the values shrink with the horizon.
+Vehicles and cycles, with or without lidar points, are drawn into a 200 x 200 image of 0.5 m cells in the lidar frame (row = y forward,
+column = x right). The ego is a block of 8 x 4 cells that is never rotated. All samples count: a step without a future keyframe adds 0 to the sum
+and still counts in the denominator, so the values shrink with the horizon.
 """
 
 from __future__ import annotations
@@ -21,19 +21,21 @@ CELLS = 200
 CELL_M = 0.5
 EDGE_M = -50.0
 EGO_CELLS = (97, 104, 98, 101)
-"""First and last row, first and last column of the ego block when the ego stands at the origin: -1.5..2.5 m forward, 1 m to each side."""
+"""First and last row, first and last column of the ego block with the ego at the origin: -1.5..2.5 m forward, 1 m to each side."""
 
 
 def uniad(setting: Setting) -> PlanningSteps:
     """Collisions and distances of every sample.
 
     Raises:
-        DataError: if a sample was not planned: this evaluator counts samples without a full future too.
+        DataError: if a sample has no plan. This evaluator also counts samples without a full future.
     """
     cases = setting.cases
     if not setting.planned.all():
         lacking = [cases.token[i] for i in np.flatnonzero(~setting.planned)]
-        raise DataError(f"{cases.where}: UniAD counts samples without a full future too, and {npz.few(lacking)} have no plan; predict all.")
+        raise DataError(
+            f"{cases.where}: UniAD also counts samples without a full future, and {npz.few(lacking)} have no plan; predict every sample."
+        )
     use = np.flatnonzero(setting.named(VEHICLES))
     corner = corners(cases.box[setting.row[use]])
     step = setting.step[use]
@@ -41,7 +43,7 @@ def uniad(setting: Setting) -> PlanningSteps:
     true, planned = (block_hits(corner, step, p, CELLS, EGO_CELLS) for p in (setting.true, setting.path))
     point = _points(corner, step, setting.path).reshape(shape)
     mask = cases.gt_ego_fut_masks
-    # Where no keyframe exists the image is all "unknown", which counts as occupied: the true path hits, so nothing is counted.
+    # The image of a missing keyframe is all "unknown", which counts as occupied. So the true path collides and the step is not counted.
     true, planned = true.reshape(shape) | ~mask, planned.reshape(shape)
     obj_col, obj_box_col = point & ~true, planned & ~true
     distance = np.where(mask, setting.distance(), np.float32(0))
@@ -51,12 +53,12 @@ def uniad(setting: Setting) -> PlanningSteps:
 
 
 def corners(box: Array) -> Float32[Array, "k 4 2"]:
-    """Corners of boxes (k,7) as whole cells (column, row), in the float32 arithmetic of mmdet3d's lidar boxes."""
+    """Corners of boxes (k,7) as whole cells (column, row), in mmdet3d's float32 arithmetic."""
     return np.round((corners_m(box) + np.float32(-EDGE_M)) / np.float32(CELL_M))
 
 
 def corners_m(box: Array) -> Float32[Array, "k 4 2"]:
-    """Corners in metres, float32, in the order around the box."""
+    """Corners of boxes (k,7), float32 metres, in order around the box."""
     box = box.astype(np.float32)
     return turned_corners(box[:, :2], box[:, 3:5], np.cos(box[:, 6]), np.sin(box[:, 6]))
 
@@ -64,14 +66,14 @@ def corners_m(box: Array) -> Float32[Array, "k 4 2"]:
 def block_hits(
     corner: Array, step: Int[Array, "k"], path: Float32[Array, "n 6 2"], size: int, block: tuple[int, int, int, int]
 ) -> Bool[Array, "s"]:
-    """Per flat step, whether the ego block moved to the path's cell meets a polygon of that step."""
+    """Whether the ego block, moved to the cell of the path, overlaps a polygon at each flat step."""
     cell = np.floor(path.reshape(-1, 2).astype(np.float64) / CELL_M)
     bound = np.stack([cell[:, 1] + block[0], cell[:, 1] + block[1], cell[:, 0] + block[2], cell[:, 0] + block[3]], axis=-1)
     return raster.rectangles_hit(corner, step, np.clip(bound, 0, size - 1), size)
 
 
 def _points(corner: Array, step: Int[Array, "k"], path: Float32[Array, "n 6 2"]) -> Bool[Array, "s"]:
-    """Per flat step, whether the cell of the path's point is covered; never outside the image."""
+    """Whether the cell of the path point is covered at each flat step; false outside the image."""
     start = np.float32(EDGE_M + CELL_M / 2)
     cell = np.trunc((path.reshape(-1, 2) - start) / np.float32(CELL_M)).astype(np.float64)
     inside = ((cell >= 0) & (cell < CELLS)).all(axis=1)

@@ -1,9 +1,9 @@
-"""VAD's planning metric (released evaluator, commit 1688c4b1), which OccWorld copies without the range filter (1ee7f77e).
+"""VAD's planning metric (released evaluator, commit 1688c4b1), which OccWorld copies without the range filter (commit 1ee7f77e).
 
-Agents of the present keyframe with lidar points now, vehicles and humans, are followed by their float32 displacements until they first
-miss a keyframe, with the size they have now, and drawn into UniAD's grid with reversed rows (row = -y, column = x right): the ego block
-shifts by up to a cell. `obj_col` looks up cells some 25 m away from the planned point: the published code halves the grid's start, which
-is kept here as it is.
+Obstacles are vehicles and humans with lidar points at t = 0. Each keeps its size of t = 0 and moves by its float32 displacements until the first
+keyframe without it. They are drawn into UniAD's grid with reversed rows (row = -y, column = x right), which shifts the ego block by up to one
+cell. `obj_col` reads cells about 25 m away from the planned point, because the published code halves the grid's start. This is kept to reproduce
+its numbers.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from iidrive.scoring.planning.uniad import CELL_M, CELLS, EDGE_M, EGO_CELLS
 Array = np.ndarray
 
 RANGE_M = (15.0, 30.0)
-"""VAD keeps agents whose present centre lies within this half width (x) and half depth (y)."""
+"""VAD keeps agents whose centre at t = 0 has |x| and |y| below these limits, lidar frame."""
 
 
 def vad(setting: Setting) -> PlanningSteps:
-    """Collisions and distances of samples with a full future; agents within 15 x 30 m."""
+    """Collisions and distances of samples with a full future. Agents count within |x| < 15 m and |y| < 30 m."""
     return _evaluate(setting, RANGE_M)
 
 
 def occworld(setting: Setting) -> PlanningSteps:
-    """The same without the range filter."""
+    """VAD's metric without the range filter."""
     return _evaluate(setting, None)
 
 
@@ -47,16 +47,16 @@ def _evaluate(setting: Setting, within_m: tuple[float, float] | None) -> Plannin
 
 
 def horizon(value: Array, steps: int, evaluated: Bool[Array, "n"]) -> Float32[Array, "n"]:
-    """Per sample, the mean of the first steps in float32, added one after the other; NaN where nothing was evaluated."""
+    """Mean of the first `steps` steps of each sample, summed sequentially in float32; NaN for samples that are not evaluated."""
     total = np.cumsum(value[:, :steps].astype(np.float32), axis=1, dtype=np.float32)[:, -1]
     return np.where(evaluated, total / np.float32(steps), np.float32(np.nan))
 
 
 def followed(cases: Cases, within_m: tuple[float, float] | None) -> tuple[Float[Array, "k 4 2"], Int[Array, "k"]]:
-    """Corners as cells (column, row) of every agent at every step that it is followed to, and the flat steps."""
+    """Corners, as cells (column, row), of every tracked agent at every step until its track ends, and their flat steps."""
     key, agents = agent_numbers(cases)
     key = key * (FUTURE_STEPS + 1)
-    # One row an agent and sample, with the box of each step or -1.
+    # One row per sample and agent: the index of its box at each step, or -1.
     first = np.flatnonzero((cases.box_t == 0) & road_users(cases)[cases.box_label] & cases.box_valid)
     if within_m is not None:
         near = (np.abs(cases.box[first, :2].astype(np.float32)) < np.array(within_m, np.float32)).all(axis=1)
@@ -91,7 +91,7 @@ def _block_hits(corner: Array, step: Int[Array, "k"], path: Float32[Array, "n 6 
 
 
 def _points(corner: Array, step: Int[Array, "k"], path: Float32[Array, "n 6 2"]) -> Bool[Array, "n 6"]:
-    """Whether the cell that the evaluator takes for the planned point's is covered."""
+    """Whether the cell that the evaluator reads for the planned point is covered."""
     start = np.float32((EDGE_M + CELL_M / 2) / 2)
     flat = path.reshape(-1, 2)
     row = np.trunc((-start - flat[:, 1]) / np.float32(CELL_M)).astype(np.float64)

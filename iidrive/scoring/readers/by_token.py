@@ -1,4 +1,4 @@
-"""`{token: path}`: AD-MLP, GPT-Driver and Agent-Driver, and whoever wrote a dict. Also a nuScenes submission, whose paths lie under `results`."""
+"""Dicts `{token: path}`, as AD-MLP, GPT-Driver and Agent-Driver write them, and nuScenes submissions, whose paths are under `results`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from iidrive.scoring.readers.rows import Rows, keys_of, named
 from iidrive.scoring.readers.shapes import numbers
 
 PATH_KEYS = ("trajectory", "final_planning", "planning_traj", "pred_traj")
-"""Names under which a row's path is looked for first."""
+"""Keys that are tried first for the path of a row."""
 
 
 def is_submission(value: Any) -> bool:
@@ -20,28 +20,28 @@ def is_submission(value: Any) -> bool:
 
 
 def read_submission(value: Mapping[str, Any], where: str) -> Rows:
-    """Raises DataError as `rows.named`, and for results that are no table."""
+    """The paths of a nuScenes submission. Raises DataError as `rows.named`, and if `results` is not a dict."""
     inner = value["results"]
     if not isinstance(inner, dict):
-        raise DataError(f"{where}: a nuScenes submission whose `results` are no table by sample token.")
+        raise DataError(f"{where}: a nuScenes submission, but `results` is not an object of paths by sample token.")
     return named(inner.items(), "a nuScenes submission", where, path_in)
 
 
 def is_table(value: Any) -> bool:
-    """Whether a value may be a table by token; the last form that is tried of dicts."""
+    """Whether a value may be a dict of paths by token. This is the last format tried for dicts."""
     return isinstance(value, dict)
 
 
 def read_table(value: Mapping[Any, Any], where: str) -> Rows:
-    """Raises DataError as `rows.named`."""
+    """The paths of a dict by token. Raises DataError as `rows.named`."""
     return named(value.items(), "a table by sample token", where, path_in)
 
 
 def path_in(value: Any) -> Any:
-    """The path of an entry: itself, or the only value of a dict that can be a path.
+    """The path of an entry: the entry itself, or the only value of a dict that can be a path.
 
     Raises:
-        DataError: naming the choices, if a dict has none or several.
+        DataError: if a dict has no such value, or several.
     """
     if not isinstance(value, dict):
         return value
@@ -59,7 +59,7 @@ def path_in(value: Any) -> Any:
 
 
 def may_be_path(value: Any) -> bool:
-    """Whether a value is an array of about the shape of a path."""
+    """Whether a value is an array with roughly the shape of a path: at least five rows of two or three numbers."""
     if not isinstance(value, list | tuple) and not hasattr(value, "__array__"):
         return False
     try:

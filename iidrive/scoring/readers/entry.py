@@ -1,4 +1,4 @@
-"""One entry for all forms: what kind of file it is, which form its content has, and what a reader of the score must know."""
+"""Entry point of the readers: detects the file type and the format of the content, and reports the assumptions made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from iidrive.core.untrusted.files import decode, read_bytes
 from iidrive.core.untrusted.json_text import LIMIT, is_json, parse_json
 from iidrive.core.untrusted.npz import member_names, read_npy, read_npz
 from iidrive.scoring import npz
-from iidrive.scoring.cases import Predictions, read_predictions
+from iidrive.scoring.predictions import Predictions, read_predictions
 from iidrive.scoring.readers.by_token import is_submission, is_table, read_submission, read_table
 from iidrive.scoring.readers.listed_rows import is_listed, read_listed, token_key
 from iidrive.scoring.readers.rows import Rows, named, token_name, unnamed, what
@@ -30,9 +30,9 @@ _OWN_KEYS = frozenset({"trajectory", "pred", "token", "frame", "reference"})
 _KINDS = "Readable: npz, npy, pickle, torch.save, JSON and JSON lines (docs/score-your-planner.md says what must be in them)."
 _SUFFIXES = (".npz", ".npy", ".pkl", ".pickle", ".json", ".jsonl", ".pth", ".pt")
 _ARRAYS_LIMIT = 1 << 28
-"""Bytes of all arrays of a predictions file."""
+"""Largest allowed size of all arrays of a predictions file together, bytes."""
 
-# What marks a form cannot stand in another one: a file in which two of them match is refused.
+# These formats have distinctive keys. A file that matches two of them is refused.
 _MARKED: tuple[tuple[str, Callable[[Any], bool], Callable[[Any, str], Rows]], ...] = (
     ("VAD's results (plan_results, pts_bbox)", is_vad, read_vad),
     ("UniAD's results (bbox_results, planning_traj)", is_uniad, read_uniad),
@@ -48,9 +48,10 @@ _OTHERS: tuple[tuple[Callable[[Any], bool], Callable[[Any, str], Rows]], ...] = 
 
 @dataclass(frozen=True)
 class Found:
-    """What was read. `trusted`: what was joined by position, empty if nothing was. `assumed`: what the file does not say of itself.
+    """Planned paths and the assumptions made to read them.
 
-    `form` says what the file was read as, as in "VAD's results: …".
+    `trusted`: a warning if rows were joined by position, else empty. `assumed`: properties that the file does not state. `form`: the detected
+    format, such as "VAD's results: …".
     """
 
     predictions: Predictions
@@ -60,36 +61,35 @@ class Found:
 
 
 def read_paths(path: str | Path, tokens: str | Path = "") -> Found:
-    """Read planned paths of any kind that the package's docstring lists; `tokens` names the rows of a file that carries no tokens.
+    """Read planned paths in any format that the package's docstring lists. `tokens` is a file with the sample tokens of the rows.
 
     Raises:
-        DataError: one sentence naming the file, if it is missing, damaged, of another kind, unsafe, may be read in two ways, or fails a
-            check of `Predictions`.
-        ConfigError: if `tokens` is given for a file that carries its own.
+        DataError: if the file is missing, damaged, unsafe, ambiguous, in an unknown format, or fails a check of `Predictions`.
+        ConfigError: if `tokens` is given and the file has its own tokens.
     """
     where = printable_line(str(path))
     read, stated, form = _read(Path(path), where)
     assumed = ""
     if not stated:
-        assumed = f"{where}: read as {form}. It does not say its frame: x right, y forward, LIDAR_TOP's origin is taken for granted."
+        assumed = f"{where}: read as {form}. The file does not state its frame; assumed x right, y forward, origin at LIDAR_TOP."
     if not tokens:
         return Found(read, assumed=assumed, form=form)
     if read.token is not None:
-        raise ConfigError(f"{where} carries its own sample tokens: leave out --tokens.")
+        raise ConfigError(f"{where} has its own sample tokens: leave out --tokens.")
     names = read_tokens(tokens)
     if len(names) != len(read):
         raise DataError(
-            f"{where}: {len(read)} paths, but {tokens} names {len(names)} samples; give the list of the set that was predicted."
+            f"{where}: {len(read)} paths, but {tokens} lists {len(names)} samples; give the list of the samples that were predicted."
         )
     trusted = (
-        f"{where} carries no sample tokens. Its {len(read)} rows were joined to those of {tokens} by position, which nothing can check: "
+        f"{where} has no sample tokens. Its {len(read)} rows were joined to those of {tokens} by position, which cannot be checked: "
         "a list in another order gives wrong scores."
     )
     return Found(replace(read, token=names), trusted, assumed, form)
 
 
 def is_paths(path: str | Path) -> bool:
-    """Whether a file is of a kind that holds planned paths (or is named like one), rather than a text."""
+    """Whether a file holds planned paths, judged by content or suffix, rather than text."""
     path = Path(path)
     if path.suffix in _SUFFIXES and not (path.suffix == ".json" and path.is_file()):
         return True
@@ -103,11 +103,11 @@ def is_paths(path: str | Path) -> bool:
         return path.suffix in _SUFFIXES
     if path.suffix == ".json":
         return not _is_log(start)
-    return is_json(read_bytes(path, LIMIT))  # logs begin with a bracket too
+    return is_json(read_bytes(path, LIMIT))  # logs begin with a bracket, too
 
 
 def _is_log(start: bytes) -> bool:
-    """Whether a file is lines of JSON without tokens, as training logs are."""
+    """Whether a file is JSON lines without tokens, like a training log."""
     lines = _without_mark(start).splitlines()
     if len(lines) < 2:
         return False
@@ -119,10 +119,10 @@ def _is_log(start: bytes) -> bool:
 
 
 def read_tokens(path: str | Path) -> tuple[str, ...]:
-    """Sample tokens in order: a JSON list of text, or a text file with one token a line.
+    """Sample tokens in order, from a JSON list of strings or a text file with one token per line.
 
     Raises:
-        DataError: naming the file, if it is missing, holds anything else, is empty, or names a sample twice.
+        DataError: if the file is missing, empty, in another format, or lists a sample twice.
     """
     where = printable_line(str(path))
     text = decode(read_bytes(path, LIMIT, "give the list of tokens that was predicted"), where)
@@ -134,7 +134,7 @@ def read_tokens(path: str | Path) -> tuple[str, ...]:
         found = text.splitlines()
     names = tuple(token_name(token, i, where) for i, token in enumerate(found))
     if not names:
-        raise DataError(f"{where}: no tokens in it; write one sample token a line.")
+        raise DataError(f"{where}: the file has no tokens; write one sample token per line.")
     again = npz.repeated(names)
     if again:
         raise DataError(f"{where}: a sample may be listed only once; repeated: {npz.few(again)}.")
@@ -142,7 +142,7 @@ def read_tokens(path: str | Path) -> tuple[str, ...]:
 
 
 def _read(path: Path, where: str) -> tuple[Predictions, bool, str]:
-    """The paths, whether the file states their frame, and the form."""
+    """The paths, whether the file states their frame, and the detected format."""
     start = _start(path, where)
     if not start:
         raise DataError(f"{where}: the file is empty; write it again.")
@@ -154,7 +154,7 @@ def _read(path: Path, where: str) -> tuple[Predictions, bool, str]:
         return _made(_form(_json(path, where), where), where)
     if start.startswith(b"\x80") or path.suffix in (".pkl", ".pickle"):
         return _made(_form(plain_pickle.load(path), where), where)
-    raise DataError(f"{where}: not a kind of file that is read here. {_KINDS}")
+    raise DataError(f"{where}: unknown file type. {_KINDS}")
 
 
 def _made(rows: Rows, where: str) -> tuple[Predictions, bool, str]:
@@ -164,13 +164,13 @@ def _made(rows: Rows, where: str) -> tuple[Predictions, bool, str]:
 def _archive(path: Path, where: str) -> tuple[Predictions, bool, str]:
     members = member_names(path)
     if members is None:
-        return read_predictions(path), True, "iidrive's own predictions"  # says what is wrong with it
+        return read_predictions(path), True, "iidrive's own predictions"  # raises the error that describes the damage
     if any(name.split("/")[-1] == "data.pkl" for name in members):
         value = plain_pickle.load_torch(path)
         if not _has_tensor(value):
-            raise DataError(f"{where}: a file of torch.save without tensors; write JSON: json.dump({{token: path.tolist()}}, file).")
+            raise DataError(f"{where}: a torch.save file without tensors; write JSON: json.dump({{token: path.tolist()}}, file).")
         rows = _form(value, where)
-        return _made(replace(rows, form=f"a file of torch.save, {rows.form}"), where)
+        return _made(replace(rows, form=f"a torch.save file, {rows.form}"), where)
     names = [name.removesuffix(".npy") for name in members]
     if _OWN_KEYS & set(names):
         form = "iidrive's own predictions" if "frame" in names else "an array of paths"
@@ -194,10 +194,10 @@ def _has_tensor(value: Any) -> bool:
 
 
 def _form(value: Any, where: str) -> Rows:
-    """Paths out of dicts, lists and arrays, by the first form that fits."""
+    """Paths from dicts, lists and arrays, by the first format that matches."""
     fits = [(name, read) for name, fit, read in _MARKED if fit(value)]
     if len(fits) > 1:
-        raise DataError(f"{where}: it may be {' or '.join(name for name, _ in fits)}; keep one of them and write the file again.")
+        raise DataError(f"{where}: it may be {' or '.join(name for name, _ in fits)}; keep the keys of one and write the file again.")
     if fits:
         return fits[0][1](value, where)
     for fit, read in _OTHERS:

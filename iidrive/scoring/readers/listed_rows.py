@@ -1,4 +1,4 @@
-"""Lists of dicts with a sample token each: `{"token": …, "trajectory": path}`, as a list or as JSON lines."""
+"""Rows with a sample token each, `{"token": …, "trajectory": path}`, as a list or as JSON lines."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from iidrive.scoring.readers.texts import points_in
 
 
 def token_key(row: Mapping[str, Any]) -> str:
-    """The name under which a row holds its token, '' if it has none."""
+    """The key of a row's token; '' if the row has none."""
     return next((key for key in TOKEN_KEYS if key in row), "")
 
 
 def is_listed(value: Any) -> bool:
-    """Whether a value is a list of dicts of which the first has a token."""
+    """Whether a value is a list of dicts and the first one has a token."""
     return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], dict) and bool(token_key(value[0]))
 
 
 def read_listed(value: Sequence[Mapping[str, Any]], where: str) -> Rows:
-    """Raises DataError for rows without token or path, and as `rows.named`."""
+    """The paths of rows with tokens. Raises DataError for rows without token or path, and as `rows.named`."""
     key = token_key(value[0])
     pairs = []
     for i, row in enumerate(value):

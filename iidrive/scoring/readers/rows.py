@@ -1,4 +1,4 @@
-"""Rows of a results file: a sample token each, or none, and the path; all that are bad are counted before anything is refused."""
+"""Rows of a results file: the path of each sample and its token, if there is one. All bad rows are counted before an error is raised."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOKEN_KEYS = ("token", "sample_token", "sample_idx")
 
 @dataclass(frozen=True)
 class Rows:
-    """Paths (n,6,2) in the order of the file; `token` None for files without tokens. `form` says what the file was read as."""
+    """Paths (n,6,2) in the order of the file. `token` is None for files without tokens. `form` is the detected format."""
 
     path: Array
     token: tuple[str, ...] | None
@@ -28,10 +28,10 @@ class Rows:
 
 
 def named(pairs: Iterable[tuple[Any, Any]], form: str, where: str, path_of: Callable[[Any], Any] = lambda value: value) -> Rows:
-    """Rows of (token, value); `path_of` takes the path out of a value.
+    """Rows from (token, value) pairs. `path_of` extracts the path from a value.
 
     Raises:
-        DataError: for tokens that are no text, or naming the first bad path and counting all.
+        DataError: for invalid tokens or bad paths. The message names the first bad path and counts all.
     """
     values, tokens = [], []
     for i, (token, value) in enumerate(pairs):
@@ -56,34 +56,36 @@ def _gathered(
         except DataError as error:
             bad.append((name, str(error)))
     if bad:
-        more = f" {len(bad)} of {len(values)} are like this: {few([name for name, _ in bad])}." if len(bad) > 1 else ""
+        more = f" {len(bad)} of {len(values)} paths are bad: {few([name for name, _ in bad])}." if len(bad) > 1 else ""
         raise DataError(f"{where}: {bad[0][1]}{more}")
     if not found:
-        raise DataError(f"{where}: no paths in it; predict every sample with a full future.")
+        raise DataError(f"{where}: the file has no paths; predict every sample with a full future.")
     path, said = joined(found, whose, where)
     return Rows(path, token, f"{form}{said}")
 
 
 def few(names: Sequence[str]) -> str:
-    """The first few of the bad ones."""
+    """The first three names, followed by … if there are more."""
     return ", ".join(printable(name) for name in names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def token_name(token: Any, i: int, where: str) -> str:
-    """A sample token. Raises DataError for what is none."""
+    """`token` if it is a valid sample token; `i` is its row. Raises DataError otherwise."""
     if not isinstance(token, str):
         raise DataError(f"{where}: a sample token must be text; found {what(token)} in row {i}.")
     if not token or not token.isprintable() or token != token.strip():
         raise DataError(
-            f"{where}: a sample token must be text without blanks around it or control characters; found {printable(repr(token[:80]))} in row {i}."
+            f"{where}: a sample token must be text without surrounding spaces or control characters; found {printable(repr(token[:80]))} in row {i}."
         )
     if len(token) > 200:
-        raise DataError(f"{where}: a sample token of {len(token)} characters in row {i} ({printable(token, 40)}); tokens are short names.")
+        raise DataError(
+            f"{where}: a sample token must have at most 200 characters; found {len(token)} in row {i} ({printable(token, 40)})."
+        )
     return token
 
 
 def what(value: object) -> str:
-    """What a value is, in words."""
+    """A short description of a value for messages: its text or its type."""
     if isinstance(value, str):
         return f"the text {printable(repr(value[:40]))}"
     return "nothing (null)" if value is None else f"{type(value).__name__.lstrip('_').lower()}"

@@ -1,4 +1,4 @@
-"""The shapes in which a path is written, and which of them mean one thing only."""
+"""Accepted shapes of a path, (6,2) or unambiguous variants of it, and their conversion to (6,2)."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _SLACK_RAD = 0.3
 
 @dataclass(frozen=True)
 class Shaped:
-    """One path as it was written, without leading axes of length 1: (6,2), (6,3) or (7,2). `boxed`: it had such an axis."""
+    """One path as in the file, without leading axes of length 1: (6,2), (6,3), (7,2) or (7,3). `boxed`: it had such an axis."""
 
     value: Array
     boxed: bool
 
 
 def shaped(value: Any, what: str) -> Shaped:
-    """A value as an array of one of the shapes that may be a path. Raises DataError, without naming the file."""
+    """A value as an array with an accepted shape. Raises DataError without the file name."""
     found = numbers(value, what)
     shape = found.shape
     while found.ndim > 2 and found.shape[0] == 1:
@@ -39,16 +39,18 @@ def shaped(value: Any, what: str) -> Shaped:
     if found.shape not in ((steps, 2), (steps, 3), (steps + 1, 2), (steps + 1, 3)):
         advice = ""
         if found.ndim == 2 and found.shape[1] in (2, 3) and len(found) > steps + 1:
-            advice = f" If they are 0.5 s apart, write the first {steps}; if they are closer, write those at 0.5, 1.0, … 3.0 s."
+            advice = f" If the points are 0.5 s apart, write the first {steps}; if they are closer, write those at 0.5, 1.0, … 3.0 s."
         elif found.ndim == 3 and found.shape[1:] == (steps, 2):
-            advice = f" {len(found)} paths of one sample: choose one (with VAD's command, its offsets summed) and write that."
+            advice = (
+                f" These are {len(found)} paths of one sample: write one of them (for VAD, the cumulative sum of the command's offsets)."
+            )
         raise DataError(f"{what} must have shape {SHAPE}, x and y at 0.5 to 3.0 s; found {shape}.{advice}")
     with np.errstate(over="ignore"):
         return Shaped(found.astype(np.float32), len(shape) > 2)
 
 
 def numbers(value: Any, what: str) -> Array:
-    """Real numbers, no booleans, in an array of any shape. Raises DataError, without naming the file."""
+    """A value as an array of real numbers of any shape. Raises DataError for anything else, booleans included, without the file name."""
     try:
         found = to_array(value)
     except DataError as error:
@@ -57,7 +59,7 @@ def numbers(value: Any, what: str) -> Array:
         raise DataError(f"{what} is not an array of numbers of shape {SHAPE}: its rows differ in length.") from error
     if found.dtype.kind not in "fiu" or _has_boolean(value):
         held = "booleans" if found.dtype.kind == "b" or _has_boolean(value) else _named(value)
-        raise DataError(f"{what} must hold numbers in shape {SHAPE}; found {held}.")
+        raise DataError(f"{what} must be numbers of shape {SHAPE}; found {held}.")
     return found
 
 
@@ -72,17 +74,17 @@ def _named(value: Any) -> str:
 
 
 def joined(found: Sequence[Shaped], whose: Sequence[str], where: str) -> tuple[Array, str]:
-    """All paths as (n,6,2), and what was left out, in words.
+    """All paths as (n,6,2), and a text that says what was left out.
 
     Raises:
-        DataError: if paths are of several shapes, a seventh point is not the present, or a third column may be anything.
+        DataError: if the paths have different shapes, the first of seven points is not (0, 0), or a third column is not the heading.
     """
     shapes = {one.value.shape for one in found}
     if len(shapes) > 1:
         first = found[0].value.shape
         k = next(k for k, one in enumerate(found) if one.value.shape != first)
         raise DataError(
-            f"{where}: the path of {whose[k]} must have shape {SHAPE}, or all of them one other; found {found[k].value.shape} after {first}."
+            f"{where}: all paths must have the same shape; the path of {whose[k]} has {found[k].value.shape}, the first one {first}."
         )
     value, said = np.stack([one.value for one in found]), ""
     if value.shape[1] == FUTURE_STEPS + 1:
@@ -90,21 +92,21 @@ def joined(found: Sequence[Shaped], whose: Sequence[str], where: str) -> tuple[A
         if len(away):
             raise DataError(
                 f"{where}: the path of {whose[away[0]]} must have shape {SHAPE}, x and y at 0.5 to 3.0 s; found {value.shape[1:]}, and its first "
-                f"point is not the present (0, 0) ({len(away)} of {len(value)} are like this): write the six points at 0.5, 1.0, … 3.0 s."
+                f"point is not the ego at t = 0, (0, 0) ({len(away)} of {len(value)} paths): write the six points at 0.5, 1.0, … 3.0 s."
             )
-        value, said = value[:, 1:], f"{said}, the present left out"
+        value, said = value[:, 1:], f"{said}, the point at t = 0 left out"
     if value.shape[2] == 3:
         if not all(one.boxed for one in found) and not _is_heading(value):
             raise DataError(
                 f"{where}: the path of {whose[0]} must have shape {SHAPE}, x and y at 0.5 to 3.0 s; found {value.shape[1:]}, and the third column is "
-                "not the heading of the path: write x and y alone."
+                "not the heading of the path: write only x and y."
             )
         value, said = value[:, :, :2], f"{said}, the third column (heading) left out"
     return np.ascontiguousarray(value), said
 
 
 def _is_heading(value: Array) -> bool:
-    """Whether the third column of (n,6,3) is zero, or the direction of motion in most steps: from +x as yaw, or from straight ahead."""
+    """Whether the third column of (n,6,3) is zero, or the direction of motion at most steps, measured from +x or from straight ahead."""
     third = value[:, :, 2].astype(np.float64)
     if not third.any():
         return True

@@ -10,12 +10,12 @@ from iidrive.scoring.readers.rows import Rows, keys_of, unnamed, what
 
 
 def is_sparsedrive(value: Any) -> bool:
-    """Whether a value is a list of dicts; the last form that is tried of such lists."""
+    """Whether a value is a list of dicts. This is the last format tried for such lists."""
     return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], dict)
 
 
 def read_sparsedrive(value: Sequence[Any], where: str) -> Rows:
-    """Raises DataError for rows without a planned path, and as `rows.unnamed`."""
+    """The paths of SparseDrive's results. Raises DataError for rows without a planned path, and as `rows.unnamed`."""
     paths = [_final_planning(row, i, where) for i, row in enumerate(value)]
     return unnamed(paths, "SparseDrive's results", where)
 

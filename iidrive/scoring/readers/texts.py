@@ -1,4 +1,4 @@
-"""Answers of language models: `{token: text}` where the text holds the points, as GPT-Driver's `[(0.01, 2.5), …]`."""
+"""Answers of language models, `{token: text}`, where the text contains the points, such as GPT-Driver's `[(0.01, 2.5), …]`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LONGEST = 1 << 16
 
 
 def points_in(text: str) -> list[list[float]] | None:
-    """The last list of points of an answer, at least two in a row; None if there is none."""
+    """The last list of at least two points in an answer; None if there is none."""
     runs: list[list[list[float]]] = []
     end = -1
     for found in _PAIR.finditer(text[-_LONGEST:]):
@@ -31,19 +31,19 @@ def points_in(text: str) -> list[list[float]] | None:
 
 
 def is_texts(value: Any) -> bool:
-    """Whether a value is a table of texts of which one holds points."""
+    """Whether a value is a dict of strings and at least one contains points."""
     if not isinstance(value, dict) or not value or not all(isinstance(text, str) for text in value.values()):
         return False
     return any(points_in(text) is not None for text in value.values())
 
 
 def read_texts(value: Mapping[str, str], where: str) -> Rows:
-    """Raises DataError for answers without points, and as `rows.named`."""
+    """The paths of answers in text. Raises DataError for answers without points, and as `rows.named`."""
     return named(value.items(), "answers in text, the last list of points of each", where, _points)
 
 
 def _points(text: str) -> list[list[float]]:
     found = points_in(text)
     if found is None:
-        raise DataError(f"an answer holds no list of points: {printable(repr(text[:60]))}.")
+        raise DataError(f"an answer has no list of points: {printable(repr(text[:60]))}.")
     return found

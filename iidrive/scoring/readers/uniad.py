@@ -1,4 +1,4 @@
-"""UniAD's results: `bbox_results`, a list of rows with `token` and `planning_traj` (1,6,2), or these rows alone."""
+"""UniAD's results: `bbox_results`, a list of rows with `token` and `planning_traj` (1,6,2), or only these rows."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from iidrive.scoring.readers.rows import Rows, keys_of, named, what
 
 
 def is_uniad(value: Any) -> bool:
-    """Whether a value is UniAD's results, whole or the rows alone."""
+    """Whether a value is UniAD's results, with `bbox_results` or as rows."""
     if isinstance(value, dict):
         return "bbox_results" in value
     return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], dict) and "planning_traj" in value[0]
 
 
 def read_uniad(value: Any, where: str) -> Rows:
-    """Raises DataError for rows without a planned path, and as `rows.named`."""
+    """The paths of UniAD's results. Raises DataError for rows without a planned path, and as `rows.named`."""
     rows: Sequence[Any] = value["bbox_results"] if isinstance(value, dict) else value
     if not isinstance(rows, list | tuple):
-        raise DataError(f"{where}: UniAD's results, but their `bbox_results` are {what(rows)}, not a list of rows.")
+        raise DataError(f"{where}: UniAD's results, but `bbox_results` must be a list of rows; found {what(rows)}.")
     pairs = []
     for i, row in enumerate(rows):
         key = token_key(row) if isinstance(row, dict) else ""

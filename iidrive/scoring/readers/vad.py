@@ -1,7 +1,7 @@
-"""VAD's results, and GenAD's and SSR's, which are written alike: offsets from step to step for each of three commands, and the command.
+"""Results of VAD, GenAD and SSR, which share one format: per-step offsets for each of three commands, and the command.
 
-`plan_results` is {token: [offsets (3,6,2), command (1,1,1,3)]}; the rows of `pts_bbox` hold the same as `ego_fut_preds` and `ego_fut_cmd`, in the
-order of the data set. The path is the running sum of the command's offsets.
+`plan_results` is {token: [offsets (3,6,2), command (1,1,1,3)]}. The rows of `pts_bbox` hold the same as `ego_fut_preds` and `ego_fut_cmd`, in the
+order of the data set. The path is the cumulative sum of the command's offsets, metres.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ _FORM = "VAD's results: the offsets of each sample's command, summed"
 
 
 def is_vad(value: Any) -> bool:
-    """Whether a value is VAD's results, as a table or as rows."""
+    """Whether a value is VAD's results, by token or as rows."""
     if isinstance(value, dict):
         return "plan_results" in value
     return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], dict) and "pts_bbox" in value[0]
 
 
 def read_vad(value: Any, where: str) -> Rows:
-    """Raises DataError for other shapes, no command or several, and as `rows.named`."""
+    """The paths of VAD's results. Raises DataError for other shapes, no command or several, and as `rows.named`."""
     if isinstance(value, dict):
         table = value["plan_results"]
         if not isinstance(table, dict):
-            raise DataError(f"{where}: VAD's results, but their `plan_results` are {what(table)}, not a table by sample token.")
+            raise DataError(f"{where}: VAD's results, but `plan_results` must be an object by sample token; found {what(table)}.")
         return named(table.items(), _FORM, where, _of_pair)
     return unnamed(value, _FORM, where, _of_row)
 
 
 def _of_pair(entry: Any) -> Array:
     if not isinstance(entry, list | tuple) or len(entry) != 2:
-        raise DataError(f"an entry of VAD's results must be offsets and a command; found {what(entry)}.")
+        raise DataError(f"an entry of VAD's results must be [offsets, command]; found {what(entry)}.")
     return summed(*entry)
 
 
@@ -52,12 +52,12 @@ def _of_row(row: Any) -> Array:
 
 
 def summed(offsets: Any, command: Any) -> Array:
-    """The path (6,2) of the command's offsets (c,6,2). Raises DataError for other shapes, or a command that is not one of c."""
+    """The path (6,2) from the offsets (c,6,2) of a one-hot command (c,). Raises DataError for other shapes or another command."""
     steps, chosen = numbers(offsets, "the offsets of VAD's results"), numbers(command, "the command of VAD's results").reshape(-1)
     while steps.ndim > 3 and steps.shape[0] == 1:
         steps = steps[0]
     if steps.ndim != 3 or steps.shape[1:] != (FUTURE_STEPS, 2):
-        raise DataError(f"the offsets of VAD's results must have shape (3, {FUTURE_STEPS}, 2), one path a command; found {steps.shape}.")
+        raise DataError(f"the offsets of VAD's results must have shape (3, {FUTURE_STEPS}, 2), one path per command; found {steps.shape}.")
     if len(chosen) != len(steps) or sorted(chosen.tolist()) != [0.0] * (len(steps) - 1) + [1.0]:
-        raise DataError(f"the command of VAD's results must hold a single 1 among {len(steps)}; found {chosen.tolist()[:6]}.")
+        raise DataError(f"the command of VAD's results must be one-hot of length {len(steps)}; found {chosen.tolist()[:6]}.")
     return np.cumsum(steps[int(np.argmax(chosen))].astype(np.float32), axis=0, dtype=np.float32)

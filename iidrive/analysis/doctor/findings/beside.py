@@ -1,4 +1,4 @@
-"""What a table says beside others of the same set and protocol."""
+"""Findings from comparing a table with others of the same evaluation set and protocol."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Array = np.ndarray
 
 
 def beside(table: Table, found: Sequence[Finding], healthy: Sequence[Table], n: int) -> list[Finding]:
-    """Findings that need tables of the same set (of `n` samples) beside this one, `healthy` those without a suspicion of their own."""
+    """Findings from comparing a table with `healthy` tables (without suspicious findings) of the same set of `n` samples."""
     own = growth_of(table)
     others = [(h, g) for h in healthy if (g := growth_of(h)) is not None and own is not None and g.spans == own.spans]
     if own is None or not others:
@@ -34,7 +34,7 @@ def beside(table: Table, found: Sequence[Finding], healthy: Sequence[Table], n: 
 
 
 def _not_the_gpus(table: Table, healthy: Sequence[Table], times: str, best: Table) -> Finding:
-    words = f"L2 is {times} times that of table {best.number} at the {_count(table)} steps: wrong from the first."
+    words = f"L2 is {times} times that of table {best.number} at the {_count(table)} steps: wrong from the first step."
     asked = gpus_named(table.remark) or gpus_named(table.heading)
     same = [h for h in healthy if asked and gpus_named(h.heading) == asked]
     growth = growth_of(same[0]) if same else None
@@ -51,7 +51,7 @@ def _count(table: Table) -> str:
 
 
 def _gpus(table: Table, best: Table, times: str, ratio: Float[Array, "c"]) -> Finding:
-    """Worse at every step on the same samples, in a plausible way: what differs is the training or the joining, so the number of GPUs."""
+    """Finding for a table that is plausibly worse at every step on the same samples: training or joining of results differs, as with more GPUs."""
     here, there = gpus_named(table.heading), gpus_named(best.heading)
     evidence = [
         f"the same ground truth as table {best.number}, yet L2 is {times} times as large at the {_count(table)} steps: all steps, not one horizon"
@@ -67,20 +67,20 @@ def _gpus(table: Table, best: Table, times: str, ratio: Float[Array, "c"]) -> Fi
             more = here / there
             evidence.append(
                 f"if it was trained on {here}: with the batch per GPU unchanged the global batch is {more:g} times as large and the optimiser makes "
-                f"{1 / more:g} times as many steps an epoch; schedule and averaging of weights move with it"
+                f"{1 / more:g} times as many steps per epoch; learning rate schedule and EMA change with it"
             )
         rest = "does not divide" if VAL_SCENES % here else "divides"
         evidence.append(
-            f"if it was only tested on {here}: {here} {rest} the {VAL_SCENES} scenes of val; memory kept per scene and results merged by position "
-            "then depend on the number"
+            f"if it was only tested on {here}: {here} {rest} the {VAL_SCENES} scenes of val; state kept per scene and results merged by position "
+            "depend on the number of GPUs"
         )
     return Finding(
         "number of GPUs",
-        f"worse than table {best.number} at every step, in a plausible way: trained differently or joined wrongly. "
-        + ("The number of GPUs differs:" if named else "The number of GPUs is one thing to check:")
-        + " neither training nor testing may depend on how many share the work.",
+        f"plausibly worse than table {best.number} at every step: trained differently, or results joined wrongly. "
+        + ("The number of GPUs differs:" if named else "Check the number of GPUs:")
+        + " neither training nor testing may depend on it.",
         named,
         tuple(evidence),
-        "Plan with the same weights on one GPU and on several, write both by sample token, then `iidrive compare ONE.npz SEVERAL.npz --cases "
-        "CASES.npz`: every difference must be 0. If it is, the training differs: compare global batch and optimiser steps of the two runs.",
+        "Plan with the same weights on one GPU and on several, write both by sample token, then run `iidrive compare ONE.npz SEVERAL.npz --cases "
+        "CASES.npz`: every difference must be 0. If so, the training differs: compare global batch size and optimiser steps of the two runs.",
     )

@@ -1,4 +1,4 @@
-"""Whether a table agrees with itself."""
+"""Internal consistency of a table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from iidrive.analysis.doctor.table import RATES, Row, Table
 
 
 def consistency(table: Table) -> list[Finding]:
-    """Averages against columns, summary lines and the dict; columns against what means of steps so far can do."""
+    """Findings on averages that contradict columns, summary lines or the dict, and on columns that cannot be cumulative means."""
     faults, odd = [], []
     for name, row in table.rows.items():
         if name not in (*RATES, "L2"):
@@ -26,7 +26,7 @@ def consistency(table: Table) -> list[Finding]:
         spans = np.diff(thin.steps, prepend=0)
         slack = 2 * row.half * np.array(thin.steps) / spans
         if (thin.at_spans(name) < -slack).any():
-            faults.append(f"{name}: the columns fall faster than means of steps so far can; are they values at each step?")
+            faults.append(f"{name}: the columns fall faster than means of the steps up to each time can; are they values at each step?")
         else:
             odd += _falling(table, name, row)
     out = []
@@ -62,7 +62,7 @@ def _averages(table: Table, name: str, row: Row) -> list[str]:
 
 
 def _falling(table: Table, name: str, row: Row) -> list[str]:
-    """L2 that falls from one column to the next beyond rounding, though what is unknown of the future only grows."""
+    """Columns of L2 that fall beyond rounding, although the uncertainty of the future grows with time."""
     if name != "L2":
         return []
     return [

@@ -1,4 +1,4 @@
-"""Which evaluation set a table is of, and how many events stand behind its percentages."""
+"""The evaluation set of a table, and the event counts behind its percentages."""
 
 from __future__ import annotations
 
@@ -12,35 +12,38 @@ from iidrive.scoring.stats import COUNTS_PER_INCIDENT
 from iidrive.scoring.tables import NUSCENES_VAL_OBJ_COL, NUSCENES_VAL_SAMPLES
 
 VAL_SIZES = {
-    6019: "all keyframes of nuScenes val, those without a full future included: UniAD's divisor",
-    4819: "nuScenes val as ST-P3 cuts it",
-    4219: "nuScenes val as OccWorld cuts it",
-    4519: "the windows of nuScenes val in II-World's forecasts",
-    81: "as many as nuScenes mini_val has keyframes",
-    69: "as many keyframes as nuScenes mini_val has with a full future",
+    6019: "all keyframes of nuScenes val, including those without a full future: UniAD's divisor",
+    4819: "nuScenes val as used by ST-P3",
+    4219: "nuScenes val as used by OccWorld",
+    4519: "the clips of nuScenes val in II-World's forecasts",
+    81: "the number of keyframes of nuScenes mini_val",
+    69: "the number of keyframes of nuScenes mini_val with a full future",
 }
-_RECHECK = "`iidrive score CASES.npz` without predictions prints the obj_col row that your truth must give."
+_RECHECK = "Run `iidrive score CASES.npz` without predictions: it prints the obj_col row of your ground truth."
 
 
 def is_val(table: Table, counts: Decoded | None) -> bool:
-    """Whether the number of samples is nuScenes val's under the table's protocol."""
+    """Whether the number of samples is that of nuScenes val under the table's protocol."""
     return counts is not None and (counts.n == NUSCENES_VAL_SAMPLES or counts.n in USUAL_SIZES.get(table.follows.name, ()))
 
 
 def evaluation_set(table: Table, counts: Decoded | None, n: int | None = None) -> list[Finding]:
-    """Which evaluation set the table is of. Only SparseDrive's obj_col row, the true path's own, is a checksum. `n` is what the caller gave."""
+    """Findings on the evaluation set. `n`: number of samples given by the caller.
+
+    Only SparseDrive's obj_col row is a checksum of the set, because it does not depend on the plan.
+    """
     if counts is None:
         return [_unknown(table, n)]
     how = {
-        "stated": "the printout says so",
+        "stated": "stated in the printout",
         "given": "as given",
-        "assumed": "the printed digits fit this number; others would fit too",
+        "assumed": "the printed digits fit this number; others would fit, too",
         "digits": f"the only number up to {LARGEST_SET}{', apart from its multiples,' if counts.others else ''} that gives these digits",
     }[counts.source]
     if counts.source == "digits" and any(k % counts.n for k in counts.others):
-        how = f"the digits give this number, and {len(counts.others)} others up to {LARGEST_SET} too"
+        how = f"the digits fit this number, and {len(counts.others)} others up to {LARGEST_SET}"
     if counts.exact:
-        how += "; the averages come out to the last digit"
+        how += "; the averages match to the last digit"
     if table.follows.name != "sparsedrive":
         known = f": {VAL_SIZES[counts.n]}" if counts.n in VAL_SIZES else ""
         return [Finding("set", f"{counts.n} samples ({how}){known}. Under this protocol no row is a checksum of the set.")]
@@ -50,41 +53,41 @@ def evaluation_set(table: Table, counts: Decoded | None, n: int | None = None) -
 
 
 def _unknown(table: Table, n: int | None) -> Finding:
-    """Why the number of samples is unknown. Only a SparseDrive table at full detail whose percentages fit none is suspect."""
+    """Why the number of samples is unknown. Only a full SparseDrive table whose percentages fit no number is suspicious."""
     rates = [name for name in RATES if name in table.rows]
     if not rates:
-        return Finding("set", "no collision row: neither the number of samples nor the set can be told.", open="the set")
+        return Finding("set", "no collision row: the number of samples and the set are unknown.", open="the set")
     if not table.times_s:
         return Finding(
-            "set", "averages alone cannot be turned into counts: neither the number of samples nor the set can be told.", open="the set"
+            "set", "averages alone cannot be converted to counts: the number of samples and the set are unknown.", open="the set"
         )
     hint = f" A progress bar above counts to {table.progress}." if table.progress else ""
     if all_zero(table) and not n:
-        sentence = f"every collision rate is 0, which fits any number of samples and any set that small: N is unknown.{hint}"
+        sentence = f"every collision rate is 0, which fits any number of samples: N is unknown.{hint}"
         return Finding("set", sentence, open="the set")
     if not table.follows.averaging:
-        return Finding("set", "without the protocol the rates cannot be turned into counts: N is unknown.", open="the set")
+        return Finding("set", "without the protocol the rates cannot be converted to counts: N is unknown.", open="the set")
     if not table.steps:
         return Finding("set", "the columns' times are not multiples of 0.5 s: events cannot be counted.", open="the set")
     if any(table.rows[name].lacks("unread", "nan") for name in rates):
-        return Finding("set", f"too few readable cells to tell the number of samples.{hint}", open="the set")
+        return Finding("set", f"too few readable cells to determine the number of samples.{hint}", open="the set")
     size = n or table.n or USUAL_SIZES.get(table.follows.name, (NUSCENES_VAL_SAMPLES,))[0]
     ranges = between(table, size)
     fits = bool(ranges) and all(low <= high for row in ranges.values() for low, high in row)
     stated = bool(n or table.n)
     if fits and (stated or luck(table, size) > 0.05):
         about = "; ".join(f"{name} {' '.join(_range(*pair) for pair in row)}" for name, row in ranges.items())
-        sentence = f"the digits are too coarse to count events; of {size} samples they would be, up to each column, {about}."
+        sentence = f"the digits are too few to count events; with {size} samples the events up to each column would be {about}."
         return Finding("set", sentence + hint, open="" if stated else "the set")
     if table.follows.name != "sparsedrive" or table.percent_guessed:
         sentence = f"the rates are not counts of {size} samples, nuScenes val's number under this protocol: another set, number or unit."
-        return Finding("set", sentence + hint, False, (), "Say how many samples were scored with --samples.", "the set")
+        return Finding("set", sentence + hint, False, (), "Give the number of scored samples with --samples.", "the set")
     if any(table.averages.get(name) for name in rates):
         sentence = f"no number of samples up to {LARGEST_SET} gives these percentages"
     elif stated:
-        sentence = f"the percentages are no counts of {size} samples"
+        sentence = f"the percentages are not counts of {size} samples"
     else:
-        sentence = f"the percentages are no counts of {NUSCENES_VAL_SAMPLES} samples, so this is not nuScenes val by this protocol"
+        sentence = f"the percentages are not counts of {NUSCENES_VAL_SAMPLES} samples, so this is not nuScenes val under this protocol"
     return Finding("set", sentence + ".", True, ("prefix means of integer counts must round to every printed column",), _RECHECK)
 
 
@@ -93,7 +96,7 @@ def _range(low: int, high: int) -> str:
 
 
 def _checksum(counts: Decoded, how: str) -> Finding:
-    """What the obj_col row of a SparseDrive table says of the set."""
+    """A finding on the set from the obj_col row of a SparseDrive table."""
     known = " ".join(str(k) for k in NUSCENES_VAL_OBJ_COL)
     found = " ".join(str(k) for k in counts.events["obj_col"])
     base = f"obj_col decodes to {found} of {counts.n} samples ({how})"
@@ -108,23 +111,25 @@ def _checksum(counts: Decoded, how: str) -> Finding:
         return Finding("set", f"{VAL_SIZES[counts.n]}: another protocol's number of samples. {base}.", False, (), _RECHECK)
     if not any(counts.events["obj_col"]):
         mini = f" ({VAL_SIZES[counts.n]})" if counts.n in VAL_SIZES else ""
-        sentence = f"another set than nuScenes val, or a part of it{mini}: {base}. Zeros are no checksum: the set cannot be checked."
+        sentence = f"another set than nuScenes val, or a part of it{mini}: {base}. A row of zeros cannot serve as a checksum."
         return Finding("set", sentence, open="the set")
     missing = NUSCENES_VAL_SAMPLES - counts.n
     lacking = np.array(NUSCENES_VAL_OBJ_COL) - counts.events["obj_col"]
     if missing > 0 and (lacking >= 0).all() and (lacking <= missing).all():
-        sentence = f"not all of nuScenes val; a subset of it is possible, another set too: {base}, val has {known}."
+        sentence = f"not all of nuScenes val, but a subset of it or another set: {base}, val has {known}."
         return Finding("set", sentence, False, (), _RECHECK)
     if 0 < -missing <= 64 and (lacking <= 0).all():
-        sentence = f"{-missing} samples more than nuScenes val: {base}. Samplers that pad for several processes repeat samples like this."
-        decide = "Write predictions by token: `iidrive score` refuses a token that stands twice."
+        sentence = (
+            f"{-missing} samples more than nuScenes val: {base}. Distributed samplers that pad the last batch repeat samples like this."
+        )
+        decide = "Write predictions by token: `iidrive score` refuses duplicate tokens."
         return Finding("repeated samples", sentence, True, (), decide)
     reason = "more collisions of the true path than all of val has" if missing > 0 else "more samples than val has"
     return Finding("set", f"another set than nuScenes val, or mis-paired data: {base}; {reason}.", False, (), _RECHECK)
 
 
 def events(table: Table, counts: Decoded | None) -> list[Finding]:
-    """The counts behind obj_box_col, and how far chance alone moves them."""
+    """The event counts of obj_box_col, and their standard error."""
     if counts is None or "obj_box_col" not in counts.events:
         return []
     shown = " ".join(str(k) for k in counts.events["obj_box_col"])
@@ -143,7 +148,7 @@ def events(table: Table, counts: Decoded | None) -> list[Finding]:
         Finding(
             "events",
             f"{base}: avg {100 * average:.3f} % "
-            f"± {100 * chance:.3f} by chance if counts were independent, about {COUNTS_PER_INCIDENT**0.5:.1f} times that as they are not.",
+            f"± {100 * chance:.3f} by chance if counts were independent; they are not, so about {COUNTS_PER_INCIDENT**0.5:.1f} times that.",
         )
     ]
 
@@ -153,7 +158,7 @@ def _cumulated(counts: Decoded) -> str:
 
 
 def count_lines(table: Table, counts: Decoded | None) -> list[Finding]:
-    """Whether the lines below the table that give counts and numbers of samples agree with it and with each other."""
+    """A finding if the count lines and numbers of samples below the table contradict the table or each other."""
     faults = [f"line {line.line}, {line.row}: {why}" for line in table.counts if (why := disagreement(line, table))]
     sizes = sorted({line.n for line in table.counts} | ({table.scored} if table.scored is not None else set()))
     if len(sizes) > 1:
@@ -162,5 +167,5 @@ def count_lines(table: Table, counts: Decoded | None) -> list[Finding]:
         faults.append(f"the lines say {sizes[0]} samples, the digits {counts.n}")
     if not faults:
         return []
-    decide = "Score the predictions again: `iidrive score CASES.npz --predictions PREDICTIONS.npz` prints counts and table from one pass."
+    decide = "Score the predictions again: `iidrive score CASES.npz --predictions PREDICTIONS.npz` prints matching counts and table."
     return [Finding("count lines", "the lines with counts contradict the table or each other.", True, tuple(faults), decide)]

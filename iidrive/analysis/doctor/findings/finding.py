@@ -1,4 +1,4 @@
-"""One thing that the doctor says."""
+"""The type of a finding."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to know about a table: `kind` a short name, `suspect` whether the number should not be believed before `decide` is done.
+    """One finding about a table.
 
-    `open` names what could not be examined: the absence of a suspicion says nothing about it.
+    `kind`: short name. `suspect`: whether the numbers should not be trusted before `decide`, the decisive test, is done. `open`: what could not be
+    examined.
     """
 
     kind: str

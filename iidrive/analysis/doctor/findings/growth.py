@@ -1,7 +1,7 @@
-"""What the growth of L2 with time says about the planner behind a table.
+"""Findings from the growth of L2 with time.
 
-What is compared is the mean over each span of steps that the table tells apart: single steps where there are half-second columns, two at a
-time where there are 1, 2 and 3 s. `reach` below is t²/2 averaged over a span: the displacement that 1 m/s² would have made.
+L2 is averaged over each span of steps that the table resolves: single steps for half-second columns, two steps for 1, 2 and 3 s. `reach` below is
+t²/2 averaged over a span: the displacement by an acceleration of 1 m/s².
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from iidrive.core.scene import FUTURE_STEPS, STEP_S
 Array = np.ndarray
 
 DRIVEN_M = (2.31, 4.64, 7.01, 9.38, 11.80, 14.23)
-"""Mean distance from the start after 0.5 … 3.0 s in 200 windows of real nuScenes driving: the L2 of standing still, within some 10 %."""
+"""Mean distance from the start after 0.5 … 3.0 s in 200 clips of real nuScenes driving, metres: the L2 of standing still, within about 10 %."""
 MIRRORED_M = (0.17, 0.54, 1.10, 1.88, 2.86, 4.01)
-"""L2 of those true paths against themselves with left and right exchanged."""
+"""L2 between these true paths and the same paths with left and right swapped, metres."""
 FIRST_ACCELERATION = 4.0
-"""m/s². A first error that a planner which knows its speed could only make by braking or speeding up more than this in the average sample
-(0.5 m after 0.5 s: d = a t²/2) comes from one that does not know it."""
+"""Limit of the mean first error, as an acceleration a in m/s² (0.5 m after 0.5 s: d = a t²/2). A planner that knows its speed stays below it."""
 LEAK_ACCELERATION = 0.2
-"""m/s². A mean error at 3 s that leaves less than this unforeseen. Keeping the true speed of the first half second leaves 0.53."""
+"""Smallest plausible mean error at 3 s, as an unforeseen acceleration in m/s². Keeping the true speed of the first half second gives 0.53."""
 _FOREIGN = re.compile(r"作者|官方|公开|训练好的|预训练|published|released|official|author|pre-?trained|downloaded", re.IGNORECASE)
 _II_WORLD = re.compile(r"ii[\s_-]?world", re.IGNORECASE)
 _PATHS = (
@@ -37,7 +36,7 @@ _PATHS = (
 
 @dataclass(frozen=True)
 class Growth:
-    """L2 over each span (`spans`, in steps), with the mean time and the mean t²/2 of the span."""
+    """Mean L2 (metres) over each span (`spans`, in steps), with the mean time (seconds) and the mean t²/2 (s²) of the span."""
 
     spans: tuple[tuple[int, int], ...]
     l2: Float[Array, "c"]
@@ -45,17 +44,17 @@ class Growth:
     reach: Float[Array, "c"]
 
     def over(self, per_step: Sequence[float]) -> Float[Array, "c"]:
-        """A quantity known at each of six steps, averaged over the spans."""
+        """Values at the six steps, averaged over the spans."""
         return np.array([np.mean(per_step[first - 1 : last]) for first, last in self.spans])
 
     @property
     def six(self) -> bool:
-        """Whether no span reaches beyond the usual six steps."""
+        """Whether all spans are within the usual six steps."""
         return max(last for _, last in self.spans) <= FUTURE_STEPS
 
 
 def growth_of(table: Table) -> Growth | None:
-    """The growth of a table's L2; None where it has fewer than two readable columns or nothing says what they are."""
+    """The growth of a table's L2; None if it has fewer than two readable columns or their averaging is unknown."""
     if "L2" not in table.rows:
         return None
     thin = table.narrowed("L2")
@@ -67,9 +66,9 @@ def growth_of(table: Table) -> Growth | None:
 
 
 def growth(table: Table, on_val: bool, known_set: bool) -> list[Finding]:
-    """What the growth of L2 says. `on_val`: the set is nuScenes val. `known_set`: the number of samples is known.
+    """Findings from the growth of L2. `on_val`: the set is nuScenes val. `known_set`: the number of samples is known.
 
-    Where nothing says how the columns were formed, only what holds both for means and for values is said.
+    If the averaging of the columns is unknown, only findings that hold for both means and values are returned.
     """
     if "L2" not in table.rows:
         return [Finding("L2", "no L2 row.", open="L2")]
@@ -86,7 +85,7 @@ def growth(table: Table, on_val: bool, known_set: bool) -> list[Finding]:
 
 
 def _either(table: Table) -> list[Finding]:
-    """Findings that stand whichever way the columns were formed."""
+    """Findings that hold for both averagings of the columns."""
     both = []
     for averaging in ("prefix", "value"):
         found = growth_of(replace(table, follows=Follows("", averaging, "")))
@@ -120,7 +119,7 @@ def _judged(table: Table, found: Growth, on_val: bool, known_set: bool) -> list[
         if not on_val and known_set and 0 < steady.max() < 1.12 * steady.min():
             sentence = (
                 f"L2 grows in proportion to time, {float(np.median(steady)):.2f} m/s: a constant error of speed or direction, on another set "
-                "than nuScenes val, whose driving is unknown."
+                "than nuScenes val, whose driving statistics are unknown."
             )
             return [describe, Finding("speed", sentence, False, (), _PATHS)]
         return [describe, _stage_mismatch(table, found)]
@@ -136,7 +135,7 @@ def _when(found: Growth, which: int) -> str:
 
 
 def _pattern(found: Growth) -> Finding | None:
-    """Errors that stand in a fixed proportion to the distance driven: sign, axes, units, standing still, offsets, a step too late."""
+    """A finding if the error is in fixed proportion to the distance driven: sign, axes, units, standing still, offsets, or one step late."""
     step, driven = found.l2, found.over(DRIVEN_M)
     ratio = step / driven
     shown = "error / distance driven at each step: " + " ".join(f"{r:.2f}" for r in ratio)
@@ -144,14 +143,16 @@ def _pattern(found: Growth) -> Finding | None:
     wrong_at_once = step[0] > FIRST_ACCELERATION * found.reach[0]
     if (middle > 0.3 or wrong_at_once) and ratio.max() / ratio.min() < 1.2:
         if abs(middle - 2) < 0.2:
-            return Finding("sign flip", "L2 is twice the distance driven: forward and backward exchanged.", True, (shown,), _PATHS)
+            return Finding("sign flip", "L2 is twice the distance driven: forward and backward are swapped.", True, (shown,), _PATHS)
         if abs(middle - np.sqrt(2)) < 0.14:
             sentence = (
-                "L2 is 1.4 times the distance driven: x and y exchanged, or paths in the ego frame (x forward) scored in the lidar frame."
+                "L2 is 1.4 times the distance driven: x and y are swapped, or ego-frame paths (x forward) were scored in the lidar frame."
             )
             return Finding("wrong frame", sentence, True, (shown,), _PATHS)
         if abs(middle - 1) < 0.15:
-            sentence = "L2 is the distance driven: the plan stands still, holds zeros, or belongs to other samples (joined by position)."
+            sentence = (
+                "L2 equals the distance driven: the plan stands still, is all zeros, or belongs to other samples (joined by position)."
+            )
             return Finding("still or mis-paired", sentence, True, (shown,), _PATHS)
         sentence = f"L2 is {middle:.2f} times the distance driven at every step: a scale error (units, normalisation)."
         return Finding("units", sentence, True, (shown,), _PATHS)
@@ -162,14 +163,14 @@ def _pattern(found: Growth) -> Finding | None:
         sentence = "L2 lags one step behind the distance driven: per-step offsets were scored as positions."
         return Finding("units", sentence, True, (shown,), _PATHS)
     if abs(float(step.mean()) / hop - 1) < 0.2 and step.max() / step.min() < 1.25:
-        sentence = "L2 is one half second's drive at every step: the path is late or early by one step."
+        sentence = "L2 equals the distance driven in half a second at every step: the path is late or early by one step."
         return Finding("shifted steps", sentence, True, (shown,), _PATHS)
     mirrored = found.over(MIRRORED_M)
     own = step - mirrored
     if np.all(np.abs(own) < 0.2 * mirrored + 0.1) and step[-1] / step[0] > 0.636 * mirrored[-1] / mirrored[0]:
         sentence = (
-            "L2 is about that of true paths with left and right exchanged; a planner that only keeps its speed may look the same, so this "
-            "is no suspicion, but the sign of x is easily checked."
+            "L2 is close to that of true paths with left and right swapped; a planner that only keeps its speed may look the same, so this "
+            "is not suspicious, but check the sign of x."
         )
         return Finding("sign of x", sentence, False, (), _PATHS)
     return None
@@ -178,20 +179,20 @@ def _pattern(found: Growth) -> Finding | None:
 def _stage_mismatch(table: Table, found: Growth) -> Finding:
     first = float(found.l2[0])
     evidence = [
-        f"{first:.2f} m {_when(found, 0)}: a planner that knew its speed could only be that wrong if it braked or sped up by "
+        f"{first:.2f} m {_when(found, 0)}: a planner that knows its speed is only that wrong if it brakes or accelerates by "
         f"{first / found.reach[0]:.1f} m/s² in "
-        "the average sample; so the features it reads are wrong in the present already, not only in the future",
-        f"the error grows {found.l2[-1] / first:.1f}-fold to {STEP_S * found.spans[-1][1]:.1f} s, while it is no fixed share of the distance "
-        "driven: not a sign, frame or unit alone",
+        "the average sample; so its input features are already wrong at t = 0, not only in the future",
+        f"the error grows {found.l2[-1] / first:.1f}-fold to {STEP_S * found.spans[-1][1]:.1f} s and is not a fixed fraction of the distance "
+        "driven: not only a sign, frame or unit error",
         *_foreign(table),
     ]
     return Finding(
         "stage mismatch",
-        "it looks as if the stages did not descend from one tokenizer, so that tokens mean other things to the reader than to the writer.",
+        "the stages probably do not descend from the same tokenizer, so the tokens mean something else to the next stage.",
         True,
         tuple(evidence),
-        "`iidrive evaluate TOKENIZER` and `iidrive evaluate WORLD` on the same split: at 0 s the world model must come near the tokenizer's "
-        "reconstruction mIoU; iidrive refuses stages of other parents. For weights from elsewhere: take both stages from one author, "
+        "Run `iidrive evaluate TOKENIZER` and `iidrive evaluate WORLD` on the same split: at 0 s the world model must be close to the tokenizer's "
+        "reconstruction mIoU; iidrive refuses stages of other parents. For weights from elsewhere, use both stages from the same author, "
         "or train stage 2 again.",
     )
 
@@ -199,32 +200,32 @@ def _stage_mismatch(table: Table, found: Growth) -> Finding:
 def _leak(table: Table, found: Growth, on_val: bool) -> Finding:
     first, last, end = float(found.l2[0]), float(found.l2[-1]), STEP_S * found.spans[-1][1]
     evidence = [
-        f"{last:.2f} m off at {end:.1f} s leaves {last / found.reach[-1]:.2f} m/s² unforeseen (d = a t²/2); in real driving, keeping even the "
-        "true speed of the first half second leaves 0.53 m/s²",
-        f"the error grows only {last / first:.1f}-fold from {STEP_S * found.spans[0][1]:.1f} s to {end:.1f} s; what is unknown about the future "
-        "grows faster than time (6-fold)"
+        f"error {last:.2f} m at {end:.1f} s corresponds to {last / found.reach[-1]:.2f} m/s² of unforeseen acceleration (d = a t²/2); in real "
+        "driving, even keeping the true speed of the first half second gives 0.53 m/s²",
+        f"the error grows only {last / first:.1f}-fold from {STEP_S * found.spans[0][1]:.1f} s to {end:.1f} s; the uncertainty of the future grows "
+        "faster than time (6-fold)"
         if first > 0
         else "the first step is exact",
     ]
     if _II_WORLD.search(f"{table.heading} {table.remark} {table.label}"):
-        evidence.append("II-World's default mode hands the true future ego transform and future commands to the decoder, at test time too")
+        evidence.append("II-World's default mode gives the true future ego transform and future commands to the decoder, also at test time")
     else:
         evidence += _foreign(table)
     if not on_val:
-        evidence.append("this is not nuScenes val: slow or simple driving could give the same, so look at the data first")
+        evidence.append("this is not nuScenes val: slow or simple driving could give the same numbers, so check the data first")
     return Finding(
         "leak",
-        "the plan follows the future more closely than the past should allow.",
+        "the plan is closer to the future than its inputs allow.",
         True,
         tuple(evidence),
-        "`iidrive audit RUN` for a model of iidrive: it replaces everything later than the present and names what reaches the plan. For others, "
-        "`iidrive audit PREDICTIONS.npz --cases CASES.npz` says whether plans can be this good; then plan again with everything later withheld "
-        "(future poses, commands and features set to zero) and `iidrive compare AS-IS.npz WITHHELD.npz --cases CASES.npz`: a planner that sees "
-        "only the past does not change.",
+        "For a model of iidrive, run `iidrive audit RUN`: it replaces everything after the current keyframe and names what reaches the plan. For "
+        "others, `iidrive audit PREDICTIONS.npz --cases CASES.npz` says whether the plans are plausible; then plan again with all future inputs "
+        "withheld (poses, commands and features set to zero) and run `iidrive compare AS-IS.npz WITHHELD.npz --cases CASES.npz`: the plans must not "
+        "change.",
     )
 
 
 def _foreign(table: Table) -> list[str]:
     if _FOREIGN.search(f"{table.heading} {table.remark}"):
-        return [f"the words beside the table speak of somebody else's weights: “{table.heading or table.remark}”"]
+        return [f"the text around the table mentions weights from elsewhere: “{table.heading or table.remark}”"]
     return []

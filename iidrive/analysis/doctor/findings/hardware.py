@@ -1,4 +1,4 @@
-"""The GPUs that words name: how many, and which, told apart."""
+"""Number and models of the GPUs named in the text around a table."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ _LONGEST = 600
 
 @dataclass(frozen=True)
 class Hardware:
-    """How many GPUs words name (None where they do not say), and the models in them."""
+    """Number of GPUs (None if not stated) and GPU models named in a text."""
 
     count: int | None
     models: tuple[str, ...]
 
 
 def hardware(words: str) -> Hardware:
-    """GPUs in words of English or Chinese: `8×A100`, `3 4090 GPUs`, `8张A100`, `single GPU (RTX 3070)`. The first number counts."""
+    """GPUs named in English or Chinese text: `8×A100`, `3 4090 GPUs`, `8张A100`, `single GPU (RTX 3070)`. The first number counts."""
     text = words[-_LONGEST:]
     found: list[tuple[int, int, int]] = []
     for rank, form in enumerate(_FORMS):
@@ -66,7 +66,7 @@ def hardware(words: str) -> Hardware:
 
 
 def _number(said: str) -> int:
-    """Digits, an English word, or Chinese numerals up to ninety-nine."""
+    """The value of digits, an English word, or Chinese numerals up to ninety-nine."""
     if said.isascii():
         return int(said) if said.isdigit() else _WORDS[said]
     tens, ten, ones = said.rpartition("十")
@@ -76,15 +76,15 @@ def _number(said: str) -> int:
 
 
 def gpus_named(words: str) -> int | None:
-    """The number of GPUs that words name; None where they name none, or only a model."""
+    """The number of GPUs named in a text; None if there is none."""
     return hardware(words).count
 
 
 def hardware_named(table: Table) -> list[Finding]:
-    """The hardware beside the table, where words name some."""
+    """The hardware named above the table, if any."""
     named = hardware(table.heading)
     if named.count is None and not named.models:
         return []
     count = "an unnamed number of GPUs" if named.count is None else f"{named.count} GPU{'s' if named.count != 1 else ''}"
     models = f" ({', '.join(named.models)})" if named.models else ""
-    return [Finding("hardware", f"the words above name {count}{models}.")]
+    return [Finding("hardware", f"the text above names {count}{models}.")]

@@ -1,4 +1,4 @@
-"""What was read and how: the protocol, cells that could not be read, NaN, marks and losses above the table."""
+"""Findings on how a table was read: protocol, unreadable cells, NaN, marks, and losses above the table."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from iidrive.analysis.doctor.table import Table
 
 
 def protocol(table: Table) -> list[Finding]:
-    """Which protocol the numbers follow, and why."""
+    """The protocol of the table, with the reason."""
     follows = table.follows
     if follows.name:
         return [Finding("protocol", f"{follows.name}: {follows.why}.")]
@@ -15,13 +15,13 @@ def protocol(table: Table) -> list[Finding]:
 
 
 def taken(table: Table) -> list[Finding]:
-    """What had to be taken for granted, and what could not be read."""
+    """Assumptions made, and cells that could not be read."""
     out = [Finding("read", f"{note}.") for note in table.notes]
     if table.percent_guessed:
-        out.append(Finding("units", "collision rows stand without a percent sign; they were taken for percent."))
+        out.append(Finding("units", "collision rows have no percent sign; they were read as percent."))
     if table.unread:
         more = f", and {len(table.unread) - 6} more" if len(table.unread) > 6 else ""
-        sentence = f"{'; '.join(table.unread[:6])}{more}. This is said of the printout, not of the result."
+        sentence = f"{'; '.join(table.unread[:6])}{more}. This concerns the printout, not the result."
         out.append(Finding("unreadable", sentence, open="what is unreadable"))
     return out
 
@@ -35,17 +35,23 @@ def not_a_number(table: Table) -> list[Finding]:
     decide = "Look for NaN in the predictions: `iidrive score CASES.npz --predictions PREDICTIONS.npz` names the samples."
     return [
         Finding(
-            "NaN", f"the evaluator printed NaN or infinity in {', '.join(names)}.", True, ("a mean over samples is NaN if one is",), decide
+            "NaN",
+            f"the evaluator printed NaN or infinity in {', '.join(names)}.",
+            True,
+            ("a mean over samples is NaN if one value is",),
+            decide,
         )
     ]
 
 
 def marks(table: Table) -> list[Finding]:
-    """What a table made with mismatched stages says of itself."""
+    """Marks of mismatched stages above the table."""
     if not table.marks:
         return []
-    decide = "`iidrive lineage` on its run folder shows the chains; `iidrive swap` on both runs tells a mismatch from a poor tokenizer."
-    return [Finding("stage mismatch", "the table itself says that its stages do not belong together.", True, table.marks, decide)]
+    decide = (
+        "`iidrive lineage` on its run folder shows the lineage; `iidrive swap` on both runs separates a mismatch from a poor tokenizer."
+    )
+    return [Finding("stage mismatch", "the table is marked: its stages are mismatched.", True, table.marks, decide)]
 
 
 def losses(table: Table) -> list[Finding]:
@@ -57,7 +63,7 @@ def losses(table: Table) -> list[Finding]:
     ]
     stays = any(loss.stays for loss in table.losses)
     sentence = f"{', '.join(loss.name for loss in table.losses[:8])} NaN or infinite in the log above" + (
-        ", up to its last line." if stays else "; the log goes on with numbers after it."
+        ", up to its last line." if stays else "; later lines have finite losses again."
     )
-    decide = "Do not score weights that were trained on through NaN: evaluate the last checkpoint written before the first such line."
+    decide = "Do not score weights that were trained with NaN losses: evaluate the last checkpoint before the first such line."
     return [Finding("NaN losses", sentence, True, tuple(named), decide)]

@@ -1,1 +1,1 @@
-"""One reader a printed form: lines in, grids of cells or named values out. No reader knows what a number means."""
+"""One reader per printed form: text lines in, grids of cells or named values out. Readers do not interpret the numbers."""

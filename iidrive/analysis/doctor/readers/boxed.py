@@ -1,4 +1,4 @@
-"""Tables drawn with bars: ruled ASCII and Unicode boxes, with borders lost or cut and log prefixes before them."""
+"""Tables drawn with bars: ASCII and Unicode boxes, also with missing or truncated borders and log prefixes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from iidrive.analysis.doctor.readers.lines import is_progress, is_rule
 
 
 def read_boxed(lines: Sequence[str]) -> list[Grid]:
-    """Grids of `|`-separated lines. Blank lines and rules may stand between them; any other line ends a grid."""
+    """Grids of `|`-separated lines. Blank lines and rules are allowed between rows; any other line ends a grid."""
     return gather("boxed", bar_lines(lines))
 
 
 def bar_lines(lines: Sequence[str]) -> Iterator[CellLine]:
-    """Lines with two or more bars, split at them; their outer bars and the blank cells outside are dropped."""
+    """Lines with at least two bars, split into cells; outer bars are dropped."""
     apart, closed = False, False
     for at, line in enumerate(lines):
         if "|" not in line:

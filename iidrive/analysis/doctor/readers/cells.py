@@ -1,4 +1,4 @@
-"""One printed cell: its number with what stands around it, or the words of a name."""
+"""Parsing of one printed cell: a number with unit and spread, or a name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ _LIKE = re.compile(r"[-+]?[\dOoIlBSZ|]{1,12}\s?[.,:]\s?[\dOoIlBSZ|]{1,40}\s?%?(?
 
 @dataclass(frozen=True)
 class Number:
-    """A printed number: `half` of its last digit, whether a percent sign follows it, and its ±, all in the printed unit."""
+    """A printed number, in the printed unit.
+
+    `half`: half of the last digit. `percent`: a percent sign follows. `spread`: the ± value. `significant`: number of significant digits.
+    """
 
     value: float
     half: float
@@ -57,7 +60,7 @@ def plain(cell: str) -> str:
 
 
 def number(cell: str) -> Number | None:
-    """The number of a cell such as `0.742%`, `**0.09**`, `0,2388`, `0.020±0.004%` or `0.31 m`; None where the cell holds none.
+    """The number of a cell such as `0.742%`, `**0.09**`, `0,2388`, `0.020±0.004%` or `0.31 m`; None if the cell has none.
 
     A single comma is a decimal comma. A number too large for a float gives None.
     """
@@ -88,12 +91,12 @@ def number(cell: str) -> Number | None:
 
 
 def absent(cell: str) -> bool:
-    """Whether a cell says that the value is missing."""
+    """Whether a cell marks a missing value, such as `-` or `n/a`."""
     return plain(cell).lower() in _ABSENT
 
 
 def damaged(cell: str) -> bool:
-    """Whether a cell that is not a number looks like a damaged one: `O.020%`, `0.l48%`, `1e400`, `0.7.4`."""
+    """Whether a cell that is not a number looks like a damaged number: `O.020%`, `0.l48%`, `1e400`, `0.7.4`."""
     text = plain(cell)
     if not text or len(text) > 6000:
         return False
@@ -102,6 +105,6 @@ def damaged(cell: str) -> bool:
 
 
 def decimals(text: str) -> int:
-    """Digits behind the point of a number's text, less its exponent."""
+    """Number of decimals of a printed number, minus its exponent."""
     mantissa, _, exponent = text.lower().partition("e")
     return len(mantissa.partition(".")[2]) - int(exponent or 0)

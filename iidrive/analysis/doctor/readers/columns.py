@@ -1,4 +1,4 @@
-"""Tables without bars: pandas prints, columns of blanks or tabs, comma-separated values."""
+"""Tables without bars: pandas output, columns separated by blanks or tabs, comma-separated values."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _HINT = re.compile(r"[Ll]2|[Cc]ol|COL|IoU|\d ?s\b|[Aa]v(?:g|erage)|碰撞")
 _WIDE = re.compile(r"\s{2,}|\t")
 _PLUS_MINUS = re.compile(r"\s?(?:±|\+/-)\s?")
 _ROW = 60
-"""Lines after a header that may hold its rows."""
+"""Number of lines after a header that may contain its rows."""
 
 
 def read_columns(lines: Sequence[str]) -> list[Grid]:
-    """Grids of lines whose cells are parted by blanks, tabs, commas or semicolons: a header and its rows, or an evaluator's own rows alone."""
+    """Grids of lines with cells separated by blanks, tabs, commas or semicolons: a header and its rows, or an evaluator's rows without header."""
     return gather("columns", _rows(lines))
 
 
@@ -64,10 +64,10 @@ def _split(line: str) -> list[str]:
 
 
 def _header(line: str) -> tuple[str, ...]:
-    """The names of a header line, empty if it is none: times or quantities, and few other words, none of them with a value."""
+    """The names of a header line: times or quantities, few other words, and no values. Empty if the line is not a header."""
     if ":" in line or "=" in line or "{" in line:
         return ()
-    line = line.rstrip(" \\")  # a wide frame of pandas goes on below
+    line = line.rstrip(" \\")  # pandas ends the lines of a wide DataFrame with a backslash
     parted = _split(line)
     if not parted:
         wide = _WIDE.split(line.strip())[:MOST_CELLS]
@@ -84,7 +84,7 @@ def _header(line: str) -> tuple[str, ...]:
 
 
 def _from_first_time(tokens: list[str]) -> list[str]:
-    """Words before the first time are one label; what follows must be times and averages."""
+    """Cells of a header: the words before the first time are one label; all further words must be times or averages."""
     for i, token in enumerate(tokens):
         if time_of(token) is not None:
             return [" ".join(tokens[:i]), *tokens[i:]] if all(_names(t) for t in tokens[i:]) else []
@@ -98,7 +98,7 @@ def _names(cell: str) -> bool:
 
 
 def _values(line: str) -> tuple[str, ...]:
-    """A label and the numbers behind it; empty if words follow a number."""
+    """A label and the numbers after it; empty if words follow a number."""
     parted = _split(line)
     if parted:
         return tuple(parted)
@@ -106,7 +106,7 @@ def _values(line: str) -> tuple[str, ...]:
     tokens = [token.strip(",;") for token in text.split()[:MOST_CELLS]]
     if len(tokens) < 2:
         return ()
-    for i, token in enumerate(tokens):  # a log's prefix ends where an evaluator's row name stands
+    for i, token in enumerate(tokens):  # drop a log prefix before an evaluator's row name
         if is_row_name(token) and i + 1 < len(tokens):
             tokens = tokens[i:]
             break

@@ -1,4 +1,4 @@
-"""What the readers hand on: cells and named values as they stand in the text, with the lines they stand on."""
+"""Results of the readers: cells and named values as printed, with their line numbers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Grid:
-    """A grid of printed cells. `header` holds its lines of names (none where the header was lost), `body` (line, cells) for every line of numbers.
+    """A grid of printed cells.
 
-    `first` and `last` are the text lines it covers, counted from 0; `title` a line of its own above the header; `cut` the body lines that
-    break off before the grid's border.
+    `header`: lines of names; empty if the header is missing. `body`: (line number, cells) of every line of numbers. `first`, `last`: lines covered,
+    counted from 0. `title`: a separate line above the header. `cut`: body lines that break off before the border.
     """
 
     form: str
@@ -25,9 +25,9 @@ class Grid:
 
 @dataclass(frozen=True)
 class Values:
-    """Named numbers outside any grid: `cells` by row name (`L2`, `obj_box_col`, …) and column (`1s`, `0.5s`, `avg`), as printed.
+    """Named numbers outside a grid: `cells` by row name (`L2`, `obj_box_col`, …) and column (`1s`, `0.5s`, `avg`), as printed.
 
-    `style` says whose way of printing it is: vad, step (SSR's second set), stp3, occworld, bevplanner, log, dict or slashes.
+    `style`: the output format: vad, step (SSR's second set), stp3, occworld, bevplanner, log, dict or slashes.
     """
 
     form: str

@@ -1,4 +1,4 @@
-"""Lines of cells gathered into grids: where a header stands, a new grid begins."""
+"""Group lines of cells into grids. Every header begins a new grid."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from iidrive.analysis.doctor.readers.found import Grid
 from iidrive.analysis.doctor.readers.names import is_row_name, quantity, time_of
 
 MOST_CELLS = 200
-"""Cells of a line that are looked at."""
+"""Largest number of cells read per line."""
 
 
 @dataclass(frozen=True)
 class CellLine:
-    """One line of cells. `apart`: a foreign line stands before it. `cut`: it breaks off before the border."""
+    """One line of cells. `apart`: a line that is not part of a table precedes it. `cut`: it breaks off before the border."""
 
     at: int
     cells: tuple[str, ...]
@@ -37,7 +37,8 @@ class _Open:
 
 
 def gather(form: str, lines: Iterable[CellLine]) -> list[Grid]:
-    """Grids from lines of cells, in order. A header, or a foreign line in between, begins the next; lines without a number or a name are left out."""
+    """Grids from lines of cells, in order. A header, or a line that is not part of a table, begins the next grid. Lines without numbers or names are
+    skipped."""
     grids: list[Grid] = []
     grid: _Open | None = None
     for line in lines:
@@ -65,7 +66,7 @@ def gather(form: str, lines: Iterable[CellLine]) -> list[Grid]:
 
 
 def _kind(cells: tuple[str, ...]) -> str:
-    """header, title (a cell alone in its line), body or other."""
+    """Kind of a line: header, title (a single cell), body or other."""
     texts = [plain(cell) for cell in cells]
     filled = [text for text in texts if text]
     if not filled:

@@ -1,4 +1,4 @@
-"""HTML tables, as READMEs and notebooks carry them."""
+"""HTML tables, as in READMEs and notebooks."""
 
 from __future__ import annotations
 
@@ -65,6 +65,6 @@ def _rows(lines: Sequence[str]) -> Iterator[CellLine]:
 
 
 def _carry(row: list[str], down: dict[int, tuple[str, int]]) -> None:
-    """Enter the cells that reach down from rows above."""
+    """Append the cells of rows above that span this row (rowspan)."""
     while len(row) in down and len(row) < MOST_CELLS:
         row.append(down[len(row)][0])

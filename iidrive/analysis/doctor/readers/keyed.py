@@ -1,4 +1,4 @@
-"""Numbers under names: the `plan_L2_1s:` lines of VAD and its kin, dicts, log lines of mmcv and mmengine, log.json, and `0.1/0.2/0.3` runs."""
+"""Named numbers: `plan_L2_1s:` lines of VAD and similar evaluators, dicts, log lines of mmcv and mmengine, log.json, and `0.1/0.2/0.3` runs."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _LIST = re.compile(r"(?<![A-Za-z0-9_])(obj_col|obj_box_col|L2)[\"']?\s{0,4}[:=]\
 _STYLES = re.compile(r"(uniad|st-?p-?3|vad|sparsedrive|occworld|bev-?planner)", re.IGNORECASE)
 _STEPS = ("0.5s", "1s", "1.5s", "2s", "2.5s", "3s")
 _FAR = 12
-"""Lines that may stand between two lines of one block."""
+"""Largest distance between two lines of one block, in lines."""
 
 
 def read_plan_lines(lines: Sequence[str]) -> list[Values]:
-    """Blocks of `plan_…` values, each name once; SSR's second set (`_stp3_`) and each rank's copy apart."""
+    """Blocks of `plan_…` values with each name once. SSR's second set (`_stp3_`) and the copies of other ranks are separate blocks."""
     open_: dict[str, dict[tuple[str, str], str]] = {}
     span: dict[str, tuple[int, int]] = {}
     style: dict[str, str] = {}
@@ -53,7 +53,7 @@ def read_plan_lines(lines: Sequence[str]) -> list[Values]:
                 close(kind)
             if kind not in open_:
                 if not how:
-                    continue  # averages alone belong to lines before them
+                    continue  # averages without values belong to earlier lines
                 open_[kind], span[kind], style[kind] = {}, (at, at), "step" if kind else how
             open_[kind][row, time], span[kind] = value, (span[kind][0], at)
     for name in list(open_):
@@ -74,12 +74,12 @@ def _style(found: re.Match[str], line: str) -> str:
 
 
 def per_sample_means(lines: Sequence[str], first: int) -> list[float]:
-    """VAD's `gt_car: 7.101449…` just above its planning lines: whole counts divided by the number of samples."""
+    """VAD's `gt_car: 7.101449…` above its planning lines: integer counts divided by the number of samples."""
     return [float(m[1]) for line in lines[max(0, first - 20) : first] for m in _COUNTED.finditer(line[:400])]
 
 
 def read_logs(lines: Sequence[str]) -> Iterator[Values]:
-    """Lines with two or more averages by name: `Iter(val) [6019] …, obj_box_col: 0.0013, L2: 0.6360`, log.json, a dict over one line or several."""
+    """Lines with at least two named averages: `Iter(val) [6019] …, obj_box_col: 0.0013, L2: 0.6360`, log.json, a dict on one or several lines."""
     gathered: dict[tuple[str, str], str] = {}
     first = last = -_FAR
     for at, line in enumerate(lines):
@@ -99,7 +99,7 @@ def read_logs(lines: Sequence[str]) -> Iterator[Values]:
             form = "log.json" if '"mode"' in line else "dict" if quoted else "log line"
             yield Values(form, at, at, "dict" if form == "dict" else "log", found)
             gathered, first, last = {}, at, at
-        elif quoted:  # one name a line: a dict that was printed over several
+        elif quoted:  # one name per line: a dict printed on several lines
             if at - last > 2 or not found.keys().isdisjoint(gathered):
                 gathered, first = {}, at
             gathered |= found
@@ -110,7 +110,7 @@ def read_logs(lines: Sequence[str]) -> Iterator[Values]:
 
 
 def _lists(line: str) -> dict[tuple[str, str], str]:
-    """`'L2': [0.35, 0.55, 0.77, 1.04, 1.36, 1.71]`: six steps, and perhaps an average."""
+    """`'L2': [0.35, 0.55, 0.77, 1.04, 1.36, 1.71]`: six steps, optionally followed by an average."""
     cells = {}
     for match in _LIST.finditer(line[:8000]):
         numbers = match[2].replace(",", " ").split()

@@ -1,4 +1,4 @@
-r"""LaTeX tables: rows of cells between `&`, ended by `\\`, over one line or several."""
+r"""LaTeX tables: cells separated by `&`, rows ended by `\\`, on one or several lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LONGEST_ROW = 40
 
 
 def read_latex(lines: Sequence[str]) -> list[Grid]:
-    r"""Grids of `&`-separated rows. Text other than rows, rules, blanks and comments ends a grid."""
+    r"""Grids of `&`-separated rows. Any text other than rows, rules, blank lines and comments ends a grid."""
     return gather("latex", _rows(lines))
 
 
@@ -42,7 +42,7 @@ def _rows(lines: Sequence[str]) -> Iterator[CellLine]:
 
 
 def _goes_on(lines: Sequence[str], at: int) -> bool:
-    """Whether the row continues: its own line ends in `&`, or the next one begins with it or ends the row."""
+    """Whether the row continues on the next line: the line ends in `&`, or the next one begins with `&` or ends the row."""
     following = lines[at + 1].strip() if at + 1 < len(lines) else ""
     return lines[at].endswith("&") or following.startswith("&") or following.startswith("\\\\")
 

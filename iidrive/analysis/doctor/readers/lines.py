@@ -1,4 +1,4 @@
-"""Text to plain lines: without colour codes, carriage returns, fullwidth forms and drawn borders, and of bounded length."""
+"""Normalise text to plain lines: no colour codes, carriage returns, fullwidth characters or box-drawing characters, and bounded length."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from iidrive.core.errors import DataError
 from iidrive.core.text import printable
 
 LARGEST_FILE = 200_000_000
-"""Bytes. A larger log is refused: cut it down to the part with the table."""
+"""Largest allowed size of a log, bytes."""
 LONGEST_LINE = 20_000
-"""Characters of a line that are looked at."""
+"""Largest number of characters read per line."""
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]{0,40}[ -/]{0,40}[@-~]|\][^\x07\x1b\n]{0,2000}(?:\x07|\x1b\\)|[@-Z\\-_])")
 _BARS = str.maketrans(
@@ -36,9 +36,7 @@ def read_text(path: str | Path) -> str:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
     if len(raw) > LARGEST_FILE:
-        raise DataError(
-            f"{path}: larger than {LARGEST_FILE // 1_000_000} MB, which is the most that is read; cut it down to the lines around the table."
-        )
+        raise DataError(f"{path}: larger than the limit of {LARGEST_FILE // 1_000_000} MB; keep only the lines around the table.")
     for start, kind in _ARCHIVES.items():
         if raw.startswith(start):
             raise DataError(f"{path}: this is {kind}, not text; expected a log or notes with a printed table.")
@@ -62,7 +60,7 @@ def _decoded(raw: bytes, path: str | Path) -> str:
     except UnicodeDecodeError:
         lenient = raw.decode("utf-8-sig", errors="replace")
     foreign = len(raw.translate(None, bytes(range(128))))
-    if lenient.count("\ufffd") <= max(1, foreign // 20):  # a log that was cut or mixed, not another encoding
+    if lenient.count("\ufffd") <= max(1, foreign // 20):  # a truncated or mixed log, not another encoding
         return lenient
     try:
         return raw.decode("gb18030")
@@ -71,7 +69,7 @@ def _decoded(raw: bytes, path: str | Path) -> str:
 
 
 def clean(text: str) -> list[str]:
-    """Plain lines; each carriage return begins one too, as progress bars use it."""
+    """Plain lines. A carriage return, as used by progress bars, begins a new line."""
     if "\x1b" in text:
         text = _ANSI.sub("", text)
     if "\r" in text:
@@ -88,7 +86,7 @@ def _plain(line: str) -> str:
 
 
 def words(lines: Sequence[str], most: int = 3) -> str:
-    """The last few lines of words on one line, without rules, blanks and remains of progress bars."""
+    """The last few lines of text joined on one line, without rules, blank lines and progress bars."""
     kept: list[str] = []
     for line in reversed(lines):
         line = line.strip()
@@ -101,7 +99,7 @@ def words(lines: Sequence[str], most: int = 3) -> str:
 
 
 _ECHO = re.compile(r"\||\\[a-z]|</?[a-z][^<>]{0,60}>$|-{4,60} ?Planning|gt_[a-z_]{1,20} ?:|fut_valid_flag")
-"""Lines of an evaluator, of another table or of markup: they do not describe a table."""
+"""Lines of evaluators, other tables or markup, which do not describe a table."""
 _RULE = re.compile(r"[\s+|:=_-]*")
 _PROGRESS = re.compile(r"\[[> .=#-]{8,400}\]\s{0,4}(\d{1,9})/(\d{1,9})|\d{1,3}%\|.{0,200}\|\s?(\d{1,9})/(\d{1,9})\s?\[")
 
@@ -117,7 +115,7 @@ def is_progress(line: str) -> bool:
 
 
 def counted(line: str) -> int | None:
-    """What a finished progress bar counted up to: 6019 of `6019/6019`."""
+    """The total of a finished progress bar: 6019 for `6019/6019`."""
     full = ">]" in line or "=]" in line or "#]" in line or "100%|" in line
     found = _PROGRESS.search(line) if full else None
     if not found:

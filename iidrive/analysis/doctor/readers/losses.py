@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 _NO_NUMBER = re.compile(r"[\"']?\s{0,4}[:=]\s{0,4}(?:tensor\()?[-+]?(nan|inf|infinity)\b", re.IGNORECASE)
 _MOST = 200
-"""Names of losses that are kept."""
+"""Largest number of loss names kept."""
 _NAME = re.compile(r"[\w./-]{1,80}$")
 
 
 @dataclass(frozen=True)
 class BadLoss:
-    """One loss that was printed as NaN or infinity: its name, first and last line (from 0), and whether every later line of it is so too."""
+    """A loss that was printed as NaN or infinity: name, first and last such line (counted from 0), and whether the last loss line is one of them."""
 
     name: str
     first: int
@@ -23,7 +23,7 @@ class BadLoss:
 
 
 def read_losses(lines: Sequence[str]) -> list[BadLoss]:
-    """Every loss that was no finite number somewhere, in order of appearance."""
+    """All losses that were NaN or infinite on some line, in order of appearance."""
     found: dict[str, tuple[int, int]] = {}
     latest = -1
     for at, line in enumerate(lines):

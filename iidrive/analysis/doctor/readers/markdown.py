@@ -1,4 +1,4 @@
-"""Markdown tables: told from drawn boxes by their line of dashes below the header."""
+"""Markdown tables, distinguished from drawn boxes by the line of dashes below the header."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def is_dashes(line: str) -> bool:
 
 
 def mark_markdown(grids: Sequence[Grid], lines: Sequence[str]) -> list[Grid]:
-    """The same grids, those with a line of dashes called Markdown. A log's grid may carry one too, which changes nothing but its name."""
+    """The same grids; `form` is set to "markdown" for grids with a line of dashes."""
     return [
         replace(grid, form="markdown") if any(is_dashes(line) for line in lines[max(0, grid.first - 2) : grid.first + 6]) else grid
         for grid in grids

@@ -1,11 +1,11 @@
-"""What the words of a header or a row name say: which quantity, which time."""
+"""Quantity and time named in a header or row name."""
 
 from __future__ import annotations
 
 import re
 
 _LONGEST = 400
-"""Characters of a name that are looked at."""
+"""Largest number of characters read of a name."""
 _SPACES = re.compile(r"[\s_]{1,40}")
 _BOX = re.compile(r"(?<![a-z])box(?![a-z])")
 _COLLISION = re.compile(r"(?<![a-z])(?:collisions?|coll?s?|cr)(?![a-z])|碰撞")
@@ -16,7 +16,7 @@ _IOU = re.compile(r"(?<![a-z])iou(?![a-z])")
 _TIME = re.compile(r"(?<![\d.,])(\d{1,2}(?:[.,]\d{1,2})?)\s?(?:s|secs?|seconds?|秒)(?![a-z0-9])")
 _AVERAGE = re.compile(r"(?<![a-z])(?:avg|average|mean|ave)(?![a-z])|平均|均值")
 AVERAGE = -1.0
-"""Stands for the column of averages where times are asked for."""
+"""Time value that stands for the column of averages."""
 
 
 def _normal(words: str) -> str:
@@ -24,7 +24,7 @@ def _normal(words: str) -> str:
 
 
 def quantity(words: str) -> str:
-    """`L2`, `obj_col`, `obj_box_col`, `mIoU`, `IoU`, or "" where the words name none. A collision that says no more is a box's."""
+    """`L2`, `obj_col`, `obj_box_col`, `mIoU`, `IoU`, or "" if none is named. A collision that names neither point nor box is the box's."""
     text = _normal(words[:_LONGEST])
     if _L2.search(text):
         return "L2"
@@ -36,17 +36,17 @@ def quantity(words: str) -> str:
 
 
 def says_box(words: str) -> bool:
-    """Whether the words of a collision say themselves that it is the box's."""
+    """Whether the name of a collision column mentions the box."""
     return _BOX.search(_normal(words)) is not None
 
 
 def single(words: str) -> bool:
-    """Whether the words say that the value is that of a single step, as one of II-World's tables does."""
+    """Whether the name says that the value is that of a single step, as in one of II-World's tables."""
     return " single " in f" {_normal(words)} "
 
 
 def time_of(words: str) -> float | None:
-    """Seconds that a name carries (`0.5s`, `L2 (m) 1s`), AVERAGE for a column of averages, None for neither."""
+    """The time in a name in seconds (`0.5s`, `L2 (m) 1s`), AVERAGE for a column of averages, or None."""
     text = _normal(words[:_LONGEST])
     found = _TIME.search(text) if "s" in text or "秒" in text else None
     if found:
@@ -58,5 +58,5 @@ _EXACT = re.compile(r"obj[ _]col|obj[ _]box[ _]col|l2(?: ?\(m\)| ?\[m\]| error)?
 
 
 def is_row_name(words: str) -> bool:
-    """Whether a cell is the name of an evaluator's own row, which can be believed without a header."""
+    """Whether a cell is an evaluator's row name, which is accepted without a header."""
     return _EXACT.fullmatch(words) is not None

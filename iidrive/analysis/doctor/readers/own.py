@@ -1,4 +1,4 @@
-"""Lines that follow a table and belong to it: summaries, the dict of averages, iidrive's counts of events and samples."""
+"""Lines that belong to the table above them: summaries, the dict of averages, iidrive's counts of events and samples."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _AVERAGE = re.compile(rf"['\"](obj_col|obj_box_col|L2)['\"]\s{{0,4}}:\s{{0,4}}(?
 _EVENTS = re.compile(r"(obj_col|obj_box_col) events per step, of (\d{1,40}) samples:([\d ]*)(\S?)")
 _SCORED = re.compile(r"scored (\d{1,12}) samples;")
 _SAID = re.compile(r"(?:[Tt]otal (?:of )?|[Pp]rocessed (?:total )?|[Ee]valuated (?:on )?)(\d{1,12}) samples")
-_OWN = re.compile(r"scored \d{1,12} samples;|checksum: |predictions: |The cases file carries no|\d{1,12} boxes without")
+_OWN = re.compile(r"scored \d{1,12} samples;|checksum: |predictions: |The cases file (?:carries|has) no|\d{1,12} boxes without")
 
 
 def is_own_line(line: str) -> bool:
-    """Whether a line is one of those that iidrive prints below a table."""
+    """Whether iidrive prints this line below a table."""
     return " events per step, of " in line or _OWN.match(line.strip()) is not None
 
 
 def read_tails(lines: Sequence[str]) -> Iterator[Tail]:
-    """These lines in order of appearance. Other lines are ignored."""
+    """Such lines in order of appearance. Other lines are ignored."""
     for at, line in enumerate(lines):
         if not line:
             continue
