@@ -121,17 +121,17 @@ def test_a_table_of_ones_own(truth: Path, want: dict[str, Any], tmp_path: Path, 
     assert scores(tmp_path / "p", "--truth", truth, "--classes", tmp_path / "names.txt", out=tmp_path / "s.json") == want
     said = fails(capsys, "score-occupancy", str(tmp_path / "p"), "--truth", str(truth))
     assert "class 255 fills 9" in said
-    assert "--classes FILE, with a class a line (`255 free`)" in said
+    assert "--classes FILE (one class per line, as in `255 free`)" in said
     for text, message in (
         ("car\nfree\ncaar", "unknown class 'caar'"),
-        ("car\ntruck", "no class of it is called free"),
-        ("0 car\n0 free", "number 0 stands twice"),
+        ("car\ntruck", "it has no class `free`"),
+        ("0 car\n0 free", "number 0 is given twice"),
         ("\n".join(["car"] * 256) + "\nfree", "number 256 is above 255"),
     ):
         (tmp_path / "bad.txt").write_text(text)
         with pytest.raises(DataError, match=message):
             class_tables.named(str(tmp_path / "bad.txt"))
-    for name, message in (("openoc", "Did you mean 'openocc'"), ("uniocc", "cannot be mapped by name")):
+    for name, message in (("openoc", "Did you mean 'openocc'"), ("uniocc", "cannot be matched by name")):
         with pytest.raises(ConfigError, match=message):
             class_tables.named(name)
 
@@ -146,7 +146,7 @@ def test_the_tables_are_those_of_their_data_sets() -> None:
     for table in (OPENOCC, SURROUNDOCC):
         assert sorted(table.numbers.values()) == list(range(1, 18))
         assert table.lacks == ("others",)
-    with pytest.raises(DataError, match="holds class 17, and openocc has 0 to 16"):
+    with pytest.raises(DataError, match="holds class 17, but the classes of openocc are 0 to 16"):
         OPENOCC.translate(np.array([16, 17]), "x")
 
 
@@ -156,13 +156,13 @@ def test_classes_that_are_merely_guessed_are_refused(truth: Path, tmp_path: Path
         saved(tmp_path / "zero" / f"{token}.npz", semantics=np.where(grid == FREE, 0, grid))
         saved(tmp_path / "eleven" / f"{token}.npz", occ_label=np.where(grid == FREE, 10, np.minimum(grid, 9)))
     for folder, message in (
-        ("open", "In openocc 16 is free: say --classes openocc if they are of that table, --classes FILE, with a class a line"),
+        ("open", "In openocc 16 is free: use --classes openocc if the labels follow that table, --classes FILE (one class per line"),
         ("zero", "In surroundocc 0 is free"),
-        ("eleven", "In UniOcc 10 is free, and its classes cannot be mapped by name"),
+        ("eleven", "In UniOcc 10 is free, and its classes cannot be matched by name"),
     ):
         assert message in fails(capsys, "score-occupancy", str(tmp_path / folder), "--truth", str(truth))
     said = fails(capsys, "score-occupancy", str(truth), "--truth", str(tmp_path / "open"))
-    assert "say --truth-classes openocc if they are of that table" in said
+    assert "use --truth-classes openocc if the labels follow that table" in said
     assert "0.4 m in the ego frame" in fails(
         capsys, "score-occupancy", str(tmp_path / "zero"), "--truth", str(truth), "--classes", "surroundocc"
     )
@@ -203,7 +203,7 @@ REFUSED: dict[str, tuple[dict[str, np.ndarray], list[str], str]] = {
     "another grid": ({"semantics": np.zeros((512, 512, 40), np.uint8)}, [], "another grid than Occ3D's"),
     "fractions": ({"semantics": drawn(0) + 0.5}, [], "with fractions"),
     "NaN": ({"semantics": np.full(SHAPE, np.nan)}, [], "with fractions, NaN"),
-    "occupied or not": ({"semantics": (drawn(0) != FREE).astype(np.uint8)}, [], "holds 0 and 1 alone"),
+    "occupied or not": ({"semantics": (drawn(0) != FREE).astype(np.uint8)}, [], "holds only 0 and 1"),
     "no grid": ({"semantics": drawn(0)[None][:0]}, [], "must hold integers in shape"),
     "booleans": ({"semantics": drawn(0) != FREE}, [], "found booleans"),
     "a word": ({"semantics": np.full(SHAPE, "car")}, [], "must hold integers"),

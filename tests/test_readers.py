@@ -269,7 +269,7 @@ PREDICTIONS: list[tuple[str, bytes, str]] = [
     ("empty.npz", b"", "the file is empty"),
     ("text.csv", b"token,x,y\n", "not a kind of file"),
     ("zip.gz", b"\x1f\x8b\x08\x00", "not a kind of file"),
-    ("cut.npz", archive(**WHOLE)[:300], "cut short"),
+    ("cut.npz", archive(**WHOLE)[:300], "truncated"),
     ("torch.pt", torch_file(), "a file of torch.save"),
     ("nothing.npz", archive(), "no paths in it"),
     ("noframe.npz", archive(token=WHOLE["token"], trajectory=GOOD), "frame, reference missing"),
@@ -384,7 +384,7 @@ def test_malformed_token_lists(name: str, content: bytes, message: str, tmp_path
     ("content", "message"),
     [
         (b"", "not a readable npz"),
-        (b"PK\x03\x04junk", "cut short"),
+        (b"PK\x03\x04junk", "truncated"),
         (dumped(TABLE), "not a readable npz"),
         (npy(GOOD), "single npy array"),
         (archive(**WHOLE), "not a cases file"),

@@ -112,7 +112,7 @@ def test_scenes_refuse_disorder() -> None:
     Scene("s", (first, second), VectorMap())
     with pytest.raises(DataError, match="must increase"):
         Scene("s", (second, first), VectorMap())
-    with pytest.raises(DataError, match="stands twice"):
+    with pytest.raises(DataError, match="the same sample token"):
         Scene("s", (first, replace(second, token="a")), VectorMap())
     with pytest.raises(DataError, match="at least the current"):
         Observation("s", ())
