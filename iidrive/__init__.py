@@ -1,6 +1,6 @@
 """iidrive: an II (intra-inter) occupancy world model, a planner on top of it, and scores that can be believed.
 
-The names below are the ones to start from; each is imported when it is first used, so that `import iidrive` costs nothing:
+Start from the names below. Each is imported when it is first used, so `import iidrive` is fast:
 
     cases = iidrive.read_cases("cases.npz")
     mine = iidrive.Predictions(paths, tokens)
@@ -50,7 +50,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """A public name, from the room that has it (PEP 562)."""
+    """Import a public name when it is first used (PEP 562)."""
     if name == "compare":
         from iidrive.analysis.compare import compare as room
     elif name == "doctor":

@@ -59,7 +59,9 @@ def test_damage_is_named(tmp_path: Path) -> None:
 
 def test_weights_must_fit() -> None:
     module = nn.Linear(2, 3)
-    with pytest.raises(CheckpointError, match=r"missing \(1\): bias; unexpected \(1\): b; misshapen \(1\): weight \(2, 2\) for \(3, 2\)"):
+    with pytest.raises(
+        CheckpointError, match=r"missing \(1\): bias; unexpected \(1\): b; of another shape \(1\): weight \(2, 2\) for \(3, 2\)"
+    ):
         checkpoint.load_weights(module, {"weight": torch.ones(2, 2), "b": torch.ones(3)}, "here")
 
 

@@ -120,9 +120,9 @@ def test_evaluation_gives_the_same_bytes(given: Path, tmp_path: Path) -> None:
 
 def test_devices_that_do_not_make_the_batch_are_told_which_do() -> None:
     config = TrainConfig(samples=64, batch=64)
-    with pytest.raises(ConfigError, match=r"3 devices x 21 samples at once x 1 parts a step make 63 samples.* is 64.* 4 x 16 x 1"):
+    with pytest.raises(ConfigError, match=r"3 devices x micro-batches of 21 x 1 accumulation steps make 63 samples.* is 64.* 4 x 16 x 1"):
         ParallelConfig().divide(config, 3)
-    with pytest.raises(ConfigError, match=r"4 devices x 3 samples at once x 5 parts a step make 60 samples.* 4 x 4 x 4"):
+    with pytest.raises(ConfigError, match=r"4 devices x micro-batches of 3 x 5 accumulation steps make 60 samples.* 4 x 4 x 4"):
         ParallelConfig(micro_batch_size=3).divide(config, 4)
     with pytest.raises(ConfigError, match=r"make 128 samples.*Nearest that fit: 8 x 8 x 1|Nearest that fit: 8 x 4 x 2"):
         ParallelConfig(micro_batch_size=4, grad_accum_steps=4).divide(config, 8)

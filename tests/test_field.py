@@ -1,4 +1,4 @@
-"""What people bring: results files as other code bases write them, damaged files, and installs of nuScenes with the usual differences."""
+"""Files from users: results of other code bases, damaged files, and nuScenes folders with the usual differences."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ FORMS: dict[str, tuple[object, str]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_results_as_others_write_them(form: str, tmp_path: Path) -> None:
+def test_results_of_other_code_bases(form: str, tmp_path: Path) -> None:
     value, said = FORMS[form]
     (tmp_path / "r.pkl").write_bytes(pickle.dumps(value))
     found = read_paths(tmp_path / "r.pkl")
@@ -156,7 +156,7 @@ def test_damaged_truth_is_refused(change: dict[str, Any], message: str) -> None:
 # ----------------------------------------------------------------------------------------------------------------- absence
 
 
-def test_without_boxes_collisions_are_no_zeros(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_boxes_collisions_are_not_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = make_cases([along((0.0, 1.0))] * 2)
     for protocol in ("sparsedrive", "uniad", "vad"):
         found = score(cases, cases.true_path(), protocol)
@@ -177,7 +177,7 @@ def test_without_boxes_collisions_are_no_zeros(tmp_path: Path, capsys: pytest.Ca
     assert not collected.compute()["sparsedrive"].events
 
 
-def test_boxes_that_a_protocol_does_not_count_are_none() -> None:
+def test_boxes_that_a_protocol_ignores_count_as_none() -> None:
     cases = make_cases([along((0.0, 1.0))], [(0, 1, CAR), (0, 2, CAR)])
     unseen = replace(cases, box_valid=np.zeros(2, bool))
     assert "obj_col" not in score(unseen, unseen.true_path(), "sparsedrive").events
@@ -187,7 +187,7 @@ def test_boxes_that_a_protocol_does_not_count_are_none() -> None:
     assert "obj_col" not in score(people, people.true_path(), "uniad").events
 
 
-def test_an_all_free_grid_is_no_perfect_forecast() -> None:
+def test_an_all_free_grid_is_not_a_perfect_forecast() -> None:
     free = np.full((1, 7, 4, 4, 2), FREE, np.uint8)
     found = OccupancyScore()
     found.update(free, free)
@@ -208,7 +208,7 @@ def opened(root: Path, **options: Any) -> NuScenes:
     return NuScenes(NuScenesConfig(str(root), cache=str(root.parent / "cache"), **options))
 
 
-def test_unused_categories_and_unknown_records_are_no_errors(tiny: Path) -> None:
+def test_unused_categories_and_unknown_records_are_not_errors(tiny: Path) -> None:
     before = opened(tiny).scene("scene-0103").keyframes[0].boxes
     more = [{"token": f"x{i}", "name": name, "index": i} for i, name in enumerate(("noise", "flat.sidewalk", ["a", "list"]))]
     tiny_nuscenes.edit(tiny, "category", lambda r: r.extend(more))
@@ -220,7 +220,7 @@ def test_unused_categories_and_unknown_records_are_no_errors(tiny: Path) -> None
         opened(tiny)
 
 
-def test_layouts_that_people_have(tiny: Path, tmp_path: Path) -> None:
+def test_common_folder_layouts(tiny: Path, tmp_path: Path) -> None:
     (tiny / "maps" / "expansion" / "tinytown.json").rename(tiny / "maps" / "tinytown.json")
     assert opened(tiny).scene("scene-0103").map.layers
     nested = tmp_path / "nested"
@@ -234,7 +234,7 @@ def test_layouts_that_people_have(tiny: Path, tmp_path: Path) -> None:
         opened(tiny, version="v1.0-mini")
 
 
-def test_splits_of_ones_own(tiny: Path, tmp_path: Path) -> None:
+def test_custom_splits(tiny: Path, tmp_path: Path) -> None:
     (tiny / "v1.0-mini" / "splits.json").write_text('{"mine": ["scene-0916"]}')
     (tmp_path / "list.txt").write_text("scene-0916\n\nscene-0103\n")
     (tmp_path / "list.json").write_text('["scene-0103"]')
@@ -243,7 +243,7 @@ def test_splits_of_ones_own(tiny: Path, tmp_path: Path) -> None:
     assert source.scene_names(str(tmp_path / "list.txt")) == ("scene-0916", "scene-0103")
     assert source.scene_names(str(tmp_path / "list.json")) == ("scene-0103",)
     (tmp_path / "list.json").write_text('["scene-0103", "scene-0103"]')
-    with pytest.raises(DataError, match="stands twice"):
+    with pytest.raises(DataError, match="listed twice"):
         source.scene_names(str(tmp_path / "list.json"))
 
 
@@ -270,11 +270,11 @@ DAMAGE: dict[str, tuple[str, Any, str]] = {
     "an integer of 400 digits": ("sample_annotation", lambda r: r[3].update(translation=[10**400, 0, 0]), "expected 3 finite"),
     "one pose for two samples": ("sample_data", shared_pose, "share the ego pose"),
     "a jump of 1 km": ("ego_pose", far, "the car moves 100[0-9] m in 0.50 s"),
-    "an annotation twice": ("sample_annotation", lambda r: r.append(r[3]), "stands twice"),
-    "an instance twice": ("sample_annotation", lambda r: r.append({**r[3], "token": "copy"}), "stands twice in sample"),
-    "a pose twice": ("ego_pose", lambda r: r.append(r[5]), r"ego_pose\.json.*stands twice"),
-    "a timestamp beyond int64": ("sample", lambda r: r[7].update(timestamp=10**20), "whole timestamp"),
-    "a count beyond int64": ("sample_annotation", lambda r: r[3].update(num_lidar_pts=10**20), "expected a whole number of 0 to"),
+    "an annotation twice": ("sample_annotation", lambda r: r.append(r[3]), "appears twice"),
+    "an instance twice": ("sample_annotation", lambda r: r.append({**r[3], "token": "copy"}), "appears twice in sample"),
+    "a pose twice": ("ego_pose", lambda r: r.append(r[5]), r"ego_pose\.json.*appears twice"),
+    "a timestamp beyond int64": ("sample", lambda r: r[7].update(timestamp=10**20), "integer timestamp"),
+    "a count beyond int64": ("sample_annotation", lambda r: r[3].update(num_lidar_pts=10**20), "expected an integer from 0 to"),
 }
 
 
@@ -290,19 +290,19 @@ def test_damaged_tables_are_named(name: str, tiny: Path) -> None:
 def test_a_table_is_one_array(rest: str, tiny: Path) -> None:
     path = tiny / "v1.0-mini" / "log.json"
     path.write_text(path.read_text() + "\n" + rest)
-    with pytest.raises(DataError, match=r"log\.json: after the array of 1 records there is more"):
+    with pytest.raises(DataError, match=r"log\.json: there is text after the array of 1 records"):
         opened(tiny)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '[{"token": ' + "9" * 5000 + "}]"])
-def test_tables_that_no_reader_survives(text: str, tiny: Path) -> None:
+def test_unreadable_tables_are_named(text: str, tiny: Path) -> None:
     (tiny / "v1.0-mini" / "log.json").write_text(text)
     with pytest.raises(DataError, match=r"log\.json"):
         opened(tiny)
 
 
 @pytest.mark.parametrize("change", [{"segment_length": [1e12, 0, 0]}, {"start_pose": [float("nan"), 0, 0]}, {"radius": 0}])
-def test_lanes_that_no_road_has(change: dict[str, Any], tiny: Path) -> None:
+def test_impossible_lanes_are_refused(change: dict[str, Any], tiny: Path) -> None:
     path = tiny / "maps" / "expansion" / "tinytown.json"
     whole = json.loads(path.read_text())
     whole["arcline_path_3"]["lane-0"][0].update(change)

@@ -260,5 +260,5 @@ def test_the_command_chooses_the_average(stages: tuple[State, State], tmp_path: 
     main([*command, str(tmp_path / "b")])
     assert torch.equal(checkpoint.read(tmp_path / "b" / "tokenizer").weights()["classes"], stages[0]["class_embeds.weight"])
     path = saved(tmp_path / "2.pth", stages[0])
-    assert "come in with `iidrive import ii-world`" in fails(capsys, "evaluate", str(path))
+    assert "Convert II-World's weights (.pth) with `iidrive import ii-world`" in fails(capsys, "evaluate", str(path))
     assert "holds no moving average" in fails(capsys, *command[:3], str(path), "--ema", "on", "--out", str(tmp_path / "c"))

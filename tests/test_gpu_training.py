@@ -91,11 +91,13 @@ def test_when_memory_runs_out_the_options_that_save_some_are_named(tmp_path: Pat
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(EgoMLP, "loss", loss)
-    expected = r"not enough for 4 samples at once.*micro_batch_size 2 \(the same.*activation_checkpointing on.*train_ego_mlp.precision bf16"
+    expected = (
+        r"too little memory for 4 samples at once.*micro_batch_size 2 \(the same.*activation_checkpointing on.*train_ego_mlp.precision bf16"
+    )
     with pytest.raises(IIDriveError, match=expected):
         train(tmp_path, made())
     last = ParallelConfig(activation_checkpointing=True).out_of_memory(replace(CONFIG, precision="bf16"), "world", 1)
-    assert last == "the GPU's memory is not enough for 1 samples at once. What helps: a GPU with more memory."
+    assert last == "the GPU has too little memory for 1 samples at once. Use one of: a GPU with more memory."
     with pytest.raises(torch.OutOfMemoryError), distributed._connected(ProcessGroup(0, 2)):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
@@ -106,7 +108,9 @@ def test_an_operation_that_cannot_repeat_its_bits_is_named(tmp_path: Path, monke
 
     monkeypatch.setattr(EgoMLP, "loss", loss)
     options = RunOptions(parallel=ParallelConfig(deterministic=True))
-    with pytest.raises(IIDriveError, match=r"cannot repeat its bits \(sum_cuda does not have a deterministic implementation\): leave"):
+    with pytest.raises(
+        IIDriveError, match=r"no deterministic version of an operation \(sum_cuda does not have a deterministic implementation\): use"
+    ):
         train(tmp_path / "asked", made(), options=options)
     with pytest.raises(RuntimeError, match="You can turn this off"):
         train(tmp_path / "not", made())
@@ -117,7 +121,7 @@ def test_batches_for_a_gpu_are_made_ahead() -> None:
     for asked, on_gpu, on_cpu in ((-1, 2, 0), (0, 0, 0), (3, 3, 3)):
         config = ParallelConfig(workers=asked)
         assert [config.workers_for(torch.device(name)) for name in ("cuda", "cpu")] == [on_gpu, on_cpu]
-    with pytest.raises(ConfigError, match="workers cannot be below -1"):
+    with pytest.raises(ConfigError, match="workers must be at least -1"):
         ParallelConfig(workers=-2)
 
 
@@ -135,7 +139,7 @@ def test_the_moving_average_of_all_tensors_is_that_of_each() -> None:
 
 
 def agree_by_host(process_group: ProcessGroup, folder: Path) -> None:
-    """What lies in the host's memory goes over the second connection; then one process is gone, and the other hears of it at once."""
+    """CPU tensors use the gloo group. When one process dies, the other notices at once."""
     whole = replace(process_group, host=torch.distributed.new_group(backend="gloo"))
     for group in (process_group, whole):
         own = torch.tensor([1.0, group.rank])
@@ -165,7 +169,7 @@ def test_every_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert [place.index for place in distributed.gpus_of(4)] == [0, 1, 2, 3]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ConfigError, match="4 processes a machine were started, but they see 1 GPUs"):
+    with pytest.raises(ConfigError, match="4 processes per machine were started, but 1 GPUs are visible"):
         distributed.gpus_of(4)
     monkeypatch.setenv("SLURM_PROCID", "3")
     assert [place.index for place in distributed.gpus_of(4)] == [0] * 4

@@ -99,7 +99,7 @@ def test_names_that_do_not_fit_are_listed(states: tuple[State, State], tmp_path:
         import_ii_world(saved(tmp_path / "1.pth", lacking), "", tmp_path / "a")
     with pytest.raises(CheckpointError, match=r"unexpected.*backbone\.conv"):
         import_ii_world(saved(tmp_path / "1.pth", tokenizer | {"backbone.conv": torch.zeros(1)}), "", tmp_path / "a")
-    with pytest.raises(CheckpointError, match=r"misshapen \(1\): class_embeds\.weight \(17, 16\)"):
+    with pytest.raises(CheckpointError, match=r"of another shape \(1\): class_embeds\.weight \(17, 16\)"):
         import_ii_world(saved(tmp_path / "1.pth", tokenizer | {"class_embeds.weight": torch.zeros(17, 16)}), "", tmp_path / "a")
     one = saved(tmp_path / "1.pth", tokenizer)
     gone = next(iter(world))
@@ -138,7 +138,7 @@ def test_what_cannot_be_weights_is_named(states: tuple[State, State], tmp_path: 
     for value in (weight.to_sparse(), weight.to(torch.complex64), weight.to("meta")):
         with pytest.raises(CheckpointError, match=name):
             import_ii_world(saved(tmp_path / "1.pth", states[0] | {name: value}), "", tmp_path / "a")
-    with pytest.raises(CheckpointError, match=rf"of another kind \(1\): {name} torch.int64"):
+    with pytest.raises(CheckpointError, match=rf"of another dtype \(1\): {name} torch.int64"):
         import_ii_world(saved(tmp_path / "1.pth", states[0] | {name: weight.long()}), "", tmp_path / "a")
     with pytest.raises(CheckpointError, match="found a dict of optimizer"):
         read_published(saved(tmp_path / "1.pth", {"optimizer": {"lr": 1e-4}}))

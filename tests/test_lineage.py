@@ -1,4 +1,4 @@
-"""Lineage: every pair that does not belong together is refused, allowed mismatches are marked for good, and chains can be read back."""
+"""Lineage: mismatched pairs are refused, allowed mismatches are marked in all results, and chains can be read back."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def mark(path: Path) -> str:
     return checkpoint.read_manifest(path).fingerprint
 
 
-def test_a_mismatch_shows_both_chains_and_what_to_run() -> None:
+def test_a_mismatch_shows_both_chains_and_the_advice() -> None:
     user = Lineage("planner", "1a", "runs/p", (Parent("world", "runs/w", "3c"), Parent("tokenizer", "runs/t", "5e")))
     given = Lineage("world", "77", "runs/w2", (Parent("tokenizer", "runs/t2", "99"),))
     assert matched(user, "world", Lineage("world", "3c"), "") == ()
@@ -73,7 +73,7 @@ def test_every_block_of_numbers_is_marked() -> None:
 
 @pytest.mark.slow
 def test_of_27_combinations_the_three_matched_ones_are_accepted(chains: list[Chain]) -> None:
-    """Three tokenizers × three world models × three planners; refused ones name what differs."""
+    """Three tokenizers × three world models × three planners. Refusals name the checkpoints that differ."""
     assert len({mark(c.tokenizer) for c in chains}) == len({mark(c.world) for c in chains}) == len({mark(c.planner) for c in chains}) == 3
     accepted = 0
     for t, w, p in product(range(3), repeat=3):
@@ -93,7 +93,7 @@ def test_of_27_combinations_the_three_matched_ones_are_accepted(chains: list[Cha
 
 
 @pytest.mark.slow
-def test_tokens_go_with_their_own_tokenizer_and_world_alone(chains: list[Chain], tmp_path: Path) -> None:
+def test_tokens_are_accepted_with_their_own_tokenizer_and_world_model_only(chains: list[Chain], tmp_path: Path) -> None:
     for i, j in product(range(3), repeat=2):
         cache = TokenCache(chains[i].tokens)
         if i == j:
@@ -108,9 +108,7 @@ def test_tokens_go_with_their_own_tokenizer_and_world_alone(chains: list[Chain],
 
 
 @pytest.mark.slow
-def test_an_allowed_mismatch_marks_all_that_descends_from_it(
-    chains: list[Chain], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_allowed_mismatch_marks_everything_made_with_it(chains: list[Chain], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = chains[0], chains[1]
     world, planner = tmp_path / "world", tmp_path / "planner"
     with pytest.raises(SystemExit):
@@ -171,7 +169,7 @@ def test_evaluating_with_other_stages_needs_the_override(chains: list[Chain], tm
 
 
 @pytest.mark.slow
-def test_marked_runs_cannot_be_resumed_as_if_they_were_not(chains: list[Chain], tmp_path: Path) -> None:
+def test_marked_runs_cannot_be_resumed_without_the_mark(chains: list[Chain], tmp_path: Path) -> None:
     a, b = chains[0], chains[1]
     run = Run.start(tmp_path, {})
     train_world(RECIPE, a.tokenizer, TokenCache(b.tokens), TOWN, "train", run, RunOptions(stop_at=4), allow=True)
@@ -180,7 +178,7 @@ def test_marked_runs_cannot_be_resumed_as_if_they_were_not(chains: list[Chain], 
 
 
 @pytest.mark.slow
-def test_chains_are_printed_for_anything(chains: list[Chain], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_chains_are_printed_for_all_kinds_of_artefacts(chains: list[Chain], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = chains[0], chains[1]
     main(["lineage", str(a.planner), str(a.tokens)])
     printed = capsys.readouterr().out
@@ -201,7 +199,7 @@ def test_chains_are_printed_for_anything(chains: list[Chain], tmp_path: Path, ca
 
 
 @pytest.mark.slow
-def test_a_stage_trained_again_in_place_is_noticed(chains: list[Chain], tmp_path: Path) -> None:
+def test_a_stage_retrained_in_place_is_detected(chains: list[Chain], tmp_path: Path) -> None:
     shutil.copytree(chains[0].world.parent, tmp_path / "copy")
     world = tmp_path / "copy" / "world"
     file = checkpoint.find(world) / "manifest.json"
@@ -216,7 +214,7 @@ def test_a_stage_trained_again_in_place_is_noticed(chains: list[Chain], tmp_path
 
 
 @pytest.mark.slow
-def test_weights_of_another_checkpoint_are_noticed(chains: list[Chain], tmp_path: Path) -> None:
+def test_weights_of_another_checkpoint_are_detected(chains: list[Chain], tmp_path: Path) -> None:
     path = Path(shutil.copytree(checkpoint.find(chains[0].tokenizer), tmp_path / "t"))
     weights = checkpoint.load_tensors(path)
     save_file({**weights, "classes": weights["classes"] + 1e-6}, path / "weights.safetensors")
@@ -231,7 +229,7 @@ def test_weights_of_another_checkpoint_are_noticed(chains: list[Chain], tmp_path
 
 @pytest.mark.slow
 def test_the_zero_second_check(chains: list[Chain], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stage 1 records what it reconstructs; the same keyframes from the cache give the same number; far less stops stage 2."""
+    """Stage 1 records its reconstruction mIoU. The same keyframes from the cache give the same value, and a far lower one stops stage 2."""
     chain = chains[0]
     loaded = load_tokenizer(chain.tokenizer)
     tokenizer, manifest = loaded.model, loaded.manifest
@@ -264,7 +262,7 @@ def test_the_zero_second_check(chains: list[Chain], tmp_path: Path, monkeypatch:
         checkpoint.amend(chain.tokenizer, {token_check.RECORD: zero.recorded})
 
 
-def test_a_tokenizer_without_a_record_is_measured_on_the_spot(chains: list[Chain]) -> None:
+def test_a_tokenizer_without_a_recorded_miou_is_measured(chains: list[Chain]) -> None:
     loaded = load_tokenizer(chains[0].tokenizer)
     tokenizer, manifest = loaded.model, loaded.manifest
     bare = checkpoint.Manifest(**{**vars(manifest), "metrics": {}})

@@ -330,13 +330,13 @@ def test_training_without_ii_leaves_its_branch_alone(batch: Batch, agent: Agent)
 
 
 def test_configs_that_cannot_work() -> None:
-    with pytest.raises(ConfigError, match="one entry a level"):
+    with pytest.raises(ConfigError, match="one entry per level"):
         replace(RECIPE.tokenizer, blocks=(1,))
     with pytest.raises(ConfigError, match="multiple of groups"):
         replace(RECIPE.tokenizer, base_width=12)
     with pytest.raises(ConfigError, match="latent width"):
         replace(RECIPE, world=replace(RECIPE.world, width=32))
-    with pytest.raises(ConfigError, match="multiple of the heads"):
+    with pytest.raises(ConfigError, match="multiple of heads"):
         replace(RECIPE.world, heads=3)
 
 

@@ -1,4 +1,4 @@
-"""Occupancy as other code bases write it: one grid written in many ways scores the same, and what is unclear is refused."""
+"""Occupancy files of other code bases: one grid in many formats has one score, and unclear files are refused."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_one_grid_has_one_score(form: str, truth: Path, want: dict[str, Any], tm
     assert scores(tmp_path / "p", "--truth", truth, *options, out=tmp_path / "s.json") == want
 
 
-def test_a_table_of_ones_own(truth: Path, want: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_custom_class_tables(truth: Path, want: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """255 for free, and the classes in the reverse order."""
     names = [f"{16 - k} {name}" for k, name in enumerate(OCC_CLASSES[:FREE])]
     (tmp_path / "names.txt").write_text("\n".join(["# mine", *names, "255: Empty", ""]).replace("driveable_surface", "Drivable Surface"))
@@ -150,7 +150,7 @@ def test_the_tables_are_those_of_their_data_sets() -> None:
         OPENOCC.translate(np.array([16, 17]), "x")
 
 
-def test_classes_that_are_merely_guessed_are_refused(truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_guessed_class_tables_are_refused(truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for token, grid in PRED.items():
         saved(tmp_path / "open" / f"{token}.npz", semantics=OPEN[grid])
         saved(tmp_path / "zero" / f"{token}.npz", semantics=np.where(grid == FREE, 0, grid))
@@ -193,14 +193,14 @@ REFUSED: dict[str, tuple[dict[str, np.ndarray], list[str], str]] = {
     "sparse, nothing said": ({"semantics": sparse(drawn(0))}, [], "rows of x, y, z and class"),
     "z first": ({"semantics": sparse(drawn(0))[:, [2, 1, 0, 3]]}, ["--classes", "occ3d"], "They fit as z, y, x"),
     "metres": ({"semantics": sparse(drawn(0)) * 0.4}, ["--classes", "occ3d"], "fractions"),
-    "rows twice": ({"semantics": np.array([[1, 1, 1, 4], [1, 1, 1, 5]])}, ["--classes", "occ3d"], "two rows of different classes"),
-    "rows on their side": ({"semantics": sparse(drawn(0)).T}, ["--classes", "occ3d"], "on their side"),
+    "rows twice": ({"semantics": np.array([[1, 1, 1, 4], [1, 1, 1, 5]])}, ["--classes", "occ3d"], "two rows with different classes"),
+    "rows on their side": ({"semantics": sparse(drawn(0)).T}, ["--classes", "occ3d"], "transposed sparse rows"),
     "axes": ({"semantics": drawn(0).transpose(2, 1, 0)}, [], "axes are in another order"),
     "axes, y up": ({"semantics": drawn(0).transpose(0, 2, 1)[None]}, [], "axes are in another order"),
     "scores last": ({"semantics": np.zeros((*SHAPE, 18), np.uint8)}, [], "argmax over the last axis"),
     "scores first": ({"semantics": np.zeros((18, *SHAPE), np.float16)}, [], "argmax over the first axis"),
-    "flat": ({"semantics": drawn(0).reshape(-1)}, [], "a grid in one row"),
-    "another grid": ({"semantics": np.zeros((512, 512, 40), np.uint8)}, [], "another grid than Occ3D's"),
+    "flat": ({"semantics": drawn(0).reshape(-1)}, [], "a flattened grid"),
+    "another grid": ({"semantics": np.zeros((512, 512, 40), np.uint8)}, [], "not Occ3D's grid"),
     "fractions": ({"semantics": drawn(0) + 0.5}, [], "with fractions"),
     "NaN": ({"semantics": np.full(SHAPE, np.nan)}, [], "with fractions, NaN"),
     "occupied or not": ({"semantics": (drawn(0) != FREE).astype(np.uint8)}, [], "holds only 0 and 1"),
@@ -211,9 +211,7 @@ REFUSED: dict[str, tuple[dict[str, np.ndarray], list[str], str]] = {
 
 
 @pytest.mark.parametrize("form", REFUSED)
-def test_what_is_unclear_is_refused_by_what_it_looks_like(
-    form: str, truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unclear_arrays_are_refused_with_a_guess(form: str, truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arrays, options, message = REFUSED[form]
     for token in TRUTH:
         saved(tmp_path / "p" / f"{token}.npz", **arrays)
@@ -232,8 +230,8 @@ def test_layouts_that_are_unclear_are_refused(truth: Path, tmp_path: Path, capsy
     saved(tmp_path / "steps" / "scene-1" / "0.npz", occ_label=PRED[one])
     saved(tmp_path / "steps" / "scene-2" / "0.npz", occ_label=PRED[one])
     for folder, message in (
-        ("two", "holds labels.npz and pred.npz, so which is predicted is not clear"),
-        ("twice", f"sample {one} stands twice, in x and in y"),
+        ("two", "holds labels.npz and pred.npz, so it is unclear which is the prediction"),
+        ("twice", f"sample {one} has two files, in x and in y"),
         ("high", f"Did you mean {tmp_path / 'high' / 'p'}?"),
         ("steps", "These files count time steps"),
     ):
@@ -264,14 +262,17 @@ def test_masks_are_counted_before_anything_is_scored(truth: Path, tmp_path: Path
 
 
 def test_bounded_memory(tmp_path: Path) -> None:
-    """The header announces more than any grid needs, and nothing is unpacked."""
+    """The header says more than any grid needs, and nothing is unpacked."""
     saved(tmp_path / "x.npz", semantics=np.zeros((1 << 15, 1 << 14), np.uint8))
     with pytest.raises(DataError, match="256 MiB"):
         read_grids(tmp_path / "x.npz", "predicted", OCC3D)
 
 
 def test_collected_forms(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What other code bases wrote of one real frame. The copy differs from the truth in 2 % of its voxels, and scores the same in every form."""
+    """What other code bases wrote of one real frame.
+
+    The copy differs from the truth in 2 % of its voxels, and scores the same in every form.
+    """
     gts = shared / "data" / "occ3d" / "gts"
     (real,) = gts.glob("*/*/labels.npz")
     subprocess.run([sys.executable, str(shared / "fixtures" / "field" / "occ" / "make.py"), str(real), str(tmp_path)], check=True)

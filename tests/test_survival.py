@@ -1,4 +1,6 @@
-"""Trainings that are killed, stopped or fed bad data: nothing half-written is read later, and what is resumed ends as if nothing had happened."""
+"""Trainings that are killed, stopped or fed bad data: nothing half-written is read later, and what is resumed ends as if nothing had
+happened.
+"""
 
 from __future__ import annotations
 
@@ -153,7 +155,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(tmp_pat
         file.unlink()
     else:
         file.write_bytes(content if damage == "bit" else content[: len(content) // 2])
-    with pytest.warns(UserWarning, match=rf"{newest.name}.*Going on from the checkpoint before it"):
+    with pytest.warns(UserWarning, match=rf"{newest.name}.*Continuing from the checkpoint before it"):
         path = trained(tmp_path / "hurt", 8, "on")
     mended = checkpoint.load_tensors(path, "training.safetensors")
     assert all(torch.equal(whole[k], mended[k]) for k in whole)
@@ -171,7 +173,7 @@ def test_a_damaged_checkpoint_does_not_stay_the_newest(tmp_path: Path) -> None:
 def test_no_whole_checkpoint_is_said(tmp_path: Path) -> None:
     path = trained(tmp_path, 2)
     save_file({"x": torch.zeros(1)}, path / "weights.safetensors")
-    with pytest.warns(UserWarning, match="damaged"), pytest.raises(CheckpointError, match="no whole checkpoint to go on from"):
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(CheckpointError, match="no undamaged checkpoint to continue from"):
         trained(tmp_path, 4, "on")
 
 
@@ -226,7 +228,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pyt
         real(tensors, path)
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(CheckpointError, match=r"samples-000000006: cannot be written.*No space left.*make room"):
+    with pytest.raises(CheckpointError, match=r"samples-000000006: cannot be written.*No space left.*free some disk space"):
         trained(tmp_path, 8)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["samples-000000004"] or checkpoint.find(
         tmp_path
@@ -259,7 +261,7 @@ def test_a_dead_process_is_told_by_the_others(tmp_path: Path) -> None:
         run_together(2, one_dies, tmp_path)
     told = (tmp_path / "told-0").read_text()
     assert "process 0 of 2 lost the others" in told
-    assert "`--resume on` goes on" in told
+    assert "continue from the newest with `--resume on`" in told
     checkpoint.require_whole(checkpoint.find(tmp_path))
 
 

@@ -74,7 +74,7 @@ def test_resuming_with_another_config_is_refused(tmp_path: Path, town: Town) -> 
 def test_a_training_can_go_on_with_another_learning_rate_and_says_so(tmp_path: Path, town: Town) -> None:
     train_tokenizer(SHORT, town, "train", Run.start(tmp_path, {}), RunOptions(stop_at=2))
     lower = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, learning_rate=1e-4))
-    with pytest.warns(UserWarning, match=r"from 2 samples on, learning_rate is 0\.0001 \(it was 0\.001\)"):
+    with pytest.warns(UserWarning, match=r"learning_rate changes from 0\.001 to 0\.0001 after 2 samples"):
         path = train_tokenizer(lower, town, "train", Run(tmp_path), RunOptions(resume="on", stop_at=4))
     change = {"samples": 2, "field": "learning_rate", "from": 1e-3, "to": 1e-4}
     assert checkpoint.read_manifest(path).about["changes"] == [change]
@@ -150,7 +150,7 @@ def test_values_that_cannot_be_are_named(field: str, value: float) -> None:
 
 
 def test_a_spread_below_nothing_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"--parallel.grad_accum_steps cannot be below 0; found -1"):
+    with pytest.raises(ConfigError, match=r"--parallel.grad_accum_steps must be at least 0; found -1"):
         ParallelConfig(grad_accum_steps=-1)
 
 
@@ -161,7 +161,7 @@ def test_without_save_every_the_end_is_saved(tmp_path: Path, town: Town) -> None
 
 @pytest.mark.parametrize(
     ("save_every", "remedy"),
-    [(2, "Go on from samples-000000002 with a lower"), (0, "There is no checkpoint yet: start again with a lower")],
+    [(2, "Continue from samples-000000002 with a lower"), (0, "There is no checkpoint yet: start again with a lower")],
 )
 def test_a_learning_rate_out_of_all_bounds_ends_in_a_message(tmp_path: Path, town: Town, save_every: int, remedy: str) -> None:
     recipe = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, learning_rate=1e30, save_every=save_every))
@@ -279,7 +279,7 @@ def test_fine_tuning_starts_from_the_weights_given_and_says_so(tmp_path: Path, t
     with pytest.raises(CheckpointError, match="expected a world, found a tokenizer"):
         train_world(RECIPE, first, cache, town, "train", Run.start(tmp_path / "kind", {}), RunOptions(init=str(first)))
     wide = replace(RECIPE, world=replace(RECIPE.world, feed_forward=48))
-    with pytest.raises(CheckpointError, match=r"do not fit the architecture.*misshapen"):
+    with pytest.raises(CheckpointError, match=r"do not fit the architecture.*of another shape"):
         train_world(wide, first, cache, town, "train", Run.start(tmp_path / "wide", {}), RunOptions(init=str(world)))
 
 

@@ -207,7 +207,7 @@ def run(command: Command, prog: str, arguments: Sequence[str]) -> None:
         console.print(f"iidrive: cannot read or write {name}: {error.strerror or error}.", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        console.print("iidrive: stopped. Checkpoints written so far are whole; `--resume on` goes on from the newest.")
+        console.print("iidrive: stopped. The checkpoints written so far are complete; continue from the newest with `--resume on`.")
         sys.exit(130)
     finally:
         distributed.leave()
