@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import shapely
 import torch
+from scipy.optimize import least_squares
 
 from iidrive.core.batch import Targets
 from iidrive.core.footprint import EGO_SIZE_M
@@ -16,7 +17,17 @@ from iidrive.data.box_tracks import MOST_BOXES, BoxTargets
 from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack
 from iidrive.data.town.record import EGO_T_LIDAR
 from iidrive.data.town.source import Town, TownConfig
-from iidrive.models.candidates import LIDAR_TO_CENTRE_M, along, footprints, headings, rectangles_meet, shifted, speed_profiles
+from iidrive.models.candidates import (
+    LIDAR_TO_CENTRE_M,
+    along,
+    footprints,
+    headings,
+    rectangles_meet,
+    shifted,
+    smoothed,
+    smoothing,
+    speed_profiles,
+)
 from iidrive.models.outcomes import OutcomeHead, Outcomes, collisions, on_the_road
 from iidrive.pipeline.infer import truth
 from iidrive.pipeline.recipes import ACCELERATIONS, SHIFTS_M
@@ -69,6 +80,30 @@ def test_shifted_paths_run_beside() -> None:
     assert -0.2 < float(found[0, 0]) < 0
     slow = shifted(straight(2.0), 1.5)[0]  # 6 m in all: halfway over
     assert float(slow[-1, 0]) == pytest.approx(-0.75)
+
+
+def test_smoothing_is_the_least_squares_solution() -> None:
+    """Compared with the same sum of squares, minimised by a general solver."""
+    path, before, weight = np.random.default_rng(0).normal(0, 2, (6, 2)), np.array([-0.2, -2.0]), 3.0
+
+    def squares(flat: np.ndarray) -> np.ndarray:
+        x = flat.reshape(6, 2)
+        third = np.diff(np.concatenate([before[None], np.zeros((1, 2)), x]), n=3, axis=0)
+        return np.concatenate([(x - path).ravel(), weight**0.5 * third.ravel()])
+
+    wanted = least_squares(squares, path.ravel(), xtol=1e-14).x.reshape(6, 2)
+    found = smoothed(torch.tensor(path)[None, None], torch.tensor(before)[None], smoothing(weight))[0, 0]
+    assert np.allclose(found.numpy(), wanted, atol=1e-5)
+
+
+def test_smoothing_leaves_what_has_no_jerk() -> None:
+    """A car that brakes steadily from before the present on, and one that stands."""
+    time = 0.5 * torch.arange(-1, 7)
+    gone = 9.0 * time - 1.5 * time.square()
+    steady = torch.stack([torch.zeros(8), gone], -1)
+    paths = torch.stack([steady[2:], torch.zeros(6, 2)])[:, None]
+    before = torch.stack([steady[0], torch.zeros(2)])
+    torch.testing.assert_close(smoothed(paths, before, smoothing(10.0)), paths, atol=1e-4, rtol=0)
 
 
 def test_headings_are_those_of_the_protocol_where_the_path_moves() -> None:

@@ -143,7 +143,7 @@ def test_what_cannot_be_chosen_is_said(tmp_path: Path) -> None:
     for value, message in (
         ({"model": BASE, "net": EMA}, r"holds weights in several places \(model, net\)"),
         ({"state_dict": BASE, "ema": EMA, "model_ema": EMA}, "holds a moving average in several places"),
-        ({**BASE, "module.encoder.conv_in.weight": torch.zeros(4)}, "stand for encoder.conv_in.weight and differ"),
+        ({**BASE, "module.encoder.conv_in.weight": torch.zeros(4)}, "both mean encoder.conv_in.weight, but their values differ"),
         ({"state_dict": {name: value.numpy() for name, value in BASE.items()}}, r"its weights are no tensors \(NumPy arrays\?\)"),
         ({"state_dict": BASE | {"encoder.conv_in.weight": torch.tensor([1.0, float("nan")])}}, r"1 tensors hold NaN or infinity \(encoder"),
     ):

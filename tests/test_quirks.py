@@ -157,5 +157,5 @@ def test_the_present_is_the_only_path_of_gradients(drive: Drive) -> None:
 def test_options_that_cannot_work() -> None:
     with pytest.raises(ConfigError, match="motion=map"):
         replace(TINY.world, quirks=("stale-pose",))
-    with pytest.raises(ConfigError, match="warps no maps"):
+    with pytest.raises(ConfigError, match="motion=map needs align=none"):
         replace(CONFIG, align="warp")

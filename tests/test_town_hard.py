@@ -51,6 +51,15 @@ def conflict_scene(town: Town, number: int) -> Scene:
     return scene
 
 
+def test_a_left_turn_has_its_road_around_it() -> None:
+    """A scene whose ego turns left far from where its town's own route leads."""
+    scene = Town(replace(CONFIG, hard_scenes=60)).scene("town-hard-00047")
+    assert scene.conflict
+    assert scene.conflict.kind == "left_turn"
+    driven = np.stack([k.global_T_ego.translation_m[:2] for k in scene.keyframes])
+    assert shapely.intersects_xy(scene.map.layers["drivable_area"], driven).all()
+
+
 def test_every_kind_has_its_turn(town: Town) -> None:
     assert town.scene_names("hard") == tuple(map(name, NUMBERS))
     assert [town.scene(name(k)).conflict.kind for k in NUMBERS] == list(HARD_KINDS)  # pyright: ignore

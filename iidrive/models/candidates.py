@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from iidrive.core.footprint import EGO_SIZE_M
-from iidrive.core.scene import STEP_S
+from iidrive.core.scene import FUTURE_STEPS, STEP_S
 from iidrive.models.layers import constant
 from iidrive.models.repeatable import running_sum
 
@@ -61,6 +61,26 @@ def along(paths: Float[Tensor, "B S 2"], gone_m: Float[Tensor, "B A N"]) -> Floa
     last = torch.where(length[:, -1:] > _LEAST_M, unit[:, -1], ahead)
     beyond = (gone_m - arc[:, -1, None, None]).clamp(min=0)
     return torch.einsum("bans,bsi->bani", on_hop, unit) + beyond[..., None] * last[:, None, None]
+
+
+def smoothing(weight: float) -> Float[Tensor, "S S+1"]:
+    """Smoothing matrix (S,S+1): maps S+1 points, the ego's position one step ago and then a path, to the smoothed path.
+
+    The smoothed path minimises the squared distance to the path plus `weight` times its squared third differences (regularised least
+    squares, Whittaker 1923). The differences include the current position and the one before, so the path continues the ego's motion with
+    little jerk.
+    """
+    steps = FUTURE_STEPS
+    third = torch.diff(torch.eye(steps + 2, dtype=torch.float64), n=3, dim=0)
+    before, ahead = third[:, 0], third[:, 2:]  # the current position is the origin
+    right = torch.cat([-weight * (ahead.T @ before)[:, None], torch.eye(steps, dtype=torch.float64)], 1)
+    return torch.linalg.solve(torch.eye(steps, dtype=torch.float64) + weight * ahead.T @ ahead, right).float()
+
+
+def smoothed(paths: Float[Tensor, "B A S 2"], before: Float[Tensor, "B 2"], matrix: Float[Tensor, "S S+1"]) -> Float[Tensor, "B A S 2"]:
+    """Smooth paths with the matrix of `smoothing`. `before` is the ego's position one step ago, current lidar frame, metres."""
+    points = torch.cat([before[:, None, None].expand(-1, paths.shape[1], 1, 2), paths], 2)
+    return torch.einsum("st,bati->basi", matrix.to(paths.dtype), points)
 
 
 def headings(paths: Float[Tensor, "*B S 2"]) -> Float[Tensor, "*B S 2"]:

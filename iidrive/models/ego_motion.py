@@ -126,6 +126,15 @@ def last_interval_s(inputs: Inputs) -> Float[Tensor, "B"]:
     return torch.where(inputs.known[:, -2], inputs.age_s[:, -2], STEP_S).clamp(min=1e-3)
 
 
+def step_before(inputs: Inputs, path: Float[Tensor, "B S 2"]) -> Float[Tensor, "B 2"]:
+    """Position of LIDAR_TOP 0.5 s ago, current lidar frame, metres, from its mean velocity since the last keyframe.
+
+    At a scene's first keyframe it is the first step of `path`, mirrored.
+    """
+    was = lidar_path(inputs.now_T_frame[:, -2:-1], inputs.ego_T_lidar)[:, 0]
+    return torch.where(inputs.known[:, -2, None], was * (STEP_S / last_interval_s(inputs))[:, None], -path[:, 0])
+
+
 def horizons_s(inputs: Inputs) -> Float[Tensor, "6"]:
     """Times of the six future steps: 0.5, 1.0, … 3.0 s."""
     return STEP_S * torch.arange(1, FUTURE_STEPS + 1, device=inputs.age_s.device, dtype=inputs.now_T_frame.dtype)

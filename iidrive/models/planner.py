@@ -29,8 +29,8 @@ from iidrive.core.batch import Batch, Inputs
 from iidrive.core.errors import ConfigError
 from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES
 from iidrive.models.baselines import ctrv
-from iidrive.models.candidates import speed_profiles
-from iidrive.models.ego_motion import MOTION, ego_status, lidar_path
+from iidrive.models.candidates import smoothed, smoothing, speed_profiles
+from iidrive.models.ego_motion import MOTION, ego_status, lidar_path, step_before
 from iidrive.models.forecast import Forecaster, Seen
 from iidrive.models.layers import CellGrid, ResBlock, constant, mlp, planar, transform_inverse
 from iidrive.models.losses import Counts, masked_mean
@@ -57,6 +57,8 @@ class PlannerConfig:
         overlap_m: cost of a step whose whole footprint is occupied in the forecast, metres of distance from the expert's path.
         shifts_m: sideways shifts of the base path to try before candidates are made, metres, starting with 0; empty for no shifts.
         road_m: cost of a path whose corners are off the road at all steps, in metres of sideways shift.
+        smooth: weight of a candidate's squared third differences relative to its squared distance from the unsmoothed path; 0 for no
+            smoothing.
     """
 
     latent_width: int = 128
@@ -72,6 +74,7 @@ class PlannerConfig:
     overlap_m: float = 20.0
     shifts_m: tuple[float, ...] = ()
     road_m: float = 40.0
+    smooth: float = 0.0
 
     def __post_init__(self) -> None:
         if self.width % 8:
@@ -157,6 +160,8 @@ class Planner(nn.Module):
             self.outcomes = OutcomeHead(width)
             self.register_buffer("accelerations", torch.tensor(config.accelerations), persistent=False)
             self.accelerations: Tensor
+            self.register_buffer("smoothing", smoothing(config.smooth), persistent=False)
+            self.smoothing: Tensor
         else:
             self.future = nn.Sequential(nn.Conv2d(config.latent_width, width, 1), nn.ReLU())
             self.ii_refiner = WaypointRefiner(config, cells)
@@ -181,9 +186,12 @@ class Planner(nn.Module):
             stages.append(Proposals(stages[-1].paths + shift, stages[-1].scores + score))
         return stages, state
 
-    def candidates(self, way: Float[Tensor, "B S 2"]) -> Float[Tensor, "B A S 2"]:
-        """Candidates: the base path at other speeds. The first is unchanged."""
-        return speed_profiles(way, self.accelerations)
+    def candidates(self, inputs: Inputs, way: Float[Tensor, "B S 2"]) -> Float[Tensor, "B A S 2"]:
+        """Candidates: the base path at other speeds, the first at its own. With `smooth`, each continues the ego's past motion smoothly."""
+        paths = speed_profiles(way, self.accelerations)
+        if not self.config.smooth:
+            return paths
+        return drivable(smoothed(paths, step_before(inputs, way), self.smoothing).flatten(0, 1)).view_as(paths)
 
     def refine(self, inputs: Inputs, plan: Proposals, state: Float[Tensor, "B K D"], imagined: Imagined) -> Proposals:
         """The regressor's ii branch: correct proposals with the forecast latent of each waypoint's time."""
@@ -263,7 +271,7 @@ class Agent(nn.Module):
         `ii` says whether the scene is a forecast. A head that was not trained with forecasts treats it like a current scene.
         """
         assert self.forecaster.flow_grid is not None
-        candidates = self.planner.candidates(way)
+        candidates = self.planner.candidates(inputs, way)
         outcomes = self.planner.outcomes(candidates, way, scene, ii and self.train_ii, self.forecaster.flow_grid, inputs.ego_T_lidar)
         config = self.planner.config
         return Choice(candidates, outcomes, outcomes.cost(config.collision_m, config.overlap_m, self.planner.accelerations > 0))
@@ -306,7 +314,7 @@ class Agent(nn.Module):
         rows = constant(some, batch.inputs.command)
         inputs, targets = batch.inputs.select(some), batch.targets.select(rows)
         way, valid = drivable(way[rows]), targets.valid
-        candidates = self.planner.candidates(way)
+        candidates = self.planner.candidates(inputs, way)
         met = collisions(candidates, targets, inputs.ego_T_lidar).to(way.dtype)
         distance = ((candidates - targets.path[:, None]).norm(dim=-1) * valid[:, None]).sum(-1) / valid.sum(1).clamp(min=1)[:, None]
         parts = {}

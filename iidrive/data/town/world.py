@@ -60,9 +60,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Players:
-    """Everyone in a town before it starts to move; `heights_m` are the walkers'. `roads` are as these people use them."""
+    """Everyone in a town before it starts to move; `heights_m` are the walkers'. `roads` are as these people use them, `around` is what stands
+    around the ego's route."""
 
     roads: Roads
+    around: Surroundings
     movers: list[Mover]
     walkers: list[Walker]
     still: list[Still]
@@ -104,7 +106,11 @@ def make_place(config: TownConfig, name: str, town: int) -> Place | None:
     ego = spawn_ego(rng, roads)
     if kind and not any(_stage(seed, kind, roads, ego, town, attempt) for attempt in range(TRIES_PER_TOWN)):
         return None
-    return Place(roads, ego, build_surroundings(rng, roads, ego.route.points[: route_reach(config) : 12]))
+    return Place(roads, ego, _surroundings(config, rng, roads, ego))
+
+
+def _surroundings(config: TownConfig, rng: np.random.Generator, roads: Roads, ego: Mover) -> Surroundings:
+    return build_surroundings(rng, roads, ego.route.points[: route_reach(config) : 12])
 
 
 def route_reach(config: TownConfig) -> int:
@@ -124,14 +130,17 @@ def make_players(config: TownConfig, name: str, place: Place, town: int, attempt
         movers = spawn_movers(rng, place.roads, _at_the_wheel(config, name, place), config.traffic)
         walkers = spawn_walkers(rng, place.roads, place.around, place.ego, config.pedestrians)
         still = spawn_still(rng, place.roads, place.around, config.parked, config.pedestrians)
-        return Players(place.roads, movers, walkers, still, rng.uniform(1.55, 1.9, len(walkers)), None)
+        return Players(place.roads, place.around, movers, walkers, still, rng.uniform(1.55, 1.9, len(walkers)), None)
     set_up = _stage(seed, kind, place.roads, place.ego, town, attempt)
     if set_up is None:
         return None
     movers = spawn_movers(rng, set_up.roads, set_up.ego, config.traffic, set_up.movers, set_up.reserved)
-    walkers = [*set_up.walkers, *spawn_walkers(rng, set_up.roads, place.around, set_up.ego, config.pedestrians)]
-    still = [*set_up.still, *set_up.room(spawn_still(rng, set_up.roads, place.around, config.parked, config.pedestrians))]
-    return Players(set_up.roads, movers, walkers, still, rng.uniform(1.55, 1.9, len(walkers)), set_up)
+    around = place.around
+    if set_up.ego.route.lanes != place.ego.route.lanes:  # a left turn takes the ego elsewhere in the town
+        around = _surroundings(config, np.random.default_rng((*seed, 6, town, attempt)), set_up.roads, set_up.ego)
+    walkers = [*set_up.walkers, *spawn_walkers(rng, set_up.roads, around, set_up.ego, config.pedestrians)]
+    still = [*set_up.still, *set_up.room(spawn_still(rng, set_up.roads, around, config.parked, config.pedestrians))]
+    return Players(set_up.roads, around, movers, walkers, still, rng.uniform(1.55, 1.9, len(walkers)), set_up)
 
 
 def _at_the_wheel(config: TownConfig, name: str, place: Place) -> Mover:
@@ -184,10 +193,10 @@ def _played(config: TownConfig, name: str, place: Place, players: Players, draw:
         conflict = _conflict(name, kind, players, fine, kept, route)
         if conflict is None or conflict.keyframe >= config.keyframes - min(config.keyframes // 2, round(AHEAD_S / STEP_S)):
             return None
-    scene = record(name, cast.select(kept), tracks, route, vector_map(place.roads, place.around))
+    scene = record(name, cast.select(kept), tracks, route, vector_map(place.roads, players.around))
     ego = np.concatenate([tracks.axle[:, 0], tracks.heading[:, :1]], 1)
     return World(
-        replace(scene, conflict=conflict, intended=np.stack(intended) if intended else None), ego, route, lambda: place.around, draw, kept
+        replace(scene, conflict=conflict, intended=np.stack(intended) if intended else None), ego, route, lambda: players.around, draw, kept
     )
 
 
