@@ -1,4 +1,4 @@
-"""Closed loop: the world goes on as recorded when the ego does what it did, a planner gets what it gets in open loop, drives are reproducible."""
+"""Closed loop: recorded driving reproduces the recorded scene, planner inputs equal those in open loop, and drives are reproducible."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def town() -> Town:
 
 
 def as_recorded(town: Town, name: str) -> DrivenScene:
-    """A scene whose ego was put where it was, every tenth of a second."""
+    """A scene whose ego was set to its recorded state every 0.1 s."""
     expert = drive_expert([name], Starts(town, LoopConfig()))[0].ego
     scene = DrivenScene(town, name)
     for first in range(1, len(expert.yaw_rad), 5):
@@ -68,7 +68,7 @@ def as_recorded(town: Town, name: str) -> DrivenScene:
     return scene
 
 
-def test_the_towns_own_driver_drives_as_recorded(town: Town) -> None:
+def test_the_expert_driver_drives_as_recorded(town: Town) -> None:
     for rollout in drive_expert(NAMES, Starts(town, LoopConfig())):
         scene = town.scene(rollout.name)
         recorded = np.stack([k.global_T_ego.translation_m[:2] for k in scene.keyframes])
@@ -79,7 +79,7 @@ def test_the_towns_own_driver_drives_as_recorded(town: Town) -> None:
             assert (rollout.others.centre_m[5 * k, rows] == keyframe.boxes.centre_m[:, :2]).all()
 
 
-def test_a_planner_gets_what_it_gets_in_open_loop(town: Town) -> None:
+def test_planner_inputs_equal_those_in_open_loop(town: Town) -> None:
     torch.manual_seed(0)
     tokenizer = Tokenizer(RECIPE.tokenizer).eval()
     recorded = town.scene(NAMES[0])
@@ -102,7 +102,7 @@ def test_a_planner_gets_what_it_gets_in_open_loop(town: Town) -> None:
     assert got.known.all()
 
 
-def test_what_was_seen_before_the_start_is_the_warm_up(town: Town) -> None:
+def test_history_before_the_start_is_from_the_warm_up(town: Town) -> None:
     scene = DrivenScene(town, NAMES[1])
     assert [m.time_s for m in scene.keyframes] == [-2.5, -2.0, -1.5, -1.0, -0.5, 0.0]
     live = town.live(NAMES[1], -2)
@@ -110,7 +110,7 @@ def test_what_was_seen_before_the_start_is_the_warm_up(town: Town) -> None:
     assert scene.keyframes[-1].boxes.track == town.scene(NAMES[1]).keyframes[0].boxes.track
 
 
-def test_company_does_not_matter(town: Town) -> None:
+def test_results_do_not_depend_on_the_group(town: Town) -> None:
     together = drive_scenes(NAMES, Starts(town, LoopConfig()), plain_ctrv, None)
     for rollout in together:
         alone = drive_scenes([rollout.name], Starts(town, LoopConfig()), plain_ctrv, None)[0]
@@ -131,8 +131,8 @@ def test_others_react_or_replay(town: Town) -> None:
     assert any((one.others.centre_m != recorded.others.centre_m).any() for one, recorded in zip(reactive, expert, strict=True))
 
 
-def test_a_late_plan_is_driven_late(town: Town) -> None:
-    """Who means to stop at the second plan has stopped later by the delay; without one nothing changes."""
+def test_a_delayed_plan_is_followed_late(town: Town) -> None:
+    """If the second plan is to stop, the ego stops later by the delay. Without a delay nothing changes."""
 
     def stops(inputs: Inputs, scenes: Sequence[DrivenScene]) -> torch.Tensor:
         along = torch.stack([torch.zeros(6), 5.0 * 0.5 * torch.arange(1, 7)], -1).expand(len(scenes), 6, 2)
@@ -147,7 +147,7 @@ def test_a_late_plan_is_driven_late(town: Town) -> None:
         LoopConfig(delay_s=0.6)
 
 
-def test_dropped_columns_look_free_and_are_drawn_from_the_seed(town: Town, agent: Agent) -> None:
+def test_dropped_columns_are_free_and_depend_on_the_seed(town: Town, agent: Agent) -> None:
     tokenizer, scene = agent.forecaster.tokenizer, DrivenScene(town, NAMES[0])
     seen = [Eyes(tokenizer, share).look([scene]).codes for share in (0.0, 0.3, 0.3)]
     assert seen[0] is not None
@@ -206,7 +206,7 @@ def test_a_start_is_drawn_until_it_is_good() -> None:
     assert isinstance(wanted, Start)
 
 
-def test_a_kept_drive_reads_as_it_was_written(town: Town, tmp_path: Path) -> None:
+def test_a_stored_drive_is_read_unchanged(town: Town, tmp_path: Path) -> None:
     rollout = drive_scenes(NAMES[:1], Starts(town, LoopConfig()), plain_ctrv, None)[0]
     write_rollout(tmp_path / "a.npz", rollout)
     found = read_rollout(tmp_path / "a.npz")
@@ -230,7 +230,7 @@ def shared_drive(process_group: ProcessGroup, folder: Path) -> None:
     rows(folder, process_group)
 
 
-def test_drives_go_on_and_processes_share_them(tmp_path: Path) -> None:
+def test_drives_resume_and_are_divided_over_processes(tmp_path: Path) -> None:
     first = rows(tmp_path / "one")
     files = sorted((tmp_path / "one").glob("rollouts/ctrv-*/*.npz"))
     assert [f.stem for f in files] == list(NAMES)
@@ -271,7 +271,7 @@ def bad_path(inputs: Inputs) -> torch.Tensor:
     return torch.zeros(len(inputs.tokens), 6, 3)
 
 
-def test_anybodys_function_drives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_custom_planner_function_can_drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.py").write_text("from iidrive.models.baselines import ctrv\n\n\ndef plan(inputs):\n    return ctrv(inputs).numpy()\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     options = ["--baselines", "off", *TOWN_OPTIONS]
@@ -302,7 +302,7 @@ def test_from_python(tmp_path: Path) -> None:
     assert "ctrv" in driven.text()
 
 
-def test_what_does_not_plan_is_refused(tmp_path: Path) -> None:
+def test_models_that_do_not_plan_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="module:function"):
         subject_of("nothing")
     with pytest.raises(SystemExit):
@@ -322,7 +322,7 @@ def agent() -> Agent:
     return made
 
 
-def test_every_arm_drives_and_the_placebo_is_anothers_scene(town: Town, agent: Agent) -> None:
+def test_every_arm_drives_and_the_placebo_uses_another_scene(town: Town, agent: Agent) -> None:
     config, tokenizer = LoopConfig(moments=11), agent.forecaster.tokenizer
     found = {
         arm: drive_scenes(NAMES, Starts(town, config), planning(agent, arm), tokenizer)
@@ -335,7 +335,7 @@ def test_every_arm_drives_and_the_placebo_is_anothers_scene(town: Town, agent: A
         drive_scenes(NAMES[:1], Starts(town, config), planning(agent, "shuffled"), tokenizer)
 
 
-def test_an_imagined_scene_is_passed_on_to_one_with_the_same_command() -> None:
+def test_the_placebo_passes_forecasts_between_scenes_with_the_same_command() -> None:
     inputs = Inputs(("a", "b", "c"), *(torch.zeros(3, 1) for _ in range(3)), torch.tensor([2, 0, 2]), torch.zeros(3, 4, 4))  # pyright: ignore
     scenes = torch.arange(3.0)[:, None, None, None]
     passing = Passing()
@@ -344,7 +344,7 @@ def test_an_imagined_scene_is_passed_on_to_one_with_the_same_command() -> None:
     assert passing(["a", "b"], inputs.select([0, 1]), 10 + scenes[:2]).flatten().tolist() == [2, 2]
 
 
-def test_the_oracle_sees_what_happens(town: Town) -> None:
+def test_the_oracle_forecast_equals_what_happens(town: Town) -> None:
     scene, grid = as_recorded(town, NAMES[0]), GridSpec((40, 40, 1), (-32.0, -32.0, -1.0), 1.6)
     expert = drive_expert(NAMES[:1], Starts(town, LoopConfig()))[0].ego
     early = DrivenScene(town, NAMES[0])
@@ -358,7 +358,7 @@ def test_the_oracle_sees_what_happens(town: Town) -> None:
 
 
 def test_a_scene_that_begins_off_the_road_is_left_out_and_named(town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody can be judged there, the town's own driver included."""
+    """No drive can be scored there, not even the expert's."""
     elsewhere = shapely.box(-1e4, -1e4, -9e3, -9e3)
 
     def somewhere(of: Town, name: str) -> Road:

@@ -1,4 +1,4 @@
-"""Files of weights as other tools leave them: every spelling of one model comes to the same names and numbers, and choices are said."""
+"""Weight files of other tools: all namings of a model give the same weights, and choices are reported."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ FORMS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_spelling_is_one_model(form: str, tmp_path: Path) -> None:
+def test_every_naming_gives_the_same_model(form: str, tmp_path: Path) -> None:
     found = read_published(saved(tmp_path / "w.pth", FORMS[form]), KNOWN)
     assert same(found.state, BASE)
     assert not found.notes
@@ -111,7 +111,7 @@ BESIDE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("form", BESIDE)
-def test_an_average_beside_the_weights_is_named_and_chosen(form: str, tmp_path: Path) -> None:
+def test_an_ema_beside_the_weights_is_reported_and_can_be_chosen(form: str, tmp_path: Path) -> None:
     path = saved(tmp_path / "w.pth", BESIDE[form])
     for choice in ("", "off"):
         found = read_published(path, KNOWN, choice)
@@ -125,7 +125,7 @@ def test_an_average_beside_the_weights_is_named_and_chosen(form: str, tmp_path: 
 
 
 @pytest.mark.parametrize("value", [{"ema": EMA}, renamed(lambda n: f"module.{n}", EMA) | {"n_averaged": torch.tensor(9)}])
-def test_an_average_alone_is_taken_and_said(value: object, tmp_path: Path) -> None:
+def test_an_ema_alone_is_used_and_reported(value: object, tmp_path: Path) -> None:
     path = saved(tmp_path / "w.pth", value)
     for choice in ("", "on"):
         found = read_published(path, KNOWN, choice)
@@ -136,7 +136,7 @@ def test_an_average_alone_is_taken_and_said(value: object, tmp_path: Path) -> No
         read_published(path, KNOWN, "off")
 
 
-def test_what_cannot_be_chosen_is_said(tmp_path: Path) -> None:
+def test_a_missing_choice_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "w.pth", BASE)
     with pytest.raises(CheckpointError, match=r"w\.pth: holds no moving average"):
         read_published(path, KNOWN, "on")
@@ -151,8 +151,8 @@ def test_what_cannot_be_chosen_is_said(tmp_path: Path) -> None:
             read_published(saved(path, value), KNOWN)
 
 
-def test_what_stands_beside_the_weights_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NumPy's scalars and arrays, containers and a library's objects in `meta`; of the library nothing need be installed."""
+def test_objects_beside_the_weights_are_not_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`meta` may hold NumPy scalars and arrays, containers, and objects of a library that is not installed."""
     module = types.ModuleType("mmengine.logging.history_buffer")
     buffer = type("HistoryBuffer", (), {"__module__": module.__name__})
     module.HistoryBuffer = buffer  # type: ignore[attr-defined]
@@ -194,7 +194,7 @@ def test_what_stands_beside_the_weights_is_not_made(tmp_path: Path, monkeypatch:
         (b"", "an empty file"),
     ],
 )
-def test_what_is_no_file_of_weights_is_called_by_its_name(content: bytes, message: str, tmp_path: Path) -> None:
+def test_files_without_weights_are_named(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes(content)
     with pytest.raises(CheckpointError, match=message):
         read_published(tmp_path / "w.pth")
@@ -215,7 +215,7 @@ def stages() -> tuple[State, State]:
     return {k: v.clone() for k, v in tokenizer.items()}, {k: v.clone() for k, v in world.items()}
 
 
-def test_a_file_of_the_other_stage_is_said_in_one_sentence(stages: tuple[State, State], tmp_path: Path) -> None:
+def test_a_file_of_the_other_stage_is_refused(stages: tuple[State, State], tmp_path: Path) -> None:
     one, two = saved(tmp_path / "1.pth", renamed(lambda n: f"module.{n}", stages[0])), saved(tmp_path / "2.pth", stages[1])
     inside = saved(tmp_path / "3.pth", stages[1] | renamed(lambda n: f"vqvae.{n}", stages[0]))
     alone = saved(tmp_path / "4.pth", renamed(lambda n: f"vqvae.{n}", stages[0]))
@@ -233,7 +233,7 @@ def test_a_file_of_the_other_stage_is_said_in_one_sentence(stages: tuple[State, 
 
 
 def test_half_precision_and_another_codebook(stages: tuple[State, State], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Half precision comes to the same numbers, rounded; the number of codes follows from the file and is said."""
+    """Half-precision weights are read, and the number of codes is taken from the file and reported."""
     codebook = torch.randn(300, 128)
     state = {name: value.to(torch.bfloat16) for name, value in stages[0].items()} | {"vq.embedding.weight": codebook.half()}
     path = saved(tmp_path / "1.pth", {"model": renamed(lambda n: f"_orig_mod.module.{n}", state)})
@@ -248,7 +248,7 @@ def test_half_precision_and_another_codebook(stages: tuple[State, State], tmp_pa
     assert torch.equal(weights[name].float(), state[name].float())
 
 
-def test_the_command_chooses_the_average(stages: tuple[State, State], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_can_choose_the_ema(stages: tuple[State, State], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     average = {name: value + 1 for name, value in stages[0].items()}
     path = saved(tmp_path / "1.pth", {"state_dict": stages[0] | renamed(lambda n: "ema_" + n.replace(".", "_"), average)})
     command = ["import", "ii-world", "--stage1", str(path), "--out"]

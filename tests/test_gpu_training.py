@@ -1,4 +1,4 @@
-"""What a training does for GPUs and that a CPU can show: one start for all, one setting for TF32, and what to do when memory runs out."""
+"""GPU training features that can be tested on a CPU: identical initial weights, the TF32 setting, out-of-memory messages."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def train(
     process_group: ProcessGroup | None = None,
     options: RunOptions | None = None,
 ) -> Path:
-    """Four steps of the smallest model; every process prepares other weights."""
+    """Four steps of the smallest model. Every process starts with different weights."""
     process_group = process_group or ProcessGroup()
     clips = ClipDataset(read_tracks(Town(TownConfig(train_scenes=1, keyframes=14)), "train"), ClipSpec())
 
@@ -86,7 +86,7 @@ def test_tf32_is_one_setting_and_changes_nothing_on_a_cpu(tmp_path: Path, monkey
     allow_tf32(False)
 
 
-def test_when_memory_runs_out_the_options_that_save_some_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_errors_name_options_that_save_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def loss(self: EgoMLP, batch: Batch, counts: object = None) -> tuple[Tensor, dict[str, Tensor]]:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
@@ -102,7 +102,7 @@ def test_when_memory_runs_out_the_options_that_save_some_are_named(tmp_path: Pat
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
-def test_an_operation_that_cannot_repeat_its_bits_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_operation_without_a_deterministic_version_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def loss(self: EgoMLP, batch: Batch, counts: object = None) -> tuple[Tensor, dict[str, Tensor]]:
         raise RuntimeError("sum_cuda does not have a deterministic implementation. You can turn this off by …")
 
@@ -117,7 +117,7 @@ def test_an_operation_that_cannot_repeat_its_bits_is_named(tmp_path: Path, monke
 
 
 def test_batches_for_a_gpu_are_made_ahead() -> None:
-    """Unless somebody says how."""
+    """By two workers, unless another number is given."""
     for asked, on_gpu, on_cpu in ((-1, 2, 0), (0, 0, 0), (3, 3, 3)):
         config = ParallelConfig(workers=asked)
         assert [config.workers_for(torch.device(name)) for name in ("cuda", "cpu")] == [on_gpu, on_cpu]
@@ -125,8 +125,8 @@ def test_batches_for_a_gpu_are_made_ahead() -> None:
         ParallelConfig(workers=-2)
 
 
-def test_the_moving_average_of_all_tensors_is_that_of_each() -> None:
-    """Decay 0.5 from the first step on: halfway to the present weights each time."""
+def test_the_ema_of_all_tensors_equals_that_of_each() -> None:
+    """With decay 0.5, each step moves halfway to the current weights."""
     model = made().double()
     average = EMA(model, TrainConfig(ema_decay=0.5, ema_initial_steps=10**6))
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -158,12 +158,12 @@ def agree_by_host(process_group: ProcessGroup, folder: Path) -> None:
     (folder / "heard").touch()
 
 
-def test_processes_agree_without_their_gpus(tmp_path: Path) -> None:
+def test_processes_agree_through_the_gloo_group(tmp_path: Path) -> None:
     run_together(2, agree_by_host, tmp_path)
     assert (tmp_path / "heard").exists()
 
 
-def test_every_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)

@@ -1,4 +1,5 @@
-"""Every model and loss of every recipe, at its own size, runs without the host: nothing is copied to the device in a call, no result is waited for.
+"""Every model and loss of every recipe, at its own size, runs without the host: nothing is copied to the device in a call, no result is
+waited for.
 
 On the `meta` device full size costs nothing.
 """
@@ -106,7 +107,9 @@ class OfTwo(ProcessGroup):
 
 
 def train_step(monkeypatch: pytest.MonkeyPatch, model: Trainable, module: nn.Module, config: TrainConfig, part: Batch) -> None:
-    """A step of the training loop of one of two processes; AdamW's own part of it is torch's, and `_read` is the one place that may wait."""
+    """A step of the training loop of one of two processes; AdamW's own part of it is torch's, and `_read` is the one place that may
+    wait.
+    """
     module.requires_grad_(True)
     state = State.start(TrainTask(model, module, Manifest("planner", "", {}, 0, "", {}), None), replace(config, group=0), META)
     monkeypatch.setattr(state.optimiser, "step", lambda: None)

@@ -1,4 +1,4 @@
-"""Evaluation beside a GPU gives what it gives on a CPU: batches that other processes make, and voxels that are counted where they lie."""
+"""Evaluation on a GPU equals that on a CPU: batches made by workers, and voxels counted on the device."""
 
 from __future__ import annotations
 

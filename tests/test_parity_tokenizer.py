@@ -290,7 +290,7 @@ def test_cells_lie_on_their_corner_or_centre() -> None:
     assert centre.height_m == 0.0
 
 
-def test_options_that_cannot_work() -> None:
+def test_invalid_options_are_refused() -> None:
     with pytest.raises(ConfigError, match="warp=stream"):
         replace(CONFIG, warp="once")
     with pytest.raises(ConfigError, match="centred on the ego"):

@@ -1,4 +1,6 @@
-"""Single plans among recorded boxes: the recorded ego passes, who drives into a box does not, and sources without lanes say what is left out."""
+"""Single plans among recorded boxes: the recorded ego passes, who drives into a box does not, and sources without lanes say what is left
+out.
+"""
 
 from __future__ import annotations
 

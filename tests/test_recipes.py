@@ -1,4 +1,6 @@
-"""Recipes on the command line: each field explained, printed as YAML that is read back, chosen by name or file, overridden field by field."""
+"""Recipes on the command line: each field explained, printed as YAML that is read back, chosen by name or file, overridden field by
+field.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Three tiny chains that differ in the seed alone: tokenizer, tokens, world model and planner of each."""
+"""Three tiny chains of tokenizer, tokens, world model and planner, which differ only in the seed."""
 
 from __future__ import annotations
 
