@@ -27,7 +27,7 @@ def test_round_trip(tmp_path: Path) -> None:
     found = checkpoint.read_manifest(tmp_path)
     assert sorted(found.files) == ["training.safetensors", "weights.safetensors"]
     assert replace(found, files={}) == MANIFEST
-    checkpoint.require_whole(path)
+    checkpoint.verify_checksums(path)
     loaded = checkpoint.load_tensors(tmp_path)
     assert all(torch.equal(loaded[k], weights[k]) for k in weights)
     assert [p.name for p in path.parent.iterdir()] == [path.name]

@@ -39,10 +39,10 @@ from iidrive.scoring.driving.rollout import Road
 from iidrive.scoring.driving.tracking import CarState
 from iidrive.simulation.displace import LATERAL_M, PACES, Start, drawn
 from iidrive.simulation.driven import PAST, DrivenScene, road_of
-from iidrive.simulation.eyes import Eyes
-from iidrive.simulation.foresight import truly_taken
+from iidrive.simulation.foresight import true_occupancy
 from iidrive.simulation.kept import read_rollout, write_rollout
 from iidrive.simulation.loop import LoopConfig, Starts, begin, drive_expert, drive_scenes
+from iidrive.simulation.observer import Observer
 
 CONFIG = TownConfig(train_scenes=0, val_scenes=0, test_scenes=4, keyframes=17)
 NAMES = tuple(f"town-test-{k:05d}" for k in range(3))
@@ -83,8 +83,8 @@ def test_planner_inputs_equal_those_in_open_loop(town: Town) -> None:
     torch.manual_seed(0)
     tokenizer = Tokenizer(RECIPE.tokenizer).eval()
     recorded = town.scene(NAMES[0])
-    driven, eyes = as_recorded(town, NAMES[0]), Eyes(tokenizer)
-    got = eyes.look([driven])
+    driven, observer = as_recorded(town, NAMES[0]), Observer(tokenizer)
+    got = observer.observe([driven])
     track = EgoTrack.of(recorded)
     codes = scene_codes(tokenizer, town, recorded)
     clips = scored_clips([track], lambda name, rows: codes[rows])
@@ -149,18 +149,18 @@ def test_a_delayed_plan_is_followed_late(town: Town) -> None:
 
 def test_dropped_columns_are_free_and_depend_on_the_seed(town: Town, agent: Agent) -> None:
     tokenizer, scene = agent.forecaster.tokenizer, DrivenScene(town, NAMES[0])
-    seen = [Eyes(tokenizer, share).look([scene]).codes for share in (0.0, 0.3, 0.3)]
+    seen = [Observer(tokenizer, share).observe([scene]).codes for share in (0.0, 0.3, 0.3)]
     assert seen[0] is not None
     assert seen[1] is not None
     assert seen[2] is not None
     assert torch.equal(seen[1], seen[2])
     assert not torch.equal(seen[0], seen[1])
     grid = np.full((40, 40, 4), 11, np.uint8)
-    kept = Eyes(tokenizer, 0.3)._seen(grid, (1, 2))
+    kept = Observer(tokenizer, 0.3)._seen(grid, (1, 2))
     gone = (kept == FREE).all(-1)
     assert (kept[~gone] == 11).all()
     assert 0.25 < gone.mean() < 0.35
-    assert Eyes(tokenizer)._seen(grid, (1, 2)) is grid
+    assert Observer(tokenizer)._seen(grid, (1, 2)) is grid
 
 
 def test_a_drive_ends_where_it_fails_unless_it_goes_on(town: Town) -> None:
@@ -349,7 +349,7 @@ def test_the_oracle_forecast_equals_what_happens(town: Town) -> None:
     expert = drive_expert(NAMES[:1], Starts(town, LoopConfig()))[0].ego
     early = DrivenScene(town, NAMES[0])
     states = [CarState.rolling(expert.xy_m[k][None], expert.yaw_rad[k][None], expert.speed_mps[k][None]) for k in range(1, 31)]
-    seen = truly_taken(early, states, grid)
+    seen = true_occupancy(early, states, grid)
     wanted = FlowTargets(town, grid)(NAMES[0], 0)["taken"][1:]
     # the recorded scene lists boxes within 80 m of where the ego is then: the grid lies within
     assert (seen == wanted).all()

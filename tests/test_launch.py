@@ -99,7 +99,7 @@ def test_a_stopped_job_saves_and_a_killed_process_is_named(tmp_path: Path) -> No
         _, errors = task.communicate(timeout=120)
         assert task.returncode == status, errors
         assert errors.count(said) == 1, errors
-        checkpoint.require_whole(checkpoint.find(tmp_path / name))
+        checkpoint.verify_checksums(checkpoint.find(tmp_path / name))
 
 
 def test_devices_must_match_the_number_of_started_processes(monkeypatch: pytest.MonkeyPatch) -> None:

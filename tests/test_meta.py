@@ -30,7 +30,7 @@ from iidrive.pipeline.on_device import confusion
 from iidrive.pipeline.recipes import RECIPES, Recipe
 from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.run_folder import Run
-from iidrive.simulation import eyes
+from iidrive.simulation import observer
 from iidrive.simulation.driven import DrivenScene
 from iidrive.training import loop
 from iidrive.training.checkpoint import Manifest
@@ -156,14 +156,14 @@ def test_encoding_forecasting_and_planning(recipe: Recipe) -> None:
 
 
 def test_the_closed_loop_waits_for_plans_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eyes bring occupancy and poses of scenes to the device; what is made of them there is not waited for before the plan is read."""
+    """Observer bring occupancy and poses of scenes to the device; what is made of them there is not waited for before the plan is read."""
     tokenizer, _, agent = made(RECIPES["tiny"]())
     town = Town(TownConfig(train_scenes=2, keyframes=14))
     passes: list[str] = []
     for owner, name in ((tokenizer, "encode"), (tokenizer, "align"), (tokenizer.quantiser, "forward")):
         monkeypatch.setattr(owner, name, watched(getattr(owner, name), passes))
-    monkeypatch.setattr(eyes, "device", lambda: META)
-    inputs = eyes.Eyes(tokenizer).look([DrivenScene(town, name) for name in town.scene_names("train")])
+    monkeypatch.setattr(observer, "device", lambda: META)
+    inputs = observer.Observer(tokenizer).observe([DrivenScene(town, name) for name in town.scene_names("train")])
     assert len(passes) % 3 == 0
     assert len(passes) > 0
     assert inputs.codes is not None

@@ -234,7 +234,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pyt
         tmp_path
     ).name == "samples-000000004"
     assert not list((tmp_path / "checkpoints").glob(".*"))
-    checkpoint.require_whole(checkpoint.find(tmp_path))
+    checkpoint.verify_checksums(checkpoint.find(tmp_path))
 
 
 def one_dies(process_group: ProcessGroup, folder: Path) -> None:
@@ -262,7 +262,7 @@ def test_other_processes_report_a_dead_one(tmp_path: Path) -> None:
     told = (tmp_path / "told-0").read_text()
     assert "process 0 of 2 lost the others" in told
     assert "continue from the newest with `--resume on`" in told
-    checkpoint.require_whole(checkpoint.find(tmp_path))
+    checkpoint.verify_checksums(checkpoint.find(tmp_path))
 
 
 def one_reads_badly(process_group: ProcessGroup, folder: Path) -> None:

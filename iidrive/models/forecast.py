@@ -30,7 +30,7 @@ from iidrive.models.world import Imagined, RolloutState, WorldModel
 
 
 @dataclass(frozen=True)
-class Seen:
+class CurrentOccupancy:
     """Current occupancy on the cells of the occupancy flow, in the current ego frame.
 
     Attributes:
@@ -66,7 +66,7 @@ class Forecaster(nn.Module):
 
     def initial_state(self, inputs: Inputs) -> RolloutState:
         """Rollout state of the world model at the current keyframe."""
-        return self.world.initial_state(inputs, self._seen_latents(inputs))
+        return self.world.initial_state(inputs, self._observed_latents(inputs))
 
     @torch.no_grad()
     def imagine(self, inputs: Inputs, steps: int, true_motion: Float[Tensor, "B S 4 4"] | None = None) -> Imagined:
@@ -81,7 +81,7 @@ class Forecaster(nn.Module):
         Raises:
             ConfigError: for `true_motion` and a world model with motion=map, which does not support it.
         """
-        latents = self._seen_latents(inputs)
+        latents = self._observed_latents(inputs)
         if self.world.config.motion == "map":
             if true_motion is not None:
                 raise ConfigError("motion=map cannot be rolled out along the true path: leave true_motion out.")
@@ -134,10 +134,10 @@ class Forecaster(nn.Module):
     def taken(self, inputs: Inputs) -> Float[Tensor, "B S X Y"]:
         """Probability that a road user occupies each cell at every future step, from the occupancy flow, in the current ego frame."""
         assert self.world.flow is not None
-        return self.world.flow.of(inputs, self._seen_latents(inputs)).taken[:, 1:].sigmoid()
+        return self.world.flow.of(inputs, self._observed_latents(inputs)).taken[:, 1:].sigmoid()
 
     @torch.no_grad()
-    def seen_now(self, inputs: Inputs) -> Seen:
+    def current_occupancy(self, inputs: Inputs) -> CurrentOccupancy:
         """Current occupancy, decoded from the current latent without the world model, on the cells of the occupancy flow."""
         assert inputs.codes is not None
         assert self.flow_grid is not None
@@ -146,8 +146,8 @@ class Forecaster(nn.Module):
         taken, road = user.amax(-1), (user + found[..., DRIVEABLE]).amax(-1)
         voxels = found.shape[1] // self.flow_grid.shape[0]
         if voxels == 1:
-            return Seen(taken, 1 - road)
-        return Seen(F.max_pool2d(taken[:, None], voxels)[:, 0], 1 - F.avg_pool2d(road[:, None], voxels)[:, 0])
+            return CurrentOccupancy(taken, 1 - road)
+        return CurrentOccupancy(F.max_pool2d(taken[:, None], voxels)[:, 0], 1 - F.avg_pool2d(road[:, None], voxels)[:, 0])
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Numbers of valid elements of a batch: future steps that exist; with a voxel loss, also known voxels and frames that it
@@ -167,7 +167,7 @@ class Forecaster(nn.Module):
         truth = self.latents(targets.codes)
         rate = math.exp(-config.teacher_decay * batch.progress)
         if config.motion == "map":
-            return recorded_windows.loss(self.world, inputs, self._seen_latents(inputs), targets, truth, targets.draw < rate)
+            return recorded_windows.loss(self.world, inputs, self._observed_latents(inputs), targets, truth, targets.draw < rate)
         frames = torch.cat([identity(truth).expand(len(truth), 1, 4, 4), targets.now_T_frame], 1)
         motions = transform_inverse(frames[:, :-1]) @ frames[:, 1:]
         state = self.initial_state(inputs)
@@ -196,7 +196,7 @@ class Forecaster(nn.Module):
             parts["voxel"] = config.voxel_weight * self.tokenizer.voxel_loss(logits, labels, counts)[0]
         return torch.stack(list(parts.values())).sum(), parts
 
-    def _seen_latents(self, inputs: Inputs) -> Float[Tensor, "B T C x y"]:
+    def _observed_latents(self, inputs: Inputs) -> Float[Tensor, "B T C x y"]:
         assert inputs.codes is not None
         return self.latents(inputs.codes[:, -self.world.config.history :])
 

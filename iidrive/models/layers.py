@@ -23,7 +23,7 @@ from iidrive.models.norm import Norm
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation whose running statistics are updated by `settle`, not in the forward pass.
+    """Batch normalisation whose running statistics are updated by `update_running_stats`, not in the forward pass.
 
     In training, each forward pass normalises with the statistics of its own samples and stores them. When a global batch is computed in
     several groups or processes, the running statistics are then updated once, with the mean over the groups.
@@ -42,7 +42,7 @@ class BatchNorm(nn.BatchNorm2d):
         return F.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
 
     @torch.no_grad()
-    def settle(self, groups: int, mean: Callable[[Tensor], Tensor] = lambda kept: kept) -> None:
+    def update_running_stats(self, groups: int, mean: Callable[[Tensor], Tensor] = lambda kept: kept) -> None:
         """Update the running statistics with the stored statistics of `groups` groups. `mean` averages over processes."""
         assert self.running_mean is not None
         assert self.running_var is not None

@@ -31,7 +31,7 @@ from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES
 from iidrive.models.baselines import ctrv
 from iidrive.models.candidates import smoothed, smoothing, speed_profiles
 from iidrive.models.ego_motion import MOTION, ego_status, lidar_path, step_before
-from iidrive.models.forecast import Forecaster, Seen
+from iidrive.models.forecast import CurrentOccupancy, Forecaster
 from iidrive.models.layers import CellGrid, ResBlock, constant, mlp, planar, transform_inverse
 from iidrive.models.losses import Counts, masked_mean
 from iidrive.models.outcomes import OutcomeHead, Outcomes, collisions, on_the_road
@@ -235,7 +235,7 @@ class Agent(nn.Module):
     @torch.no_grad()
     def choice(self, inputs: Inputs, ii: bool) -> Choice:
         """Candidates of a batch and their predicted outcomes. Only for a planner with candidates."""
-        seen = None if ii and not self.planner.config.shifts_m else self.forecaster.seen_now(inputs)
+        seen = None if ii and not self.planner.config.shifts_m else self.forecaster.current_occupancy(inputs)
         return self.choose(inputs, self.way(inputs, seen), self.scene(inputs, ii, seen), ii)
 
     @torch.no_grad()
@@ -244,7 +244,7 @@ class Agent(nn.Module):
         return self.choose(inputs, self.way(inputs), scene, True)
 
     @torch.no_grad()
-    def way(self, inputs: Inputs, seen: Seen | None = None) -> Float[Tensor, "B S 2"]:
+    def way(self, inputs: Inputs, seen: CurrentOccupancy | None = None) -> Float[Tensor, "B S 2"]:
         """The base path: the best-scored proposal, shifted sideways if it leaves the road.
 
         `seen` is the current occupancy, if it has been computed already.
@@ -255,15 +255,15 @@ class Agent(nn.Module):
         way = drivable(stages[-1].best())
         if not config.shifts_m or grid is None:
             return way
-        off_road = (seen or self.forecaster.seen_now(inputs)).off_road
+        off_road = (seen or self.forecaster.current_occupancy(inputs)).off_road
         return on_the_road(way, off_road, grid, inputs.ego_T_lidar, config.shifts_m, config.road_m)
 
     @torch.no_grad()
-    def scene(self, inputs: Inputs, ii: bool, seen: Seen | None = None) -> Float[Tensor, "B S X Y"]:
+    def scene(self, inputs: Inputs, ii: bool, seen: CurrentOccupancy | None = None) -> Float[Tensor, "B S X Y"]:
         """Occupancy probabilities of road users at every step: the forecast with ii, the current occupancy without."""
         if ii:
             return self.forecaster.taken(inputs)
-        return (seen or self.forecaster.seen_now(inputs)).taken[:, None].expand(-1, FUTURE_STEPS, -1, -1)
+        return (seen or self.forecaster.current_occupancy(inputs)).taken[:, None].expand(-1, FUTURE_STEPS, -1, -1)
 
     def choose(self, inputs: Inputs, way: Float[Tensor, "B S 2"], scene: Float[Tensor, "B S X Y"], ii: bool) -> Choice:
         """Candidates along a base path and their predicted outcomes in a scene.

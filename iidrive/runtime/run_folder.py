@@ -87,7 +87,7 @@ class Run:
                 "continue with `--resume on`."
             ) from None
 
-    def forget_after(self, samples: int) -> None:
+    def drop_logs_after(self, samples: int) -> None:
         """Remove lines of metrics.jsonl after `samples` samples, and an incomplete last line. A resumed run writes them again."""
         path = self.folder / "metrics.jsonl"
         if path.exists():

@@ -145,7 +145,7 @@ class DrivenScene:
             self.record.plans.append((plan.speed_mps[0], plan.yaw_rad[0]))
         self._finish(len(states), go_on)
 
-    def let_drive(self) -> None:
+    def step_expert(self) -> None:
         """Advance by half a second with the town's expert driver. Nothing ends the drive early."""
         for _ in range(min(STEPS_PER_KEYFRAME, self.moments - len(self.record.ego))):
             self.live.step()

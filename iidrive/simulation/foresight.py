@@ -19,7 +19,7 @@ from iidrive.simulation.driven import STEPS_PER_KEYFRAME, DrivenScene
 Array = np.ndarray
 
 
-def truly_taken(scene: DrivenScene, states: list[CarState], spec: GridSpec) -> Bool[Array, "S X Y"]:
+def true_occupancy(scene: DrivenScene, states: list[CarState], spec: GridSpec) -> Bool[Array, "S X Y"]:
     """Cells that other road users will occupy at every step while the ego follows `states` (0.1 s apart, three seconds).
 
     The cells are in the ego frame of the current keyframe.

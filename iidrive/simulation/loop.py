@@ -23,7 +23,7 @@ from iidrive.scoring.driving.rollout import Rollout
 from iidrive.scoring.driving.tracking import DT_S, CarState, Reference, follow, reference
 from iidrive.simulation.displace import Start, drawn
 from iidrive.simulation.driven import LEVER_M, STEPS_PER_KEYFRAME, Agents, DrivenScene
-from iidrive.simulation.eyes import Eyes
+from iidrive.simulation.observer import Observer
 
 Array = np.ndarray
 Plan = Callable[[Inputs, Sequence[DrivenScene]], Tensor]
@@ -83,11 +83,11 @@ def drive_scenes(names: Sequence[str], starts: Starts, plan: Plan, tokenizer: To
         tokenizer: encodes the occupancy for the planner; None for a planner that reads no codes.
     """
     config = starts.config
-    scenes, eyes = [starts(name) for name in names], Eyes(tokenizer, config.dropped)
+    scenes, observer = [starts(name) for name in names], Observer(tokenizer, config.dropped)
     late = round(config.delay_s / DT_S)
     before: dict[str, tuple[Reference, CarState]] = {}
     while active := [scene for scene in scenes if not scene.over]:
-        plans = plan(eyes.look(active), active).numpy(force=True).astype(np.float64)
+        plans = plan(observer.observe(active), active).numpy(force=True).astype(np.float64)
         wanted = reference(plans, LEVER_M)
         for row, scene in enumerate(active):
             mine, state = wanted.select(np.array([row])), scene.state
@@ -112,7 +112,7 @@ def drive_expert(names: Sequence[str], starts: Starts) -> list[Rollout]:
     for name in names:
         scene = starts(name)
         while not scene.over:
-            scene.let_drive()
+            scene.step_expert()
         found.append(scene.rollout())
     return found
 

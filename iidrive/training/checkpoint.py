@@ -161,7 +161,7 @@ def newest_first(run: str | Path) -> list[Path]:
     return sorted((Path(run) / "checkpoints").glob("samples-*"), reverse=True)
 
 
-def require_whole(path: Path) -> None:
+def verify_checksums(path: Path) -> None:
     """Verify the checksums of a checkpoint. Raises CheckpointError if a file is missing or differs."""
     for file, digest in read_manifest(path).files.items():
         if not (path / file).is_file() or _digest(path / file) != digest:

@@ -52,7 +52,7 @@ def fit(task: TrainTask, clips: ClipDataset, config: TrainConfig, run: Run, opti
                     checkpoint.remove(path)
     else:
         with process_group.raise_on_all_ranks():
-            run.forget_after(0)
+            run.drop_logs_after(0)
     steps = Steps(clips, Order(config.seed, config.batch, config.samples), parts)
     if state.seen == 0 and task.prepare is not None:
         first = Steps(clips, steps.order, [range(min(config.batch, 8))])[0]
@@ -185,7 +185,7 @@ def _step(state: State, parts: Sequence[Batch], steps: Steps, run: Run, process_
     scaler = state.precision.scaler
     if scaler is not None:
         scaler.unscale_(state.optimiser)
-    norm = _clipped(parameters, task.apart, config.max_grad_norm)
+    norm = _clipped(parameters, task.clipped_separately, config.max_grad_norm)
     *read, length = _read(torch.cat([values, norm[None]]))
     found = dict(zip(names, read, strict=True))
     if not math.isfinite(found["loss"]):
@@ -200,16 +200,16 @@ def _step(state: State, parts: Sequence[Batch], steps: Steps, run: Run, process_
         state.optimiser.step()
     else:
         raise SharedError(f"the gradient became {length} after {state.seen} samples. {_remedy(state, run)}")
-    _settle(task.module, len(parts), process_group)
+    _update_batch_norms(task.module, len(parts), process_group)
     return found
 
 
-def _clipped(parameters: Sequence[nn.Parameter], apart: Sequence[nn.Module], most: float) -> Tensor:
-    """Clip gradients to the norm `most`, separately for each module in `apart` and for all other parameters.
+def _clipped(parameters: Sequence[nn.Parameter], clipped_separately: Sequence[nn.Module], most: float) -> Tensor:
+    """Clip gradients to the norm `most`, separately for each module in `clipped_separately` and for all other parameters.
 
     Returns the norm of all gradients before clipping.
     """
-    groups = [[p for p in module.parameters() if p.requires_grad] for module in apart]
+    groups = [[p for p in module.parameters() if p.requires_grad] for module in clipped_separately]
     taken = {id(p) for group in groups for p in group}
     groups.append([p for p in parameters if id(p) not in taken])
     return torch.stack([nn.utils.clip_grad_norm_(group, most) for group in groups]).norm()
@@ -242,10 +242,10 @@ def _read(values: Float[Tensor, "n"]) -> list[float]:
     return values.tolist()
 
 
-def _settle(module: nn.Module, groups: int, process_group: ProcessGroup) -> None:
+def _update_batch_norms(module: nn.Module, groups: int, process_group: ProcessGroup) -> None:
     for norm in module.modules():
         if isinstance(norm, BatchNorm) and norm.kept:
-            norm.settle(groups, lambda kept: process_group.sum(kept) / process_group.size)
+            norm.update_running_stats(groups, lambda kept: process_group.sum(kept) / process_group.size)
 
 
 def _save(state: State, run: Run, logs: Mapping[str, float], process_group: ProcessGroup) -> Path:

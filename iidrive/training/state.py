@@ -72,8 +72,8 @@ class TrainTask:
         architecture: config of the module, for the fingerprint.
         prepare: called with the first samples before the first step, the same on every process.
         validate: returns (metrics, text) of the current weights. The first metric selects the best checkpoint; larger is better.
-        apart: modules whose gradients are clipped separately. They learn a task of their own, and their large gradients would otherwise
-            scale down all others.
+        clipped_separately: modules whose gradients are clipped separately. They learn a task of their own, and their large gradients would
+            otherwise scale down all others.
     """
 
     model: Trainable
@@ -82,7 +82,7 @@ class TrainTask:
     architecture: Any
     prepare: Callable[[Batch], None] | None = None
     validate: Callable[[], tuple[dict[str, float], str]] | None = None
-    apart: tuple[nn.Module, ...] = ()
+    clipped_separately: tuple[nn.Module, ...] = ()
 
 
 class Precision:
@@ -211,7 +211,7 @@ class State:
             scale, tracker = training["scaler"].tolist()
             self.precision.scaler.load_state_dict({**self.precision.scaler.state_dict(), "scale": scale, "_growth_tracker": int(tracker)})
         self.seen, self.best = manifest.samples_seen, manifest.metrics.get("best", {})
-        run.forget_after(self.seen)
+        run.drop_logs_after(self.seen)
 
     def _note_changes(self, before: Manifest) -> None:
         """Record in the manifest which settings changed when resuming, and after how many samples."""
@@ -228,7 +228,7 @@ class State:
 def _newest_whole(run: Run) -> tuple[Path, dict[str, Tensor]]:
     for path in checkpoint.newest_first(run.folder):
         try:
-            checkpoint.require_whole(path)
+            checkpoint.verify_checksums(path)
             return path, checkpoint.load_tensors(path, "training.safetensors")
         except CheckpointError as error:
             warnings.warn(f"{error} Continuing from the checkpoint before it.", stacklevel=2)

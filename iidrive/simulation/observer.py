@@ -23,7 +23,7 @@ from iidrive.simulation.driven import PAST, DrivenScene
 Array = np.ndarray
 
 
-class Eyes:
+class Observer:
     """Makes model inputs of simulated scenes. Without a tokenizer they have ego motion and command only, and no occupancy is generated.
 
     Every keyframe is encoded once, together with the earlier keyframes that the tokenizer uses.
@@ -36,7 +36,7 @@ class Eyes:
         self._codes: dict[str, list[torch.Tensor]] = {}
 
     @torch.no_grad()
-    def look(self, scenes: Sequence[DrivenScene]) -> Inputs:
+    def observe(self, scenes: Sequence[DrivenScene]) -> Inputs:
         """Inputs of the scenes at their current keyframes."""
         if self.tokenizer is not None:
             while new := [s for s in scenes if len(self._codes.setdefault(s.name, [])) < len(s.keyframes)]:
