@@ -124,7 +124,7 @@ def test_devices_that_do_not_fit_the_batch_are_refused_with_the_nearest() -> Non
         ParallelConfig().divide(config, 3)
     with pytest.raises(ConfigError, match=r"4 devices x micro-batches of 3 x 5 accumulation steps make 60 samples.* 4 x 4 x 4"):
         ParallelConfig(micro_batch_size=3).divide(config, 4)
-    with pytest.raises(ConfigError, match=r"make 128 samples.*Nearest that fit: 8 x 8 x 1|Nearest that fit: 8 x 4 x 2"):
+    with pytest.raises(ConfigError, match=r"make 128 samples.*nearest that fit: 8 x 8 x 1|nearest that fit: 8 x 4 x 2"):
         ParallelConfig(micro_batch_size=4, grad_accum_steps=4).divide(config, 8)
     assert ParallelConfig().divide(config, 8) == (8, 1)
     assert ParallelConfig().divide(replace(config, micro_batch=3), 8) == (2, 4)

@@ -143,7 +143,7 @@ def test_a_delayed_plan_is_followed_late(town: Town) -> None:
         rollout = drive_scenes(NAMES[:1], Starts(town, LoopConfig(go_on=True, moments=31, delay_s=delay_s)), stops, None)[0]
         gone.append(float(np.hypot(*np.diff(rollout.ego.xy_m, axis=0).T).sum()))
     assert gone[0] + 0.5 < gone[1] < gone[2] - 0.5
-    with pytest.raises(ConfigError, match=r"between 0 and 0\.5 s"):
+    with pytest.raises(ConfigError, match=r"from 0 to 0\.5 s"):
         LoopConfig(delay_s=0.6)
 
 
@@ -216,7 +216,7 @@ def test_a_stored_drive_is_read_unchanged(town: Town, tmp_path: Path) -> None:
     assert found.others.track == rollout.others.track
     assert (found.plan_speed_mps == rollout.plan_speed_mps).all()
     np.savez(tmp_path / "b.npz", name="x")
-    with pytest.raises(DataError, match=r"b\.npz: not a drive"):
+    with pytest.raises(DataError, match=r"b\.npz: not a file of `iidrive drive`"):
         read_rollout(tmp_path / "b.npz")
 
 

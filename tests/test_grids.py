@@ -185,7 +185,7 @@ def test_wrong_folders_give_a_one_sentence_error(world: Path, tmp_path: Path, ca
         ("extra", root, "1 sample (nobody) not in root/gts (mini_val)"),
         ("few", root, "no prediction for 15 samples"),
         ("twice", root, "sample a has two files, in scene-0103 and in scene-0916"),
-        ("empty", root, "no <scene>/<sample token>/labels.npz in it"),
+        ("empty", root, "no <scene>/<sample token>/labels.npz or <sample token>.npz in it"),
         ("shape", ["--truth", "one"], "must hold integers in shape (200, 200, 16)"),
         ("kind", ["--truth", "one"], "must hold integers"),
         ("class", ["--truth", "one"], "the prediction holds class 18"),

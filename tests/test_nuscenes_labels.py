@@ -74,8 +74,8 @@ def test_predictions_in_the_formats_of_other_code_bases(where, tiny):
     assert "predicted occupancy exists for 1 of 16" in " ".join(source.missing())
     for grid, message in (
         (np.stack([want] * 7), "7 grids, but only one \\(of the current time\\) is allowed"),
-        (np.where(want == FREE, 16, want), "In openocc 16 is free, but Occ3D's numbers are read here"),
-        (np.argwhere(want < FREE)[:, [0, 1, 2, 0]], "write whole grids"),
+        (np.where(want == FREE, 16, want), "In openocc 16 is free, but Occ3D's numbers are expected here"),
+        (np.argwhere(want < FREE)[:, [0, 1, 2, 0]], "write dense grids"),
     ):
         write(grid)
         with pytest.raises(DataError, match=message):
@@ -104,7 +104,7 @@ LABEL_FAULTS = {
     "unknown class": (label_arrays(semantics=np.full(OCC3D_GRID.shape, 23, np.uint8)), "class 23"),
     "other class numbers": (
         label_arrays(semantics=np.full(OCC3D_GRID.shape, 16, np.uint8)),
-        "class 16 fills 100 % .*In openocc 16 is free, but Occ3D's numbers are read here",
+        "class 16 fills 100 % .*In openocc 16 is free, but Occ3D's numbers are expected here",
     ),
     "no semantics": ({"arr_0": label_arrays()["semantics"]}, "no array 'semantics'; found arr_0"),
     "pickled": (label_arrays(semantics=np.array([{"a": 1}], dtype=object)), "not a readable"),

@@ -73,7 +73,7 @@ def test_build_read_and_continue(tmp_path: Path) -> None:
     rows = cache.read(NAMES[1], 2, 5)
     assert rows.tokens == tuple(k.token for k in scene.keyframes[2:5])
     np.testing.assert_array_equal(rows.global_T_ego[0], scene.keyframes[2].global_T_ego.matrix)
-    with pytest.raises(DataError, match=r"has keyframes 0..8, asked for 4..9"):
+    with pytest.raises(DataError, match=r"holds keyframes 0..8, but 4..9 are needed"):
         cache(NAMES[1], np.array([4, 9]))
 
 
@@ -233,7 +233,7 @@ def test_tokens_of_other_keyframes_are_written_again(tmp_path: Path) -> None:
     write(tmp_path)
     cache, warned = write(tmp_path, NAMES[:1], source=Renamed(TOWN.config))
     assert len(warned) == 1
-    assert "other sample tokens" in warned[0]
+    assert "its sample tokens or ego poses differ" in warned[0]
     assert cache.read(NAMES[0]).tokens[0].startswith("new-")
 
 
