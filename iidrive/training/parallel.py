@@ -20,12 +20,12 @@ class ParallelConfig:
     """Parallelism and memory options. Devices x `micro_batch_size` x `grad_accum_steps` must be the global batch size.
 
     Attributes:
-        micro_batch_size: samples per forward pass on a device; 0: chosen automatically, at most the recipe's micro_batch.
+        micro_batch_size: samples per forward pass; 0: at most the recipe's micro_batch.
         grad_accum_steps: forward and backward passes per optimiser step; 0: as needed.
         workers: data loading workers per device; default: 2 for a GPU, 0 for a CPU.
         activation_checkpointing: recompute activations in the backward pass: less memory, more time.
         compile: compile the models with torch.compile.
-        deterministic: use deterministic GPU operations only: same bits every time, but slower.
+        deterministic: use only deterministic GPU operations, which are slower.
     """
 
     micro_batch_size: int = 0
