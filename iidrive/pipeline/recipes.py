@@ -105,7 +105,14 @@ def small() -> Recipe:
         flow=FlowConfig(width=32),
     )
     planner = PlannerConfig(
-        latent_width=32, width=48, ii_fraction=0.25, accelerations=ACCELERATIONS, shifts_m=SHIFTS_M, collision_m=40.0, overlap_m=80.0
+        latent_width=32,
+        width=48,
+        ii_fraction=0.25,
+        accelerations=ACCELERATIONS,
+        shifts_m=SHIFTS_M,
+        collision_m=40.0,
+        overlap_m=80.0,
+        smooth=3.0,
     )
     base = TrainConfig(weight_decay=1e-2, max_grad_norm=1.0, ema_decay=0.995, ema_warmup_steps=100.0)
     return Recipe(
@@ -185,7 +192,7 @@ def full() -> Recipe:
         "full",
         TokenizerConfig(mirror="clip"),
         WorldConfig(flow=FlowConfig(width=64)),
-        PlannerConfig(accelerations=ACCELERATIONS, shifts_m=SHIFTS_M, collision_m=40.0, overlap_m=80.0),
+        PlannerConfig(accelerations=ACCELERATIONS, shifts_m=SHIFTS_M, collision_m=40.0, overlap_m=80.0, smooth=3.0),
         train_tokenizer=stage1,
         train_motion=replace(stage1, samples=256_000, learning_rate=1e-3, save_every=128_000, micro_batch=0),
         train_flow=replace(stage1, samples=12 * 1999 * 64, learning_rate=1e-3, micro_batch=16),
