@@ -1,4 +1,6 @@
-"""Pages in a real browser, driven over the DevTools protocol: what a script in the page answers, what the page said, and what it asked for."""
+"""Pages in a real browser, driven over the DevTools protocol: what a script in the page answers, what the page said, and what it asked
+for.
+"""
 
 from __future__ import annotations
 

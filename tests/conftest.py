@@ -1,4 +1,4 @@
-"""Fixtures that many tests share."""
+"""Shared fixtures."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _CACHE = pytest.StashKey[tuple[str, str | None]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Nothing that tests make goes into the user's own cache, and nothing in there is read: modules make towns when they are imported.
+    """Use a temporary cache folder instead of the user's, already while test modules are imported, because some build towns then.
 
-    The number of threads, which decides bits, does not depend on what else the machine does.
+    Also fix the number of threads, which decides the last bits of results.
     """
     own = tempfile.mkdtemp(prefix="iidrive-tests-")
     config.stash[_CACHE] = own, os.environ.get("IIDRIVE_CACHE")
@@ -24,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """The user's own setting again."""
+    """Restore the user's cache setting."""
     own, before = config.stash[_CACHE]
     shutil.rmtree(own, ignore_errors=True)
     os.environ.pop("IIDRIVE_CACHE", None)
@@ -34,7 +34,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with the real data and the outputs of public implementations; tests that need it skip where it is absent."""
+    """Folder with real data and outputs of public implementations. Tests that need it are skipped if it is absent."""
     candidates = [os.environ.get("IIDRIVE_SHARED"), Path(__file__).resolve().parents[2] / "shared"]
     for candidate in candidates:
         if candidate and (Path(candidate) / "fixtures").is_dir():

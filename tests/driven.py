@@ -12,7 +12,9 @@ Array = np.ndarray
 
 
 def street(junction_from_m: float | None = None) -> VectorMap:
-    """Lane `own` (y -1.75 to 1.75) runs along +x, lane `oncoming` (y 1.75 to 5.25) against it, for 400 m; a junction at the end if wanted."""
+    """Lane `own` (y -1.75 to 1.75) runs along +x, lane `oncoming` (y 1.75 to 5.25) against it, for 400 m; a junction at the end if
+    wanted.
+    """
     end = 400.0 if junction_from_m is None else junction_from_m
     own = Lane("own", shapely.box(-50, -1.75, end, 1.75), np.array([[-50.0, 0.0], [end, 0.0]]))
     oncoming = Lane("oncoming", shapely.box(-50, 1.75, end, 5.25), np.array([[end, 3.5], [-50.0, 3.5]]))

@@ -1,4 +1,4 @@
-"""Outputs of the published II model on rule-made weights and inputs, and how to load our modules with the same weights."""
+"""Stored outputs of the published II model for generated weights and inputs, and loading of our modules with the same weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 
 class Fixture:
-    """The folder of stored outputs and the rules that made their inputs."""
+    """Stored outputs, and the rules that generate their weights and inputs."""
 
     def __init__(self, shared: Path) -> None:
         self.folder = shared / "fixtures" / "ii-model"

@@ -22,7 +22,7 @@ NAMES = [f"scene-{i}" for i in range(5)]
 
 
 class Straights:
-    """A source with just what `build` asks for."""
+    """A source with only the members that `build` uses."""
 
     occupancy_source = "labels"
 
@@ -89,7 +89,7 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 
 def readable(folder: Path) -> int:
-    """How many scenes can be read now; anything but whole scenes and DataErrors is a failure."""
+    """Number of readable scenes. Anything other than complete scenes and DataErrors is a failure."""
     whole = 0
     for name in NAMES:
         try:

@@ -1,4 +1,6 @@
-"""Finds what makes host and GPU wait for each other, without a GPU: a watch over what runs on the `meta` device, which has shapes but no numbers."""
+"""Finds what makes host and GPU wait for each other, without a GPU: a watch over what runs on the `meta` device, which has shapes but no
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ INDEXING = (Tensor.__getitem__, Tensor.__setitem__)
 
 @contextmanager
 def no_host() -> Iterator[None]:
-    """Raises AssertionError, with places in iidrive, if the block makes tensors on the host, mixes such with others, or waits for a result."""
+    """Raises AssertionError, with places in iidrive, if the block makes tensors on the host, mixes such with others, or waits for a
+    result.
+    """
     found: list[str] = []
     with _Operations(found), _Calls(found):
         yield

@@ -11,7 +11,7 @@ EGO_T_LIDAR = Pose(geometry.yaw_quaternion(-np.pi / 2), np.array([0.94, 0.0, 1.8
 
 
 def keyframe(token: str, timestamp_us: int, x_m: float = 0.0, y_m: float = 0.0, yaw_rad: float = 0.0) -> Keyframe:
-    """An empty moment with the ego somewhere on the plane."""
+    """A keyframe without boxes, with the ego at this planar pose."""
     return Keyframe(
         token, timestamp_us, Pose.from_xy_yaw(x_m, y_m, yaw_rad), EGO_T_LIDAR, Boxes.empty("global"), Command("straight", "route")
     )

@@ -1,4 +1,4 @@
-"""Argoverse 2 sensor logs: made ones, and the real ones where they are at hand."""
+"""Argoverse 2 sensor logs: generated ones, and real ones if they are available."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> AV2:
-    """Made logs that no test breaks."""
+    """Generated logs that no test modifies."""
     return AV2(tiny_av2.make(tmp_path_factory.mktemp("whole")))
 
 
@@ -59,7 +59,7 @@ def real(real_root: Path) -> AV2:
 
 def test_a_made_log_in_numbers(whole: AV2) -> None:
     scene = whole.scene("log-b")
-    assert len(scene) == 12  # moments 0, 5, …, 55 of 56
+    assert len(scene) == 12  # timestamps 0, 5, …, 55 of 56
     first = scene.keyframes[0]
     assert first.token == "log-b_315970000000000000"
     assert np.diff([k.timestamp_us for k in scene.keyframes]).tolist() == [500_000] * 11
@@ -83,7 +83,7 @@ def test_a_made_map(whole: AV2) -> None:
     assert set(found.layers) == {"drivable_area", "ped_crossing", "lane_divider", "road_divider", "centreline"}
     assert found.layers["drivable_area"].bounds == (-50, -10, 150, 10)
     assert found.layers["ped_crossing"].area == pytest.approx(3 * 20)
-    # the yellow line between the two lanes stands once in each of them, turned round
+    # the yellow line is in both lanes, with opposite directions
     assert found.layers["road_divider"].length == pytest.approx(90)
     assert found.layers["lane_divider"].length == pytest.approx(2 * 90 + 200)  # the outer lines, and the bicycle lane's
     lanes = {lane.id: lane for lane in found.lanes}
@@ -97,7 +97,7 @@ def test_a_made_map(whole: AV2) -> None:
     assert found.junctions[0].polygon.equals(shapely.box(40, 0, 150, 8))
 
 
-def test_derived_occupancy_knows_road_car_and_walker(whole: AV2) -> None:
+def test_derived_occupancy_has_road_car_and_pedestrian(whole: AV2) -> None:
     scene = whole.scene("log-a")
     grid = whole.occupancy(scene, 11, OCC3D_GRID)  # the ego stands at x = 27.5
     assert grid.source == "derived"
@@ -112,7 +112,7 @@ def test_derived_occupancy_knows_road_car_and_walker(whole: AV2) -> None:
     assert at(10, -11, -0.8) == at(10, 5, 0.9) == OCC["free"]
 
 
-def test_every_category_has_a_place_or_is_named_as_one_without() -> None:
+def test_every_category_is_mapped_or_listed_as_without_counterpart() -> None:
     assert set(CATEGORY.values()) <= set(CATEGORIES)
     assert not set(CATEGORY) & set(WITHOUT_COUNTERPART)
     assert len(CATEGORY) + len(WITHOUT_COUNTERPART) == 30  # the official taxonomy
@@ -121,12 +121,14 @@ def test_every_category_has_a_place_or_is_named_as_one_without() -> None:
 def test_keyframes_follow_the_time_and_not_the_count() -> None:
     even = np.arange(20) * 100_000_000
     assert (keyframe_moments(even, "x") == even[[0, 5, 10, 15]]).all()
-    one_missing = np.delete(even, 5)  # 0.4 s and 0.6 s are as near; the earlier one is taken, and the next is 0.5 s after that
+    one_missing = np.delete(even, 5)  # 0.4 s and 0.6 s are equally near: the earlier one is used, and the next is 0.5 s later
     assert (keyframe_moments(one_missing, "x") // 100_000_000 == [0, 4, 9, 14, 19]).all()
     late = even + np.where(np.arange(20) == 10, 40_000_000, 0)
     assert (keyframe_moments(late, "x") == late[[0, 5, 10, 15]]).all()
     assert (keyframe_moments(even[:1], "x") == 0).all()
-    with pytest.raises(DataError, match=r"x: keyframes are 0.5 s apart, but from 200000000 to 800000000 ns, 0.60 s, nothing"):
+    with pytest.raises(
+        DataError, match=r"x: keyframes are 0.5 s apart, but there are no annotations from 200000000 to 800000000 ns \(0.60 s\)"
+    ):
         keyframe_moments(np.delete(even, [3, 4, 5, 6, 7]), "x")
 
 
@@ -144,7 +146,7 @@ def test_both_layouts_and_a_root_that_is_one_level_off(root: Path, tmp_path: Pat
     with pytest.raises(ConfigError, match="needs --root"):
         AV2("")
     (root / "sensor" / "train" / "log-b").mkdir()
-    with pytest.raises(DataError, match="log log-b lies in train/ and in val/"):
+    with pytest.raises(DataError, match="log log-b is in train/ and in val/"):
         AV2(root)
 
 
@@ -174,7 +176,7 @@ Change = Callable[[Path], object]
 
 
 def column(name: str, value: Any, row: int = 0, file: str = "annotations.feather") -> Change:
-    """Writes one value into a column of a log's file."""
+    """A change that writes one value into a column of a log's file."""
     return lambda log: tiny_av2.edit(log / file, lambda columns: columns[name].__setitem__(row, value))
 
 
@@ -183,7 +185,7 @@ def without(name: str, file: str = "annotations.feather") -> Change:
 
 
 def cut(name: str) -> Change:
-    """Cuts a file in half, as a download that stopped."""
+    """A change that truncates a file to half its size, like an interrupted download."""
 
     def change(log: Path) -> None:
         path = next(log.glob(name))
@@ -218,8 +220,8 @@ POSES, CALIBRATION = "city_SE3_egovehicle.feather", "calibration/egovehicle_SE3_
     [
         (lambda log: (log / "annotations.feather").unlink(), "annotations.feather", "no such file"),
         (lambda log: (log / POSES).unlink(), POSES, "no such file"),
-        (cut("annotations.feather"), "annotations.feather", "not a whole feather file"),
-        (cut(POSES), POSES, "not a whole feather file"),
+        (cut("annotations.feather"), "annotations.feather", "not a complete feather file"),
+        (cut(POSES), POSES, "not a complete feather file"),
         (cut("map/*.json"), "map/log_map_archive_log-b____MIA_city_1.json", "JSON"),
         (without("track_uuid"), "annotations.feather", "there is no column 'track_uuid'"),
         (without("tx_m", POSES), POSES, "there is no column 'tx_m'"),
@@ -234,7 +236,7 @@ POSES, CALIBRATION = "city_SE3_egovehicle.feather", "calibration/egovehicle_SE3_
             "unknown category 'REGULAR_VEHICEL'. Did you mean 'REGULAR_VEHICLE'?",
         ),
         (column("track_uuid", None), "annotations.feather", "column 'track_uuid' is empty in 1 of"),
-        (double, "annotations.feather", "track log-b-car-1 stands twice"),
+        (double, "annotations.feather", "track log-b-car-1 appears twice"),
         (fewer_poses, POSES, "no pose at 315970000500000000 ns"),
         (column("sensor_name", "down_lidar", 0, CALIBRATION), CALIBRATION, "expected one row for the sensor up_lidar; found down_lidar"),
         (in_map(lambda m: m.pop("lane_segments")), "map/log_map_archive_log-b____MIA_city_1.json", "no table or field 'lane_segments'"),
@@ -245,7 +247,7 @@ POSES, CALIBRATION = "city_SE3_egovehicle.feather", "calibration/egovehicle_SE3_
         ),
     ],
 )
-def test_one_damaged_log_is_left_out_by_name_and_hides_no_other(
+def test_a_damaged_log_is_left_out_and_named_and_the_others_are_read(
     root: Path, tmp_path: Path, change: Change, file: str, sentence: str
 ) -> None:
     log = root / "sensor" / "val" / "log-b"
@@ -281,7 +283,7 @@ def test_one_broken_log_among_many(tmp_path: Path) -> None:
         AV2(root).scene_names("val")
 
 
-def test_logs_that_were_read_are_known_until_their_files_change(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_summaries_are_cached_until_their_files_change(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = AV2Config(str(root), str(tmp_path / "cache"))
     read: list[str] = []
 
@@ -302,7 +304,7 @@ def test_logs_that_were_read_are_known_until_their_files_change(root: Path, tmp_
     read.clear()
     tiny_av2.edit(root / "sensor" / "val" / "log-c" / "annotations.feather", lambda columns: columns.pop("track_uuid"))
     assert AV2(config).scene_names("val") == AV2(config).scene_names("val") == ("log-b",)
-    assert read == ["log-c", "log-c"]  # what cannot be read is tried every time
+    assert read == ["log-c", "log-c"]  # unreadable logs are tried every time
     for damaged in ("", "[]", "{}", '{"version": 1, "logs": 2}', '{"logs": {"log-a": 3}}'):
         read.clear()
         next((tmp_path / "cache").iterdir()).write_text(damaged)
@@ -331,7 +333,7 @@ def test_a_log_without_calibration_has_the_usual_lidar(root: Path) -> None:
     np.testing.assert_allclose(source.scene("log-b").keyframes[0].ego_T_lidar.translation_m, [1.3, 0, 1.6 + AXLE_HEIGHT_M], atol=1e-12)
 
 
-def test_the_car_itself_and_categories_without_counterpart_are_no_obstacles(root: Path) -> None:
+def test_cuboids_of_the_ego_and_of_unmapped_categories_are_left_out(root: Path) -> None:
     table = root / "sensor" / "train" / "log-a" / "annotations.feather"
 
     def add_ego(columns: tiny_av2.Columns) -> None:
@@ -348,7 +350,7 @@ def test_the_car_itself_and_categories_without_counterpart_are_no_obstacles(root
     assert "nuScenes has no category for 36 STOP_SIGN: these cuboids are left out of the keyframes" in source.missing()
 
 
-def test_the_test_split_has_no_cuboids_and_says_so(root: Path) -> None:
+def test_the_test_split_has_no_cuboids_and_is_refused(root: Path) -> None:
     log = tiny_av2.log(root / "sensor" / "test" / "log-t")
     (log / "annotations.feather").unlink()
     source = AV2(root)
@@ -402,8 +404,10 @@ def test_the_true_path_of_made_logs_scores_zero(root: Path, tmp_path: Path, caps
 
 
 @pytest.mark.slow
-def test_what_nuscenes_has_works(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training, tokens, evaluation, audit and cases, each as small as it can be."""
+def test_commands_that_work_on_nuscenes_work_here(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training, tokens, evaluation, audit and cases, each as small as possible."""
     monkeypatch.chdir(tmp_path)
     data = ["--data", "av2", "--root", str(root)]
     main(["cases", *data, "--out", "c.npz"])
@@ -520,7 +524,7 @@ def test_the_true_path_of_real_logs_scores_zero(real: AV2, real_root: Path, tmp_
     assert found["per_step"]["L2"] == [0.0] * 6
 
 
-def test_what_real_logs_lack_is_said(real: AV2) -> None:
+def test_missing_parts_of_real_logs_are_reported(real: AV2) -> None:
     assert "val holds 2 of the 150 official logs: scores are of these" in real.missing()
     assert "nuScenes has no category for 123 SIGN: these cuboids are left out of the keyframes" in real.missing()
     assert not any("log " in line for line in real.missing())

@@ -160,7 +160,7 @@ def test_damaged_files(cases: Cases, tmp_path: Path) -> None:
     whole = path.read_bytes()
     for keep in (30, len(whole) // 2, len(whole) - 10):
         path.write_bytes(whole[:keep])
-        with pytest.raises(DataError, match="cut short"):
+        with pytest.raises(DataError, match="truncated"):
             read_cases(path)
     middle = len(whole) // 2
     path.write_bytes(whole[:middle] + bytes(b ^ 0xFF for b in whole[middle : middle + 200]) + whole[middle + 200 :])

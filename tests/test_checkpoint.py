@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, strict on load, damage named, lineage enforced."""
+"""Checkpoints: atomic writing, strict loading, damaged files, lineage."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_round_trip(tmp_path: Path) -> None:
     found = checkpoint.read_manifest(tmp_path)
     assert sorted(found.files) == ["training.safetensors", "weights.safetensors"]
     assert replace(found, files={}) == MANIFEST
-    checkpoint.require_whole(path)
+    checkpoint.verify_checksums(path)
     loaded = checkpoint.load_tensors(tmp_path)
     assert all(torch.equal(loaded[k], weights[k]) for k in weights)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
@@ -57,9 +57,11 @@ def test_damage_is_named(tmp_path: Path) -> None:
         checkpoint.read_manifest(path)
 
 
-def test_weights_must_fit() -> None:
+def test_weights_must_match_the_architecture() -> None:
     module = nn.Linear(2, 3)
-    with pytest.raises(CheckpointError, match=r"missing \(1\): bias; unexpected \(1\): b; misshapen \(1\): weight \(2, 2\) for \(3, 2\)"):
+    with pytest.raises(
+        CheckpointError, match=r"missing \(1\): bias; unexpected \(1\): b; of another shape \(1\): weight \(2, 2\) for \(3, 2\)"
+    ):
         checkpoint.load_weights(module, {"weight": torch.ones(2, 2), "b": torch.ones(3)}, "here")
 
 
@@ -95,7 +97,7 @@ def test_recipes_survive_json(name: str) -> None:
     assert from_plain(Recipe, json.loads(json.dumps(to_plain(recipe))), "recipe") == recipe
 
 
-def test_configs_name_what_is_wrong() -> None:
+def test_config_errors_name_the_field() -> None:
     plain = to_plain(named("tiny"))
     with pytest.raises(ConfigError, match="Did you mean 'world'"):
         from_plain(Recipe, {**plain, "wrld": {}}, "r")

@@ -100,7 +100,9 @@ def test_whole_and_once(run: Callable[[Agent, Inputs], Tensor], agent: Agent) ->
 
 @pytest.mark.slow
 def test_a_step_serves_all_steps_of_a_roll_out(agent: Agent) -> None:
-    """Compiled for the first one, whose memory lies in memory as it was observed, and for those after it; never again, whatever is rolled out."""
+    """Compiled for the first one, whose memory lies in memory as it was observed, and for those after it; never again, whatever is rolled
+    out.
+    """
     torch._dynamo.reset()
     world, backend = agent.forecaster.world, CompileCounterWithBackend("eager")
     step = torch.compile(world.step, backend=backend, fullgraph=True, dynamic=False)

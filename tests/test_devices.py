@@ -1,4 +1,4 @@
-"""The number of processes is a matter of speed alone: the same losses, weights, tokens and scores for 1, 2, 4 and 8."""
+"""Losses, weights, tokens and scores do not depend on the number of processes: 1, 2, 4 and 8."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STAGES = ("tokenizer", "world", "planner")
 
 
 def recipe_in(precision: str) -> Recipe:
-    """Three steps of eight samples a stage, every one logged."""
+    """Three steps of eight samples per stage, all logged."""
     stages_ = {f"train_{name}": getattr(TINY, f"train_{name}") for name in (*STAGES, "motion", "flow", "ego_mlp")}
     brief = {k: replace(v, samples=24, batch=8, log_every=8, save_every=24, precision=precision) for k, v in stages_.items()}
     return replace(TINY, **brief)
@@ -71,10 +71,10 @@ def curve(run: Path) -> np.ndarray:
 
 
 def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-    """How far two models' weights are from each other, as a share of how far the second is from zero.
+    """Distance between the weights of two models, relative to the norm of the second.
 
-    Of all weights together: Adam turns rounding into a full step where a weight's gradient is zero in exact arithmetic, so that single weights
-    may differ more.
+    Of all weights together: Adam turns rounding into a full step where a weight's gradient is zero in exact arithmetic, so that single
+    weights may differ more.
     """
     assert a.keys() == b.keys()
     x, y = (torch.cat([v.double().flatten() for k, v in sorted(w.items()) if k.startswith("module.")]) for w in (a, b))
@@ -118,13 +118,13 @@ def test_evaluation_gives_the_same_bytes(given: Path, tmp_path: Path) -> None:
         assert all((tmp_path / str(size) / name).read_bytes() == first for size in (2, 3)), name
 
 
-def test_devices_that_do_not_make_the_batch_are_told_which_do() -> None:
+def test_devices_that_do_not_fit_the_batch_are_refused_with_the_nearest() -> None:
     config = TrainConfig(samples=64, batch=64)
-    with pytest.raises(ConfigError, match=r"3 devices x 21 samples at once x 1 parts a step make 63 samples.* is 64.* 4 x 16 x 1"):
+    with pytest.raises(ConfigError, match=r"3 devices x micro-batches of 21 x 1 accumulation steps make 63 samples.* is 64.* 4 x 16 x 1"):
         ParallelConfig().divide(config, 3)
-    with pytest.raises(ConfigError, match=r"4 devices x 3 samples at once x 5 parts a step make 60 samples.* 4 x 4 x 4"):
+    with pytest.raises(ConfigError, match=r"4 devices x micro-batches of 3 x 5 accumulation steps make 60 samples.* 4 x 4 x 4"):
         ParallelConfig(micro_batch_size=3).divide(config, 4)
-    with pytest.raises(ConfigError, match=r"make 128 samples.*Nearest that fit: 8 x 8 x 1|Nearest that fit: 8 x 4 x 2"):
+    with pytest.raises(ConfigError, match=r"make 128 samples.*nearest that fit: 8 x 8 x 1|nearest that fit: 8 x 4 x 2"):
         ParallelConfig(micro_batch_size=4, grad_accum_steps=4).divide(config, 8)
     assert ParallelConfig().divide(config, 8) == (8, 1)
     assert ParallelConfig().divide(replace(config, micro_batch=3), 8) == (2, 4)
@@ -142,6 +142,6 @@ def test_parts_cover_the_batch_once() -> None:
 
 
 @pytest.mark.slow
-def test_tokens_of_other_processes_are_all_there(given: Path) -> None:
+def test_tokens_written_by_several_processes_are_complete(given: Path) -> None:
     cache = TokenCache(given / "tokens")
     assert all(len(cache.read(name).tokens) == 14 for name in Town(TINY.town).scene_names("train"))

@@ -1,4 +1,4 @@
-"""Closed loop: the world goes on as recorded when the ego does what it did, a planner gets what it gets in open loop, drives are reproducible."""
+"""Closed loop: recorded driving reproduces the recorded scene, planner inputs equal those in open loop, and drives are reproducible."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ from iidrive.scoring.driving.rollout import Road
 from iidrive.scoring.driving.tracking import CarState
 from iidrive.simulation.displace import LATERAL_M, PACES, Start, drawn
 from iidrive.simulation.driven import PAST, DrivenScene, road_of
-from iidrive.simulation.eyes import Eyes
-from iidrive.simulation.foresight import truly_taken
+from iidrive.simulation.foresight import true_occupancy
 from iidrive.simulation.kept import read_rollout, write_rollout
 from iidrive.simulation.loop import LoopConfig, Starts, begin, drive_expert, drive_scenes
+from iidrive.simulation.observer import Observer
 
 CONFIG = TownConfig(train_scenes=0, val_scenes=0, test_scenes=4, keyframes=17)
 NAMES = tuple(f"town-test-{k:05d}" for k in range(3))
@@ -59,7 +59,7 @@ def town() -> Town:
 
 
 def as_recorded(town: Town, name: str) -> DrivenScene:
-    """A scene whose ego was put where it was, every tenth of a second."""
+    """A scene whose ego was set to its recorded state every 0.1 s."""
     expert = drive_expert([name], Starts(town, LoopConfig()))[0].ego
     scene = DrivenScene(town, name)
     for first in range(1, len(expert.yaw_rad), 5):
@@ -69,7 +69,7 @@ def as_recorded(town: Town, name: str) -> DrivenScene:
 
 
 @pytest.mark.slow
-def test_the_towns_own_driver_drives_as_recorded(town: Town) -> None:
+def test_the_expert_driver_drives_as_recorded(town: Town) -> None:
     for rollout in drive_expert(NAMES, Starts(town, LoopConfig())):
         scene = town.scene(rollout.name)
         recorded = np.stack([k.global_T_ego.translation_m[:2] for k in scene.keyframes])
@@ -81,12 +81,12 @@ def test_the_towns_own_driver_drives_as_recorded(town: Town) -> None:
 
 
 @pytest.mark.slow
-def test_a_planner_gets_what_it_gets_in_open_loop(town: Town) -> None:
+def test_planner_inputs_equal_those_in_open_loop(town: Town) -> None:
     torch.manual_seed(0)
     tokenizer = Tokenizer(RECIPE.tokenizer).eval()
     recorded = town.scene(NAMES[0])
-    driven, eyes = as_recorded(town, NAMES[0]), Eyes(tokenizer)
-    got = eyes.look([driven])
+    driven, observer = as_recorded(town, NAMES[0]), Observer(tokenizer)
+    got = observer.observe([driven])
     track = EgoTrack.of(recorded)
     codes = scene_codes(tokenizer, town, recorded)
     clips = scored_clips([track], lambda name, rows: codes[rows])
@@ -105,7 +105,7 @@ def test_a_planner_gets_what_it_gets_in_open_loop(town: Town) -> None:
 
 
 @pytest.mark.slow
-def test_what_was_seen_before_the_start_is_the_warm_up(town: Town) -> None:
+def test_history_before_the_start_is_from_the_warm_up(town: Town) -> None:
     scene = DrivenScene(town, NAMES[1])
     assert [m.time_s for m in scene.keyframes] == [-2.5, -2.0, -1.5, -1.0, -0.5, 0.0]
     live = town.live(NAMES[1], -2)
@@ -114,7 +114,7 @@ def test_what_was_seen_before_the_start_is_the_warm_up(town: Town) -> None:
 
 
 @pytest.mark.slow
-def test_scenes_driven_together_are_independent(town: Town) -> None:
+def test_results_do_not_depend_on_the_group(town: Town) -> None:
     together = drive_scenes(NAMES, Starts(town, LoopConfig()), plain_ctrv, None)
     for rollout in together:
         alone = drive_scenes([rollout.name], Starts(town, LoopConfig()), plain_ctrv, None)[0]
@@ -137,8 +137,8 @@ def test_others_react_or_replay(town: Town) -> None:
 
 
 @pytest.mark.slow
-def test_a_late_plan_is_driven_late(town: Town) -> None:
-    """A plan to stop takes effect later by the delay; a delay of 0 changes nothing."""
+def test_a_delayed_plan_is_followed_late(town: Town) -> None:
+    """If the second plan is to stop, the ego stops later by the delay. Without a delay nothing changes."""
 
     def stops(inputs: Inputs, scenes: Sequence[DrivenScene]) -> torch.Tensor:
         along = torch.stack([torch.zeros(6), 5.0 * 0.5 * torch.arange(1, 7)], -1).expand(len(scenes), 6, 2)
@@ -149,25 +149,25 @@ def test_a_late_plan_is_driven_late(town: Town) -> None:
         rollout = drive_scenes(NAMES[:1], Starts(town, LoopConfig(go_on=True, moments=31, delay_s=delay_s)), stops, None)[0]
         gone.append(float(np.hypot(*np.diff(rollout.ego.xy_m, axis=0).T).sum()))
     assert gone[0] + 0.5 < gone[1] < gone[2] - 0.5
-    with pytest.raises(ConfigError, match=r"between 0 and 0\.5 s"):
+    with pytest.raises(ConfigError, match=r"from 0 to 0\.5 s"):
         LoopConfig(delay_s=0.6)
 
 
 @pytest.mark.slow
-def test_dropped_columns_look_free_and_are_drawn_from_the_seed(town: Town, agent: Agent) -> None:
+def test_dropped_columns_are_free_and_depend_on_the_seed(town: Town, agent: Agent) -> None:
     tokenizer, scene = agent.forecaster.tokenizer, DrivenScene(town, NAMES[0])
-    seen = [Eyes(tokenizer, share).look([scene]).codes for share in (0.0, 0.3, 0.3)]
+    seen = [Observer(tokenizer, share).observe([scene]).codes for share in (0.0, 0.3, 0.3)]
     assert seen[0] is not None
     assert seen[1] is not None
     assert seen[2] is not None
     assert torch.equal(seen[1], seen[2])
     assert not torch.equal(seen[0], seen[1])
     grid = np.full((40, 40, 4), 11, np.uint8)
-    kept = Eyes(tokenizer, 0.3)._seen(grid, (1, 2))
+    kept = Observer(tokenizer, 0.3)._seen(grid, (1, 2))
     gone = (kept == FREE).all(-1)
     assert (kept[~gone] == 11).all()
     assert 0.25 < gone.mean() < 0.35
-    assert Eyes(tokenizer)._seen(grid, (1, 2)) is grid
+    assert Observer(tokenizer)._seen(grid, (1, 2)) is grid
 
 
 @pytest.mark.slow
@@ -216,7 +216,7 @@ def test_a_start_is_drawn_until_it_is_good() -> None:
 
 
 @pytest.mark.slow
-def test_a_kept_drive_reads_as_it_was_written(town: Town, tmp_path: Path) -> None:
+def test_a_stored_drive_is_read_unchanged(town: Town, tmp_path: Path) -> None:
     rollout = drive_scenes(NAMES[:1], Starts(town, LoopConfig()), plain_ctrv, None)[0]
     write_rollout(tmp_path / "a.npz", rollout)
     found = read_rollout(tmp_path / "a.npz")
@@ -226,7 +226,7 @@ def test_a_kept_drive_reads_as_it_was_written(town: Town, tmp_path: Path) -> Non
     assert found.others.track == rollout.others.track
     assert (found.plan_speed_mps == rollout.plan_speed_mps).all()
     np.savez(tmp_path / "b.npz", name="x")
-    with pytest.raises(DataError, match=r"b\.npz: not a drive"):
+    with pytest.raises(DataError, match=r"b\.npz: not a file of `iidrive drive`"):
         read_rollout(tmp_path / "b.npz")
 
 
@@ -241,7 +241,7 @@ def shared_drive(process_group: ProcessGroup, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_drives_go_on_and_processes_share_them(tmp_path: Path) -> None:
+def test_drives_resume_and_are_divided_over_processes(tmp_path: Path) -> None:
     first = rows(tmp_path / "one")
     files = sorted((tmp_path / "one").glob("rollouts/ctrv-*/*.npz"))
     assert [f.stem for f in files] == list(NAMES)
@@ -284,7 +284,7 @@ def bad_path(inputs: Inputs) -> torch.Tensor:
 
 
 @pytest.mark.slow
-def test_a_function_can_drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_custom_planner_function_can_drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.py").write_text("from iidrive.models.baselines import ctrv\n\n\ndef plan(inputs):\n    return ctrv(inputs).numpy()\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     options = ["--baselines", "off", *TOWN_OPTIONS]
@@ -350,7 +350,7 @@ def test_every_arm_drives_and_the_placebo_uses_another_scene(town: Town, agent: 
         drive_scenes(NAMES[:1], Starts(town, config), planning(agent, "shuffled"), tokenizer)
 
 
-def test_an_imagined_scene_is_passed_on_to_one_with_the_same_command() -> None:
+def test_the_placebo_passes_forecasts_between_scenes_with_the_same_command() -> None:
     inputs = Inputs(("a", "b", "c"), *(torch.zeros(3, 1) for _ in range(3)), torch.tensor([2, 0, 2]), torch.zeros(3, 4, 4))  # pyright: ignore
     scenes = torch.arange(3.0)[:, None, None, None]
     passing = Passing()
@@ -360,12 +360,12 @@ def test_an_imagined_scene_is_passed_on_to_one_with_the_same_command() -> None:
 
 
 @pytest.mark.slow
-def test_the_oracle_sees_what_happens(town: Town) -> None:
+def test_the_oracle_forecast_equals_what_happens(town: Town) -> None:
     scene, grid = as_recorded(town, NAMES[0]), GridSpec((40, 40, 1), (-32.0, -32.0, -1.0), 1.6)
     expert = drive_expert(NAMES[:1], Starts(town, LoopConfig()))[0].ego
     early = DrivenScene(town, NAMES[0])
     states = [CarState.rolling(expert.xy_m[k][None], expert.yaw_rad[k][None], expert.speed_mps[k][None]) for k in range(1, 31)]
-    seen = truly_taken(early, states, grid)
+    seen = true_occupancy(early, states, grid)
     wanted = FlowTargets(town, grid)(NAMES[0], 0)["taken"][1:]
     # the recorded scene lists boxes within 80 m of where the ego is then: the grid lies within
     assert (seen == wanted).all()

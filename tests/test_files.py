@@ -1,4 +1,4 @@
-"""Files are whole or absent."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from iidrive.runtime import atomic
 
 
-def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     atomic.write(path, "old")
 
@@ -41,6 +41,6 @@ def test_a_temporary_file_that_another_process_removed_is_written_again(tmp_path
     assert len(calls) == 2
 
 
-def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+def test_writing_into_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         atomic.write(tmp_path / "no" / "a", b"")

@@ -1,4 +1,4 @@
-"""Motion labels of tracked boxes, and present voxels that move with them. Every expectation is computed by hand."""
+"""Scene flow of tracked boxes, and voxels moved with them. All expected values are computed by hand."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def test_a_car_at_ten_metres_a_second() -> None:
     np.testing.assert_allclose(found.motion_m[:, 13, 6], 0, atol=1e-6)  # parked
     np.testing.assert_allclose(flow(drive, 1, (-1,), GRID).motion_m[0, 10, 10], [-5, 0], atol=1e-6)
     assert found.known.all()
-    assert not found.motion_m[:, 0].any()  # nobody there: nothing moves
+    assert not found.motion_m[:, 0].any()  # outside all boxes: no motion
     assert found.owner[0, 0] == FREE
 
 
-def test_motion_is_told_in_the_first_keyframes_ego_frame() -> None:
+def test_motion_is_in_the_first_keyframes_ego_frame() -> None:
     ego = (Pose.from_xy_yaw(0, 0, np.pi / 2), Pose.from_xy_yaw(0, 7, 0.3))
     drive = scene(
         boxes(a=(0.5, 0.5, 0, 1, 1, CAR), wall=(0, 4, 0, 1, 1, CAR)), boxes(a=(3.5, 0.5, 0, 1, 1, CAR), wall=(0, 4, 0, 1, 1, CAR)), ego=ego
@@ -38,7 +38,7 @@ def test_motion_is_told_in_the_first_keyframes_ego_frame() -> None:
     np.testing.assert_allclose(
         found.motion_m[0, 10, 9], [0, -3], atol=1e-6
     )  # towards global x is to the right of an ego that faces global y
-    np.testing.assert_allclose(found.motion_m[0, 13:15, 9:11], 0, atol=1e-6)  # what stands still has no flow although the ego moves
+    np.testing.assert_allclose(found.motion_m[0, 13:15, 9:11], 0, atol=1e-6)  # a parked car has no flow although the ego moves
 
 
 def test_a_turning_box_moves_rigidly_and_back() -> None:
@@ -84,7 +84,7 @@ def test_the_smaller_box_owns_a_shared_cell() -> None:
     assert found.owner[[10, 12], 10].tolist() == [OCC["car"], OCC["truck"]]
 
 
-def test_nobody_around() -> None:
+def test_flow_without_boxes() -> None:
     found = flow(scene(boxes(), boxes()), 0, (1,), GRID)
     assert found.known.all()
     assert not found.motion_m.any()
@@ -103,7 +103,7 @@ def moved(grid: np.ndarray, moves, frames: np.ndarray = HERE, spec: GridSpec = G
     return transport(grid, without_boxes(grid, moves.boxes, spec), moves, frames, spec)
 
 
-def test_a_car_takes_its_voxels_along_and_leaves_road() -> None:
+def test_a_car_moves_with_its_voxels_and_leaves_road_behind() -> None:
     drive = scene(*(boxes(a=(x, 0.5, 0, 3, 1, CAR)) for x in (-3.5, -1.5, 0.5)))
     for moves in (true_moves(drive, 1, (1,)), constant_turn_moves(drive, 1, (1,))):
         np.testing.assert_array_equal(moved(street((7, 9, 10)), moves)[0], street((9, 11, 10)))
@@ -112,10 +112,10 @@ def test_a_car_takes_its_voxels_along_and_leaves_road() -> None:
     forward = Pose.from_xy_yaw(2.0, 0.0, 0.0).matrix[None]  # the ego drives as fast as the car: it stays where it was
     ahead = moved(street((7, 9, 10)), true_moves(drive, 1, (1,)), forward)[0]
     assert cells((ahead == OCC["car"]).any(-1)) == [[7, 10], [8, 10], [9, 10]]
-    assert (ahead[18:] == FREE).all()  # nobody has seen what comes into the grid
+    assert (ahead[18:] == FREE).all()  # what enters the grid from outside is unknown, so free
 
 
-def test_ground_is_that_of_the_nearest_column() -> None:
+def test_uncovered_ground_is_that_of_the_nearest_column() -> None:
     drive = scene(boxes(a=(0.5, -7.5, 0, 1, 1, CAR)), boxes())
     moves = true_moves(drive, 0, (1,))
     assert not moves.known.any()  # gone

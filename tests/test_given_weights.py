@@ -251,7 +251,7 @@ def test_half_precision_and_another_codebook(stages: tuple[State, State], tmp_pa
 
 
 @pytest.mark.slow
-def test_the_command_chooses_the_average(stages: tuple[State, State], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_can_choose_the_ema(stages: tuple[State, State], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     average = {name: value + 1 for name, value in stages[0].items()}
     path = saved(tmp_path / "1.pth", {"state_dict": stages[0] | renamed(lambda n: "ema_" + n.replace(".", "_"), average)})
     command = ["import", "ii-world", "--stage1", str(path), "--out"]
@@ -263,5 +263,5 @@ def test_the_command_chooses_the_average(stages: tuple[State, State], tmp_path: 
     main([*command, str(tmp_path / "b")])
     assert torch.equal(checkpoint.read(tmp_path / "b" / "tokenizer").weights()["classes"], stages[0]["class_embeds.weight"])
     path = saved(tmp_path / "2.pth", stages[0])
-    assert "come in with `iidrive import ii-world`" in fails(capsys, "evaluate", str(path))
+    assert "Convert II-World's weights (.pth) with `iidrive import ii-world`" in fails(capsys, "evaluate", str(path))
     assert "holds no moving average" in fails(capsys, *command[:3], str(path), "--ema", "on", "--out", str(tmp_path / "c"))

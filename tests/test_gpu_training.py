@@ -1,4 +1,4 @@
-"""What a training does for GPUs and that a CPU can show: one start for all, one setting for TF32, and what to do when memory runs out."""
+"""GPU training features that can be tested on a CPU: identical initial weights, the TF32 setting, out-of-memory messages."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def train(
     process_group: ProcessGroup | None = None,
     options: RunOptions | None = None,
 ) -> Path:
-    """Four steps of the smallest model; every process prepares other weights."""
+    """Four steps of the smallest model. Every process starts with different weights."""
     process_group = process_group or ProcessGroup()
     clips = ClipDataset(read_tracks(Town(TownConfig(train_scenes=1, keyframes=14)), "train"), ClipSpec())
 
@@ -86,43 +86,47 @@ def test_tf32_is_one_setting_and_changes_nothing_on_a_cpu(tmp_path: Path, monkey
     allow_tf32(False)
 
 
-def test_when_memory_runs_out_the_options_that_save_some_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_errors_name_options_that_save_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def loss(self: EgoMLP, batch: Batch, counts: object = None) -> tuple[Tensor, dict[str, Tensor]]:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(EgoMLP, "loss", loss)
-    expected = r"not enough for 4 samples at once.*micro_batch_size 2 \(the same.*activation_checkpointing on.*train_ego_mlp.precision bf16"
+    expected = (
+        r"too little memory for 4 samples at once.*micro_batch_size 2 \(the same.*activation_checkpointing on.*train_ego_mlp.precision bf16"
+    )
     with pytest.raises(IIDriveError, match=expected):
         train(tmp_path, made())
     last = ParallelConfig(activation_checkpointing=True).out_of_memory(replace(CONFIG, precision="bf16"), "world", 1)
-    assert last == "the GPU's memory is not enough for 1 samples at once. What helps: a GPU with more memory."
+    assert last == "the GPU has too little memory for 1 samples at once. Use one of: a GPU with more memory."
     with pytest.raises(torch.OutOfMemoryError), distributed._connected(ProcessGroup(0, 2)):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
-def test_an_operation_that_cannot_repeat_its_bits_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_operation_without_a_deterministic_version_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def loss(self: EgoMLP, batch: Batch, counts: object = None) -> tuple[Tensor, dict[str, Tensor]]:
         raise RuntimeError("sum_cuda does not have a deterministic implementation. You can turn this off by …")
 
     monkeypatch.setattr(EgoMLP, "loss", loss)
     options = RunOptions(parallel=ParallelConfig(deterministic=True))
-    with pytest.raises(IIDriveError, match=r"cannot repeat its bits \(sum_cuda does not have a deterministic implementation\): leave"):
+    with pytest.raises(
+        IIDriveError, match=r"no deterministic version of an operation \(sum_cuda does not have a deterministic implementation\): use"
+    ):
         train(tmp_path / "asked", made(), options=options)
     with pytest.raises(RuntimeError, match="You can turn this off"):
         train(tmp_path / "not", made())
 
 
 def test_batches_for_a_gpu_are_made_ahead() -> None:
-    """Unless somebody says how."""
+    """By two workers, unless another number is given."""
     for asked, on_gpu, on_cpu in ((-1, 2, 0), (0, 0, 0), (3, 3, 3)):
         config = ParallelConfig(workers=asked)
         assert [config.workers_for(torch.device(name)) for name in ("cuda", "cpu")] == [on_gpu, on_cpu]
-    with pytest.raises(ConfigError, match="workers cannot be below -1"):
+    with pytest.raises(ConfigError, match="workers must be at least -1"):
         ParallelConfig(workers=-2)
 
 
-def test_the_moving_average_of_all_tensors_is_that_of_each() -> None:
-    """Decay 0.5 from the first step on: halfway to the present weights each time."""
+def test_the_ema_of_all_tensors_equals_that_of_each() -> None:
+    """With decay 0.5, each step moves halfway to the current weights."""
     model = made().double()
     average = EMA(model, TrainConfig(ema_decay=0.5, ema_initial_steps=10**6))
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -135,7 +139,7 @@ def test_the_moving_average_of_all_tensors_is_that_of_each() -> None:
 
 
 def agree_by_host(process_group: ProcessGroup, folder: Path) -> None:
-    """What lies in the host's memory goes over the second connection; then one process is gone, and the other hears of it at once."""
+    """CPU tensors use the gloo group. When one process dies, the other notices at once."""
     whole = replace(process_group, host=torch.distributed.new_group(backend="gloo"))
     for group in (process_group, whole):
         own = torch.tensor([1.0, group.rank])
@@ -154,18 +158,18 @@ def agree_by_host(process_group: ProcessGroup, folder: Path) -> None:
     (folder / "heard").touch()
 
 
-def test_processes_agree_without_their_gpus(tmp_path: Path) -> None:
+def test_processes_agree_through_the_gloo_group(tmp_path: Path) -> None:
     run_together(2, agree_by_host, tmp_path)
     assert (tmp_path / "heard").exists()
 
 
-def test_every_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert [place.index for place in distributed.gpus_of(4)] == [0, 1, 2, 3]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ConfigError, match="4 processes a machine were started, but they see 1 GPUs"):
+    with pytest.raises(ConfigError, match="4 processes per machine were started, but 1 GPUs are visible"):
         distributed.gpus_of(4)
     monkeypatch.setenv("SLURM_PROCID", "3")
     assert [place.index for place in distributed.gpus_of(4)] == [0] * 4

@@ -106,7 +106,7 @@ def test_scores_are_those_of_the_functions(
 
 
 @pytest.mark.slow
-def test_a_truth_folder_alone_serves_the_present(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_truth_folder_is_enough_for_the_current_time(capsys: pytest.CaptureFixture[str]) -> None:
     main(["score-occupancy", "now", "--truth", "root/gts", "--split", "mini_val"])
     printed = capsys.readouterr().out
     assert "scored 16 samples" in printed
@@ -153,7 +153,7 @@ def test_origins_of_rays() -> None:
 
 
 @pytest.mark.slow
-def test_wrong_folders_end_in_one_sentence(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_folders_give_a_one_sentence_error(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     now = drawn(0)
     for folder, scene, token, arrays in (
         ("extra", "scene-0103", "nobody", {"semantics": now}),
@@ -189,8 +189,8 @@ def test_wrong_folders_end_in_one_sentence(world: Path, tmp_path: Path, capsys: 
         ("ahead", ["--truth", "root/gts"], "add --root, the nuScenes folder"),
         ("extra", root, "1 sample (nobody) not in root/gts (mini_val)"),
         ("few", root, "no prediction for 15 samples"),
-        ("twice", root, "sample a stands twice, in scene-0103 and in scene-0916"),
-        ("empty", root, "no <scene>/<sample token>/labels.npz in it"),
+        ("twice", root, "sample a has two files, in scene-0103 and in scene-0916"),
+        ("empty", root, "no <scene>/<sample token>/labels.npz or <sample token>.npz in it"),
         ("shape", ["--truth", "one"], "must hold integers in shape (200, 200, 16)"),
         ("kind", ["--truth", "one"], "must hold integers"),
         ("class", ["--truth", "one"], "the prediction holds class 18"),

@@ -1,4 +1,4 @@
-"""Past maps in the present frame: mirrored frames, and what a resampling every frame costs."""
+"""Past maps warped to the current frame: mirrored frames, and the blur of resampling at every frame."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CELLS = CellGrid((10, 10), (-4.5, -4.5), 1.0)
 
 
 def drive(frames: int, turn_rad: float, step_m: float) -> torch.Tensor:
-    """now_T_frame (1,T,4,4) of an ego that goes forward and turns."""
+    """now_T_frame (1,T,4,4) of an ego that drives forward and turns."""
     move = planar_transform(torch.tensor([step_m, 0.0]), torch.tensor(turn_rad).cos(), torch.tensor(turn_rad).sin()).double()
     poses = [torch.eye(4, dtype=torch.float64)]
     for _ in range(frames - 1):
@@ -28,7 +28,7 @@ def drive(frames: int, turn_rad: float, step_m: float) -> torch.Tensor:
 
 
 def test_mirrored_frames_give_the_mirrored_past() -> None:
-    """Whichever way each frame was flipped, the past comes out as the last frame sees it."""
+    """However each frame was flipped, past maps are warped to the last frame correctly."""
     clip, poses = torch.randn(1, 5, 3, 10, 10), drive(5, 0.1, 0.7)
     occupancy = torch.randint(0, 18, (1, 5, 10, 10, 2)).to(torch.uint8)
     plain = warp_once(CELLS, clip, poses, 4)
@@ -55,8 +55,8 @@ def test_a_clip_is_mirrored_as_a_whole() -> None:
     assert mirrored(occupancy, torch.rand(64), "none")[1] is None
 
 
-def test_both_ways_agree_where_nothing_is_resampled() -> None:
-    """Whole cells straight ahead: once or step by step is the same; between cells the stream blurs."""
+def test_both_ways_agree_for_shifts_by_whole_cells() -> None:
+    """For shifts by whole cells both ways agree; for fractions of a cell the stream blurs."""
     clip = torch.randn(1, 5, 3, 10, 10)
     whole, between = drive(5, 0.0, 1.0), drive(5, 0.0, 0.5)
     torch.testing.assert_close(warp_stream(CELLS, clip, whole, 4), warp_once(CELLS, clip, whole, 4), atol=1e-4, rtol=1e-4)
@@ -70,7 +70,7 @@ def test_the_published_size_is_trained_on_mirrored_frames() -> None:
 
 
 @pytest.mark.slow
-def test_a_streaming_tokenizer_trains_and_reads_windows_like_scenes() -> None:
+def test_a_streaming_tokenizer_trains_and_gives_clips_the_codes_of_scenes() -> None:
     """With every published option, at tiny size: mirrored clips give a finite loss, and windows give the codes of the whole scene."""
     published, tiny = recipes.published().tokenizer, recipes.tiny().tokenizer
     levels = replace(published.quantiser, codes=tiny.quantiser.codes, width=tiny.quantiser.width)

@@ -1,4 +1,4 @@
-"""Published II-World files in and out: nothing is lost, nothing is guessed, nothing is run."""
+"""Import and export of published II-World files: lossless, strict, and without running code of the files."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def nested(world: State, tokenizer: State) -> State:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["bare", "state_dict", "module", "ema"])
-def test_the_way_in_and_out_is_bit_exact(states: tuple[State, State], tmp_path: Path, form: str) -> None:
+def test_import_and_export_are_bit_exact(states: tuple[State, State], tmp_path: Path, form: str) -> None:
     tokenizer, world = states
     wrap = {
         "bare": lambda s: s,
@@ -69,7 +69,7 @@ def test_the_way_in_and_out_is_bit_exact(states: tuple[State, State], tmp_path: 
 
 
 @pytest.mark.slow
-def test_stages_come_alone_and_stay_together(states: tuple[State, State], tmp_path: Path) -> None:
+def test_stages_are_imported_separately_and_stay_linked(states: tuple[State, State], tmp_path: Path) -> None:
     tokenizer, world = states
     one, two = saved(tmp_path / "1.pth", tokenizer), saved(tmp_path / "2.pth", world)
     assert [p.parents[1].name for p in import_ii_world(one, "", tmp_path / "a")] == ["tokenizer"]
@@ -96,14 +96,14 @@ def test_a_world_model_brings_its_own_tokenizer_and_refuses_another(states: tupl
 
 @pytest.mark.slow
 def test_names_that_do_not_fit_are_listed(states: tuple[State, State], tmp_path: Path) -> None:
-    """In the published file's own names, and before anything is written."""
+    """With the names of the published file, and before anything is written."""
     tokenizer, world = states
     lacking = {k: v for k, v in tokenizer.items() if k != "vq.embedding.weight"}
     with pytest.raises(CheckpointError, match=r"1\.pth.*missing \(1\): vq\.embedding\.weight"):
         import_ii_world(saved(tmp_path / "1.pth", lacking), "", tmp_path / "a")
     with pytest.raises(CheckpointError, match=r"unexpected.*backbone\.conv"):
         import_ii_world(saved(tmp_path / "1.pth", tokenizer | {"backbone.conv": torch.zeros(1)}), "", tmp_path / "a")
-    with pytest.raises(CheckpointError, match=r"misshapen \(1\): class_embeds\.weight \(17, 16\)"):
+    with pytest.raises(CheckpointError, match=r"of another shape \(1\): class_embeds\.weight \(17, 16\)"):
         import_ii_world(saved(tmp_path / "1.pth", tokenizer | {"class_embeds.weight": torch.zeros(17, 16)}), "", tmp_path / "a")
     one = saved(tmp_path / "1.pth", tokenizer)
     gone = next(iter(world))
@@ -114,7 +114,7 @@ def test_names_that_do_not_fit_are_listed(states: tuple[State, State], tmp_path:
 
 
 class Trap:
-    """Runs when it is unpickled."""
+    """An object that runs code when it is unpickled."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return Path.touch, (Path("trap-was-sprung"),)  # type: ignore[return-value]
@@ -138,19 +138,19 @@ def test_damaged_files_are_named(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.slow
-def test_what_cannot_be_weights_is_named(states: tuple[State, State], tmp_path: Path) -> None:
+def test_invalid_weights_are_named(states: tuple[State, State], tmp_path: Path) -> None:
     name, weight = "class_embeds.weight", states[0]["class_embeds.weight"]
     for value in (weight.to_sparse(), weight.to(torch.complex64), weight.to("meta")):
         with pytest.raises(CheckpointError, match=name):
             import_ii_world(saved(tmp_path / "1.pth", states[0] | {name: value}), "", tmp_path / "a")
-    with pytest.raises(CheckpointError, match=rf"of another kind \(1\): {name} torch.int64"):
+    with pytest.raises(CheckpointError, match=rf"of another dtype \(1\): {name} torch.int64"):
         import_ii_world(saved(tmp_path / "1.pth", states[0] | {name: weight.long()}), "", tmp_path / "a")
     with pytest.raises(CheckpointError, match="found a dict of optimizer"):
         read_published(saved(tmp_path / "1.pth", {"optimizer": {"lr": 1e-4}}))
 
 
 @pytest.mark.slow
-def test_names_that_share_their_numbers_come_in(states: tuple[State, State], tmp_path: Path) -> None:
+def test_tensors_that_share_storage_are_imported(states: tuple[State, State], tmp_path: Path) -> None:
     first, second = "encoder.mid.block_1.norm1.weight", "encoder.mid.block_1.norm1.bias"
     tied = states[0] | {second: states[0][first]}
     import_ii_world(saved(tmp_path / "1.pth", tied), "", tmp_path / "a")
@@ -159,7 +159,7 @@ def test_names_that_share_their_numbers_come_in(states: tuple[State, State], tmp
 
 
 @pytest.mark.slow
-def test_only_what_belongs_together_goes_out(states: tuple[State, State], tmp_path: Path) -> None:
+def test_only_matching_stages_are_exported(states: tuple[State, State], tmp_path: Path) -> None:
     tokenizer, world = states
     import_ii_world("", saved(tmp_path / "2.pth", nested(world, tokenizer)), tmp_path / "a")
     other = tokenizer | {"class_embeds.weight": tokenizer["class_embeds.weight"] + 1}
@@ -182,7 +182,7 @@ def test_only_what_belongs_together_goes_out(states: tuple[State, State], tmp_pa
 
 
 @pytest.mark.slow
-def test_nothing_to_do_and_nowhere_to_write(states: tuple[State, State], tmp_path: Path) -> None:
+def test_missing_inputs_and_outputs_are_refused(states: tuple[State, State], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing to import"):
         import_ii_world("", "", tmp_path)
     with pytest.raises(CheckpointError, match="not there"):

@@ -1,4 +1,4 @@
-"""How several processes are started: by --devices, torchrun on one node or two, SLURM. All give the same weights; signals and deaths are told."""
+"""Starting several processes with --devices, torchrun on one or two nodes, and SLURM: same weights, and clear messages after a signal."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ TRAIN += ["--recipe.train_tokenizer.samples", "8", "--recipe.train_tokenizer.sav
 
 
 def free_port() -> int:
-    """A port of this machine that nobody uses."""
+    """A free port of this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
 
 
 def run(*commands: list[str], **variables: list[str]) -> list[subprocess.CompletedProcess[str]]:
-    """Commands at the same time, each with its own value of some environment variables."""
+    """Run commands at the same time, each with its own values of some environment variables."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "RANK", "WORLD_SIZE"))} | {"OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
@@ -80,7 +80,7 @@ def test_every_way_to_start_two_processes_gives_the_same_weights(tmp_path: Path)
     assert [end.returncode for end in ends] == [0] * 6, [end.stderr[-2000:] for end in ends]
     marks = {name: checkpoint.read_manifest(tmp_path / name).fingerprint for name in ("devices", "torchrun", "nodes", "slurm")}
     assert len(set(marks.values())) == 1, marks
-    assert sum(end.stdout.count("next: iidrive train world") for end in ends) == 4, "one process a job speaks"
+    assert sum(end.stdout.count("next: iidrive train world") for end in ends) == 4, "one process per job prints"
 
 
 @pytest.mark.slow
@@ -99,12 +99,12 @@ def test_a_stopped_job_saves_and_a_killed_process_is_named(tmp_path: Path) -> No
         _, errors = task.communicate(timeout=120)
         assert task.returncode == status, errors
         assert errors.count(said) == 1, errors
-        checkpoint.require_whole(checkpoint.find(tmp_path / name))
+        checkpoint.verify_checksums(checkpoint.find(tmp_path / name))
 
 
-def test_devices_that_are_not_those_started_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_must_match_the_number_of_started_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
     assert started() == (4, 2)
-    with pytest.raises(ConfigError, match=r"--devices 2, but 4 processes a machine were started"):
+    with pytest.raises(ConfigError, match=r"--devices 2, but torchrun or SLURM started 4 processes per machine"):
         join(2)

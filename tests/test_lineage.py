@@ -43,7 +43,7 @@ def mark(path: Path) -> str:
     return checkpoint.read_manifest(path).fingerprint
 
 
-def test_a_mismatch_shows_both_chains_and_what_to_run() -> None:
+def test_a_mismatch_shows_both_chains_and_the_advice() -> None:
     user = Lineage("planner", "1a", "runs/p", (Parent("world", "runs/w", "3c"), Parent("tokenizer", "runs/t", "5e")))
     given = Lineage("world", "77", "runs/w2", (Parent("tokenizer", "runs/t2", "99"),))
     assert matched(user, "world", Lineage("world", "3c"), "") == ()
@@ -74,7 +74,7 @@ def test_every_block_of_numbers_is_marked() -> None:
 
 @pytest.mark.slow
 def test_of_27_combinations_the_three_matched_ones_are_accepted(chains: list[Chain]) -> None:
-    """Three tokenizers × three world models × three planners; refused ones name what differs."""
+    """Three tokenizers × three world models × three planners. Refusals name the checkpoints that differ."""
     assert len({mark(c.tokenizer) for c in chains}) == len({mark(c.world) for c in chains}) == len({mark(c.planner) for c in chains}) == 3
     accepted = 0
     for t, w, p in product(range(3), repeat=3):
@@ -170,7 +170,7 @@ def test_evaluating_with_other_stages_needs_the_override(chains: list[Chain], tm
 
 
 @pytest.mark.slow
-def test_marked_runs_cannot_be_resumed_as_if_they_were_not(chains: list[Chain], tmp_path: Path) -> None:
+def test_marked_runs_cannot_be_resumed_without_the_mark(chains: list[Chain], tmp_path: Path) -> None:
     a, b = chains[0], chains[1]
     run = Run.start(tmp_path, {})
     train_world(RECIPE, a.tokenizer, TokenCache(b.tokens), TOWN, "train", run, RunOptions(stop_at=4), allow=True)

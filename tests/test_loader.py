@@ -1,4 +1,4 @@
-"""Windows, their order, and what they know."""
+"""Clips, their order, and which frames are known."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from iidrive.core.errors import DataError
 from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, draws, order
 
 
-def test_windows_hold_past_and_future() -> None:
+def test_clips_hold_past_and_future() -> None:
     batch = ClipDataset([EgoTrack.of(straight_scene(12))], ClipSpec(past=3)).batch([0, 5])
     seen, ahead = batch.inputs, batch.targets
     assert seen.tokens == ("straight-0", "straight-5")
@@ -22,7 +22,7 @@ def test_windows_hold_past_and_future() -> None:
     np.testing.assert_allclose(ahead.path[1, :, 1], [2, 4, 6, 8, 10, 12], atol=1e-5)
 
 
-def test_missing_frames_stand_in_and_say_so() -> None:
+def test_missing_frames_repeat_the_nearest_and_are_flagged() -> None:
     clips = ClipDataset([EgoTrack.of(straight_scene(4))], ClipSpec(past=1, full_future=False))
     batch = clips.batch([3])
     assert not batch.targets.valid.any()
@@ -31,7 +31,7 @@ def test_missing_frames_stand_in_and_say_so() -> None:
         ClipDataset([EgoTrack.of(straight_scene(4))], ClipSpec(past=1))
 
 
-def test_order_is_a_permutation_each_pass_and_needs_no_state() -> None:
+def test_order_is_a_permutation_in_each_epoch_and_needs_no_state() -> None:
     straight = order(7, seed=3, start=0, count=21)
     assert sorted(straight[:7]) == sorted(straight[7:14]) == list(range(7))
     assert not np.array_equal(straight[:7], straight[7:14])
@@ -40,7 +40,7 @@ def test_order_is_a_permutation_each_pass_and_needs_no_state() -> None:
     assert not np.array_equal(order(7, 4, 0, 21), straight)
 
 
-def test_draws_belong_to_places() -> None:
+def test_draws_depend_on_the_position_only() -> None:
     whole = draws(1, 0, 8, 6)
     np.testing.assert_array_equal(np.concatenate([draws(1, 0, 5, 6), draws(1, 5, 3, 6)]), whole)
     assert len(np.unique(whole)) == whole.size

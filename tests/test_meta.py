@@ -1,4 +1,5 @@
-"""Every model and loss of every recipe, at its own size, runs without the host: nothing is copied to the device in a call, no result is waited for.
+"""Every model and loss of every recipe, at its own size, runs without the host: nothing is copied to the device in a call, no result is
+waited for.
 
 On the `meta` device full size costs nothing.
 """
@@ -29,7 +30,7 @@ from iidrive.pipeline.on_device import confusion
 from iidrive.pipeline.recipes import RECIPES, Recipe
 from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.run_folder import Run
-from iidrive.simulation import eyes
+from iidrive.simulation import observer
 from iidrive.simulation.driven import DrivenScene
 from iidrive.training import loop
 from iidrive.training.checkpoint import Manifest
@@ -106,7 +107,9 @@ class OfTwo(ProcessGroup):
 
 
 def train_step(monkeypatch: pytest.MonkeyPatch, model: Trainable, module: nn.Module, config: TrainConfig, part: Batch) -> None:
-    """A step of the training loop of one of two processes; AdamW's own part of it is torch's, and `_read` is the one place that may wait."""
+    """A step of the training loop of one of two processes; AdamW's own part of it is torch's, and `_read` is the one place that may
+    wait.
+    """
     module.requires_grad_(True)
     state = State.start(TrainTask(model, module, Manifest("planner", "", {}, 0, "", {}), None), replace(config, group=0), META)
     monkeypatch.setattr(state.optimiser, "step", lambda: None)
@@ -156,14 +159,14 @@ def test_encoding_forecasting_and_planning(recipe: Recipe) -> None:
 
 @pytest.mark.slow
 def test_the_closed_loop_waits_for_plans_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eyes bring occupancy and poses of scenes to the device; what is made of them there is not waited for before the plan is read."""
+    """Observer bring occupancy and poses of scenes to the device; what is made of them there is not waited for before the plan is read."""
     tokenizer, _, agent = made(RECIPES["tiny"]())
     town = Town(TownConfig(train_scenes=2, keyframes=14))
     passes: list[str] = []
     for owner, name in ((tokenizer, "encode"), (tokenizer, "align"), (tokenizer.quantiser, "forward")):
         monkeypatch.setattr(owner, name, watched(getattr(owner, name), passes))
-    monkeypatch.setattr(eyes, "device", lambda: META)
-    inputs = eyes.Eyes(tokenizer).look([DrivenScene(town, name) for name in town.scene_names("train")])
+    monkeypatch.setattr(observer, "device", lambda: META)
+    inputs = observer.Observer(tokenizer).observe([DrivenScene(town, name) for name in town.scene_names("train")])
     assert len(passes) % 3 == 0
     assert len(passes) > 0
     assert inputs.codes is not None

@@ -1,4 +1,4 @@
-"""The three models: published size, exact rebuilding from codes, what they may and may not see, and ii on and off."""
+"""Tokenizer, world model and planner: published size, latents from codes, causality, and ii on and off."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def parameters(module: nn.Module) -> int:
 
 @pytest.fixture(scope="module")
 def batch() -> Batch:
-    """Two samples of a town with occupancy and made-up codes."""
+    """Two samples of a town with occupancy and random codes."""
     torch.manual_seed(0)
     tracks = [EgoTrack.of(scene) for scene in scenes(TOWN, "train")]
     clips = ClipDataset(tracks, ClipSpec(past=5), OccupancyFrames(TOWN, RECIPE.tokenizer.grid, 14), future=True)
@@ -47,7 +47,7 @@ def batch() -> Batch:
 
 
 @pytest.mark.slow
-def test_the_present_alone_will_do_for_a_memory(batch: Batch) -> None:
+def test_rollouts_work_from_the_current_frame_alone(batch: Batch) -> None:
     tokenizer = Tokenizer(RECIPE.tokenizer)
     forecaster = Forecaster(tokenizer, WorldModel(replace(RECIPE.world, history=1), tokenizer.cells, tokenizer.config.grid))
     forecaster.loss(batch)[0].backward()
@@ -83,7 +83,7 @@ def test_published_size() -> None:
 
 
 @pytest.mark.slow
-def test_codes_alone_rebuild_the_latent(batch: Batch) -> None:
+def test_the_latent_is_rebuilt_from_codes_alone(batch: Batch) -> None:
     tokenizer = Tokenizer(RECIPE.tokenizer).eval()
     inputs = batch.inputs
     assert inputs.occupancy is not None
@@ -92,7 +92,7 @@ def test_codes_alone_rebuild_the_latent(batch: Batch) -> None:
     assert quantised.codes.shape[1] == sum(tokenizer.quantiser.level_cells)
 
 
-def test_a_scene_tokenized_at_once_equals_its_windows() -> None:
+def test_tokenizing_a_scene_equals_tokenizing_its_clips() -> None:
     tokenizer = Tokenizer(RECIPE.tokenizer).eval()
     scene = TOWN.scene(TOWN.scene_names("train")[0])
     track = EgoTrack.of(scene)
@@ -106,7 +106,7 @@ def test_a_scene_tokenized_at_once_equals_its_windows() -> None:
     assert (alone == at_once[[0, 2, 7]]).float().mean() > 0.999
 
 
-def test_nothing_later_changes_the_codes_of_a_frame() -> None:
+def test_later_frames_do_not_change_codes() -> None:
     tokenizer = Tokenizer(RECIPE.tokenizer).eval()
     scene = TOWN.scene(TOWN.scene_names("train")[0])
     frames = OccupancyFrames(TOWN, RECIPE.tokenizer.grid, 14)
@@ -126,7 +126,7 @@ def test_nearest_code_and_intra_levels() -> None:
 
 
 def test_inter_levels_see_only_change() -> None:
-    """With past equal to present, the default inter level quantises the leftover alone: the past cannot matter beyond that."""
+    """With past equal to present, the default inter level quantises the residual only, so the past has no other effect."""
     torch.manual_seed(0)
     quantiser = ResidualQuantiser(QuantiserConfig(codes=8, width=4, history=2, codebook_start="uniform"), (8, 8)).eval()
     now = torch.randn(1, 4, 8, 8)
@@ -140,7 +140,7 @@ def test_inter_levels_see_only_change() -> None:
     assert not torch.equal(still.codes[:, intra:], moved.codes[:, intra:])
 
 
-def test_warp_moves_maps_the_right_way() -> None:
+def test_warp_moves_maps_in_the_right_direction() -> None:
     grid = CellGrid((10, 10), (-5.0, -5.0), 1.0)
     maps = torch.zeros(1, 1, 10, 10)
     maps[0, 0, 7, 4] = 1.0
@@ -158,7 +158,7 @@ def test_norm_ignores_memory_layout() -> None:
     torch.testing.assert_close(norm(x), norm(x.to(memory_format=torch.channels_last)))
 
 
-def test_motion_rests_at_identity() -> None:
+def test_motion_at_rest_is_the_identity() -> None:
     still = motion_between(torch.eye(4)[None])[0]
     assert still.tolist() == [0, 0, 1, 0, 0, 0, 0, 0, 0]
     frames = torch.eye(4).repeat(1, 3, 1, 1)
@@ -171,7 +171,7 @@ def test_motion_rests_at_identity() -> None:
 
 
 @pytest.mark.slow
-def test_an_untrained_world_model_carries_the_present_along(batch: Batch) -> None:
+def test_an_untrained_world_model_keeps_the_current_latent(batch: Batch) -> None:
     tokenizer = Tokenizer(RECIPE.tokenizer)
     forecaster = Forecaster(tokenizer, WorldModel(replace(RECIPE.world, motion="last"), tokenizer.cells, tokenizer.config.grid)).eval()
     inputs = batch.inputs
@@ -183,8 +183,11 @@ def test_an_untrained_world_model_carries_the_present_along(batch: Batch) -> Non
     torch.testing.assert_close(imagined.latents[:, 0], tokenizer.cells.warp(present, imagined.now_T_frame[:, 0]), atol=1e-4, rtol=1e-4)
 
 
-def test_labels_take_back_some_of_the_weights_bias() -> None:
-    """A rare class that is as likely as a frequent one under weighted training is less likely in truth; classes never shown are never said."""
+def test_labels_remove_some_of_the_class_weights_bias() -> None:
+    """With weighted training, a rare class with the same logit as a frequent one is less likely.
+
+    Classes absent from training are never predicted.
+    """
     weights = (0.0, *[1.0] * 10, 1.0, 1.0, 9.0, 1.0, 1.0, 1.0, 1.0)
     told = []
     for prior in (0.0, 0.5):
@@ -215,8 +218,8 @@ def test_losses_reach_every_weight(batch: Batch, agent: Agent) -> None:
 
 
 @pytest.mark.slow
-def test_the_losses_of_parts_add_up_to_the_batchs(agent: Agent) -> None:
-    """For every trainable model: parts of a batch, divided by the whole batch's counts, have its loss and its gradient."""
+def test_losses_of_parts_add_up_to_that_of_the_batch(agent: Agent) -> None:
+    """For every trainable model: losses and gradients of parts, divided by the whole batch's counts, add up to those of the batch."""
     tracks = [EgoTrack.of(scene) for scene in scenes(TOWN, "train")]
     cut = ClipSpec(past=5, full_future=False)
     cells = sum(agent.forecaster.tokenizer.quantiser.level_cells)
@@ -251,7 +254,7 @@ def test_plans_do_not_depend_on_the_rest_of_the_batch(batch: Batch, agent: Agent
 
 
 @pytest.mark.slow
-def test_without_ii_the_world_model_is_not_touched(batch: Batch, agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ii_the_world_model_is_not_run(batch: Batch, agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     off, on = agent.plan(batch.inputs, False), agent.plan(batch.inputs, True)
     assert not torch.equal(off, on)
 
@@ -304,7 +307,7 @@ def test_a_planner_with_candidates_plans_one_of_them(boxed: Batch, chooser: Agen
     assert (spread > 2).any()  # metres at 3 s
 
 
-def test_only_the_imagined_scene_differs_with_ii(boxed: Batch, chooser: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_ii_only_the_scene_differs(boxed: Batch, chooser: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     off, on = (chooser.choice(boxed.inputs, ii) for ii in (False, True))
     assert torch.equal(off.candidates, on.candidates)
     assert not torch.equal(off.cost_m, on.cost_m)
@@ -319,7 +322,7 @@ def test_only_the_imagined_scene_differs_with_ii(boxed: Batch, chooser: Agent, m
         chooser.choice(boxed.inputs, True)
 
 
-def test_outcome_losses_reach_the_head_and_leave_the_world_alone(boxed: Batch, chooser: Agent) -> None:
+def test_outcome_losses_train_the_head_but_not_the_world_model(boxed: Batch, chooser: Agent) -> None:
     loss, parts = chooser.loss(boxed)
     assert {"collision", "distance", "collision_ii", "distance_ii"} < set(parts)
     loss.backward()
@@ -330,7 +333,7 @@ def test_outcome_losses_reach_the_head_and_leave_the_world_alone(boxed: Batch, c
 
 
 @pytest.mark.slow
-def test_training_without_ii_leaves_its_branch_alone(batch: Batch, agent: Agent) -> None:
+def test_training_without_ii_does_not_change_its_branch(batch: Batch, agent: Agent) -> None:
     off = Agent(agent.forecaster, agent.planner, train_ii=False)
     off.loss(batch)[0].backward()
     touched = {n.split(".")[0] for n, p in off.planner.named_parameters() if p.grad is not None}
@@ -338,18 +341,18 @@ def test_training_without_ii_leaves_its_branch_alone(batch: Batch, agent: Agent)
     assert "future" not in touched
 
 
-def test_configs_that_cannot_work() -> None:
-    with pytest.raises(ConfigError, match="one entry a level"):
+def test_invalid_configs_are_refused() -> None:
+    with pytest.raises(ConfigError, match="one entry per level"):
         replace(RECIPE.tokenizer, blocks=(1,))
     with pytest.raises(ConfigError, match="multiple of groups"):
         replace(RECIPE.tokenizer, base_width=12)
     with pytest.raises(ConfigError, match="latent width"):
         replace(RECIPE, world=replace(RECIPE.world, width=32))
-    with pytest.raises(ConfigError, match="multiple of the heads"):
+    with pytest.raises(ConfigError, match="multiple of heads"):
         replace(RECIPE.world, heads=3)
 
 
-def test_a_plan_that_drives_is_kept_and_noise_at_a_standstill_goes() -> None:
+def test_drivable_keeps_normal_driving_and_removes_noise_at_standstill() -> None:
     turn = torch.linspace(0, 1.2, 7)[1:]
     arc = torch.stack([6 * (1 - turn.cos()), 6 * turn.sin()], -1)
     jitter = torch.tensor([[0.0, 0.01], [-0.01, -0.02], [0.02, 0.05], [0.0, 0.16], [0.04, 0.39], [0.07, 0.6]])

@@ -1,4 +1,4 @@
-"""The nuScenes source: the real mini set, and tiny made-up roots with their splits, maps and versions."""
+"""The nuScenes source: the real mini version, and tiny generated roots with splits, maps and versions."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_mini_maps_agree_with_the_path_driven(mini, nuscenes_root):
     assert all(np.linalg.norm(np.diff(shapely.get_coordinates(line), axis=0), axis=1).max() < 1.0 + 1e-6 for line in drawn)
 
 
-def test_mini_says_what_is_missing(labelled):
+def test_mini_reports_what_is_missing(labelled):
     told = " / ".join(labelled.missing())
     assert "num_lidar_pts is unknown for 13949 of 18532 boxes" in told
     assert "labels exist for 1 of 404 keyframes; the others are derived" in told
@@ -193,7 +193,7 @@ def test_official_splits_have_the_official_sizes():
     assert {"scene-0103", "scene-0916", "scene-0003", "scene-1073"} <= set(SPLITS["val"])
 
 
-def test_splits_that_cannot_be_given(tiny):
+def test_invalid_splits_are_refused(tiny):
     source = opened(tiny)
     assert source.scene_names("all") == source.scene_names("mini_val") == ("scene-0103", "scene-0916")
     with pytest.raises(ConfigError, match="Did you mean 'mini_val'"):
@@ -209,7 +209,7 @@ def test_splits_that_cannot_be_given(tiny):
 # --- a tiny root
 
 
-def test_tiny_root_gives_what_was_put_in(tiny):
+def test_tiny_root_gives_the_values_in_its_tables(tiny):
     source = opened(tiny)
     scene = source.scene("scene-0916")
     assert len(scene) == 8
@@ -236,7 +236,7 @@ def test_tiny_root_gives_what_was_put_in(tiny):
     assert occupancy[150, 113, 0] == OCC["sidewalk"]
 
 
-def test_a_scene_may_be_written_to_without_harming_the_source(tiny):
+def test_writing_to_a_scene_does_not_change_the_source(tiny):
     source = opened(tiny)
     for array in (source.scene("scene-0103").keyframes[0].boxes.centre_m, source.scene("scene-0103").keyframes[0].boxes.yaw_rad):
         array += 5
@@ -270,7 +270,7 @@ def test_wrong_roots_are_explained(tiny, tmp_path):
         opened(tiny, version="v1.0-minni")
 
 
-def test_two_versions_need_a_choice(tiny):
+def test_with_two_versions_one_must_be_named(tiny):
     tiny_nuscenes.make(tiny, scenes=("scene-0103",), keyframes=3, version="v1.0-trainval")
     with pytest.raises(ConfigError, match=r"v1\.0-mini, v1\.0-trainval"):
         opened(tiny)

@@ -1,4 +1,4 @@
-"""The index of the tables: every way in which a download or an edit can break them, and the cache file."""
+"""The index of nuScenes' tables: damaged and edited tables, and the cache file."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ BROKEN = {
     "dangling scene_token": ("sample", put("scene_token", "gone"), r"sample\.json.*scene-0103-sample-03.*scene_token 'gone'"),
     "dangling next": ("sample", put("next", "gone"), r"sample\.json.*next 'gone'"),
     "chain that loops": ("sample", put("next", "scene-0103-sample-01"), r"sample\.json.*not later"),
-    "chain that ends early": ("sample", put("next", ""), r"scene-0103 announces 8 samples.*4"),
+    "chain that ends early": ("sample", put("next", ""), r"scene-0103 should have 8 samples.*4"),
     "times that fall": ("sample", put("timestamp", 5), r"sample\.json.*scene-0103-sample-03.*not later"),
     "timestamp as text": ("sample", put("timestamp", "soon"), r"sample\.json.*scene-0103-sample-03"),
-    "token twice": ("sample", lambda r: r.append(r[0]), r"sample\.json.*scene-0103-sample-00 stands twice"),
+    "token twice": ("sample", lambda r: r.append(r[0]), r"sample\.json.*scene-0103-sample-00 appears twice"),
     "no scenes": ("scene", list.clear, r"scene\.json holds no scenes"),
     "scene name null": ("scene", lambda r: r[0].update(name=None), r"scene\.json.*scene-0103-token has name None"),
-    "two scenes of one name": ("scene", lambda r: r[1].update(name="scene-0103"), r"scene\.json.*scene-0103 stands twice"),
+    "two scenes of one name": ("scene", lambda r: r[1].update(name="scene-0103"), r"scene\.json.*scene-0103 appears twice"),
     "dangling log": ("scene", lambda r: r[0].update(log_token="gone"), r"scene\.json.*log_token 'gone'"),
     "no first sample": ("scene", lambda r: r[0].update(first_sample_token=None), r"scene\.json.*first_sample_token 'None'"),
     "no lidar keyframe": ("sample_data", lambda r: r.pop(5), r"sample_data\.json.*scene-0103-sample-01 has no LIDAR_TOP"),
@@ -116,13 +116,13 @@ def test_a_truncated_table_is_named(tiny, keep):
 
 
 @pytest.mark.parametrize("content", [b"{}", b"\x00\x01\xff", b"[1, 2", b'[{"token": "a"'])
-def test_a_table_that_is_no_table_is_named(tiny, content):
+def test_a_file_that_is_not_a_table_is_named(tiny, content):
     (tiny / "v1.0-mini" / "log.json").write_bytes(content)
     with pytest.raises(DataError, match=r"log\.json"):
         opened(tiny)
 
 
-def test_tables_longer_than_a_chunk_are_read_whole(tiny, monkeypatch):
+def test_tables_longer_than_a_chunk_are_read_completely(tiny, monkeypatch):
     expected = opened(tiny).scene("scene-0916").keyframes[5]
     monkeypatch.setattr("iidrive.data.nuscenes.tables._CHUNK", 37)
     got = NuScenes(NuScenesConfig(str(tiny), cache=str(tiny.parent / "other"))).scene("scene-0916").keyframes[5]
@@ -138,7 +138,7 @@ def cache_file(root: Path) -> Path:
     return found
 
 
-def test_the_cache_spares_reading_the_tables(tiny, monkeypatch):
+def test_with_the_cache_the_tables_are_not_read(tiny, monkeypatch):
     first = opened(tiny)
     monkeypatch.setattr("iidrive.data.nuscenes.index.build", lambda folder: pytest.fail("the tables were read again"))
     second = opened(tiny)
@@ -180,7 +180,7 @@ def test_a_damaged_cache_is_rebuilt_with_a_note(tiny, damage):
     assert "was damaged" not in " ".join(opened(tiny).missing())
 
 
-def test_a_cache_that_cannot_be_written_does_not_matter(tiny, tmp_path):
+def test_an_unwritable_cache_is_not_an_error(tiny, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
     source = NuScenes(NuScenesConfig(str(tiny), cache=str(blocked)))

@@ -1,4 +1,4 @@
-"""Occupancy files: which one is taken, what is refused, and other grids."""
+"""Occupancy files of nuScenes: which one is used, which are refused, and conversion to other grids."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_auto_takes_labels_then_predicted_then_derived(tiny):
 
 
 @pytest.mark.parametrize("where", ["{s}/{t}/pred.npz", "{s}/{t}/labels.npy", "{s}/{t}.npz", "{t}.npy", "{t}.npz"])
-def test_predictions_as_others_write_them(where, tiny):
-    """In any place, of any whole type, with an axis of length 1; never seven grids, and never in other class numbers."""
+def test_predictions_in_the_formats_of_other_code_bases(where, tiny):
+    """In any layout, of any integer dtype, with an axis of length 1; but not seven grids, and not another class numbering."""
     want = label_arrays()["semantics"]
     path = tiny / "others" / where.format(s="scene-0103", t="scene-0103-sample-00")
     path.parent.mkdir(parents=True)
@@ -73,16 +73,16 @@ def test_predictions_as_others_write_them(where, tiny):
     np.testing.assert_array_equal(source.occupancy(scene, 0, OCC3D_GRID).semantics, want)
     assert "predicted occupancy exists for 1 of 16" in " ".join(source.missing())
     for grid, message in (
-        (np.stack([want] * 7), "7 grids, where the present one alone is needed"),
-        (np.where(want == FREE, 16, want), "In openocc 16 is free, but Occ3D's numbers are read here"),
-        (np.argwhere(want < FREE)[:, [0, 1, 2, 0]], "write whole grids"),
+        (np.stack([want] * 7), "7 grids, but only one \\(of the current time\\) is allowed"),
+        (np.where(want == FREE, 16, want), "In openocc 16 is free, but Occ3D's numbers are expected here"),
+        (np.argwhere(want < FREE)[:, [0, 1, 2, 0]], "write dense grids"),
     ):
         write(grid)
         with pytest.raises(DataError, match=message):
             source.occupancy(scene, 0, OCC3D_GRID)
 
 
-def test_insisting_on_files_that_are_not_there(tiny):
+def test_a_required_file_that_is_missing_is_an_error(tiny):
     with pytest.raises(ConfigError, match="give `gts`"):
         opened(tiny, occupancy="labels")
     with pytest.raises(ConfigError, match="give `predicted`"):
@@ -104,7 +104,7 @@ LABEL_FAULTS = {
     "unknown class": (label_arrays(semantics=np.full(OCC3D_GRID.shape, 23, np.uint8)), "class 23"),
     "other class numbers": (
         label_arrays(semantics=np.full(OCC3D_GRID.shape, 16, np.uint8)),
-        "class 16 fills 100 % .*In openocc 16 is free, but Occ3D's numbers are read here",
+        "class 16 fills 100 % .*In openocc 16 is free, but Occ3D's numbers are expected here",
     ),
     "no semantics": ({"arr_0": label_arrays()["semantics"]}, "no array 'semantics'; found arr_0"),
     "pickled": (label_arrays(semantics=np.array([{"a": 1}], dtype=object)), "not a readable"),
@@ -121,7 +121,7 @@ def test_a_broken_label_file_is_named(tiny, fault):
     assert str(path) in str(caught.value)
 
 
-def test_a_mask_that_nothing_applies_is_not_asked_for(tiny):
+def test_labels_need_no_camera_mask(tiny):
     write_labels(tiny, "gts", 0, semantics=label_arrays()["semantics"])
     source = opened(tiny)
     found = source.occupancy(source.scene("scene-0103"), 0, OCC3D_GRID)
@@ -160,7 +160,7 @@ def test_labels_on_other_grids(tiny):
             source.occupancy(scene, 0, GridSpec(shape, lower, voxel))
 
 
-def test_block_rule_against_a_plain_loop():
+def test_block_rule_equals_a_plain_loop():
     rng = np.random.default_rng(3)
     for m, values in ((2, [0, 3, 3, 11, FREE, IGNORE]), (4, [FREE, IGNORE, 5, 2]), (2, [FREE, IGNORE])):
         spec = GridSpec((8, 8, 8), (0.0, 0.0, 0.0), 0.4)

@@ -112,7 +112,7 @@ def test_one_grid_has_one_score(form: str, truth: Path, want: dict[str, Any], tm
     assert scores(tmp_path / "p", "--truth", truth, *options, out=tmp_path / "s.json") == want
 
 
-def test_a_table_of_ones_own(truth: Path, want: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_custom_class_tables(truth: Path, want: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """255 for free, and the classes in the reverse order."""
     names = [f"{16 - k} {name}" for k, name in enumerate(OCC_CLASSES[:FREE])]
     (tmp_path / "names.txt").write_text("\n".join(["# mine", *names, "255: Empty", ""]).replace("driveable_surface", "Drivable Surface"))
@@ -121,17 +121,17 @@ def test_a_table_of_ones_own(truth: Path, want: dict[str, Any], tmp_path: Path, 
     assert scores(tmp_path / "p", "--truth", truth, "--classes", tmp_path / "names.txt", out=tmp_path / "s.json") == want
     said = fails(capsys, "score-occupancy", str(tmp_path / "p"), "--truth", str(truth))
     assert "class 255 fills 9" in said
-    assert "--classes FILE, with a class a line (`255 free`)" in said
+    assert "--classes FILE (one class per line, as in `255 free`)" in said
     for text, message in (
         ("car\nfree\ncaar", "unknown class 'caar'"),
-        ("car\ntruck", "no class of it is called free"),
-        ("0 car\n0 free", "number 0 stands twice"),
+        ("car\ntruck", "it has no class `free`"),
+        ("0 car\n0 free", "number 0 is given twice"),
         ("\n".join(["car"] * 256) + "\nfree", "number 256 is above 255"),
     ):
         (tmp_path / "bad.txt").write_text(text)
         with pytest.raises(DataError, match=message):
             class_tables.named(str(tmp_path / "bad.txt"))
-    for name, message in (("openoc", "Did you mean 'openocc'"), ("uniocc", "cannot be mapped by name")):
+    for name, message in (("openoc", "Did you mean 'openocc'"), ("uniocc", "cannot be matched by name")):
         with pytest.raises(ConfigError, match=message):
             class_tables.named(name)
 
@@ -146,19 +146,19 @@ def test_the_tables_are_those_of_their_data_sets() -> None:
     for table in (OPENOCC, SURROUNDOCC):
         assert sorted(table.numbers.values()) == list(range(1, 18))
         assert table.lacks == ("others",)
-    with pytest.raises(DataError, match="holds class 17, and openocc has 0 to 16"):
+    with pytest.raises(DataError, match="holds class 17, but the classes of openocc are 0 to 16"):
         OPENOCC.translate(np.array([16, 17]), "x")
 
 
-def test_classes_that_are_merely_guessed_are_refused(truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_guessed_class_tables_are_refused(truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for token, grid in PRED.items():
         saved(tmp_path / "open" / f"{token}.npz", semantics=OPEN[grid])
         saved(tmp_path / "zero" / f"{token}.npz", semantics=np.where(grid == FREE, 0, grid))
         saved(tmp_path / "eleven" / f"{token}.npz", occ_label=np.where(grid == FREE, 10, np.minimum(grid, 9)))
     for folder, message in (
-        ("open", "In openocc 16 is free: say --classes openocc if they are of that table, --classes FILE, with a class a line"),
+        ("open", "In openocc 16 is free: use --classes openocc if the labels follow that table, --classes FILE (one class per line"),
         ("zero", "In surroundocc 0 is free"),
-        ("eleven", "In UniOcc 10 is free, and its classes cannot be mapped by name"),
+        ("eleven", "In UniOcc 10 is free, and its classes cannot be matched by name"),
     ):
         assert message in fails(capsys, "score-occupancy", str(tmp_path / folder), "--truth", str(truth))
     said = fails(capsys, "score-occupancy", str(truth), "--truth", str(tmp_path / "open"))
@@ -193,17 +193,17 @@ REFUSED: dict[str, tuple[dict[str, np.ndarray], list[str], str]] = {
     "sparse, nothing said": ({"semantics": sparse(drawn(0))}, [], "rows of x, y, z and class"),
     "z first": ({"semantics": sparse(drawn(0))[:, [2, 1, 0, 3]]}, ["--classes", "occ3d"], "They fit as z, y, x"),
     "metres": ({"semantics": sparse(drawn(0)) * 0.4}, ["--classes", "occ3d"], "fractions"),
-    "rows twice": ({"semantics": np.array([[1, 1, 1, 4], [1, 1, 1, 5]])}, ["--classes", "occ3d"], "two rows of different classes"),
-    "rows on their side": ({"semantics": sparse(drawn(0)).T}, ["--classes", "occ3d"], "on their side"),
+    "rows twice": ({"semantics": np.array([[1, 1, 1, 4], [1, 1, 1, 5]])}, ["--classes", "occ3d"], "two rows with different classes"),
+    "rows on their side": ({"semantics": sparse(drawn(0)).T}, ["--classes", "occ3d"], "transposed sparse rows"),
     "axes": ({"semantics": drawn(0).transpose(2, 1, 0)}, [], "axes are in another order"),
     "axes, y up": ({"semantics": drawn(0).transpose(0, 2, 1)[None]}, [], "axes are in another order"),
     "scores last": ({"semantics": np.zeros((*SHAPE, 18), np.uint8)}, [], "argmax over the last axis"),
     "scores first": ({"semantics": np.zeros((18, *SHAPE), np.float16)}, [], "argmax over the first axis"),
-    "flat": ({"semantics": drawn(0).reshape(-1)}, [], "a grid in one row"),
-    "another grid": ({"semantics": np.zeros((512, 512, 40), np.uint8)}, [], "another grid than Occ3D's"),
+    "flat": ({"semantics": drawn(0).reshape(-1)}, [], "a flattened grid"),
+    "another grid": ({"semantics": np.zeros((512, 512, 40), np.uint8)}, [], "not Occ3D's grid"),
     "fractions": ({"semantics": drawn(0) + 0.5}, [], "with fractions"),
     "NaN": ({"semantics": np.full(SHAPE, np.nan)}, [], "with fractions, NaN"),
-    "occupied or not": ({"semantics": (drawn(0) != FREE).astype(np.uint8)}, [], "holds 0 and 1 alone"),
+    "occupied or not": ({"semantics": (drawn(0) != FREE).astype(np.uint8)}, [], "holds only 0 and 1"),
     "no grid": ({"semantics": drawn(0)[None][:0]}, [], "must hold integers in shape"),
     "booleans": ({"semantics": drawn(0) != FREE}, [], "found booleans"),
     "a word": ({"semantics": np.full(SHAPE, "car")}, [], "must hold integers"),
@@ -211,9 +211,7 @@ REFUSED: dict[str, tuple[dict[str, np.ndarray], list[str], str]] = {
 
 
 @pytest.mark.parametrize("form", REFUSED)
-def test_what_is_unclear_is_refused_by_what_it_looks_like(
-    form: str, truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unclear_arrays_are_refused_with_a_guess(form: str, truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arrays, options, message = REFUSED[form]
     for token in TRUTH:
         saved(tmp_path / "p" / f"{token}.npz", **arrays)
@@ -232,8 +230,8 @@ def test_layouts_that_are_unclear_are_refused(truth: Path, tmp_path: Path, capsy
     saved(tmp_path / "steps" / "scene-1" / "0.npz", occ_label=PRED[one])
     saved(tmp_path / "steps" / "scene-2" / "0.npz", occ_label=PRED[one])
     for folder, message in (
-        ("two", "holds labels.npz and pred.npz, so which is predicted is not clear"),
-        ("twice", f"sample {one} stands twice, in x and in y"),
+        ("two", "holds labels.npz and pred.npz, so it is unclear which is the prediction"),
+        ("twice", f"sample {one} has two files, in x and in y"),
         ("high", f"Did you mean {tmp_path / 'high' / 'p'}?"),
         ("steps", "These files are numbered by time step"),
     ):
@@ -265,7 +263,7 @@ def test_masks_are_counted_before_anything_is_scored(truth: Path, tmp_path: Path
 
 @pytest.mark.slow
 def test_bounded_memory(tmp_path: Path) -> None:
-    """The header announces more than any grid needs, and nothing is unpacked."""
+    """The header says more than any grid needs, and nothing is unpacked."""
     saved(tmp_path / "x.npz", semantics=np.zeros((1 << 15, 1 << 14), np.uint8))
     with pytest.raises(DataError, match="256 MiB"):
         read_grids(tmp_path / "x.npz", "predicted", OCC3D)
@@ -273,7 +271,10 @@ def test_bounded_memory(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_collected_forms(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What other code bases wrote of one real frame. The copy differs from the truth in 2 % of its voxels, and scores the same in every form."""
+    """What other code bases wrote of one real frame.
+
+    The copy differs from the truth in 2 % of its voxels, and scores the same in every form.
+    """
     gts = shared / "data" / "occ3d" / "gts"
     (real,) = gts.glob("*/*/labels.npz")
     subprocess.run([sys.executable, str(shared / "fixtures" / "field" / "occ" / "make.py"), str(real), str(tmp_path)], check=True)

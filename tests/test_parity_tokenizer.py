@@ -88,7 +88,7 @@ def test_names_that_do_not_fit_are_listed(published: dict[str, Tensor]) -> None:
     del broken["vq.quant_conv.bias"]
     wanted = iiworld_keys.tokenizer_to_published(iiworld_keys.tokenizer_from_published(published))
     with pytest.raises(
-        CheckpointError, match=r"missing \(1\): vq.quant_conv.bias; misshapen \(1\): encoder.conv_in.bias \(3,\) for \(64,\)"
+        CheckpointError, match=r"missing \(1\): vq.quant_conv.bias; of another shape \(1\): encoder.conv_in.bias \(3,\) for \(64,\)"
     ):
         require_fit(broken, wanted, "file.pth")
 
@@ -301,8 +301,8 @@ def test_cells_lie_on_their_corner_or_centre() -> None:
     assert centre.height_m == 0.0
 
 
-def test_options_that_cannot_work() -> None:
+def test_invalid_options_are_refused() -> None:
     with pytest.raises(ConfigError, match="warp=stream"):
         replace(CONFIG, warp="once")
-    with pytest.raises(ConfigError, match="ego in its middle"):
+    with pytest.raises(ConfigError, match="centred on the ego"):
         replace(CONFIG, grid=replace(CONFIG.grid, lower_m=(-30.0, -40.0, -1.0)))

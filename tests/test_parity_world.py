@@ -249,7 +249,7 @@ def test_training(fixture: Fixture, published: dict[str, Tensor], latents: Tenso
     np.testing.assert_allclose([v.item() for v in parts.values()], stored[f"train_{case}"], rtol=1e-5)
     norm = world.intra[0].norm1
     assert isinstance(norm, BatchNorm)
-    norm.settle(groups=1)
+    norm.update_running_stats(groups=1)
     assert off(torch.stack([norm.running_mean, norm.running_var]), stored[f"train_{case}_bn"]) < 1e-4
     assert int(norm.num_batches_tracked) == stored[f"train_{case}_bn_count"]
     torch.stack(list(parts.values())).sum().backward()

@@ -1,4 +1,4 @@
-"""Each quirk of the published roll-out alone: what it does, and that it does no more."""
+"""Each quirk of the published rollout separately: its effect, and no other."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def same(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, atol=1e-6)
 
 
-def test_every_quirk_has_its_sentence() -> None:
+def test_every_quirk_has_a_description() -> None:
     assert tuple(QUIRKS) == get_args(Quirk)
     assert set(recipes.published().world.quirks) == set(QUIRKS)
 
@@ -120,7 +120,7 @@ def test_rate_first(drive: Drive) -> None:
 
 
 def test_stale_pose(drive: Drive) -> None:
-    """Only the sample that does not start a sequence is touched."""
+    """Only the sample that does not start a sequence changes."""
     still = begin(drive, None, (), 5)
     far = Carry(still.motions, still.heading_rad + 1, still.position_m + 100)
     fresh, stale = run(drive, carry=far), run(drive, "stale-pose", carry=far)
@@ -144,8 +144,8 @@ def test_rotation_everywhere(drive: Drive) -> None:
     assert counted == pytest.approx(CONFIG.rotation_weight * float(every.sum(1).mean()))
 
 
-def test_the_present_is_the_only_path_of_gradients(drive: Drive) -> None:
-    """What is predicted reaches later steps through the present latent and pose, not through memory; a taught step cuts it."""
+def test_gradients_flow_through_the_current_state_only(drive: Drive) -> None:
+    """Gradients reach earlier steps through the current latent and pose, not through memory; a teacher-forced step stops them."""
     torch.manual_seed(0)
     world = WorldModel(replace(CONFIG, quirks=("copied-memory",)), TINY.tokenizer.cells(), TINY.tokenizer.grid)
     start = replace(drive, latents=drive.latents.clone().requires_grad_())
@@ -155,8 +155,8 @@ def test_the_present_is_the_only_path_of_gradients(drive: Drive) -> None:
         assert bool(path[:, 0].any()) is not taught
 
 
-def test_options_that_cannot_work() -> None:
+def test_invalid_options_are_refused() -> None:
     with pytest.raises(ConfigError, match="motion=map"):
         replace(TINY.world, quirks=("stale-pose",))
-    with pytest.raises(ConfigError, match="warps no maps"):
+    with pytest.raises(ConfigError, match="motion=map needs align=none"):
         replace(CONFIG, align="warp")

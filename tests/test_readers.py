@@ -386,7 +386,7 @@ def test_malformed_token_lists(name: str, content: bytes, message: str, tmp_path
     ("content", "message"),
     [
         (b"", "not a readable npz"),
-        (b"PK\x03\x04junk", "cut short"),
+        (b"PK\x03\x04junk", "truncated"),
         (dumped(TABLE), "not a readable npz"),
         (npy(GOOD), "single npy array"),
         (archive(**WHOLE), "not a cases file"),

@@ -1,4 +1,6 @@
-"""Recipes on the command line: each field explained, printed as YAML that is read back, chosen by name or file, overridden field by field."""
+"""Recipes on the command line: each field explained, printed as YAML that is read back, chosen by name or file, overridden field by
+field.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,7 @@ def test_a_printed_recipe_is_yaml_that_is_read_back(name: str, tmp_path: Path, c
 
 def test_each_printed_field_has_its_meaning_beside_it() -> None:
     lines = explained(recipes.demo()).splitlines()
-    assert "  heads: 8                                # heads of every attention." in lines
+    assert "  heads: 8                                # number of attention heads." in lines
     fields = [line for line in lines if not line.lstrip().startswith("#")]
     assert all("  # " in line for line in fields)
     assert len(fields) == sum(1 for _ in leaves(yaml.safe_load("\n".join(lines)))), "one line a field and one a group"

@@ -86,7 +86,7 @@ def test_imagining_depends_on_where_the_map_s_axes_point(batch: Batch) -> None:
     turn[:2, :2] = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
     turned = made.imagine(replace(inputs, global_T_now=turn @ inputs.global_T_now), 1)
     assert not torch.allclose(turned.now_T_frame, made.imagine(inputs, 1).now_T_frame, atol=1e-3)
-    with pytest.raises(ConfigError, match="axes of the map"):
+    with pytest.raises(ConfigError, match="the ego's pose in the map"):
         made.imagine(replace(inputs, global_T_now=None), 1)
 
 

@@ -1,4 +1,4 @@
-"""Reading maps as sums of table rows gives what `grid_sample` gives, gradients included."""
+"""Sampling maps as sums of table rows equals `grid_sample`, including gradients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def points() -> torch.Tensor:
     return made.requires_grad_()
 
 
-def test_maps_are_read_as_by_grid_sample() -> None:
+def test_maps_are_sampled_as_by_grid_sample() -> None:
     at, maps = points(), torch.randn(2, 7, *SIZE, dtype=torch.float64, requires_grad=True)
     read, formula = GRID.read(maps, at), plain.read(GRID, maps, at)
     torch.testing.assert_close(read, formula, atol=1e-10, rtol=0)
@@ -36,13 +36,13 @@ def test_maps_are_read_as_by_grid_sample() -> None:
         torch.testing.assert_close(mine * mask, theirs * mask, atol=1e-8, rtol=0)
 
 
-def test_inside_is_the_reading_of_a_map_of_ones() -> None:
+def test_inside_equals_sampling_a_map_of_ones() -> None:
     at = points().detach()
     torch.testing.assert_close(GRID.inside(at), GRID.read(torch.ones(2, 1, *SIZE, dtype=torch.float64), at))
     torch.testing.assert_close(GRID.inside(at), plain.inside(GRID, at), atol=1e-10, rtol=0)
 
 
-def test_places_that_are_no_numbers_read_none() -> None:
+def test_nan_positions_give_nan() -> None:
     at = torch.full((1, 1, 2, 2), torch.nan)
     at[0, 0, 1] = 0
     read = GRID.read(torch.ones(1, 1, *SIZE), at)[0, 0, 0]

@@ -1,4 +1,4 @@
-"""Scene types refuse what cannot be, in plain sentences."""
+"""Scene types refuse invalid values with clear messages."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def test_boxes_refuse(change: dict[str, np.ndarray], message: str) -> None:
         replace(ONE, **change)
 
 
-def test_no_boxes_is_fine() -> None:
+def test_boxes_may_be_empty() -> None:
     assert len(Boxes.empty("ego")) == 0
     assert len(ONE.select(np.array([False]))) == 0
 
 
-def test_moving_boxes_turns_them() -> None:
+def test_moved_boxes_are_rotated_too() -> None:
     quarter = Pose.from_xy_yaw(1.0, 2.0, np.pi / 2).matrix
     moved = replace(ONE, centre_m=np.array([[3.0, 0, 0]])).moved(quarter, "ego")
     np.testing.assert_allclose(moved.centre_m, [[1.0, 5.0, 0.0]], atol=1e-12)
@@ -99,20 +99,20 @@ def test_a_trajectory_has_six_steps() -> None:
         Trajectory(np.full((6, 2), np.nan), "lidar", "lidar_top", np.ones(6, bool))
 
 
-def test_commands_name_their_source() -> None:
+def test_commands_have_a_known_source() -> None:
     assert Command("left", "route").index == 1
     with pytest.raises(DataError, match="'route' or 'oracle'"):
         Command("left", "guess")  # pyright: ignore[reportArgumentType]
 
 
-def test_scenes_refuse_disorder() -> None:
+def test_scenes_refuse_unordered_or_repeated_keyframes() -> None:
     from small_scene import keyframe
 
     first, second = keyframe("a", 0), keyframe("b", 500_000)
     Scene("s", (first, second), VectorMap())
     with pytest.raises(DataError, match="must increase"):
         Scene("s", (second, first), VectorMap())
-    with pytest.raises(DataError, match="stands twice"):
+    with pytest.raises(DataError, match="the same sample token"):
         Scene("s", (first, replace(second, token="a")), VectorMap())
     with pytest.raises(DataError, match="at least the current"):
         Observation("s", ())

@@ -29,7 +29,7 @@ def test_every_name_is_a_whole_checkpoint_that_fits_its_parents(monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     assert {name: checkpoint.read_manifest(name).kind for name in shipped.names()} == KINDS
     for name in KINDS:
-        checkpoint.require_whole(checkpoint.find(name))
+        checkpoint.verify_checksums(checkpoint.find(name))
     agent = load("town-small")
     assert isinstance(agent, LoadedAgent)
     assert not agent.manifest.marks

@@ -1,4 +1,4 @@
-"""Faster formulations give what the plain ones (`iidrive.models.plain`) give, in float64, gradients included."""
+"""Optimised operations equal the plain formulas (`iidrive.models.plain`) in float64, including gradients."""
 
 from __future__ import annotations
 

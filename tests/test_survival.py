@@ -1,4 +1,6 @@
-"""Trainings that are killed, stopped or fed bad data: nothing half-written is read later, and what is resumed ends as if nothing had happened."""
+"""Trainings that are killed, stopped or fed bad data: nothing half-written is read later, and what is resumed ends as if nothing had
+happened.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +34,11 @@ OFTEN = {
     for name in ("tokenizer", "motion", "world", "planner")
 }
 RECIPE = replace(TINY, **OFTEN)
-"""A checkpoint after every step: most kills then fall into or next to the writing of one."""
+"""A checkpoint after every step, so that most kills happen while one is written or shortly before or after."""
 
 
 def train_all(process_group: ProcessGroup, folder: Path, delay_s: float = 0.0) -> None:
-    """All stages, each going on where it was."""
+    """Train all stages, resuming each."""
     real = checkpoint.save_file
 
     def slow_save(tensors: dict[str, torch.Tensor], path: Path) -> None:
@@ -71,7 +73,7 @@ def everything(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The training that nobody disturbed."""
+    """The uninterrupted training."""
     folder = tmp_path_factory.mktemp("straight")
     process = start(train_alone, folder, 0.0)
     process.join()
@@ -81,7 +83,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_thirty_kills_change_nothing(straight: Path, tmp_path: Path) -> None:
-    """SIGKILL at random moments of all phases; the weights at the end are those of the undisturbed run, bit by bit."""
+    """SIGKILL at random times of all phases. The final weights equal those of the uninterrupted run bit for bit."""
     chance, kills, phases = random.Random(0), 0, set()
     while not (tmp_path / "done").exists():
         process = start(train_alone, tmp_path, 0.03)
@@ -107,7 +109,7 @@ def test_thirty_kills_change_nothing(straight: Path, tmp_path: Path) -> None:
 
 
 def _made(folder: Path) -> set[str]:
-    """Whole checkpoints and token files."""
+    """Complete checkpoints and token files."""
     patterns = ("*/checkpoints/samples-*", "world/motion/checkpoints/samples-*", "tokens/scenes/*.safetensors")
     return {str(path.relative_to(folder)) for pattern in patterns for path in folder.glob(pattern)}
 
@@ -125,7 +127,7 @@ def second_half(process_group: ProcessGroup, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_another_number_of_processes_goes_on(straight: Path, tmp_path: Path) -> None:
+def test_another_number_of_processes_can_resume(straight: Path, tmp_path: Path) -> None:
     run_together(1, first_half, tmp_path)
     run_together(2, second_half, tmp_path)
     one = checkpoint.load_tensors(straight / "tokenizer", "training.safetensors")
@@ -153,7 +155,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(tmp_pat
         file.unlink()
     else:
         file.write_bytes(content if damage == "bit" else content[: len(content) // 2])
-    with pytest.warns(UserWarning, match=rf"{newest.name}.*Going on from the checkpoint before it"):
+    with pytest.warns(UserWarning, match=rf"{newest.name}.*Continuing from the checkpoint before it"):
         path = trained(tmp_path / "hurt", 8, "on")
     mended = checkpoint.load_tensors(path, "training.safetensors")
     assert all(torch.equal(whole[k], mended[k]) for k in whole)
@@ -169,10 +171,10 @@ def test_a_damaged_checkpoint_does_not_stay_the_newest(tmp_path: Path) -> None:
     assert not newest.exists()
 
 
-def test_no_whole_checkpoint_is_said(tmp_path: Path) -> None:
+def test_without_an_undamaged_checkpoint_resuming_is_refused(tmp_path: Path) -> None:
     path = trained(tmp_path, 2)
     save_file({"x": torch.zeros(1)}, path / "weights.safetensors")
-    with pytest.warns(UserWarning, match="damaged"), pytest.raises(CheckpointError, match="no whole checkpoint to go on from"):
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(CheckpointError, match="no undamaged checkpoint to continue from"):
         trained(tmp_path, 4, "on")
 
 
@@ -197,7 +199,7 @@ def test_a_signal_saves_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert signal.getsignal(number) is before
 
 
-def test_a_sample_that_cannot_be_read_is_told_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_sample_is_named_and_the_training_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = OccupancyFrames.__call__
     calls = []
 
@@ -227,17 +229,17 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pyt
         real(tensors, path)
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(CheckpointError, match=r"samples-000000006: cannot be written.*No space left.*make room"):
+    with pytest.raises(CheckpointError, match=r"samples-000000006: cannot be written.*No space left.*free some disk space"):
         trained(tmp_path, 8)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["samples-000000004"] or checkpoint.find(
         tmp_path
     ).name == "samples-000000004"
     assert not list((tmp_path / "checkpoints").glob(".*"))
-    checkpoint.require_whole(checkpoint.find(tmp_path))
+    checkpoint.verify_checksums(checkpoint.find(tmp_path))
 
 
 def one_dies(process_group: ProcessGroup, folder: Path) -> None:
-    """The second process is killed in its third step; the first must say so and end."""
+    """The second process is killed in its third step. The first must report it and end."""
     real, calls = OccupancyFrames.__call__, []
 
     def deadly(self: OccupancyFrames, name: str, indices: object) -> object:
@@ -255,17 +257,17 @@ def one_dies(process_group: ProcessGroup, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_dead_process_is_told_by_the_others(tmp_path: Path) -> None:
+def test_other_processes_report_a_dead_one(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"exit codes \[0, -9\]"):
         run_together(2, one_dies, tmp_path)
     told = (tmp_path / "told-0").read_text()
     assert "process 0 of 2 lost the others" in told
-    assert "`--resume on` goes on" in told
-    checkpoint.require_whole(checkpoint.find(tmp_path))
+    assert "continue from the newest with `--resume on`" in told
+    checkpoint.verify_checksums(checkpoint.find(tmp_path))
 
 
 def one_reads_badly(process_group: ProcessGroup, folder: Path) -> None:
-    """A sample of the second process's share cannot be read: all say the same and end."""
+    """A sample of the second process cannot be read. All processes report the same error and end."""
     real, calls = OccupancyFrames.__call__, []
 
     def torn(self: OccupancyFrames, name: str, indices: object) -> object:
@@ -281,10 +283,10 @@ def one_reads_badly(process_group: ProcessGroup, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_bad_sample_of_one_process_stops_all_alike(tmp_path: Path) -> None:
+def test_an_unreadable_sample_of_one_process_stops_all(tmp_path: Path) -> None:
     run_together(2, one_reads_badly, tmp_path)
 
 
-def test_init_and_resume_are_told_apart() -> None:
+def test_init_and_resume_exclude_each_other() -> None:
     with pytest.raises(ConfigError, match="--init starts a new training"):
         RunOptions(init="somewhere", resume="on")

@@ -1,4 +1,4 @@
-"""Plain tables, character by character."""
+"""Text tables, compared character by character."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many threads a training computes with: the free cores, what was asked for, or what the run had before."""
+"""Number of CPU threads for training: as asked for, as in the resumed run, or one per free core."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def ticks(cores: dict[int, tuple[int, int]]) -> str:
         ((0, 0, 0, 0), 0.0, 1),
     ],
 )
-def test_busy_cores_are_left_to_others(idle: tuple[int, ...], free: float, chosen: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Core 4 is not this process's."""
+def test_busy_cores_are_not_used(idle: tuple[int, ...], free: float, chosen: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process may use cores 0 to 3, not core 4."""
     looks = iter([ticks(dict.fromkeys(range(5), (100, 200))), ticks({c: (100 + n, 230 - n) for c, n in enumerate((*idle, 0))})])
     monkeypatch.setattr(Path, "read_text", lambda self: next(looks))
     monkeypatch.setattr(os, "sched_getaffinity", lambda of: {0, 1, 2, 3}, raising=False)
@@ -57,7 +57,7 @@ def test_busy_cores_are_left_to_others(idle: tuple[int, ...], free: float, chose
     assert threads.suitable(1, 1) == 1
 
 
-def test_what_was_asked_for_or_had_before_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_option_and_the_resumed_run_come_before_the_free_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "free_cores", lambda: 1.0)
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     torch.set_num_threads(4)
@@ -66,9 +66,9 @@ def test_what_was_asked_for_or_had_before_comes_first(tmp_path: Path, monkeypatc
     torch.set_num_threads(2)
     Run.start(tmp_path / "run", {}, resume=True)
     torch.set_num_threads(4)
-    assert threads.use(0, tmp_path / "run") == 2, "of the newest sitting"
+    assert threads.use(0, tmp_path / "run") == 2, "as in the newest run-N.json"
     torch.set_num_threads(4)
-    assert threads.use(0, tmp_path / "run", size=2, here=2) == 1, "other processes share it: by the free cores"
+    assert threads.use(0, tmp_path / "run", size=2, here=2) == 1, "another number of processes: by the free cores"
     torch.set_num_threads(4)
     assert threads.use(0) == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
@@ -77,12 +77,12 @@ def test_what_was_asked_for_or_had_before_comes_first(tmp_path: Path, monkeypatc
     for damaged in ("", "[]", '{"environment": {"threads": "many"}, "processes": 1}', '{"environment": {"threads": 64}, "processes": 1}'):
         (tmp_path / "run" / "run-2.json").write_text(damaged)
         assert threads.recorded(tmp_path / "run", 1, 1) == 0
-    with pytest.raises(ConfigError, match="--threads is a number of threads"):
+    with pytest.raises(ConfigError, match="--threads must be a number of threads"):
         threads.use(-1)
 
 
-def test_a_training_says_its_threads_and_goes_on_with_them(tmp_path: Path) -> None:
-    """As many as asked for, however busy the machine is; a resume takes the same."""
+def test_a_resumed_training_uses_as_many_threads_as_before(tmp_path: Path) -> None:
+    """The number asked for is used however busy the machine is, and again after a resume."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | {"OMP_WAIT_POLICY": "PASSIVE"}
     cores = min(2, os.cpu_count() or 1)
 

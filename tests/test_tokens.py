@@ -1,4 +1,4 @@
-"""The token cache: packing, what a file holds, identity of the tokenizer, damage, killed builds."""
+"""The token cache: bit packing, file format, identity of the tokenizer, damaged files, killed builds."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def encode(scene) -> np.ndarray:
 
 
 def write(folder: Path, names=NAMES, **changes) -> tuple[TokenCache, list[str]]:
-    """A small cache, and what `build` warned of."""
+    """A small cache, and the warnings of `build`."""
     warned: list[str] = []
     options = {"source": TOWN, "encode": encode, "fingerprint": "aa", "codebook": 512, "codes_per_frame": 37} | changes
     return build(names=names, folder=folder, warn=warned.append, **options), warned
@@ -62,7 +62,7 @@ def test_a_full_size_frame_stays_below_fifteen_and_a_half_kilobytes(tmp_path: Pa
     np.testing.assert_array_equal(cache(NAMES[0], np.arange(len(codes))), codes)
 
 
-def test_build_read_and_go_on(tmp_path: Path) -> None:
+def test_build_read_and_continue(tmp_path: Path) -> None:
     write(tmp_path, NAMES[:1])
     first = (tmp_path / "scenes" / f"{NAMES[0]}.safetensors").stat().st_mtime_ns
     cache, warned = write(tmp_path)
@@ -73,7 +73,7 @@ def test_build_read_and_go_on(tmp_path: Path) -> None:
     rows = cache.read(NAMES[1], 2, 5)
     assert rows.tokens == tuple(k.token for k in scene.keyframes[2:5])
     np.testing.assert_array_equal(rows.global_T_ego[0], scene.keyframes[2].global_T_ego.matrix)
-    with pytest.raises(DataError, match=r"has keyframes 0..8, asked for 4..9"):
+    with pytest.raises(DataError, match=r"holds keyframes 0..8, but 4..9 are needed"):
         cache(NAMES[1], np.array([4, 9]))
 
 
@@ -83,7 +83,7 @@ def test_the_same_tokens_give_the_same_bytes(tmp_path: Path) -> None:
     assert everything(tmp_path / "a") == everything(tmp_path / "b")
 
 
-def test_a_cache_alone_rebuilds_latents_and_tells_the_alignment_of_its_codes(tmp_path: Path) -> None:
+def test_a_cache_rebuilds_latents_and_holds_the_poses_of_its_codes(tmp_path: Path) -> None:
     """Codes read back give the latent bit for bit, and tokenizing with the stored poses gives the codes again."""
     torch.manual_seed(0)
     tokenizer = Tokenizer(recipes.tiny().tokenizer).eval()
@@ -119,7 +119,7 @@ def test_another_tokenizers_tokens_are_refused(tmp_path: Path) -> None:
         cache.require(Lineage("tokenizer", "bb"))
     with pytest.raises(LineageError, match="tokenizer aa"):
         write(tmp_path / "a", fingerprint="bb")
-    with pytest.raises(LineageError, match="of other data"):
+    with pytest.raises(LineageError, match="made from other data"):
         write(tmp_path / "a", source=Town(TownConfig(train_scenes=3, keyframes=9)))
     other, _ = write(tmp_path / "b", NAMES[:1], fingerprint="bb")
     shutil.copy(cache.path(NAMES[0]), other.path(NAMES[0]))
@@ -127,7 +127,7 @@ def test_another_tokenizers_tokens_are_refused(tmp_path: Path) -> None:
         other(NAMES[0], np.array([0]))
 
 
-def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_scenes_and_keyframes_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no token cache here"):
         TokenCache(tmp_path)
     cache, _ = write(tmp_path)
@@ -138,7 +138,7 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         cache(NAMES[1], np.array([0]))
 
 
-def test_no_flipped_bit_and_no_missing_byte_goes_unseen(tmp_path: Path) -> None:
+def test_every_flipped_bit_and_missing_byte_is_detected(tmp_path: Path) -> None:
     """One bit of every byte of a file, and every fifth length."""
     cache, _ = write(tmp_path, NAMES[:1])
     path = cache.path(NAMES[0])
@@ -155,7 +155,7 @@ def test_no_flipped_bit_and_no_missing_byte_goes_unseen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "foreign", "renamed"])
-def test_damaged_scenes_are_named_and_written_anew(tmp_path: Path, damage: str) -> None:
+def test_damaged_scenes_are_named_and_written_again(tmp_path: Path, damage: str) -> None:
     cache, _ = write(tmp_path)
     whole = everything(tmp_path)
     path = cache.path(NAMES[0])
@@ -164,7 +164,7 @@ def test_damaged_scenes_are_named_and_written_anew(tmp_path: Path, damage: str) 
     flipped[-10] ^= 4
     other = cache.path(NAMES[1]).read_bytes()
     path.write_bytes({"cut": content[:-20], "flip": bytes(flipped), "empty": b"", "foreign": b"PK" * 400, "renamed": other}[damage])
-    with pytest.raises(DataError, match=f"{NAMES[0]}.safetensors: .*`iidrive tokens` writes it anew"):
+    with pytest.raises(DataError, match=f"{NAMES[0]}.safetensors: .*Write it again with `iidrive tokens`"):
         cache(NAMES[0], np.array([8]))
     _, warned = write(tmp_path)
     assert len(warned) == 1
@@ -202,7 +202,7 @@ def tokens_said(header, tokens: object) -> None:
         lambda h: "{}",
     ],
 )
-def test_a_header_that_cannot_be_is_named(tmp_path: Path, change) -> None:
+def test_invalid_headers_are_named(tmp_path: Path, change) -> None:
     cache, _ = write(tmp_path, NAMES[:1])
     whole, path = everything(tmp_path), cache.path(NAMES[0])
     path.write_bytes(reheaded(path.read_bytes(), change))
@@ -213,7 +213,7 @@ def test_a_header_that_cannot_be_is_named(tmp_path: Path, change) -> None:
     assert everything(tmp_path) == whole
 
 
-def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_file_is_named(tmp_path: Path) -> None:
     cache, _ = write(tmp_path, NAMES[:1])
     path = cache.path(NAMES[0])
     path.unlink()
@@ -222,8 +222,8 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
         cache.read(NAMES[0])
 
 
-def test_tokens_of_other_keyframes_are_written_anew(tmp_path: Path) -> None:
-    """A scene whose sample tokens changed under the same identity of the data."""
+def test_tokens_of_other_keyframes_are_written_again(tmp_path: Path) -> None:
+    """The sample tokens of a scene changed but the identity of the data did not."""
 
     class Renamed(Town):
         def scene(self, name):
@@ -233,11 +233,11 @@ def test_tokens_of_other_keyframes_are_written_anew(tmp_path: Path) -> None:
     write(tmp_path)
     cache, warned = write(tmp_path, NAMES[:1], source=Renamed(TOWN.config))
     assert len(warned) == 1
-    assert "other sample tokens" in warned[0]
+    assert "its sample tokens or ego poses differ" in warned[0]
     assert cache.read(NAMES[0]).tokens[0].startswith("new-")
 
 
-def test_a_damaged_manifest_is_named_and_written_anew(tmp_path: Path) -> None:
+def test_a_damaged_manifest_is_named_and_written_again(tmp_path: Path) -> None:
     write(tmp_path)
     whole = everything(tmp_path)
     manifest = tmp_path / "manifest.json"
@@ -257,7 +257,7 @@ def test_a_damaged_manifest_is_named_and_written_anew(tmp_path: Path) -> None:
         assert everything(tmp_path) == whole
 
 
-def test_what_the_tokenizer_gives_is_checked(tmp_path: Path) -> None:
+def test_the_output_of_the_tokenizer_is_checked(tmp_path: Path) -> None:
     for codes in (np.zeros((9, 36), int), np.zeros((8, 37), int), np.full((9, 37), 512), np.full((9, 37), -1), np.zeros((0, 37), int)):
         with pytest.raises(DataError, match=r"9 keyframes need \(9, 37\) code indices below 512"):
             write(tmp_path, NAMES[:1], encode=lambda scene, codes=codes: codes)
@@ -266,13 +266,13 @@ def test_what_the_tokenizer_gives_is_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shard", ["4/4", "1", "a/b", "-1/4", "1/4/2"])
-def test_a_shard_that_cannot_be_is_named(shard: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_shards_are_refused(shard: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["tokens", "tokenizer", str(tmp_path), f"--shard={shard}"])
     assert "expected K/N with 0 <= K < N" in capsys.readouterr().err
 
 
-def test_killed_builds_end_in_the_same_bytes(tmp_path: Path) -> None:
+def test_killed_builds_give_the_same_bytes(tmp_path: Path) -> None:
     """See killed_builds.py: kill -9 at every chosen and many random moments, and several builds of one cache at once."""
     here = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(here.parent), str(here))), "OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""The town: the same on every run, fair (commands know no future), peaceful, and not solvable by driving on as before."""
+"""The synthetic town: reproducible, no leak of the future in commands, no collisions, and not solvable by constant velocity."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_unknown_names_are_refused(town: Town) -> None:
         TownConfig(keyframes=1)
 
 
-def test_identity_holds_what_scenes_depend_on(town: Town) -> None:
+def test_identity_has_all_fields_that_scenes_depend_on(town: Town) -> None:
     identity = town.identity()
     assert identity["source"] == "town"
     assert identity["seed"] == 0
@@ -134,7 +134,7 @@ def test_layers_of_the_map(some: list[Scene]) -> None:
 
 
 def test_nobody_touches_the_ego(some: list[Scene]) -> None:
-    """The body of 4.084 x 1.85 m, 0.5 m ahead of LIDAR_TOP, with every heading that a six-step window may give it."""
+    """The box of 4.084 x 1.85 m, 0.5 m ahead of LIDAR_TOP, with every heading that a protocol may derive from six steps."""
     for scene in some:
         path, yaw = lidar_xy(scene), yaws(scene)
         for headings in ego_headings(path, yaw):
@@ -201,7 +201,7 @@ def test_constant_velocity_is_a_poor_plan(some: list[Scene]) -> None:
     assert error[5] > 2.5
 
 
-def test_commands_come_from_the_route_alone(town: Town, some: list[Scene]) -> None:
+def test_commands_depend_on_the_route_only(town: Town, some: list[Scene]) -> None:
     assert town.command_source == "route"
     told = set()
     for scene in some:
@@ -218,7 +218,7 @@ def test_commands_come_from_the_route_alone(town: Town, some: list[Scene]) -> No
 
 
 def test_commands_do_not_depend_on_traffic(town: Town) -> None:
-    """The same town with nobody in it has the same route, although the ego then drives it otherwise."""
+    """The same town without traffic has the same route, although the ego then drives differently."""
     empty = Town(replace(CONFIG, traffic=0.0, pedestrians=0.0, parked=0.0))
     same = 0
     for name in town.scene_names("train")[:3]:
@@ -244,8 +244,8 @@ def test_occupancy_has_ground_under_the_ego(town: Town, some: list[Scene], spec:
     assert {OCC[c] for c in ("car", "pedestrian", "sidewalk", "terrain", "manmade", "vegetation")} <= classes
 
 
-def test_the_standing_world_stays_put(town: Town, some: list[Scene]) -> None:
-    """What two keyframes see of the same global points agrees, up to the edges of voxels and what moves."""
+def test_static_objects_do_not_move(town: Town, some: list[Scene]) -> None:
+    """Two keyframes agree at the same global points, except at voxel edges and for moving objects."""
     spec = OCC3D_GRID
     standing = np.array([OCC[c] for c in ("driveable_surface", "other_flat", "sidewalk", "terrain", "manmade", "vegetation")])
     moved = 0
@@ -266,7 +266,7 @@ def test_the_standing_world_stays_put(town: Town, some: list[Scene]) -> None:
 
 
 def test_boxes_in_occupancy_follow_the_boxes(town: Town, some: list[Scene]) -> None:
-    """Every person within the grid fills at least one voxel at its place, on the coarse grid too."""
+    """Every pedestrian in the grid fills at least one voxel at its position, also on the coarse grid."""
     adult, found = CATEGORY_INDEX["human.pedestrian.adult"], 0
     for scene in some:
         keyframe = scene.keyframes[10]
@@ -294,7 +294,7 @@ def test_a_box_fills_the_voxels_whose_centres_it_holds() -> None:
     np.testing.assert_array_equal(np.argwhere(grid == OCC["traffic_cone"]), [[17, 17, 1]])
 
 
-def test_columns_put_ground_below_and_things_above() -> None:
+def test_columns_have_ground_below_and_objects_above() -> None:
     table = column_table(-1.0, 16, 0.4)
     assert (table[:, :2] == FREE).all()
     assert set(table[:, 2]) == {OCC[c] for c in ("terrain", "driveable_surface", "sidewalk", "other_flat")}
@@ -312,7 +312,7 @@ def test_fill_takes_cells_whose_centre_is_inside() -> None:
     np.testing.assert_array_equal(painted, shapely.contains_xy(two, x, y))
 
 
-def test_windows_can_be_cut(town: Town, some: list[Scene]) -> None:
+def test_towns_give_observations_and_targets(town: Town, some: list[Scene]) -> None:
     observation, target = window(town, some[0], 12, spec=COARSE)
     assert len(observation.occupancy) == 5
     assert len(target.occupancy) == 6

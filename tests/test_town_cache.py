@@ -1,4 +1,4 @@
-"""Towns are made once: what the disk gives is what was made, and nothing that happens to the files can change a scene."""
+"""Disk cache of the town: cached scenes equal generated ones, and damaged files never change a scene."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def cache(tmp_path: Path) -> SceneCache:
 
 
 def bits(value: Any) -> Any:
-    """A value as something that is equal exactly when every bit is."""
+    """Convert a value to a form that is equal exactly if all bits are."""
     if isinstance(value, np.ndarray):
         return str(value.dtype), value.shape, value.tobytes()
     if isinstance(value, shapely.Geometry):
@@ -76,7 +76,7 @@ def never(*arguments: Any) -> Any:
     raise AssertionError("a scene was made although it was there")
 
 
-def test_what_is_read_is_what_was_made(made: dict[str, World], cache: SceneCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_scenes_equal_generated_ones(made: dict[str, World], cache: SceneCache, monkeypatch: pytest.MonkeyPatch) -> None:
     cold = Town(CONFIG, cache)
     first = cold.scene(NAME)
     monkeypatch.setattr(town_source, "make_world", never)
@@ -91,7 +91,7 @@ def test_what_is_read_is_what_was_made(made: dict[str, World], cache: SceneCache
 
 
 @pytest.mark.parametrize("harm", ["cut", "empty", "number", "header", "garbage", "another scene"])
-def test_a_damaged_file_is_made_again_and_replaced(made: dict[str, World], cache: SceneCache, harm: str) -> None:
+def test_a_damaged_file_is_regenerated_and_replaced(made: dict[str, World], cache: SceneCache, harm: str) -> None:
     Town(CONFIG, cache).scene(NAME)
     path = cache.path(cache_key(CONFIG), NAME)
     good = path.read_bytes()
@@ -109,7 +109,9 @@ def test_a_damaged_file_is_made_again_and_replaced(made: dict[str, World], cache
     assert path.read_bytes() == good
 
 
-def test_any_number_of_processes_makes_the_same(made: dict[str, World], cache: SceneCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scenes_do_not_depend_on_the_number_of_processes(
+    made: dict[str, World], cache: SceneCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     heard: list[tuple[int, int]] = []
     names = tuple(made)
     town = Town(CONFIG, cache)
@@ -122,7 +124,7 @@ def test_any_number_of_processes_makes_the_same(made: dict[str, World], cache: S
     assert heard == []
 
 
-def test_a_worker_that_dies_is_no_loss(made: dict[str, World], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scenes_of_a_dead_worker_are_made_all_the_same(made: dict[str, World], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "START", "import os; os._exit(3)")
     found = dict(workers.make(CONFIG, list(made)[:2], 2, lambda name: False))
     assert {name: bits(decode(content or b"")) for name, content in found.items()} == {n: bits(made[n]) for n in list(made)[:2]}
@@ -143,7 +145,7 @@ def test_two_processes_write_the_same_scenes_at_once(made: dict[str, World], cac
         assert path.read_bytes() == encode(world)
 
 
-def test_a_kill_while_writing_leaves_nothing_that_is_read(made: dict[str, World], cache: SceneCache) -> None:
+def test_a_kill_while_writing_leaves_no_readable_file(made: dict[str, World], cache: SceneCache) -> None:
     script = "import os, signal; os.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL); town.scene('town-train-00001')"
     assert run(script, cache.folder).wait(300) == -9
     left = list(cache.folder.rglob("*.tmp"))
@@ -156,7 +158,7 @@ def test_a_kill_while_writing_leaves_nothing_that_is_read(made: dict[str, World]
     assert not left[0].exists()
 
 
-def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
+def test_least_recently_used_files_are_removed_first(tmp_path: Path) -> None:
     cache = SceneCache(tmp_path, 1000)
     for age, name in enumerate("abcd"):
         cache.write("key", name, bytes(240))
@@ -176,7 +178,7 @@ def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_cannot_be_written_costs_one_warning(made: dict[str, World], tmp_path: Path) -> None:
+def test_an_unwritable_folder_gives_one_warning(made: dict[str, World], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     town = Town(CONFIG, SceneCache(tmp_path / "file" / "towns"))
     with pytest.warns(UserWarning, match="IIDRIVE_CACHE") as heard:
@@ -185,13 +187,13 @@ def test_a_folder_that_cannot_be_written_costs_one_warning(made: dict[str, World
     assert [bits(s) for s in found] == [bits(made[n].scene) for n in list(made)[:2]]
 
 
-def test_the_key_names_all_that_decides_a_scene_and_nothing_else() -> None:
+def test_the_key_depends_on_exactly_what_decides_a_scene() -> None:
     assert cache_key(CONFIG) == cache_key(replace(CONFIG, train_scenes=9, cached_scenes=2, raster_m=0.5))
     others = [replace(CONFIG, **{name: value}) for name, value in (("seed", 1), ("keyframes", 5), ("traffic", 0.5), ("parked", 0.5))]
     assert len({cache_key(c) for c in (CONFIG, *others)}) == 5
 
 
-def test_where_and_how_much(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cache_folder_and_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("IIDRIVE_CACHE", str(tmp_path / "own"))
     assert cache_folder() == tmp_path / "own"
     monkeypatch.delenv("IIDRIVE_CACHE")
@@ -218,7 +220,7 @@ def test_the_command_shows_and_clears(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert "0 in 0.0 MB" in capsys.readouterr().out
 
 
-def test_inside_a_job_of_several_processes_none_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_workers_are_started_in_a_job_of_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     assert (workers.usual_processes(1), workers.usual_processes(40), workers.usual_processes(400)) == (1, 5, 8)
     monkeypatch.setenv("RANK", "0")

@@ -1,4 +1,4 @@
-"""An ego that is disturbed in training scenes, and what its driver would have done."""
+"""Disturbed egos in training scenes, and the intended paths of their driver."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def test_only_training_scenes_are_disturbed() -> None:
         np.testing.assert_array_equal(disturbed.ego, plain.ego)
 
 
-def test_where_nothing_disturbs_the_intended_path_is_the_true_one() -> None:
+def test_without_disturbance_the_intended_path_is_the_true_one() -> None:
     world = make_world(TownConfig(train_scenes=8, val_scenes=1, test_scenes=1, lapses=1.0), NAME)
     away = [np.abs(intended_path(world.scene, i).points_m - true_path(world.scene, i).points_m).max() for i in range(len(world.scene) - 6)]
     assert min(away) < 1e-4
     assert max(away) > 5.0
 
 
-def test_in_a_lapse_the_driver_means_to_drive_on(world: World) -> None:
+def test_in_a_lapse_the_intended_path_drives_on(world: World) -> None:
     gone = [(np.hypot(*true_path(world.scene, i).points_m[5]), np.hypot(*intended_path(world.scene, i).points_m[5])) for i in range(35)]
     slowed = [(true, meant) for true, meant in gone if true < meant - 3.0]
     assert len(slowed) > 3
@@ -65,7 +65,7 @@ def test_a_swerving_ego_is_brought_back() -> None:
         assert abs(aside(intended[i, -1, :2])) < 0.35
 
 
-def test_a_disturbed_scene_is_stored_and_set_going_as_it_was(world: World) -> None:
+def test_a_disturbed_scene_can_be_stored_and_simulated_again(world: World) -> None:
     again = decode(encode(world)).scene.intended
     assert again is not None
     assert world.scene.intended is not None
@@ -74,7 +74,7 @@ def test_a_disturbed_scene_is_stored_and_set_going_as_it_was(world: World) -> No
     np.testing.assert_array_equal(live.ego.xy_m, world.ego[10, :2])
 
 
-def test_planners_are_taught_what_was_meant_and_scored_by_what_was() -> None:
+def test_planners_are_trained_on_intended_paths_and_scored_on_true_ones() -> None:
     tracks = read_tracks(Town(CONFIG), [NAME])
     taught, scored = ClipDataset(tracks, ClipSpec(intended=True)), scored_clips(tracks)
     np.testing.assert_array_equal(scored.targets["path"], tracks[0].path[: len(scored)].astype(np.float32))
@@ -94,7 +94,7 @@ def test_a_lapse_brakes_to_its_speed_and_ends() -> None:
     assert all(first.end_s < second.begin_s for first, second in itertools.pairwise(made))
 
 
-def test_the_way_back_is_smooth_and_ends_on_the_route() -> None:
+def test_the_recovery_path_is_smooth_and_ends_on_the_route() -> None:
     right = np.linspace(0, 2, 200)
     back = way_back(right, 50)
     np.testing.assert_array_equal(back[:51], right[:51])
@@ -102,6 +102,6 @@ def test_the_way_back_is_smooth_and_ends_on_the_route() -> None:
     assert (back[50 + int(BACK_M / STEP_M) :] == 0).all()
 
 
-def test_shares_are_checked() -> None:
+def test_fractions_are_checked() -> None:
     with pytest.raises(ConfigError, match=r"TownConfig\.lapses"):
         TownConfig(lapses=1.5)

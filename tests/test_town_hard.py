@@ -1,4 +1,4 @@
-"""Hard scenes: the named road user would be hit by an ego that keeps its route and speed, and the town's own driver hits nobody."""
+"""Hard scenes: the named road user would be hit by an ego that keeps its route and speed, and the expert driver hits nobody."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def outline(boxes: Boxes) -> np.ndarray:
 
 
 def body(xy: np.ndarray, yaw: float) -> shapely.Polygon:
-    """The ego's body of 4.084 x 1.85 m, its middle 1.44 m ahead of the rear axle."""
+    """The ego's box of 4.084 x 1.85 m, with its centre 1.44 m ahead of the rear axle."""
     centre = xy + EGO_AXLE_M * np.array([np.cos(yaw), np.sin(yaw)])
     return shapely.Polygon(geometry.box_corners_bev(centre, np.asarray(4.084), np.asarray(1.85), np.asarray(yaw)))
 
@@ -51,8 +51,8 @@ def conflict_scene(town: Town, number: int) -> Scene:
     return scene
 
 
-def test_a_left_turn_has_its_road_around_it() -> None:
-    """A scene whose ego turns left far from where its town's own route leads."""
+def test_surroundings_follow_the_staged_route_of_a_left_turn() -> None:
+    """In this scene the staged left turn is far from the town's random route."""
     scene = Town(replace(CONFIG, hard_scenes=60)).scene("town-hard-00047")
     assert scene.conflict
     assert scene.conflict.kind == "left_turn"
@@ -60,7 +60,7 @@ def test_a_left_turn_has_its_road_around_it() -> None:
     assert shapely.intersects_xy(scene.map.layers["drivable_area"], driven).all()
 
 
-def test_every_kind_has_its_turn(town: Town) -> None:
+def test_the_hard_split_cycles_through_the_kinds(town: Town) -> None:
     assert town.scene_names("hard") == tuple(map(name, NUMBERS))
     assert [town.scene(name(k)).conflict.kind for k in NUMBERS] == list(HARD_KINDS)  # pyright: ignore
     assert len(TownConfig().identity()) == 9
@@ -69,8 +69,10 @@ def test_every_kind_has_its_turn(town: Town) -> None:
 
 
 @pytest.mark.parametrize("number", NUMBERS, ids=HARD_KINDS)
-def test_keeping_route_and_speed_ends_in_a_touch(town: Town, number: int) -> None:
-    """Measured once more: the scene is set going from the keyframe, and a body is pushed along the route's line at the speed it has there."""
+def test_keeping_route_and_speed_ends_in_a_collision(town: Town, number: int) -> None:
+    """Measured once more: the scene is set going from the keyframe, and a body is pushed along the route's line at the speed it has
+    there.
+    """
     scene = conflict_scene(town, number)
     conflict = scene.conflict
     assert conflict
@@ -101,7 +103,7 @@ def test_the_expert_gets_through(town: Town, number: int) -> None:
     assert np.hypot(*np.diff(path, axis=0).T).sum() > 20
 
 
-def test_the_named_ones_are_who_they_are_called(town: Town) -> None:
+def test_named_road_users_have_the_category_of_their_kind(town: Town) -> None:
     found = {}
     for k in NUMBERS:
         scene = conflict_scene(town, k)
@@ -118,8 +120,8 @@ def test_the_named_ones_are_who_they_are_called(town: Town) -> None:
     assert min(found[k][1] for k in ("cut_in", "jaywalker", "cyclist_beside", "left_turn")) > 3
 
 
-def test_the_ego_leaves_its_line_only_to_go_around(town: Town) -> None:
-    """1 m and more to its left around what stands in its lane, at most 0.5 m elsewhere on straight lanes."""
+def test_the_ego_leaves_its_lane_only_to_pass(town: Town) -> None:
+    """It moves at least 1 m to the left to pass a blocking vehicle, and at most 0.5 m elsewhere on straight lanes."""
     scene = conflict_scene(town, HARD_KINDS.index("double_parking"))
     line = shapely.LineString(town.route(scene.name).points)
     away = [line.distance(shapely.Point(k.global_T_ego.translation_m[:2])) for k in scene.keyframes]
@@ -127,8 +129,8 @@ def test_the_ego_leaves_its_line_only_to_go_around(town: Town) -> None:
     assert np.median(away) < 0.5
 
 
-def test_a_branch_in_which_the_ego_brakes_leaves_the_other_alone(town: Town) -> None:
-    """The car that cuts in begins when the ego is near: in the branch where the ego stands it keeps to its lane."""
+def test_a_branch_in_which_the_ego_brakes_does_not_change_the_other(town: Town) -> None:
+    """The cut-in is triggered by a near ego. In the branch where the ego stands, the car keeps its lane."""
     scene = conflict_scene(town, 0)
     conflict = scene.conflict
     assert conflict
@@ -146,7 +148,7 @@ def test_a_branch_in_which_the_ego_brakes_leaves_the_other_alone(town: Town) -> 
     assert np.hypot(*(at[0] - at[1])) > 1.0
 
 
-def test_shares_make_training_scenes_hard_and_leave_the_test_alone() -> None:
+def test_fractions_make_training_scenes_hard_and_do_not_change_the_test_split() -> None:
     config = replace(CONFIG, cut_ins=0.5, jaywalkers=0.25, train_scenes=400, val_scenes=40, test_scenes=40)
     kinds = [hard_kind(config, f"town-train-{k:05d}") for k in range(400)]
     assert 160 < kinds.count("cut_in") < 240
@@ -162,7 +164,7 @@ def test_shares_make_training_scenes_hard_and_leave_the_test_alone() -> None:
     assert always.identity() != Town(replace(CONFIG, seed=3)).identity()
     world = always._world("town-train-00000")
     assert decode(encode(world)).scene.conflict == scene.conflict
-    with pytest.raises(ConfigError, match="add up to 1"):
+    with pytest.raises(ConfigError, match="must not add up to more than 1"):
         replace(CONFIG, **dict.fromkeys(FACTORS, 0.2))
     with pytest.raises(ConfigError, match="cut_ins"):
         replace(CONFIG, cut_ins=-0.1)

@@ -1,4 +1,4 @@
-"""Lanes and junctions of the town's map: whole, with directions, and the expert drives in those of its route."""
+"""Lanes and junctions of the town's map: no gaps, correct directions, and the expert drives in the lanes of its route."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_centrelines_lie_in_their_lanes_and_lead_into_each_other(some: list[Scen
 
 
 def test_there_is_no_gap_between_a_lane_and_the_next(some: list[Scene]) -> None:
-    """A band of 2.4 m along the joint of two lanes lies in the two, and so does one across junctions in lanes and junction."""
+    """A band of 2.4 m across the joint of two lanes is covered by them. At junctions it is covered by lanes and junction."""
     for scene in some[:4]:
         lanes = {lane.id: lane for lane in scene.map.lanes}
         junctions = {j.id: j.polygon for j in scene.map.junctions}
@@ -80,7 +80,7 @@ def test_lanes_of_streets_share_edges_and_do_not_overlap(some: list[Scene]) -> N
 
 
 def test_directions_are_those_of_traffic(some: list[Scene]) -> None:
-    """Whoever drives in a street's lane heads along its centreline."""
+    """Vehicles in a street's lane head along its centreline."""
     turned = []
     for scene in some:
         streets = [lane for lane in scene.map.lanes if not lane.junction]

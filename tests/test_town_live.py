@@ -1,4 +1,4 @@
-"""A scene set going again: exactly as recorded with its own driver, and with others who react when the ego does something else."""
+"""Live scenes: exactly as recorded with the expert driver, and with reactions of the others if the ego drives differently."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def put(ego: EgoState) -> Pose:
     return Pose.from_xy_yaw(float(ego.xy_m[0]), float(ego.xy_m[1]), ego.heading_rad)
 
 
-def test_left_alone_it_goes_on_as_recorded(town: Town, begun: LiveScene) -> None:
+def test_with_the_expert_driver_a_scene_goes_on_as_recorded(town: Town, begun: LiveScene) -> None:
     scene, live = town.scene(NAME), begun.copy()
     for index in range(8, len(scene)):
         recorded = scene.keyframes[index]
@@ -55,7 +55,7 @@ def test_left_alone_it_goes_on_as_recorded(town: Town, begun: LiveScene) -> None
     assert here.semantics.tobytes() == town.occupancy(scene, 8, SPEC).semantics.tobytes()
 
 
-def test_a_copy_goes_its_own_way(begun: LiveScene) -> None:
+def test_copies_are_independent(begun: LiveScene) -> None:
     before = state(begun.traffic)
     one, other = begun.copy(), begun.copy()
     for _ in range(60):
@@ -69,7 +69,7 @@ def test_a_copy_goes_its_own_way(begun: LiveScene) -> None:
 
 
 def test_others_do_the_same_when_the_recorded_path_is_given(begun: LiveScene) -> None:
-    """Bit for bit: where the ego is decides what they do, not who drives it."""
+    """Bit for bit: the others react to the ego's state, not to who drives it."""
     own, given = begun.copy(), begun.copy()
     for _ in range(150):
         own.step()
@@ -80,7 +80,7 @@ def test_others_do_the_same_when_the_recorded_path_is_given(begun: LiveScene) ->
 
 
 def followed(town: Town) -> tuple[LiveScene, int]:
-    """A moment at which the ego drives and somebody drives less than 25 m behind it in its lane, and who."""
+    """A time at which a vehicle drives less than 25 m behind the moving ego in its lane, and the index of that vehicle."""
     for name in town.scene_names("train"):
         live = town.live(name)
         for _ in range(100):
@@ -96,7 +96,7 @@ def followed(town: Town) -> tuple[LiveScene, int]:
     raise AssertionError("nobody ever follows the ego")
 
 
-def test_whoever_is_behind_a_stopped_ego_brakes(town: Town) -> None:
+def test_vehicles_behind_a_stopped_ego_brake(town: Town) -> None:
     live, follower = followed(town)
     traffic, start = live.traffic, live.traffic.ego
     before = traffic.v[follower]
@@ -115,7 +115,7 @@ def test_whoever_is_behind_a_stopped_ego_brakes(town: Town) -> None:
 
 
 def test_an_ego_that_stands_at_a_junction_lets_others_go(town: Town) -> None:
-    """It holds the junction at first; having stood for more than five seconds before its line it does not."""
+    """It has reserved the junction at first, and releases it after standing at its line for more than five seconds."""
     for name in town.scene_names("train"):
         live = town.live(name)
         traffic = live.traffic

@@ -1,4 +1,4 @@
-"""The default towns stay what they are: a digest of ten scenes, which changes only together with VERSION."""
+"""The default towns do not change: a digest of ten scenes, which may change only together with VERSION."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PINNED = "a7268b6bd61ce63a7880a9ac358d43d0c2e6880ca54ec3bcd0935efe9da8af92"
 
 
 def rounded(*values: np.ndarray) -> bytes:
-    """Values as whole tenths of a millimetre (or of a milliradian).
+    """Round values to tenths of a millimetre (or of a milliradian).
 
     Processors differ in the last bit of a sine: without fused multiply-add these ten scenes come out up to 2e-12 different. A value lies
     that close to where rounding to 1e-4 flips with a chance of 2e-8, one of the 160,000 values with 0.3 %; rounding to 1e-6 would make
@@ -38,7 +38,7 @@ def digest(town: Town, scene: Scene) -> bytes:
     return found.digest()
 
 
-def test_the_default_scenes_are_the_same_as_ever() -> None:
+def test_the_default_scenes_have_not_changed() -> None:
     found = hashlib.sha256()
     for seed in (0, 1):
         town = Town(replace(TownConfig(), seed=seed, disk_cache=False))

@@ -1,4 +1,4 @@
-"""What the LIDAR cannot see: a van hides whoever stands behind it, and nobody in front of it."""
+"""Visibility from the LIDAR: a van hides pedestrians behind it, but not those in front of it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def street(spec: GridSpec, *things: tuple[str, float, float, tuple[float, float,
 
 
 @pytest.mark.parametrize("spec", [COARSE, OCC3D_GRID], ids=["coarse", "fine"])
-def test_a_van_hides_whoever_is_behind_it(spec: GridSpec) -> None:
+def test_a_van_hides_pedestrians_behind_it(spec: GridSpec) -> None:
     van, person = ("vehicle.truck", 11.2, 0.0, (6.0, 2.4, 2.8)), (0.65, 0.65, 1.75)
     adult = "human.pedestrian.adult"
     grid = street(spec, van, (adult, 17.0, 0.2, person), (adult, 6.2, 0.2, person), (adult, 17.0, 12.2, person))

@@ -1,4 +1,4 @@
-"""The training loop at tiny size: resuming, determinism, schedules, and what it refuses."""
+"""The training loop at tiny size: resuming, determinism, schedules, and errors."""
 
 from __future__ import annotations
 
@@ -71,10 +71,10 @@ def test_resuming_with_another_config_is_refused(tmp_path: Path, town: Town) -> 
     assert json.loads((tmp_path / "run-2.json").read_text())["what"] == "again"
 
 
-def test_a_training_can_go_on_with_another_learning_rate_and_says_so(tmp_path: Path, town: Town) -> None:
+def test_a_training_can_resume_with_another_learning_rate_and_warns(tmp_path: Path, town: Town) -> None:
     train_tokenizer(SHORT, town, "train", Run.start(tmp_path, {}), RunOptions(stop_at=2))
     lower = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, learning_rate=1e-4))
-    with pytest.warns(UserWarning, match=r"from 2 samples on, learning_rate is 0\.0001 \(it was 0\.001\)"):
+    with pytest.warns(UserWarning, match=r"learning_rate changes from 0\.001 to 0\.0001 after 2 samples"):
         path = train_tokenizer(lower, town, "train", Run(tmp_path), RunOptions(resume="on", stop_at=4))
     change = {"samples": 2, "field": "learning_rate", "from": 1e-3, "to": 1e-4}
     assert checkpoint.read_manifest(path).about["changes"] == [change]
@@ -93,9 +93,7 @@ def test_accumulation_gives_the_same_gradient_step(tmp_path: Path, town: Town) -
         torch.testing.assert_close(marks[0][key], marks[1][key], atol=1e-5, rtol=1e-4)
 
 
-def test_a_loss_that_is_not_a_number_stops_with_the_last_checkpoint_whole(
-    tmp_path: Path, town: Town, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_nan_loss_stops_and_keeps_the_last_checkpoint(tmp_path: Path, town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     real = Tokenizer.loss
 
@@ -144,33 +142,33 @@ def test_batches_that_do_not_divide_name_the_nearest() -> None:
     ("field", "value"),
     [("batch", 0), ("samples", 0), ("log_every", 0), ("save_every", -1), ("validate_scenes", 0), ("learning_rate", -1.0)],
 )
-def test_values_that_cannot_be_are_named(field: str, value: float) -> None:
+def test_invalid_values_are_named(field: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"{field} must be"):
         replace(TrainConfig(), **{field: value})
 
 
-def test_a_spread_below_nothing_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"--parallel.grad_accum_steps cannot be below 0; found -1"):
+def test_negative_parallel_options_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--parallel.grad_accum_steps must be at least 0; found -1"):
         ParallelConfig(grad_accum_steps=-1)
 
 
-def test_without_save_every_the_end_is_saved(tmp_path: Path, town: Town) -> None:
+def test_without_save_every_the_last_step_is_saved(tmp_path: Path, town: Town) -> None:
     recipe = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, samples=4, save_every=0))
     assert train_tokenizer(recipe, town, "train", Run.start(tmp_path, {})).name == checkpoint.name(4)
 
 
 @pytest.mark.parametrize(
     ("save_every", "remedy"),
-    [(2, "Go on from samples-000000002 with a lower"), (0, "There is no checkpoint yet: start again with a lower")],
+    [(2, "Continue from samples-000000002 with a lower"), (0, "There is no checkpoint yet: start again with a lower")],
 )
-def test_a_learning_rate_out_of_all_bounds_ends_in_a_message(tmp_path: Path, town: Town, save_every: int, remedy: str) -> None:
+def test_divergence_gives_advice(tmp_path: Path, town: Town, save_every: int, remedy: str) -> None:
     recipe = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, learning_rate=1e30, save_every=save_every))
     with pytest.raises(IIDriveError, match=rf"became (nan|inf).*{remedy} learning rate"):
         train_tokenizer(recipe, town, "train", Run.start(tmp_path, {}))
 
 
-def test_a_full_shared_memory_ends_in_a_message(tmp_path: Path, town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers are forked, so they have this shared memory that takes nothing."""
+def test_a_full_shared_memory_is_an_error(tmp_path: Path, town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers are forked, so they inherit this patched shared memory, which always fails."""
 
     def full(self: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("unable to write to file </torch_1>: No space left on device (28)")
@@ -181,7 +179,7 @@ def test_a_full_shared_memory_ends_in_a_message(tmp_path: Path, town: Town, monk
         train_tokenizer(SHORT, town, "train", Run.start(tmp_path, {}), options)
 
 
-def test_what_was_logged_before_the_first_checkpoint_is_not_logged_twice(tmp_path: Path, town: Town) -> None:
+def test_steps_before_the_first_checkpoint_are_not_logged_twice(tmp_path: Path, town: Town) -> None:
     run = Run.start(tmp_path, {})
     for samples in (2, 4):
         run.log({"samples": samples})
@@ -199,7 +197,7 @@ def test_double_precision_is_validated_too(tmp_path: Path, town: Town) -> None:
     assert checkpoint.load_tensors(world)["row"].dtype == torch.float64
 
 
-def test_an_average_that_starts_ahead_moves_slowly_from_the_start() -> None:
+def test_an_ema_with_initial_steps_moves_slowly_from_the_start() -> None:
     module, moved = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(module.weight)
     torch.nn.init.ones_(moved.weight)
@@ -212,7 +210,7 @@ def test_an_average_that_starts_ahead_moves_slowly_from_the_start() -> None:
     assert found == pytest.approx([1 - 0.999 * 0.0005, 1 - 0.999 * (1 - 0.0050893)], abs=1e-5)
 
 
-def test_recomputing_activations_changes_nothing(tmp_path: Path, town: Town) -> None:
+def test_activation_checkpointing_does_not_change_results(tmp_path: Path, town: Town) -> None:
     marks = []
     for name in ("kept", "again"):
         options = RunOptions(parallel=ParallelConfig(activation_checkpointing=name == "again"))
@@ -225,7 +223,7 @@ def test_recomputing_activations_changes_nothing(tmp_path: Path, town: Town) -> 
 
 @pytest.mark.parametrize("precision", ["bf16", "16"])
 def test_mixed_precision_trains_near_single_precision(tmp_path: Path, town: Town, precision: str) -> None:
-    """The loss is near, and what the loss scale has learned is kept for the next sitting."""
+    """The loss is close to that in float32, and the loss scale is kept when resuming."""
     whole = train_tokenizer(SHORT, town, "train", Run.start(tmp_path / "32", {}))
     mixed = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, precision=precision))
     straight = train_tokenizer(mixed, town, "train", Run.start(tmp_path / "a", {}))
@@ -257,7 +255,7 @@ def test_frozen_parts_keep_their_weights(tmp_path: Path, town: Town) -> None:
             train_tokenizer(wrong, town, "train", Run.start(tmp_path / said[:3], {}))
 
 
-def test_fine_tuning_starts_from_the_weights_given_and_says_so(tmp_path: Path, town: Town) -> None:
+def test_fine_tuning_starts_from_the_given_weights_and_records_them(tmp_path: Path, town: Town) -> None:
     first = train_tokenizer(SHORT, town, "train", Run.start(tmp_path / "first", {}))
     cache = write_tokens(first, town, town.scene_names("train"), tmp_path / "tokens")
     world = train_world(RECIPE, first, cache, town, "train", Run.start(tmp_path / "world", {}))
@@ -279,11 +277,11 @@ def test_fine_tuning_starts_from_the_weights_given_and_says_so(tmp_path: Path, t
     with pytest.raises(CheckpointError, match="expected a world, found a tokenizer"):
         train_world(RECIPE, first, cache, town, "train", Run.start(tmp_path / "kind", {}), RunOptions(init=str(first)))
     wide = replace(RECIPE, world=replace(RECIPE.world, feed_forward=48))
-    with pytest.raises(CheckpointError, match=r"do not fit the architecture.*misshapen"):
+    with pytest.raises(CheckpointError, match=r"do not fit the architecture.*of another shape"):
         train_world(wide, first, cache, town, "train", Run.start(tmp_path / "wide", {}), RunOptions(init=str(world)))
 
 
-def test_validation_is_told_and_does_not_touch_the_training(tmp_path: Path, town: Town) -> None:
+def test_validation_is_logged_and_does_not_change_the_training(tmp_path: Path, town: Town) -> None:
     def seen_to(recipe: recipes.Recipe, every: int) -> recipes.Recipe:
         stages_ = {f"train_{n}": getattr(recipe, f"train_{n}") for n in ("tokenizer", "world", "planner")}
         return replace(recipe, **{k: replace(v, validate_every=every, validate_scenes=1) for k, v in stages_.items()})
@@ -317,8 +315,8 @@ def test_workers_make_the_same_batches(tmp_path: Path, town: Town) -> None:
     assert marks[0] == marks[1]
 
 
-def test_no_step_draws_from_a_global_random_state(tmp_path: Path, town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So there is none to keep for resuming: augmentation and sampling follow from the seed and the samples seen."""
+def test_no_step_uses_a_global_random_state(tmp_path: Path, town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So no random state is stored: augmentation and sampling depend on the seed and the samples seen only."""
     states = []
     real = Tokenizer.loss
 
@@ -334,7 +332,7 @@ def test_no_step_draws_from_a_global_random_state(tmp_path: Path, town: Town, mo
     assert all(torch.equal(a, states[0][0]) and b == states[0][1] and (c == states[0][2]).all() for a, b, c in states)
 
 
-def test_curves_for_tensorboard_are_kept_or_the_package_is_asked_for(tmp_path: Path, town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_curves_are_written_or_the_package_is_requested(tmp_path: Path, town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     def train(folder: Path) -> None:
         train_ego_mlp(RECIPE, town, "train", Run.start(folder, {}), RunOptions(tensorboard=True))
 

@@ -1,4 +1,4 @@
-"""Files that anybody may have written: each reader's limits, and what may be written over."""
+"""Untrusted files: the limits of each reader, and which files may be overwritten."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from iidrive.runtime import atomic, distributed
 from iidrive.runtime.run_folder import Run
 
 
-def test_values_are_shown_on_one_short_line() -> None:
+def test_printable_gives_one_short_line() -> None:
     assert printable("plain") == "plain"
     assert printable("a\nb\x1b[2J\ud800") == "a\\nb\\x1b[2J\\ud800"
     assert printable("x" * 10_000_000, 10) == "xxxxxxxxx…"
@@ -98,7 +98,7 @@ def test_yaml_that_is_read() -> None:
 
 
 def big_npz(path: Path, shape: tuple[int, ...]) -> Path:
-    """An npz whose array announces a shape and holds zeros packed to almost nothing."""
+    """An npz whose header says `shape` and whose values are 1 MiB of compressed zeros."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": shape})
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -108,7 +108,7 @@ def big_npz(path: Path, shape: tuple[int, ...]) -> Path:
 
 
 def test_npz_headers_are_read_before_values(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"announces float64 of shape \(1000000, 1000000\).*It was not unpacked"):
+    with pytest.raises(DataError, match=r"says float64 of shape \(1000000, 1000000\).*It was not unpacked"):
         read_npz(big_npz(tmp_path / "a.npz", (10**6, 10**6)), ("a",))
     with pytest.raises(DataError, match="may take 1 MiB"):
         read_npz(big_npz(tmp_path / "a.npz", (1 << 18,)), ("a",), 1 << 20)
@@ -120,7 +120,7 @@ def test_npz_headers_are_read_before_values(tmp_path: Path) -> None:
     assert read_npy(tmp_path / "b.npy").tolist() == [[0, 1, 2], [3, 4, 5]]
     with (tmp_path / "b.npy").open("ab") as file:
         file.write(b"more")
-    with pytest.raises(DataError, match="its length does not fit"):
+    with pytest.raises(DataError, match="its length does not match"):
         read_npy(tmp_path / "b.npy")
 
 
@@ -137,9 +137,9 @@ TUPLES = b"\x80\x02}" + b")" + b"\x85" * 100_000 + b"K\x01s."
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\x80\x02C\xff.", "bytes announced"),
-        (b"\x80\x04\x96" + (1 << 40).to_bytes(8, "little") + b".", "bytes announced"),
-        (TUPLES, "as the name of a value"),
+        (b"\x80\x02C\xff.", "bytes expected"),
+        (b"\x80\x04\x96" + (1 << 40).to_bytes(8, "little") + b".", "bytes expected"),
+        (TUPLES, "a tuple as a key"),
         (b"\x80\x04" + b"\x8f" * 1_000_000 + b".", "far more memory"),
         (b"\x80\x02" + b"h\x05.", "not a readable pickle"),
         (b"\x80\x02\x82\x01.", "an extension code"),
@@ -154,13 +154,13 @@ def test_pickles_that_are_refused(content: bytes, message: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("content", [LOOP, LAUGHS])
-def test_lists_that_stand_for_more_than_they_take(content: bytes, tmp_path: Path) -> None:
+def test_lists_that_expand_without_end_are_refused(content: bytes, tmp_path: Path) -> None:
     found = plain_pickle.load(pickled(tmp_path / "p.pkl", content))
     with pytest.raises(DataError, match="lists"):
         plain_pickle.to_array(found)
 
 
-def test_a_memo_index_makes_no_room(tmp_path: Path) -> None:
+def test_a_large_memo_index_allocates_nothing(tmp_path: Path) -> None:
     assert plain_pickle.load(pickled(tmp_path / "p.pkl", b"\x80\x02Nr\xff\xff\xff\x7f.")) is None
 
 
@@ -185,11 +185,11 @@ def test_files_of_torch_save_are_read_without_torch(tmp_path: Path) -> None:
         plain_pickle.to_array([plain_pickle.load_torch(tmp_path / "s.pth")["a"]])
 
 
-def test_only_regular_files_are_written_over(tmp_path: Path) -> None:
+def test_only_regular_files_are_overwritten(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for path, message in (
-        (tmp_path / "pipe", "no regular file"),
+        (tmp_path / "pipe", "not a regular file"),
         (tmp_path, "a folder"),
         ("/dev/null", "a device"),
         (tmp_path / "dangling", "link"),
@@ -204,7 +204,7 @@ def test_only_regular_files_are_written_over(tmp_path: Path) -> None:
     assert (tmp_path / "real").read_text() == "new"
 
 
-def test_writing_that_can_never_succeed_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writing_gives_up_after_repeated_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def vanished(*_: object) -> None:
         raise FileNotFoundError(2, "gone")
 
@@ -213,7 +213,7 @@ def test_writing_that_can_never_succeed_ends(tmp_path: Path, monkeypatch: pytest
         atomic.write(tmp_path / "a", b"x")
 
 
-def test_json_holds_null_for_what_is_no_number(tmp_path: Path) -> None:
+def test_json_holds_null_for_nan_and_infinity(tmp_path: Path) -> None:
     Run(tmp_path).write_json("a.json", {"a": float("nan"), "b": [float("inf"), 1.5]})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": None, "b": [None, 1.5]}
 
@@ -228,7 +228,7 @@ def test_json_holds_null_for_what_is_no_number(tmp_path: Path) -> None:
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "many"}, "SLURM_NTASKS=many"),
     ],
 )
-def test_an_environment_that_makes_no_sense(environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_launcher_environments_are_refused(environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "SLURM_JOB_NAME"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -237,7 +237,7 @@ def test_an_environment_that_makes_no_sense(environment: dict[str, str], message
         distributed.started()
 
 
-def test_homes_that_do_not_exist() -> None:
+def test_unknown_home_folders_are_refused() -> None:
     with pytest.raises(ConfigError, match="no such home folder"):
         expanded("~nobody-of-this-name/x")
     with pytest.raises(ConfigError, match="zero byte"):

@@ -136,9 +136,9 @@ _LOOK = """
   await wait(200);
   found.labels = ["true", "imagined"].map(name => document.getElementById(`label-${name}`).hidden);
   const still = await picture();
-  canvas.dispatchEvent(new PointerEvent("pointerdown", { pointerId: 1, clientX: 300, clientY: 300, button: 0, bubbles: true, isPrimary: true }));
-  document.dispatchEvent(new PointerEvent("pointermove", { pointerId: 1, clientX: 380, clientY: 330, bubbles: true, isPrimary: true }));
-  canvas.dispatchEvent(new PointerEvent("pointermove", { pointerId: 1, clientX: 380, clientY: 330, bubbles: true, isPrimary: true }));
+  canvas.dispatchEvent(new PointerEvent("pointerdown", { pointerId: 1, clientX: 300, clientY: 300, button: 0, bubbles: true, isPrimary: true
+  })); document.dispatchEvent(new PointerEvent("pointermove", { pointerId: 1, clientX: 380, clientY: 330, bubbles: true, isPrimary: true
+  })); canvas.dispatchEvent(new PointerEvent("pointermove", { pointerId: 1, clientX: 380, clientY: 330, bubbles: true, isPrimary: true }));
   found.turned = still !== await picture();
   key(" ");
   await wait(1200);
@@ -175,8 +175,8 @@ _PIXELS = """
   const view = window.iidriveView, canvas = document.getElementById("canvas"), frame = () => new Promise(requestAnimationFrame);
   const pixels = async () => {
     await frame(); await frame(); await frame();
-    const copy = Object.assign(document.createElement("canvas"), { width: canvas.width, height: canvas.height }), pen = copy.getContext("2d");
-    pen.drawImage(canvas, 0, 0);
+    const copy = Object.assign(document.createElement("canvas"), { width: canvas.width, height: canvas.height }), pen =
+    copy.getContext("2d"); pen.drawImage(canvas, 0, 0);
     return pen.getImageData(0, 0, canvas.width, canvas.height).data;
   };
   const share = (data, test) => {

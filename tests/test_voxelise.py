@@ -1,4 +1,4 @@
-"""Derived occupancy: what is painted where, against slow independent rules."""
+"""Derived occupancy, compared with slow independent implementations."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def boxes(*entries: tuple[str, tuple[float, float, float], tuple[float, float, f
 
 
 def slow(found: Boxes, spec: GridSpec) -> np.ndarray:
-    """Every voxel centre against every box, in order of falling volume; no reach to the ground."""
+    """Reference: every voxel centre against every box, largest box first, without extending boxes to the ground."""
     out = np.full(spec.shape, FREE, np.uint8)
     grid = np.stack(np.meshgrid(*(spec.centres(a) for a in range(3)), indexing="ij"), -1)
     for i in np.argsort(-found.size_m.prod(axis=1), kind="stable"):
@@ -57,7 +57,7 @@ def test_boxes_fill_the_voxels_whose_centre_is_inside(spec):
     np.testing.assert_array_equal(got.semantics, slow(found, spec))
 
 
-def test_small_boxes_win_over_large_ones_whatever_their_order():
+def test_small_boxes_are_painted_over_large_ones_in_any_order():
     bus = ("vehicle.bus.rigid", (0.0, 0.0, 1.0), (12.0, 3.0, 3.0), 0.0)
     man = ("human.pedestrian.adult", (0.0, 0.0, 1.0), (0.5, 0.5, 1.8), 0.0)
     for order in ((bus, man), (man, bus)):
@@ -99,7 +99,7 @@ def test_boxes_in_another_frame_are_refused():
         voxelise(Boxes.empty("global"), VectorMap(), np.eye(4), OCC3D_GRID)
 
 
-def test_surfaces_lie_on_one_layer_and_the_road_wins():
+def test_surfaces_are_painted_on_one_layer_with_the_road_on_top():
     layers = {"drivable_area": shapely.box(-20, -4, 20, 4), "walkway": shapely.box(-20, 0, 20, 8), "lane_divider": shapely.LineString()}
     for ground, layer in ((-0.6, 0), (0.0, 2), (0.3, 3)):
         got = voxelise(Boxes.empty("ego"), VectorMap(layers), np.eye(4), OCC3D_GRID, ground_z_m=ground).semantics

@@ -1,4 +1,4 @@
-"""Makes small Argoverse 2 sensor logs in the official layout, whole and valid, for tests that then break them in one place."""
+"""Makes small valid Argoverse 2 sensor logs in the official layout. Tests then damage them in one place."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def edit(path: Path, change: Callable[[Columns], object]) -> None:
 
 
 def pose(x: float, y: float, z: float, yaw: float) -> dict[str, float]:
-    """One row of a pose's columns, turned about +z."""
+    """One row of a pose's columns: a position and a rotation about +z."""
     return {"qw": float(np.cos(yaw / 2)), "qx": 0.0, "qy": 0.0, "qz": float(np.sin(yaw / 2)), "tx_m": x, "ty_m": y, "tz_m": z}
 
 

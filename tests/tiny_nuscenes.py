@@ -1,4 +1,4 @@
-"""Makes a tiny nuScenes root in the official layout, whole and valid, for tests that then break it in one place."""
+"""Makes a tiny valid nuScenes root in the official layout. Tests then damage it in one place."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Scene types, classes, geometry, lineage, configs and errors: what every room shares."""
+"""Scene types, classes, geometry, lineage, configs and errors that all packages share."""

@@ -1,4 +1,9 @@
-"""Samples as tensors: what a model gets (`Inputs`), what came after (`Targets`), and both together (`Batch`). Causality is a type."""
+"""Samples as tensors: `Inputs` (what a model may see), `Targets` (what came after) and `Batch` (both).
+
+Inputs and targets are separate types, so a model cannot read the future by mistake.
+
+Shapes: B samples, T input frames, S future steps, H = S + 1 times (now and every step), X Y Z voxels, n tokens, N boxes.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +18,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Inputs:
-    """Observations of B samples as tensors: T frames, oldest first, the last is now. What a model gets, and all that it gets.
+    """The only input of a model: T frames of B samples, oldest first. The last frame is the current one.
 
-    `now_T_frame` (B,T,4,4) carries points of each frame's ego frame into the current one; `known` (B,T) is false where the scene had
-    not begun (there, the earliest frame stands in); `age_s` (B,T) seconds before now; `command` (B,) index into MANOEUVRES;
-    `ego_T_lidar` (B,4,4); `occupancy` (B,T,X,Y,Z) labels or `codes` (B,T,n) token indices, as the stage needs. `global_T_now` (B,4,4) is
-    where the ego is in the map: only the published world model's roll-out, which thinks in map axes, reads it.
+    Attributes:
+        tokens: sample token of each current frame.
+        now_T_frame: (B,T,4,4) from each frame's ego frame to the current ego frame.
+        known: (B,T) false before the scene began. There, all values repeat the earliest frame.
+        age_s: (B,T) seconds before the current frame.
+        command: (B,) index into `MANOEUVRES`.
+        ego_T_lidar: (B,4,4) from LIDAR_TOP to the ego frame.
+        occupancy: (B,T,X,Y,Z) class labels; None if the stage reads tokens.
+        codes: (B,T,n) token indices; None if the stage reads occupancy.
+        global_T_now: (B,4,4) ego pose in the global frame. Only the rollout of the published world model reads it.
     """
 
     tokens: tuple[str, ...]
@@ -32,26 +43,32 @@ class Inputs:
     global_T_now: Float64[Tensor, "B 4 4"] | None = None
 
     def to(self, device: torch.device) -> Inputs:
-        """The same on another device."""
+        """Copy to `device`."""
         return _moved(self, device)
 
     def select(self, rows: Sequence[int]) -> Inputs:
-        """Some of the samples."""
-        index = torch.cat([self.command.new_full((1,), row) for row in rows])  # written on the device, which waits for nothing then
+        """The samples at these rows of the batch."""
+        index = torch.cat([self.command.new_full((1,), row) for row in rows])  # built on the device: a copy from the host would synchronise
         part = {k: v[index] for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, tokens=tuple(self.tokens[row] for row in rows), **part)
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Targets of B samples as tensors, S future steps; `valid` (B,S) false where the scene had ended (the last frame stands in).
+    """Training targets of B samples over S future steps.
 
-    `path` (B,S,2) is the LIDAR_TOP origin's in the current lidar frame. `draw` (B,S) are uniform numbers that follow from the seed and the
-    sample's place in the training order, for scheduled sampling and the like: they do not depend on how a batch is shared out.
-    `taken` (B,S+1,X,Y) says which cells around the ego are a road user's, at present and at every step, and `flow_m` (B,S,X,Y,2) the way
-    back from there to where that road user is at present, NaN where nobody knows. `boxes` (B,N,S+1,5) are tracked boxes around the ego at
-    present and at every step (x, y, heading, length, width), `boxes_known` (B,N,S+1) says which are there. All are in the present ego frame
-    (data/box_tracks.py).
+    Attributes:
+        now_T_frame: (B,S,4,4) from each future ego frame to the current ego frame.
+        valid: (B,S) false after the scene ended. There, all values repeat the last frame.
+        path: (B,S,2) positions of the LIDAR_TOP origin in the current lidar frame, metres.
+        draw: (B,S) uniform random numbers in [0, 1), for scheduled sampling. They depend only on the seed and the sample's position in the
+            training order, not on how a batch is split.
+        occupancy: (B,S,X,Y,Z) class labels.
+        codes: (B,S,n) token indices.
+        taken: (B,H,X,Y) true for cells that a road user occupies, now and at every step. Current ego frame (data/box_tracks.py).
+        flow_m: (B,S,X,Y,2) backward flow: from a cell at a step to where the same road user is now, metres; NaN where unknown.
+        boxes: (B,N,H,5) tracked boxes now and at every step: x, y, heading, length, width, metres and radians, current ego frame.
+        boxes_known: (B,N,H) true where a track has a box.
     """
 
     now_T_frame: Float[Tensor, "B S 4 4"]
@@ -66,11 +83,11 @@ class Targets:
     boxes_known: Bool[Tensor, "B N H"] | None = None
 
     def to(self, device: torch.device) -> Targets:
-        """The same on another device."""
+        """Copy to `device`."""
         return _moved(self, device)
 
     def select(self, rows: Int[Tensor, "b"]) -> Targets:
-        """Some of the samples."""
+        """The samples at these rows of the batch."""
         return _each(self, lambda tensor: tensor[rows])
 
 
@@ -87,10 +104,13 @@ def _each(part: Part, change: Callable[[Tensor], Tensor]) -> Part:
 
 @dataclass(frozen=True)
 class Batch:
-    """B training samples. Models read `inputs` to predict and `targets` only inside their loss.
+    """B training samples. Models predict from `inputs`; only their loss reads `targets`.
 
-    `progress` is the share of the training already done, 0..1, for schedules. `place` is every sample's place in the global batch, where this
-    is a part of one.
+    Attributes:
+        inputs: what the model may see.
+        targets: what came after.
+        progress: fraction of the training already done, 0 to 1, for schedules.
+        place: index of each sample in the global batch; None if this is the whole batch.
     """
 
     inputs: Inputs
@@ -99,11 +119,11 @@ class Batch:
     place: Sequence[int] | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
+        """Copy to `device`."""
         return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
 
     def as_type(self, dtype: torch.dtype) -> Batch:
-        """The same with single-precision numbers in another precision."""
+        """Convert float32 tensors to `dtype`. Other dtypes are unchanged."""
 
         def change(tensor: Tensor) -> Tensor:
             return tensor.to(dtype) if tensor.dtype == torch.float32 else tensor
@@ -111,5 +131,5 @@ class Batch:
         return replace(self, inputs=_each(self.inputs, change), targets=_each(self.targets, change))
 
     def pin_memory(self) -> Batch:
-        """The same in page-locked memory, from where a GPU copies while the processor goes on."""
+        """Copy to page-locked memory, for asynchronous copies to a GPU."""
         return replace(self, inputs=_each(self.inputs, Tensor.pin_memory), targets=_each(self.targets, Tensor.pin_memory))

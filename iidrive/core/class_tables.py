@@ -1,11 +1,11 @@
-"""Class numbers that occupancy is written in, each as a map to Occ3D's by the names of the classes.
+"""Class numberings of occupancy labels, and their conversion to Occ3D's. Classes are matched by name.
 
 | table | numbers | grid |
 |---|---|---|
 | occ3d | 0 others, 1 barrier … 16 vegetation, 17 free | 0.4 m, ego frame |
 | openocc | 0 car … 15 vegetation, 16 free (OpenOcc v2) | Occ3D's |
-| surroundocc | 0 free, 1 barrier … 16 vegetation; in sparse rows 0 is unknown | 0.5 m, frame of the lidar |
-| a file | a name a line, counted from 0, or `NUMBER NAME` | Occ3D's |
+| surroundocc | 0 free, 1 barrier … 16 vegetation; in sparse rows 0 is unknown | 0.5 m, lidar frame |
+| a file | one class name per line, numbered from 0, or `NUMBER NAME` | Occ3D's |
 """
 
 from __future__ import annotations
@@ -25,15 +25,20 @@ from iidrive.core.untrusted.files import decode, read_bytes
 Array = np.ndarray
 
 NO_CLASS = 254
-"""What a number that a table lacks is looked up as; no class has it."""
+"""Lookup result for a number that a table does not define. No class has this number."""
 _LONGEST = 1 << 16
 
 
 @dataclass(frozen=True)
 class ClassTable:
-    """A table: what each number is in Occ3D's classes, in grids and in sparse rows.
+    """A class numbering and its conversion to Occ3D's.
 
-    `grid` names the voxels that the labels of this kind lie on. `assumed`: nobody said that the labels are of this table.
+    Attributes:
+        name: name of the table, or of its file.
+        numbers: class number → Occ3D class.
+        noise: numbers that mean unknown in sparse rows.
+        grid: voxel grid of labels in this numbering, `occ3d` or `surroundocc`.
+        assumed: true if the user did not name a table and Occ3D's is assumed.
     """
 
     name: str
@@ -52,14 +57,19 @@ class ClassTable:
 
     @property
     def lacks(self) -> tuple[str, ...]:
-        """Occ3D's classes that are missing from the table."""
+        """Occ3D classes that the table does not have."""
         return tuple(name for name, label in OCC.items() if label not in self.numbers.values())
 
     def translate(self, labels: Integer[Array, "*n"], where: str, rows: bool = False) -> UInt8[Array, "*n"]:
-        """Labels of this table, 0..255, in Occ3D's classes; `rows` says that they are those of sparse rows.
+        """Convert labels of this table, 0..255, to Occ3D's classes.
+
+        Args:
+            labels: class numbers of this table.
+            where: file name for the error message.
+            rows: whether the labels come from sparse rows, where `noise` numbers mean unknown.
 
         Raises:
-            DataError: naming `where`, for numbers that the table does not have.
+            DataError: naming `where`, for a number that the table does not have.
         """
         small = labels.astype(np.uint8)
         lookup = self._lookup
@@ -69,7 +79,7 @@ class ClassTable:
         found = lookup[small]
         if self.name != "occ3d" and (odd := np.unique(small[found == NO_CLASS])).size:
             raise DataError(
-                f"{where}: holds class {', '.join(map(str, odd[:4].tolist()))}, and {self.name} has "
+                f"{where}: holds class {', '.join(map(str, odd[:4].tolist()))}, but the classes of {self.name} are "
                 f"{min(self.numbers)} to {max(self.numbers)}. Name another table with --classes."
             )
         return found
@@ -90,7 +100,7 @@ OPENOCC = ClassTable(
 SURROUNDOCC = ClassTable("surroundocc", _numbered("free", *OCC_CLASSES[1:FREE]), noise=(0,), grid="surroundocc")
 TABLES = {table.name: table for table in (OCC3D, OPENOCC, SURROUNDOCC)}
 ASSUMED = ClassTable("occ3d", OCC3D.numbers, assumed=True)
-"""Occ3D's classes, where nobody said which."""
+"""Occ3D's classes, assumed because the user named no table."""
 
 _SAME = {
     "drivablesurface": "driveable_surface",
@@ -104,10 +114,10 @@ _PLAIN = {name.replace("_", ""): name for name in OCC_CLASSES}
 
 
 def named(text: str) -> ClassTable:
-    """The table of a name or of a file; Occ3D's, as an assumption, for nothing.
+    """The class table with this name, or from this file. Empty text gives `ASSUMED`.
 
     Raises:
-        ConfigError: for an unknown name, or one whose classes cannot be mapped by name.
+        ConfigError: for an unknown name, or a table whose classes cannot be matched by name.
         DataError: for a file that holds anything but class names.
     """
     if not text:
@@ -118,17 +128,17 @@ def named(text: str) -> ClassTable:
         return read_table(text)
     if text.lower() == "uniocc":
         raise ConfigError(
-            "--classes uniocc: UniOcc joins several of Occ3D's classes in one (all vehicles, for example), so its labels cannot be mapped by name. "
-            "Write the labels before they were joined, or name their classes in a file: --classes FILE."
+            "--classes uniocc: UniOcc merges several Occ3D classes (all vehicles, for example), so its labels cannot be matched by name. "
+            "Write the labels as they were before merging, or name their classes in a file: --classes FILE."
         )
-    raise ConfigError(f"--classes: {unknown('class table', text, TABLES)} Or give a file with a class name a line.")
+    raise ConfigError(f"--classes: {unknown('class table', text, TABLES)} Or give a file with one class name per line.")
 
 
 def read_table(path: str) -> ClassTable:
-    """A file of class names, in the order of their numbers or as `NUMBER NAME`; `unknown` stands for what is not counted.
+    """Read a class table: one class name per line, in the order of their numbers, or `NUMBER NAME`. `unknown` labels are not counted.
 
     Raises:
-        DataError: naming the file, for names that Occ3D does not have, a number twice, or none that means free.
+        DataError: naming the file, for a name that Occ3D does not have, a repeated number, or no class `free`.
     """
     where = printable_line(path)
     numbers: dict[int, int] = {}
@@ -140,24 +150,25 @@ def read_table(path: str) -> ClassTable:
         if plain not in _UNKNOWN and _SAME.get(plain, _PLAIN.get(plain)) is None:
             raise DataError(f"{where}: {unknown('class', name, (*OCC_CLASSES, 'unknown'))}")
         if number in numbers or number > IGNORE:
-            raise DataError(f"{where}: number {number} {'stands twice' if number in numbers else 'is above 255'}; give each class one.")
+            problem = "is given twice; give each class its own number" if number in numbers else "is above 255; class numbers are 0 to 255"
+            raise DataError(f"{where}: number {number} {problem}.")
         numbers[number] = IGNORE if plain in _UNKNOWN else OCC[_SAME.get(plain) or _PLAIN[plain]]
     if FREE not in numbers.values():
-        raise DataError(f"{where}: no class of it is called free; name the number that stands for empty voxels `free`.")
+        raise DataError(f"{where}: it has no class `free`; name the class of empty voxels `free`.")
     return ClassTable(printable(Path(path).name, 40), numbers)
 
 
 def require_free(labels: UInt8[Array, "*n"], where: str, option: str, truth: bool = False) -> None:
-    """Refuse labels, taken for Occ3D's without anybody's word, in which another number than 17 fills the space.
+    """Refuse labels that are only assumed to be Occ3D's if a class other than 17 (free) fills most of the grid.
 
     Args:
-        labels: class numbers as they were found.
-        where: their file.
-        option: the option that says whose they are; empty where there is none.
-        truth: whether they are the truth, in which unknown voxels may fill most.
+        labels: class numbers as read.
+        where: file name for the error message.
+        option: command-line option that names the class table; empty if there is none.
+        truth: whether these are ground-truth labels. Their unknown voxels (255) are not counted.
 
     Raises:
-        DataError: with the tables in which that number is free.
+        DataError: naming the tables in which that number means free.
     """
     counts = np.bincount(labels.reshape(-1), minlength=256).astype(np.int64)
     if truth:
@@ -166,9 +177,9 @@ def require_free(labels: UInt8[Array, "*n"], where: str, option: str, truth: boo
     if not total or most == FREE or counts[most] < 0.6 * total or counts[FREE] > 0.25 * total:
         return
     if set(np.flatnonzero(counts).tolist()) <= {0, 1}:
-        raise DataError(f"{where}: holds 0 and 1 alone, which say what is occupied and not by which class; write the classes.")
+        raise DataError(f"{where}: holds only 0 and 1, so it says which voxels are occupied but not by which class; write class labels.")
     likely = [table.name for table in TABLES.values() if table.numbers.get(most) == FREE]
-    hint = {0: "", 10: " In UniOcc 10 is free, and its classes cannot be mapped by name."}.get(most, "")
+    hint = {0: "", 10: " In UniOcc 10 is free, and its classes cannot be matched by name."}.get(most, "")
     raise DataError(
         f"{where}: class {most} fills {100 * counts[most] / total:.0f} % of the grid, and 17, which is free in Occ3D, "
         f"{100 * counts[FREE] / total:.0f} %. {_say(likely, most, option)}{hint}"
@@ -178,6 +189,9 @@ def require_free(labels: UInt8[Array, "*n"], where: str, option: str, truth: boo
 def _say(likely: list[str], most: int, option: str) -> str:
     whose = f"In {likely[0]} {most} is free" if likely else f"{most} may mean free in another table"
     if not option:
-        return f"{whose}, but Occ3D's numbers are read here: write the files anew in Occ3D's."
-    named = f"say {option} {likely[0]} if they are of that table, " if likely else ""
-    return f"{whose}: {named}{option} FILE, with a class a line (`{most} free`), if they are of another, or {option} occ3d if they are Occ3D's."
+        return f"{whose}, but Occ3D's numbers are expected here: write the files with Occ3D's numbers."
+    named = f"use {option} {likely[0]} if the labels follow that table, " if likely else "use "
+    return (
+        f"{whose}: {named}{option} FILE (one class per line, as in `{most} free`) if they follow another, "
+        f"or {option} occ3d if they are Occ3D's."
+    )

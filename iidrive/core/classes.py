@@ -30,7 +30,7 @@ OCC_CLASSES: tuple[str, ...] = (
 
 FREE = 17
 IGNORE = 255
-"""Voxels that nobody knows; never counted, never trained on."""
+"""Label of unknown voxels. They are left out of every loss and metric."""
 
 OCC = {name: index for index, name in enumerate(OCC_CLASSES)}
 
@@ -40,7 +40,7 @@ MOVABLE: np.ndarray = np.array(
         for name in (*OCC_CLASSES, *[""] * (256 - len(OCC_CLASSES)))
     ]
 )
-"""`MOVABLE[label]` says of any uint8 label whether its class is a road user's; 8 of the 18 classes are."""
+"""`MOVABLE[label]` is true for the 8 road-user classes; defined for every uint8 label."""
 
 OCC_COLOURS: np.ndarray = np.array(
     [
@@ -65,7 +65,7 @@ OCC_COLOURS: np.ndarray = np.array(
     ],
     dtype=np.uint8,
 )
-"""RGB per occupancy class, the colours that nuScenes readers know."""
+"""RGB of each occupancy class, close to nuScenes' own colours."""
 
 CATEGORY_TO_OCC: dict[str, str] = {
     "human.pedestrian.adult": "pedestrian",

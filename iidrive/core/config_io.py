@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def to_plain(config: Any) -> Any:
-    """Dataclasses as dicts, tuples as lists."""
+    """Convert a config to plain values: dataclasses to dicts, tuples to lists."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {f.name: to_plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
     if isinstance(config, (list, tuple)):
@@ -59,6 +59,5 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     elif isinstance(hint, type) and isinstance(value, hint) and (hint is bool) == isinstance(value, bool):
         return value
-    raise ConfigError(
-        f"{where}: expected {getattr(hint, '__name__', hint)}, found {printable(value) if not isinstance(value, str) else repr(printable(value))}."
-    )
+    found = repr(printable(value)) if isinstance(value, str) else printable(value)
+    raise ConfigError(f"{where}: expected {getattr(hint, '__name__', hint)}, found {found}.")

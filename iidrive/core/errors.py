@@ -1,4 +1,4 @@
-"""Errors that a user can act on: each says what was expected, what was found, where, and what to do."""
+"""Errors for the user. Each message says what was expected, what was found, where, and what to do."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ class IIDriveError(Exception):
 
 
 class DataError(IIDriveError):
-    """A file or a value of the data is missing, damaged or not what it should be."""
+    """Input data are missing, damaged or of the wrong form."""
 
 
 class ConfigError(IIDriveError):
-    """An option or a combination of options cannot work."""
+    """An option, or a combination of options, is invalid."""
 
 
 class CheckpointError(IIDriveError):
-    """A checkpoint is missing, damaged or of another architecture."""
+    """A checkpoint is missing, damaged or from another architecture."""
 
 
 class LineageError(IIDriveError):
-    """Two artefacts that do not descend from the same tokenizer were put together."""
+    """Two artefacts (models, tokens, predictions) that do not descend from the same tokenizer were combined."""
 
 
 def unknown(what: str, name: object, known: Iterable[object]) -> str:
-    """One sentence about a name that is not known, with the nearest known one: `unknown split 'minival'; ...`."""
+    """Message for an unknown name, with the nearest known one: `unknown split 'minival'. Did you mean 'mini_val'? Known: …`."""
     names = [str(k) for k in known]
     near = difflib.get_close_matches(str(name)[:200], names, n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ""

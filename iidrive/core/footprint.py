@@ -1,4 +1,4 @@
-"""Which cells of a grid, seen from above, lie inside boxes."""
+"""Bird's-eye-view grid cells inside boxes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,24 @@ from iidrive.core.scene import Boxes, GridSpec
 Array = np.ndarray
 
 EGO_SIZE_M = (4.084, 1.85)
-"""Length and width of the ego (nuScenes' car), as SparseDrive's protocol has them."""
+"""Length and width of the ego vehicle (nuScenes' car), metres, as in SparseDrive's protocol."""
 EGO_CENTRE_M = 1.44
-"""Centre of the ego ahead of the rear axle: 0.5 m ahead of LIDAR_TOP, which is 0.94 m ahead of it."""
+"""Distance from the rear axle forward to the centre of the ego: 0.94 m to LIDAR_TOP and 0.5 m more."""
 
 MARGIN_CELLS = 0.3
-"""What moves is looked for in boxes that are enlarged by this many cells on every side, so that voxels which a box only touches are its own."""
+"""Boxes are enlarged by this many cells on every side when their voxels are collected, so that voxels they only touch count too."""
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """M pairs of a box and a cell inside it, boxes in order: `box` (M,), the cell's indices `x` and `y` (M,), and where the cell's centre
-    lies in the box: `local_m` (M,2) along the heading and to its left, metres, from the box's centre."""
+    """M pairs of a box and a cell inside it, ordered by box.
+
+    Attributes:
+        box: (M,) index of the box.
+        x: (M,) first index of the cell.
+        y: (M,) second index of the cell.
+        local_m: (M,2) position of the cell's centre in the box's frame (forward, left), metres from the box's centre.
+    """
 
     box: Int[Array, "m"]
     x: Int[Array, "m"]
@@ -31,16 +37,19 @@ class Footprint:
     local_m: Float[Array, "m 2"]
 
     def mask(self, spec: GridSpec) -> Bool[Array, "X Y"]:
-        """The cells that lie inside any box."""
+        """The cells inside any box."""
         out = np.zeros(spec.shape[:2], bool)
         out[self.x, self.y] = True
         return out
 
 
 def footprint(boxes: Boxes, spec: GridSpec, margin_m: float = 0.0) -> Footprint:
-    """The cells whose centre lies inside a box, its edge included, that is enlarged by `margin_m` on every side.
+    """The cells whose centre lies inside a box or on its edge. Boxes must be in the grid's frame; heights are ignored.
 
-    Boxes are taken to be in the frame of the grid. Heights play no part.
+    Args:
+        boxes: N boxes.
+        spec: the grid.
+        margin_m: boxes are enlarged by this on every side, metres.
     """
     return rectangles(boxes.centre_m[:, :2], boxes.size_m[:, :2], boxes.yaw_rad, spec, margin_m)
 
@@ -53,16 +62,22 @@ def rectangles(
     margin_m: float = 0.0,
     centre_cell: bool = False,
 ) -> Footprint:
-    """The same for bare rectangles: centres, length along the heading and width, headings.
+    """As `footprint`, for N rectangles.
 
-    With `centre_cell` the cell that holds a rectangle's centre is its own however thin the rectangle is.
+    Args:
+        centre_m: (N,2) centres, metres.
+        size_m: (N,2) length along the heading, and width, metres.
+        yaw_rad: (N,) headings.
+        spec: the grid.
+        margin_m: rectangles are enlarged by this on every side, metres.
+        centre_cell: always include the cell that holds a rectangle's centre, however thin the rectangle is.
     """
     shape, voxel = np.array(spec.shape[:2]), spec.voxel_m
     cos, sin = np.cos(yaw_rad), np.sin(yaw_rad)
     half = size_m / 2 + margin_m
-    # the window of cells that a turned rectangle can reach
+    # half extents of each rotated rectangle's axis-aligned bounding box
     reach = np.stack([abs(cos) * half[:, 0] + abs(sin) * half[:, 1], abs(sin) * half[:, 0] + abs(cos) * half[:, 1]], -1)
-    at = (centre_m - np.array(spec.lower_m[:2])) / voxel - 0.5  # cell centres are the integers
+    at = (centre_m - np.array(spec.lower_m[:2])) / voxel - 0.5  # in cells; cell centres are at integers
     home = np.rint(at)
     low, high = np.ceil(at - reach / voxel - 1e-6), np.floor(at + reach / voxel + 1e-6)
     if centre_cell:
@@ -83,6 +98,6 @@ def rectangles(
 
 
 def ranges(start: Int[Array, "n"], length: Int[Array, "n"]) -> Int[Array, "m"]:
-    """start[0], start[0] + 1, … (length[0] numbers), then start[1], …"""
+    """Concatenated ranges: start[0], start[0] + 1, … (length[0] numbers), then start[1], …"""
     before = np.cumsum(length) - length
     return np.arange(int(length.sum())) - np.repeat(before - start, length)

@@ -1,7 +1,7 @@
 """Rotations, rigid transforms and box corners, as pure numpy functions.
 
-Angles are radians, counter-clockwise from +x; quaternions are (w, x, y, z); a transform named `a_T_b` takes points of frame
-b into frame a. Poses with names and checks are in `iidrive.core.scene.Pose`; here are bare arrays.
+Angles are in radians, counter-clockwise from +x. Quaternions are (w, x, y, z). A transform named `a_T_b` maps points from frame b to
+frame a. For validated poses, see `iidrive.core.scene.Pose`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def quaternion_to_matrix(quaternion: Float[Array, "*b 4"]) -> Float[Array, "*b 3
 
 
 def matrix_to_quaternion(matrix: Float[Array, "3 3"]) -> Float[Array, "4"]:
-    """Unit quaternion (w, x, y, z), w >= 0, of one rotation matrix, by the largest-component rule (stable everywhere)."""
+    """Unit quaternion (w, x, y, z), w >= 0, of a rotation matrix. Divides by the largest component, so it is numerically stable."""
     m = np.asarray(matrix, dtype=np.float64)
     trace = np.trace(m)
     candidates = np.array([trace, m[0, 0], m[1, 1], m[2, 2]])
@@ -70,7 +70,7 @@ def invert(transform: Float[Array, "*b 4 4"]) -> Float[Array, "*b 4 4"]:
 
 
 def apply(transform: Float[Array, "4 4"], points_m: Float[Array, "*n 3"]) -> Float[Array, "*n 3"]:
-    """Points of frame b in frame a, given `a_T_b`."""
+    """Map points from frame b to frame a, given `a_T_b`."""
     return points_m @ transform[:3, :3].T + transform[:3, 3]
 
 
@@ -83,7 +83,7 @@ def box_corners_bev(
     centre_m: Float[Array, "*n 2"], length_m: Float[Array, "*n"], width_m: Float[Array, "*n"], yaw_rad: Float[Array, "*n"]
 ) -> Float[Array, "*n 4 2"]:
     """Corners of rotated rectangles, counter-clockwise from front left; `length_m` lies along the heading."""
-    # not by `turned_corners`: its sums round in another order, and every generated town and picture keeps these bits
+    # Not `turned_corners`: it adds in another order, which would change the last bits of every generated town.
     along = np.stack([np.cos(yaw_rad), np.sin(yaw_rad)], -1) * np.asarray(length_m)[..., None] / 2
     left = np.stack([-np.sin(yaw_rad), np.cos(yaw_rad)], -1) * np.asarray(width_m)[..., None] / 2
     return np.stack([centre_m + along + left, centre_m - along + left, centre_m - along - left, centre_m + along - left], -2)
@@ -92,10 +92,10 @@ def box_corners_bev(
 def turned_corners(
     centre_m: Float[Array, "n 2"], size_m: Float[Array, "n 2"], cos: Float[Array, "n"], sin: Float[Array, "n"]
 ) -> Float[Array, "n 4 2"]:
-    """Corners of rectangles (length, width), clockwise from rear right, in the precision and the order of sums of the planning evaluators.
+    """Corners of rectangles (length, width), clockwise from rear right, with the rounding of the planning evaluators.
 
-    All arguments have one type, float32 or float64, and so have the corners. Cosine and sine are given because an evaluator may have computed
-    them in another precision.
+    All arguments and the result have the same dtype, float32 or float64. Cosine and sine of the heading are arguments because an evaluator
+    may compute them in another precision.
     """
     along = size_m[:, :1] * np.array([-0.5, -0.5, 0.5, 0.5], size_m.dtype)
     left = size_m[:, 1:] * np.array([-0.5, 0.5, 0.5, -0.5], size_m.dtype)
@@ -104,7 +104,7 @@ def turned_corners(
 
 
 def placed(centre_m: Float[Array, "n 2"], yaw_rad: Float[Array, "n"], local_m: Float[Array, "n 2"]) -> Float[Array, "n 2"]:
-    """Points that are given along the heading of rectangles and to its left, from their centres, on the plane."""
+    """Map points from rectangles' own frames (forward, left, from the centre) to the frame of `centre_m`, metres."""
     cos, sin = np.cos(yaw_rad), np.sin(yaw_rad)
     along, left = local_m[:, 0], local_m[:, 1]
     return centre_m + np.stack([cos * along - sin * left, sin * along + cos * left], -1)

@@ -1,8 +1,9 @@
-"""What descends from what: the chain of a model, a token cache or a predictions file, and the one place where mismatched pairs are refused.
+"""Lineage of models, token caches and predictions files: which checkpoints each was made with. Mismatched pairs are refused here.
 
     planner 1a2b… ← world 3c4d… ← tokenizer 5e6f…
 
-A mismatch that is allowed on purpose becomes a **mark**, a sentence that goes into everything made with it and everything that descends from it.
+If the user allows a mismatch, it is recorded as a **mark**: a sentence that is written into every result made with it, and into every later
+result made from those.
 """
 
 from __future__ import annotations
@@ -14,26 +15,26 @@ from typing import Any
 from iidrive.core.errors import LineageError
 
 MARKED = "MISMATCH ALLOWED"
-"""What the table of a number starts with that was made with stages which do not belong together."""
+"""First line of a table whose numbers were made with mismatched stages."""
 
 TRAINED_HERE = "TRAINED ON THESE SCENES"
-"""What the table of a number starts with whose scenes trained the model. Such a mark starts with it too."""
+"""First line of a table scored on scenes that the model was trained on. Marks of this kind begin with it."""
 
-OVERRIDE = "To run it in spite of that, and mark every number: --allow-mismatch on."
+OVERRIDE = "To run it anyway, and mark every number: --allow-mismatch on."
 
 WHY = {
-    "tokenizer": "Two codebooks trained apart do not agree on what a token means",
-    "world": "Latents imagined by world models trained apart do not mean the same",
+    "tokenizer": "The same token index means something different in two separately trained codebooks",
+    "world": "Latents of two separately trained world models are not comparable",
 }
 
 
 INITIAL = "initial "
-"""What stands before the kind of an ancestor whose weights a training started from."""
+"""Prefix of the kind of an ancestor whose weights a training started from."""
 
 
 @dataclass(frozen=True)
 class Parent:
-    """A checkpoint that another one was made with: where it lay and its fingerprint."""
+    """A checkpoint that another artefact was made with: its kind, path and fingerprint."""
 
     kind: str
     path: str
@@ -42,9 +43,14 @@ class Parent:
 
 @dataclass(frozen=True)
 class Lineage:
-    """A thing, where it lies, what it descends from (nearest first), and the marks it carries.
+    """The lineage of an artefact.
 
-    `kind` is that of a checkpoint, or `tokens`, `predictions`, `scores`; those three have no fingerprint of their own ("").
+    Attributes:
+        kind: kind of checkpoint, or `tokens`, `predictions` or `scores`.
+        fingerprint: fingerprint of the checkpoint; empty for tokens, predictions and scores.
+        path: where the artefact is.
+        ancestors: checkpoints that it was made with, nearest first.
+        marks: mismatches that were allowed.
     """
 
     kind: str
@@ -57,17 +63,17 @@ class Lineage:
         return " ← ".join([f"{self.kind} {self.fingerprint}".strip(), *(f"{a.kind} {a.fingerprint}".strip() for a in self.ancestors)])
 
     def of(self, kind: str) -> str:
-        """The fingerprint of that kind in this chain, "" if there is none."""
+        """Fingerprint of the checkpoint of this kind in the chain; "" if there is none."""
         if self.kind == kind:
             return self.fingerprint
         return next((a.fingerprint for a in self.ancestors if a.kind == kind), "")
 
     def child(self, kind: str, path: str = "") -> Lineage:
-        """The chain of something without weights that was made with this: tokens, predictions, scores."""
+        """Lineage of tokens, predictions or scores that were made with this."""
         return Lineage(kind, "", path, (Parent(self.kind, self.path, self.fingerprint), *self.ancestors), self.marks)
 
     def to_plain(self) -> dict[str, Any]:
-        """As JSON holds it, in predictions files and scores."""
+        """Plain values for JSON, as in predictions files and scores."""
         return {"chain": str(self), "links": [vars(p) for p in self.links], "marks": list(self.marks)}
 
     @property
@@ -82,14 +88,17 @@ class Lineage:
             first, *rest = (Parent(str(p["kind"]), str(p["path"]), str(p["fingerprint"])) for p in plain["links"])
             return Lineage(first.kind, first.fingerprint, first.path, tuple(rest), tuple(str(m) for m in plain["marks"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise LineageError(f"{where}: its lineage is damaged ({error!r}). Write the file anew with `iidrive evaluate`.") from None
+            raise LineageError(f"{where}: its lineage is damaged ({error!r}). Write the file again with `iidrive evaluate`.") from None
 
 
 def matched(user: Lineage, kind: str, given: Lineage, advice: str, allow: bool = False) -> tuple[str, ...]:
-    """Whether `user` descends from the thing of that kind in `given`: () if it does, else the mark if `allow`.
+    """Check that `user` was made with the same checkpoint of kind `kind` as `given` holds.
+
+    Returns:
+        () if it was, or one mark if it was not and `allow` is true.
 
     Raises:
-        LineageError: for a mismatch that is not allowed, with both chains and what to run (`advice`).
+        LineageError: for a mismatch that is not allowed, with both chains and `advice`.
     """
     wanted, found = user.of(kind), given.of(kind)
     if wanted == found:
@@ -108,22 +117,22 @@ def matched(user: Lineage, kind: str, given: Lineage, advice: str, allow: bool =
 
 
 def joined(*marks: Iterable[str]) -> tuple[str, ...]:
-    """Marks of several things, each once, in order."""
+    """Marks of several artefacts, in order, without repeats."""
     return tuple(dict.fromkeys(m for some in marks for m in some))
 
 
 def mark_lines(marks: Iterable[str]) -> str:
-    """What stands above a table made with marks: a line each; "" without any."""
+    """Lines to print above a table, one per mark; "" without marks."""
     return "".join(f"{marked(mark)}\n" for mark in marks)
 
 
 def marked(mark: str) -> str:
-    """A mark as it is shown, with what kind it is of."""
+    """A mark as it is printed, with `MISMATCH ALLOWED` or `TRAINED ON THESE SCENES` in front."""
     return mark if mark.startswith(TRAINED_HERE) else f"{MARKED}: {mark}"
 
 
 def mark_numbers(scores: Mapping[str, Any], marks: Iterable[str]) -> dict[str, Any]:
-    """Scores whose every block of numbers says what was overridden (`marks`); unchanged without marks."""
+    """Scores with `marks` added at the top and in every nested mapping; unchanged without marks."""
     marks = list(marks)
     if not marks:
         return dict(scores)

@@ -1,4 +1,4 @@
-"""Paths as people type them."""
+"""Paths given by the user."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from iidrive.core.text import printable_line
 
 
 def expanded(path: str | Path) -> Path:
-    """A path with `~` and `~user` replaced by home folders.
+    """A path with `~` and `~user` replaced by the home folder.
 
     Raises:
         ConfigError: if there is no such user, or the path holds a zero byte.
@@ -19,4 +19,4 @@ def expanded(path: str | Path) -> Path:
     try:
         return Path(path).expanduser()
     except (RuntimeError, KeyError) as error:
-        raise ConfigError(f"{printable_line(str(path))}: there is no such home folder; write the path out.") from error
+        raise ConfigError(f"{printable_line(str(path))}: there is no such home folder; write the full path.") from error

@@ -1,8 +1,10 @@
-"""The data types that every room of iidrive hands to the next, validated when made.
+"""Data types that the packages of iidrive share. All are validated when they are made.
 
-Frames, right-handed, metres: `global` is the map's; `ego` has its origin at the rear axle on the ground, x forward, y left, z up;
-`lidar` has its origin at LIDAR_TOP, **x right, y forward**. A keyframe is one moment of a scene (2 Hz), named by its sample token.
-`Observation` holds what exists at or before the current keyframe and `Target` what comes after: causality is a type.
+Frames are right-handed, in metres. `global` is the map frame. `ego` has its origin at the rear axle on the ground: x forward, y left, z up.
+`lidar` has its origin at LIDAR_TOP: **x right, y forward**. A keyframe is one moment of a scene (2 Hz), identified by its sample token.
+
+`Observation` holds what exists at or before the current keyframe, `Target` what comes after. They are separate types, so no model can read
+the future by mistake.
 """
 
 from __future__ import annotations
@@ -32,14 +34,14 @@ MANOEUVRES: tuple[Manoeuvre, ...] = ("right", "left", "straight")
 """Order of the one-hot command in SparseDrive's and VAD's files."""
 
 STEP_S = 0.5
-"""Nominal time between keyframes, seconds (real nuScenes spacing is 0.40-0.60)."""
+"""Nominal time between keyframes, seconds (in nuScenes the real spacing is 0.40 to 0.60 s)."""
 
 FUTURE_STEPS = 6
-"""A plan is six positions, 0.5 s to 3.0 s ahead."""
+"""Positions in a plan: 0.5 s, 1.0 s, … 3.0 s ahead."""
 
 
 def _fixed(value: Array) -> Array:
-    """The array, which nobody may write to from now on: it is kept and handed out again."""
+    """The same array, now read-only, because it is cached and shared."""
     value.setflags(write=False)
     return value
 
@@ -140,7 +142,7 @@ class Boxes:
         return Boxes(frame, zero, zero, np.zeros(0), np.zeros(0, np.int64), (), np.zeros(0, np.int64))
 
     def moved(self, dst_T_src: Float[Array, "4 4"], frame: Frame) -> Boxes:
-        """The same boxes in another frame: centres by the 4x4, yaw by its upper-left 2x2 block and atan2."""
+        """The boxes in another frame. The yaw is rotated in the xy plane only."""
         direction = np.stack([np.cos(self.yaw_rad), np.sin(self.yaw_rad)], -1) @ dst_T_src[:2, :2].T
         yaw = np.arctan2(direction[:, 1], direction[:, 0])
         return Boxes(frame, geometry.apply(dst_T_src, self.centre_m), self.size_m, yaw, self.label, self.track, self.lidar_points)
@@ -153,7 +155,7 @@ class Boxes:
         )
 
     def found_in(self, other: Boxes) -> Int[Array, "n"]:
-        """For every box, the place of the same track in `other`; -1 where it is not there."""
+        """For each box, the index of the same track in `other`; -1 if it has none."""
         place = {track: i for i, track in enumerate(other.track)}
         return np.array([place.get(track, -1) for track in self.track], np.int64)
 
@@ -193,9 +195,13 @@ OCC3D_GRID = GridSpec()
 
 @dataclass(frozen=True)
 class OccGrid:
-    """Semantic occupancy around the ego at one keyframe: `semantics` uint8 (x, y, z), 0..16 classes, 17 free, 255 unknown.
+    """Semantic occupancy around the ego at one keyframe.
 
-    `source` says where it came from: dataset `labels`, `derived` from boxes and map, or `predicted` by another model.
+    Attributes:
+        semantics: (X,Y,Z) uint8, classes 0..16, 17 free, 255 unknown.
+        spec: the grid.
+        source: `labels` of the dataset, `derived` from boxes and map, or `predicted` by a model.
+        camera_mask: (X,Y,Z) true for voxels that a camera sees; None if unknown.
 
     Raises:
         DataError: if shape, dtype or a class index does not fit.
@@ -222,11 +228,14 @@ class OccGrid:
 
 @dataclass(frozen=True)
 class Lane:
-    """One driving lane, or one way through a junction, in the global frame.
+    """One lane of a street, or one lane through a junction, in the global frame.
 
-    `centreline_m` (n,2) runs in the driving direction, so the direction at any point is that of the nearest piece. `successors` are the ids
-    of the lanes that it leads into, as far as the map reaches. `junction` is the id of the junction that it leads through; it is empty for a
-    lane of a street, and lanes of streets do not overlap.
+    Attributes:
+        id: name of the lane.
+        polygon: area of the lane. Lanes of streets do not overlap.
+        centreline_m: (n,2) points in driving order, metres. The driving direction at a point is that of the nearest segment.
+        successors: ids of the lanes that follow, as far as the map reaches.
+        junction: id of the junction that the lane leads through; empty for a lane of a street.
 
     Raises:
         DataError: for a centreline that is not two or more finite points.
@@ -247,7 +256,7 @@ class Lane:
 
 @dataclass(frozen=True)
 class Junction:
-    """Where streets meet: the drivable area between the ends of their lanes, in the global frame."""
+    """A junction: the drivable area between the ends of the lanes of the streets that meet, in the global frame."""
 
     id: str
     polygon: shapely.Geometry
@@ -258,8 +267,8 @@ class VectorMap:
     """Map layers in the global frame: name → shapely geometry (polygons for surfaces, lines for dividers and centrelines).
 
     Layer names: `drivable_area`, `walkway`, `ped_crossing`, `lane_divider`, `road_divider`, `centreline`, `building`, `vegetation`.
-    A layer that a source does not have is absent, not empty. `lanes` and `junctions` say where traffic may drive and which way; both are
-    empty where a source does not know them.
+    A layer that a source does not have is absent, not empty. `lanes` and `junctions` say where traffic may drive and in which direction.
+    Both are empty if the source does not have them.
     """
 
     layers: Mapping[str, shapely.Geometry] = field(default_factory=dict)
@@ -269,9 +278,13 @@ class VectorMap:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Positions over the next six steps of 0.5 s.
+    """Positions of a vehicle over the next six steps of 0.5 s.
 
-    `points_m` (6,2) in `frame` of the current keyframe, of the vehicle's `reference` point; `valid` (6,) false where the scene ends.
+    Attributes:
+        points_m: (6,2) positions in the `frame` of the current keyframe, metres.
+        frame: `lidar` or `ego`.
+        reference: the point of the vehicle that the positions belong to.
+        valid: (6,) false after the scene ended.
 
     Raises:
         DataError: for another number of steps, NaN, or an unknown frame.
@@ -299,7 +312,7 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Command:
-    """What the driver was told to do. `route`: known at the time. `oracle`: derived from the true future."""
+    """Driving command. Its source is `route` (known in advance) or `oracle` (derived from the true future)."""
 
     manoeuvre: Manoeuvre
     source: CommandSource
@@ -316,7 +329,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Keyframe:
-    """One moment of a scene: token, time, where the ego and its LIDAR_TOP are, the boxes in the global frame."""
+    """One moment of a scene: sample token, time, ego pose, LIDAR_TOP pose in the ego frame, command, and boxes in the global frame."""
 
     token: str
     timestamp_us: int
@@ -331,15 +344,16 @@ class Keyframe:
 
     @cached_property
     def global_T_lidar(self) -> Float[Array, "4 4"]:
-        """LIDAR_TOP → global, 4x4, read-only."""
+        """4x4 transform from LIDAR_TOP to the global frame, read-only."""
         return _fixed(self.global_T_ego.matrix @ self.ego_T_lidar.matrix)
 
 
 @dataclass(frozen=True)
 class Conflict:
-    """What makes a scene hard: at `keyframe` the ego, keeping its route and its speed, would touch `track` `within_s` seconds later.
+    """A planned collision course in a scene. If the ego kept its route and speed from `keyframe` on, it would hit `track` after `within_s`
+    seconds.
 
-    `kind` names the sort of conflict, such as `jaywalker`.
+    `kind` is the kind of conflict, such as `jaywalker`.
     """
 
     kind: str
@@ -350,13 +364,18 @@ class Conflict:
 
 @dataclass(frozen=True)
 class Scene:
-    """Consecutive keyframes (about 40 at 2 Hz) and the map around them; `conflict` where the scene is known to be hard, and why.
+    """Consecutive keyframes (about 40 at 2 Hz) and the map around them.
 
-    `intended` (t,6,3) where the ego was disturbed: the rear axle and heading (x, y, yaw; global frame) over the next six steps of every
-    keyframe, as its driver would have gone on from there. It is for training: what happened is in the keyframes.
+    Attributes:
+        name: name of the scene.
+        keyframes: t keyframes in order of time.
+        map: map around them.
+        conflict: the conflict that the scene was built around; None if there is none.
+        intended: (t,6,3) for scenes whose ego was disturbed: the path that the expert driver would have taken from each keyframe, six steps
+            of x, y, yaw of the rear axle, metres and radians, global frame. It is a training target. The keyframes hold the driven path.
 
     Raises:
-        DataError: if times do not increase or a token stands twice.
+        DataError: if times do not increase or a token is repeated.
     """
 
     name: str
@@ -371,7 +390,7 @@ class Scene:
             raise DataError(f"scene {self.name}: keyframe times must increase; found {times}.")
         tokens = [k.token for k in self.keyframes]
         if len(set(tokens)) != len(tokens):
-            raise DataError(f"scene {self.name}: a sample token stands twice.")
+            raise DataError(f"scene {self.name}: two keyframes have the same sample token.")
 
     def __len__(self) -> int:
         return len(self.keyframes)
@@ -379,10 +398,12 @@ class Scene:
 
 @dataclass(frozen=True)
 class Observation:
-    """All that exists at or before the current keyframe, oldest first; the last entry is now.
+    """Keyframes up to and including the current one, oldest first.
 
-    `past` holds as many earlier keyframes as exist, at most the window's history; `occupancy` is aligned with `keyframes` (empty when
-    the window was cut without it). Boxes of the keyframes are what was tracked then.
+    Attributes:
+        scene: name of the scene.
+        keyframes: the current keyframe (last) and the earlier ones that exist, at most the clip's history.
+        occupancy: one grid per keyframe; empty if the clip was read without occupancy.
     """
 
     scene: str
@@ -408,11 +429,14 @@ class Observation:
 
 @dataclass(frozen=True)
 class Target:
-    """What came after the current keyframe; nothing of it may reach a model at test time.
+    """What came after the current keyframe. No model may read it at test time.
 
-    `keyframes` are the next ones that exist (at most six), `occupancy` is aligned with them (or empty), `trajectory` is the path of
-    the LIDAR_TOP origin in the current lidar frame, `boxes[t]` the boxes at step t = 0..6 in the current lidar frame (None where the
-    scene ended).
+    Attributes:
+        token: sample token of the current keyframe.
+        keyframes: the next keyframes that exist, at most six.
+        occupancy: one grid per keyframe, or empty.
+        trajectory: path of the LIDAR_TOP origin in the current lidar frame.
+        boxes: boxes at steps 0 (now) to 6 in the current lidar frame; None after the scene ended.
     """
 
     token: str

@@ -1,6 +1,6 @@
-"""Plain text for terminals and files that people parse: foreign values made safe to print, and tables of a fixed width.
+"""Text for terminals and files: values from untrusted files made safe to print, and fixed-width tables.
 
-A terminal obeys control characters, and direction marks reorder what is read: neither may come from a file that is only quoted.
+Control characters can change a terminal and direction marks can reorder text, so both are escaped when a file's content is quoted.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ _PLAIN = (str, bytes, bytearray, int, float, bool, type(None))
 
 
 def printable(value: object, limit: int = LIMIT) -> str:
-    """A value as text of at most `limit` characters: control characters escaped, what is longer cut with an ellipsis.
+    """A value as text of at most `limit` characters, with control characters escaped. Longer text ends in an ellipsis.
 
-    Text stands without quotes. Only the beginning of large values is looked at, so the time does not depend on their size.
+    A string is returned without quotes. Only the beginning of a large value is read, so the time does not depend on its size.
     """
     return _cut("".join(_escaped(c) for c in _shown(value, limit)), limit)
 
@@ -68,23 +68,23 @@ def _cut(text: str, limit: int) -> str:
 
 
 def printable_line(text: str) -> str:
-    """A whole message on one line: control characters and surrogates escaped, nothing cut."""
+    """A message as one line: control characters and surrogates are escaped, nothing is cut."""
     return text if text.isprintable() else "".join(_escaped(c) for c in text)
 
 
 def text_row(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """Cells side by side in columns of given widths: the first to the left of its column, the others to the right. Longer cells push."""
+    """One table row: the first cell left-aligned, the others right-aligned. A cell longer than its width makes the row longer."""
     return "".join(cell.rjust(width) if k else cell.ljust(width) for k, (cell, width) in enumerate(zip(cells, widths, strict=True)))
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows in columns as wide as their widest cell, two blanks apart: the first to the left, the others to the right."""
+    """Table whose columns are as wide as their widest cell, two spaces apart: the first left-aligned, the others right-aligned."""
     widths = [width + 2 * (k > 0) for k, width in enumerate(_widest(rows))]
     return "\n".join(text_row(cells, widths) for cells in rows)
 
 
 def ruled(rows: Sequence[Sequence[str]], pad: Callable[[str, int], str] = str.ljust) -> str:
-    """Rows in a grid of `+`, `-` and `|`, the first one a header; `pad` brings a cell to its column's width."""
+    """Table with rules of `+`, `-` and `|`. The first row is the header; `pad(cell, width)` pads a cell to its column's width."""
     widths = _widest(rows)
     rule = "+" + "+".join("-" * (width + 2) for width in widths) + "+"
     body = ["|" + "|".join(f" {pad(cell, width)} " for cell, width in zip(cells, widths, strict=True)) + "|" for cells in rows]

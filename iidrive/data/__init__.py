@@ -1,4 +1,4 @@
-"""Sources of scenes, by the name that the command line takes. A new dataset is one file, one line in `SOURCES` and its name in `DataName`."""
+"""Data sources by their command-line names. To add a dataset, write its package and add its name to `DataName` and `SOURCES`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,15 @@ DataName = Literal["town", "nuscenes", "av2"]
 
 @dataclass(frozen=True)
 class Data:
-    """Which source, and where: `root` is a folder of nuScenes or Argoverse 2.
+    """Data options of the command line.
 
-    `version`, `gts`, `predicted` and `occupancy` choose among what nuScenes has (see NuScenesConfig).
+    Attributes:
+        name: the data source.
+        root: folder of nuScenes or Argoverse 2.
+        version: nuScenes version (see `NuScenesConfig`; so are the next three).
+        occupancy: where nuScenes' occupancy comes from.
+        gts: folder of Occ3D labels.
+        predicted: folder of predicted occupancy.
     """
 
     name: DataName = "town"
@@ -30,19 +36,21 @@ class Data:
     predicted: str = ""
 
     def open(self, town: TownConfig) -> Source:
-        """The source. Raises ConfigError for an unknown name and for what the source itself refuses."""
+        """Open the source. `town` configures the synthetic town. Raises ConfigError for an unknown name or unsuitable options."""
         if self.name not in SOURCES:
             raise ConfigError(unknown("data source", self.name, SOURCES))
         return SOURCES[self.name](self, town)
 
 
 def _av2(data: Data) -> AV2:
-    """Argoverse 2. Raises ConfigError for options that only nuScenes has."""
+    """Open Argoverse 2. Raises ConfigError for options that only nuScenes has."""
     given = [f"--{name}" for name in ("version", "gts", "predicted") if getattr(data, name)]
     if data.occupancy not in ("auto", "derived"):
         given.append(f"--occupancy {data.occupancy}")
     if given:
-        raise ConfigError(f"{', '.join(given)}: Argoverse 2 has one version and no occupancy but what is derived; leave it out.")
+        raise ConfigError(
+            f"{', '.join(given)}: not options of Argoverse 2, which has one version and only derived occupancy; leave them out."
+        )
     return AV2(AV2Config(data.root))
 
 
@@ -51,4 +59,4 @@ SOURCES: dict[str, Callable[[Data, TownConfig], Source]] = {
     "nuscenes": lambda data, town: NuScenes(NuScenesConfig(data.root, data.version, data.occupancy, data.gts, data.predicted)),
     "av2": lambda data, town: _av2(data),
 }
-"""Name on the command line → what makes the source from the options and the embedded towns' config."""
+"""Command-line name → function that opens the source, given the data options and the config of the synthetic town."""

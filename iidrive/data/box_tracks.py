@@ -1,8 +1,8 @@
-"""Boxes of a scene by track, and what a sample's own boxes do: where each is at present and at every future step, in one frame.
+"""Tracked boxes of a scene, and training labels made from them: where each box is now and at every future step.
 
-Training alone reads this: labels of what moves where, and of what a plan would meet. No model is given any of it.
+Only training losses read these labels. They are never a model input.
 
-Shapes: T keyframes of a scene, n tracks, H moments of a sample (the present first, then S future steps), X, Y cells.
+Shapes: T keyframes of a scene, n tracks, H = S + 1 times of a sample (now, then S future steps), X, Y cells.
 """
 
 from __future__ import annotations
@@ -22,18 +22,22 @@ from iidrive.data.source import Source
 Array = np.ndarray
 
 MOST_BOXES = 64
-"""Boxes that a sample's labels have room for."""
+"""Maximum number of boxes in a sample's labels. Batches are padded to this size."""
 
 _BEYOND_M = 12.0
-"""Boxes whose centre lies this far outside a grid cannot reach into it."""
+"""A box whose centre is farther than this outside the grid cannot reach into it, metres."""
 
 
 @dataclass(frozen=True)
 class BoxTracks:
-    """n boxes at H moments in one frame.
+    """n tracks at H times in one frame.
 
-    `centre_m` (H,n,3) and `yaw_rad` (H,n), where `known` (H,n) says that the track exists then; `size_m` (n,2) length and width; `label` (n,)
-    occupancy class.
+    Attributes:
+        centre_m: (H,n,3) centres, metres; 0 where unknown.
+        yaw_rad: (H,n) headings; 0 where unknown.
+        known: (H,n) true where the track has a box.
+        size_m: (n,2) length and width, metres.
+        label: (n,) occupancy class.
     """
 
     centre_m: Float[Array, "H n 3"]
@@ -44,7 +48,7 @@ class BoxTracks:
 
     @staticmethod
     def of(scene: Scene) -> BoxTracks:
-        """All tracks of a scene at all its keyframes, in the global frame. A size is that of the track's first box."""
+        """All tracks of a scene at all its keyframes, in the global frame. A track has the size and label of its first box."""
         place: dict[str, int] = {}
         first = []
         for keyframe in scene.keyframes:
@@ -62,9 +66,9 @@ class BoxTracks:
         return BoxTracks(centre, yaw, known, sizes, np.array([label for _, label in first], np.uint8))
 
     def around(self, scene: Scene, index: int, reach_m: float, steps: int = FUTURE_STEPS) -> BoxTracks:
-        """The tracks that come within `reach_m` of the ego of keyframe `index`, at that keyframe and the next ones, in its ego frame.
+        """Tracks near the ego at keyframe `index` and the next `steps` keyframes, in the ego frame of keyframe `index`.
 
-        Nothing is known of moments after the scene's end.
+        A track is near if |x| and |y| of its centre are below `reach_m` at any of these times. After the scene's end, `known` is false.
         """
         ego_T_global = geometry.invert(scene.keyframes[index].global_T_ego.matrix)
         at = np.minimum(np.arange(index, index + steps + 1), len(scene) - 1)
@@ -80,11 +84,12 @@ class BoxTracks:
 
 @dataclass(frozen=True)
 class FlowLabels:
-    """What is truly taken by road users, seen from above in the present ego frame, and where that came from.
+    """Bird's-eye-view occupancy and backward flow of road users, in the current ego frame.
 
-    `taken` (H,X,Y) says which cells lie inside a box of a movable class at the present and at every future step. `flow_m` (S,X,Y,2) points
-    from a taken cell of a future step to where that point of its box is at present, along x and y; NaN elsewhere, and where the box is not
-    there at present.
+    Attributes:
+        taken: (H,X,Y) true for cells inside a box of a movable class, now and at every future step.
+        flow_m: (S,X,Y,2) from an occupied cell of a future step to where the same point of its box is now, along x and y, metres. NaN for
+            free cells, and if the box is unknown now.
     """
 
     taken: Bool[Array, "H X Y"]
@@ -92,12 +97,12 @@ class FlowLabels:
 
 
 def flow_labels(boxes: BoxTracks, spec: GridSpec) -> FlowLabels:
-    """The labels of one sample on a grid in its present ego frame. Where boxes overlap, the smaller one has the cell."""
+    """Flow labels of one sample. `boxes` and the grid are in its current ego frame. Where boxes overlap, the smaller one owns the cell."""
     moments = len(boxes.known)
     taken = np.zeros((moments, *spec.shape[:2]), bool)
     origin = np.full((moments - 1, *spec.shape[:2], 2), np.nan, np.float32)
     moment, box = np.nonzero(boxes.known & MOVABLE[boxes.label])
-    large_first = np.argsort(-boxes.size_m.prod(1)[box], kind="stable")  # numpy keeps the last of several writes: the smaller box
+    large_first = np.argsort(-boxes.size_m.prod(1)[box], kind="stable")  # NumPy keeps the last write: the smaller box
     moment, box = moment[large_first], box[large_first]
     cells = rectangles(boxes.centre_m[moment, box, :2], boxes.size_m[box], boxes.yaw_rad[moment, box], spec, MARGIN_CELLS * spec.voxel_m)
     when, which = moment[cells.box], box[cells.box]
@@ -111,7 +116,7 @@ def flow_labels(boxes: BoxTracks, spec: GridSpec) -> FlowLabels:
 
 
 class SceneBoxes:
-    """Boxes around the samples of a source: (scene name, keyframe) → tracks. Scenes that were used last are kept."""
+    """Tracks near the ego of a sample: (scene name, keyframe) → `BoxTracks`. Caches the most recently used scenes, at most `scenes`."""
 
     def __init__(self, source: Source, reach_m: float, scenes: int = 512) -> None:
         self.source, self.reach_m, self.limit = source, reach_m, scenes
@@ -129,7 +134,7 @@ class SceneBoxes:
 
 
 class FlowTargets:
-    """Flow labels of a source's samples, as a clip's labels: (scene name, keyframe) → `taken` and `flow_m`."""
+    """Clip labels `taken` and `flow_m` by (scene name, keyframe); see `FlowLabels`."""
 
     def __init__(self, source: Source, spec: GridSpec) -> None:
         self.spec = spec
@@ -140,7 +145,9 @@ class FlowTargets:
 
 
 class BoxTargets:
-    """The boxes nearest to the ego, as a clip's labels: (scene name, keyframe) → `boxes` and `boxes_known`, `MOST_BOXES` places of them."""
+    """Clip labels `boxes` and `boxes_known` by (scene name, keyframe): the `MOST_BOXES` boxes nearest to the ego (see
+    `core.batch.Targets`).
+    """
 
     def __init__(self, source: Source, reach_m: float = 60.0) -> None:
         self.boxes = SceneBoxes(source, reach_m)

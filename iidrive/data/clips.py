@@ -1,6 +1,7 @@
-"""Clips of many scenes as training batches, in an order that follows from the seed alone.
+"""Dataset of clips and its batches. The training order depends only on the seed.
 
-A sample is a keyframe with its past and future. Occupancy comes from the source, codes from a token cache; both are fetched when a batch needs them.
+A sample is a keyframe with past and future keyframes. Occupancy comes from the source and codes from a token cache. Both are read when a
+batch is made.
 """
 
 from __future__ import annotations
@@ -21,15 +22,27 @@ from iidrive.data.source import Source, intended_path, scenes, true_path
 
 Array = np.ndarray
 Frames = Callable[[str, Array], Array]
-"""(scene name, keyframe indices) → stacked arrays: occupancy (n,X,Y,Z) uint8 or codes (n,m)."""
+"""(scene name, n keyframe indices) → occupancy (n,X,Y,Z) uint8 or codes (n,m)."""
 
 Labels = Callable[[str, int], Mapping[str, Array]]
-"""(scene name, keyframe) → more targets of that sample, named as in `Targets`."""
+"""(scene name, keyframe) → additional targets of that sample, with the names of `Targets`."""
 
 
 @dataclass(frozen=True)
 class EgoTrack:
-    """What a scene's clips need, without its voxels: tokens, ego poses, times, commands, true paths, and the paths that the driver intended."""
+    """Ego data of the T keyframes of a scene.
+
+    Attributes:
+        name: name of the scene.
+        tokens: T sample tokens.
+        global_T_ego: (T,4,4) ego poses.
+        ego_T_lidar: (T,4,4) LIDAR_TOP poses in the ego frame.
+        time_s: (T,) times, seconds.
+        command: (T,) index into `MANOEUVRES`.
+        path: (T,6,2) true path of each keyframe (see `source.true_path`), metres.
+        path_valid: (T,6) false after the scene's end.
+        intended: (T,6,2) path that the expert driver would have taken from each keyframe (see `source.intended_path`), metres.
+    """
 
     name: str
     tokens: tuple[str, ...]
@@ -42,12 +55,12 @@ class EgoTrack:
     intended: Array
 
     def true_path(self, index: int) -> Trajectory:
-        """The path of keyframe `index`, as `source.true_path` gives it."""
+        """The true path from keyframe `index` on (see `source.true_path`)."""
         return Trajectory(self.path[index], "lidar", "lidar_top", self.path_valid[index])
 
     @staticmethod
     def of(scene: Scene) -> EgoTrack:
-        """Read a scene once."""
+        """The track of a scene."""
         paths = [true_path(scene, i) for i in range(len(scene))]
         intended = paths if scene.intended is None else [intended_path(scene, i) for i in range(len(scene))]
         frames = scene.keyframes
@@ -65,7 +78,7 @@ class EgoTrack:
 
 
 def read_tracks(source: Source, of: str | Sequence[str]) -> list[EgoTrack]:
-    """What clips need of every scene of a split, or of some scenes by name."""
+    """Ego tracks of all scenes of a split (a name), or of some scenes (a list of names)."""
     if isinstance(of, str):
         return [EgoTrack.of(scene) for scene in scenes(source, of)]
     source.prepare(of)
@@ -73,16 +86,20 @@ def read_tracks(source: Source, of: str | Sequence[str]) -> list[EgoTrack]:
 
 
 def keyframes(tracks: Iterable[EgoTrack]) -> int:
-    """How many keyframes scenes have in all."""
+    """Total number of keyframes."""
     return sum(len(track.tokens) for track in tracks)
 
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """How clips are cut: `past` and `future` keyframes around now, and which samples count.
+    """Which clips a dataset has.
 
-    `full_future` keeps only samples with all six future keyframes. `intended` makes the path what the ego's driver would have done if nothing had
-    disturbed him: what is taught, never what is scored.
+    Attributes:
+        past: keyframes before the current one.
+        future: keyframes after it.
+        full_future: keep only samples whose six future keyframes all exist.
+        first: index of the first keyframe of a scene that may be the current one.
+        intended: use the expert's intended path as the target instead of the driven one. For training only; scores use the driven path.
     """
 
     past: int = 5
@@ -93,7 +110,19 @@ class ClipSpec:
 
 
 class ClipDataset:
-    """All samples of some scenes; `batch(rows)` makes tensors of some of them."""
+    """All samples of some scenes. `batch(rows)` returns the samples at these rows as tensors.
+
+    Args:
+        tracks: ego tracks of the scenes.
+        spec: which clips.
+        occupancy: reads occupancy; None for none.
+        codes: reads token indices; None for none.
+        future: whether occupancy and codes are also read for future keyframes, as targets.
+        labels: reads additional targets; None for none.
+
+    Raises:
+        DataError: if no sample fits.
+    """
 
     def __init__(
         self,
@@ -119,13 +148,13 @@ class ClipDataset:
         return len(self.samples)
 
     def without_occupancy(self) -> ClipDataset:
-        """The same samples with codes alone, which is what planning reads. Nothing is cut again."""
+        """The same samples without occupancy and labels, for planning, which reads codes only."""
         other = copy.copy(self)
         other.occupancy, other.future, other.labels = None, False, None
         return other
 
     def with_labels(self, labels: Labels) -> ClipDataset:
-        """The same samples with more targets."""
+        """The same samples with additional targets."""
         other = copy.copy(self)
         other.labels = labels
         return other
@@ -136,7 +165,14 @@ class ClipDataset:
         return self.tracks[track].tokens[index]
 
     def batch(self, rows: Sequence[int], draws: Array | None = None, progress: float = 1.0, place: Sequence[int] | None = None) -> Batch:
-        """Tensors of some samples. `draws` (len(rows), future) are the uniform numbers of `Targets.draw` (zeros if absent)."""
+        """Some samples as tensors.
+
+        Args:
+            rows: indices of the samples.
+            draws: (len(rows), future) uniform numbers for `Targets.draw`; None for zeros.
+            progress: fraction of the training already done, 0 to 1.
+            place: index of each sample in the global batch, if this is a part of one.
+        """
         rows = list(rows)
         inputs = {k: v[rows] for k, v in self.inputs.items()}
         targets = {k: v[rows] for k, v in self.targets.items()}
@@ -160,7 +196,7 @@ class ClipDataset:
         )
 
     def _frames(self, frames: Frames, row: int) -> Array:
-        """What `frames` holds of one sample's keyframes; the scene's first and last stand in for those that do not exist."""
+        """Frames of one sample's keyframes. Keyframes before the first or after the last repeat the first or last."""
         number, now = self.samples[row]
         track = self.tracks[number]
         last = now + self.spec.future if self.future else now
@@ -170,13 +206,13 @@ class ClipDataset:
 def scored_clips(
     tracks: Sequence[EgoTrack], codes: Frames | None = None, source: Source | None = None, grid: GridSpec | None = None
 ) -> ClipDataset:
-    """Every sample with a full future, the first keyframe of a scene included; with future occupancy when a source and a grid are given."""
+    """The samples that are scored: every keyframe with a full future. With occupancy if a source and a grid are given."""
     occupancy = OccupancyFrames(source, grid, keyframes(tracks)) if source is not None and grid is not None else None
     return ClipDataset(tracks, ClipSpec(), occupancy, codes, future=occupancy is not None)
 
 
 def _cut(track: EgoTrack, now: Array, spec: ClipSpec) -> tuple[dict[str, Array], dict[str, Array]]:
-    """The numbers of all samples of a scene, at keyframes `now` (n,), named as in Inputs and Targets: (inputs, targets)."""
+    """Arrays of the samples at keyframes `now` (n,) of a scene: two dicts with the names of `Inputs` and `Targets`."""
     past = now[:, None] + np.arange(-spec.past, 1)
     future = now[:, None] + np.arange(1, spec.future + 1)
     kept, next_ = past.clip(0), future.clip(max=len(track.tokens) - 1)
@@ -198,7 +234,7 @@ def _cut(track: EgoTrack, now: Array, spec: ClipSpec) -> tuple[dict[str, Array],
 
 
 def order(samples: int, seed: int, start: int, count: int) -> Array:
-    """Rows of the training order from place `start` on: each pass over the samples is a permutation that follows from (seed, pass)."""
+    """`count` rows of the training order from position `start` on. Each epoch is a permutation that depends on (seed, epoch) only."""
     places = np.arange(start, start + count)
     out = np.empty(count, np.int64)
     for epoch in np.unique(places // samples):
@@ -208,14 +244,17 @@ def order(samples: int, seed: int, start: int, count: int) -> Array:
 
 
 def draws(seed: int, start: int, count: int, width: int) -> Array:
-    """Uniform numbers of the samples at places start..start+count of the training order; each place has its own, whoever computes it."""
+    """(count, width) uniform numbers for positions start … start + count - 1 of the training order.
+
+    Each position's numbers depend on the seed and the position only, not on which process computes them.
+    """
     return np.stack([np.random.default_rng([seed, 7, place]).random(width) for place in range(start, start + count)])
 
 
 class OccupancyFrames:
-    """Occupancy of a source's scenes on one grid, keeping the scenes used last in memory (at most `memory_gb`).
+    """Occupancy of a source's scenes on one grid. Caches the most recently used scenes, at most `memory_gb` GiB.
 
-    When `keyframes`, the number there are in all, fit into memory, a scene is read whole the first time: each scene is opened once.
+    If all `keyframes` (their total number) fit into the cache, a scene is read completely on first use, so each scene is opened once.
     """
 
     def __init__(self, source: Source, spec: GridSpec, keyframes: int, memory_gb: float = 1.5) -> None:

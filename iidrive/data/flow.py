@@ -1,7 +1,7 @@
-"""Motion labels from tracked boxes: where every point that is occupied at one keyframe is at another.
+"""Scene flow from tracked boxes: where every point that is occupied at one keyframe is at another.
 
-The flow is scene-centric: displacements in metres in the ego frame of the *first* keyframe, in which what stands still has none. Every point
-of a tracked box moves with the box, rigidly. Works for every source whose boxes have tracks, forwards and backwards in time.
+Displacements are in metres in the ego frame of the *first* keyframe, so they are zero for anything that stands still. Every point of a
+tracked box moves rigidly with the box. This works for any source with tracked boxes, forwards and backwards in time.
 
 Shapes: S steps, X, Y cells, Z voxels above each.
 """
@@ -24,11 +24,12 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Flow:
-    """Displacements seen from above.
+    """Bird's-eye-view displacements.
 
-    `motion_m` (S,X,Y,2) along x and y, NaN where not `known` (S,X,Y); `owner` (X,Y) is the movable class whose box holds the cell, 17 (free)
-    where there is none. Cells without an owner do not move. A cell is unknown where its box has no track at the other end, and everywhere
-    where the scene has no such keyframe.
+    Attributes:
+        motion_m: (S,X,Y,2) displacement along x and y, metres; NaN where unknown, 0 for cells outside all boxes.
+        known: (S,X,Y) false where the cell's box has no box at the other keyframe, and everywhere if that keyframe does not exist.
+        owner: (X,Y) movable class of the box that holds the cell; 17 (free) outside all boxes.
     """
 
     motion_m: Float32[Array, "S X Y 2"]
@@ -36,9 +37,9 @@ class Flow:
     owner: UInt8[Array, "X Y"]
 
     def of_voxels(self, semantics: UInt8[Array, "X Y Z"]) -> tuple[Float32[Array, "S X Y Z 2"], Bool[Array, "S X Y Z"]]:
-        """Displacements of the voxels of a grid and whether each is known.
+        """Displacement of each voxel, metres, and whether it is known.
 
-        A voxel of a movable class moves as the box that holds its cell, if it has that class, and is unknown otherwise. Voxels of other
+        A voxel of a movable class moves with the box that holds its cell if the classes agree, else its flow is unknown. Voxels of other
         classes do not move. Free and unknown voxels have no flow.
         """
         movable = MOVABLE[semantics]
@@ -50,15 +51,15 @@ class Flow:
 
 
 def flow(scene: Scene, index: int, steps: Sequence[int], spec: GridSpec) -> Flow:
-    """Where the cells of keyframe `index` are `steps` keyframes later (earlier: negative), in the ego frame of keyframe `index`.
+    """Displacement of each cell from keyframe `index` to the keyframes `index + step`, in the ego frame of keyframe `index`.
 
-    Where boxes overlap, the smaller one owns the cell.
+    `steps` may be negative. Where boxes overlap, the smaller one owns the cell.
     """
     now = scene.keyframes[index]
     ego_T_global = geometry.invert(now.global_T_ego.matrix)
     boxes = now.boxes.select(MOVABLE[OCC_OF_CATEGORY[now.boxes.label]]).moved(ego_T_global, "ego")
     cells = footprint(boxes, spec, MARGIN_CELLS * spec.voxel_m)
-    order = np.argsort(-boxes.size_m.prod(axis=1)[cells.box], kind="stable")  # numpy keeps the last of several writes: the smaller box
+    order = np.argsort(-boxes.size_m.prod(axis=1)[cells.box], kind="stable")  # NumPy keeps the last write: the smaller box
     box, x, y, local = (part[order] for part in (cells.box, cells.x, cells.y, cells.local_m))
     owner = np.full(spec.shape[:2], FREE, np.uint8)
     owner[x, y] = OCC_OF_CATEGORY[boxes.label[box]]
@@ -84,9 +85,9 @@ def flow(scene: Scene, index: int, steps: Sequence[int], spec: GridSpec) -> Flow
 def velocities(
     scene: Scene, index: int, semantics: UInt8[Array, "X Y Z"], spec: GridSpec
 ) -> tuple[Float32[Array, "X Y Z 2"], Bool[Array, "X Y Z"]]:
-    """Velocity of every voxel of a keyframe's grid, m/s along x and y of its ego frame, and whether it is known.
+    """Velocity of each voxel, m/s along x and y of the keyframe's ego frame, and whether it is known.
 
-    It is that of the interval before the keyframe, or of the one after it where the track did not exist before.
+    It is the average over the interval before the keyframe, or over the one after it if the track did not exist before.
     """
     motion, known = flow(scene, index, (-1, 1), spec).of_voxels(semantics)
     frames, now = scene.keyframes, scene.keyframes[index].timestamp_us

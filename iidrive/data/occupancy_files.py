@@ -1,8 +1,8 @@
-"""Occupancy as other code bases write it: found in folders by sample token, and read into grids of Occ3D's classes.
+"""Reader of occupancy files in the layouts of other code bases: found by sample token, converted to Occ3D's classes.
 
-Layouts: `<scene>/<token>/labels.npz` (or `pred.npz`, or one file of any name), `<scene>/<token>.npz`, `<token>.npz`; npy will do for npz.
-Files that count time steps (`<scene>/12.npz`) are joined as `scene/12`. Arrays: dense (200, 200, 16), with times before it or axes of
-length 1, or sparse (N, 4) rows of x, y, z, class.
+Layouts: `<scene>/<token>/labels.npz` (or `pred.npz`, or a single file of any name), `<scene>/<token>.npz`, `<token>.npz`. npy files are
+read too. Numbered files (`<scene>/12.npz`) have the sample token `scene/12`. Arrays are dense, (200, 200, 16) with an optional leading time
+axis and axes of length 1, or sparse, (N, 4) rows of x, y, z, class.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Array = np.ndarray
 Role = Literal["predicted", "labels"]
 
 LIMIT = 1 << 28
-"""Bytes of the arrays of one file that are read: seven grids of eight bytes a voxel, and their velocities."""
+"""Maximum size of the arrays read from one file, bytes: seven grids of eight bytes per voxel, and their velocities."""
 KEYS: dict[Role, tuple[str, ...]] = {
     "predicted": ("semantics", "pred", "occ_label", "arr_0"),
     "labels": ("semantics", "occ_label", "arr_0"),
 }
-"""Names of the class array, the first that a file has."""
+"""Names of the class array. The first that a file has is read."""
 MASKS = ("mask_camera", "occ_mask_camera")
 OPTION: dict[Role, str] = {"predicted": "--classes", "labels": "--truth-classes"}
 _WHOLE_NAMES = ("labels", "pred")
@@ -41,7 +41,7 @@ MOST_FILES = 1 << 20
 
 @dataclass(frozen=True)
 class OccFile:
-    """The file of one sample. `scene` is empty where the layout names none."""
+    """The file of one sample. `scene` is empty if the layout has no scene names."""
 
     path: Path
     token: str
@@ -50,7 +50,12 @@ class OccFile:
 
 @dataclass(frozen=True)
 class Grids:
-    """What a file holds: class grids, now first, in Occ3D's classes, and the camera's mask of the present one if there is one."""
+    """Content of a file.
+
+    Attributes:
+        labels: (t,200,200,16) Occ3D classes, the current time first.
+        mask: (200,200,16) camera mask of the current time; None if the file has none.
+    """
 
     labels: UInt8[Array, "t 200 200 16"]
     mask: Bool[Array, "200 200 16"] | None = None
@@ -60,33 +65,33 @@ class Grids:
 
 
 def listed(folder: Path, role: Role) -> dict[str, OccFile]:
-    """Sample token → its file, in the order of scene and token; a file stands for itself.
+    """Find occupancy files: sample token → file, sorted by scene and token. `folder` may also be a single file.
 
     Raises:
-        DataError: if nothing is there, a sample has two files, or its folder has several of which none is known by its name.
+        DataError: if there are no files, a sample has two files, or a sample's folder holds several files of unknown names.
     """
     if folder.is_file():
         return {one.token: one for one in (_file(folder),)}
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder; expected one that holds <scene>/<sample token>/labels.npz.")
+        raise DataError(f"{folder} is not a folder; expected a folder with <scene>/<sample token>/labels.npz.")
     found: dict[str, OccFile] = {}
     for one in sorted(_walk(folder, folder, role, 1), key=lambda f: (f.scene, f.token)):
         if one.token in found:
             places = [printable(f.scene or str(f.path.relative_to(folder))) for f in (found[one.token], one)]
-            raise DataError(f"{folder}: sample {printable(one.token)} stands twice, in {places[0]} and in {places[1]}; remove the copy.")
+            raise DataError(f"{folder}: sample {printable(one.token)} has two files, in {places[0]} and in {places[1]}; remove one.")
         found[one.token] = one
         if len(found) > MOST_FILES:
-            raise DataError(f"{folder}: more than {MOST_FILES} files; name the folder of the occupancy alone.")
+            raise DataError(f"{folder}: more than {MOST_FILES} files; give a folder that holds only the occupancy.")
     if not found:
         inside = ", ".join(printable(p.name, 40) for p in sorted(folder.iterdir())[:6]) or "nothing"
         deeper = next(folder.glob("*/*/*/labels.np[yz]"), None)
         hint = f" Did you mean {deeper.parents[2]}?" if deeper else ""
-        raise DataError(f"{folder}: no <scene>/<sample token>/labels.npz in it, nor <sample token>.npz; found {inside}.{hint}")
+        raise DataError(f"{folder}: no <scene>/<sample token>/labels.npz or <sample token>.npz in it; found {inside}.{hint}")
     return found
 
 
 def looks_like_occupancy(path: str | Path) -> bool:
-    """Whether a file, or the first that a folder holds in one of the layouts, is an npz with a class array of one of the names."""
+    """Whether a file, or the first npz file in a folder's subfolders, has a class array of one of the names in `KEYS`."""
     path = Path(path)
     first = path if path.is_file() else next((p for depth in ("*/*/*.npz", "*/*.npz") for p in path.glob(depth)), None)
     held = (member_names(first) or ()) if first is not None and first.suffix == ".npz" else ()
@@ -104,7 +109,7 @@ def _walk(folder: Path, root: Path, role: Role, depth: int) -> list[OccFile]:
     if len(named) > 1 and role == "labels":
         named = [file for file in named if file.stem == "labels"] or named
     if len(named) > 1:
-        raise DataError(f"{folder}: holds {' and '.join(file.name for file in named)}, so which is predicted is not clear; keep one.")
+        raise DataError(f"{folder}: holds {' and '.join(file.name for file in named)}, so it is unclear which is the prediction; keep one.")
     if named:
         found.append(_file(named[0]) if folder == root else OccFile(named[0], folder.name, folder.parent.name if depth > 2 else ""))
     elif depth > 2 and len(files) == 1 and len(files[0].stem) < len(folder.name):  # <scene>/<token>/anything.npz
@@ -120,7 +125,7 @@ def _walk(folder: Path, root: Path, role: Role, depth: int) -> list[OccFile]:
 
 
 def _file(path: Path) -> OccFile:
-    """A file that was given itself: its token is its name, or that of its folder."""
+    """The entry of a single file: its token is its name, or its folder's name for `labels.npz` and `pred.npz`."""
     whole = path.stem in _WHOLE_NAMES
     return OccFile(path, path.absolute().parent.name if whole else path.stem, path.absolute().parents[1].name if whole else "")
 
@@ -130,7 +135,7 @@ def _counts(stem: str) -> bool:
 
 
 def has_mask(path: Path) -> bool:
-    """Whether a file holds a camera mask; only its list of arrays is looked at."""
+    """Whether a file has a camera mask. Only the names of its arrays are read."""
     return any(f"{name}.npy" in (member_names(path) or ()) for name in MASKS)
 
 
@@ -138,13 +143,18 @@ def has_mask(path: Path) -> bool:
 
 
 def read_grids(path: Path, role: Role, table: ClassTable, option: str | None = None) -> Grids:
-    """Class grids of one sample, now first, and the camera mask of the present one if the file has it.
+    """Read the class grids of one sample, the current time first, and the camera mask if there is one.
 
-    A file holds one grid or several along a first axis, in whole numbers of any type, or the rows of the present one's occupied voxels.
-    `option` says whose class numbers they are; empty where there is no such option.
+    A file holds one dense grid, several along a first axis, or sparse rows of the occupied voxels of the current time.
+
+    Args:
+        path: the file.
+        role: whether it holds predictions or labels.
+        table: its class numbering.
+        option: command-line option that names the class table, for error messages; empty if there is none, None for the usual one.
 
     Raises:
-        DataError: naming the file, if it is missing, damaged, or holds other things than labels of the table.
+        DataError: naming the file, if it is missing or damaged, or holds anything but labels of the table.
     """
     where, option = printable_line(str(path)), OPTION[role] if option is None else option
     found = _arrays(path, KEYS[role])
@@ -152,10 +162,8 @@ def read_grids(path: Path, role: Role, table: ClassTable, option: str | None = N
     ((name, array),) = found.items()
     if array.ndim == 2 and array.shape[1] == 4:
         if table.assumed:
-            advice = f"add {option} occ3d, or {option} surroundocc, whose grid is another" if option else "write whole grids"
-            raise DataError(
-                f"{where}: '{name}' holds rows of x, y, z and class, {array.shape}; whose class numbers they are, nothing says: {advice}."
-            )
+            advice = f"add {option} occ3d, or {option} surroundocc (which has another grid)" if option else "write dense grids"
+            raise DataError(f"{where}: '{name}' holds rows of x, y, z and class, {array.shape}, in an unknown class numbering: {advice}.")
         grids = _dense(whole_numbers(array, name, where), table, where)[None]
     else:
         grids = _shaped(array, name, where)
@@ -171,7 +179,7 @@ def read_grids(path: Path, role: Role, table: ClassTable, option: str | None = N
 
 
 def _arrays(path: Path, keys: tuple[str, ...]) -> dict[str, Array]:
-    """The class array under the name it has, and the mask."""
+    """The class array and the camera mask, by their names in the file."""
     if not path.exists():
         raise DataError(f"{path} is missing. Write the file again.")
     kind = "npy" if path.suffix == ".npy" else "npz"
@@ -192,21 +200,21 @@ def _arrays(path: Path, keys: tuple[str, ...]) -> dict[str, Array]:
 
 
 def whole_numbers(array: Array, name: str, where: str) -> Array:
-    """Labels of any numeric type as integers. Raises DataError for fractions, NaN, booleans and others."""
+    """Convert labels of any numeric dtype to integers. Raises DataError for fractions, NaN, booleans and other types."""
     if array.dtype.kind in "iu":
         return array
     what = f"'{name}' must hold integers"
     if array.dtype.kind == "b":
-        raise DataError(f"{where}: {what}; found booleans, which say what is occupied and not by which class. Write the file again.")
+        raise DataError(f"{where}: {what}; found booleans, which say that a voxel is occupied but not by which class. Write class labels.")
     if array.dtype.kind != "f":
         raise DataError(f"{where}: {what}; found {array.dtype} {array.shape}. Write the file again.")
     if not np.isfinite(array).all() or (array != np.rint(array)).any() or float(np.abs(array).max(initial=0)) > 1 << 20:
-        raise DataError(f"{where}: {what}; found {array.dtype} with fractions, NaN or infinity. Write the classes, not scores of them.")
+        raise DataError(f"{where}: {what}; found {array.dtype} with fractions, NaN or infinity. Write class labels, not class scores.")
     return array.astype(np.int32)
 
 
 def _shaped(array: Array, name: str, where: str) -> Array:
-    """(t, 200, 200, 16) of a dense array. Raises DataError for another shape, with what it looks like."""
+    """Reshape a dense array to (t, 200, 200, 16). Raises DataError for any other shape, with a guess of what it is."""
     shape, grid = array.shape, OCC3D_GRID.shape
     ones = len(shape) - 4
     if ones > 0 and shape[:ones] == (1,) * ones:
@@ -223,27 +231,30 @@ def _shaped(array: Array, name: str, where: str) -> Array:
 def _looks_like(shape: tuple[int, ...]) -> str:
     grid, inner = OCC3D_GRID.shape, tuple(n for n in shape if n != 1)
     if inner in ((16, 200, 200), (200, 16, 200)):
-        return ", whose axes are in another order: it must be x, y, z (np.moveaxis)"
+        return ", whose axes are in another order: reorder them to x, y, z (np.moveaxis)"
     if len(inner) == 4 and inner[:3] == grid and inner[3] <= len(OCC_CLASSES) + 2:
-        return ", which look like the scores of each class: take the argmax over the last axis"
+        return ", which looks like class scores: take the argmax over the last axis"
     if len(inner) == 4 and inner[1:] == grid and len(OCC_CLASSES) - 2 <= inner[0] <= len(OCC_CLASSES) + 2:
-        return ", which look like the scores of each class: take the argmax over the first axis"
+        return ", which looks like class scores: take the argmax over the first axis"
     if len(inner) == 1 and inner[0] == int(np.prod(grid)):
-        return ", which is a grid in one row: reshape it"
+        return ", which is a flattened grid: reshape it"
     if len(inner) == 2 and inner[0] == 4:
-        return ", which look like sparse rows on their side: transpose them"
+        return ", which looks like transposed sparse rows: transpose it"
     if len(inner) == 3 and inner != grid:
-        return ", another grid than Occ3D's 200 x 200 x 16 voxels of 0.4 m"
+        return ", which is not Occ3D's grid of 200 x 200 x 16 voxels of 0.4 m"
     return ""
 
 
 def _dense(rows: Array, table: ClassTable, where: str) -> UInt8[Array, "200 200 16"]:
-    """The grid of sparse rows (x, y, z, class); voxels without a row are free. Raises DataError for rows outside, or two of one voxel."""
+    """Dense grid of sparse rows (x, y, z, class).
+
+    Voxels without a row are free. Raises DataError for rows outside the grid or in conflict.
+    """
     shape = np.array(OCC3D_GRID.shape)
     place, label = rows[:, :3], rows[:, 3]
     if ((place < 0) | (place >= shape)).any():
         turned = place[:, ::-1]
-        hint = " They fit as z, y, x: turn the columns." if not ((turned < 0) | (turned >= shape)).any() else ""
+        hint = " They fit as z, y, x: reverse the columns." if not ((turned < 0) | (turned >= shape)).any() else ""
         raise DataError(f"{where}: rows of x, y, z, class must lie in {tuple(shape.tolist())} voxels; found some outside.{hint}")
     if ((label < 0) | (label > IGNORE)).any():
         raise DataError(f"{where}: rows of x, y, z, class must hold classes of 0..{IGNORE} in the last column. Write the file again.")
@@ -252,7 +263,7 @@ def _dense(rows: Array, table: ClassTable, where: str) -> UInt8[Array, "200 200 
     out = np.full(OCC3D_GRID.shape, FREE, np.uint8)
     out.reshape(-1)[flat] = labels
     if (out.reshape(-1)[flat] != labels).any():
-        raise DataError(f"{where}: some voxels have two rows of different classes. Write each voxel once.")
+        raise DataError(f"{where}: some voxels have two rows with different classes. Write each voxel once.")
     return out
 
 
@@ -265,9 +276,9 @@ def _mask(mask: Array, where: str) -> Bool[Array, "200 200 16"]:
 
 
 def read_flow(path: Path, times: int) -> Float[Array, "t 200 200 16 2"] | None:
-    """Predicted velocities of one sample, m/s along x and y of the ego frame of each time: the array `flow` of its file, if there is one.
+    """Read the predicted velocities of one sample, the array `flow`: m/s along x and y of each time's ego frame. None if there is none.
 
-    It holds the present alone, (200,200,16,2), or all `times` along a first axis.
+    The array is (200,200,16,2) for the current time, or has all `times` along a first axis.
 
     Raises:
         DataError: naming the file, if it is damaged or `flow` has another shape or holds NaN or infinity.
@@ -291,5 +302,5 @@ def read_flow(path: Path, times: int) -> Float[Array, "t 200 200 16 2"] | None:
 
 
 def scenes_of(files: Mapping[str, OccFile]) -> tuple[str, ...]:
-    """Names of the scenes that the layout gives, each once."""
+    """Scene names of the files, without repeats; empty if the layout has none."""
     return tuple(dict.fromkeys(file.scene for file in files.values() if file.scene))

@@ -1,4 +1,4 @@
-"""What a source of scenes must offer, and how scenes are cut into windows of past and future."""
+"""Interface of a data source, and the observation and target of a sample."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ Array = np.ndarray
 
 
 class Source(Protocol):
-    """A set of scenes in named splits. Scenes come in a fixed order; the same name always gives the same scene."""
+    """Scenes in named splits. The order of scenes is fixed, and a name always gives the same scene."""
 
     @property
     def name(self) -> str:
-        """Short name, printed beside every table: `town`, `nuscenes`."""
+        """Short name, printed with every table: `town`, `nuscenes`, `av2`."""
         ...
 
     @property
     def command_source(self) -> CommandSource:
-        """Where this source's commands come from; stands beside every table."""
+        """Where the commands come from. Printed with every table."""
         ...
 
     @property
     def occupancy_source(self) -> OccSource:
-        """Where this source's occupancy comes from (the weakest, if several); stands beside every table."""
+        """Where the occupancy comes from (the least reliable, if several). Printed with every table."""
         ...
 
     def identity(self) -> dict[str, object]:
-        """Plain values that pin down the data: name, version, root's table hashes or seeds. Written into every run."""
+        """Plain values that identify the data: name, version, hashes of its tables, or seeds. Written into every run."""
         ...
 
     def missing(self) -> tuple[str, ...]:
-        """What the data lack and what stands in for it, a sentence each."""
+        """One sentence for each thing that the data lack, and what is used instead."""
         ...
 
     def usual_split(self, part: Literal["train", "val", "test"]) -> str:
-        """The name of the split that is meant for training, for choosing (val), or for testing; val is test where there is no third one."""
+        """Name of the default split for training, validation or testing. Sources with two splits use the test split for validation."""
         ...
 
     def scene_names(self, split: str) -> tuple[str, ...]:
@@ -62,11 +62,11 @@ class Source(Protocol):
         ...
 
     def prepare(self, names: Sequence[str]) -> None:
-        """Make ready what is slow to make, for scenes that are about to be read in bulk; nothing where scenes are only read."""
+        """Generate these scenes in advance, if that is slow. Sources that only read files do nothing."""
         ...
 
     def scene(self, name: str) -> Scene:
-        """One scene. Raises DataError naming the file and what to do."""
+        """Read one scene. Raises DataError, naming the file and what to do."""
         ...
 
     def occupancy(self, scene: Scene, index: int, spec: GridSpec) -> OccGrid:
@@ -83,10 +83,10 @@ def scenes(source: Source, split: str) -> Iterator[Scene]:
 
 
 def true_path(scene: Scene, index: int) -> Trajectory:
-    """The path of the LIDAR_TOP origin over the next six keyframes, in the lidar frame of keyframe `index`, full 3-D transforms.
+    """Path of the LIDAR_TOP origin over the next six keyframes, in the lidar frame of keyframe `index`, metres.
 
-    Follows the SparseDrive/VAD converters: per-step offsets are rounded to float32 and cumulated in float32. Past the end of the
-    scene the last point stands in, with `valid` false.
+    As in the SparseDrive and VAD converters, transforms are 3-D, and the offset of each step is rounded to float32 and summed in float32.
+    After the scene's end the last point is repeated and `valid` is false.
     """
     now = scene.keyframes[index]
     lidar_T_global = geometry.invert(now.global_T_lidar)
@@ -101,8 +101,10 @@ def true_path(scene: Scene, index: int) -> Trajectory:
 
 
 def intended_path(scene: Scene, index: int) -> Trajectory:
-    """What a planner is taught at keyframe `index`: the path that the driver would have taken if nothing had disturbed the ego from then on. It is
-    the true path where nothing did."""
+    """Training target of a planner at keyframe `index`: the path that the expert driver would have taken from there.
+
+    It is the true path in scenes whose ego was not disturbed. Frames and units are those of `true_path`.
+    """
     true = true_path(scene, index)
     if scene.intended is None:
         return true
@@ -114,10 +116,9 @@ def intended_path(scene: Scene, index: int) -> Trajectory:
 
 
 def boxes_ahead(scene: Scene, index: int) -> tuple[Boxes | None, ...]:
-    """Boxes at steps 0..6 after keyframe `index`, in its lidar frame.
+    """Boxes at steps 0 to 6 after keyframe `index`, in its lidar frame; None after the scene's end.
 
-    As the converters do: each keyframe's boxes are first put into their own lidar frame, then carried by the 4x4 between the two
-    lidar frames.
+    As in the SparseDrive and VAD converters, boxes are transformed to the lidar frame of their own keyframe first, then to that of `index`.
     """
     lidar_T_global = geometry.invert(scene.keyframes[index].global_T_lidar)
     out: list[Boxes | None] = []
@@ -140,9 +141,16 @@ def window(
     spec: GridSpec | None = None,
     path: Trajectory | None = None,
 ) -> tuple[Observation, Target]:
-    """Cut one sample: what exists up to keyframe `index`, and what comes after. Occupancy is read only when `spec` is given.
+    """Observation and target of the sample at keyframe `index`.
 
-    `path` is the true path where it was computed already.
+    Args:
+        source: reads the occupancy.
+        scene: the scene.
+        index: the current keyframe.
+        past: maximum number of earlier keyframes.
+        future: maximum number of later keyframes.
+        spec: grid of the occupancy; None to read none.
+        path: the true path, if it is known already.
     """
     first = max(0, index - past)
     seen = range(first, index + 1)
@@ -161,7 +169,7 @@ def window(
 
 
 def to_lidar_path(points_m: Float[Array, "6 2"], yaw_rad: Float[Array, "6"], ego_T_lidar: Float[Array, "4 4"]) -> Float[Array, "6 2"]:
-    """Rear-axle positions with headings in the current ego frame → LIDAR_TOP positions in the current lidar frame."""
+    """Convert rear-axle positions with headings in the current ego frame to LIDAR_TOP positions in the current lidar frame, metres."""
     lidar_T_ego = geometry.invert(ego_T_lidar)
     lever = ego_T_lidar[:3, 3]
     x = points_m[:, 0] + np.cos(yaw_rad) * lever[0] - np.sin(yaw_rad) * lever[1]

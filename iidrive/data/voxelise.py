@@ -1,22 +1,21 @@
-"""Occupancy derived from boxes and a vector map, for keyframes that have no labels.
+"""Occupancy derived from boxes and a vector map, for keyframes without occupancy labels.
 
-What it can know: the road, the walkways and the tracked objects. What it cannot: buildings, vegetation, terrain and whatever else
-nobody annotated. Those voxels stay **free** rather than being invented, so derived grids are emptier than real ones; they carry
-`source="derived"` so that no table can hide it.
+It contains the road, walkways and tracked objects. Buildings, vegetation, terrain and anything else without annotations stay **free**, so
+derived grids are emptier than real ones. They have `source="derived"`, which is printed with every table.
 
-The defaults follow the one Occ3D-nuScenes label that could be compared (scene-1077, keyframe 27): its whole road lies in the lowest
-layer, z in [-1, -0.6] m, and its objects reach down to that layer, although boxes there stand at z = 0. IoU over the whole grid, and
-over the voxels that cameras see:
+The defaults follow the one Occ3D-nuScenes label that could be compared (scene-1077, keyframe 27): its whole road is in the lowest layer,
+z in [-1, -0.6] m, and its objects reach down to that layer, although its boxes stand at z = 0. IoU over the whole grid, and over the voxels
+that cameras see:
 
 | | driveable_surface | car |
 |---|---|---|
 | defaults | 0.63, 0.95 | 0.66, 0.89 |
 | ground at z = -0.2 or 0 | 0.00, 0.00 | |
-| boxes end at their own bottom | | 0.40, 0.55 |
+| boxes not extended to the ground | | 0.40, 0.55 |
 | boxes 0.2 m lower, 0.2 m higher | | 0.69, 0.89 and 0.61, 0.88 |
 
-This is one label, and labels differ: in another (of an unknown sample, so without map) the road follows the vehicle's tilt through layers
-0 to 3, half of it in layer 2 (z about 0). A grid or a town whose ground is elsewhere says so by `ground_z_m`.
+This is a single label, and labels differ. In another one (of an unknown sample, so without a map) the road follows the vehicle's tilt
+through layers 0 to 3, half of it in layer 2 (z about 0). Pass `ground_z_m` for a grid or town with another ground height.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ from iidrive.core.scene import Boxes, GridSpec, OccGrid, Pose, VectorMap
 Array = np.ndarray
 
 GROUND_Z_M = -0.6
-"""Height of the ground in the ego frame that agrees best with Occ3D's labels, metres."""
+"""Height of the ground in the ego frame that fits Occ3D's labels best, metres."""
 
 GROUND_LAYERS: tuple[tuple[str, str], ...] = (
     ("walkway", "sidewalk"),
     ("drivable_area", "driveable_surface"),
     ("ped_crossing", "driveable_surface"),
 )
-"""Map layer → occupancy class, painted in this order: a crossing lies on the road, the road wins over a walkway."""
+"""Map layer → occupancy class, in painting order: the road over walkways, crossings over the road."""
 
 
 def voxelise(
@@ -56,15 +55,15 @@ def voxelise(
 
     Args:
         boxes_ego: boxes in the ego frame.
-        vector_map: layers in the global frame; only `drivable_area`, `ped_crossing` and `walkway` are painted, absent ones are skipped.
+        vector_map: layers in the global frame. Only `drivable_area`, `ped_crossing` and `walkway` are painted; absent layers are skipped.
         global_T_ego: pose of the ego at this keyframe.
         spec: the grid, in the ego frame.
-        ground_z_m: height of the ground in the ego frame. Surfaces are painted on the one layer that holds `ground_z_m - 0.01`; a grid
-            without that layer gets no surfaces.
-        reach_ground: let every box reach down to the ground layer, as Occ3D's objects do, instead of ending at its own bottom.
+        ground_z_m: height of the ground in the ego frame, metres. Surfaces are painted on the layer that contains `ground_z_m - 0.01`. A
+            grid without that layer gets no surfaces.
+        reach_ground: extend every box down to the ground layer, as in Occ3D's labels.
 
-    A surface owns a cell, and a box a voxel, when the cell's or voxel's centre lies inside. A box thinner than the voxels still fills
-    the column at its centre. Larger boxes are painted first, smaller ones over them, boxes over surfaces.
+    A surface fills a cell, and a box fills a voxel, if its centre lies inside. A box thinner than a voxel still fills the column at its
+    centre. Boxes are painted over surfaces, and smaller boxes over larger ones.
 
     Raises:
         DataError: if the boxes are not in the ego frame.
@@ -82,7 +81,7 @@ def voxelise(
 
 def _paint_surfaces(plane: UInt8[Array, "x y"], vector_map: VectorMap, transform: Float[Array, "4 4"], spec: GridSpec, z_m: float) -> None:
     """Paint the map's surfaces into one layer of the grid, in place."""
-    # The plane z = z_m of the ego frame maps affinely onto the map's xy plane; its inverse takes polygon corners to cell coordinates.
+    # The plane z = z_m of the ego frame maps affinely to the map's xy plane. The inverse maps polygon corners to cell coordinates.
     scale = spec.voxel_m
     linear = transform[:2, :2] * scale
     origin = transform[:2, :3] @ np.array([spec.lower_m[0], spec.lower_m[1], z_m]) + transform[:2, 3]
@@ -96,20 +95,20 @@ def _paint_surfaces(plane: UInt8[Array, "x y"], vector_map: VectorMap, transform
 def polygon_mask(
     geometry: shapely.Geometry, cells_per_m: Float[Array, "2 2"], origin: Float[Array, "2"], shape: tuple[int, int]
 ) -> Bool[Array, "x y"]:
-    """Cells of a grid whose centre lies inside the polygons of a geometry; holes are respected, overlaps allowed.
+    """Grid cells whose centre lies inside the polygons of a geometry. Holes are respected; polygons may overlap.
 
-    Scan conversion by winding number: every edge adds +1 or -1 to all cells to its right on the rows that it crosses, with the sign
-    chosen so that each polygon counts +1 inside and each hole -1. Cost grows with the edges near the grid, not with the cells.
+    Scan conversion by winding number: every edge adds +1 or -1 to all cells to its right on the rows that it crosses. The signs make each
+    polygon count +1 inside and each hole -1. The cost grows with the number of edges near the grid, not with the number of cells.
 
     Args:
-        geometry: polygons in the plane; other parts are ignored.
-        cells_per_m: 2x2 that turns a metric offset from `origin` into cell units.
-        origin: metric position of the outer corner of cell (0, 0).
+        geometry: polygons in the xy plane; other geometries are ignored.
+        cells_per_m: (2,2) matrix from an offset from `origin` in metres to cells.
+        origin: (2,) position of the outer corner of cell (0, 0), metres.
         shape: cells along x and y.
     """
     wide, high = shape
     polygons = shapely.get_parts(geometry)
-    while np.isin(shapely.get_type_id(polygons), (6, 7)).any():  # parts of a collection may again be collections
+    while np.isin(shapely.get_type_id(polygons), (6, 7)).any():  # collections may be nested
         polygons = shapely.get_parts(polygons)
     polygons = polygons[shapely.get_type_id(polygons) == 3]
     rings, owner = shapely.get_rings(polygons, return_index=True)
@@ -117,7 +116,7 @@ def polygon_mask(
         return np.zeros(shape, dtype=bool)
     is_hole = np.diff(owner, prepend=-1) == 0  # the first ring of each polygon is its outline
     corners, ring = shapely.get_coordinates(rings, return_index=True)
-    points = (corners - origin) @ cells_per_m.T - 0.5  # now cell centres are the integers
+    points = (corners - origin) @ cells_per_m.T - 0.5  # cell centres are at integers
 
     same = ring[1:] == ring[:-1]
     x0, y0 = points[:-1][same].T
@@ -126,7 +125,7 @@ def polygon_mask(
     turn = np.bincount(edge_ring, weights=x0 * y1 - x1 * y0, minlength=len(rings))
     sign = np.where(turn > 0, 1, -1) * np.where(is_hole, -1, 1)
 
-    # Half-open rows ceil(min y) <= row < ceil(max y): a corner that two edges share is crossed once.
+    # Half-open rows ceil(min y) <= row < ceil(max y), so that a corner shared by two edges is crossed once.
     first = np.clip(np.ceil(np.minimum(y0, y1)), 0, high).astype(np.int64)
     last = np.clip(np.ceil(np.maximum(y0, y1)), 0, high).astype(np.int64)
     rows = last - first
@@ -141,9 +140,9 @@ def polygon_mask(
 
 
 def _paint_boxes(semantics: UInt8[Array, "x y z"], boxes: Boxes, spec: GridSpec, ground: int | None) -> None:
-    """Paint boxes into the grid, in place; `ground` is the layer that they must reach down to, if any.
+    """Paint boxes into the grid, in place. `ground` is the layer that boxes are extended down to; None to leave them as they are.
 
-    It counts in voxels and has no tolerance at edges; `footprint.rectangles` counts in metres with 1e-9 m. Cells on an edge may differ.
+    Unlike `footprint.rectangles`, this computes in voxels and without a tolerance, so cells on an edge may differ.
     """
     lower, voxel = np.array(spec.lower_m), spec.voxel_m
     limit = np.array(spec.shape)
@@ -154,10 +153,10 @@ def _paint_boxes(semantics: UInt8[Array, "x y z"], boxes: Boxes, spec: GridSpec,
     if not len(order):
         return
     size, yaw = boxes.size_m[order] / voxel, boxes.yaw_rad[order]
-    centre = (boxes.centre_m[order] - lower) / voxel - 0.5  # voxel centres are the integers
-    home = np.rint(centre).astype(np.int64)  # the voxel that holds the centre
+    centre = (boxes.centre_m[order] - lower) / voxel - 0.5  # voxel centres are at integers
+    home = np.rint(centre).astype(np.int64)  # the voxel that contains the centre
 
-    # Window of cells that can lie inside, per box.
+    # Axis-aligned bounding box of each box, in cells.
     c, s = np.cos(yaw), np.sin(yaw)
     half_x = (np.abs(c) * size[:, 0] + np.abs(s) * size[:, 1]) / 2
     half_y = (np.abs(s) * size[:, 0] + np.abs(c) * size[:, 1]) / 2
@@ -183,5 +182,5 @@ def _paint_boxes(semantics: UInt8[Array, "x y z"], boxes: Boxes, spec: GridSpec,
     layers = np.maximum(top - bottom, 0)[box]
     k = ranges(bottom[box], layers)
     box, i, j = np.repeat(box, layers), np.repeat(i, layers), np.repeat(j, layers)
-    # One assignment: where boxes share a voxel numpy keeps the last, which is the smaller box.
+    # Where boxes share a voxel, NumPy keeps the last write, which is the smaller box.
     semantics[i, j, k] = OCC_OF_CATEGORY[boxes.label[order]][box]

@@ -1,1 +1,1 @@
-"""Tokenizer, world model, planner, baselines, and the layers and losses that they are made of."""
+"""Tokenizer, world model, planner and baselines, with their layers and losses."""

@@ -1,6 +1,6 @@
-"""Planners and forecasters that anything learned has to beat. All read a `Inputs` batch and nothing else, as the learned ones do.
+"""Baseline planners and forecasters. They read `Inputs` only, like the learned models.
 
-A plan is the path of the LIDAR_TOP origin in the current lidar frame (x right, y forward), six steps of 0.5 s, (B,6,2) metres.
+A plan is the path of the LIDAR_TOP origin in the current lidar frame (x right, y forward): six steps of 0.5 s, (B,6,2) metres.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from iidrive.models.losses import Counts, masked_mean
 
 
 def still(inputs: Inputs) -> Float[Tensor, "B 6 2"]:
-    """Stay where you are."""
+    """Stand still."""
     return inputs.now_T_frame.new_zeros(len(inputs.tokens), FUTURE_STEPS, 2)
 
 
 def constant_velocity(inputs: Inputs) -> Float[Tensor, "B 6 2"]:
-    """Go on as between the last two keyframes: LIDAR_TOP velocity over the real time between them. Stands still at a scene's first keyframe."""
+    """Constant LIDAR_TOP velocity, as between the last two keyframes. Stands still at a scene's first keyframe."""
     before = lidar_path(inputs.now_T_frame[:, -2:-1], inputs.ego_T_lidar)[:, 0]
     velocity = torch.where(inputs.known[:, -2, None], -before / last_interval_s(inputs)[:, None], 0.0)
     return velocity[:, None] * horizons_s(inputs)[None, :, None]
@@ -37,16 +37,16 @@ def ctrv(inputs: Inputs) -> Float[Tensor, "B 6 2"]:
 
 
 KINEMATIC = {"still": still, "constant-velocity": constant_velocity, "ctrv": ctrv}
-"""Planners without weights, by the name that the command line takes."""
+"""Command-line name → planner without weights."""
 
 
 @dataclass(frozen=True)
 class EgoMLPConfig:
-    """Two hidden layers over the ego's own past (AD-MLP: Zhai et al. 2023) and the command; corrects constant turn rate and velocity.
+    """MLP with two hidden layers over past ego motion and the command (AD-MLP: Zhai et al. 2023). Corrects constant turn rate and velocity.
 
     Attributes:
-        hidden: width of both layers.
-        history: latest motions of the ego that it knows.
+        hidden: width of both hidden layers.
+        history: number of past ego motions in the input.
     """
 
     hidden: int = 256
@@ -54,7 +54,7 @@ class EgoMLPConfig:
 
 
 class EgoMLP(nn.Module):
-    """Plans from the ego's status alone: it sees no road and nobody else."""
+    """Plans from ego motion and command only, without any perception."""
 
     def __init__(self, config: EgoMLPConfig) -> None:
         super().__init__()
@@ -69,19 +69,19 @@ class EgoMLP(nn.Module):
         )
 
     def plan(self, inputs: Inputs) -> Float[Tensor, "B 6 2"]:
-        """Plans of a batch."""
+        """Plans of a batch: LIDAR_TOP positions in the current lidar frame, metres."""
         return ctrv(inputs) + self.net(ego_status(inputs, self.config.history)).view(-1, FUTURE_STEPS, 2)
 
     def compute_modules(self) -> list[nn.Module]:
-        """None: this model is small."""
+        """Empty, because the model is small."""
         return []
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Valid elements of a batch: future steps that exist."""
+        """Number of valid elements of a batch: future steps that exist."""
         return {"steps": batch.targets.valid.sum()}
 
     def loss(self, batch: Batch, counts: Counts | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean distance to the true path over the steps that exist."""
+        """Mean distance to the true path over the steps that exist, metres."""
         distance = (self.plan(batch.inputs) - batch.targets.path).norm(dim=-1)
         valid = batch.targets.valid
         loss = masked_mean((distance * valid).sum(), (counts or self.counts(batch))["steps"])
@@ -89,12 +89,12 @@ class EgoMLP(nn.Module):
 
 
 def copy_last(occupancy: UInt8[Tensor, "B X Y Z"], steps: int) -> UInt8[Tensor, "B S X Y Z"]:
-    """Forecast: nothing changes in the ego's own frame."""
+    """Forecast: the current occupancy at every step, unchanged in the ego frame."""
     return occupancy[:, None].expand(-1, steps, -1, -1, -1)
 
 
 def copy_warped(occupancy: UInt8[Tensor, "B X Y Z"], now_T_future: Float[Tensor, "B S 4 4"], spec: GridSpec) -> UInt8[Tensor, "B S X Y Z"]:
-    """Forecast: the world stands still and the ego moves through it. Nearest voxel on the ground plane; free where nothing was seen."""
+    """Forecast: the world stands still and the ego moves. Nearest-neighbour warp in the ground plane; free outside the current grid."""
     p = grid_centres(spec, occupancy.new_empty(0, dtype=torch.float64)).float()
     moved = torch.einsum("bsij,xyj->bsxyi", now_T_future[..., :2, :2], p) + now_T_future[..., None, None, :2, 3]
     index = ((moved - constant(spec.lower_m[:2], p)) / spec.voxel_m).floor().long()

@@ -1,7 +1,7 @@
-"""Candidate plans: the same way at different speeds, and beside it; and the ground that each would cover.
+"""Candidate plans: a path at other speeds, or shifted sideways, and the footprints of the ego along it.
 
-Shapes: B batch, A candidates, S steps, P points of a footprint. Paths are LIDAR_TOP positions in the current lidar frame, metres (x right,
-y forward).
+Shapes: B batch, A candidates, S steps, P points of a footprint. Paths are LIDAR_TOP positions in the current lidar frame (x right,
+y forward), metres.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from iidrive.models.layers import constant
 from iidrive.models.repeatable import running_sum
 
 _PIECES = 10
-"""A step is driven in so many pieces of constant speed."""
+"""Number of pieces of constant speed per step."""
 
 _LEAST_M = 0.1
-"""A hop that is shorter says nothing of a heading."""
+"""A segment shorter than this is not used to compute a heading, metres."""
 
 _SHIFT_M = 12.0
-"""A shifted path moves aside over its whole length, but over so many metres at least."""
+"""A shifted path moves sideways over its whole length, or over this distance if it is longer, metres."""
 
 
 def speed_profiles(paths: Float[Tensor, "B S 2"], added_mps2: Float[Tensor, "A"]) -> Float[Tensor, "B A S 2"]:
-    """The way of each path at other speeds: a constant acceleration on top of the path's own speed, never backwards.
+    """The same paths at other speeds: the constant accelerations `added_mps2` are added to the path's own speed, without driving backwards.
 
-    Who has stopped by braking stays there, but for a hair's breadth a step along the way: evaluators read a car's heading from its path, and from a
-    path that stands they read that it has turned to the side. Beyond its end a path goes straight on.
+    After stopping by braking, the ego creeps on by 5 mm per step. Evaluators derive a heading from the path, and a path that does not move
+    would look like a turn to the side. Beyond its end, a path continues straight.
     """
     hops = torch.diff(paths, dim=1, prepend=torch.zeros_like(paths[:, :1]))
     length = hops.norm(dim=-1)
@@ -48,7 +48,10 @@ _CREEP_M = 0.005
 
 
 def along(paths: Float[Tensor, "B S 2"], gone_m: Float[Tensor, "B A N"]) -> Float[Tensor, "B A N 2"]:
-    """Points of each path after some metres from the origin; beyond its end straight on, ahead where it has not moved."""
+    """Points of each path at the distances `gone_m` from its start.
+
+    Beyond its end a path continues straight (forward if it has not moved).
+    """
     hops = torch.diff(paths, dim=1, prepend=torch.zeros_like(paths[:, :1]))
     length = hops.norm(dim=-1)
     arc = running_sum(length, 1)
@@ -61,26 +64,27 @@ def along(paths: Float[Tensor, "B S 2"], gone_m: Float[Tensor, "B A N"]) -> Floa
 
 
 def smoothing(weight: float) -> Float[Tensor, "S S+1"]:
-    """The matrix that takes where the ego was a step ago and a path, S+1 points one after the other, to the smoothed path.
+    """Smoothing matrix (S,S+1): maps S+1 points, the ego's position one step ago and then a path, to the smoothed path.
 
-    The smoothed path minimises the squared distance to the path plus `weight` times its squared third differences, those across the present and the
-    step before it included: it goes on as the ego has moved, with little jerk. Regularised least squares (Whittaker 1923).
+    The smoothed path minimises the squared distance to the path plus `weight` times its squared third differences (regularised least
+    squares, Whittaker 1923). The differences include the current position and the one before, so the path continues the ego's motion with
+    little jerk.
     """
     steps = FUTURE_STEPS
     third = torch.diff(torch.eye(steps + 2, dtype=torch.float64), n=3, dim=0)
-    before, ahead = third[:, 0], third[:, 2:]  # the present is the origin
+    before, ahead = third[:, 0], third[:, 2:]  # the current position is the origin
     right = torch.cat([-weight * (ahead.T @ before)[:, None], torch.eye(steps, dtype=torch.float64)], 1)
     return torch.linalg.solve(torch.eye(steps, dtype=torch.float64) + weight * ahead.T @ ahead, right).float()
 
 
 def smoothed(paths: Float[Tensor, "B A S 2"], before: Float[Tensor, "B 2"], matrix: Float[Tensor, "S S+1"]) -> Float[Tensor, "B A S 2"]:
-    """Paths as `smoothing` has them. `before` is where the ego was a step ago, metres in the current lidar frame."""
+    """Smooth paths with the matrix of `smoothing`. `before` is the ego's position one step ago, current lidar frame, metres."""
     points = torch.cat([before[:, None, None].expand(-1, paths.shape[1], 1, 2), paths], 2)
     return torch.einsum("st,bati->basi", matrix.to(paths.dtype), points)
 
 
 def headings(paths: Float[Tensor, "*B S 2"]) -> Float[Tensor, "*B S 2"]:
-    """Unit vectors along each path at its points: halfway between the hop before and the one after; ahead where it does not move."""
+    """Unit vectors along each path at its points: the direction from the point before to the one after; forward if it does not move."""
     padded = torch.cat([torch.zeros_like(paths[..., :1, :]), paths], -2)
     hop = torch.cat([padded[..., 2:, :] - padded[..., :-2, :], padded[..., -1:, :] - padded[..., -2:-1, :]], -2)
     length = hop.norm(dim=-1, keepdim=True)
@@ -91,7 +95,7 @@ def headings(paths: Float[Tensor, "*B S 2"]) -> Float[Tensor, "*B S 2"]:
 
 
 def shifted(paths: Float[Tensor, "B S 2"], aside_m: float) -> Float[Tensor, "B S 2"]:
-    """Paths that move aside to the left (negative: right), smoothly up to their end; one of few metres is not there yet at its end."""
+    """Paths shifted to the left by `aside_m` (to the right if negative), smoothly up to their end. Short paths are shifted by less."""
     heading = headings(paths)
     left = torch.stack([-heading[..., 1], heading[..., 0]], -1)
     gone = running_sum(torch.diff(paths, dim=1, prepend=torch.zeros_like(paths[:, :1])).norm(dim=-1), 1)
@@ -100,7 +104,13 @@ def shifted(paths: Float[Tensor, "B S 2"], aside_m: float) -> Float[Tensor, "B S
 
 
 def footprints(paths: Float[Tensor, "*B S 2"], points: tuple[int, int] = (9, 5), margin_m: float = 0.0) -> Float[Tensor, "*B S P 2"]:
-    """Points of the ego's rectangle at every step, in the lidar frame: a lattice over its length and width, its edge included."""
+    """Points of the ego's rectangle at every step, lidar frame, metres: a lattice over its length and width, including the edge.
+
+    Args:
+        paths: (*B,S,2) paths.
+        points: number of points along the length and the width.
+        margin_m: the rectangle is enlarged by this on every side, metres.
+    """
     forward = headings(paths)
     left = torch.stack([-forward[..., 1], forward[..., 0]], -1)
     size = [side + 2 * margin_m for side in EGO_SIZE_M]
@@ -112,7 +122,7 @@ def footprints(paths: Float[Tensor, "*B S 2"], points: tuple[int, int] = (9, 5),
 
 
 LIDAR_TO_CENTRE_M = 0.5
-"""The ego's centre is so far ahead of LIDAR_TOP, as SparseDrive's protocol has it."""
+"""Distance from LIDAR_TOP forward to the ego's centre, metres, as in SparseDrive's protocol."""
 
 
 def rectangles_meet(
@@ -123,7 +133,7 @@ def rectangles_meet(
     size_m: Float[Tensor, "*B 2"],
     other_size_m: Float[Tensor, "*B 2"],
 ) -> Float[Tensor, "*B"]:
-    """Whether rectangles share a point: no one of their four axes parts them. Shapes broadcast."""
+    """Whether pairs of rectangles touch or overlap (separating axis theorem). `forward` are unit vectors. Shapes broadcast."""
     between = other_centre - centre
     left, other_left = (torch.stack([-f[..., 1], f[..., 0]], -1) for f in (forward, other_forward))
     meet = torch.ones((), dtype=torch.bool, device=centre.device)

@@ -1,4 +1,4 @@
-"""How the costly parts of a model compute: in which precision, and whether activations are kept for the backward pass."""
+"""Precision and activation checkpointing of the expensive parts of a model."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """Speed and memory of a model. Results differ by rounding alone.
+    """Compute options of a model. They affect results by rounding only.
 
-    `autocast` is the type of convolutions and matrix products in the costly parts (None: that of the weights). Quantisation, geometry and
-    losses never use it. `activation_checkpointing` computes activations again in the backward pass instead of keeping them.
+    Attributes:
+        autocast: dtype of convolutions and matrix products in the expensive parts; None for that of the weights. Quantisation, geometry and
+            losses never use it.
+        activation_checkpointing: recompute activations in the backward pass instead of storing them.
     """
 
     autocast: torch.dtype | None = None
@@ -26,7 +28,7 @@ class ComputeConfig:
 
 
 def in_autocast(forward: Callable[..., T]) -> Callable[..., T]:
-    """Make the `forward` of a module with a `compute: ComputeConfig` run in that precision and return float32."""
+    """Decorator: run the `forward` of a module that has a `compute: ComputeConfig` under its autocast, and return float32."""
 
     @wraps(forward)
     def run(self: Any, *inputs: Any) -> Any:

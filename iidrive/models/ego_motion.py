@@ -1,6 +1,6 @@
-"""The ego's own motion: what was observed, and what follows if it goes on so.
+"""Ego motion: features of the observed motion, and its extrapolation.
 
-Shapes: B batch, T past frames and now (oldest first), S future steps, M motion numbers. Frames: ego, metres, radians, seconds.
+Shapes: B batch, T frames up to the current one (oldest first), S future steps, M motion features. Ego frames, metres, radians, seconds.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from iidrive.models.layers import identity, planar_transform, transform_inverse
 from iidrive.models.losses import Counts, masked_mean
 
 MOTION = 9
-"""Numbers that tell one step of motion: translation (x, y), quaternion (w, x, y, z), velocity (x, y) and yaw rate."""
+"""Number of features per step of motion: translation (x, y), quaternion (w, x, y, z), velocity (x, y) and yaw rate."""
 
 
 def motion_between(prev_T_next: Float[Tensor, "*B 4 4"], seconds: Float[Tensor, "*B"] | float = STEP_S) -> Float[Tensor, "*B M"]:
-    """One step of planar motion, told in the earlier ego frame: (dx, dy, qw, 0, 0, qz, vx, vy, yaw rate), metres, radians, seconds."""
+    """Features of one step of planar motion in the earlier ego frame: (dx, dy, qw, 0, 0, qz, vx, vy, yaw rate), metres, radians,
+    seconds.
+    """
     yaw = torch.atan2(prev_T_next[..., 1, 0], prev_T_next[..., 0, 0])
     xy = prev_T_next[..., :2, 3]
     zero = torch.zeros_like(yaw)
@@ -31,7 +33,7 @@ def motion_between(prev_T_next: Float[Tensor, "*B 4 4"], seconds: Float[Tensor, 
 def past_motions(
     now_T_frame: Float[Tensor, "B T 4 4"], known: Bool[Tensor, "B T"], age_s: Float[Tensor, "B T"]
 ) -> Float[Tensor, "B T-1 M"]:
-    """Motions between consecutive frames of a window; identity, zero velocity, where the scene had not begun."""
+    """Motion between consecutive frames of a clip; no motion before the scene began."""
     step = transform_inverse(now_T_frame[:, :-1]) @ now_T_frame[:, 1:]
     seconds = torch.where(known[:, :-1], age_s[:, :-1] - age_s[:, 1:], STEP_S).clamp(min=1e-3)
     motions = motion_between(step, seconds)
@@ -46,11 +48,11 @@ def lidar_path(now_T_future: Float[Tensor, "B S 4 4"], ego_T_lidar: Float[Tensor
 
 
 def constant_turn(inputs: Inputs, steps: int = FUTURE_STEPS) -> Float[Tensor, "B S 4 4"]:
-    """Ego poses now_T_future under constant turn rate and velocity (the twist between the last two keyframes, kept)."""
+    """Ego poses now_T_future under constant turn rate and velocity: the twist between the last two keyframes is kept."""
     moved = transform_inverse(inputs.now_T_frame[:, -2])
     yaw = torch.atan2(moved[:, 1, 0], moved[:, 0, 0])
     seconds = last_interval_s(inputs)
-    # the twist whose exponential is the observed motion: V(yaw) u = xy, V = [[s, -c], [c, s]] with s = sin(yaw)/yaw, c = (1-cos(yaw))/yaw
+    # Twist whose exponential is the observed motion: V(yaw) u = xy, V = [[s, -c], [c, s]] with s = sin(yaw)/yaw, c = (1-cos(yaw))/yaw.
     s, c = _sinc(yaw), _cosc(yaw)
     x, y = moved[:, 0, 3], moved[:, 1, 3]
     scale = s.square() + c.square()
@@ -66,7 +68,7 @@ def constant_turn(inputs: Inputs, steps: int = FUTURE_STEPS) -> Float[Tensor, "B
 
 
 def ego_status(inputs: Inputs, history: int) -> Float[Tensor, "B D"]:
-    """Past motions with a flag whether each was observed, and the one-hot command."""
+    """Features of the last `history` motions, each with a flag whether it was observed, and the one-hot command."""
     motions = past_motions(inputs.now_T_frame, inputs.known, inputs.age_s)[:, -history:]
     known = inputs.known[:, :-1][:, -history:, None].to(motions.dtype)
     command = nn.functional.one_hot(inputs.command, len(MANOEUVRES)).to(motions.dtype)
@@ -74,9 +76,9 @@ def ego_status(inputs: Inputs, history: int) -> Float[Tensor, "B D"]:
 
 
 class MotionPrior(nn.Module):
-    """Where the ego will be, from its own past and the command alone: corrects every step of constant turn rate and velocity.
+    """Predicts the ego's future poses from its past motion and the command, as corrections to constant turn rate and velocity.
 
-    Its inputs are a few numbers, so it learns from a hundred thousand samples in seconds, long before anything that sees has learned to steer.
+    It has few inputs, so it trains on a hundred thousand samples within seconds.
     """
 
     def __init__(self, width: int, history: int) -> None:
@@ -101,15 +103,15 @@ class MotionPrior(nn.Module):
         return torch.stack(poses, 1)
 
     def compute_modules(self) -> list[nn.Module]:
-        """None: this model is small."""
+        """Empty, because the model is small."""
         return []
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Valid elements of a batch: future steps that exist."""
+        """Number of valid elements of a batch: future steps that exist."""
         return {"steps": batch.targets.valid.sum()}
 
     def loss(self, batch: Batch, counts: Counts | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean distance of the poses, metres, plus ten times the angle between them, radians, over the steps that exist."""
+        """Mean position error, metres, plus ten times the mean yaw error, radians, over the steps that exist."""
         poses, true, valid = self(batch.inputs), batch.targets.now_T_frame, batch.targets.valid
         distance = (poses[..., :2, 3] - true[..., :2, 3]).norm(dim=-1)
         turn = transform_inverse(poses) @ true
@@ -120,19 +122,21 @@ class MotionPrior(nn.Module):
 
 
 def last_interval_s(inputs: Inputs) -> Float[Tensor, "B"]:
-    """Seconds between the last two keyframes; the nominal step where there was none before."""
+    """Seconds between the last two keyframes; the nominal step if there is no earlier keyframe."""
     return torch.where(inputs.known[:, -2], inputs.age_s[:, -2], STEP_S).clamp(min=1e-3)
 
 
 def step_before(inputs: Inputs, path: Float[Tensor, "B S 2"]) -> Float[Tensor, "B 2"]:
-    """Where LIDAR_TOP was 0.5 s ago, in the current lidar frame, metres: from its mean velocity since the last keyframe. At a scene's first keyframe,
-    as far behind as the first step of `path` is ahead."""
+    """Position of LIDAR_TOP 0.5 s ago, current lidar frame, metres, from its mean velocity since the last keyframe.
+
+    At a scene's first keyframe it is the first step of `path`, mirrored.
+    """
     was = lidar_path(inputs.now_T_frame[:, -2:-1], inputs.ego_T_lidar)[:, 0]
     return torch.where(inputs.known[:, -2, None], was * (STEP_S / last_interval_s(inputs))[:, None], -path[:, 0])
 
 
 def horizons_s(inputs: Inputs) -> Float[Tensor, "6"]:
-    """0.5 .. 3.0 s."""
+    """Times of the six future steps: 0.5, 1.0, … 3.0 s."""
     return STEP_S * torch.arange(1, FUTURE_STEPS + 1, device=inputs.age_s.device, dtype=inputs.now_T_frame.dtype)
 
 
@@ -141,5 +145,5 @@ def _sinc(angle: Tensor) -> Tensor:
 
 
 def _cosc(angle: Tensor) -> Tensor:
-    """(1 - cos a) / a, and a / 2 near zero."""
+    """(1 - cos a) / a; stable near 0, where it is a / 2."""
     return torch.sinc(angle / (2 * torch.pi)).square() * angle / 2

@@ -1,6 +1,6 @@
-"""Tokenizer and world model together: from codes to imagined occupancy, and the loss that trains the world model.
+"""Tokenizer and world model combined: occupancy forecasts from codes, and the loss of the world model.
 
-The tokenizer is frozen here and not part of the trained weights.
+The tokenizer is frozen and not part of the trained weights.
 """
 
 from __future__ import annotations
@@ -30,51 +30,58 @@ from iidrive.models.world import Imagined, RolloutState, WorldModel
 
 
 @dataclass(frozen=True)
-class Seen:
-    """The present in the present ego frame: how likely a road user takes each cell, and how likely a cell is no road. Where a road user stands, there
-    is road."""
+class CurrentOccupancy:
+    """Current occupancy on the cells of the occupancy flow, in the current ego frame.
+
+    Attributes:
+        taken: (B,X,Y) probability that a road user occupies a cell.
+        off_road: (B,X,Y) probability that a cell is neither road nor occupied by a road user.
+    """
 
     taken: Float[Tensor, "B X Y"]
     off_road: Float[Tensor, "B X Y"]
 
 
 class Forecaster(nn.Module):
-    """A world model with the tokenizer whose latents it was trained on."""
+    """A world model and the tokenizer that it was trained with."""
 
     def __init__(self, tokenizer: Tokenizer, world: WorldModel) -> None:
         super().__init__()
         self.tokenizer, self.world = tokenizer.eval().requires_grad_(False), world
 
     def train(self, mode: bool = True) -> Forecaster:
-        """Only the world model has a training mode here."""
+        """Set the mode of the world model. The tokenizer stays in eval mode."""
         super().train(mode)
         self.tokenizer.eval()
         return self
 
     def compute_modules(self) -> list[nn.Module]:
-        """The parts that take most of the time: what is compiled and what runs in mixed precision."""
+        """The modules that take most of the time. They are compiled and run in mixed precision."""
         return [*self.tokenizer.compute_modules(), *self.world.compute_modules()]
 
     @torch.no_grad()
     def latents(self, codes: Int[Tensor, "B T n"]) -> Float[Tensor, "B T C x y"]:
-        """Latents of token codes."""
+        """Latents of code indices."""
         return self.tokenizer.latent_of(codes)
 
     def initial_state(self, inputs: Inputs) -> RolloutState:
-        """The world model's memory at the present keyframe."""
-        return self.world.initial_state(inputs, self._seen_latents(inputs))
+        """Rollout state of the world model at the current keyframe."""
+        return self.world.initial_state(inputs, self._observed_latents(inputs))
 
     @torch.no_grad()
     def imagine(self, inputs: Inputs, steps: int, true_motion: Float[Tensor, "B S 4 4"] | None = None) -> Imagined:
-        """Imagined latents and ego poses of the next steps, from what was seen alone.
+        """Roll out the world model: latents and ego poses of the next steps.
 
-        Oracle: `true_motion` (prev_T_next of every step) makes the ego follow its true path, as some publications do. Only a table's row that
-        says so may use it.
+        Args:
+            inputs: the samples.
+            steps: number of steps.
+            true_motion: (B,S,4,4) true ego motion prev_T_next of every step, which the ego then follows. This is an oracle, as in some
+                publications; results must be labelled as such. None to predict the ego motion.
 
         Raises:
-            ConfigError: for `true_motion` and a world model with motion=map, whose roll-out has no such entry.
+            ConfigError: for `true_motion` and a world model with motion=map, which does not support it.
         """
-        latents = self._seen_latents(inputs)
+        latents = self._observed_latents(inputs)
         if self.world.config.motion == "map":
             if true_motion is not None:
                 raise ConfigError("motion=map cannot be rolled out along the true path: leave true_motion out.")
@@ -87,10 +94,10 @@ class Forecaster(nn.Module):
     def forecast(
         self, inputs: Inputs, at: Sequence[int], true_motion: Float[Tensor, "B S 4 4"] | None = None
     ) -> tuple[UInt8[Tensor, "B H X Y Z"], Imagined]:
-        """Occupancy at some steps, each in its own (predicted) ego frame (0 is the reconstructed present), and the roll-out.
+        """Occupancy at the steps `at`, each in its own predicted ego frame, and the rollout. Step 0 is the reconstructed current frame.
 
-        With an occupancy flow, road users are those of the present, where the flow carries them; the decoded latents show everything else.
-        `true_motion` as for `imagine`: an oracle.
+        With an occupancy flow, current road users are moved by the flow, and all other classes come from the decoded latents. `true_motion`
+        is an oracle (see `imagine`).
         """
         assert inputs.codes is not None
         imagined = self.imagine(inputs, max(at), true_motion)
@@ -120,18 +127,18 @@ class Forecaster(nn.Module):
 
     @property
     def flow_grid(self) -> GridSpec | None:
-        """The cells of the occupancy flow, if there is one."""
+        """Grid of the occupancy flow; None if there is none."""
         return None if self.world.flow is None else self.world.flow.fine
 
     @torch.no_grad()
     def taken(self, inputs: Inputs) -> Float[Tensor, "B S X Y"]:
-        """How likely a road user takes each cell of the occupancy flow at every future step, in the present ego frame."""
+        """Probability that a road user occupies each cell at every future step, from the occupancy flow, in the current ego frame."""
         assert self.world.flow is not None
-        return self.world.flow.of(inputs, self._seen_latents(inputs)).taken[:, 1:].sigmoid()
+        return self.world.flow.of(inputs, self._observed_latents(inputs)).taken[:, 1:].sigmoid()
 
     @torch.no_grad()
-    def seen_now(self, inputs: Inputs) -> Seen:
-        """What the present latent shows on the cells of the occupancy flow. The world model is not asked."""
+    def current_occupancy(self, inputs: Inputs) -> CurrentOccupancy:
+        """Current occupancy, decoded from the current latent without the world model, on the cells of the occupancy flow."""
         assert inputs.codes is not None
         assert self.flow_grid is not None
         found = self.tokenizer.class_logits(self.latents(inputs.codes[:, -1])).softmax(-1)
@@ -139,26 +146,28 @@ class Forecaster(nn.Module):
         taken, road = user.amax(-1), (user + found[..., DRIVEABLE]).amax(-1)
         voxels = found.shape[1] // self.flow_grid.shape[0]
         if voxels == 1:
-            return Seen(taken, 1 - road)
-        return Seen(F.max_pool2d(taken[:, None], voxels)[:, 0], 1 - F.avg_pool2d(road[:, None], voxels)[:, 0])
+            return CurrentOccupancy(taken, 1 - road)
+        return CurrentOccupancy(F.max_pool2d(taken[:, None], voxels)[:, 0], 1 - F.avg_pool2d(road[:, None], voxels)[:, 0])
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Valid elements of a batch: future steps that exist; known voxels of the frames that the voxel loss decodes, and those frames."""
+        """Numbers of valid elements of a batch: future steps that exist; with a voxel loss, also known voxels and frames that it
+        decodes.
+        """
         steps = {"steps": batch.targets.valid.sum()}
         return {**steps, **voxel_counts(_decoded(batch)[1])} if self.world.config.voxel_weight else steps
 
     def loss(self, batch: Batch, counts: Counts | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Latent, trajectory, rotation and (if weighted) voxel losses of a roll-out with scheduled sampling.
+        """Latent, trajectory, rotation and (if weighted) voxel losses of a rollout with scheduled sampling.
 
-        At progress p (0..1 of the training) a step's truth replaces the prediction with probability exp(-teacher_decay * p), sample by sample.
-        The voxel loss decodes one step of every sample, drawn evenly, through the frozen decoder.
+        At training progress p (0 to 1) the true latent replaces the predicted one with probability exp(-teacher_decay * p), for each sample
+        and step. The voxel loss decodes one random step of each sample through the frozen decoder.
         """
         config, inputs, targets = self.world.config, batch.inputs, batch.targets
         assert targets.codes is not None
         truth = self.latents(targets.codes)
         rate = math.exp(-config.teacher_decay * batch.progress)
         if config.motion == "map":
-            return recorded_windows.loss(self.world, inputs, self._seen_latents(inputs), targets, truth, targets.draw < rate)
+            return recorded_windows.loss(self.world, inputs, self._observed_latents(inputs), targets, truth, targets.draw < rate)
         frames = torch.cat([identity(truth).expand(len(truth), 1, 4, 4), targets.now_T_frame], 1)
         motions = transform_inverse(frames[:, :-1]) @ frames[:, 1:]
         state = self.initial_state(inputs)
@@ -187,13 +196,13 @@ class Forecaster(nn.Module):
             parts["voxel"] = config.voxel_weight * self.tokenizer.voxel_loss(logits, labels, counts)[0]
         return torch.stack(list(parts.values())).sum(), parts
 
-    def _seen_latents(self, inputs: Inputs) -> Float[Tensor, "B T C x y"]:
+    def _observed_latents(self, inputs: Inputs) -> Float[Tensor, "B T C x y"]:
         assert inputs.codes is not None
         return self.latents(inputs.codes[:, -self.world.config.history :])
 
 
 def _decoded(batch: Batch) -> tuple[Int[Tensor, "B"], UInt8[Tensor, "B X Y Z"]]:
-    """Which future step of every sample the voxel loss decodes, drawn evenly, and its labels: unknown where the scene had ended."""
+    """The random future step of each sample that the voxel loss decodes, and its labels (unknown after the scene's end)."""
     targets = batch.targets
     assert targets.occupancy is not None
     step = (targets.draw[:, -1] * 1e4 % 1 * targets.valid.shape[1]).long()
@@ -202,11 +211,11 @@ def _decoded(batch: Batch) -> tuple[Int[Tensor, "B"], UInt8[Tensor, "B X Y Z"]]:
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:
-    """Smooth-L1 distance of two poses' positions, metres."""
+    """Smooth-L1 distance between the positions of two poses, metres."""
     return nn.functional.smooth_l1_loss(a[..., :2, 3], b[..., :2, 3], reduction="none").sum(-1)
 
 
 def _half_cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product of the two poses' yaw quaternions."""
+    """Absolute inner product of the yaw quaternions of two poses."""
     yaw = torch.atan2(a[..., 1, 0], a[..., 0, 0]) - torch.atan2(b[..., 1, 0], b[..., 0, 0])
     return (yaw / 2).cos().abs()

@@ -1,10 +1,9 @@
-"""Past encoder maps as seen from the present frame, in two ways.
+"""Warping of past encoder maps to the current frame, in two ways.
 
-`once`: each past map is warped from its own frame straight to the present one. `stream` (published): a buffer is carried from frame to frame
-and warped anew at each, so that the oldest map has been resampled as often as there are slots; what is carried is an argument and a
-return value.
+`once`: each past map is warped directly from its own frame to the current one. `stream` (published): a buffer is passed from frame to frame
+and warped at each step, so the oldest map is resampled once per slot. The buffer is an argument and a return value.
 
-Frames may be mirrored for augmentation. A mirror is a 4x4 matrix, its own inverse, that takes points of an ego frame to the mirrored one.
+Frames may be mirrored for augmentation. A mirror is a 4x4 matrix, equal to its inverse, that maps an ego frame to the mirrored one.
 
 Shapes: B batch, T frames of a clip (oldest first), X, Y, Z voxels, C channels, x, y cells, J past frames (newest first).
 """
@@ -25,7 +24,7 @@ from iidrive.models.layers import CellGrid, identity, rigid_inverse, transform_i
 
 @dataclass(frozen=True)
 class Stream:
-    """The published history buffer: past maps, newest first, in the frame of the last one, and the mirror that they are taken to be under."""
+    """The published history buffer: past maps (newest first) in the frame of the last one, and the mirror of that frame."""
 
     maps: Float[Tensor, "B J C x y"]
     mirror: Float[Tensor, "B 4 4"]
@@ -38,7 +37,15 @@ def warp_once(
     history: int,
     mirrors: Float[Tensor, "B T 4 4"] | None = None,
 ) -> Float[Tensor, "B J C x y"]:
-    """Past maps of a clip in the frame of its last one; the earliest stands in for those before it."""
+    """Past maps of a clip, warped to its last frame. The earliest map is repeated for frames before it.
+
+    Args:
+        cells: grid of the maps.
+        clip: (B,T,C,x,y) maps of the frames.
+        now_T_frame: (B,T,4,4) from each frame to the current one.
+        history: number J of past maps.
+        mirrors: (B,T,4,4) mirrors of the frames; None for none.
+    """
     past = []
     for step in range(history):
         index = max(clip.shape[1] - 2 - step, 0)
@@ -57,7 +64,7 @@ def warp_stream(
     mirrors: Float[Tensor, "B T 4 4"] | None = None,
     stale_mirror: bool = False,
 ) -> Float[Tensor, "B J C x y"]:
-    """The same, as a stream that starts with the clip would have it: see `advance`."""
+    """As `warp_once`, with a stream that starts at the clip's first frame (see `advance`)."""
     eye = identity(clip).expand(len(clip), 4, 4)
     stream, past = None, clip[:, :1]
     for k in range(clip.shape[1]):
@@ -68,7 +75,7 @@ def warp_stream(
 
 
 def _between(now_T_prev: Float64[Tensor, "B 4 4"], now_T_next: Float64[Tensor, "B 4 4"]) -> Float64[Tensor, "B 4 4"]:
-    """prev_T_next; in the way of `rigid_inverse`."""
+    """prev_T_next, computed in the same way as `rigid_inverse`."""
     if cpu.pays_for(now_T_prev):
         return torch.linalg.solve_ex(now_T_prev, now_T_next).result
     return transform_inverse(now_T_prev) @ now_T_next
@@ -84,10 +91,10 @@ def advance(
     starts: Bool[Tensor, "B"] | None = None,
     stale_mirror: bool = False,
 ) -> tuple[Float[Tensor, "B J C x y"], Stream]:
-    """One frame of a stream: the past maps in its (mirrored) frame, and what the next frame needs. No gradient flows into the past.
+    """Advance a stream by one frame. Returns the past maps in the (mirrored) current frame, and the stream for the next frame.
 
-    Where a sequence `starts`, copies of the present map are its past. With `stale_mirror` (published) the carried mirror stays that of
-    the sequence's first frame, although the maps have been carried over into every later one's.
+    No gradient flows into past maps. For samples where a sequence `starts`, the past is filled with copies of the current map. With
+    `stale_mirror` (published) the stored mirror stays that of the sequence's first frame, although the maps are warped to later frames.
     """
     now = now.detach()
     copies = now[:, None].expand(-1, history, -1, -1, -1)
@@ -107,7 +114,10 @@ def advance(
 def mirrored(
     occupancy: UInt8[Tensor, "B T X Y Z"], draw: Float[Tensor, "B"], mirror: Literal["none", "clip", "frame"]
 ) -> tuple[UInt8[Tensor, "B T X Y Z"], Float[Tensor, "B T 4 4"] | None]:
-    """Clips with x and y flipped by the lower bits of each clip's draw, and the mirrors of their frames."""
+    """Mirror clips at random in x and y. Returns the clips and the mirrors of their frames (None without mirroring).
+
+    The flips are given by bits of each clip's `draw`, for the whole clip (`clip`) or for every frame (`frame`).
+    """
     if mirror == "none":
         return occupancy, None
     frames = torch.arange(occupancy.shape[1], device=draw.device)

@@ -1,6 +1,6 @@
-"""Building blocks that the tokenizer, the world model and the planner share.
+"""Layers that the tokenizer, the world model and the planner share.
 
-Shapes: B batch, C channels, X, Y cells of a bird's-eye map (axes forward and left, as in the ego frame), N tokens.
+Shapes: B batch, C channels, X, Y cells of a bird's-eye-view map (X forward, Y left, as in the ego frame), N tokens.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from iidrive.models.norm import Norm
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation whose running statistics move when `settle` is called, not while it computes.
+    """Batch normalisation whose running statistics are updated by `update_running_stats`, not in the forward pass.
 
-    In training every call normalises by the statistics of the samples in hand and keeps them. A global batch that is computed in several
-    groups, here or elsewhere, then moves the running statistics once, by the groups' mean.
+    In training, each forward pass normalises with the statistics of its own samples and stores them. When a global batch is computed in
+    several groups or processes, the running statistics are then updated once, with the mean over the groups.
     """
 
     def __init__(self, channels: int) -> None:
@@ -42,8 +42,8 @@ class BatchNorm(nn.BatchNorm2d):
         return F.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
 
     @torch.no_grad()
-    def settle(self, groups: int, mean: Callable[[Tensor], Tensor] = lambda kept: kept) -> None:
-        """Move the running statistics by what `groups` groups kept, call by call; `mean` averages over processes that had as many."""
+    def update_running_stats(self, groups: int, mean: Callable[[Tensor], Tensor] = lambda kept: kept) -> None:
+        """Update the running statistics with the stored statistics of `groups` groups. `mean` averages over processes."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -56,7 +56,7 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class ResBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 shortcut where the width changes."""
+    """Residual block: x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 shortcut if the width changes."""
 
     def __init__(self, inputs: int, outputs: int, groups: int) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class ResBlock(nn.Module):
 
 
 class CellAttention(nn.Module):
-    """Single-head self-attention over all cells of a map, added to it. Plain: `plain.cell_attention`."""
+    """Residual single-head self-attention over all cells of a map. Plain version: `plain.cell_attention`."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class CellAttention(nn.Module):
     def forward(self, x: Float[Tensor, "B C X Y"]) -> Float[Tensor, "B C X Y"]:
         tokens = rearrange(self.norm(x), "b c x y -> b (x y) c").contiguous()
         q, k = (linear(tokens, f.weight.flatten(1), f.bias) for f in (self.q, self.k))
-        # out(p v) = p out(v), because probabilities p sum to one: so `out` is folded into the values' map
+        # out(p v) = p out(v), because probabilities p sum to one, so `out` is folded into the value projection
         assert self.v.bias is not None
         out = self.out.weight.flatten(1)
         v = linear(tokens, out @ self.v.weight.flatten(1), F.linear(self.v.bias, out, self.out.bias))
@@ -93,7 +93,7 @@ class CellAttention(nn.Module):
 
 
 def _mixed(q: Float[Tensor, "B N C"], k: Float[Tensor, "B N C"], v: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
-    """Attention: by torch, in tiles, on a GPU and in mixed precision; else with a matrix of all cells by all cells, which is faster on a CPU."""
+    """Attention: PyTorch's on a GPU or in mixed precision; otherwise with a full N x N matrix, which is faster on a CPU."""
     if cpu.pays_for(q) and not torch.is_autocast_enabled("cpu"):
         return torch.stack([_attention(*parts) for parts in zip(q, k, v, strict=True)]) if len(q) else v
     return F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
@@ -106,7 +106,9 @@ def _attention(q: Float[Tensor, "N C"], k: Float[Tensor, "N C"], v: Float[Tensor
 
 
 class _Attention(torch.autograd.Function):
-    """Attention that keeps its probabilities and overwrites everything else of their size: allocating such matrices costs as much as filling them."""
+    """Attention that stores its probabilities and overwrites all other N x N matrices, because allocating them is as slow as filling
+    them.
+    """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -129,14 +131,14 @@ class _Attention(torch.autograd.Function):
 
 
 _ROWS = 128
-"""Rows of an attention matrix that are worked on together: few enough to stay in the processor's cache."""
+"""Rows of an attention matrix that are processed together: few enough to fit the CPU cache."""
 
 
 class DeformableAttention(nn.Module):
-    """Each cell reads a few points around itself, at offsets and with weights that it computes from its own content.
+    """Deformable attention: each cell samples a few points around itself, with offsets and weights computed from its own features.
 
-    Bilinear, zeros outside. Cell (i, j) sits at ((j + 0.5) / Y, (i + 0.5) / X) plus offset / size; an offset's first component lies along
-    Y (the last axis), its second along X. Plain: `plain.deformable_attention`.
+    Sampling is bilinear with zeros outside. Points of cell (i, j) are at ((j + 0.5) / Y, (i + 0.5) / X) plus offset / size. The first
+    component of an offset is along Y (the last axis), the second along X. Plain version: `plain.deformable_attention`.
     """
 
     def __init__(self, width: int, heads: int, points: int = 4) -> None:
@@ -149,7 +151,7 @@ class DeformableAttention(nn.Module):
         self.reset()
 
     def reset(self) -> None:
-        """Zero offset and weight maps; offset biases point outwards in a ring, one direction a head, one distance a point."""
+        """Initialise: zero weights; offset biases in a ring, with one direction per head and one distance per point."""
         nn.init.zeros_(self.offsets.weight)
         nn.init.zeros_(self.weights.weight)
         nn.init.zeros_(self.weights.bias)
@@ -164,7 +166,7 @@ class DeformableAttention(nn.Module):
         batch, count, width = tokens.shape
         x, y = size
         points = self.heads * self.points
-        # one product gives all three; points lie before cells in memory, so that what follows runs along cells, not along four or two numbers
+        # One product computes all three. Points come before cells in memory, so that later operations are contiguous along cells.
         scale = constant((2 / y, 2 / x), tokens).repeat(points)
         weight = torch.cat([self.value.weight, self.offsets.weight * scale[:, None], self.weights.weight])
         bias = torch.cat([self.value.bias, self.offsets.bias * scale, self.weights.bias])
@@ -182,9 +184,9 @@ class DeformableAttention(nn.Module):
 
 
 class _MixedPoints(torch.autograd.Function):
-    """Points of maps (B D X Y) at places (B P N 2), mixed with weights (B 1 P N): (B D N).
+    """`(F.grid_sample(maps, places) * weights).sum(2)` for maps (B,D,X,Y), places (B,P,N,2) and weights (B,1,P,N), giving (B,D,N).
 
-    `(F.grid_sample(maps, places) * weights).sum(2)`. What was read, P times as much as the result, is not kept but read again for the backward pass.
+    The sampled values, P times as large as the result, are not stored but sampled again in the backward pass.
     """
 
     @staticmethod
@@ -197,23 +199,28 @@ class _MixedPoints(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (grad,) = grad_outputs
         maps, places, weights = ctx.saved_tensors
-        grad = grad.contiguous()[:, :, None]  # else all that follows has its channels innermost
+        grad = grad.contiguous()[:, :, None]  # otherwise all later tensors would be channels_last
         to_weights = repeatable.grid_sample(maps, places).mul_(grad).sum(1, keepdim=True)
         to_maps, to_places = repeatable.grid_sample_gradients(grad * weights, maps, places)
         return to_maps, to_places, to_weights
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Linear, ReLU, Linear."""
+    """MLP: Linear, ReLU, Linear."""
     return nn.Sequential(Linear(inputs, hidden), nn.ReLU(), Linear(hidden, outputs))
 
 
 @dataclass(frozen=True)
 class CellGrid:
-    """Where the cells of a latent map lie in the ego frame, and how to read a map there.
+    """Positions of a latent map's cells in the ego frame, and bilinear sampling of maps.
 
     The encoder's stride-2 convolutions centre cell i on voxel `factor * i`, so its centre is at lower + (factor * i + 0.5) * voxel.
-    Maps are warped as if they lay on the plane z = `height_m`.
+
+    Attributes:
+        size: cells along x and y.
+        first_m: position (x, y) of the centre of cell (0, 0), metres.
+        cell_m: distance between cells, metres.
+        height_m: maps are warped as if they were on the plane z = `height_m`.
     """
 
     size: tuple[int, int]
@@ -222,21 +229,21 @@ class CellGrid:
     height_m: float = 0.0
 
     def points(self, like: Tensor) -> Float[Tensor, "X Y 2"]:
-        """Cell centres (x, y), metres in the ego frame."""
+        """Cell centres (x, y) in the ego frame, metres."""
         x = self.first_m[0] + self.cell_m * torch.arange(self.size[0], device=like.device, dtype=like.dtype)
         y = self.first_m[1] + self.cell_m * torch.arange(self.size[1], device=like.device, dtype=like.dtype)
         return torch.stack(torch.meshgrid(x, y, indexing="ij"), -1)
 
     def read(self, maps: Float[Tensor, "B C X Y"], points_m: Float[Tensor, "B P Q 2"]) -> Float[Tensor, "B C P Q"]:
-        """Bilinear values of maps at points (x, y) in their own ego frame; zero outside. Plain: `plain.read`."""
+        """Bilinear values of maps at points (x, y) in their own ego frame, metres; 0 outside. Plain version: `plain.read`."""
         x, y = self._index(points_m)
         if cpu.pays_for(maps) or repeatable.wanted(maps):
             return repeatable.read_rows(maps, x, y)
-        places = torch.stack([(2 * y + 1) / self.size[1] - 1, (2 * x + 1) / self.size[0] - 1], -1)  # the last axis first
+        places = torch.stack([(2 * y + 1) / self.size[1] - 1, (2 * x + 1) / self.size[0] - 1], -1)  # grid_sample takes the last axis first
         return F.grid_sample(maps, places.to(maps.dtype), align_corners=False)
 
     def inside(self, points_m: Float[Tensor, "B P Q 2"]) -> Float[Tensor, "B 1 P Q"]:
-        """What `read` gives for a map of ones: 1 inside, falling to 0 within a cell's width outside. Plain: `plain.inside`."""
+        """`read` of a map of ones: 1 inside, falling to 0 within one cell outside. Plain version: `plain.inside`."""
         x, y = self._index(points_m)
         return (_weight_inside(x, self.size[0]) * _weight_inside(y, self.size[1]))[:, None]
 
@@ -245,7 +252,7 @@ class CellGrid:
         return x, y
 
     def warp(self, maps: Float[Tensor, "B C X Y"], src_T_dst: Float[Tensor, "B 4 4"]) -> Float[Tensor, "B C X Y"]:
-        """Maps of frame src as seen from frame dst; zero where src saw nothing."""
+        """Warp maps from frame src to frame dst; 0 outside the maps."""
         return self.read(maps, self.seen_from(src_T_dst))
 
     def seen_from(self, src_T_dst: Float[Tensor, "B 4 4"]) -> Float[Tensor, "B X Y 2"]:
@@ -255,16 +262,16 @@ class CellGrid:
 
 
 def read_grid(maps: Float[Tensor, "B C X Y"], points_m: Float[Tensor, "B P Q 2"], grid: GridSpec) -> Float[Tensor, "B C P Q"]:
-    """Bilinear values, at points of its ego frame, of maps with a number for each cell of a grid; zero outside.
+    """Bilinear values of maps on a grid at points (x, y) in its ego frame, metres; 0 outside.
 
-    `CellGrid.read` does the same faster where maps have many channels and nobody asks for their gradient.
+    `CellGrid.read` is faster for maps with many channels that need no gradient.
     """
     y, x = (2 * (points_m[..., axis] - grid.lower_m[axis]) / (grid.shape[axis] * grid.voxel_m) - 1 for axis in (1, 0))
     return repeatable.grid_sample(maps, torch.stack([y, x], -1).to(maps.dtype))
 
 
 def grid_centres(grid: GridSpec, like: Tensor) -> Float[Tensor, "X Y 2"]:
-    """Centres (x, y) of a grid's cells, metres in its ego frame."""
+    """Centres (x, y) of a grid's cells in its ego frame, metres."""
     x, y = (
         grid.lower_m[axis] + (torch.arange(grid.shape[axis], device=like.device, dtype=like.dtype) + 0.5) * grid.voxel_m for axis in (0, 1)
     )
@@ -272,27 +279,27 @@ def grid_centres(grid: GridSpec, like: Tensor) -> Float[Tensor, "X Y 2"]:
 
 
 def planar(dst_T_src: Float[Tensor, "*B 4 4"], points_m: Float[Tensor, "*B P Q 2"]) -> Float[Tensor, "*B P Q 2"]:
-    """Points (x, y) of frame src in frame dst, for transforms whose z axes agree."""
+    """Map points (x, y) from frame src to frame dst, for transforms that rotate about z only."""
     return torch.einsum("...ij,...pqj->...pqi", dst_T_src[..., :2, :2], points_m) + dst_T_src[..., None, None, :2, 3]
 
 
 def _weight_inside(index: Tensor, count: int) -> Tensor:
-    """Bilinear weight, along one axis, of the cells of a map around points told in cells."""
+    """Total bilinear weight of existing cells along one axis, for points in cell units."""
     return (torch.minimum(index, count - 1 - index) + 1).clamp(0, 1)
 
 
 def constant(values: Sequence[float], like: Tensor) -> Shaped[Tensor, "n"]:
-    """A few numbers on the device and of the type of a tensor, written there one by one: a GPU would wait for `like.new_tensor(values)`."""
+    """`like.new_tensor(values)` without the GPU synchronisation of a copy from the host."""
     return torch.cat([like.new_empty(0), *(like.new_full((1,), value) for value in values)])
 
 
 def identity(like: Tensor) -> Float[Tensor, "4 4"]:
-    """The transform that leaves points where they are, on the device and of the type of a tensor."""
+    """The 4x4 identity, with the device and dtype of `like`."""
     return torch.eye(4, device=like.device, dtype=like.dtype)
 
 
 def transform_inverse(transform: Float[Tensor, "*B 4 4"]) -> Float[Tensor, "*B 4 4"]:
-    """Inverse of rigid transforms by transposition: `torch.linalg.inv(transform)`."""
+    """Inverse of rigid transforms, `torch.linalg.inv(transform)`, computed by transposition."""
     rotation = transform[..., :3, :3].transpose(-1, -2)
     translation = -(rotation @ transform[..., :3, 3:])
     bottom = transform[..., 3:, :]
@@ -300,12 +307,15 @@ def transform_inverse(transform: Float[Tensor, "*B 4 4"]) -> Float[Tensor, "*B 4
 
 
 def rigid_inverse(transform: Float[Tensor, "*B 4 4"]) -> Float[Tensor, "*B 4 4"]:
-    """Inverse of rigid transforms: on a CPU as it has always been computed there, whose last bits trained codes depend on; else by transposition."""
+    """Inverse of rigid transforms.
+
+    On a CPU it uses `inv`, because the codes of trained tokenizers depend on its last bits; else transposition.
+    """
     return torch.linalg.inv_ex(transform).inverse if cpu.pays_for(transform) else transform_inverse(transform)
 
 
 def planar_transform(xy_m: Float[Tensor, "*B 2"], cos: Float[Tensor, "*B"], sin: Float[Tensor, "*B"]) -> Float[Tensor, "*B 4 4"]:
-    """4x4 transforms of planar motions."""
+    """4x4 transforms of planar motions: translations in metres, cosine and sine of the yaw."""
     zero, one = torch.zeros_like(cos), torch.ones_like(cos)
     rows = [
         torch.stack([cos, -sin, zero, xy_m[..., 0]], -1),

@@ -1,9 +1,9 @@
-"""Losses over semantic voxels: focal (one against all, weighted by distance), balanced cross entropy, and Lovász-softmax.
+"""Losses over semantic voxels: focal (one-vs-all, weighted by distance), balanced cross entropy, and Lovász-softmax.
 
-A loss is a sum over valid elements divided by a count. Without a count it is the valid elements' own number, which makes a mean. A batch that
-is shared out in parts gives each the count of the whole: the parts' losses then add up to the whole's.
+A loss is a sum over valid elements divided by a count. The default count is the number of valid elements, which gives a mean. When a batch
+is split, pass each part the count of the whole batch; the losses of the parts then add up to the loss of the whole.
 
-Shapes: V voxels in any arrangement, K classes, B samples. Labels 255 are unknown and never count.
+Shapes: V voxels (any shape), K classes, B samples. Label 255 is unknown and ignored.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from iidrive.models.layers import constant
 
 Array = np.ndarray
 Counts = Mapping[str, Tensor]
-"""Valid elements of a whole batch, by what is counted: what the terms of a loss are divided by."""
+"""Numbers of valid elements in the whole batch, by name. The terms of a loss are divided by them."""
 
 
 def masked_mean(total: Float[Tensor, ""], count: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """The mean over `count` valid elements, of which `total` is the sum (or a part of it); 0 where there is none."""
+    """`total` / `count`; 0 if `count` is 0. `total` is the sum over valid elements, or over a part of them."""
     return total / count.clamp(min=1).to(total.dtype)
 
 
 def voxel_counts(labels: UInt8[Tensor, "B *V"]) -> dict[str, Tensor]:
-    """Known voxels, and frames with any."""
+    """Number of known voxels, and of frames with at least one."""
     known = (labels != IGNORE).flatten(1).sum(1)
     return {"voxels": known.sum(), "frames": (known > 0).sum()}
 
 
 def distance_weight(size: tuple[int, int], device: torch.device) -> Float[Tensor, "X Y"]:
-    """1 at the grid's middle rising to 2 at its corner: 1 + |(x, y) - size / 2| / max."""
+    """Weights from 1 at the centre of the grid to 2 at its corners: 1 + |(x, y) - size / 2| / max."""
     x = torch.arange(size[0], device=device, dtype=torch.float32) - size[0] / 2
     y = torch.arange(size[1], device=device, dtype=torch.float32) - size[1] / 2
     distance = (x[:, None].square() + y[None].square()).sqrt()
@@ -53,7 +53,7 @@ def focal(
     alpha: float = 0.25,
     gamma: float = 2.0,
 ) -> Float[Tensor, ""]:
-    """Sigmoid focal loss summed over classes, averaged over known voxels (Lin et al. 2017, eq. 5, one class against all)."""
+    """Sigmoid focal loss (Lin et al. 2017, eq. 5, one-vs-all), summed over classes and averaged over known voxels."""
     known = labels != IGNORE
     index, weights = torch.where(known, labels, 0).long(), weight.expand_as(known) * known
     total = focal_sum(logits.reshape(-1, logits.shape[-1]), index.reshape(-1), weights.reshape(-1), alpha, gamma)
@@ -61,9 +61,9 @@ def focal(
 
 
 def class_weights(counts: Int[Array, "K"]) -> tuple[float, ...]:
-    """Weights 1 / sqrt(frequency), so that a mean over voxels gives 1; a class rarer than one voxel in 100,000 counts as that rare.
+    """Class weights proportional to 1 / sqrt(frequency), with a mean of 1 over voxels.
 
-    A class that never occurs has weight 0.
+    Frequencies below one voxel in 100,000 are raised to that value. A class that never occurs has weight 0.
     """
     frequency = counts / counts.sum()
     weights = np.where(counts > 0, 1 / np.sqrt(np.maximum(frequency, 1e-5)), 0.0)
@@ -71,9 +71,13 @@ def class_weights(counts: Int[Array, "K"]) -> tuple[float, ...]:
 
 
 def presence_weights(frames: Int[Array, "K"], of: int) -> tuple[float, ...]:
-    """Weights of classes that `frames` of `of` frames hold, for sums over frames: a class then counts alike however few frames hold it.
+    """Class weights 1 / (fraction of frames with the class x number of classes), for sums over frames.
 
-    1 / (fraction of frames x number of classes); a class in less than one frame of ten counts as in one of ten, one that never occurs has weight 0.
+    They balance classes that occur in few frames. Fractions below 0.1 are raised to 0.1. A class that never occurs has weight 0.
+
+    Args:
+        frames: (K,) number of frames that contain each class.
+        of: total number of frames.
     """
     weights = np.where(frames > 0, of / np.maximum(frames, 0.1 * of), 0.0)
     return tuple((weights / np.count_nonzero(frames)).round(6).tolist())
@@ -82,7 +86,7 @@ def presence_weights(frames: Int[Array, "K"], of: int) -> tuple[float, ...]:
 def balanced_cross_entropy(
     logits: Float[Tensor, "*V K"], labels: UInt8[Tensor, "*V"], weights: tuple[float, ...], count: Tensor | None = None
 ) -> Float[Tensor, ""]:
-    """Softmax cross entropy, every voxel weighted by its class (all alike without weights), averaged over known voxels."""
+    """Softmax cross entropy, weighted by class (unweighted if `weights` is empty), averaged over known voxels."""
     known = labels != IGNORE
     target = torch.where(known, labels.long(), -100).reshape(-1)
     table = constant(weights or (1.0,) * logits.shape[-1], logits)
@@ -97,18 +101,20 @@ def lovasz_by_frame(
     count: Tensor | None = None,
     weights: tuple[float, ...] = (),
 ) -> Float[Tensor, ""]:
-    """Lovász-softmax of every frame by itself, averaged over frames with known voxels: no frame's value depends on who else is in the batch."""
+    """Lovász-softmax of each frame separately, averaged over frames with known voxels, so that it does not depend on the batch."""
     total = torch.stack([lovasz(one, truth, bins, weights) for one, truth in zip(logits, labels, strict=True)]).sum()
     return masked_mean(total, voxel_counts(labels)["frames"] if count is None else count)
 
 
 def lovasz(logits: Float[Tensor, "*V K"], labels: UInt8[Tensor, "*V"], bins: int = 0, weights: tuple[float, ...] = ()) -> Float[Tensor, ""]:
-    """Lovász-softmax (Berman et al. 2018, algorithm 1) over all known voxels together, mean over the classes that are present.
+    """Lovász-softmax (Berman et al. 2018, algorithm 1) over all known voxels, averaged over the classes that are present.
 
-    With `weights` (one a class, see `presence_weights`) the classes that are present are weighted and summed instead.
-
-    With `bins` > 0 errors are ordered by histogram instead of by sorting: elements whose errors fall into the same of `bins` equal
-    intervals share one weight for true and one for false elements. Linear time; the value differs from the exact one by at most 1 / bins.
+    Args:
+        logits: (*V,K) logits.
+        labels: (*V) class labels; 255 is ignored.
+        bins: if above 0, errors are ordered by a histogram with this many equal bins instead of sorting. All true elements of a bin have
+            the same weight, and so do all false ones. This takes linear time and differs from the exact value by at most 1 / bins.
+        weights: one weight per class (see `presence_weights`) for a weighted sum over present classes; empty for the mean.
     """
     known = labels != IGNORE
     if not cpu.pays_for(logits):
@@ -123,7 +129,10 @@ def lovasz(logits: Float[Tensor, "*V K"], labels: UInt8[Tensor, "*V"], bins: int
 def _lovasz_at_once(
     logits: Float[Tensor, "V K"], labels: UInt8[Tensor, "V"], known: Bool[Tensor, "V"], bins: int, weights: tuple[float, ...]
 ) -> Float[Tensor, ""]:
-    """`lovasz` for a GPU: all classes together, the absent ones too, and unknown voxels as if they were right. No size depends on the labels."""
+    """`lovasz` for a GPU: all classes at once, including absent ones, and unknown voxels with an error of 0.
+
+    No shape depends on the labels.
+    """
     probabilities = logits.softmax(1).T
     truth = (labels == torch.arange(len(probabilities), device=labels.device)[:, None]) & known
     error = torch.where(known, torch.where(truth, 1 - probabilities, probabilities), 0.0)
@@ -136,7 +145,7 @@ def _lovasz_at_once(
 
 
 def _counted_weights(error: Float[Tensor, "K V"], truth: Bool[Tensor, "K V"], known: Bool[Tensor, "V"], bins: int) -> Float[Tensor, "K V"]:
-    """`histogram_weights` of every class."""
+    """`histogram_weights` of all classes."""
     place = interval(error, bins)
     count, hits = (
         error.new_zeros(len(error), bins, dtype=torch.int64).scatter_add_(1, place, some.expand_as(place).long()).double()

@@ -1,6 +1,6 @@
-"""Group normalisation followed by SiLU.
+"""Group normalisation, optionally followed by SiLU.
 
-For maps whose channels lie together in memory (channels_last) it is one step that keeps its input alone for the backward pass.
+For channels_last tensors on a CPU it is one autograd function that saves only its input.
 
 Shapes: B batch, C channels, N cells.
 """
@@ -19,9 +19,9 @@ from iidrive.models import cpu
 
 
 class Norm(nn.GroupNorm):
-    """GroupNorm, then SiLU if asked. Plain: `plain.norm`.
+    """GroupNorm, then SiLU if `silu`. Plain version: `plain.norm`.
 
-    torch's CPU kernel for channels_last data is inaccurate (up to 1e-2 of the output), so there is one here.
+    PyTorch's CPU kernel for channels_last tensors has relative errors of up to 1e-2, so this class has its own.
     """
 
     def __init__(self, groups: int, channels: int, eps: float = 1e-5, silu: bool = False) -> None:
@@ -39,7 +39,7 @@ class Norm(nn.GroupNorm):
 
 
 class _ChannelsLast(torch.autograd.Function):
-    """Norm of (B N C) data."""
+    """`Norm` for tensors (B,N,C)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
@@ -66,7 +66,7 @@ class _ChannelsLast(torch.autograd.Function):
 
 
 def _mean_in_groups(values: Float[Tensor, "B C"], groups: int) -> Float[Tensor, "B C"]:
-    """Means over the channels of each group, told once for every channel."""
+    """Mean over the channels of each group, repeated for every channel."""
     means = values.unflatten(1, (groups, -1)).mean(2)
     return means.repeat_interleave(values.shape[1] // groups, 1)
 

@@ -1,13 +1,14 @@
-"""Occupancy flow: which cells around the ego road users will take, and where what takes them is at present.
+"""Occupancy flow of road users: the probability that each cell around the ego is occupied, and the backward flow to where its occupant is
+now.
 
-It is scene-centric: everything is told in the present ego frame, in which what stands still stays, and one answer serves every way that the ego
-may go. Each past latent is lifted to cells of half the size, where a road user is more than a blur, and carried to the present frame by the
-ego's motion. A small U-Net on latent cells reads all frames together. Each fine cell and step gets the probability that a road user takes it
-(intra: what is where) and the backward flow to where that road user is now (inter: how it got there). Terms as in the Waymo occupancy flow
-challenge (Mahjourian et al. 2022, arXiv 2203.03875).
+All outputs are in the current ego frame, so static objects have no flow and one forecast is valid for every path of the ego. Each past
+latent is upsampled to cells of half the size, which resolve road users better, and warped to the current frame by the ego motion. A small
+U-Net at latent resolution reads all frames together. For each fine cell and step it predicts the occupancy probability (intra: what is
+where) and the backward flow (inter: how it moved there), as in the Waymo occupancy flow challenge (Mahjourian et al. 2022, arXiv
+2203.03875).
 
-Shapes: B batch, T frames (oldest first, the last is now), C latent channels, x, y latent cells, S future steps, H = S + 1 moments (the present
-first), X, Y fine cells (2x, 2y).
+Shapes: B batch, T frames (oldest first, the last is the current one), C latent channels, x, y latent cells, S future steps, H = S + 1 times
+(now, then the steps), X, Y fine cells (2x, 2y).
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from iidrive.models.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class FlowConfig:
-    """Widths of the occupancy flow, and its losses.
+    """Settings of the occupancy flow.
 
     Attributes:
-        width: channels of the U-Net's finest maps, a multiple of 8; 0: there is no occupancy flow.
-        lifted: channels of a fine cell of one frame.
-        flow_weight: weight of the distance between predicted and true flow, metres, beside the cross entropy in hundredths.
+        width: channels of the U-Net's finest maps, a multiple of 8; 0 for no occupancy flow.
+        lifted: channels per fine cell and frame.
+        flow_weight: weight of the flow error (metres) relative to 100 times the cross entropy.
         threshold: probability from which a forecast shows a road user in a cell.
     """
 
@@ -52,21 +53,25 @@ class FlowConfig:
 
 @dataclass(frozen=True)
 class OccupancyFlow:
-    """Logits (B,H,X,Y) that a road user takes a cell, at present and at every future step, and the backward flow (B,S,X,Y,2): the way from a cell
-    to where that road user is at present, metres along x and y. All in the present ego frame."""
+    """Output of the occupancy flow, in the current ego frame.
+
+    Attributes:
+        taken: (B,H,X,Y) logits that a road user occupies a cell, now and at every future step.
+        flow_m: (B,S,X,Y,2) backward flow: from a cell at a step to where its road user is now, along x and y, metres.
+    """
 
     taken: Float[Tensor, "B H X Y"]
     flow_m: Float[Tensor, "B S X Y 2"]
 
 
 def fine_grid(grid: GridSpec, latent_size: tuple[int, int]) -> GridSpec:
-    """The flow's cells: half a latent cell a side (a voxel at least), over the same ground; one cell high."""
+    """Grid of the occupancy flow: cells of half a latent cell (at least one voxel) over the same area, one cell high."""
     voxels = max(grid.shape[0] // (2 * latent_size[0]), 1)
     return GridSpec((grid.shape[0] // voxels, grid.shape[1] // voxels, 1), grid.lower_m, grid.voxel_m * voxels)
 
 
 class FlowNet(nn.Module):
-    """Latents of past frames → `OccupancyFlow`. Holds weights only."""
+    """Predicts `OccupancyFlow` from the latents of past frames."""
 
     def __init__(
         self, config: FlowConfig, latent_width: int, history: int, cells: CellGrid, grid: GridSpec, compute: ComputeConfig
@@ -76,7 +81,7 @@ class FlowNet(nn.Module):
         self.fine = fine_grid(grid, cells.size)
         if self.fine.shape[:2] != (2 * cells.size[0], 2 * cells.size[1]):
             raise ConfigError(
-                f"occupancy flow needs latent cells of two voxels or more a side; found {grid.shape} voxels and {cells.size} cells."
+                f"occupancy flow needs latent cells of at least two voxels per side; found {grid.shape} voxels and {cells.size} cells."
             )
         width, lifted = config.width, config.lifted
         self.lift = nn.Sequential(nn.Conv2d(latent_width, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, 4 * lifted, 1))
@@ -86,7 +91,7 @@ class FlowNet(nn.Module):
         self.last = nn.Sequential(_conv(3 * width, width), _conv(width, width))
         self.out = nn.Conv2d(width, 4 * (1 + 3 * FUTURE_STEPS), 1)
         assert self.out.bias is not None
-        with torch.no_grad():  # nothing is taken, and nothing moves
+        with torch.no_grad():  # initially nothing is occupied and nothing moves
             self.out.weight.mul_(0.1)
             self.out.bias.copy_(torch.cat([torch.full((4 * (1 + FUTURE_STEPS),), -3.0), torch.zeros(8 * FUTURE_STEPS)]))
 
@@ -94,7 +99,7 @@ class FlowNet(nn.Module):
     def forward(
         self, latents: Float[Tensor, "B T C x y"], now_T_frame: Float[Tensor, "B T 4 4"], known: Bool[Tensor, "B T"]
     ) -> tuple[Tensor, Tensor]:
-        """The parts of an `OccupancyFlow`."""
+        """The fields of an `OccupancyFlow`, as a tuple. `known` (B,T) is false before the scene began."""
         batch, frames = latents.shape[:2]
         lifted = F.pixel_shuffle(self.lift(latents.flatten(0, 1)), 2).unflatten(0, (batch, frames))
         frame_T_now = transform_inverse(now_T_frame[:, :-1])
@@ -112,12 +117,12 @@ class FlowNet(nn.Module):
         return taken, _FLOW_M * flow.unflatten(1, (FUTURE_STEPS, 2)).permute(0, 1, 3, 4, 2)
 
     def of(self, inputs: Inputs, latents: Float[Tensor, "B T C x y"]) -> OccupancyFlow:
-        """The occupancy flow of samples, from the latents of all their frames."""
+        """Occupancy flow of samples, from the latents of all their frames."""
         return OccupancyFlow(*self(latents[:, -self.history :], inputs.now_T_frame[:, -self.history :], inputs.known[:, -self.history :]))
 
 
 _FLOW_M = 4.0
-"""Metres of flow that an output of 1 stands for."""
+"""Flow for a network output of 1, metres."""
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -129,29 +134,31 @@ def _enlarged(small: Tensor, like: Tensor) -> Tensor:
 
 
 class FlowLearner(nn.Module):
-    """A flow net with the tokenizer whose latents it reads, for training."""
+    """The flow net with its frozen tokenizer, for training."""
 
     def __init__(self, tokenizer: Tokenizer, net: FlowNet) -> None:
         super().__init__()
         self.tokenizer, self.net = tokenizer.eval().requires_grad_(False), net
 
     def train(self, mode: bool = True) -> FlowLearner:
-        """Only the net has a training mode here."""
+        """Set the mode of the net. The tokenizer stays in eval mode."""
         super().train(mode)
         self.tokenizer.eval()
         return self
 
     def compute_modules(self) -> list[nn.Module]:
-        """The parts that take most of the time."""
+        """The modules that take most of the time."""
         return [self.net]
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Valid elements of a batch: moments that exist, and cells whose flow is known."""
+        """Numbers of valid elements of a batch: times that exist, and cells whose flow is known."""
         valid, known = _known(batch)
         return {"moments": valid.sum(), "cells": known.sum()}
 
     def loss(self, batch: Batch, counts: Counts | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Binary cross entropy of every cell and moment, hundredths of a nat, and the distance of predicted and true flow where it is known."""
+        """100 times the binary cross entropy over cells and times, plus the weighted smooth-L1 error of the flow where it is known,
+        metres.
+        """
         inputs, targets = batch.inputs, batch.targets
         assert inputs.codes is not None
         assert targets.taken is not None

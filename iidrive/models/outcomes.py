@@ -1,12 +1,11 @@
-"""What each candidate plan would meet, and the choice among them.
+"""Predicted outcomes of candidate plans, and their cost.
 
-A candidate is read along its own footprint in a sequence of maps that say how likely a road user takes each cell: those imagined for each
-step (ii), or the present's at every step (no ii). From what was read, and from how the candidate drives, a small head predicts the probability
-of a collision at each step and the distance to the path that an expert would drive. Both are trained on exact labels of every candidate of
-every sample. Beside them stands an explicit cost: the share of the footprint that is expected to be taken in an imagined scene. The choice
-weighs all three.
+Occupancy probability maps of road users are sampled along the footprint of each candidate: the forecast of each step (ii), or the current
+map at every step (no ii). From these samples and the candidate's motion, a small head predicts the collision probability at each step and
+the distance to the expert's path. Both are trained on exact labels for every candidate. A third, explicit cost is the fraction of the
+footprint that is expected to be occupied in a forecast scene. The candidate with the lowest weighted sum is chosen.
 
-Shapes: B batch, A candidates, S steps, N boxes, P points of a footprint, X, Y cells, F numbers of a step.
+Shapes: B batch, A candidates, S steps, N boxes, P points of a footprint, X, Y cells.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from iidrive.models.candidates import LIDAR_TO_CENTRE_M, footprints, headings, r
 from iidrive.models.layers import constant, mlp, planar, read_grid
 
 _MARGINS_M = (0.0, 0.6, 1.5)
-"""A footprint is read as it is, and with so much room around it."""
+"""Margins around the footprint at which the maps are sampled, metres."""
 
 _LATTICE = ((9, 5), (9, 5), (9, 7))
 
@@ -34,9 +33,12 @@ _PER_STEP = len(_MARGINS_M) + 1 + 3
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Logits (B,A,S) of meeting a road user at each step, and the expected distance (B,A) from the expert's path, metres; both learned.
+    """Outcomes of candidates.
 
-    `overlap` (B,A) is read: the share of the footprint that is expected to be taken, summed over steps; 0 where no scene was imagined.
+    Attributes:
+        collision: (B,A,S) learned logits of colliding with a road user at each step.
+        distance_m: (B,A) learned distance to the expert's path, metres.
+        overlap: (B,A) expected occupied fraction of the footprint, summed over steps; 0 without a forecast.
     """
 
     collision: Float[Tensor, "B A S"]
@@ -44,18 +46,18 @@ class Outcomes:
     overlap: Float[Tensor, "B A"]
 
     def cost(self, collision_m: float, overlap_m: float, faster: Bool[Tensor, "A"]) -> Float[Tensor, "B A"]:
-        """What a candidate costs, metres: the distance, `collision_m` for every step that is expected to meet somebody, and `overlap_m` for
-        every step whose whole footprint is expected to be taken.
+        """Cost of each candidate, metres: the distance, plus `collision_m` per expected collision, plus `overlap_m` per step with a fully
+        occupied footprint.
 
-        A candidate that is `faster` than the way, which is the first candidate, is never taken to be safer: who would be hit where it stands is not
-        to flee forwards, since the others see it and the imagined scene does not know that they do.
+        The risk of a candidate that is `faster` than the first one (the unchanged plan) is at least that of the first. Otherwise an ego
+        that would be hit where it stands would accelerate, because the forecast does not know that the others react to it.
         """
         risk = collision_m * self.collision.sigmoid().sum(-1) + overlap_m * self.overlap
         return self.distance_m + torch.where(faster, risk.maximum(risk[:, :1]), risk)
 
 
 class OutcomeHead(nn.Module):
-    """Reads maps along candidates. Holds weights only."""
+    """Predicts outcomes from maps sampled along candidates."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -74,8 +76,16 @@ class OutcomeHead(nn.Module):
         grid: GridSpec,
         ego_T_lidar: Float[Tensor, "B 4 4"],
     ) -> Outcomes:
-        """Outcomes of candidates (lidar frame) by `maps` (probabilities, present ego frame). `base` is the plan that they vary; `imagined` says
-        whether the maps are of their steps or all of the present."""
+        """Outcomes of candidates.
+
+        Args:
+            candidates: (B,A,S,2) paths in the current lidar frame, metres.
+            base: (B,S,2) the plan that the candidates vary, lidar frame, metres.
+            maps: (B,S,X,Y) occupancy probabilities of road users in the current ego frame.
+            imagined: whether the maps are forecasts of their steps; false if all are the current map.
+            grid: grid of the maps.
+            ego_T_lidar: (B,4,4) LIDAR_TOP to ego frame.
+        """
         ways = zip(_LATTICE, _MARGINS_M, strict=True)
         read = torch.stack([read_along(candidates, maps, grid, ego_T_lidar, lattice, margin) for lattice, margin in ways], -1)
         worst, mean = read[..., 0, :], read[..., 1, :1]
@@ -98,7 +108,7 @@ def read_along(
     lattice: tuple[int, int] = (9, 5),
     margin_m: float = 0.0,
 ) -> Float[Tensor, "B A S 2"]:
-    """The largest and the mean value, bilinear, of every step's map under the candidate's footprint then; 0 outside the map."""
+    """Largest and mean value (last axis) of each step's map under the candidate's footprint at that step. Bilinear; 0 outside the map."""
     points = footprints(candidates, lattice, margin_m)
     ego = planar(ego_T_lidar, points.flatten(2, 3)).view_as(points).transpose(1, 2)
     found = read_grid(maps.flatten(0, 1)[:, None], ego.flatten(0, 1), grid)[:, 0]
@@ -113,8 +123,11 @@ def on_the_road(
     shifts_m: tuple[float, ...],
     road_m: float,
 ) -> Float[Tensor, "B S 2"]:
-    """The cheapest of some paths beside a way (lidar frame): what each costs is how far aside it lies, metres, and `road_m` times the share of its
-    corners, over all steps, that is expected off the road. Corners have a little room around them; what lies outside the map is road."""
+    """Shift a path sideways (lidar frame) to the cheapest of `shifts_m`.
+
+    The cost is |shift| in metres plus `road_m` times the mean off-road probability of the footprint's corners (with a small margin) over
+    all steps. Outside the map counts as road.
+    """
     paths = torch.stack([shifted(way, aside) if aside else way for aside in shifts_m], 1)
     maps = off_road[:, None].expand(-1, way.shape[1], -1, -1)
     off = read_along(paths, maps, grid, ego_T_lidar, (2, 2), _ROOM_M)[..., 1].mean(-1)
@@ -126,7 +139,7 @@ _ROOM_M = 0.2
 
 
 def collisions(candidates: Float[Tensor, "B A S 2"], targets: Targets, ego_T_lidar: Float[Tensor, "B 4 4"]) -> Bool[Tensor, "B A S"]:
-    """Whether each candidate touches a true box at each step: exact labels, for training."""
+    """Collision labels for training: whether each candidate (lidar frame, metres) touches a true box at each step."""
     assert targets.boxes is not None
     assert targets.boxes_known is not None
     forward = headings(candidates)

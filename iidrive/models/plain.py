@@ -1,26 +1,28 @@
-"""The plain formulas behind every shortcut in `iidrive/models`: each operation as one would write it down first.
+"""Plain reference formulas of all optimised operations in `iidrive/models`.
 
-No model calls these functions. They say what the faster code stands for: `tests/test_shortcuts.py` and `tests/test_sampling.py` compare
-values and gradients of the two in float64, and `benchmarks/plain.py` runs whole models without shortcuts. A function has the signature of
-what it explains; where that is a method, the module comes first.
+No model calls these functions. `tests/test_shortcuts.py` and `tests/test_sampling.py` compare values and gradients with the optimised
+versions in float64, and `benchmarks/plain.py` runs whole models with them. Each function has the signature of the operation that it
+explains; for a method, the module is the first argument.
 
-| shortcut | what makes it faster |
+| optimised operation | what makes it faster |
 |---|---|
 | `cpu.products.linear`, `crossed` | a matrix product (`F.linear(x, weight, bias)`, `a.T @ b`) as a 1x1 convolution |
-| `cpu.convolve.convolve_columns` | each distinct column meets the weights once |
+| `cpu.convolve.convolve_columns` | each distinct column is multiplied with the weights only once |
 | `cpu.convolve.EnlargedConv` | a 2x2 convolution with summed weights for each of the four new cells |
-| `cpu.voxel_losses` | gradients in closed form, voxels in pieces |
-| `norm.Norm` | one step for maps whose channels lie together |
-| `layers.CellAttention` | `out` is folded into the values' map; probabilities are kept, all else of their size is overwritten |
-| `layers.DeformableAttention` | one product for values, scaled offsets and weights; points are read again backwards |
-| `layers.CellGrid.read`, `inside` | bilinear reading as a weighted sum of four rows of a table; the weights alone for a map of ones |
-| `quantise.ResidualQuantiser.nearest` | without the part of the distance that all codes share |
-| `quantise.ResidualQuantiser.latent_of` | a table for each level of what its codes add to the latent |
-| `world.attend` | the key and value maps are applied to the one query and to what it read, not to every token |
-| `world.InterLayer.mixed` | the two linear maps that meet are one; the memory's part of the first comes from outside |
-| `world.InterDecoder` | one product gives every layer what it reads of the memory; the time embedding is a bias |
+| `cpu.voxel_losses` | gradients in closed form; voxels in chunks |
+| `norm.Norm` | one autograd function for channels_last tensors |
+| `layers.CellAttention` | `out` is folded into the value projection; only the probabilities are stored, other matrices of their size are
+overwritten |
+| `layers.DeformableAttention` | one product for values, scaled offsets and weights; sampled points are recomputed in the backward pass |
+| `layers.CellGrid.read`, `inside` | bilinear sampling as a weighted sum of four table rows; for a map of ones, only the weights |
+| `quantise.ResidualQuantiser.nearest` | omits the part of the distance that is the same for all codes |
+| `quantise.ResidualQuantiser.latent_of` | one table per level with each code's contribution to the latent |
+| `world.attend` | key and value projections are applied to the single query and to the attended mean, not to every token |
+| `world.InterLayer.mixed` | two consecutive linear maps are merged; the memory's part of the first is computed outside |
+| `world.InterDecoder` | one product computes the memory's part for all layers; the time embedding becomes a bias |
 
-Shapes: B batch, C, D channels, X, Y cells, Z voxels of a column, K classes, E numbers of a class, N tokens, V voxels, U distinct columns, n codes.
+Shapes: B batch, C, D channels, X, Y cells, Z voxels of a column, K classes, E class embedding channels, N tokens, V voxels, U distinct
+columns, n codes.
 """
 
 from __future__ import annotations
@@ -39,28 +41,28 @@ from iidrive.models.world import InterDecoder, InterLayer
 
 
 def convolve_columns(labels: UInt8[Tensor, "B X Y Z"], classes: Float[Tensor, "K E"], conv: nn.Conv2d) -> Float[Tensor, "B D X Y"]:
-    """Embed every voxel's label, take a column's numbers (z e) as channels, convolve."""
+    """Embed every voxel's label, flatten each column's embeddings (z e) to channels, convolve."""
     return conv(F.embedding(labels.long(), classes).flatten(3).permute(0, 3, 1, 2))
 
 
 def distinct_columns(labels: UInt8[Tensor, "B X Y Z"]) -> tuple[UInt8[Tensor, "U Z"], Int[Tensor, "B*X*Y"]]:
-    """The columns that occur, each once, and which of them every cell has."""
+    """The distinct columns, and for each cell the index of its column."""
     return torch.unique(labels.flatten(0, 2), dim=0, return_inverse=True)
 
 
 def enlarged_conv(layer: EnlargedConv, input: Float[Tensor, "B C X Y"]) -> Float[Tensor, "B D 2X 2Y"]:
-    """Every cell as 2x2 cells, then a 3x3 convolution."""
+    """Nearest-neighbour upsampling by 2, then a 3x3 convolution."""
     return nn.Sequential.forward(layer, input)
 
 
 def norm(layer: Norm, input: Float[Tensor, "B C X Y"]) -> Float[Tensor, "B C X Y"]:
-    """Group normalisation, then SiLU if asked."""
+    """Group normalisation, then SiLU if `layer.silu`."""
     made = F.group_norm(input.contiguous(), layer.num_groups, layer.weight, layer.bias, layer.eps)
     return F.silu(made) if layer.silu else made
 
 
 def cell_attention(layer: CellAttention, x: Float[Tensor, "B C X Y"]) -> Float[Tensor, "B C X Y"]:
-    """x + out(values mixed by softmax(q k / sqrt(C))), with four 1x1 convolutions."""
+    """x + out(softmax(q k / sqrt(C)) v), with four 1x1 convolutions."""
     normed = layer.norm(x)
     q, k, v = (conv(normed).flatten(2) for conv in (layer.q, layer.k, layer.v))
     probabilities = (torch.bmm(q.transpose(1, 2), k) * q.shape[1] ** -0.5).softmax(2)
@@ -68,7 +70,7 @@ def cell_attention(layer: CellAttention, x: Float[Tensor, "B C X Y"]) -> Float[T
 
 
 def deformable_attention(layer: DeformableAttention, tokens: Float[Tensor, "B N C"], size: tuple[int, int]) -> Float[Tensor, "B N C"]:
-    """Values, offsets and weights by a linear map each; every head of a cell reads its points and sums them up by their weights."""
+    """Values, offsets and weights from one linear layer each. Every head of a cell sums its sampled points by their weights."""
     batch, count, _ = tokens.shape
     x, y = size
     value = rearrange(layer.value(tokens), "b (x y) (h d) -> (b h) d x y", x=x, h=layer.heads)
@@ -83,26 +85,26 @@ def deformable_attention(layer: DeformableAttention, tokens: Float[Tensor, "B N 
 
 
 def read(cells: CellGrid, maps: Float[Tensor, "B C X Y"], points_m: Float[Tensor, "B P Q 2"]) -> Float[Tensor, "B C P Q"]:
-    """Bilinear values of maps at points of their ego frame, by `grid_sample`; zero outside."""
+    """Bilinear values of maps at points in their ego frame, by `grid_sample`; 0 outside."""
     index = (points_m - points_m.new_tensor(cells.first_m)) / cells.cell_m
     grid = (2 * index + 1) / points_m.new_tensor(cells.size) - 1
-    return F.grid_sample(maps, grid.flip(-1), align_corners=False)  # it wants the last axis first
+    return F.grid_sample(maps, grid.flip(-1), align_corners=False)  # grid_sample takes the last axis first
 
 
 def inside(cells: CellGrid, points_m: Float[Tensor, "B P Q 2"]) -> Float[Tensor, "B 1 P Q"]:
-    """A map of ones, read."""
+    """`read` of a map of ones."""
     return read(cells, points_m.new_ones(len(points_m), 1, *cells.size), points_m)
 
 
 def nearest(quantiser: ResidualQuantiser, v: Float[Tensor, "B C x y"]) -> Int[Tensor, "B x y"]:
-    """The code of least |v - e|^2 = |v|^2 + |e|^2 - 2 v e."""
+    """Index of the code e with the smallest |v - e|^2 = |v|^2 + |e|^2 - 2 v e."""
     flat, e = rearrange(v, "b c x y -> (b x y) c"), quantiser.codebook
     distance = flat.square().sum(1, keepdim=True) + e.square().sum(1) - 2 * flat @ e.T
     return distance.argmin(1).view(v.shape[0], *v.shape[2:])
 
 
 def latent_of(quantiser: ResidualQuantiser, codes: Int[Tensor, "B n"]) -> Float[Tensor, "B C X Y"]:
-    """The latent as `ResidualQuantiser.forward` adds it up: `after` of the sum over levels of a 1x1 convolution of the enlarged codes."""
+    """The latent as in `ResidualQuantiser.forward`: `after` of the sum over levels of the convolved, upsampled codes."""
     sizes = [*quantiser.scales, *(quantiser.size for _ in quantiser.time_convs)]
     latent = quantiser.codebook.new_zeros(())
     levels = zip(codes.split(quantiser.level_cells, 1), sizes, [*quantiser.scale_convs, *quantiser.time_convs], strict=True)
@@ -127,7 +129,7 @@ def focal_sum(
 def lovasz_of_classes(
     logits: Float[Tensor, "V K"], target: Int[Tensor, "V"], bins: int, weights: tuple[float, ...] = ()
 ) -> Float[Tensor, ""]:
-    """Lovász-softmax (Berman et al. 2018, algorithm 1): sorted errors times the steps of the Jaccard loss. `bins` is ignored: errors are sorted."""
+    """Lovász-softmax (Berman et al. 2018, algorithm 1): sorted errors times the differences of the Jaccard loss. `bins` is ignored."""
     probabilities, parts = logits.softmax(1), []
     for k in range(probabilities.shape[1]):
         truth = (target == k).to(probabilities)
@@ -142,12 +144,12 @@ def lovasz_of_classes(
 
 
 def attend(attention: nn.MultiheadAttention, query: Float[Tensor, "B 1 C"], tokens: Float[Tensor, "B N C"]) -> Float[Tensor, "B 1 C"]:
-    """The module's own forward: keys and values of every token."""
+    """The forward pass of `nn.MultiheadAttention`, with keys and values of every token."""
     return attention(query, tokens, tokens)[0]
 
 
 def mixed(layer: InterLayer, x: Float[Tensor, "B N C"], memory: Float[Tensor, "B N D"]) -> Float[Tensor, "B N C"]:
-    """`mix` of `join` of the cells beside their memory."""
+    """`mix(join([x, memory]))`."""
     return layer.mix(layer.join(torch.cat([x, memory], -1)))
 
 
@@ -159,7 +161,7 @@ def inter_decoder(
     time: Float[Tensor, "T C"],
     size: tuple[int, int],
 ) -> Float[Tensor, "B N C"]:
-    """The memory is all latents side by side plus their time embedding, and every layer reads it whole."""
+    """Every layer reads the whole memory: all latents concatenated, plus their time embedding."""
     memory = torch.cat([before, now], -1) + time.flatten()
     for layer in decoder:
         assert isinstance(layer, InterLayer)

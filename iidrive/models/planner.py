@@ -1,17 +1,18 @@
-"""The planner: a way that the ego may go, candidates that vary it, and the choice of one by what it would meet.
+"""The planner: it predicts a base path (`way`), varies it into candidates, and chooses the one with the lowest predicted cost.
 
-- the ego's status and the command propose K corrections of the path that the world model's motion prior expects;
-- each proposal reads the present latent along its own waypoints and corrects itself, twice; the best-scored one is the way;
-- where it would leave the road that the present tokens show, a path beside it takes its place;
-- candidates drive that way at other speeds (`candidates.py`), and a head predicts what each would meet (`outcomes.py`). The cheapest is the plan;
-- **ii**: candidates are read along their own footprints in the scene that the world model imagines for every step. Without ii they are read in the
-  present scene, as if everybody stood still, and the world model's future is not computed.
+- From ego motion and command it proposes K corrections of the path expected by the world model's motion prior.
+- Each proposal samples the current latent along its waypoints and corrects itself, twice. The best-scored proposal is the base path.
+- If the base path leaves the road shown by the current tokens, a path shifted sideways replaces it.
+- Candidates follow the base path at other speeds (`candidates.py`). A head predicts their outcomes (`outcomes.py`), and the cheapest is the
+  plan.
+- **ii**: outcomes are predicted from the world model's forecast of every step. Without ii they are predicted from the current scene, as if
+  all road users stood still, and the forecast is not computed.
 
-Without candidates (`accelerations` empty: the *regressor*) the proposals themselves read the imagined latents at their waypoints once more under
-ii, and the best-scored one is the plan. That correction starts at zero: an ii branch that was never trained changes nothing.
+Without candidates (`accelerations` empty: the *regressor*), the proposals are refined once more under ii by sampling the forecast latents
+at their waypoints, and the best-scored one is the plan. That refinement is initialised to zero, so an untrained ii branch changes nothing.
 
-Shapes: B batch, K proposals, A candidates, S steps, C latent channels, D width, x, y latent cells, X, Y cells of the occupancy flow. Paths are
-LIDAR_TOP positions in the current lidar frame, metres.
+Shapes: B batch, K proposals, A candidates, S steps, C latent channels, D width, x, y latent cells, X, Y cells of the occupancy flow, P
+points, E features of a point. Paths are LIDAR_TOP positions in the current lidar frame, metres.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES
 from iidrive.models.baselines import ctrv
 from iidrive.models.candidates import smoothed, smoothing, speed_profiles
 from iidrive.models.ego_motion import MOTION, ego_status, lidar_path, step_before
-from iidrive.models.forecast import Forecaster, Seen
+from iidrive.models.forecast import CurrentOccupancy, Forecaster
 from iidrive.models.layers import CellGrid, ResBlock, constant, mlp, planar, transform_inverse
 from iidrive.models.losses import Counts, masked_mean
 from iidrive.models.outcomes import OutcomeHead, Outcomes, collisions, on_the_road
@@ -39,24 +40,25 @@ from iidrive.models.world import Imagined
 
 @dataclass(frozen=True)
 class PlannerConfig:
-    """Width and number of the proposals, and how they are refined.
+    """Settings of the planner.
 
     Attributes:
-        latent_width: channels of the latent; must be the tokenizer's latent width.
+        latent_width: channels of the latent; must equal the tokenizer's latent width.
         width: channels of the planner, a multiple of 8.
-        proposals: paths proposed for each command.
-        refinements: how often a proposal reads the present latent along its waypoints and corrects itself.
-        history: latest motions of the ego that it knows.
-        reach_m: how far from a waypoint the four points lie that are read around it, metres.
-        ii_fraction: share of a batch whose candidates are read while training, in the present scene and (when ii is on) in the imagined one; without
-            candidates: that is also planned with ii. Scenes are the costly part, and ways need more samples than outcomes do.
-        best_weight: weight of the best proposal's distance, beside the distance expected by the scores.
-        accelerations: what candidates add to the plan's own speed, m/s², the first one 0; empty: there are none (the regressor).
-        collision_m: metres of distance from the expert's path that a step counts as much as in which the head expects a collision.
-        overlap_m: the same for a step in which the whole footprint is taken in the imagined scene.
-        shifts_m: how far beside the way paths lie that are tried before speeds are, metres, 0 first; empty: the way is driven as it is.
-        road_m: metres aside that a path is worth whose corners are off the road from its first step to its last, as the present tokens show it.
-        smooth: weight of a candidate's squared third differences beside its squared distance from what it was; 0: it is driven as it is.
+        proposals: number of proposals per command.
+        refinements: number of refinements of a proposal with the current latent.
+        history: number of past ego motions in the input.
+        reach_m: distance of the four points that are sampled around each waypoint, metres.
+        ii_fraction: fraction of a training batch for which outcomes of candidates are learned (without candidates: that is also planned
+            with ii). Scenes are expensive, and outcomes need fewer samples than base paths.
+        best_weight: weight of the best proposal's distance relative to the expected distance under the scores.
+        accelerations: accelerations that candidates add to the base path's speed, m/s², starting with 0; empty for none (the regressor).
+        collision_m: cost of a step with a predicted collision, metres of distance from the expert's path.
+        overlap_m: cost of a step whose whole footprint is occupied in the forecast, metres of distance from the expert's path.
+        shifts_m: sideways shifts of the base path to try before candidates are made, metres, starting with 0; empty for no shifts.
+        road_m: cost of a path whose corners are off the road at all steps, in metres of sideways shift.
+        smooth: weight of a candidate's squared third differences relative to its squared distance from the unsmoothed path; 0 for no
+            smoothing.
     """
 
     latent_width: int = 128
@@ -78,18 +80,16 @@ class PlannerConfig:
         if self.width % 8:
             raise ConfigError(f"the planner's width must be a multiple of 8; found {self.width}.")
         if not 1 <= self.history <= 5:
-            raise ConfigError(f"the planner's history is 1 to 5 motions (windows hold five keyframes before now); found {self.history}.")
+            raise ConfigError(f"the planner's history must be 1 to 5 motions (clips have five past keyframes); found {self.history}.")
         if self.accelerations and self.accelerations[0] != 0:
-            raise ConfigError(
-                f"the first candidate is the plan at its own speed: accelerations must begin with 0; found {self.accelerations}."
-            )
+            raise ConfigError(f"accelerations must begin with 0, for the base path at its own speed; found {self.accelerations}.")
         if self.shifts_m and self.shifts_m[0] != 0:
-            raise ConfigError(f"the first path is the way itself: shifts_m must begin with 0; found {self.shifts_m}.")
+            raise ConfigError(f"shifts_m must begin with 0, for the base path itself; found {self.shifts_m}.")
 
 
 @dataclass(frozen=True)
 class Proposals:
-    """Paths (B,K,S,2) in the current lidar frame and their scores (B,K), logits."""
+    """Proposed paths (B,K,S,2) in the current lidar frame, metres, and their scores (B,K), logits."""
 
     paths: Float[Tensor, "B K S 2"]
     scores: Float[Tensor, "B K"]
@@ -101,7 +101,7 @@ class Proposals:
 
 @dataclass(frozen=True)
 class Choice:
-    """Candidates (B,A,S,2), what each would meet, and what each costs (B,A), metres."""
+    """Candidates (B,A,S,2), their predicted outcomes, and their costs (B,A), metres."""
 
     candidates: Float[Tensor, "B A S 2"]
     outcomes: Outcomes
@@ -113,7 +113,7 @@ class Choice:
 
 
 class WaypointRefiner(nn.Module):
-    """Reads maps at waypoints and four points around each, and turns what it read into corrections."""
+    """Predicts corrections of paths from map features sampled at their waypoints and at four points around each."""
 
     def __init__(self, config: PlannerConfig, cells: CellGrid) -> None:
         super().__init__()
@@ -129,12 +129,12 @@ class WaypointRefiner(nn.Module):
         nn.init.zeros_(self.correct.bias)
 
     def read(self, maps: Float[Tensor, "B D x y"], points_m: Float[Tensor, "B P 2"]) -> Float[Tensor, "B P E"]:
-        """Features of points given in the maps' ego frame."""
+        """Features (B,P,E) of points in the maps' ego frame, metres."""
         values = self.cells.read(maps, points_m[:, :, None] + self.around)
         return torch.cat([values.permute(0, 2, 3, 1).flatten(2), points_m / 20], -1)
 
     def forward(self, read: Float[Tensor, "B K S E"], state: Float[Tensor, "B K D"]) -> tuple[Tensor, Tensor, Tensor]:
-        """(new state, correction of the paths (B,K,S,2), correction of the scores (B,K))."""
+        """Returns the new state, the corrections of the paths (B,K,S,2) and of the scores (B,K)."""
         points = self.point(read).flatten(2)
         state = state + self.path(torch.cat([points, state], -1))
         out = self.correct(F.relu(state))
@@ -142,7 +142,7 @@ class WaypointRefiner(nn.Module):
 
 
 class Planner(nn.Module):
-    """Proposals from a latent, the ego's past and the command. Holds weights only."""
+    """Network that predicts proposals from a latent, ego motion and command, and the outcomes of candidates."""
 
     def __init__(self, config: PlannerConfig, cells: CellGrid) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class Planner(nn.Module):
     def forward(
         self, inputs: Inputs, latent: Float[Tensor, "B C x y"], base: Float[Tensor, "B S 2"]
     ) -> tuple[list[Proposals], Float[Tensor, "B K D"]]:
-        """Proposals, as corrections of the path `base`, after every refinement (the last are the plan), and the state that ii goes on from."""
+        """Proposals after every refinement (the last ones are final), and the state for `refine`. `base` is the path that they correct."""
         status = self.status(ego_status(inputs, self.config.history))
         modes = self.modes(status).view(len(latent), len(MANOEUVRES), self.config.proposals, -1)
         state = modes[torch.arange(len(latent), device=latent.device), inputs.command]
@@ -187,14 +187,14 @@ class Planner(nn.Module):
         return stages, state
 
     def candidates(self, inputs: Inputs, way: Float[Tensor, "B S 2"]) -> Float[Tensor, "B A S 2"]:
-        """The way at other speeds, the first at its own. With `smooth`, each goes on as the ego has moved."""
+        """Candidates: the base path at other speeds, the first at its own. With `smooth`, each continues the ego's past motion smoothly."""
         paths = speed_profiles(way, self.accelerations)
         if not self.config.smooth:
             return paths
         return drivable(smoothed(paths, step_before(inputs, way), self.smoothing).flatten(0, 1)).view_as(paths)
 
     def refine(self, inputs: Inputs, plan: Proposals, state: Float[Tensor, "B K D"], imagined: Imagined) -> Proposals:
-        """The ii branch: correct proposals by what the world model imagines at each waypoint's moment."""
+        """The regressor's ii branch: correct proposals with the forecast latent of each waypoint's time."""
         points = planar(inputs.ego_T_lidar, plan.paths)
         future_T_now = transform_inverse(imagined.now_T_frame)
         moved = torch.einsum("bsij,bksj->bksi", future_T_now[..., :2, :2], points) + future_T_now[:, None, :, :2, 3]
@@ -206,25 +206,25 @@ class Planner(nn.Module):
 
 
 class Agent(nn.Module):
-    """A planner with the forecaster that its latents and its imagined future come from (frozen)."""
+    """A planner with the frozen forecaster that provides its latents and forecasts."""
 
     def __init__(self, forecaster: Forecaster, planner: Planner, train_ii: bool) -> None:
         super().__init__()
         self.forecaster, self.planner, self.train_ii = forecaster.eval().requires_grad_(False), planner, train_ii
 
     def train(self, mode: bool = True) -> Agent:
-        """Only the planner has a training mode here."""
+        """Set the mode of the planner. The forecaster stays in eval mode."""
         super().train(mode)
         self.forecaster.eval()
         return self
 
     def compute_modules(self) -> list[nn.Module]:
-        """The parts that take most of the time: the forecaster's."""
+        """The modules that take most of the time: those of the forecaster."""
         return self.forecaster.compute_modules()
 
     @torch.no_grad()
     def plan(self, inputs: Inputs, ii: bool) -> Float[Tensor, "B S 2"]:
-        """Plans of a batch. Without `ii` the world model's future is not computed."""
+        """Plans of a batch, LIDAR_TOP positions in the current lidar frame, metres. Without `ii` no forecast is computed."""
         assert inputs.codes is not None
         if self.planner.config.accelerations:
             return self.choice(inputs, ii).best()
@@ -234,37 +234,42 @@ class Agent(nn.Module):
 
     @torch.no_grad()
     def choice(self, inputs: Inputs, ii: bool) -> Choice:
-        """The candidates of a batch and what they are predicted to meet; only for a planner that has candidates."""
-        seen = None if ii and not self.planner.config.shifts_m else self.forecaster.seen_now(inputs)
+        """Candidates of a batch and their predicted outcomes. Only for a planner with candidates."""
+        seen = None if ii and not self.planner.config.shifts_m else self.forecaster.current_occupancy(inputs)
         return self.choose(inputs, self.way(inputs, seen), self.scene(inputs, ii, seen), ii)
 
     @torch.no_grad()
     def choice_in(self, inputs: Inputs, scene: Float[Tensor, "B S X Y"]) -> Choice:
-        """The same in a scene of the future that is given."""
+        """As `choice` with ii, with a given forecast instead of the world model's: (B,S,X,Y) occupancy probabilities of road users."""
         return self.choose(inputs, self.way(inputs), scene, True)
 
     @torch.no_grad()
-    def way(self, inputs: Inputs, seen: Seen | None = None) -> Float[Tensor, "B S 2"]:
-        """The way that candidates vary: the best-scored proposal, moved aside where it would leave the road. `seen`: the present, if it was read."""
+    def way(self, inputs: Inputs, seen: CurrentOccupancy | None = None) -> Float[Tensor, "B S 2"]:
+        """The base path: the best-scored proposal, shifted sideways if it leaves the road.
+
+        `seen` is the current occupancy, if it has been computed already.
+        """
         assert inputs.codes is not None
         config, grid = self.planner.config, self.forecaster.flow_grid
         stages, _ = self.planner(inputs, self.forecaster.latents(inputs.codes[:, -1]), self._base(inputs))
         way = drivable(stages[-1].best())
         if not config.shifts_m or grid is None:
             return way
-        off_road = (seen or self.forecaster.seen_now(inputs)).off_road
+        off_road = (seen or self.forecaster.current_occupancy(inputs)).off_road
         return on_the_road(way, off_road, grid, inputs.ego_T_lidar, config.shifts_m, config.road_m)
 
     @torch.no_grad()
-    def scene(self, inputs: Inputs, ii: bool, seen: Seen | None = None) -> Float[Tensor, "B S X Y"]:
-        """How likely a road user takes each cell around the ego at every step: as imagined with ii, without it as the present shows it."""
+    def scene(self, inputs: Inputs, ii: bool, seen: CurrentOccupancy | None = None) -> Float[Tensor, "B S X Y"]:
+        """Occupancy probabilities of road users at every step: the forecast with ii, the current occupancy without."""
         if ii:
             return self.forecaster.taken(inputs)
-        return (seen or self.forecaster.seen_now(inputs)).taken[:, None].expand(-1, FUTURE_STEPS, -1, -1)
+        return (seen or self.forecaster.current_occupancy(inputs)).taken[:, None].expand(-1, FUTURE_STEPS, -1, -1)
 
     def choose(self, inputs: Inputs, way: Float[Tensor, "B S 2"], scene: Float[Tensor, "B S X Y"], ii: bool) -> Choice:
-        """Candidates along a way, and what each would meet in a scene. `ii` says whether the scene was imagined; a head that was never shown one
-        reads it as it reads the present."""
+        """Candidates along a base path and their predicted outcomes in a scene.
+
+        `ii` says whether the scene is a forecast. A head that was not trained with forecasts treats it like a current scene.
+        """
         assert self.forecaster.flow_grid is not None
         candidates = self.planner.candidates(inputs, way)
         outcomes = self.planner.outcomes(candidates, way, scene, ii and self.train_ii, self.forecaster.flow_grid, inputs.ego_T_lidar)
@@ -272,13 +277,14 @@ class Agent(nn.Module):
         return Choice(candidates, outcomes, outcomes.cost(config.collision_m, config.overlap_m, self.planner.accelerations > 0))
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Valid elements of a batch: samples with any future step, and those of them that are planned with ii too."""
+        """Numbers of valid elements of a batch: samples with a future step, and those of them that are also planned with ii."""
         exists = batch.targets.valid.any(1)
         return {"samples": exists.sum(), "samples_ii": exists[constant(self._with_ii(batch), batch.inputs.command)].sum()}
 
     def loss(self, batch: Batch, counts: Counts | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Expected distance of the scored proposals to the true path, plus the nearest proposal's; candidates, or ii as a second reading, of some
-        samples."""
+        """Distance of the proposals to the true path (expected under the scores, plus that of the nearest). For some samples, also the
+        losses of the candidates' outcomes, or of the plan with ii.
+        """
         inputs, targets = batch.inputs, batch.targets
         assert inputs.codes is not None
         stages, state = self.planner(inputs, self.forecaster.latents(inputs.codes[:, -1]), self._base(inputs))
@@ -299,9 +305,8 @@ class Agent(nn.Module):
         return torch.stack(list(parts.values())).sum(), parts
 
     def _outcome_losses(self, batch: Batch, way: Float[Tensor, "B S 2"], some: list[int], counts: Counts) -> dict[str, Tensor]:
-        """Cross entropy of every candidate's collisions and distance of its predicted distance, without ii and, if it is trained, with it.
-
-        Of `some` samples of the batch.
+        """Losses of outcomes for the rows `some`: cross entropy of collisions and error of distances, without ii and, if trained, with
+        ii.
         """
         names = [("collision", "distance"), ("collision_ii", "distance_ii")][: 1 + self.train_ii]
         if not some:
@@ -322,15 +327,16 @@ class Agent(nn.Module):
         return parts
 
     def _with_ii(self, batch: Batch) -> list[int]:
-        """Rows of a batch whose candidates are read, or that are planned with ii too: `ii_fraction` of the global batch, evenly spread over its
-        places, the first one included."""
+        """Rows of a batch for which outcomes are learned, or that are also planned with ii: the fraction `ii_fraction` of the global batch,
+        evenly spaced and starting with its first sample.
+        """
         share = self.planner.config.ii_fraction
         places = range(len(batch.targets.valid)) if batch.place is None else batch.place
         return [row for row, place in enumerate(places) if math.ceil((place + 1) * share) > math.ceil(place * share)]
 
     @torch.no_grad()
     def _base(self, inputs: Inputs) -> Tensor:
-        """The path to correct: the world model's motion prior, or constant turn rate and velocity where it has none."""
+        """The path that proposals correct: from the world model's motion prior, or constant turn rate and velocity if it has none."""
         prior = self.forecaster.world.prior
         return ctrv(inputs) if prior is None else lidar_path(prior(inputs), inputs.ego_T_lidar)
 
@@ -343,10 +349,11 @@ class Agent(nn.Module):
 
 
 def drivable(paths: Float[Tensor, "B S 2"], per_forward: float = 1.0, least_m: float = 0.1) -> Float[Tensor, "B S 2"]:
-    """Paths in the current lidar frame without what no car can do: step backwards, or further sideways than `per_forward` times forwards.
+    """Paths (lidar frame, metres) without steps that no car can drive: backwards, or sideways by more than `per_forward` times forwards.
 
-    Each hop is judged by the heading before it, which starts straight ahead and follows every hop longer than `least_m` metres; a shorter
-    one goes straight ahead. A path that drives is left as it is; centimetres of noise at a standstill, which would turn the car on the spot, go.
+    Each step is judged by the heading before it. The heading starts straight ahead and follows every step longer than `least_m`; a shorter
+    step keeps it. Normal driving is not changed. Noise of a few centimetres at standstill, which would look like turning on the spot, is
+    removed.
     """
     heading = constant((0.0, 1.0), paths).expand(len(paths), 2)
     hops = torch.diff(paths, dim=1, prepend=torch.zeros_like(paths[:, :1]))

@@ -1,9 +1,9 @@
-"""Residual quantisation, first within a frame (intra, coarse to fine), then across frames (inter, one level per past frame).
+"""Residual quantisation: first within a frame (intra, coarse to fine), then across frames (inter, one level per past frame).
 
-One codebook serves all levels. Every level quantises the residual of the earlier ones, and a level's own 1x1 convolution adds its code
-to the latent. The latent is therefore a sum of linear functions of codes: the code indices alone rebuild it, no history is needed.
+All levels share one codebook. Each level quantises the residual of the levels before it, and its own 1x1 convolution adds its codes to the
+latent. So the latent is a sum of linear functions of codes, and can be rebuilt from the code indices without the history.
 
-Shapes: B batch, C latent channels, X, Y cells, J past frames, n cells of a level.
+Shapes: B batch, C latent channels, X, Y cells, J past frames, n codes of all levels.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from iidrive.models.cpu.products import linear
 
 @dataclass(frozen=True)
 class QuantiserConfig:
-    """The codebook, and how past frames enter it.
+    """Settings of the quantiser.
 
     Attributes:
-        codes: vectors of the codebook.
-        width: numbers of a vector.
-        history: inter levels, one a past frame.
-        inter: what an inter level adds to the residual before it quantises. change: the aligned past map minus the present one (zero where nothing
-            moved or the past saw nothing, so that the level refines). past: the past map itself (published).
-        project_past: whether past maps pass the same 1x1 convolution as the present one, or enter as the encoder gave them (published: false).
-        inter_loss: whether inter levels have a codebook loss as intra levels do, so that they move the codes (published: false).
-        codebook_start: where the first codes come from. data: the first training batch. uniform: U(-1/codes, 1/codes) (published).
-        commitment: weight of the loss that draws the encoder to its codes, beside the loss that draws codes to the encoder.
+        codes: number of codebook vectors.
+        width: channels of a codebook vector.
+        history: number of inter levels, one per past frame.
+        inter: what an inter level adds to the residual before quantising. change: the aligned past map minus the current one (zero where
+            nothing moved and outside the past map). past: the past map itself (published).
+        project_past: apply the 1x1 convolution of the current map to past maps too (published: false).
+        inter_loss: compute the codebook loss for inter levels too (published: false).
+        codebook_start: initial codes: from the first training batch (data), or U(-1/codes, 1/codes) (uniform, published).
+        commitment: weight of the commitment loss (encoder towards codes) relative to the codebook loss (codes towards encoder).
     """
 
     codes: int = 512
@@ -48,7 +48,7 @@ class QuantiserConfig:
 
 @dataclass(frozen=True)
 class Quantised:
-    """The latent, the code index of every cell of every level (intra levels first), and the codebook loss."""
+    """Output of the quantiser: the latent, the code indices of all levels (intra levels first), and the codebook loss."""
 
     latent: Float[Tensor, "B C X Y"]
     codes: Int[Tensor, "B n"]
@@ -56,7 +56,10 @@ class Quantised:
 
 
 class ResidualQuantiser(nn.Module):
-    """See the module's docstring. `size` is the latent map's (X, Y); intra levels run at a quarter, a half and the whole of it."""
+    """Residual quantiser (see the module docstring). `size` is the size (X, Y) of the latent map.
+
+    Intra levels have a quarter, half and all of this resolution.
+    """
 
     def __init__(self, config: QuantiserConfig, size: tuple[int, int]) -> None:
         super().__init__()
@@ -73,22 +76,28 @@ class ResidualQuantiser(nn.Module):
 
     @property
     def level_cells(self) -> list[int]:
-        """Cells of every level, intra levels first: their sum is the number of codes of a frame."""
+        """Number of cells of each level, intra levels first. Their sum is the number of codes per frame."""
         return [x * y for x, y in self.scales] + [self.size[0] * self.size[1]] * self.config.history
 
     def nearest(self, v: Float[Tensor, "B C x y"]) -> Int[Tensor, "B x y"]:
-        """Index of the nearest code (squared Euclidean distance; the first wins a tie). Plain: `plain.nearest`."""
+        """Index of the nearest code by squared Euclidean distance (the first on a tie). Plain version: `plain.nearest`."""
         flat = rearrange(v, "b c x y -> (b x y) c")
-        # |v|^2 is the same for every code, so it is left out
+        # |v - e|^2 without |v|^2, which is the same for every code
         distance = linear(flat, self.codebook * -2, self.codebook.square().sum(1))
         return distance.argmin(1).view(v.shape[0], *v.shape[2:])
 
     def look_up(self, index: Int[Tensor, "B x y"]) -> Float[Tensor, "B C x y"]:
-        """Codes as a map."""
+        """Codebook vectors of a map of indices."""
         return rearrange(F.embedding(index.long(), self.codebook), "b x y c -> b c x y")
 
     def forward(self, now: Float[Tensor, "B C X Y"], past: Float[Tensor, "B J C X Y"], seen: Float[Tensor, "B J 1 X Y"]) -> Quantised:
-        """Quantise an encoder map, given the past encoder maps aligned to it, newest first, and where each past frame saw anything (0..1)."""
+        """Quantise an encoder map.
+
+        Args:
+            now: (B,C,X,Y) encoder map of the current frame.
+            past: (B,J,C,X,Y) past encoder maps aligned to it, newest first.
+            seen: (B,J,1,X,Y) 1 inside each past map, 0 outside.
+        """
         here = self.before(now)
         residual, latent = here, torch.zeros_like(here)
         codes: list[Tensor] = []
@@ -115,8 +124,8 @@ class ResidualQuantiser(nn.Module):
     def latent_of(self, codes: Int[Tensor, "B n"]) -> Float[Tensor, "B C X Y"]:
         """Rebuild the latent from the indices of all levels.
 
-        Everything after the codebook is linear, so each level has a table of what its codes add to the latent, and cells sum up entries.
-        The numbers of a cell lie together in memory. Plain: `plain.latent_of`.
+        Everything after the codebook is linear. So a table per level holds the contribution of each code to the latent, and cells sum table
+        entries. The result is channels_last. Plain version: `plain.latent_of`.
         """
         levels = codes.split(self.level_cells, dim=1)
         tables = self._tables()
@@ -134,7 +143,7 @@ class ResidualQuantiser(nn.Module):
         return self.scales + [self.size] * self.config.history
 
     def _tables(self) -> Float[Tensor, "L K C"]:
-        """What every code of every level adds to the latent. Biases are folded into the last table."""
+        """Contribution of each code (K) of each level (L) to the latent. Biases are folded into the last table."""
         tables, constant = [], torch.zeros_like(self.codebook[0])
         for conv in [*self.scale_convs, *self.time_convs]:
             assert isinstance(conv, nn.Conv2d)
@@ -153,7 +162,9 @@ class ResidualQuantiser(nn.Module):
 
     @torch.no_grad()
     def start(self, here: Float[Tensor, "B C X Y"]) -> None:
-        """Codes drawn from the first batch's maps, each shrunk towards their mean by a random factor, to serve whole maps and residuals."""
+        """Initialise the codebook from cells of the first batch, each scaled by a random factor so that codes fit both maps and
+        residuals.
+        """
         flat = rearrange(here, "b c x y -> (b x y) c")
         generator = torch.Generator(device="cpu").manual_seed(0)
         pick = torch.randint(len(flat), (self.config.codes,), generator=generator).to(flat.device)

@@ -1,6 +1,6 @@
-"""What a GPU would add up in another order every time, added up in one order where torch is asked for that (`torch.use_deterministic_algorithms`).
+"""Deterministic versions of `grid_sample` and `cumsum` for GPUs, used under `torch.use_deterministic_algorithms`.
 
-For bilinear reading, whose gradients a GPU adds up as they arrive, and for running sums torch has no such way; elsewhere it has one, and takes it.
+PyTorch has no deterministic GPU version of these two: it adds in varying order. For all other operations used here it has one.
 
 Shapes: B batch, C channels, X, Y cells, P, Q points.
 """
@@ -16,12 +16,12 @@ from iidrive.models.cpu.sampling import bordered, corners, table_of, weighted_ro
 
 
 def wanted(tensor: Tensor) -> bool:
-    """Whether what is made of a tensor must have the same bits every time, and would not by itself."""
+    """Whether a deterministic version is needed: the tensor is on a GPU and deterministic algorithms are enabled."""
     return tensor.device.type == "cuda" and torch.are_deterministic_algorithms_enabled()
 
 
 def grid_sample(maps: Float[Tensor, "B C X Y"], places: Float[Tensor, "B P Q 2"]) -> Float[Tensor, "B C P Q"]:
-    """`F.grid_sample(maps, places, align_corners=False)`: bilinear values at places (along Y, along X) from -1 to 1, zero outside."""
+    """`F.grid_sample(maps, places, align_corners=False)`: bilinear values at `places` (along Y, along X) in [-1, 1]; 0 outside."""
     if not wanted(maps):
         return F.grid_sample(maps, places, align_corners=False)
     size = (maps.shape[2], maps.shape[3])
@@ -32,7 +32,7 @@ def grid_sample(maps: Float[Tensor, "B C X Y"], places: Float[Tensor, "B P Q 2"]
 def grid_sample_gradients(
     grad: Float[Tensor, "B C P Q"], maps: Float[Tensor, "B C X Y"], places: Float[Tensor, "B P Q 2"]
 ) -> tuple[Float[Tensor, "B C X Y"], Float[Tensor, "B P Q 2"]]:
-    """Gradients of what `grid_sample` read, with respect to maps and places."""
+    """Gradients of `grid_sample` with respect to maps and places, given the gradient of its output."""
     if not wanted(maps):
         bilinear, zeros = 0, 0
         return torch.ops.aten.grid_sampler_2d_backward(grad, maps, places, bilinear, zeros, False, [True, True])
@@ -43,7 +43,7 @@ def grid_sample_gradients(
 
 
 def read_rows(maps: Float[Tensor, "B C X Y"], x: Float[Tensor, "B P Q"], y: Float[Tensor, "B P Q"]) -> Float[Tensor, "B C P Q"]:
-    """Bilinear values at points told in cells, as weighted sums of rows of a table; zero outside."""
+    """Bilinear values at points (x, y) in cell units, as weighted sums of table rows; 0 outside."""
     size = (maps.shape[2], maps.shape[3])
     cells, weights = corners(x, y, size)
     table = table_of(maps.permute(0, 2, 3, 1))
@@ -54,7 +54,7 @@ def read_rows(maps: Float[Tensor, "B C X Y"], x: Float[Tensor, "B P Q"], y: Floa
 
 
 def running_sum(values: Float[Tensor, "..."], axis: int) -> Float[Tensor, "..."]:
-    """`values.cumsum(axis)`."""
+    """`values.cumsum(axis)`, deterministic if needed."""
     if not wanted(values):
         return values.cumsum(axis)
     made, total = [], torch.zeros_like(values.select(axis, 0))

@@ -1,6 +1,6 @@
-"""A forecast's grids with road users where the occupancy flow says they are: transported over what the world model imagines of everything else.
+"""Forecast grids in which road users are moved by the occupancy flow. All other classes come from the world model.
 
-Shapes: B batch, H future steps, X, Y, Z voxels, x, y cells of the flow, M voxels of the grid along one of them, K classes.
+Shapes: B batch, H future steps, X, Y, Z voxels, x, y cells of the flow, K classes.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from iidrive.core.scene import GridSpec
 from iidrive.models.layers import constant, grid_centres, planar, read_grid
 
 _REACH = 2
-"""A cell whose origin shows no road user takes the nearest one at most so many cells beside it, along either axis."""
+"""If the column that the flow points to has no road user, the nearest one within this many cells along x and y is used."""
 
 
 ROAD_USERS: tuple[int, ...] = tuple(k for k in range(len(OCC_CLASSES)) if MOVABLE[k])
-"""The classes of road users."""
+"""Classes of road users."""
 
 
 DRIVEABLE = OCC_CLASSES.index("driveable_surface")
 
 
 def movable_classes(like: Tensor) -> Bool[Tensor, "K"]:
-    """Which classes are road users', on the device of a tensor."""
+    """Mask of the road-user classes, on the device of `like`."""
     return constant([k in ROAD_USERS for k in range(len(OCC_CLASSES))], like.new_empty(0, dtype=torch.bool))
 
 
@@ -40,11 +40,20 @@ def transported(
     grid: GridSpec,
     fine: GridSpec,
 ) -> UInt8[Tensor, "B H X Y Z"]:
-    """`ground`, grids without road users in the ego frames `now_T_frame` of future steps, with those of `present` carried to where they are then.
+    """Add road users to future grids by moving the current ones along the flow.
 
-    `taken` (probabilities) and `flow_m` are told in the present ego frame on the grid `fine`. Where the probability at a column's centre, bilinear
-    between cells, reaches `threshold`, the column shows the road users' voxels of the present column that the flow of its cell points back to, or
-    of the nearest column beside it that has some.
+    Where the occupancy probability at a column's centre (bilinear) reaches `threshold`, the column gets the road-user voxels of the current
+    column that its backward flow points to, or of the nearest column with some.
+
+    Args:
+        ground: (B,H,X,Y,Z) future grids without road users, each in its own ego frame.
+        present: (B,X,Y,Z) current grid in the current ego frame.
+        taken: (B,H,x,y) occupancy probabilities of road users in the current ego frame, on the grid `fine`.
+        threshold: probability from which a column is occupied.
+        flow_m: (B,H,x,y,2) backward flow in the current ego frame, on the grid `fine`, metres.
+        now_T_frame: (B,H,4,4) from each future ego frame to the current one.
+        grid: grid of `ground` and `present`.
+        fine: grid of `taken` and `flow_m`.
     """
     batch, steps = taken.shape[:2]
     here = planar(now_T_frame, grid_centres(grid, now_T_frame).expand(batch, steps, -1, -1, -1))
@@ -60,14 +69,17 @@ def transported(
 
 
 def _flat_cell(points_m: Float[Tensor, "*P 2"], grid: GridSpec) -> tuple[Int[Tensor, "*P"], Bool[Tensor, "*P"]]:
-    """Number of the cell that holds a point, in rows of x, and whether there is one; a cell at the edge where there is none."""
+    """Flat index (x * Y + y) of the cell that contains each point, and whether the point is inside.
+
+    Outside points get a cell at the edge.
+    """
     x, y = (((points_m[..., axis] - grid.lower_m[axis]) / grid.voxel_m).floor() for axis in (0, 1))
     inside = (x >= 0) & (x < grid.shape[0]) & (y >= 0) & (y < grid.shape[1])
     return (x.clamp(0, grid.shape[0] - 1) * grid.shape[1] + y.clamp(0, grid.shape[1] - 1)).long(), inside
 
 
 def _nearest(where: Bool[Tensor, "B X Y"]) -> Int[Tensor, "B X Y"]:
-    """For every column the number of the nearest one of a mask within reach; its own where there is none."""
+    """For each column, the flat index of the nearest column of the mask within `_REACH`; its own index if there is none."""
     batch, x, y = where.shape
     number = torch.arange(x * y, device=where.device).view(1, x, y).expand(batch, x, y)
     out, found = number, where

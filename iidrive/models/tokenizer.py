@@ -1,16 +1,16 @@
-"""Stage 1: the scene tokenizer. Semantic occupancy → a bird's-eye latent made of codebook entries → semantic occupancy.
+"""Stage 1: the scene tokenizer. It encodes semantic occupancy as a bird's-eye-view latent made of codebook vectors, and decodes it again.
 
-- a table of class vectors, tied: it embeds labels at the input and scores them at the output;
-- a column of voxels becomes the channels of a 2-D map; a convolutional encoder and decoder with residual blocks;
-- residual quantisation within the frame and against four past frames aligned by the ego motion (`quantise.py`).
+- Class embeddings are tied: they embed labels at the input and score them at the output.
+- A column of voxels becomes the channels of a 2-D map. Encoder and decoder are convolutional with residual blocks.
+- Residual quantisation works within the frame and against four past frames aligned by the ego motion (`quantise.py`).
 
-The architecture is the scene tokenizer of I2-World (Liao et al., ICCV 2025, arXiv 2507.09144). Different on purpose from the published
-code: past maps go through the same 1x1 convolution as the present one, and an inter level quantises their difference from it; each is
-warped once, from its own frame straight to the present, with cells where the encoder's convolutions centre them. Every difference is
-an option of the config, which says what is published; recipe `published` takes them all.
+The architecture is the scene tokenizer of I2-World (Liao et al., ICCV 2025, arXiv 2507.09144), with deliberate differences from the
+published code: past maps pass the same 1x1 convolution as the current one, and an inter level quantises their difference from it; each past
+map is warped once, directly to the current frame; and cells are at the centres of the encoder's convolutions. Every difference is an option
+of the config. The recipe `published` uses the published variants.
 
-Shapes: B batch, T frames of a clip (oldest first), X, Y, Z voxels, C latent channels, x, y cells, J past frames, n codes of a frame,
-K classes.
+Shapes: B batch, T frames of a clip (oldest first), X, Y, Z voxels, C latent channels, x, y cells, J past frames, n codes per frame,
+K classes, E class embedding channels, D decoder channels.
 """
 
 from __future__ import annotations
@@ -40,34 +40,34 @@ from iidrive.models.quantise import Quantised, QuantiserConfig, ResidualQuantise
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Widths and depths of the tokenizer, its losses, and how the past is brought into the present frame.
+    """Settings of the tokenizer.
 
-    A level is a resolution, finest first; every level but the last ends in a stride-2 convolution.
+    A level is a resolution, finest first. Every level except the last ends in a stride-2 convolution.
 
     Attributes:
-        grid: voxels of the occupancy.
-        class_width: numbers that stand for the class of a voxel.
+        grid: grid of the occupancy.
+        class_width: channels of a class embedding.
         base_width: channels of the finest level.
         multipliers: channels of each level, in multiples of base_width.
-        blocks: residual blocks of each level.
-        attention: whether each level attends over its cells.
-        middle_attention: whether the coarsest maps, between encoder and latent, attend over their cells.
-        groups: groups of group normalisation; every level's channels must be a multiple.
-        quantiser: the codebook.
-        voxel_loss: focal (published), or balanced: a cross entropy with class_weights.
-        voxel_weight: weight of that loss.
-        class_weights: one a class for the balanced loss; empty: taken from the training split's class frequencies.
-        prior: how much of the class_weights' bias to rare classes is taken back where labels are read: 0 none of it, 1 all.
-        lovasz_weight: weight of the Lovász loss, which is taken frame by frame; 0: none.
-        lovasz_bins: bins of a histogram that orders the errors; 0: they are sorted.
-        lovasz_weights: one a class, where the voxel loss is balanced (otherwise the mean over a frame's classes, as published); empty: taken from
-            the training split.
-        embed_weight: weight of the codebook's loss.
-        warp: how the past is brought into the present frame. once: each map straight there. stream: resampled every frame (published).
-        cell_points: where a cell lies. centre: on the voxel that its convolutions are centred on, warped on the ground z = 0. corner: of its own
-            square, warped on the grid's bottom (published).
-        mirror: augmentation that flips x and y, each with probability 0.5: none, for a whole clip, or for every frame by itself (published).
-        stale_mirror: whether a stream keeps the mirror of its first frame, so that its maps are misplaced once a later one differs (published).
+        blocks: number of residual blocks of each level.
+        attention: whether each level has self-attention over its cells.
+        middle_attention: whether there is self-attention between encoder or decoder and latent.
+        groups: groups of group normalisation; must divide the channels of every level.
+        quantiser: settings of the quantiser.
+        voxel_loss: focal (published), or balanced cross entropy with class_weights.
+        voxel_weight: weight of the voxel loss.
+        class_weights: one weight per class for the balanced loss; empty to compute them from the training split.
+        prior: fraction of the class_weights' bias towards rare classes that is removed at inference, 0 to 1.
+        lovasz_weight: weight of the Lovász loss, computed per frame; 0 for none.
+        lovasz_bins: histogram bins that replace sorting in the Lovász loss; 0 to sort.
+        lovasz_weights: one weight per class for the Lovász loss with the balanced voxel loss; empty to compute them from the training
+            split. With the focal loss, the mean over classes is used (published).
+        embed_weight: weight of the codebook loss.
+        warp: once warps each past map directly to the current frame; stream resamples them at every frame (published).
+        cell_points: position of a cell. centre: centre of its convolution, warped at z = 0. corner: corner of its square, warped at the
+            bottom of the grid (published).
+        mirror: augmentation that flips x and y with probability 0.5 each: none, per clip, or per frame (published).
+        stale_mirror: keep the mirror of a stream's first frame, which misplaces maps of frames with another mirror (published).
     """
 
     grid: GridSpec = field(default_factory=GridSpec)
@@ -95,31 +95,33 @@ class TokenizerConfig:
     def __post_init__(self) -> None:
         if not len(self.multipliers) == len(self.blocks) == len(self.attention):
             raise ConfigError(
-                f"multipliers, blocks and attention need one entry a level; found {self.multipliers}, {self.blocks}, {self.attention}."
+                f"multipliers, blocks and attention need one entry per level; found {self.multipliers}, {self.blocks}, {self.attention}."
             )
         if self.grid.shape[0] % self.factor or self.grid.shape[1] % self.factor:
-            raise ConfigError(f"{len(self.multipliers)} levels need a grid that {self.factor} divides; found {self.grid.shape[:2]}.")
+            raise ConfigError(
+                f"with {len(self.multipliers)} levels the grid's x and y must be multiples of {self.factor}; found {self.grid.shape[:2]}."
+            )
         if any(w % self.groups for w in self.widths):
             raise ConfigError(f"every level's width must be a multiple of groups={self.groups}; found {self.widths}.")
         if self.stale_mirror and self.warp != "stream":
-            raise ConfigError("stale_mirror is about what a stream carries: it needs warp=stream.")
+            raise ConfigError("stale_mirror needs warp=stream.")
         middle = [low + n * self.grid.voxel_m / 2 for low, n in zip(self.grid.lower_m[:2], self.grid.shape[:2], strict=True)]
         if self.mirror != "none" and max(map(abs, middle)) > 1e-6:
-            raise ConfigError(f"mirrored frames need a grid with the ego in its middle; found its middle at {middle} m.")
+            raise ConfigError(f"mirror needs a grid centred on the ego; found its centre at {middle} m.")
 
     @property
     def factor(self) -> int:
-        """Voxels a cell along one axis."""
+        """Voxels per latent cell along one axis."""
         return 2 ** (len(self.multipliers) - 1)
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of every level."""
+        """Channels of each level."""
         return tuple(self.base_width * m for m in self.multipliers)
 
     @property
     def latent_size(self) -> tuple[int, int]:
-        """Cells of the latent map."""
+        """Size of the latent map, cells along x and y."""
         return self.grid.shape[0] // self.factor, self.grid.shape[1] // self.factor
 
     @property
@@ -128,7 +130,7 @@ class TokenizerConfig:
         return self.quantiser.width
 
     def cells(self) -> CellGrid:
-        """Where latent cells lie in the ego frame."""
+        """Positions of latent cells in the ego frame."""
         x, y, z = self.grid.lower_m
         cell_m = self.grid.voxel_m * self.factor
         if self.cell_points == "corner":
@@ -138,7 +140,7 @@ class TokenizerConfig:
 
 
 class Level(nn.Module):
-    """Residual blocks of one resolution, each followed by attention if asked, then a change of resolution."""
+    """Residual blocks at one resolution, each optionally followed by attention, then resampling."""
 
     def __init__(
         self, inputs: int, outputs: int, blocks: int, attention: bool, groups: int, resample: nn.Module, compute: ComputeConfig
@@ -166,7 +168,7 @@ def _middle(width: int, config: TokenizerConfig) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """Columns of labels → latent map. Fine maps have their channels together in memory, coarse ones their cells: each is faster there."""
+    """Encodes labels to a latent map. Fine levels are channels_last and the coarsest is contiguous, which is fastest for each."""
 
     def __init__(self, config: TokenizerConfig, compute: ComputeConfig) -> None:
         super().__init__()
@@ -202,7 +204,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent map → embedded columns; the encoder's mirror image."""
+    """Decodes a latent map to class embeddings of columns. Mirrors the encoder."""
 
     def __init__(self, config: TokenizerConfig, compute: ComputeConfig) -> None:
         super().__init__()
@@ -241,7 +243,7 @@ class Decoder(nn.Module):
 
 
 class Tokenizer(nn.Module):
-    """Encodes, quantises and decodes frames. Holds weights only: the past is an argument."""
+    """Encodes, quantises and decodes frames. It has no state: past maps are an argument."""
 
     def __init__(self, config: TokenizerConfig, compute: ComputeConfig | None = None) -> None:
         super().__init__()
@@ -254,26 +256,26 @@ class Tokenizer(nn.Module):
         self.cells = config.cells()
 
     def computing(self, compute: ComputeConfig) -> Tokenizer:
-        """The same weights, of the same type and on the same device, in a tokenizer that computes in another way; not in training mode."""
+        """A copy with other compute options, in eval mode, with the same weights, dtype and device."""
         other = Tokenizer(self.config, compute).to(self.classes).eval()
         other.load_state_dict(self.state_dict())
         return other
 
     def compute_modules(self) -> list[nn.Module]:
-        """The parts that take most of the time: what is compiled and what runs in mixed precision."""
+        """The modules that take most of the time. They are compiled and run in mixed precision."""
         return [self.encoder, self.decoder]
 
     def encode(self, occupancy: UInt8[Tensor, "B X Y Z"]) -> Float[Tensor, "B C x y"]:
-        """Encoder maps, before quantisation. Unknown voxels count as free."""
+        """Encoder maps before quantisation. Unknown voxels are treated as free."""
         return self.encoder(torch.where(occupancy == IGNORE, FREE, occupancy), self.classes)
 
     def align(
         self, clip: Float[Tensor, "B T C x y"], now_T_frame: Float[Tensor, "B T 4 4"], mirrors: Float[Tensor, "B T 4 4"] | None = None
     ) -> tuple[Float[Tensor, "B J C x y"], Float[Tensor, "B J 1 x y"]]:
-        """Past encoder maps of a clip as seen from its last frame, newest first, and where each saw anything.
+        """Past encoder maps of a clip warped to its last frame, newest first, and masks that are 1 inside each past map.
 
-        A past frame that does not exist is to be given as a copy of the earliest that does (same map, same pose). Maps of mirrored frames come
-        with their `mirrors`; poses are always those of the frames as they were.
+        A past frame that does not exist must be given as a copy of the earliest one (same map, same pose). `mirrors` are the mirrors of
+        augmented frames; poses are those of the frames before mirroring.
         """
         marked = torch.cat([clip, torch.ones_like(clip[:, :, :1])], 2)
         config, history = self.config, self.config.quantiser.history
@@ -290,7 +292,7 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def tokenize_scene(self, occupancy: UInt8[Tensor, "T X Y Z"], global_T_ego: Float64[Tensor, "T 4 4"]) -> Int[Tensor, "T n"]:
-        """Codes of every keyframe of a scene, each seeing the four before it; encodes every frame once."""
+        """Codes of all keyframes of a scene. Each uses the four keyframes before it; every keyframe is encoded once."""
         maps = torch.cat([self.encode(part) for part in occupancy.split(8)])
         back = torch.arange(self.config.quantiser.history, -1, -1, device=maps.device)
         codes = []
@@ -301,18 +303,19 @@ class Tokenizer(nn.Module):
         return torch.cat(codes)
 
     def latent_of(self, codes: Int[Tensor, "*B n"]) -> Float[Tensor, "*B C x y"]:
-        """Latents rebuilt from code indices."""
+        """Rebuild latents from code indices."""
         latent = self.quantiser.latent_of(codes.reshape(-1, codes.shape[-1]))
         return latent.view(*codes.shape[:-1], *latent.shape[1:])
 
     def decode(self, latent: Float[Tensor, "B C x y"]) -> Float[Tensor, "B X Y Z K"]:
-        """Class logits of every voxel."""
+        """Decode class logits of every voxel."""
         columns = rearrange(self.decoder(latent), "b (z e) x y -> b x y z e", e=self.config.class_width)
         return columns @ self.classes.T
 
     def class_logits(self, latent: Float[Tensor, "B C x y"]) -> Float[Tensor, "B X Y Z K"]:
-        """Class logits as labels are read from them: without classes that training has never shown (where the config has class weights), and with
-        `prior` of the weights' bias taken back."""
+        """Class logits for inference. With class weights, the fraction `prior` of their bias is removed, and classes absent from training
+        are excluded.
+        """
         logits = self.decode(latent)
         if not self.config.class_weights:
             return logits
@@ -321,7 +324,7 @@ class Tokenizer(nn.Module):
         return logits + bias
 
     def labels(self, latent: Float[Tensor, "B C x y"], without: Bool[Tensor, "K"] | None = None) -> UInt8[Tensor, "B X Y Z"]:
-        """The most likely class of every voxel; `without` leaves out some: what is most likely if the voxel is none of them."""
+        """The most likely class of every voxel, excluding the classes in `without`."""
         logits = self.class_logits(latent)
         if without is not None:
             logits = logits.masked_fill(without, -torch.inf)
@@ -330,7 +333,7 @@ class Tokenizer(nn.Module):
     def voxel_loss(
         self, logits: Float[Tensor, "B X Y Z K"], labels: UInt8[Tensor, "B X Y Z"], counts: Counts | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Focal (published) or balanced cross entropy, plus Lovász, of decoded voxels, each with its weight."""
+        """Weighted voxel loss (focal or balanced) plus weighted Lovász loss of decoded voxels, and the parts."""
         config, counts = self.config, counts or voxel_counts(labels)
         if config.voxel_loss == "focal":
             weight = distance_weight(config.grid.shape[:2], logits.device)[None, :, :, None]
@@ -345,23 +348,24 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> None:
-        """Before the first step: the codebook starts from the maps of some samples (see `QuantiserConfig.codebook_start`)."""
+        """Initialise the codebook from samples, before the first step (see `QuantiserConfig.codebook_start`)."""
         assert batch.inputs.occupancy is not None
         if not bool(self.quantiser.started):
             self.quantiser.start(self.quantiser.before(self.encode(batch.inputs.occupancy[:, -1])))
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Valid elements of a batch: known voxels, frames with any, clips."""
+        """Numbers of valid elements of a batch: known voxels, frames with at least one, clips."""
         assert batch.inputs.occupancy is not None
         chosen = _chosen(batch)
         truth = batch.inputs.occupancy[torch.arange(len(chosen), device=chosen.device), chosen]
         return {**voxel_counts(truth), "clips": chosen.new_full((), len(chosen))}
 
     def loss(self, batch: Batch, counts: Counts | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Reconstruction and codebook loss of one frame of every clip in `batch.inputs`: the last one for half of the clips, any for the others.
+        """Reconstruction and codebook loss of one frame per clip in `batch.inputs`: the last for half of the clips, a random one for the
+        others.
 
-        A frame sees as many earlier frames of its clip as there are, so that the start of a scene is practised too. Gradients flow through
-        the frame itself, not through its past.
+        A frame uses only the earlier frames of its clip, so starts of scenes are trained too. Gradients flow through the frame, not through
+        its past.
         """
         seen, draw = batch.inputs, batch.targets.draw[:, 0]
         assert seen.occupancy is not None
@@ -374,7 +378,7 @@ class Tokenizer(nn.Module):
         truth = occupancy[rows, chosen]
         with (
             torch.no_grad()
-        ):  # the last frame is nobody's past; where it is chosen, the one before stands in for its own map, which nothing reads
+        ):  # the last frame is never history, so it is not encoded; its own map, which is not used, is a copy of the one before
             before = occupancy[:, : max(frames - 1, 1)]
             maps = rearrange(self.encode(before.flatten(0, 1)), "(b t) c x y -> b t c x y", b=clips)
             maps = maps[rows[:, None], index.clamp(max=maps.shape[1] - 1)]
@@ -390,7 +394,7 @@ class Tokenizer(nn.Module):
         seen: Float[Tensor, "B J 1 x y"],
         counts: Counts | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Reconstruction and codebook loss of frames, given the aligned past of each."""
+        """Reconstruction and codebook loss of frames, given their aligned past maps and masks (see `align`)."""
         clips = torch.full((), len(occupancy), device=occupancy.device)
         counts = counts or {**voxel_counts(occupancy), "clips": clips}
         quantised = self.quantiser(self.encode(occupancy), past, seen)
@@ -400,7 +404,7 @@ class Tokenizer(nn.Module):
 
 
 def _chosen(batch: Batch) -> Int[Tensor, "B"]:
-    """Which frame of every clip is reconstructed: the last one for half of the clips, any for the others."""
+    """Index of the frame of each clip to reconstruct: the last for half of the clips, a random one for the others."""
     assert batch.inputs.occupancy is not None
     draw, frames = batch.targets.draw[:, 0], batch.inputs.occupancy.shape[1]
     return torch.where(draw < 0.5, frames - 1, ((draw - 0.5) * 2 * frames).long().clamp(max=frames - 1))

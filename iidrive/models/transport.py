@@ -1,8 +1,8 @@
-"""The privileged forecast that every world model has to be compared with: present voxels of tracked boxes move with their boxes.
+"""Privileged baseline forecast: the current voxels of tracked boxes move with their boxes, and everything else stands still.
 
-Everything else stands still and is seen from where the ego will be. Boxes are known here, which no model is given.
+It uses true boxes, which no model is given.
 
-Shapes: H horizons, n boxes, X, Y, Z voxels. Frames: the ego's at present, unless a name says otherwise.
+Shapes: H horizons, n boxes, X, Y, Z voxels. Everything is in the current ego frame unless a name says otherwise.
 """
 
 from __future__ import annotations
@@ -22,16 +22,20 @@ from iidrive.core.scene import STEP_S, Boxes, GridSpec, Scene
 Array = np.ndarray
 
 _JUMP_RAD = 1.0
-"""A heading that changes by more between two keyframes was labelled the other way round: the box does not turn."""
+"""A larger change of heading between two keyframes is treated as a labelling error (flipped box), not as a turn."""
 
 _GROUND = np.isin(np.arange(256), [OCC[name] for name in ("driveable_surface", "other_flat", "sidewalk", "terrain")])
 
 
 @dataclass(frozen=True)
 class Moves:
-    """Boxes of movable classes as they are at present and where they are at each horizon, all in the present ego frame.
+    """Boxes of movable classes now and at each horizon, in the current ego frame.
 
-    `centre_m` (H,n,3) and `yaw_rad` (H,n); `known` (H,n) is false for a box that is no longer there.
+    Attributes:
+        boxes: the current boxes.
+        centre_m: (H,n,3) future centres, metres.
+        yaw_rad: (H,n) future headings.
+        known: (H,n) false if the box no longer exists.
     """
 
     boxes: Boxes
@@ -41,7 +45,7 @@ class Moves:
 
 
 def constant_turn_moves(scene: Scene, index: int, steps: Sequence[int]) -> Moves:
-    """Every box keeps the turn rate and the velocity in its own frame of the interval before the present; new boxes stand still."""
+    """Moves at constant turn rate and velocity: each box keeps its motion of the last interval. New boxes stand still."""
     now = scene.keyframes[index]
     boxes = _movable(scene, index)
     before = scene.keyframes[max(index - 1, 0)]
@@ -50,12 +54,12 @@ def constant_turn_moves(scene: Scene, index: int, steps: Sequence[int]) -> Moves
     place = np.where(place < 0, len(earlier), place)
     centre = np.concatenate([earlier.centre_m, boxes.centre_m])
     new = place == len(earlier)
-    place = np.where(new, len(earlier) + np.arange(len(boxes)), place)  # a new box stands where it was
+    place = np.where(new, len(earlier) + np.arange(len(boxes)), place)  # a new box stands still
     seconds = max((now.timestamp_us - before.timestamp_us) / 1e6, 1e-3)
     turn = geometry.wrap_angle(boxes.yaw_rad - np.concatenate([earlier.yaw_rad, boxes.yaw_rad])[place])
     turn = np.where(abs(turn) > _JUMP_RAD, 0.0, turn)
     moved = boxes.centre_m - centre[place]
-    # A chord of a steady turn lies half the turn before the present heading; the next one lies as far after it, and is as long.
+    # In a steady turn, the last chord points half a turn before the current heading, and the next one half a turn after it.
     heading = np.arctan2(moved[:, 1], moved[:, 0]) + turn / 2
     speed = np.hypot(moved[:, 0], moved[:, 1]) / np.sinc(turn / (2 * np.pi)) / seconds
     time = STEP_S * np.array(steps)[:, None]
@@ -66,10 +70,10 @@ def constant_turn_moves(scene: Scene, index: int, steps: Sequence[int]) -> Moves
 
 
 def true_moves(scene: Scene, index: int, steps: Sequence[int]) -> Moves:
-    """Where every box truly goes: an oracle. A box whose track has ended is gone.
+    """True moves of all boxes (oracle). A box whose track has ended is unknown.
 
     Raises:
-        IndexError: where the scene ends before the last step.
+        IndexError: if the scene ends before the last step.
     """
     boxes = _movable(scene, index)
     ego_T_global = geometry.invert(scene.keyframes[index].global_T_ego.matrix)
@@ -90,12 +94,19 @@ def transport(
     now_T_future: Float[Array, "H 4 4"],
     spec: GridSpec,
 ) -> UInt8[Array, "H X Y Z"]:
-    """The present grid with every box moved, in the ego frames of the horizons; `ground` is `without_boxes` of it.
+    """The current grid with all boxes moved, in the ego frame of each horizon.
 
-    A cell belongs to a moved box where its centre lies inside, or the box's centre in the cell, as boxes are made into voxels. Its voxels are
-    those of the box's class where that point of the box is at present, or in the nearest cell beside that has some: so no holes open
-    and no edge frays, and what was not seen of a box stays unseen. Smaller boxes are painted over larger ones. What enters the grid
-    later is not there: nobody has seen its voxels.
+    A cell belongs to a moved box if the cell's centre is inside the box, or the box's centre inside the cell. The cell gets the voxels of
+    the box's class from where the same point of the box is now, or from the nearest adjacent cell that has some, so that no holes appear.
+    Parts of a box that are not observed now stay unobserved. Smaller boxes are painted over larger ones. Boxes that enter the grid later
+    are missing.
+
+    Args:
+        occupancy: (X,Y,Z) the current grid.
+        ground: (X,Y,Z) the same grid without boxes (see `without_boxes`).
+        moves: moves of the boxes.
+        now_T_future: (H,4,4) from the ego frame of each horizon to the current one.
+        spec: the grid.
     """
     classes = OCC_OF_CATEGORY[moves.boxes.label]
     present = {c: (occupancy == c).any(-1) for c in np.unique(classes)}
@@ -139,8 +150,8 @@ _BESIDE = np.stack(np.meshgrid((-1, 0, 1), (-1, 0, 1), indexing="ij"), -1).resha
 def _nearest(
     where: Bool[Array, "X Y"], points: Float[Array, "n 2"], spec: GridSpec
 ) -> tuple[Int[Array, "n"], Int[Array, "n"], Bool[Array, "n"]]:
-    """For each point the nearest cell of a mask among the one that holds it and the eight beside: its indices, and whether there is one."""
-    at = (points - np.array(spec.lower_m[:2])) / spec.voxel_m - 0.5  # cell centres are the integers
+    """For each point, the nearest masked cell among its own cell and the eight around it: its indices, and whether there is one."""
+    at = (points - np.array(spec.lower_m[:2])) / spec.voxel_m - 0.5  # in cells; cell centres are at integers
     cell = np.rint(at).astype(np.int64)[:, None] + _BESIDE
     inside = ((cell >= 0) & (cell < spec.shape[:2])).all(-1)
     cell = cell.clip(0, np.array(spec.shape[:2]) - 1)
@@ -162,7 +173,7 @@ def _looked_up(grid: UInt8[Array, "X Y Z"], points: Float[Array, "*n 2"], spec: 
 
 
 def without_boxes(occupancy: UInt8[Array, "X Y Z"], boxes: Boxes, spec: GridSpec) -> UInt8[Array, "X Y Z"]:
-    """The grid without the voxels of movable classes inside boxes: free, with the ground of the nearest column that has some below."""
+    """The grid without voxels of movable classes inside boxes. They become free, or the ground class of the nearest column with ground."""
     covered = footprint(boxes, spec, MARGIN_CELLS * spec.voxel_m).mask(spec)
     taken = covered[..., None] & MOVABLE[occupancy]
     out = np.where(taken, np.uint8(FREE), occupancy)

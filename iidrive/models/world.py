@@ -1,17 +1,20 @@
-"""Stage 2: the world model. Past and present latents, ego motion and a command → the next latent and the ego's next pose, step by step.
+"""Stage 2: the world model. From latents up to now, ego motion and a command it predicts the next latent and the ego's next pose, step by
+step.
 
-- intra encoder: a plan query reads the present latent at three scales; deformable attention, then convolutions, between them;
-- plan head: the query and the command give the ego's next motion; that motion conditions what follows;
-- inter decoder: the fused scales, joined by the memory of past latents, become the next latent;
-- the roll-out repeats the step on its own output. Memory is an argument and a return value.
+- Intra encoder: a plan query attends to the current latent at three scales, with deformable attention and convolutions in between.
+- Plan head: predicts the ego's next motion from the query and the command. The next latent is conditioned on it.
+- Inter decoder: predicts the next latent from the fused scales and past latents.
+- The rollout applies the step to its own output. The rollout state is an argument and a return value.
 
-The architecture is the world model of I2-World (Liao et al., ICCV 2025, arXiv 2507.09144). Different on purpose from the published
-code (which recipe `published` and `iiworld/rollout.py` reproduce with the same modules): the memory holds real past latents; motion is in the
-ego frame and rests at identity; no true future motion or command is read outside the loss; every map is warped into the predicted next
-ego frame before the decoder (`align="warp"`), whose output is added to the last observed latent, warped there (`residual="warped"`); the
-plan head corrects what a motion prior expects from the ego's past (`motion="prior"`), or the last observed motion (`"last"`).
+The architecture is the world model of I2-World (Liao et al., ICCV 2025, arXiv 2507.09144), with deliberate differences from the published
+code (which the recipe `published` and `iiworld/rollout.py` reproduce with the same modules). The state holds real past latents. Motion is
+in the ego frame, with the identity at rest. No true future motion or command is read outside the loss. Maps are warped to the predicted
+next ego frame before the decoder (`align="warp"`), whose output is added to the last observed latent, warped to the same frame
+(`residual="warped"`). The plan head corrects the motion predicted by a motion prior (`motion="prior"`) or the last observed motion
+(`"last"`).
 
-Shapes: B batch, T past frames and now (oldest first), S future steps, C latent channels, x, y cells, N = x*y tokens, M motion numbers.
+Shapes: B batch, T frames up to now (oldest first), S future steps, C latent channels, x, y cells, N = x*y tokens, M motion features, H past
+motions.
 """
 
 from __future__ import annotations
@@ -41,30 +44,30 @@ from iidrive.models.occupancy_flow import FlowConfig, FlowNet, OccupancyFlow
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """Widths and depths of the world model, what it predicts as a change of what, and its losses.
+    """Settings of the world model.
 
     Attributes:
-        width: channels of the tokens; must be the tokenizer's latent width.
-        heads: heads of every attention.
+        width: channels of the tokens; must equal the tokenizer's latent width.
+        heads: number of attention heads.
         strides: stride of each intra layer's convolutions.
-        decoder_layers: layers of the inter decoder.
-        feed_forward: width of a decoder layer's perceptron.
-        history: latest keyframes in memory, now included.
-        plan_width: numbers that stand for one past motion, and the width of the plan head.
+        decoder_layers: number of inter decoder layers.
+        feed_forward: hidden width of a decoder layer's MLP.
+        history: number of keyframes in the rollout state, including the current one.
+        plan_width: width of a motion embedding and of the plan head.
         norm: normalisation of the intra layers: group, or batch (published).
-        align: warp: maps are warped into the next ego frame before the decoder. none: they are decoded where they are (published).
-        residual: warped: the decoder's output is added to the last observed latent, warped. none: it is the prediction (published).
-        motion: what the plan head corrects, in the ego frame: prior (what a motion prior expects from the ego's past), last (the last observed
-            motion) or none (its output is the motion itself). map (published): motions in the axes of the map, and poses chained as quaternions.
-        quirks: which of the published roll-out's peculiarities are wanted, with motion=map (models/iiworld/quirks.py says what each does).
-        start: initial weights: torch's own, or xavier for every matrix but the motion embedding's (published).
+        align: warp maps to the next ego frame before the decoder (warp), or not (none, published).
+        residual: add the decoder's output to the warped last observed latent (warped), or use it as the prediction (none, published).
+        motion: what the plan head corrects, in the ego frame: prior (prediction of the motion prior), last (last observed motion) or none
+            (its output is the motion). map (published): motions in map axes, with poses chained as quaternions.
+        quirks: peculiarities of the published rollout to reproduce, with motion=map (see models/iiworld/quirks.py).
+        start: initial weights: PyTorch's defaults (torch), or xavier for all matrices except the motion embedding's (published).
         prior_width: width of the motion prior.
-        flow: the occupancy flow, which says where road users will be; without one they are as the decoder repaints them (published).
-        latent_weights: weight of the latent's loss at each future step.
-        trajectory_weight: weight of the ego's distance from its true positions.
-        rotation_weight: weight of the ego's turn away from its true headings.
-        voxel_weight: weight of the voxel loss of one imagined step, decoded; 0: none.
-        teacher_decay: at progress p (0 to 1) a step's truth replaces the prediction with probability exp(-teacher_decay p).
+        flow: settings of the occupancy flow of road users; without one, road users come from the decoder (published).
+        latent_weights: weight of the latent loss at each future step.
+        trajectory_weight: weight of the ego's position error.
+        rotation_weight: weight of the ego's heading error.
+        voxel_weight: weight of the voxel loss of one decoded step; 0 for none.
+        teacher_decay: at training progress p (0 to 1) the truth replaces a predicted step with probability exp(-teacher_decay p).
     """
 
     width: int = 128
@@ -90,29 +93,33 @@ class WorldConfig:
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
-            raise ConfigError(f"the token width must be a multiple of the heads; found {self.width} and {self.heads}.")
+            raise ConfigError(f"width must be a multiple of heads; found {self.width} and {self.heads}.")
         if self.norm == "group" and self.width % 8:
-            raise ConfigError(f"group normalisation needs a width that 8 divides; found {self.width}.")
+            raise ConfigError(f"with norm=group the width must be a multiple of 8; found {self.width}.")
         if not 1 <= self.history <= 5:
-            raise ConfigError(f"the world model's history is 1 to 5 keyframes (windows hold five before now); found {self.history}.")
+            raise ConfigError(f"the world model's history must be 1 to 5 keyframes (clips have five past keyframes); found {self.history}.")
         if len(self.latent_weights) != FUTURE_STEPS:
-            raise ConfigError(f"latent_weights needs {FUTURE_STEPS} numbers, one a step; found {len(self.latent_weights)}.")
+            raise ConfigError(f"latent_weights needs {FUTURE_STEPS} numbers, one per step; found {len(self.latent_weights)}.")
         if self.motion == "map" and (self.align, self.residual) != ("none", "none"):
-            raise ConfigError(f"motion=map warps no maps: it needs align=none and residual=none; found {self.align} and {self.residual}.")
+            raise ConfigError(f"motion=map needs align=none and residual=none; found {self.align} and {self.residual}.")
         if self.motion == "map" and self.voxel_weight:
-            raise ConfigError("motion=map has the published losses alone: it needs voxel_weight=0.")
+            raise ConfigError("motion=map has the published losses only: it needs voxel_weight=0.")
         if self.quirks and self.motion != "map":
-            raise ConfigError(f"quirks belong to the roll-out in map axes: they need motion=map; found {self.motion}.")
+            raise ConfigError(f"quirks belong to the rollout in map axes: they need motion=map; found {self.motion}.")
 
 
 @dataclass(frozen=True)
 class RolloutState:
-    """What the model carries from step to step: latents and motions of the last frames, oldest first, in the present ego frame.
+    """Rollout state: latents and motions of the last frames, oldest first. Gradients flow through `now` only.
 
-    `now` (B,C,x,y) is the present latent, `before` (B,T-1,C,x,y) are the earlier ones; `now_T_frame` (B,T,4,4) the ego frames of all;
-    `motions` (B,H,M). `anchor` is the last latent that was observed and not imagined, in its own frame `now_T_anchor`: warping it once keeps
-    what warping step by step would blur. Gradients flow through `now` alone. `expected` (B,S,M) are the motions of the coming steps that
-    the plan head corrects.
+    Attributes:
+        before: (B,T-1,C,x,y) earlier latents, each in its own ego frame.
+        now: (B,C,x,y) the current latent.
+        now_T_frame: (B,T,4,4) from the ego frame of each latent to the current one.
+        motions: (B,H,M) past motions.
+        anchor: (B,C,x,y) the last observed latent. It is always warped in one step, because repeated warping would blur it.
+        now_T_anchor: (B,4,4) from the anchor's ego frame to the current one.
+        expected: (B,S,M) motions of the next steps that the plan head corrects.
     """
 
     before: Float[Tensor, "B T1 C x y"]
@@ -124,7 +131,7 @@ class RolloutState:
     expected: Float[Tensor, "B S M"]
 
     def observed(self, latent: Float[Tensor, "B C x y"], where: Bool[Tensor, "B"]) -> RolloutState:
-        """The same memory with an observed latent as the present one (and as the anchor) of some samples."""
+        """The state with an observed latent as the current one and as the anchor, for the samples in `where`."""
         here = where[:, None, None, None]
         now = torch.where(here, latent, self.now)
         eye = identity(self.now_T_anchor).expand_as(self.now_T_anchor)
@@ -135,9 +142,12 @@ class RolloutState:
 
 @dataclass(frozen=True)
 class Imagined:
-    """A roll-out: latents (B,S,C,x,y), each in its own predicted ego frame, and those frames as seen from the present (B,S,4,4).
+    """A rollout.
 
-    `flow` says, in the present ego frame, where road users will be; only a world model with one has it.
+    Attributes:
+        latents: (B,S,C,x,y) predicted latents, each in its own predicted ego frame.
+        now_T_frame: (B,S,4,4) from each predicted ego frame to the current one.
+        flow: occupancy flow of road users in the current ego frame; None if the world model has none.
     """
 
     latents: Float[Tensor, "B S C x y"]
@@ -146,7 +156,7 @@ class Imagined:
 
 
 class IntraLayer(nn.Module):
-    """Deformable attention on the cells, the plan query reads them, then a residual pair of convolutions with a stride."""
+    """Deformable attention over cells, attention of the plan query to the cells, then a strided residual block."""
 
     def __init__(self, config: WorldConfig, stride: int, compute: ComputeConfig) -> None:
         super().__init__()
@@ -174,10 +184,11 @@ class IntraLayer(nn.Module):
 
 
 def attend(attention: nn.MultiheadAttention, query: Float[Tensor, "B 1 C"], tokens: Float[Tensor, "B N C"]) -> Float[Tensor, "B 1 C"]:
-    """What `attention` gives for one query: the key map is applied to the query, the value map to what was read, not both to every token.
+    """Attention of a single query. Key and value projections are applied to the query and to the attended mean, not to every token.
 
-    Per head, q = Wq x + bq and scores q (Wk t + bk) over tokens t become (Wk^T q) t: q bk adds the same to all scores, which softmax ignores.
-    Then p (Wv t + bv), summed over tokens, becomes Wv (p t) + bv, because probabilities p sum to one. Plain: `plain.attend`.
+    Per head, with q = Wq x + bq, the scores q (Wk t + bk) over tokens t become (Wk^T q) t, because q bk is the same for all tokens and
+    cancels in the softmax. The sum of p (Wv t + bv) over tokens becomes Wv (p t) + bv, because probabilities p sum to one. Plain version:
+    `plain.attend`.
     """
     heads, width = attention.num_heads, attention.embed_dim
     to_query, to_key, to_value = attention.in_proj_weight.view(3, heads, -1, width)
@@ -189,7 +200,9 @@ def attend(attention: nn.MultiheadAttention, query: Float[Tensor, "B 1 C"], toke
 
 
 class InterLayer(nn.Module):
-    """Deformable attention, memory joined in by two small perceptrons, feed-forward; normalised after each."""
+    """Decoder layer: deformable attention, fusion with the memory by two small MLPs, and a feed-forward MLP, each followed by layer
+    norm.
+    """
 
     def __init__(self, config: WorldConfig) -> None:
         super().__init__()
@@ -203,7 +216,7 @@ class InterLayer(nn.Module):
     def forward(self, x: Float[Tensor, "B N C"], remembered: Float[Tensor, "B N C"], size: tuple[int, int]) -> Float[Tensor, "B N C"]:
         x = self.norms[0](x + self.attention(x, size))
         x = self.norms[1](x + self.mixed(x, remembered))
-        # on a CPU its wide middle is made again backwards: four times the tokens' memory for a fiftieth of a step's time
+        # On a CPU the wide hidden layer is recomputed in the backward pass: saves four times the tokens' memory for 2 % of a step's time.
         change = (
             checkpoint(self.feed_forward, x, use_reentrant=False, preserve_rng_state=False)
             if torch.is_grad_enabled() and cpu.pays_for(x)
@@ -213,7 +226,7 @@ class InterLayer(nn.Module):
         return self.norms[2](x + change)
 
     def of_memory(self) -> Float[Tensor, "C D"]:
-        """The part of `join`'s first weights that the memory meets."""
+        """The columns of `join`'s first weight matrix that multiply the memory."""
         first = self.join[0]
         assert isinstance(first, nn.Linear)
         return first.weight[:, first.out_features :]
@@ -221,7 +234,8 @@ class InterLayer(nn.Module):
     def mixed(self, x: Float[Tensor, "B N C"], remembered: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
         """`mix(join([x, memory]))`, where `remembered` = memory @ of_memory().T.
 
-        The two linear maps that meet are one: mix[0](join[2](h)) = (W_mix W_join) h + (W_mix b_join + b_mix). Plain: `plain.mixed`.
+        Two consecutive linear maps are merged: mix[0](join[2](h)) = (W_mix W_join) h + (W_mix b_join + b_mix). Plain version:
+        `plain.mixed`.
         """
         first, _, last = self.join
         into, _, out = self.mix
@@ -233,7 +247,10 @@ class InterLayer(nn.Module):
 
 
 class InterDecoder(nn.ModuleList):
-    """Inter layers in turn. No layer changes the memory, so one product gives each layer what it reads of it. Plain: `plain.inter_decoder`."""
+    """A sequence of inter layers.
+
+    The memory is constant, so one product computes its part for all layers. Plain version: `plain.inter_decoder`.
+    """
 
     def __init__(self, config: WorldConfig, compute: ComputeConfig) -> None:
         super().__init__(InterLayer(config) for _ in range(config.decoder_layers))
@@ -248,7 +265,15 @@ class InterDecoder(nn.ModuleList):
         time: Float[Tensor, "T C"],
         size: tuple[int, int],
     ) -> Float[Tensor, "B N C"]:
-        """`before` are earlier latents side by side, `now` is the present one; `time` is added to them, the same numbers in every cell: a bias."""
+        """Decode tokens.
+
+        Args:
+            x: (B,N,C) tokens.
+            before: (B,N,D) earlier latents, concatenated along channels.
+            now: (B,N,C) the current latent.
+            time: (T,C) time embeddings of the latents, the same for every cell.
+            size: cells along x and y.
+        """
         layers = [layer for layer in self if isinstance(layer, InterLayer)]
         weight = torch.cat([layer.of_memory() for layer in layers])
         to_before, to_now = weight.split([before.shape[-1], now.shape[-1]], 1)
@@ -259,15 +284,15 @@ class InterDecoder(nn.ModuleList):
 
 
 class WorldModel(nn.Module):
-    """One step and the roll-out. Holds weights only."""
+    """The world model: a step and the rollout. It has no state of its own (see `RolloutState`)."""
 
     def __init__(self, config: WorldConfig, cells: CellGrid, grid: GridSpec, compute: ComputeConfig | None = None) -> None:
-        """`cells` and `grid`: where the tokenizer's latent cells and voxels lie."""
+        """Make a world model for a tokenizer with these latent cells and this occupancy grid."""
         super().__init__()
         self.config, self.cells, self.compute = config, cells, compute or ComputeConfig()
         if self.compute.activation_checkpointing and config.norm == "batch":
             raise ConfigError(
-                "activation checkpointing would count BatchNorm's statistics twice: leave it off for a world model with norm=batch."
+                "activation checkpointing would count BatchNorm's statistics twice: switch it off for a world model with norm=batch."
             )
         width = config.width
         x, y = cells.size
@@ -291,11 +316,11 @@ class WorldModel(nn.Module):
         self._reset()
 
     def compute_modules(self) -> list[nn.Module]:
-        """The parts that take most of the time: what is compiled and what runs in mixed precision."""
+        """The modules that take most of the time. They are compiled and run in mixed precision."""
         return [*self.intra, self.inter, *([] if self.flow is None else [self.flow])]
 
     def _reset(self) -> None:
-        """The plan head starts at "go on as before" and the decoder at "nothing changes", where the config has these as its base."""
+        """Initialise weights. If the config uses a base motion or latent, the plan head and the decoder start with zero corrections."""
         if self.config.start == "xavier":
             for name, p in self.named_parameters():
                 if p.dim() > 1 and not name.startswith(("motion_", "plan_query", "prior", "flow")):
@@ -310,7 +335,7 @@ class WorldModel(nn.Module):
             nn.init.zeros_(self.change.bias)
 
     def initial_state(self, inputs: Inputs, latents: Float[Tensor, "B T C x y"]) -> RolloutState:
-        """The memory at the start of a roll-out, from observed frames and their latents (the last is now)."""
+        """State at the start of a rollout, from observed frames and their latents (the last is the current one)."""
         keep, now_T_frame = self.config.history, inputs.now_T_frame
         motions = past_motions(now_T_frame, inputs.known, inputs.age_s)
         future = self.prior(inputs) if self.prior is not None else constant_turn(inputs)
@@ -326,10 +351,10 @@ class WorldModel(nn.Module):
         true_motion: Float[Tensor, "B 4 4"] | None = None,
         teach: Bool[Tensor, "B"] | None = None,
     ) -> tuple[RolloutState, Float[Tensor, "B C x y"], Float[Tensor, "B 4 4"]]:
-        """Imagine one step: (memory after it, next latent, now_T_next as predicted).
+        """Predict one step. Returns the next state, the next latent and the predicted motion now_T_next (B,4,4).
 
-        `true_motion` may be given by the loss and by the oracle roll-out alone: where `teach` is true the decoder is conditioned on it instead
-        of on the prediction.
+        For samples in `teach`, the decoder is conditioned on `true_motion` (now_T_next) instead of the predicted motion. Only the loss and
+        the oracle rollout pass it.
         """
         maps, plan = self.encode(state.now, state.motions)
         predicted = self._move(plan, command, state.expected[:, 0] if self.config.motion == "prior" else state.motions[:, -1])
@@ -355,9 +380,9 @@ class WorldModel(nn.Module):
         steps: int = FUTURE_STEPS,
         true_motion: Float[Tensor, "B S 4 4"] | None = None,
     ) -> Imagined:
-        """Roll out freely under one command.
+        """Roll out `steps` steps under one command.
 
-        Oracle: with `true_motion`, prev_T_next of every step, the ego follows it and every step is conditioned on it.
+        With `true_motion` (B,S,4,4), prev_T_next of every step, the ego follows it and every step is conditioned on it (oracle).
         """
         latents, frames = [], []
         now_T_frame = identity(state.now_T_frame).expand(len(command), 4, 4)
@@ -374,7 +399,7 @@ class WorldModel(nn.Module):
         return Imagined(torch.stack(latents, 1), torch.stack(frames, 1))
 
     def encode(self, now: Float[Tensor, "B C x y"], motions: Float[Tensor, "B H M"]) -> tuple[Tensor, Tensor]:
-        """Intra encoder: fused maps (B,C,x,y) of the present latent and the plan query (B,C) that has read them."""
+        """Intra encoder. Returns the fused maps (B,C,x,y) of the current latent and the plan query (B,C)."""
         size = self.cells.size
         position = torch.cat([self.column[None].expand(size[0], -1, -1), self.row[:, None].expand(-1, size[1], -1)], -1)
         tokens = rearrange(now, "b c x y -> b (x y) c") + position.flatten(0, 1) + self.time[-1]
@@ -384,7 +409,7 @@ class WorldModel(nn.Module):
             maps, plan = layer(tokens, plan, size)
             size = (maps.shape[2], maps.shape[3])
             tokens = rearrange(maps, "b c x y -> b (x y) c")
-            # conv(interpolate(maps)), but on the small map: both are linear, one over channels, one over cells with weights that sum to one
+            # conv(interpolate(maps)) on the small map: they commute, as interpolation is linear over cells with weights that sum to one
             made = conv(maps)
             fused = fused + (
                 made if size == self.cells.size else F.interpolate(made, self.cells.size, mode="bilinear", align_corners=False)
@@ -392,7 +417,7 @@ class WorldModel(nn.Module):
         return fused, plan[:, 0]
 
     def head(self, plan: Float[Tensor, "B C"], command: Int[Tensor, "B"]) -> Float[Tensor, "B 6"]:
-        """The plan head's row of a command: translation (x, y) and a quaternion (w, x, y, z) of any length."""
+        """Output of the plan head for a command: translation (x, y) and an unnormalised quaternion (w, x, y, z)."""
         heads = self.plan_head(plan).view(len(plan), len(MANOEUVRES), 6)
         return heads[torch.arange(len(plan), device=plan.device), command]
 
@@ -403,7 +428,9 @@ class WorldModel(nn.Module):
         now: Float[Tensor, "B C x y"],
         next_T_now: Float[Tensor, "B 4 4"],
     ) -> Float[Tensor, "B C x y"]:
-        """Inter decoder: fused maps, earlier latents (oldest first), the present one and the motion become the next latent, or its change."""
+        """Inter decoder: the next latent, or its change, from fused maps, earlier latents (oldest first), the current latent and the
+        motion.
+        """
         x, y = self.cells.size
         vector = torch.cat([next_T_now[:, :3, :3].flatten(1), next_T_now[:, :3, 3]], -1)
         tokens = rearrange(here, "b c x y -> b (x y) c") + self.condition(vector)[:, None]
@@ -412,7 +439,7 @@ class WorldModel(nn.Module):
         return rearrange(self.change(tokens), "b (x y) c -> b c x y", x=x)
 
     def _move(self, plan: Tensor, command: Tensor, base: Tensor) -> Tensor:
-        """now_T_next from the plan query: a planar motion, a base plus the head's change (or the head's alone)."""
+        """Planar motion now_T_next from the plan query: the base plus the head's correction, or the head's output without a base."""
         out = self.head(plan, command)
         if self.config.motion in ("prior", "last"):
             out = out + base[:, :6]
@@ -421,7 +448,7 @@ class WorldModel(nn.Module):
         return planar_transform(out[:, :2], (w.square() - z.square()) / norm, 2 * w * z / norm)
 
     def _imagine(self, fused: Tensor, state: RolloutState, now_T_next: Tensor) -> Tensor:
-        """The next latent, in its own ego frame."""
+        """The next latent in its own ego frame."""
         here, before, now = fused, state.before, state.now
         if self.outside is not None:
             here, before, now = self._aligned(fused, state, now_T_next.detach(), self.outside)
@@ -432,10 +459,10 @@ class WorldModel(nn.Module):
         return out + self.cells.read(state.anchor, points_m) + torch.where(self.cells.inside(points_m) == 0, now, 0.0)
 
     def _aligned(self, fused: Tensor, state: RolloutState, now_T_next: Tensor, outside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Fused maps, the memory's earlier latents and its present one in the next ego frame."""
+        """Fused maps, earlier latents and the current latent, warped to the next ego frame."""
         batch, frames = state.before.shape[:2]
         frame_T_next = transform_inverse(state.now_T_frame) @ now_T_next[:, None]
-        # apart: earlier latents need no gradient, and reading a map backwards costs six times as much as reading it
+        # Separate calls: earlier latents need no gradient, and the backward pass of sampling costs six times as much as the forward pass.
         before = self.cells.warp(state.before.flatten(0, 1), frame_T_next[:, :-1].flatten(0, 1)).unflatten(0, (batch, frames))
         now = self.cells.warp(state.now, frame_T_next[:, -1])
         points_m = self.cells.seen_from(now_T_next)
@@ -443,5 +470,5 @@ class WorldModel(nn.Module):
 
 
 def _in_a_row(*maps: Float[Tensor, "B _ C x y"]) -> Float[Tensor, "B T C x y"]:
-    """`torch.cat(maps, 1)`, with the channels of a cell together in memory: so they are read and joined."""
+    """`torch.cat(maps, 1)` in channels_last layout, in which the maps are sampled and concatenated."""
     return torch.cat([m.permute(0, 1, 3, 4, 2) for m in maps], 1).permute(0, 1, 4, 2, 3)

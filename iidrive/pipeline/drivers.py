@@ -24,7 +24,7 @@ from iidrive.pipeline.load import load_agent, load_ego_mlp
 from iidrive.pipeline.recipes import Recipe
 from iidrive.scoring.driving.tracking import STEPS, follow, reference
 from iidrive.simulation.driven import LEVER_M, DrivenScene
-from iidrive.simulation.foresight import truly_taken
+from iidrive.simulation.foresight import true_occupancy
 from iidrive.simulation.loop import Plan, joined_states
 from iidrive.training import checkpoint, shipped
 from iidrive.training.checkpoint import Checkpoint
@@ -107,7 +107,7 @@ def planning(agent: Agent, arm: TestII) -> Plan:
         grid = agent.forecaster.flow_grid
         assert grid is not None
         states = follow(joined_states(scenes), reference(agent.way(inputs).numpy(force=True).astype(np.float64), LEVER_M), STEPS)
-        taken = [truly_taken(scene, [s.select(np.array([row])) for s in states], grid) for row, scene in enumerate(scenes)]
+        taken = [true_occupancy(scene, [s.select(np.array([row])) for s in states], grid) for row, scene in enumerate(scenes)]
         return agent.choice_in(inputs, torch.from_numpy(np.stack(taken)).to(inputs.now_T_frame)).best()
 
     special: dict[TestII, Plan] = {"shuffled": shuffled, "oracle": oracle}

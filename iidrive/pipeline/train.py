@@ -175,7 +175,9 @@ def train_planner(
     manifest = start_from(options.init, agent.planner, manifest, allow)
     validate = partial(validate_planner, agent, source, held_out(source, training), options.process_group)
     apart = (agent.planner.outcomes,) if config.accelerations else ()
-    return fit(TrainTask(agent, agent.planner, manifest, config, validate=validate, apart=apart), clips, training, run, options)
+    return fit(
+        TrainTask(agent, agent.planner, manifest, config, validate=validate, clipped_separately=apart), clips, training, run, options
+    )
 
 
 def train_ego_mlp(recipe: Recipe, source: Source, split: str, run: Run, options: RunOptions | None = None) -> Path:

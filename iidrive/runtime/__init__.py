@@ -1,1 +1,1 @@
-"""Run folders, atomic files, process groups, devices."""
+"""Run folders, atomic files, process groups, threads and devices."""

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under a temporary name beside the target, then renamed."""
+"""Atomic file writes: a file is written under a temporary name in the same folder, then renamed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _TRIES = 20
 
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
-    """A temporary path to write; it becomes `path` when the block ends, and is removed when the block fails.
+    """Context manager that yields a temporary path. It is renamed to `path` when the block ends, and removed if the block fails.
 
-    A process that is killed can leave it behind, as `.NAME.….tmp`. A link to a regular file stays a link: the file is written.
+    A killed process may leave the temporary file `.NAME.….tmp` behind. If `path` is a link, the file that it points to is replaced.
 
     Raises:
-        DataError: if something else than a regular file is there, which would be replaced.
-        OSError: where it cannot be written; the folder must exist.
+        DataError: if `path` exists and is not a regular file.
+        OSError: if it cannot be written. The folder must exist.
     """
     require_regular(path)
     path = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
@@ -36,14 +36,14 @@ def whole(path: str | Path) -> Iterator[Path]:
 
 
 def write(path: str | Path, content: bytes | str) -> Path:
-    """Write bytes, or text as UTF-8 (lone surrogates escaped). Raises DataError and OSError as `whole` does."""
+    """Write bytes, or text as UTF-8 with lone surrogates escaped. Raises DataError and OSError as `whole` does."""
     path, content = Path(path), content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     for tried in range(_TRIES):
         try:
             with whole(path) as temporary:
                 temporary.write_bytes(content)
             break
-        except FileNotFoundError:  # another process may have taken the temporary file for a leftover: once more
+        except FileNotFoundError:  # another process may have removed the temporary file as stale; try again
             if not path.parent.is_dir() or tried + 1 == _TRIES:
                 raise
     return path

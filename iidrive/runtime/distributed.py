@@ -1,12 +1,12 @@
-"""The processes that share one job: who starts them, which device each has, and how they agree.
+"""Process groups: how the processes of a job are started, which device each uses, and how they communicate.
 
     iidrive train world RUN --devices 2                            starts two processes on this machine
-    torchrun --nproc-per-node 2 -m iidrive train world RUN         the same (name the run folder by --out: torchrun wants --run for itself)
-    srun --ntasks-per-node 8 iidrive train world RUN               one process a task of a SLURM job, on any number of nodes
+    torchrun --nproc-per-node 2 -m iidrive train world RUN         the same (use --out for the run folder: torchrun takes --run for itself)
+    srun --ntasks-per-node 8 iidrive train world RUN               one process per SLURM task, on any number of nodes
 
-Lightning Fabric finds out which of these it is, gives every process its device and connects them (NCCL between GPUs, gloo between CPUs).
-Processes with GPUs have a second connection, by gloo, for all that lies in the host's memory: no GPU is waited for to agree on something, and
-a process that is gone is noticed at once.
+Lightning Fabric detects which of these is used, assigns devices and connects the processes (NCCL between GPUs, gloo between CPUs).
+Processes with GPUs have a second, gloo process group for CPU tensors and Python objects. It needs no GPU synchronisation, and it notices at
+once when a process has died.
 """
 
 from __future__ import annotations
@@ -34,23 +34,27 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 T = TypeVar("T")
-PATIENCE_S = 1800
-"""How long a process waits for the others: the longest that one may be alone at work, as when it writes a checkpoint or validates."""
-GPU_PATIENCE_S = 600
-"""How long a GPU waits for the others' numbers. All have agreed to begin a step before: what lies between is a pass, or what torch.compile takes."""
+HOST_TIMEOUT_S = 1800
+"""Timeout of gloo collectives, seconds. It covers the longest work of a single rank, such as writing a checkpoint or validating."""
+GPU_TIMEOUT_S = 600
+"""Timeout of NCCL collectives, seconds. All ranks agree to begin a step first, so it covers one pass, or compilation by torch.compile."""
 GRACE_S = 300
-"""How long a stopped job may take to finish its step and write a checkpoint before it is killed."""
+"""Seconds that a stopped job has to finish its step and write a checkpoint before it is killed."""
 
 
 class SharedError(IIDriveError):
-    """What went wrong in one process, raised in all: the first one says it."""
+    """Raised on a rank because another rank failed. The rank that failed prints its own error."""
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes of one job, as the one with this `rank` sees them. Alone, everything here is done at once.
+    """The process group of a job. With a single process, every method returns immediately.
 
-    `host` connects them by gloo, for what lies in the host's memory, where `fabric` connects GPUs; None: `fabric` does both.
+    Attributes:
+        rank: global rank of this process.
+        size: number of processes.
+        fabric: connects the devices; None for a single process.
+        host: gloo group for CPU tensors and Python objects if `fabric` connects GPUs; None if `fabric` does both.
     """
 
     rank: int = 0
@@ -60,11 +64,11 @@ class ProcessGroup:
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this process writes the files and says what there is to say."""
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all processes, the same bits in each."""
+        """All-reduce: the sum over all ranks, with the same bits on each."""
         if self.fabric is None:
             return values
         with _connected(self):
@@ -77,7 +81,7 @@ class ProcessGroup:
             return total.to(values.device)
 
     def broadcast(self, value: T) -> T:
-        """The value of rank 0, in every process."""
+        """The value of rank 0, on every rank."""
         if self.fabric is None:
             return value
         values = [value]
@@ -86,7 +90,7 @@ class ProcessGroup:
         return values[0]
 
     def gather(self, value: T) -> list[T]:
-        """One value of every process, by rank."""
+        """The values of all ranks, in order of rank."""
         if self.fabric is None:
             return [value]
         values: list[Any] = [None] * self.size
@@ -95,7 +99,7 @@ class ProcessGroup:
         return values
 
     def barrier(self) -> None:
-        """Until everyone is here."""
+        """Wait until all ranks have reached this call."""
         if self.fabric is not None:
             with _connected(self):
                 if self.host is None:
@@ -104,12 +108,12 @@ class ProcessGroup:
                     torch.distributed.barrier(group=self.host)
 
     def shard(self, items: Sequence[T]) -> Sequence[T]:
-        """This process's part of what is to be done."""
+        """The items of this rank: every `size`-th one, starting at `rank`."""
         return items[self.rank :: self.size]
 
     @contextmanager
     def raise_on_all_ranks(self) -> Iterator[None]:
-        """A block that may fail in one process only: an IIDriveError or OSError of any process ends all of them."""
+        """Context manager: if any rank raises an IIDriveError or OSError in the block, all ranks raise."""
         own: Exception | None = None
         try:
             yield
@@ -126,34 +130,34 @@ class ProcessGroup:
 def _connected(process_group: ProcessGroup) -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError:  # a RuntimeError too, but the others are there
+    except torch.OutOfMemoryError:  # also a RuntimeError, but the connection is intact
         raise
     except RuntimeError as error:
         why = re.sub(r"^\[.*?\] |\. This is typically.*", "", str(error).splitlines()[0])
         raise IIDriveError(
             f"process {process_group.rank} of {process_group.size} lost the others: one of them ended or could not be reached ({why}). "
-            "Checkpoints written so far are whole; `--resume on` goes on from the newest."
+            "The checkpoints written so far are complete; continue from the newest with `--resume on`."
         ) from None
 
 
 def leave() -> None:
-    """Close the connection to the others, if there is one."""
+    """Destroy the process group, if there is one."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def join(devices: int = 0) -> ProcessGroup:
-    """The process group that this process belongs to; a process that was not started as one of several is alone.
+    """Join the process group that torchrun, SLURM or `start` made. Without one, the group has this process only.
 
     Raises:
-        ConfigError: if `devices` (0: as many as there are) is not the number of processes that were started on this machine.
+        ConfigError: if `devices` (0 for any number) differs from the number of processes started on this machine.
     """
     if devices < 0:
         raise ConfigError(f"--devices is a number of processes; found {devices}.")
     local, nodes = started()
     if devices not in (0, local):
         raise ConfigError(
-            f"--devices {devices}, but {local} processes a machine were started (by torchrun or SLURM). Leave --devices out, or start {devices}."
+            f"--devices {devices}, but torchrun or SLURM started {local} processes per machine. Leave --devices out, or start {devices}."
         )
     if local * nodes == 1:
         return ProcessGroup()
@@ -164,24 +168,24 @@ def join(devices: int = 0) -> ProcessGroup:
         logging.getLogger(name).setLevel(logging.ERROR)
     on_gpu = torch.cuda.is_available()
     places = gpus_of(local) if on_gpu else [torch.device("cpu")] * local
-    seconds = GPU_PATIENCE_S if on_gpu else PATIENCE_S
+    seconds = GPU_TIMEOUT_S if on_gpu else HOST_TIMEOUT_S
     backend = "nccl" if on_gpu else "gloo"
     strategy = DDPStrategy(parallel_devices=places, process_group_backend=backend, timeout=timedelta(seconds=seconds))
     try:
         fabric = Fabric(devices=len(set(places)) if on_gpu else local, num_nodes=nodes, strategy=strategy)
         fabric.launch()
-        host = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=PATIENCE_S)) if on_gpu else None
-    except (RuntimeError, ValueError) as error:  # Fabric's word for a job that was started in a way that it cannot use
+        host = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=HOST_TIMEOUT_S)) if on_gpu else None
+    except (RuntimeError, ValueError) as error:  # Fabric cannot use the way in which the job was started
         raise ConfigError(f"{local * nodes} processes were started, but cannot be connected: {error}") from None
     assert host is None or isinstance(host, torch.distributed.ProcessGroup)
     return ProcessGroup(fabric.global_rank, fabric.world_size, fabric, host)
 
 
 def gpus_of(processes: int) -> list[torch.device]:
-    """The GPU of each process on this machine, as that process counts them. SLURM may show every process its own GPU alone: it is everybody's first.
+    """The GPU of each process on this machine. If SLURM shows each process only its own GPU, every process uses `cuda:0`.
 
     Raises:
-        ConfigError: if there are too few.
+        ConfigError: if there are too few GPUs.
     """
     seen = torch.cuda.device_count()
     if seen >= processes:
@@ -189,15 +193,16 @@ def gpus_of(processes: int) -> list[torch.device]:
     if seen == 1 and "SLURM_PROCID" in os.environ and "RANK" not in os.environ:
         return [torch.device("cuda", 0)] * processes
     raise ConfigError(
-        f"{processes} processes a machine were started, but they see {seen} GPUs. Start as many, or hide the GPUs (CUDA_VISIBLE_DEVICES=)."
+        f"{processes} processes per machine were started, but {seen} GPUs are visible. Start one process per GPU, or hide the GPUs "
+        "(CUDA_VISIBLE_DEVICES=)."
     )
 
 
 def started() -> tuple[int, int]:
-    """Processes a machine, and machines, that torchrun or SLURM started for this job: (1, 1) if neither did.
+    """Processes per machine and number of machines, as started by torchrun or SLURM; (1, 1) if neither did.
 
     Raises:
-        ConfigError: if the environment holds no such numbers.
+        ConfigError: if their environment variables are invalid.
     """
     environment = os.environ
 
@@ -205,7 +210,7 @@ def started() -> tuple[int, int]:
         text = environment.get(name, default)
         if not (text.isascii() and text.isdecimal() and int(text[:9]) > 0 and len(text) < 9):
             raise ConfigError(
-                f"the environment says {name}={printable(text, 40)}; expected a number of 1 or more. Unset it, or start anew."
+                f"the environment has {name}={printable(text, 40)}; expected an integer of 1 or more. Unset it, or start the job again."
             )
         return int(text)
 
@@ -214,28 +219,31 @@ def started() -> tuple[int, int]:
         local = number("LOCAL_WORLD_SIZE", environment["WORLD_SIZE"])
         if not (rank.isascii() and rank.isdecimal() and len(rank) < 9 and int(rank) < size):
             raise ConfigError(
-                f"the environment says RANK={printable(rank, 40)}; expected 0 to {size - 1}. Unset it, or start with torchrun."
+                f"the environment has RANK={printable(rank, 40)}; expected 0 to {size - 1}. Unset it, or start with torchrun."
             )
         if size % local:
-            raise ConfigError(f"the environment says WORLD_SIZE={size} and LOCAL_WORLD_SIZE={local}, which does not divide it; start anew.")
+            raise ConfigError(
+                f"the environment has WORLD_SIZE={size} and LOCAL_WORLD_SIZE={local}, which does not divide it. Start the job again."
+            )
         return local, size // local
     if "SLURM_PROCID" in environment and environment.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
         tasks, nodes = number("SLURM_NTASKS", "1"), number("SLURM_NNODES", "1")
         if tasks % nodes:
             raise ConfigError(
-                f"the environment says SLURM_NTASKS={tasks} and SLURM_NNODES={nodes}: the same number of tasks a node is needed."
+                f"the environment has SLURM_NTASKS={tasks} and SLURM_NNODES={nodes}, but every node must run the same number of tasks. "
+                "Set --ntasks-per-node."
             )
         return tasks // nodes, nodes
     return 1, 1
 
 
 def to_be_started(devices: int) -> bool:
-    """Whether `devices` processes are asked for and nobody has started them yet."""
+    """Whether `devices` processes are asked for and not started yet."""
     return devices > 1 and started() == (1, 1)
 
 
 def start(devices: int, arguments: Sequence[str]) -> NoReturn:
-    """Run `iidrive ARGUMENTS` in `devices` processes on this machine, and exit with their status. One that dies ends all."""
+    """Run `iidrive ARGUMENTS` in `devices` processes on this machine and exit with their status. If one dies, all are stopped."""
     if torch.cuda.is_available() and devices > torch.cuda.device_count():
         raise ConfigError(f"--devices {devices}, but this machine has {torch.cuda.device_count()} GPUs.")
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -264,7 +272,7 @@ def start(devices: int, arguments: Sequence[str]) -> NoReturn:
             hint = " (out of memory?)" if name == "SIGKILL" else ""
             print(
                 f"iidrive: process {rank} of {devices} was killed by {name}{hint}; the others were stopped. "
-                "Checkpoints written so far are whole; `--resume on` goes on from the newest.",
+                "The checkpoints written so far are complete; continue from the newest with `--resume on`.",
                 file=sys.stderr,
             )
         sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)

@@ -1,4 +1,4 @@
-"""A progress bar over named things, on standard error."""
+"""Progress bar on standard error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from iidrive.runtime.distributed import ProcessGroup
 
 @contextmanager
 def counting(what: str, total: int, process_group: ProcessGroup | None = None) -> Iterator[Callable[[str], None]]:
-    """A bar that moves on with every name it is given. Of several processes rank 0 shows its own part."""
+    """Context manager that yields a function: each call with a name advances the bar by one.
+
+    Only rank 0 shows a bar, over its own items.
+    """
     process_group = process_group or ProcessGroup()
     named = TextColumn("{task.fields[name]}")
     columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(compact=True), named)

@@ -1,7 +1,7 @@
-"""The run folder: what was asked for, with which code and on which machine, and what came out.
+"""The run folder: the command and config, the code version and machine, and the results.
 
 RUN/run.json          command, config, versions, data identity, lineage
-RUN/metrics.jsonl     one line a logging step
+RUN/metrics.jsonl     one line per logging step
 RUN/*.txt, *.json     tables
 RUN/checkpoints/      see training/checkpoint.py
 """
@@ -34,26 +34,23 @@ from iidrive.runtime.distributed import ProcessGroup
 
 @dataclass(frozen=True)
 class Run:
-    """A folder that explains itself. `Run.start` makes it; the methods add to it, each file whole or absent.
-
-    Of several processes rank 0 writes.
-    """
+    """A run folder. `Run.start` makes it, and the other methods write files into it atomically. Only rank 0 writes."""
 
     folder: Path
     process_group: ProcessGroup = field(default_factory=ProcessGroup)
 
     @staticmethod
     def start(folder: str | Path, about: Mapping[str, Any], resume: bool = False, process_group: ProcessGroup | None = None) -> Run:
-        """Make the folder and write run.json (run-2.json and on when it is resumed): `about`, the command, the time, versions, the machine.
+        """Make the folder and write run.json (run-2.json, run-3.json, … when resumed): `about`, command, time, versions, machine.
 
         Raises:
-            ConfigError: if the folder holds checkpoints and is not to be resumed.
+            ConfigError: if the folder holds checkpoints and `resume` is false.
         """
         run = Run(Path(folder), process_group or ProcessGroup())
         with run.process_group.raise_on_all_ranks():
             if not resume and any((run.folder / "checkpoints").glob("samples-*")):
                 raise ConfigError(
-                    f"{run.folder} already holds checkpoints. Go on from them with `--resume on`, or name another run folder."
+                    f"{run.folder} already holds checkpoints. Continue from them with `--resume on`, or name another run folder."
                 )
         run.folder.mkdir(parents=True, exist_ok=True)
         before = len(list(run.folder.glob("run*.json"))) if resume else 0
@@ -63,20 +60,20 @@ class Run:
         return run
 
     def below(self, name: str) -> Run:
-        """A run in a folder of its own inside this one."""
+        """A run in the subfolder `name`."""
         return Run(self.folder / name, self.process_group)
 
     def write_text(self, name: str, text: str) -> Path:
-        """Write a text file of the run atomically."""
+        """Write a text file into the run folder."""
         path = self.folder / name
         return atomic.write(path, text) if self.process_group.is_rank_zero else path
 
     def write_json(self, name: str, value: Any) -> Path:
-        """Write plain values as JSON; numbers that are not finite as null."""
+        """Write plain values as JSON. NaN and infinity become null."""
         return self.write_text(name, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
     def log(self, values: Mapping[str, float | int]) -> None:
-        """Append one line to metrics.jsonl. Raises DataError if it cannot be written, as on a full disk."""
+        """Append one line to metrics.jsonl. Raises DataError if it cannot be written, for example on a full disk."""
         if not self.process_group.is_rank_zero:
             return
         path = self.folder / "metrics.jsonl"
@@ -86,18 +83,19 @@ class Run:
                 file.write(json.dumps(dict(values)) + "\n")
         except OSError as error:
             raise DataError(
-                f"{path}: cannot be written ({error.strerror}). Checkpoints written so far are whole; make room and go on with `--resume on`."
+                f"{path}: cannot be written ({error.strerror}). The checkpoints written so far are complete; free some disk space and "
+                "continue with `--resume on`."
             ) from None
 
-    def forget_after(self, samples: int) -> None:
-        """Drop lines of metrics.jsonl that tell of more samples than were kept, and one that was cut short: they will be written again."""
+    def drop_logs_after(self, samples: int) -> None:
+        """Remove lines of metrics.jsonl after `samples` samples, and an incomplete last line. A resumed run writes them again."""
         path = self.folder / "metrics.jsonl"
         if path.exists():
             self.write_text(path.name, "".join(line for line in path.read_text().splitlines(True) if _told(line) <= samples))
 
 
 def _finite(value: Any) -> Any:
-    """Plain values with None for NaN and infinity, which JSON does not have."""
+    """Replace NaN and infinity with None; JSON has neither."""
     if isinstance(value, Mapping):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -113,12 +111,12 @@ def _told(line: str) -> float:
 
 
 def now() -> str:
-    """The time, UTC, to the second."""
+    """Current time, UTC, ISO 8601, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine: enough to know later why two runs differ."""
+    """Versions and machine, which may explain later why two runs differ."""
     import numpy
 
     return {
@@ -134,7 +132,7 @@ def environment() -> dict[str, Any]:
 
 
 def code_version() -> str:
-    """The git commit of the source, with `+changes` when the tree differs; the package version outside git."""
+    """Git commit of the source, with `+changes` if there are uncommitted changes; the package version outside git."""
     here = Path(__file__).resolve().parent
     try:
         commit = subprocess.run(
@@ -149,15 +147,15 @@ def code_version() -> str:
 
 
 def device() -> torch.device:
-    """Where models run: the first GPU, or the CPU. There float32 is float32 until `allow_tf32` says otherwise."""
+    """The first GPU if there is one, else the CPU. Also disables TF32."""
     allow_tf32(False)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def allow_tf32(on: bool) -> None:
-    """Whether a GPU rounds what float32 products and convolutions multiply to 11 significant bits (TF32), which is several times as fast.
+    """Enable or disable TF32 for float32 matrix products and convolutions on a GPU: factors are rounded to 11 significant bits.
 
-    torch by itself does so for convolutions alone.
+    TF32 is several times as fast. PyTorch's default enables it for convolutions only.
     """
     on = on and torch.cuda.is_available()
     torch.backends.cuda.matmul.allow_tf32 = on
@@ -165,9 +163,11 @@ def allow_tf32(on: bool) -> None:
 
 
 def repeat_bits(on: bool) -> None:
-    """Whether a GPU takes only operations that give the same bits every time. They are slower; torch raises RuntimeError where it has none.
+    """Use only deterministic GPU operations. They are slower. PyTorch raises RuntimeError for an operation that has no deterministic
+    version.
 
-    To be called before a GPU multiplies its first matrices, whose library reads its setting then. A CPU has the same bits anyway.
+    Call this before the first matrix product on the GPU, because cuBLAS reads its setting only once. CPU operations are deterministic
+    anyway.
     """
     on = on and torch.cuda.is_available()
     if on:
@@ -176,6 +176,6 @@ def repeat_bits(on: bool) -> None:
 
 
 def peak_memory_gb() -> float:
-    """The largest resident size of this process so far, GiB."""
+    """Peak resident memory of this process so far, GiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20

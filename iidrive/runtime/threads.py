@@ -1,10 +1,10 @@
-"""How many threads a training on a CPU computes with: as many as there are free cores when it starts.
+"""Number of CPU threads for training: one per core that is free when it starts.
 
-A thread that shares its core with another program makes all others wait for it, thousands of times a step: two threads on two cores, one of them busy
-elsewhere, are a tenth as fast as one thread. So cores that others keep busy are left to them.
+A thread that shares its core with another program delays all other threads, thousands of times a step. On two cores, one of them used by
+another program, two threads are a tenth as fast as one. So busy cores are not used.
 
-The number of threads decides in which order numbers are added up, that is, the last bits of a result. run.json says it, and whoever goes on with
-a run takes the number of before.
+The number of threads decides the order of floating-point sums and so the last bits of a result. It is stored in run.json, and a resumed run
+uses the same number.
 """
 
 from __future__ import annotations
@@ -21,22 +21,26 @@ from iidrive.core.errors import ConfigError, DataError
 from iidrive.core.untrusted.json_text import parse_json
 
 LOOK_S = 0.3
-"""How long is looked which cores are busy."""
+"""How long core usage is measured, seconds."""
 SPARE = 0.25
-"""A core that others use for less than this share of the time counts as free."""
+"""A core counts as free if other programs use it for less than this fraction of the time."""
 
 
 def use(asked: int, run: str | Path | None = None, size: int = 1, here: int = 1) -> int:
-    """Compute with `asked` threads (0: a number that suits) from here on; returns how many they are. On a GPU only what is asked for is done.
+    """Set PyTorch's number of threads and return it.
 
-    `size` processes train together, `here` of them on this machine. `run` is the folder of a run that is gone on with: its number is taken again,
-    if as many processes share it and this machine has the cores. Else OMP_NUM_THREADS decides, where it is set, and then the free cores.
+    Args:
+        asked: number of threads; 0 to choose one. With a GPU, 0 changes nothing.
+        run: folder of the run that is resumed. Its number of threads is used again if it had as many processes and this machine has the
+            cores. Otherwise OMP_NUM_THREADS decides if it is set, and the number of free cores if not.
+        size: number of processes that train together.
+        here: how many of them are on this machine.
 
     Raises:
-        ConfigError: for a number below 0.
+        ConfigError: if `asked` is negative.
     """
     if asked < 0:
-        raise ConfigError(f"--threads is a number of threads, or 0 for one that suits; found {asked}.")
+        raise ConfigError(f"--threads must be a number of threads, or 0 to choose one automatically; found {asked}.")
     if not asked and torch.cuda.is_available():
         return torch.get_num_threads()
     wanted = asked or (recorded(Path(run), size, here) if run else 0) or suitable(here, torch.get_num_threads())
@@ -46,7 +50,7 @@ def use(asked: int, run: str | Path | None = None, size: int = 1, here: int = 1)
 
 
 def suitable(processes: int, most: int) -> int:
-    """Threads for each of some processes that share this machine's free cores, `most` of them. What OMP_NUM_THREADS says is left as it is."""
+    """Threads per process if `processes` share this machine's free cores, at most `most`. If OMP_NUM_THREADS is set, it is kept."""
     if "OMP_NUM_THREADS" in os.environ:
         return torch.get_num_threads()
     free = None if torch.cuda.is_available() else free_cores()
@@ -54,7 +58,9 @@ def suitable(processes: int, most: int) -> int:
 
 
 def recorded(run: Path, size: int, here: int) -> int:
-    """The threads that a run was computed with last, by its run.json or run-N.json; 0 if it does not fit here, or does not say."""
+    """Number of threads in a run's newest run.json or run-N.json; 0 if it is not stored or does not fit this machine and these
+    processes.
+    """
     files = sorted(run.glob("run*.json"), key=lambda path: (len(path.name), path.name))
     try:
         found: Any = parse_json(files[-1].read_text(encoding="utf-8"), str(files[-1])) if files else {}
@@ -66,7 +72,7 @@ def recorded(run: Path, size: int, here: int) -> int:
 
 
 def free_cores(seconds: float = LOOK_S) -> float | None:
-    """Cores that nobody used while this process slept for some seconds, of those that it may use; None where the system does not tell."""
+    """Average number of idle cores over `seconds`, among those that this process may use; None if the system does not report it."""
     before = _spent()
     if before is None:
         return None
@@ -80,7 +86,7 @@ def free_cores(seconds: float = LOOK_S) -> float | None:
 
 
 def _spent() -> dict[int, tuple[int, int]] | None:
-    """Idle and all time of every core that this process may use, in ticks since the start of the system."""
+    """Idle time and total time of each core that this process may use, in clock ticks since boot."""
     try:
         lines = Path("/proc/stat").read_text().splitlines()
         mine = os.sched_getaffinity(0)

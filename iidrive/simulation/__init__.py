@@ -1,1 +1,1 @@
-"""Closed loop: a planner at the wheel, in a world that goes on by itself and reacts."""
+"""Closed-loop simulation: a planner drives the ego in a synthetic town whose road users react to it."""

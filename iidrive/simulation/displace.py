@@ -1,4 +1,4 @@
-"""Displaced starts: the ego begins beside its path, turned, and at another speed, so that a planner must find back."""
+"""Displaced starts: the ego starts beside its path, rotated, and at another speed, so that the planner must recover."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _TRIES = 100
 
 @dataclass(frozen=True)
 class Start:
-    """How a start is displaced: metres to the left, radians turned to the left, factor on the speed."""
+    """Displacement of a start: metres to the left, rotation to the left in radians, and factor on the speed."""
 
     left_m: float
     turned_rad: float
     pace: float
 
     def displaced(self, ego: EgoState, start: EgoState) -> EgoState:
-        """A state of the past, or the start itself, as it is when the start is displaced: moved along, and nearer or farther by the pace."""
+        """Displace the state `ego`, which is `start` or an earlier one. Distances from the start are multiplied by `pace`."""
         cos, sin = np.cos(start.heading_rad), np.sin(start.heading_rad)
         left = np.array([-sin, cos])
         way = self.pace * (ego.xy_m - start.xy_m)
@@ -37,10 +37,10 @@ class Start:
 
 
 def drawn(seed: tuple[int, ...], good: Callable[[Start], bool]) -> Start:
-    """A displaced start that is `good`, drawn again until it is.
+    """Draw displaced starts until one satisfies `good`.
 
     Raises:
-        DataError: if none of a hundred is.
+        DataError: if none of a hundred does.
     """
     rng = np.random.default_rng((*seed, 16))
     for _ in range(_TRIES):

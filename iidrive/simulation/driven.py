@@ -1,7 +1,7 @@
-"""One scene in closed loop: the others go on, the ego goes where it is put, and everything is remembered.
+"""State of one scene in closed loop: simulated road users, the ego's states, and a record of both.
 
-Frames: global, metres, radians, seconds. The scene starts at its own first keyframe; what the ego saw in the two and a half seconds before
-stands in for its past.
+Global frame, metres, radians, seconds. The simulation starts at the scene's first keyframe. The 2.5 s before it are simulated with the
+expert driver, as the ego's history.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from iidrive.simulation.displace import Start
 Array = np.ndarray
 
 PAST = 5
-"""Keyframes before the first: windows hold as many."""
+"""Keyframes before the first, as many as a clip's history."""
 
 STEPS_PER_KEYFRAME = round(STEP_S / DT_S)
 
 Agents = Literal["reactive", "replay"]
-"""Whether the others see the simulated ego, or do what they did in the recorded scene."""
+"""Whether the other road users react to the simulated ego, or replay the recorded scene."""
 
 _AGENT = np.array([name.startswith(("vehicle.", "human.")) for name in CATEGORIES])
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What the ego can see at a keyframe: where it is, who is around (global frame), and when."""
+    """What the ego observes at a keyframe: its pose, boxes in the global frame, and the time, seconds."""
 
     global_T_ego: Pose
     boxes: Boxes
@@ -47,7 +47,14 @@ class Moment:
 
 @dataclass
 class Record:
-    """The drive so far, every 0.1 s, and the plans that were followed."""
+    """The drive so far.
+
+    Attributes:
+        ego: ego states, 0.1 s apart.
+        casts: states of all other road users, 0.1 s apart.
+        plans: (speeds, m/s; headings, rad) of each plan that was followed.
+        ended: why the drive ended early; empty if it has not.
+    """
 
     ego: list[EgoState] = field(default_factory=list)
     casts: list[Cast] = field(default_factory=list)
@@ -55,17 +62,25 @@ class Record:
     ended: End = ""
 
     def drive(self, last: int = 0) -> tuple[Ego, list[Cast]]:
-        """The ego and everyone else, over all moments or the last so many."""
+        """Ego and other road users over the `last` time steps; 0 for all."""
         states = self.ego[-last:]
         xy, yaw, speed = (np.array([getattr(s, n) for s in states]) for n in ("xy_m", "heading_rad", "speed_mps"))
         return Ego(xy, yaw, speed), self.casts[-last:]
 
 
 class DrivenScene:
-    """A scene that an ego drives through. `keyframes` are what it has seen, the last is now."""
+    """A scene in closed loop. `keyframes` are the ego's observations; the last is the current one."""
 
     def __init__(self, town: Town, name: str, agents: Agents = "reactive", start: Start | None = None, moments: int | None = None) -> None:
-        """The scene at its first keyframe. `start` displaces the ego there; `moments` cuts the drive short."""
+        """The scene at its first keyframe.
+
+        Args:
+            town: the data source.
+            name: name of the scene.
+            agents: behaviour of the other road users.
+            start: displacement of the ego; None for none.
+            moments: maximum number of states of the drive, 0.1 s apart; None for the whole scene.
+        """
         self.town, self.name, self.agents = town, name, agents
         self.route: Route = town.route(name)
         scene = town.scene(name)
@@ -93,7 +108,7 @@ class DrivenScene:
         self._touched: set[str] = set()
 
     def copy(self) -> DrivenScene:
-        """The same moment once more; neither of the two influences the other from then on."""
+        """An independent copy of the current state."""
         other = copy.copy(self)
         other.live, other.keyframes, other._touched = self.live.copy(), list(self.keyframes), set(self._touched)
         other.record = Record(list(self.record.ego), list(self.record.casts), list(self.record.plans), self.record.ended)
@@ -101,23 +116,24 @@ class DrivenScene:
 
     @property
     def state(self) -> CarState:
-        """The ego, as one car (N = 1)."""
+        """State of the ego (N = 1)."""
         return self._state
 
     @property
     def over(self) -> bool:
-        """Whether the drive has ended, by time or before."""
+        """Whether the drive has ended, by time or early."""
         return bool(self.record.ended) or len(self.record.ego) >= self.moments
 
     @property
     def command(self) -> Command:
-        """What the navigator says, from the route and where the ego is."""
+        """Driving command from the route and the ego's position."""
         return self.route.command(self.record.ego[-1].xy_m)
 
     def go(self, states: list[CarState], plan: Reference | None, go_on: bool = False) -> None:
-        """Go on with the ego where each state (one car) puts it, 0.1 s apart.
+        """Advance the simulation with the ego at each of `states`, 0.1 s apart.
 
-        An at-fault contact, or the ego's centre beside the road, ends the drive, unless `go_on`.
+        The drive ends at an at-fault collision, or when the ego's centre leaves the drivable area, unless `go_on` is true. `plan` is
+        recorded.
         """
         for state in states[: self.moments - len(self.record.ego)]:
             ego = EgoState(state.xy_m[0], float(state.yaw_rad[0]), float(state.speed_mps[0]))
@@ -129,15 +145,15 @@ class DrivenScene:
             self.record.plans.append((plan.speed_mps[0], plan.yaw_rad[0]))
         self._finish(len(states), go_on)
 
-    def let_drive(self) -> None:
-        """Go on for half a second with the town's own driver at the wheel, to whom nothing ends the drive."""
+    def step_expert(self) -> None:
+        """Advance by half a second with the town's expert driver. Nothing ends the drive early."""
         for _ in range(min(STEPS_PER_KEYFRAME, self.moments - len(self.record.ego))):
             self.live.step()
             self.record.ego.append(self.live.ego)
             self.record.casts.append(self.live.cast())
 
     def rollout(self) -> Rollout:
-        """What was driven."""
+        """The drive so far, for scoring."""
         ego, casts = self.record.drive()
         speeds, yaws = ([plan[k] for plan in self.record.plans] for k in (0, 1))
         none = np.zeros((0, 0))
@@ -153,7 +169,7 @@ class DrivenScene:
         )
 
     def _finish(self, steps: int, go_on: bool) -> None:
-        """Look at what the last steps did: end the drive where it ended, else see the new keyframe."""
+        """After `steps` steps, end the drive if it failed, else add the new keyframe."""
         ego, casts = self.record.drive(steps + 1)
         met = [c for c in contacts(ego, _others(casts, self.live.tracks), self.road) if c.track not in self._touched]
         self._touched |= {contact.track for contact in met}
@@ -175,7 +191,7 @@ class DrivenScene:
 
 
 def road_of(town: Town, name: str) -> Road:
-    """What drives through a scene are judged by."""
+    """The road and route of a scene, for scoring."""
     route = town.route(name)
     found = Road.of(town.scene(name).map, route.lane_ids, route.points)
     assert found is not None, "every town has a drivable area"
@@ -183,7 +199,7 @@ def road_of(town: Town, name: str) -> Road:
 
 
 LEVER_M = float(EGO_T_LIDAR.translation_m[0])
-"""LIDAR_TOP is so far ahead of the rear axle."""
+"""Distance from the rear axle forward to LIDAR_TOP, metres."""
 
 
 def _others(casts: list[Cast], tracks: tuple[str, ...]) -> Others:

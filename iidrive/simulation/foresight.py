@@ -1,6 +1,4 @@
-"""What will truly happen to a simulated ego that follows a plan: the world is branched and goes on for three seconds.
-
-An oracle. Others see the branch's ego and react to it.
+"""Oracle forecast: a copy of the simulation is run for three seconds while the ego follows a plan and the others react to it.
 
 Shapes: S future steps, X, Y cells.
 """
@@ -21,8 +19,11 @@ from iidrive.simulation.driven import STEPS_PER_KEYFRAME, DrivenScene
 Array = np.ndarray
 
 
-def truly_taken(scene: DrivenScene, states: list[CarState], spec: GridSpec) -> Bool[Array, "S X Y"]:
-    """Which cells around the ego others will truly take at every step while the ego follows `states` (one car, 0.1 s apart, three seconds)."""
+def true_occupancy(scene: DrivenScene, states: list[CarState], spec: GridSpec) -> Bool[Array, "S X Y"]:
+    """Cells that other road users will occupy at every step while the ego follows `states` (0.1 s apart, three seconds).
+
+    The cells are in the ego frame of the current keyframe.
+    """
     branch, casts = scene.live.copy(), []
     for k, state in enumerate(states, start=1):
         ego = EgoState(state.xy_m[0], float(state.yaw_rad[0]), float(state.speed_mps[0]))

@@ -1,4 +1,4 @@
-"""Drives on disk: one npz file a scene, so that a drive goes on where it was stopped and a scene can be looked at again."""
+"""Drives on disk, one npz file per scene, so that an evaluation can be resumed and a scene can be viewed later."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PLANS = ("plan_speed_mps", "plan_yaw_rad")
 
 
 def write_rollout(path: Path, rollout: Rollout) -> None:
-    """Write one drive, whole or not at all."""
+    """Write one drive atomically."""
     arrays: dict[str, Any] = {f"ego_{name}": getattr(rollout.ego, name) for name in _EGO}
     arrays |= {f"others_{name}": np.asarray(getattr(rollout.others, name)) for name in _OTHERS}
     arrays |= {name: getattr(rollout, name) for name in _PLANS}
@@ -31,7 +31,7 @@ def write_rollout(path: Path, rollout: Rollout) -> None:
 
 
 def read_rollout(path: Path) -> Rollout:
-    """A drive that was kept.
+    """Read a drive that `write_rollout` wrote.
 
     Raises:
         DataError: if the file is missing, damaged or holds something else.
@@ -48,7 +48,7 @@ def read_rollout(path: Path) -> Rollout:
         plans = [found[name] for name in _PLANS]
         moments = len(ego.yaw_rad)
         if ego.xy_m.shape != (moments, 2) or others.centre_m.shape != (moments, len(others.track), 2):
-            raise ValueError("its arrays do not fit together")
+            raise ValueError("the shapes of its arrays do not match")
         return Rollout(str(found["name"]), ego, others, plans[0], plans[1], planned, ended, every)  # pyright: ignore[reportArgumentType]
     except (KeyError, ValueError, TypeError, IndexError) as error:
-        raise DataError(f"{path}: not a drive as `iidrive drive` writes it ({error}); delete it and drive the scene again.") from None
+        raise DataError(f"{path}: not a file of `iidrive drive` ({error}); delete it and drive the scene again.") from None

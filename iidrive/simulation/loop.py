@@ -1,7 +1,7 @@
-"""The loop: scenes side by side, a plan for each every half second, a controller that follows it, and others who go on every tenth.
+"""The closed loop: the planner plans every 0.5 s, and a controller follows the plan while all road users are simulated in steps of 0.1 s.
 
-Side by side means that the plans of all scenes are one forward pass. What comes out does not depend on which process drives which scenes: they
-are always driven in the same company.
+Scenes are driven in groups, and the plans of a group are one forward pass. The groups do not depend on the number of processes, so neither
+do the results.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from iidrive.scoring.driving.rollout import Rollout
 from iidrive.scoring.driving.tracking import DT_S, CarState, Reference, follow, reference
 from iidrive.simulation.displace import Start, drawn
 from iidrive.simulation.driven import LEVER_M, STEPS_PER_KEYFRAME, Agents, DrivenScene
-from iidrive.simulation.eyes import Eyes
+from iidrive.simulation.observer import Observer
 
 Array = np.ndarray
 Plan = Callable[[Inputs, Sequence[DrivenScene]], Tensor]
-"""Inputs → paths (B,6,2) of LIDAR_TOP in the lidar frame, metres, 0.5 s apart. Only an oracle looks at the scenes."""
+"""(inputs, scenes) → paths (B,6,2) of LIDAR_TOP in the lidar frame, metres, 0.5 s apart. Only an oracle uses the scenes."""
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How scenes are driven.
+    """Options of the closed loop.
 
     Attributes:
-        agents: whether the others react to the ego, or do what they did in the recorded scene.
-        displace: start beside the path, turned, at another speed.
-        go_on: drive on after an at-fault contact and off the road.
-        moments: moments of 0.1 s after which a drive ends; 0: with the scene.
-        together: scenes that are driven side by side: their plans are one forward pass.
-        delay_s: how long a plan takes: so long the car goes on by the plan before. At most the time from plan to plan.
-        dropped: share of the occupancy's columns that are free in what the planner sees, drawn anew for every keyframe.
+        agents: other road users react to the ego (reactive), or replay the recorded scene (replay).
+        displace: start beside the path, rotated, at another speed.
+        go_on: continue after an at-fault collision and off the road.
+        moments: length of a drive in states 0.1 s apart; 0 for the whole scene.
+        together: scenes per group; the plans of a group are one forward pass.
+        delay_s: planning time, seconds. Until then the ego follows the previous plan. At most the time between two plans.
+        dropped: fraction of occupancy columns set to free in the planner's input, drawn again for every keyframe.
     """
 
     agents: Agents = "reactive"
@@ -54,33 +54,40 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.delay_s <= STEP_S:
-            raise ConfigError(f"delay_s lies between 0 and {STEP_S} s, the time from plan to plan; found {self.delay_s:g}.")
+            raise ConfigError(f"delay_s must be from 0 to {STEP_S} s, the time between two plans; found {self.delay_s:g}.")
         if not 0 <= self.dropped <= 1:
-            raise ConfigError(f"dropped is a share, from 0 to 1; found {self.dropped:g}.")
+            raise ConfigError(f"dropped must be from 0 to 1; found {self.dropped:g}.")
 
 
 class Starts:
-    """Scenes of a town at their starts, each made once and handed out as often as somebody is to drive it."""
+    """Scenes at their start states. Each is made once; every call returns a copy."""
 
     def __init__(self, town: Town, config: LoopConfig) -> None:
         self.town, self.config = town, config
         self._made: dict[str, DrivenScene] = {}
 
     def __call__(self, name: str) -> DrivenScene:
-        """A scene at its start, the caller's own."""
+        """A copy of a scene at its start."""
         if name not in self._made:
             self._made[name] = begin(self.town, name, self.config)
         return self._made[name].copy()
 
 
 def drive_scenes(names: Sequence[str], starts: Starts, plan: Plan, tokenizer: Tokenizer | None) -> list[Rollout]:
-    """Drive scenes side by side. `tokenizer` makes the codes that `plan` reads; None for a planner that reads none."""
+    """Drive a group of scenes.
+
+    Args:
+        names: names of the scenes.
+        starts: their start states.
+        plan: the planner.
+        tokenizer: encodes the occupancy for the planner; None for a planner that reads no codes.
+    """
     config = starts.config
-    scenes, eyes = [starts(name) for name in names], Eyes(tokenizer, config.dropped)
+    scenes, observer = [starts(name) for name in names], Observer(tokenizer, config.dropped)
     late = round(config.delay_s / DT_S)
     before: dict[str, tuple[Reference, CarState]] = {}
     while active := [scene for scene in scenes if not scene.over]:
-        plans = plan(eyes.look(active), active).numpy(force=True).astype(np.float64)
+        plans = plan(observer.observe(active), active).numpy(force=True).astype(np.float64)
         wanted = reference(plans, LEVER_M)
         for row, scene in enumerate(active):
             mine, state = wanted.select(np.array([row])), scene.state
@@ -90,7 +97,7 @@ def drive_scenes(names: Sequence[str], starts: Starts, plan: Plan, tokenizer: To
 
 
 def _followed(state: CarState, plan: Reference, before: tuple[Reference, CarState] | None, late: int) -> list[CarState]:
-    """The states of one car until the next plan. For the first `late` of them it goes on by the plan before, if there was one."""
+    """States of one car until the next plan, 0.1 s apart. It follows the previous plan, if there is one, for the first `late` of them."""
     if not late or before is None:
         return follow(state, plan, STEPS_PER_KEYFRAME)
     old, made_at = before
@@ -100,18 +107,18 @@ def _followed(state: CarState, plan: Reference, before: tuple[Reference, CarStat
 
 
 def drive_expert(names: Sequence[str], starts: Starts) -> list[Rollout]:
-    """The same with the town's own driver at the wheel. Scenes were drawn until nobody collided, so it has no collisions by construction."""
+    """Drive scenes with the town's expert driver. It has no collisions by construction, because only scenes without any were kept."""
     found = []
     for name in names:
         scene = starts(name)
         while not scene.over:
-            scene.let_drive()
+            scene.step_expert()
         found.append(scene.rollout())
     return found
 
 
 def begin(town: Town, name: str, config: LoopConfig) -> DrivenScene:
-    """A scene at its start, displaced if wanted: drawn again until the ego is on the road and touches nobody."""
+    """A scene at its start. With `config.displace` the start is drawn until the ego is on the road and touches no road user."""
     moments = config.moments or None
     if not config.displace:
         return DrivenScene(town, name, config.agents, None, moments)

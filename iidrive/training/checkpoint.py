@@ -1,10 +1,10 @@
-"""Checkpoints: weights as safetensors beside a manifest that says what they are and what they descend from.
+"""Checkpoints: weights as safetensors, and a manifest with config, metrics and lineage.
 
-    RUN/checkpoints/samples-000012800/weights.safetensors     for use (the moving average, where there is one)
-                                      training.safetensors    raw weights, optimiser state: to go on training
+    RUN/checkpoints/samples-000012800/weights.safetensors     weights for inference (the EMA, if there is one)
+                                      training.safetensors    raw weights and optimiser state, for resuming
                                       manifest.json
 
-A checkpoint is written under a temporary name and renamed when whole. Nothing is unpickled.
+A checkpoint is written under a temporary name and renamed when it is complete. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -33,16 +33,29 @@ from iidrive.runtime.run_folder import Run
 from iidrive.training import shipped
 
 FORMAT = 2
-"""2: fields of configs and parameters were renamed after iidrive 0.1.0."""
+"""Version of the format. Since version 2, config fields and parameters have other names than in iidrive 0.1.0."""
 
 Kind = Literal["tokenizer", "motion", "flow", "world", "planner", "ego-mlp"]
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything about a checkpoint that is not a tensor. `architecture` and `training` are the configs as plain values.
+    """Manifest of a checkpoint.
 
-    `parents` are oldest first; `marks` say which mismatches were allowed on the way (see lineage.py). `files` are the SHA-256 of the tensors' files.
+    Attributes:
+        kind: kind of model.
+        fingerprint: hash of architecture, weights and parents (see `fingerprint`).
+        architecture: model config as plain values.
+        samples_seen: training samples seen.
+        code: git commit or version of the code.
+        data: identity of the training data (see `Source.identity`).
+        training: training config as plain values.
+        metrics: losses and validation metrics.
+        about: further facts, such as `trained_on` and `changes`.
+        parents: checkpoints that it was made with, oldest first.
+        marks: mismatches that were allowed (see core/lineage.py).
+        files: file name → SHA-256 of the tensor files.
+        format: version of the checkpoint format.
     """
 
     kind: Kind
@@ -60,35 +73,37 @@ class Manifest:
     format: int = FORMAT
 
     def lineage(self, path: str | Path = "") -> Lineage:
-        """The chain of this checkpoint, which lies at `path`."""
+        """Lineage of this checkpoint, which is at `path`."""
         return Lineage(self.kind, self.fingerprint, str(path), self.parents[::-1], self.marks)
 
     @property
     def trained_on(self) -> tuple[dict[str, Any], ...]:
-        """What trained this model and all that it was made with: kind of the model, source, seed (of towns) and split of each."""
+        """Training data of this model and of its ancestors: for each, the kind of model, data source, seed (of synthetic towns) and
+        split.
+        """
         return tuple(self.about.get("trained_on", ()))
 
     def also_trained_on(self, *others: Manifest) -> Manifest:
-        """The same manifest, with the data of other stages among those that trained it."""
+        """The manifest with the training data of other stages added to `trained_on`."""
         entries = [entry for manifest in (*others, self) for entry in manifest.trained_on]
         once = [entry for i, entry in enumerate(entries) if entry not in entries[:i]]
         return replace(self, about={**self.about, "trained_on": once})
 
     @property
     def origins(self) -> tuple[Parent, ...]:
-        """The checkpoint whose weights the training started from, if it did not start from nothing."""
+        """The checkpoint whose weights the training started from; empty if it started from random weights."""
         return tuple(parent for parent in self.parents if parent.kind.startswith(INITIAL))
 
     def parent(self, kind: str) -> Parent:
-        """The parent of a kind. Raises CheckpointError if there is none."""
+        """The parent of this kind. Raises CheckpointError if there is none."""
         for parent in self.parents:
             if parent.kind == kind:
                 return parent
-        raise CheckpointError(f"this {self.kind} names no {kind} that it was trained on.")
+        raise CheckpointError(f"the manifest of this {self.kind} names no {kind} that it was trained on.")
 
 
 def fingerprint(architecture: Any, weights: Mapping[str, Tensor], parents: tuple[Parent, ...] = ()) -> str:
-    """16 hex digits that follow from the architecture, every weight's bytes and the parents."""
+    """Hash of the architecture, all weights and the parents' fingerprints: 16 hex digits."""
     digest = hashlib.sha256(json.dumps(to_plain(architecture), sort_keys=True).encode())
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
@@ -100,10 +115,10 @@ def fingerprint(architecture: Any, weights: Mapping[str, Tensor], parents: tuple
 
 
 def save(folder: Path, manifest: Manifest, weights: Mapping[str, Tensor], training: Mapping[str, Tensor] | None = None) -> Path:
-    """Write a checkpoint folder; it appears whole or not at all. An older one of the same name is replaced; what killed processes left is removed.
+    """Write a checkpoint folder atomically. Replaces a folder of the same name and removes temporary folders of killed processes.
 
     Raises:
-        CheckpointError: if it cannot be written, as on a full disk. Nothing of it stays.
+        CheckpointError: if it cannot be written, for example on a full disk. Partial files are removed.
     """
     for left in (*folder.parent.glob(".*.tmp"), *folder.parent.glob(".*.gone")):
         shutil.rmtree(left, ignore_errors=True)
@@ -114,7 +129,7 @@ def save(folder: Path, manifest: Manifest, weights: Mapping[str, Tensor], traini
         temporary.mkdir(parents=True)
         for file, values in tensors.items():
             save_file({k: v.detach().cpu().contiguous() for k, v in values.items()}, temporary / file)
-            (temporary / file).chmod(temporary.stat().st_mode & 0o666)  # it is made for its owner's eyes alone
+            (temporary / file).chmod(temporary.stat().st_mode & 0o666)  # safetensors creates files that only their owner can read
             files[file] = _digest(temporary / file)
         (temporary / "manifest.json").write_text(json.dumps(to_plain(replace(manifest, files=files)), indent=2) + "\n")
         if folder.exists():
@@ -123,7 +138,7 @@ def save(folder: Path, manifest: Manifest, weights: Mapping[str, Tensor], traini
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
-            f"{folder}: cannot be written ({error}). The checkpoints before it are whole; make room and go on with `--resume on`."
+            f"{folder}: cannot be written ({error}). The checkpoints before it are complete; free some disk space and continue with `--resume on`."
         ) from None
     return folder
 
@@ -137,31 +152,31 @@ def _digest(path: Path) -> str:
 
 
 def name(samples_seen: int) -> str:
-    """A checkpoint's folder name."""
+    """Folder name of a checkpoint."""
     return f"samples-{samples_seen:09d}"
 
 
 def newest_first(run: str | Path) -> list[Path]:
-    """The checkpoints of a run folder."""
+    """Checkpoint folders of a run, newest first."""
     return sorted((Path(run) / "checkpoints").glob("samples-*"), reverse=True)
 
 
-def require_whole(path: Path) -> None:
-    """Raise CheckpointError if a file of a checkpoint is missing or is not as it was written."""
+def verify_checksums(path: Path) -> None:
+    """Verify the checksums of a checkpoint. Raises CheckpointError if a file is missing or differs."""
     for file, digest in read_manifest(path).files.items():
         if not (path / file).is_file() or _digest(path / file) != digest:
             raise CheckpointError(f"{path / file}: damaged or missing.")
 
 
 def remove(folder: Path) -> None:
-    """Delete a checkpoint; it leaves the view of readers at once."""
+    """Delete a checkpoint. It is renamed first, so that readers never see a part of it."""
     gone = folder.with_name(f".{folder.name}.{os.getpid()}.gone")
     os.replace(folder, gone)
     shutil.rmtree(gone, ignore_errors=True)
 
 
 def find(path: str | Path) -> Path:
-    """The checkpoint folder that a path means: itself, the newest under a run folder, or that of weights which come with the package.
+    """The checkpoint folder for a path: the folder itself, the newest checkpoint of a run folder, or weights that come with the package.
 
     Raises:
         CheckpointError: if there is none.
@@ -173,16 +188,16 @@ def find(path: str | Path) -> Path:
     if not newest:
         if path.is_file():
             raise CheckpointError(
-                f"{path}: a file, where the folder of a checkpoint is needed. Weights of II-World (.pth) come in with `iidrive import ii-world`."
+                f"{path}: a file; expected the folder of a checkpoint. Convert II-World's weights (.pth) with `iidrive import ii-world`."
             )
         raise CheckpointError(
-            f"{path}: no checkpoint here. Give a run folder of `iidrive train`, a folder with manifest.json, or a name of `iidrive weights`."
+            f"{path}: no checkpoint here. Give a run folder of `iidrive train`, a folder with manifest.json, or a name listed by `iidrive weights`."
         )
     return newest[0]
 
 
 def read_manifest(path: str | Path) -> Manifest:
-    """The manifest of a checkpoint (or of the newest of a run)."""
+    """Read the manifest of a checkpoint, or of a run's newest checkpoint. Raises CheckpointError if it is missing or damaged."""
     file = find(path) / "manifest.json"
     try:
         manifest = from_plain(Manifest, parse_json(file.read_bytes(), "manifest.json"), str(file))
@@ -193,14 +208,14 @@ def read_manifest(path: str | Path) -> Manifest:
     if manifest.format != FORMAT:
         wrote = " (written by iidrive 0.1.0)" if manifest.format == 1 else ""
         raise CheckpointError(
-            f"{file}: format {manifest.format}{wrote}, this iidrive reads format {FORMAT}. Use the version that wrote it, or train again."
+            f"{file}: format {manifest.format}{wrote}, but this iidrive reads format {FORMAT}. Use the version that wrote it, or train again."
         )
     return manifest
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose manifest was read: `path` as it was given, `folder` where its files lie."""
+    """A checkpoint and its manifest. `path` is the path as given, `folder` is where its files are."""
 
     path: Path
     folder: Path
@@ -208,34 +223,34 @@ class Checkpoint:
 
     @property
     def lineage(self) -> Lineage:
-        """What it is and what it descends from."""
+        """Lineage of the checkpoint."""
         return self.manifest.lineage(self.path)
 
     @property
     def as_parent(self) -> Parent:
-        """How a checkpoint that is made with this one names it."""
+        """This checkpoint as a parent in another checkpoint's manifest."""
         place = shipped.name_of(self.folder) or str(self.folder.resolve())
         return Parent(self.manifest.kind, place, self.manifest.fingerprint)
 
     def parent_path(self, kind: str) -> Path:
-        """Where the parent of a kind lies now: at its recorded place, or at the same place relative to a run that was moved as a whole."""
+        """Current path of the parent of this kind: the recorded path, or the same relative path if the run folders were moved together."""
         return moved(self.manifest.parent(kind).path, self.folder)
 
     def weights(self) -> dict[str, Tensor]:
-        """The weights for use. Raises LineageError as `load` does."""
+        """The weights for inference. Raises LineageError as `load` does."""
         return load(self.folder, self.manifest)
 
     def require_kind(self, kind: Kind) -> None:
-        """Raise CheckpointError unless it is of a kind."""
+        """Raise CheckpointError unless the checkpoint is of this kind."""
         require_kind(self.manifest, kind, self.path)
 
     def require_parent(self, kind: str, given: Lineage, allow: bool = False) -> tuple[str, ...]:
-        """Refuse another parent than the one it was trained on, or with `allow` return the mark (see lineage.matched)."""
+        """Check that `given` is the parent that it was trained with; see `lineage.matched` for `allow`, the result and errors."""
         return require_parent(self.manifest, kind, given, self.path, allow)
 
 
 def read(path: str | Path | Checkpoint) -> Checkpoint:
-    """A checkpoint and its manifest, from its folder or from a run folder (the newest); one that was read already is returned as it is.
+    """Find a checkpoint (see `find`) and read its manifest. A `Checkpoint` is returned unchanged.
 
     Raises:
         CheckpointError: if there is none, or its manifest cannot be read.
@@ -247,7 +262,7 @@ def read(path: str | Path | Checkpoint) -> Checkpoint:
 
 
 def load_tensors(path: str | Path, name: str = "weights.safetensors") -> dict[str, Tensor]:
-    """The tensors of a checkpoint's file."""
+    """Read the tensors of a checkpoint's file. Raises CheckpointError if it is missing or damaged."""
     file = find(path) / name
     try:
         return load_file(file)
@@ -258,7 +273,7 @@ def load_tensors(path: str | Path, name: str = "weights.safetensors") -> dict[st
 
 
 def load(path: str | Path, manifest: Manifest) -> dict[str, Tensor]:
-    """The weights for use, whose fingerprint must be the one in the manifest.
+    """Read the weights for inference and verify their fingerprint.
 
     Raises:
         LineageError: if the weights are not those that the manifest describes.
@@ -268,7 +283,7 @@ def load(path: str | Path, manifest: Manifest) -> dict[str, Tensor]:
     if found != manifest.fingerprint:
         raise LineageError(
             f"{find(path)}: the manifest says {manifest.kind} {manifest.fingerprint}, but architecture, weights and parents give {found}: a "
-            "file was changed or comes from another checkpoint. Copy checkpoint folders whole, or train again."
+            "file was changed or comes from another checkpoint. Copy complete checkpoint folders, or train again."
         )
     return weights
 
@@ -280,13 +295,16 @@ def amend(path: str | Path, metrics: Mapping[str, float]) -> None:
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
-    """Put weights into a module, strictly: every name, shape and kind of number that does not fit is listed (see `states.require_fit`)."""
+    """Load weights into a module.
+
+    Raises CheckpointError, listing every name, shape and dtype that does not match (`states.require_fit`).
+    """
     states.require_fit(weights, module.state_dict(), where)
     module.load_state_dict(dict(weights))
 
 
 def moved(recorded: str | Path, child: str | Path) -> Path:
-    """Where a parent lies now: at its recorded place, or at the same place relative to a run folder that was moved as a whole with `child`."""
+    """Current path of a parent: the recorded path, or the same path relative to `child` if both were moved together."""
     recorded = Path(recorded)
     if shipped.exists(recorded):
         return recorded
@@ -298,18 +316,18 @@ def moved(recorded: str | Path, child: str | Path) -> Path:
 
 
 def require_kind(manifest: Manifest, kind: Kind, path: str | Path) -> None:
-    """Raise CheckpointError unless the checkpoint is of a kind."""
+    """Raise CheckpointError unless the checkpoint is of this kind."""
     if manifest.kind != kind:
         raise CheckpointError(f"{path}: expected a {kind}, found a {manifest.kind} (kinds: {', '.join(get_args(Kind))}).")
 
 
 def require_parent(manifest: Manifest, kind: str, given: Lineage, path: str | Path, allow: bool = False) -> tuple[str, ...]:
-    """Refuse another parent than the one that the checkpoint was trained on, or with `allow` return the mark (see lineage.matched)."""
+    """Check that `given` is the parent that the checkpoint was trained with; see `lineage.matched` for `allow`, the result and errors."""
     recorded = manifest.parent(kind)
     follow = {"tokenizer": "world", "world": "planner"}[kind]
     advice = (
-        f"give the {kind} it was trained on (it lay at {recorded.path}; `iidrive lineage {shlex.quote(recorded.path)}` says what lies there "
-        f"now), or train anew on this one: `iidrive train {follow} {shlex.quote(given.path or recorded.path)} --run NEW_RUN`"
+        f"give the {kind} it was trained on (then at {recorded.path}; `iidrive lineage {shlex.quote(recorded.path)}` shows what is there "
+        f"now), or train again on this one: `iidrive train {follow} {shlex.quote(given.path or recorded.path)} --run NEW_RUN`"
         f"{' and then the planner' if follow != manifest.kind else ''}."
     )
     return matched(manifest.lineage(path), kind, given, advice, allow)

@@ -1,7 +1,7 @@
-"""The one training loop. It knows a loss, the module whose weights it moves, and windows to draw from; it counts in samples seen.
+"""The training loop. It needs a model with a loss, the module to train, and a dataset of clips. Progress is counted in samples seen.
 
-A step is the same whoever computes it: its samples follow from the seed and its number, its loss is divided by counts over the whole global batch,
-and the gradients of all parts and processes are summed before anything is decided.
+The result does not depend on the number of processes. The samples of a step depend only on the seed and the step's number. The loss is
+divided by counts over the global batch. Gradients of all micro-batches and processes are summed before clipping and the optimiser step.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from iidrive.training.state import State, TrainTask
 
 
 def fit(task: TrainTask, clips: ClipDataset, config: TrainConfig, run: Run, options: RunOptions | None = None) -> Path:
-    """Train until `config.samples` samples were seen; returns the last checkpoint, whose weights the module then has.
+    """Train until `config.samples` samples have been seen. Returns the last checkpoint, whose weights are loaded into the module.
 
     Raises:
-        IIDriveError: if the loss is not finite or a sample cannot be read, naming the step and its samples; checkpoints stay whole.
-        StopRequested: if a signal asked to stop; a checkpoint was written.
+        IIDriveError: if the loss is not finite or a sample cannot be read, naming the step and its samples. Checkpoints remain intact.
+        StopRequested: if a signal asked to stop. A checkpoint was written.
     """
     options = options or RunOptions()
     process_group, place = options.process_group, device()
@@ -48,11 +48,11 @@ def fit(task: TrainTask, clips: ClipDataset, config: TrainConfig, run: Run, opti
             state.resume(run)
         with process_group.raise_on_all_ranks():
             for path in checkpoint.newest_first(run.folder) if process_group.is_rank_zero else ():
-                if path.name > checkpoint.name(state.seen):  # damaged, and it would be taken for the newest again
+                if path.name > checkpoint.name(state.seen):  # damaged; it would be tried first again
                     checkpoint.remove(path)
     else:
         with process_group.raise_on_all_ranks():
-            run.forget_after(0)
+            run.drop_logs_after(0)
     steps = Steps(clips, Order(config.seed, config.batch, config.samples), parts)
     if state.seen == 0 and task.prepare is not None:
         first = Steps(clips, steps.order, [range(min(config.batch, 8))])[0]
@@ -85,7 +85,7 @@ def fit(task: TrainTask, clips: ClipDataset, config: TrainConfig, run: Run, opti
                     raise
                 what = str(error).split(".")[0]
                 raise IIDriveError(
-                    f"this GPU cannot repeat its bits ({what}): leave --parallel.deterministic off, or train on a CPU."
+                    f"this GPU has no deterministic version of an operation ({what}): use --parallel.deterministic off, or train on a CPU."
                 ) from None
             state.seen += config.batch
             if state.ema is not None:
@@ -97,19 +97,19 @@ def fit(task: TrainTask, clips: ClipDataset, config: TrainConfig, run: Run, opti
                 path = _save(state, run, logs, process_group)
     task.model.eval()
     task.module.load_state_dict(dict(state.weights))
-    device()  # what is computed with the weights is not rounded as their training may have been
+    device()  # disables TF32, which the training may have used
     return path or checkpoint.find(run.folder)
 
 
 def _share_start(module: nn.Module, process_group: ProcessGroup) -> None:
-    """Start every process with the weights of rank 0: GPUs of different makes may have prepared different codebooks."""
+    """Broadcast the weights of rank 0: different GPU models may have prepared different codebooks."""
     if process_group.size > 1:
         start = {key: value.cpu() for key, value in module.state_dict().items()} if process_group.is_rank_zero else {}
         module.load_state_dict(process_group.broadcast(start))
 
 
 def _due(seen: int, every: int, config: TrainConfig, end: int) -> bool:
-    """Whether what happens `every` so many samples (0: never) happens now; it also does at the end."""
+    """Whether an action that is due `every` so many samples (0 for never) is due now. It is also due at the end."""
     return bool(every) and (seen % every < config.batch or seen >= end)
 
 
@@ -122,12 +122,12 @@ def _next(fed: object) -> tuple[Step | None, IIDriveError | None]:
         return next(fed), None  # pyright: ignore[reportArgumentType, reportCallIssue]
     except IIDriveError as error:
         return None, error
-    except RuntimeError as error:  # a worker process that is gone
-        return None, IIDriveError(f"a process that makes batches ended ({str(error).splitlines()[0]}); give more memory or fewer workers.")
+    except RuntimeError as error:  # a worker process died
+        return None, IIDriveError(f"a data loading worker died ({str(error).splitlines()[0]}); provide more memory or use fewer workers.")
 
 
 def _agree(process_group: ProcessGroup, request: Request, problem: IIDriveError | None) -> int:
-    """Tell the others of a signal or a problem; returns the signal that all stop for, 0 for none, -1 for a problem elsewhere."""
+    """Agree on whether to stop. Returns the number of the signal to stop for, 0 to continue, or -1 if a rank has a problem."""
     if process_group.size == 1:
         return request.number
     told = process_group.sum(torch.tensor([float(request.number > 0), float(problem is not None)]))
@@ -137,38 +137,38 @@ def _agree(process_group: ProcessGroup, request: Request, problem: IIDriveError 
 
 
 def _end(process_group: ProcessGroup, stop: int, problem: IIDriveError | None, seen: int, steps: Steps) -> None:
-    """Leave the training, saved, for a reason that is the same in every process."""
+    """End the training after a checkpoint was saved, with the same error on every rank."""
     if stop > 0:
         request = Request(stop)
-        raise StopRequested(f"stopped by {request.name} after {seen} samples, and saved. `--resume on` goes on from there.", 128 + stop)
+        raise StopRequested(f"stopped by {request.name} after {seen} samples, and saved. Continue with `--resume on`.", 128 + stop)
     told = next(text for text in process_group.gather(str(problem) if problem else "") if text)
     step = seen // steps.order.batch
     message = (
-        f"the batch after {seen} samples (step {step}) cannot be read: {told} What was trained so far is saved; mend the data and go on "
+        f"the batch after {seen} samples (step {step}) cannot be read: {told} The training so far is saved; repair the data and continue "
         "with `--resume on`."
     )
     raise (SharedError if process_group.size > 1 else type(problem or SharedError("")))(message)
 
 
 def _stage(state: State) -> str:
-    """How the recipe names what is trained."""
+    """Name of the trained stage in recipes."""
     return state.manifest.kind.replace("-", "_")
 
 
 def _remedy(state: State, run: Run) -> str:
-    """What can be done about a training that diverged: a checkpoint is only offered where there is one."""
+    """Advice for a training that diverged. It names a checkpoint only if there is one."""
     found = checkpoint.newest_first(run.folder)
     lower = f"--recipe.train_{_stage(state)}.learning_rate {state.config.learning_rate / 2:g}"
     if not found:
         return f"There is no checkpoint yet: start again with a lower learning rate ({lower})."
     return (
-        f"Go on from {found[0].name} with a lower learning rate: `--resume on {lower}`. If it diverges again, that checkpoint was already diverging: "
-        "delete it, and the one before is used."
+        f"Continue from {found[0].name} with a lower learning rate: `--resume on {lower}`. If it diverges again, that checkpoint was already "
+        "diverging: delete it to continue from the one before."
     )
 
 
 def _step(state: State, parts: Sequence[Batch], steps: Steps, run: Run, process_group: ProcessGroup) -> dict[str, float]:
-    """One optimiser step; returns the loss and its parts over the global batch."""
+    """One optimiser step. Returns the loss and its parts over the global batch."""
     task, config = state.task, state.config
     counts = None if config.group else _counts(task, parts, process_group)
     share = config.group / config.batch if config.group else 1.0
@@ -185,7 +185,7 @@ def _step(state: State, parts: Sequence[Batch], steps: Steps, run: Run, process_
     scaler = state.precision.scaler
     if scaler is not None:
         scaler.unscale_(state.optimiser)
-    norm = _clipped(parameters, task.apart, config.max_grad_norm)
+    norm = _clipped(parameters, task.clipped_separately, config.max_grad_norm)
     *read, length = _read(torch.cat([values, norm[None]]))
     found = dict(zip(names, read, strict=True))
     if not math.isfinite(found["loss"]):
@@ -194,26 +194,29 @@ def _step(state: State, parts: Sequence[Batch], steps: Steps, run: Run, process_
             f"the loss became {found['loss']} after {state.seen} samples (batch of {tokens} …; parts {found}). {_remedy(state, run)}"
         )
     if scaler is not None:
-        scaler.step(state.optimiser)  # skips the step and lowers the scale where a gradient left float16's range
+        scaler.step(state.optimiser)  # skips the step and lowers the scale if a gradient overflowed float16
         scaler.update()
     elif math.isfinite(length):
         state.optimiser.step()
     else:
         raise SharedError(f"the gradient became {length} after {state.seen} samples. {_remedy(state, run)}")
-    _settle(task.module, len(parts), process_group)
+    _update_batch_norms(task.module, len(parts), process_group)
     return found
 
 
-def _clipped(parameters: Sequence[nn.Parameter], apart: Sequence[nn.Module], most: float) -> Tensor:
-    """Clip the gradients of every module in `apart`, and of what is left, to the norm `most`; returns the norm of all of them before."""
-    groups = [[p for p in module.parameters() if p.requires_grad] for module in apart]
+def _clipped(parameters: Sequence[nn.Parameter], clipped_separately: Sequence[nn.Module], most: float) -> Tensor:
+    """Clip gradients to the norm `most`, separately for each module in `clipped_separately` and for all other parameters.
+
+    Returns the norm of all gradients before clipping.
+    """
+    groups = [[p for p in module.parameters() if p.requires_grad] for module in clipped_separately]
     taken = {id(p) for group in groups for p in group}
     groups.append([p for p in parameters if id(p) not in taken])
     return torch.stack([nn.utils.clip_grad_norm_(group, most) for group in groups]).norm()
 
 
 def _counts(task: TrainTask, parts: Sequence[Batch], process_group: ProcessGroup) -> dict[str, Tensor]:
-    """Valid elements of the global batch."""
+    """Numbers of valid elements in the global batch."""
     each = [task.model.counts(part) for part in parts]
     names = sorted(each[0])
     total = process_group.sum(torch.stack([torch.stack([one[name] for one in each]).sum() for name in names]).double())
@@ -222,12 +225,9 @@ def _counts(task: TrainTask, parts: Sequence[Batch], process_group: ProcessGroup
 
 @torch.no_grad()
 def _summed(parameters: Sequence[nn.Parameter], values: Float[Tensor, "n"], process_group: ProcessGroup) -> Float[Tensor, "n"]:
-    """Sum gradients and other values over processes, as one vector: every process then has the same bits. A weight without any gradient stays so."""
+    """Sum gradients and other values over all processes in one all-reduce. A parameter without a gradient on all ranks keeps none."""
     if process_group.size > 1:
-        none, some = (
-            values.new_zeros(1),
-            values.new_ones(1),
-        )  # put together on the device: numbers from the host would have to be waited for
+        none, some = values.new_zeros(1), values.new_ones(1)  # on the device: a copy from the host would synchronise
         has = torch.cat([none if p.grad is None else some for p in parameters])
         grads = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
         sizes = [len(values), len(has), *map(len, grads)]
@@ -238,14 +238,14 @@ def _summed(parameters: Sequence[nn.Parameter], values: Float[Tensor, "n"], proc
 
 
 def _read(values: Float[Tensor, "n"]) -> list[float]:
-    """Numbers that decide how a step goes on. Only here does a step wait for the GPU: once alone, twice with other processes."""
+    """Copy values to the host. This is a step's only GPU synchronisation: once with a single process, twice with several."""
     return values.tolist()
 
 
-def _settle(module: nn.Module, groups: int, process_group: ProcessGroup) -> None:
+def _update_batch_norms(module: nn.Module, groups: int, process_group: ProcessGroup) -> None:
     for norm in module.modules():
         if isinstance(norm, BatchNorm) and norm.kept:
-            norm.settle(groups, lambda kept: process_group.sum(kept) / process_group.size)
+            norm.update_running_stats(groups, lambda kept: process_group.sum(kept) / process_group.size)
 
 
 def _save(state: State, run: Run, logs: Mapping[str, float], process_group: ProcessGroup) -> Path:
@@ -258,7 +258,7 @@ def _save(state: State, run: Run, logs: Mapping[str, float], process_group: Proc
 
 
 def _validate(state: State, run: Run, process_group: ProcessGroup) -> dict[str, float]:
-    """Score the moving average, in float32 as it will be used; the raw weights are then put back bit by bit."""
+    """Validate the EMA weights in float32, as they are used for inference, then restore the raw weights exactly."""
     task = state.task
     assert task.validate is not None
     raw = {k: v.clone() for k, v in task.module.state_dict().items()}

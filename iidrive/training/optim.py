@@ -1,4 +1,4 @@
-"""What decides a training's result: how long, how fast, in which numbers; learning rate over samples seen, moving average of weights."""
+"""Training config, learning rate schedule and EMA: the settings that decide a training's result."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from iidrive.core.errors import ConfigError
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long and how to train. Everything counts samples, so that the number of devices or the accumulation cannot move it.
+    """Training settings. Lengths are in samples, so they do not depend on the number of devices or on gradient accumulation.
 
     Attributes:
-        samples: samples of the whole training, a multiple of the batch.
-        batch: global batch: samples of an optimiser step.
-        micro_batch: most samples that a device computes at once; 0: its whole share. Results do not depend on it.
-        group: samples that are a batch of their own, with their own loss and BatchNorm statistics; the step takes the groups' mean, as the published
-            code does with the 8 samples of a GPU. 0: the loss is the global batch's.
-        precision: 32 or 64: float32 or float64. bf16 or 16: mixed with bfloat16 or float16. tf32: float32, but a GPU rounds what products and
-            convolutions multiply (on a CPU it is 32).
-        freeze: parts of the model (prefixes of parameter names) that keep their weights.
-        learning_rate: highest learning rate.
+        samples: length of the training, samples; a multiple of batch.
+        batch: global batch size: samples per optimiser step.
+        micro_batch: maximum samples per forward pass on a device; 0 for no limit. Results do not depend on it.
+        group: samples per group with its own loss and BatchNorm statistics. The step uses the mean over groups, as the published code does
+            with 8 samples per GPU. 0: one loss over the global batch.
+        precision: 32 or 64 for float32 or float64; bf16 or 16 for mixed precision with bfloat16 or float16; tf32 for float32 with TF32
+            products and convolutions on a GPU (the same as 32 on a CPU).
+        freeze: prefixes of the names of parameters that are not trained.
+        learning_rate: peak learning rate.
         weight_decay: AdamW's weight decay.
         max_grad_norm: norm that gradients are clipped to.
-        warmup: samples over which the learning rate rises.
-        schedule: cosine: down to a hundredth. step: a tenth after step_at of the samples.
-        step_at: when the schedule `step` steps, as a share of the samples.
-        ema_decay: decay of the moving average of the weights per optimiser step; 0: none.
-        ema_warmup_steps: steps over which that decay is reached.
-        ema_initial_steps: steps that count as done before the first one (published: 10560, so that the average moves slowly from the start).
-        seed: seed of weights, order and augmentation.
-        log_every: samples between two lines of the log.
-        save_every: samples between two checkpoints; one more is written at the end.
-        validate_every: samples between two validations of the moving average on scenes that are not trained on; 0: never.
-        validate_scenes: scenes of a validation.
+        warmup: length of the linear learning rate warm-up, samples.
+        schedule: cosine decays to 1 % of the peak; step drops to 10 % after the fraction step_at.
+        step_at: fraction of the samples after which the schedule `step` drops.
+        ema_decay: decay of the EMA of the weights per optimiser step; 0 for no EMA.
+        ema_warmup_steps: time constant of the decay's warm-up, optimiser steps.
+        ema_initial_steps: number of steps that the decay's warm-up starts from (published: 10560, for a slow average from the start).
+        seed: seed of initial weights, sample order and augmentation.
+        log_every: samples between two log lines.
+        save_every: samples between two checkpoints; one is also written at the end.
+        validate_every: samples between two validations of the EMA on held-out scenes; 0 for never.
+        validate_scenes: number of scenes per validation.
     """
 
     samples: int = 128_000
@@ -82,11 +82,11 @@ class TrainConfig:
             near = round(self.samples / self.batch) * self.batch or self.batch
             raise ConfigError(f"samples must be a multiple of the batch; found {self.samples} and {self.batch}. The nearest is {near}.")
         if self.group and self.batch % self.group:
-            raise ConfigError(f"groups of {self.group} samples do not make a batch of {self.batch}.")
+            raise ConfigError(f"batch must be a multiple of group; found {self.batch} and {self.group}.")
 
 
 def learning_rate(config: TrainConfig, seen: int) -> float:
-    """The rate of the step that starts after `seen` samples: linear warm-up, then the schedule."""
+    """Learning rate of the step that starts after `seen` samples: linear warm-up, then the schedule."""
     if seen < config.warmup:
         return config.learning_rate * (seen + config.batch) / (config.warmup + config.batch)
     share = seen / config.samples
@@ -96,14 +96,14 @@ def learning_rate(config: TrainConfig, seen: int) -> float:
 
 
 class EMA:
-    """Exponential moving average of a module's state: decay d = ema_decay * (1 - exp(-(ahead + steps) / warmup))."""
+    """Exponential moving average of a module's state, with decay ema_decay * (1 - exp(-(ema_initial_steps + steps) / ema_warmup_steps))."""
 
     def __init__(self, module: nn.Module, config: TrainConfig) -> None:
         self.config, self.state = config, {k: v.detach().clone() for k, v in module.state_dict().items()}
 
     @torch.no_grad()
     def update(self, module: nn.Module, steps: int) -> None:
-        """Move towards the module's present state, after optimiser step number `steps` (from 1)."""
+        """Update the average with the module's state after optimiser step number `steps` (from 1)."""
         decay = self.config.ema_decay * (1 - math.exp(-(self.config.ema_initial_steps + steps) / self.config.ema_warmup_steps))
         now = module.state_dict()
         moving = [key for key, value in now.items() if value.dtype.is_floating_point]

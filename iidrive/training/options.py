@@ -1,4 +1,4 @@
-"""One sitting of a training: who takes part, where it starts, where it ends. Nothing here changes what the whole training gives."""
+"""Options of one training run: process group, resuming, early stop. They do not change the result of the complete training."""
 
 from __future__ import annotations
 
@@ -18,11 +18,18 @@ Resume = Literal["on", "off", "auto"]
 
 @dataclass(frozen=True)
 class RunOptions:
-    """`resume`: go on from the run's newest checkpoint (`on`), only if there is one (`auto`), or start anew (`off`). `init` is a checkpoint whose
-    weights a new training starts from. `stop_at` ends early, after that many samples, with a checkpoint. `tensorboard` keeps curves for it.
+    """Options of a training run.
+
+    Attributes:
+        process_group: the processes that train.
+        parallel: how the work is divided.
+        resume: continue from the run's newest checkpoint (`on`), continue if there is one (`auto`), or start a new training (`off`).
+        init: checkpoint whose weights a new training starts from; empty for random weights.
+        stop_at: stop after this many samples, with a checkpoint; None to train to the end.
+        tensorboard: write curves for TensorBoard.
 
     Raises:
-        ConfigError: for `init` with `resume=on`: the first starts a training, the second continues one.
+        ConfigError: for `init` with `resume=on`.
     """
 
     process_group: ProcessGroup = field(default_factory=ProcessGroup)
@@ -35,13 +42,13 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.init and self.resume == "on":
             raise ConfigError(
-                "--init starts a new training from a checkpoint's weights, --resume on goes on with the one in the run folder: give one of them. "
-                "(--resume auto starts from --init the first time and goes on afterwards.)"
+                "--init starts a new training from a checkpoint's weights, and --resume on continues the training in the run folder: give only one. "
+                "(--resume auto starts from --init the first time and continues afterwards.)"
             )
 
 
-class StopRequested(IIDriveError):  # noqa: N818 - nothing went wrong
-    """A signal asked to stop; the training was saved. `status` is what the shell shows for that signal."""
+class StopRequested(IIDriveError):  # noqa: N818 - not a failure
+    """Raised when a signal asked to stop and the training was saved. `status` is the exit status for that signal, 128 + its number."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -50,7 +57,7 @@ class StopRequested(IIDriveError):  # noqa: N818 - nothing went wrong
 
 @dataclass
 class Request:
-    """Which signal asked to stop; 0: none yet."""
+    """Number of the signal that asked to stop; 0 for none."""
 
     number: int = 0
 
@@ -62,7 +69,7 @@ class Request:
 
 @contextmanager
 def stop_requests() -> Iterator[Request]:
-    """Within the block SIGTERM, SIGUSR1 (SLURM's warning) and SIGINT ask to stop after the step; a second SIGINT stops at once."""
+    """Context manager: SIGTERM, SIGUSR1 (SLURM's warning) and SIGINT ask to stop after the current step. A second SIGINT stops at once."""
     request = Request()
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -72,7 +79,7 @@ def stop_requests() -> Iterator[Request]:
 
     try:
         before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
-    except ValueError:  # not the main thread: signals are somebody else's business
+    except ValueError:  # handlers can only be set in the main thread
         before = {}
     try:
         yield request

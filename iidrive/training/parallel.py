@@ -1,4 +1,4 @@
-"""How a training is spread over devices and time. Speed and memory follow from it; results do not."""
+"""How the global batch is divided over devices and micro-batches. This affects speed and memory, not results."""
 
 from __future__ import annotations
 
@@ -12,22 +12,20 @@ from iidrive.runtime.distributed import ProcessGroup
 from iidrive.training.optim import TrainConfig
 
 WORKERS = 2
-"""Processes that make batches for a GPU, unless others are asked for."""
+"""Default number of data loading workers per GPU."""
 
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How a training is spread over devices and memory: how many samples a device computes at once, and how.
-
-    Devices x `micro_batch_size` x `grad_accum_steps` must be the global batch.
+    """Parallelism and memory options. Devices x `micro_batch_size` x `grad_accum_steps` must be the global batch size.
 
     Attributes:
-        micro_batch_size: samples at once on a device; 0: at most the recipe's micro_batch.
-        grad_accum_steps: parts of a step, computed in turn on a device; 0: as needed.
-        workers: processes a device that make batches; default: 2 a GPU, 0 a CPU.
-        activation_checkpointing: compute activations again backwards: less memory, more time.
-        compile: run the models through torch.compile.
-        deterministic: the same bits every time on a GPU, too: slower.
+        micro_batch_size: samples per forward pass; 0: at most the recipe's micro_batch.
+        grad_accum_steps: forward and backward passes per optimiser step; 0: as needed.
+        workers: data loading workers per device; default: 2 for a GPU, 0 for a CPU.
+        activation_checkpointing: recompute activations in the backward pass: less memory, more time.
+        compile: compile the models with torch.compile.
+        deterministic: use only deterministic GPU operations, which are slower.
     """
 
     micro_batch_size: int = 0
@@ -40,17 +38,18 @@ class ParallelConfig:
     def __post_init__(self) -> None:
         for name, least in (("micro_batch_size", 0), ("grad_accum_steps", 0), ("workers", -1)):
             if getattr(self, name) < least:
-                raise ConfigError(f"--parallel.{name} cannot be below {least}; found {getattr(self, name)}.")
+                raise ConfigError(f"--parallel.{name} must be at least {least}; found {getattr(self, name)}.")
 
     def workers_for(self, device: torch.device) -> int:
-        """Processes that make batches for a training on a device."""
+        """Number of data loading workers for this device."""
         return (WORKERS if device.type == "cuda" else 0) if self.workers < 0 else self.workers
 
     def parts(self, config: TrainConfig, process_group: ProcessGroup) -> list[range]:
-        """The places of the global batch that are this process's, in the parts that are computed at once.
+        """Indices in the global batch that this process computes, one range per forward pass.
 
         Raises:
-            ConfigError: if devices, samples a device and accumulation do not make the global batch; it names the nearest that do.
+            ConfigError: if the product of devices, micro-batch size and accumulation steps is not the global batch size. The message names
+                the nearest values that fit.
         """
         at_once, steps = self.divide(config, process_group.size)
         first = process_group.rank * at_once * steps
@@ -58,7 +57,7 @@ class ParallelConfig:
         return [range(start, start + size) for start in range(first, first + at_once * steps, size)]
 
     def divide(self, config: TrainConfig, devices: int) -> tuple[int, int]:
-        """Samples a device computes at once, and how often it does so a step."""
+        """Micro-batch size and gradient accumulation steps. Raises ConfigError if they do not fit the global batch."""
         unit, share = config.group or 1, config.batch // devices
         at_once, steps = self.micro_batch_size, self.grad_accum_steps
         if at_once == 0 and steps == 0 and config.batch % (devices * unit) == 0:
@@ -69,15 +68,15 @@ class ParallelConfig:
         if devices * at_once * steps == config.batch and at_once % unit == 0:
             return at_once, steps
         near = _nearest(config.batch, unit, (devices, max(1, at_once), steps))
-        groups = f" (and a device's samples groups of {unit})" if unit > 1 else ""
+        groups = f", in groups of {unit}" if unit > 1 else ""
         raise ConfigError(
-            f"{devices} devices x {at_once} samples at once x {steps} parts a step make {devices * at_once * steps} samples, "
-            f"but the global batch is {config.batch}{groups}. Nearest that fit: {' x '.join(map(str, near))} "
+            f"{devices} devices x micro-batches of {at_once} x {steps} accumulation steps make {devices * at_once * steps} samples, "
+            f"but the global batch is {config.batch}{groups}. The nearest that fit: {' x '.join(map(str, near))} "
             "(--devices, --parallel.micro_batch_size, --parallel.grad_accum_steps)."
         )
 
     def out_of_memory(self, config: TrainConfig, stage: str, at_once: int) -> str:
-        """What to say when a GPU's memory is not enough for `at_once` samples of a stage: the options that save memory, and what each costs."""
+        """Message for a GPU that is out of memory with `at_once` samples per pass: options that save memory, and their cost."""
         ways = []
         if at_once > max(config.group, 1):
             fewer = max(n for n in range(1, at_once) if at_once % n == 0)
@@ -87,11 +86,11 @@ class ParallelConfig:
         if config.precision in ("32", "tf32"):
             ways.append(f"--recipe.train_{stage}.precision bf16 (other rounding)")
         ways.append("a GPU with more memory")
-        return f"the GPU's memory is not enough for {at_once} samples at once. What helps: {'; '.join(ways)}."
+        return f"the GPU has too little memory for {at_once} samples at once. Use one of: {'; '.join(ways)}."
 
 
 def _nearest(batch: int, unit: int, wanted: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Devices, samples at once and parts that make the batch, each as near as can be to what was asked for; devices weigh most."""
+    """Devices, micro-batch size and accumulation steps whose product is the batch, nearest to `wanted`; devices weigh most."""
     divisors = [n for n in range(1, batch + 1) if batch % n == 0]
     fits = [(d, batch // d // s, s) for d in divisors for s in divisors if batch % (d * s) == 0 and (batch // d // s) % unit == 0]
     weights = (4.0, 1.0, 1.0)

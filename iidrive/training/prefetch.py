@@ -1,4 +1,4 @@
-"""What one process is fed in training: its share of every step, in parts, made ahead of time by workers."""
+"""Data loading for training: the micro-batches of one process, made in advance by workers."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Order:
-    """Which samples make which step. It follows from the seed and the step alone: `samples` in all, `batch` a step."""
+    """Assignment of samples to steps, which depends on the seed and the step only. `samples` in total, `batch` per step."""
 
     seed: int
     batch: int
     samples: int
 
     def steps(self, first: int, stop: int) -> range:
-        """The steps between two numbers of samples seen."""
+        """The steps from `first` to `stop` samples seen."""
         return range(first // self.batch, -(-stop // self.batch))
 
 
 class Steps(Dataset[Step | IIDriveError]):
-    """The parts (places of the global batch) of every step that are this process's; a sample that cannot be read is an error in its step's place."""
+    """Dataset of steps: item k holds the micro-batches of this process in step k, or the error if a sample of it cannot be read.
+
+    `parts` are the indices in the global batch of each micro-batch.
+    """
 
     def __init__(self, clips: ClipDataset, order_: Order, parts: Sequence[range]) -> None:
         self.clips, self.order, self.parts = clips, order_, parts
@@ -56,11 +59,12 @@ class Steps(Dataset[Step | IIDriveError]):
 
 
 def feed(steps: Dataset[T | IIDriveError], which: Sequence[int], workers: int = 0, ahead: int = 2) -> Iterator[T]:
-    """The steps (or whatever a data set makes) in order. With workers, each makes whole ones, `ahead` of them before they are needed; on a GPU
-    machine in page-locked memory.
+    """Iterate over the items `which` of a dataset, in order, in page-locked memory on a machine with a GPU.
+
+    Each of the `workers` processes makes complete items, `ahead` of them in advance.
 
     Raises:
-        IIDriveError: in the place of a step with a sample that cannot be read.
+        IIDriveError: if the dataset returns it as an item.
     """
     more = {"prefetch_factor": ahead} if workers else {}
     pin = torch.cuda.is_available()
@@ -72,10 +76,10 @@ def feed(steps: Dataset[T | IIDriveError], which: Sequence[int], workers: int = 
 
 
 def shared(part: Batch) -> Batch:
-    """The batch in shared memory, from where the training process reads it.
+    """Move a batch to shared memory, from which the training process reads it.
 
-    Left to the queue between the processes, a full shared memory would be an error in a thread that nobody hears of, and the training would
-    wait for ever.
+    If this were left to the queue between the processes, a full shared memory would raise in a background thread, and the training would
+    hang.
     """
     try:
         for side in (part.inputs, part.targets):
@@ -86,8 +90,8 @@ def shared(part: Batch) -> Batch:
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise DataError(
-            f"a batch does not fit into shared memory ({reason}). Give the container more, as with docker's `--shm-size 2g`, or make batches in the "
-            "training process: --parallel.workers 0."
+            f"a batch does not fit into shared memory ({reason}). Give the container more, for example with docker's `--shm-size 2g`, or load data "
+            "in the training process with --parallel.workers 0."
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""What a training shows while it runs: a bar with samples a second, time left, losses and memory; metrics.jsonl; curves for TensorBoard."""
+"""Progress of a training: a bar with samples per second, time left, losses and memory; metrics.jsonl; TensorBoard curves."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from iidrive.training.optim import TrainConfig, learning_rate
 from iidrive.training.options import RunOptions
 
 QUIET_S = 30
-"""Where there is no terminal, a line is printed at most this often."""
+"""Without a terminal, one line is printed at most this often, seconds."""
 
 
 class Progress:
-    """One process's view; only rank 0 shows and writes anything."""
+    """Progress display and logs. Only rank 0 prints and writes."""
 
     def __init__(self, title: str, config: TrainConfig, run: Run, options: RunOptions, seen: int) -> None:
         self.title, self.config, self.run, self.is_rank_zero = title, config, run, options.process_group.is_rank_zero
@@ -46,7 +46,7 @@ class Progress:
             self.board.close()
 
     def step(self, seen: int, logs: Mapping[str, float]) -> None:
-        """After a step: every `log_every` samples, and at the end, say and write where it stands."""
+        """Call after each step. Prints and logs every `log_every` samples, and at the end."""
         if not self.is_rank_zero or not (seen % self.config.log_every < self.config.batch or seen >= self.config.samples):
             return
         now = time.perf_counter()
@@ -68,7 +68,7 @@ class Progress:
 
 
 class _Bar(Bar):
-    """The bar, and below it the parts of the loss, so that both fit on a narrow terminal."""
+    """A progress bar with the parts of the loss on a second line, to fit narrow terminals."""
 
     parts = ""
 
@@ -78,7 +78,7 @@ class _Bar(Bar):
 
 
 def memory_gb() -> float:
-    """The most memory used, GiB: of the GPU since this training began where there is one, of this process so far otherwise."""
+    """Peak memory, GiB: of the GPU since the training began, or of this process if there is no GPU."""
     return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else peak_memory_gb()
 
 

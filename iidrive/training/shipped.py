@@ -1,6 +1,6 @@
-"""Weights that come with the package: `town-small` and the models below it, `town-small/world` and so on.
+"""Weights that come with the package: the set `town-small` and its models, such as `town-small/world`.
 
-They are checkpoints like any other, without what is needed to train on. Wherever a command takes a run folder or a checkpoint, it takes these names.
+They are normal checkpoints without the state for resuming. Commands accept these names wherever they accept a run folder or a checkpoint.
 """
 
 from __future__ import annotations
@@ -8,30 +8,30 @@ from __future__ import annotations
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[1] / "weights"
-"""Where they lie: SET/MODEL/manifest.json and weights.safetensors, and SET/README.md, which says what they are."""
+"""Folder of the weights: SET/MODEL/manifest.json, SET/MODEL/weights.safetensors, and the model card SET/README.md."""
 
 PLANNER = "planner"
-"""The model that a set's own name stands for."""
+"""The model that the name of a set alone refers to."""
 
 
 def sets() -> tuple[str, ...]:
-    """The sets, by the name that stands for their planner."""
+    """Names of the sets. A set's name alone refers to its planner."""
     return tuple(sorted(path.parts[-3] for path in FOLDER.glob(f"*/{PLANNER}/manifest.json")))
 
 
 def names() -> tuple[str, ...]:
-    """Every name, the sets first: town-small, town-small/ego-mlp, …"""
+    """All names, sets first: town-small, town-small/ego-mlp, …"""
     found = sorted(path.parent.relative_to(FOLDER) for path in FOLDER.glob("*/*/manifest.json"))
     return (*sets(), *(path.as_posix() for path in found if path.parts[1] != PLANNER))
 
 
 def card(name: str) -> str | None:
-    """What a set says of itself, as Markdown: data, tables, limits, the commands that made it. None for an unknown set."""
+    """Model card of a set, as Markdown: data, tables, limits, and the commands that made it. None for an unknown set."""
     return (FOLDER / name / "README.md").read_text(encoding="utf-8") if name in sets() else None
 
 
 def place(name: str | Path) -> Path | None:
-    """The checkpoint folder of a name; None for anything else. A path of that name that exists comes first."""
+    """Checkpoint folder for a name. None for any other text, or if a file or folder of that name exists."""
     text = Path(name).as_posix()
     if text not in names() or Path(name).exists():
         return None
@@ -39,7 +39,7 @@ def place(name: str | Path) -> Path | None:
 
 
 def name_of(folder: Path) -> str | None:
-    """The name of a checkpoint folder; None where it did not come with the package."""
+    """Name of a checkpoint folder; None if it does not belong to the package."""
     try:
         parts = folder.resolve().relative_to(FOLDER.resolve()).parts
     except ValueError:
@@ -48,5 +48,5 @@ def name_of(folder: Path) -> str | None:
 
 
 def exists(path: str | Path) -> bool:
-    """Whether there is something at a path, or weights of that name."""
+    """Whether the path exists or is the name of weights that come with the package."""
     return Path(path).exists() or place(path) is not None

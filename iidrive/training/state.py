@@ -1,7 +1,7 @@
-"""Everything that a training goes on from, and how it is kept: raw weights, optimiser, moving average, loss scale, samples seen, best validation.
+"""Training state and its checkpoints: raw weights, optimiser, EMA, loss scale, samples seen, best validation.
 
-Schedules, scheduled sampling, augmentation and the order of samples follow from the seed and the samples seen: nothing of them is stored, and no
-step draws from a global random state.
+Learning rate, scheduled sampling, augmentation and sample order depend only on the seed and the samples seen. So no random state is stored,
+and no step uses a global random generator.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from iidrive.training.checkpoint import Manifest
 from iidrive.training.optim import EMA, TrainConfig
 
 KEPT = 2
-"""Checkpoints that stay: the newest, and the one before in case the newest is damaged. The best one stays too."""
+"""Number of newest checkpoints to keep: the newest, and one before it in case the newest is damaged. The best is kept too."""
 
 SPEED_ALONE = ("micro_batch", "log_every", "save_every")
-"""What a training may be resumed with another value of: it does not change the result."""
+"""Training settings that may change when resuming because they do not affect the result."""
 
 RECORDED = ("learning_rate",)
-"""What it may be resumed with another value of although it does: the change is kept in the manifest (`changes`)."""
+"""Training settings that may change when resuming although they affect the result. Changes are recorded in the manifest (`changes`)."""
 
 
 class Trainable(Protocol):
-    """What the loop knows of a model. Every trainable has this face; all are `nn.Module`s."""
+    """Interface of a model for the training loop. Implementations are `nn.Module`s."""
 
     def loss(self, batch: Batch, counts: Counts | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch, summed over valid elements and divided by `counts`, and its parts."""
+        """Loss of a batch and its parts: sums over valid elements, divided by `counts` (by the batch's own counts if None)."""
         ...
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """The valid elements of a batch that its loss is divided by."""
+        """Numbers of valid elements of a batch, which its loss is divided by."""
         ...
 
     def compute_modules(self) -> list[nn.Module]:
-        """The parts that take most of the time."""
+        """The modules that take most of the time, to be compiled."""
         ...
 
     def train(self, mode: bool = True) -> Any:
@@ -63,12 +63,17 @@ class Trainable(Protocol):
 
 @dataclass(frozen=True)
 class TrainTask:
-    """What is trained: `model` computes the loss and is put into training mode, `module` is the part whose weights move and are saved.
+    """What to train.
 
-    `manifest` is the checkpoint's, complete but for what training adds (fingerprint, samples seen, metrics). `prepare` sees the first samples
-    before the first step, the same on every process. `validate` scores the model as it is: (numbers, text), the first number is the one that
-    says which checkpoint is best, larger is better. Gradients of the modules in `apart` are clipped each by itself: they learn something of their
-    own, and a steep batch of theirs would slow the rest.
+    Attributes:
+        model: computes the loss; switched to training mode.
+        module: the part of the model that is trained and saved.
+        manifest: manifest of the checkpoints, without what the training adds (fingerprint, samples seen, metrics).
+        architecture: config of the module, for the fingerprint.
+        prepare: called with the first samples before the first step, the same on every process.
+        validate: returns (metrics, text) of the current weights. The first metric selects the best checkpoint; larger is better.
+        clipped_separately: modules whose gradients are clipped separately. They learn a task of their own, and their large gradients would
+            otherwise scale down all others.
     """
 
     model: Trainable
@@ -77,24 +82,35 @@ class TrainTask:
     architecture: Any
     prepare: Callable[[Batch], None] | None = None
     validate: Callable[[], tuple[dict[str, float], str]] | None = None
-    apart: tuple[nn.Module, ...] = ()
+    clipped_separately: tuple[nn.Module, ...] = ()
 
 
 class Precision:
-    """The numbers that a training computes in: the weights' type, and the loss scale of float16. Autocast is the model's own (ComputeConfig)."""
+    """Dtype of the weights, and loss scaling for float16. Autocast is applied inside the model (`ComputeConfig`)."""
 
     def __init__(self, precision: str, device: torch.device) -> None:
         self.dtype = torch.float64 if precision == "64" else torch.float32
         self.scaler = torch.amp.GradScaler(device.type) if precision == "16" else None
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of a loss, scaled where the precision asks for it."""
+        """Backward pass, with loss scaling for float16."""
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
 
 @dataclass
 class State:
-    """See the module's docstring."""
+    """Training state.
+
+    Attributes:
+        task: what is trained.
+        config: training settings.
+        manifest: manifest of the next checkpoint.
+        optimiser: AdamW over the parameters that are not frozen.
+        ema: moving average of the weights; None without EMA.
+        precision: dtype and loss scaling.
+        seen: samples seen so far.
+        best: name, value and samples of the best validation so far.
+    """
 
     task: TrainTask
     config: TrainConfig
@@ -107,10 +123,10 @@ class State:
 
     @staticmethod
     def start(task: TrainTask, config: TrainConfig, device: torch.device) -> State:
-        """Before the first step, or before `resume`. Freezes what the config says.
+        """State before the first step, or before `resume`. Freezes the parameters in `config.freeze`.
 
         Raises:
-            ConfigError: if `freeze` names nothing in the model, or everything.
+            ConfigError: if `freeze` names no parameter of the model, or all of them.
         """
         precision = Precision(config.precision, device)
         task.model.to(device, precision.dtype)
@@ -118,23 +134,23 @@ class State:
             named = [p for name, p in task.module.named_parameters() if name == prefix or name.startswith(prefix + ".")]
             if not named:
                 parts = ", ".join(sorted({name.split(".")[0] for name, _ in task.module.named_parameters()}))
-                raise ConfigError(f"freeze: this {task.manifest.kind} has no part '{prefix}'. Its parts: {parts}.")
+                raise ConfigError(f"freeze: this {task.manifest.kind} has no part '{prefix}'. Its parts are {parts}.")
             for parameter in named:
                 parameter.requires_grad_(False)
         moving = [p for p in task.module.parameters() if p.requires_grad]
         if not moving:
-            raise ConfigError(f"freeze: nothing of this {task.manifest.kind} would be left to train.")
+            raise ConfigError(f"freeze: no part of this {task.manifest.kind} would be trained.")
         fused = device.type == "cuda"
         optimiser = torch.optim.AdamW(moving, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused)
         return State(task, config, task.manifest, optimiser, EMA(task.module, config) if config.ema_decay else None, precision)
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
-        """The weights for use: the moving average, where there is one."""
+        """The weights for inference: the EMA, if there is one."""
         return self.task.module.state_dict() if self.ema is None else self.ema.state
 
     def save(self, run: Run, logs: Mapping[str, float]) -> Path:
-        """Write a checkpoint, then remove all but the newest ones and the best."""
+        """Write a checkpoint, then remove all but the `KEPT` newest ones and the best."""
         raw = self.task.module.state_dict()
         training = {f"module.{k}": v for k, v in raw.items()}
         names = {id(p): n for n, p in self.task.module.named_parameters()}
@@ -157,11 +173,11 @@ class State:
         return path
 
     def resume(self, run: Run) -> None:
-        """Go on from the run's newest whole checkpoint; damaged ones that are newer are named.
+        """Continue from the run's newest undamaged checkpoint. Warns about damaged newer ones.
 
         Raises:
             CheckpointError: if there is none, or it was trained with another config.
-            LineageError: if it was trained on other parents.
+            LineageError: if it was trained with other parents.
         """
         path, training = _newest_whole(run)
         manifest = checkpoint.read_manifest(path)
@@ -170,20 +186,20 @@ class State:
             before, now = _decisive(name, manifest), _decisive(name, self.manifest)
             if before != now:
                 raise CheckpointError(
-                    f"{path}: it was trained with another config ({name} differs{_difference(before, now)}). Resume with the same one, "
+                    f"{path}: it was trained with another config ({name} differs{_difference(before, now)}). Resume with the same config, "
                     "or start a new run."
                 )
         self._note_changes(manifest)
-        if not self.manifest.origins:  # --init need not be given again
+        if not self.manifest.origins:  # --init is not needed again when resuming
             about = {**self.manifest.about, "trained_on": list(manifest.trained_on)}
             self.manifest = replace(self.manifest, parents=(*self.manifest.parents, *manifest.origins), about=about)
         if [(p.kind, p.fingerprint) for p in manifest.parents] != [(p.kind, p.fingerprint) for p in self.manifest.parents]:
             raise LineageError(
-                f"{path}: it was trained on other parents.\n  so far: {manifest.lineage()}\n  given:  {self.manifest.lineage()}\n"
+                f"{path}: it was trained with other parents.\n  so far: {manifest.lineage()}\n  given:  {self.manifest.lineage()}\n"
                 "Resume with the same ones, or start a new run with `--run NEW_RUN`."
             )
         checkpoint.load_weights(task.module, {k[7:]: v for k, v in training.items() if k.startswith("module.")}, str(path))
-        fused = self.optimiser.defaults["fused"]  # it counts its steps on the device, too
+        fused = self.optimiser.defaults["fused"]  # the fused optimiser keeps its step count on the device
         for name, parameter in task.module.named_parameters():
             prefix = f"optimiser.{name}."
             state = {k[len(prefix) :]: v for k, v in training.items() if k.startswith(prefix)}
@@ -195,16 +211,16 @@ class State:
             scale, tracker = training["scaler"].tolist()
             self.precision.scaler.load_state_dict({**self.precision.scaler.state_dict(), "scale": scale, "_growth_tracker": int(tracker)})
         self.seen, self.best = manifest.samples_seen, manifest.metrics.get("best", {})
-        run.forget_after(self.seen)
+        run.drop_logs_after(self.seen)
 
     def _note_changes(self, before: Manifest) -> None:
-        """Keep in the manifest what this sitting does otherwise than the ones before, and since when."""
+        """Record in the manifest which settings changed when resuming, and after how many samples."""
         changes = list(before.about.get("changes", ()))
         for name in RECORDED:
             was, now = before.training.get(name), self.manifest.training.get(name)
             if was != now:
                 changes.append({"samples": before.samples_seen, "field": name, "from": was, "to": now})
-                warnings.warn(f"from {before.samples_seen} samples on, {name} is {now} (it was {was}).", stacklevel=2)
+                warnings.warn(f"{name} changes from {was} to {now} after {before.samples_seen} samples.", stacklevel=2)
         if changes:
             self.manifest = replace(self.manifest, about={**self.manifest.about, "changes": changes})
 
@@ -212,15 +228,15 @@ class State:
 def _newest_whole(run: Run) -> tuple[Path, dict[str, Tensor]]:
     for path in checkpoint.newest_first(run.folder):
         try:
-            checkpoint.require_whole(path)
+            checkpoint.verify_checksums(path)
             return path, checkpoint.load_tensors(path, "training.safetensors")
         except CheckpointError as error:
-            warnings.warn(f"{error} Going on from the checkpoint before it.", stacklevel=2)
-    raise CheckpointError(f"{run.folder}: no whole checkpoint to go on from. Start the run anew (delete the folder, or name another).")
+            warnings.warn(f"{error} Continuing from the checkpoint before it.", stacklevel=2)
+    raise CheckpointError(f"{run.folder}: no undamaged checkpoint to continue from. Delete the folder, or name another, to start again.")
 
 
 def _decisive(name: str, manifest: Manifest) -> Any:
-    """A part of a manifest without what does not change the result."""
+    """A field of a manifest, without the entries that may change when resuming."""
     value = getattr(manifest, name)
     inherited = {"training": (*SPEED_ALONE, *RECORDED), "about": ("trained_on", "changes")}.get(name, ())
     return {k: v for k, v in value.items() if k not in inherited} if isinstance(value, dict) else value

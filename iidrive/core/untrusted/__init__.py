@@ -1,13 +1,13 @@
-"""Readers of files that anybody may have written: JSON, YAML, npz and npy, pickle. The only place where such files are opened.
+"""Readers of untrusted files: JSON, YAML, npz, npy and pickle. Such files are opened only here.
 
-Each reader raises DataError, in one sentence that names the file, for whatever is wrong with it; nothing in a file is ever run; and what a
-file may cost is bounded before it is spent:
+Each reader raises DataError, naming the file, for anything that is wrong with it. No code in a file is run. Memory is limited before it is
+allocated:
 
 | file | limit |
 |---|---|
 | JSON | 256 MiB of text, 100 levels deep, integers of 4300 digits |
-| YAML | 1 MiB of text, 100 000 values with its aliases written out, 100 levels deep |
-| npz, npy | 1 GiB of arrays where a reader does not say less, headers are read first, arrays that nobody asked for are not opened |
-| pickle | 16 GiB, 16 bytes of objects for each byte of the file plus 64 MiB, 100 levels deep where its values are used |
-| torch.save | as pickle; a tensor may not be larger than what is stored of it |
+| YAML | 1 MiB of text, 100 000 values with aliases expanded, 100 levels deep |
+| npz, npy | 1 GiB of arrays unless the caller sets less; headers are read first; arrays that are not asked for are not read |
+| pickle | 16 GiB; objects of 64 MiB plus 16 bytes per byte of the file; 100 levels deep when its values are converted to arrays |
+| torch.save | as pickle; a tensor may not be larger than its stored values |
 """

@@ -1,4 +1,4 @@
-"""Opening files: how they can fail to be there, and what may be written over."""
+"""Reading files with a size limit, and checks before a file is overwritten."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def read_bytes(path: str | Path, limit: int, missing: str = "check its name") ->
     """The content of a regular file of at most `limit` bytes.
 
     Raises:
-        DataError: if it is missing, no regular file, cannot be read, or is larger.
+        DataError: if it is missing, not a regular file, unreadable, or larger.
     """
     where = printable_line(str(path))
     length = require_file(path, missing)
@@ -22,19 +22,19 @@ def read_bytes(path: str | Path, limit: int, missing: str = "check its name") ->
         raise DataError(f"{where}: {length} bytes, more than the {size(limit)} that such a file may have.")
     try:
         with open(path, "rb") as file:
-            content = file.read(length + 1)  # not of the limit: that much room would be made at once
+            content = file.read(length + 1)  # not `limit`: read() would allocate that much at once
     except (OSError, ValueError) as error:
         raise DataError(f"{where}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
     if len(content) > length:
-        raise DataError(f"{where}: it grew while it was read; wait until it is whole.")
+        raise DataError(f"{where}: the file grew while it was read; wait until it is complete.")
     return content
 
 
 def require_file(path: str | Path, missing: str = "check its name") -> int:
-    """The length of a regular file, in bytes. Nothing is opened, so a pipe cannot make it wait.
+    """Size of a regular file, bytes. The file is not opened, so a pipe cannot block this.
 
     Raises:
-        DataError: if it is missing, or no regular file.
+        DataError: if it is missing or not a regular file.
     """
     where = printable_line(str(path))
     try:
@@ -44,13 +44,13 @@ def require_file(path: str | Path, missing: str = "check its name") -> int:
     except (OSError, ValueError) as error:
         raise DataError(f"{where}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
     if not stat.S_ISREG(about.st_mode):
-        kind = "a folder" if stat.S_ISDIR(about.st_mode) else "no regular file"
+        kind = "a folder" if stat.S_ISDIR(about.st_mode) else "not a regular file"
         raise DataError(f"{where}: cannot be read, it is {kind}; give a regular file.")
     return about.st_size
 
 
 def decode(content: bytes, where: str) -> str:
-    """Text in UTF-8, with or without a byte order mark.
+    """Decode UTF-8 text, with or without a byte order mark.
 
     Raises:
         DataError: for any other encoding.
@@ -63,10 +63,10 @@ def decode(content: bytes, where: str) -> str:
 
 
 def require_regular(path: str | Path) -> None:
-    """Refuse to write over what is there unless it is a regular file, or a link to one; a path where nothing is will do.
+    """Check that a path may be written: it does not exist yet, or is a regular file or a link to one.
 
     Raises:
-        DataError: for a folder, a device, a pipe, a socket, a broken link, or a path below what is no folder.
+        DataError: for a folder, device, pipe, socket or broken link, or a path inside something that is not a folder.
     """
     where = printable(str(path), 200)
     try:
@@ -78,12 +78,12 @@ def require_regular(path: str | Path) -> None:
     except (OSError, ValueError) as error:
         raise DataError(f"{where}: cannot be written ({getattr(error, 'strerror', None) or error}); name another file.") from None
     if not stat.S_ISREG(mode):
-        kind = "a folder" if stat.S_ISDIR(mode) else "a device" if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else "no regular file"
+        kind = "a folder" if stat.S_ISDIR(mode) else "a device" if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else "not a regular file"
         raise DataError(f"{where}: cannot be written, it is {kind}; name a regular file or one that does not exist yet.")
 
 
 def size(count: int) -> str:
-    """`1 GiB`, `256 MiB`."""
+    """A number of bytes as text, such as `1 GiB` or `256 MiB`."""
     for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
         if count >= 1 << power:
             return f"{count / (1 << power):g} {unit}"

@@ -1,4 +1,4 @@
-"""JSON that anybody may have written."""
+"""Reader of untrusted JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from iidrive.core.text import printable, printable_line
 from iidrive.core.untrusted.files import decode, read_bytes
 
 LIMIT = 1 << 28
-"""Bytes of a JSON file."""
+"""Maximum size of a JSON file, bytes."""
 MOST_LEVELS = 100
 _CHUNK = 1 << 20
 
@@ -22,18 +22,23 @@ Pairs = list[tuple[str, Any]]
 
 
 def read_json(path: str | Path, limit: int = LIMIT, repeated: Callable[[list[str]], str] | None = None) -> Any:
-    """The value of a JSON file in UTF-8. `repeated` words the error for names that stand twice in one object.
+    """Read a JSON file in UTF-8.
+
+    Args:
+        path: the file.
+        limit: maximum size, bytes.
+        repeated: error text for the keys that an object repeats; None for the default text.
 
     Raises:
-        DataError: naming the file, if it is missing, too large, not UTF-8 or not JSON, nested more than 100 levels deep, holds an integer of
-            more than 4300 digits (Python's own limit), or an object names a key twice.
+        DataError: naming the file, if it is missing, too large, not UTF-8, not JSON, nested more than 100 levels deep, holds an integer of
+            more than 4300 digits (Python's limit), or has an object with a repeated key.
     """
     where = printable_line(str(path))
     return parse_json(decode(read_bytes(path, limit), where), where, repeated)
 
 
 def parse_json(text: str | bytes, where: str, repeated: Callable[[list[str]], str] | None = None) -> Any:
-    """The value of a JSON text; `where` names it in errors. Raises DataError as `read_json` does."""
+    """Parse JSON text. `where` is the file name for errors. Raises DataError as `read_json` does."""
 
     def once(pairs: Pairs) -> dict[str, Any]:
         found = dict(pairs)
@@ -59,7 +64,7 @@ def parse_json(text: str | bytes, where: str, repeated: Callable[[list[str]], st
 
 
 def _may_be_deep(text: str) -> bool:
-    """False where fewer than `MOST_LEVELS` brackets are ever open. Brackets in strings count too, so True means nothing yet."""
+    """False if at most `MOST_LEVELS` brackets are open at once. Brackets inside strings count too, so True needs a second check."""
     depth = 0
     for start in range(0, len(text), _CHUNK):
         codes = np.frombuffer(text[start : start + _CHUNK].encode("utf-32-le", "surrogatepass"), np.uint32) | 32  # [ and {, ] and }
@@ -80,7 +85,7 @@ def _is_deep(value: Any) -> bool:
 
 
 def is_json(text: bytes) -> bool:
-    """Whether a text is JSON, whatever it holds."""
+    """Whether a text is valid JSON."""
     try:
         json.loads(text)
     except (ValueError, RecursionError, MemoryError):

@@ -1,4 +1,4 @@
-"""npz and npy files that anybody may have written: headers first, sizes checked before anything is unpacked, nothing unpickled."""
+"""Reader of untrusted npz and npy files. Headers and sizes are checked before any array is unpacked; nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from iidrive.core.untrusted.files import require_file, size
 Array = np.ndarray
 
 LIMIT = 1 << 30
-"""Bytes of all arrays together that one file may hold, of those that are read."""
+"""Maximum total size of the arrays that are read from one file, bytes."""
 MOST_MEMBERS = 1 << 20
 _MAGIC = b"\x93NUMPY"
 
 
 @dataclass(frozen=True)
 class Header:
-    """What an array says of itself before its values: `start` is where they begin."""
+    """Header of a stored array. `start` is the offset of the values, bytes; `by_columns` means Fortran order."""
 
     shape: tuple[int, ...]
     by_columns: bool
@@ -38,18 +38,27 @@ class Header:
 
     @property
     def bytes(self) -> int:
-        """What the values take."""
+        """Size of the values, bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def read_npz(
     path: str | Path, keys: Collection[str] | None, limit: int = LIMIT, missing: str = "give the path of an npz file"
 ) -> tuple[dict[str, Array], tuple[str, ...]]:
-    """The arrays of `keys` (None: all) that the file holds, and the names of all others, which are not read.
+    """Read arrays of an npz file.
+
+    Args:
+        path: the file.
+        keys: names of the arrays to read; None for all.
+        limit: maximum total size of the arrays that are read, bytes.
+        missing: what to do if the file is missing, for the error message.
+
+    Returns:
+        The arrays of `keys` that the file holds, and the names of all other arrays.
 
     Raises:
-        DataError: if the file is missing, unreadable, truncated, no npz, names an array twice, holds pickled Python objects under one of
-            `keys`, or the arrays of `keys` take more than `limit` bytes.
+        DataError: if the file is missing, unreadable, truncated or not npz, repeats a name, holds pickled Python objects under one of
+            `keys`, or if the arrays of `keys` take more than `limit` bytes.
     """
     where = printable_line(str(path))
     require_file(path, missing)
@@ -63,11 +72,13 @@ def read_npz(
         raise DataError(f"{where}: cannot be read ({error.strerror or error}).") from error
     except (zipfile.BadZipFile, EOFError, ValueError, MemoryError, RuntimeError, NotImplementedError, zlib.error, OverflowError) as error:
         said = printable(" ".join(str(error).split()), 120)
-        raise DataError(f"{where}: not a readable npz archive ({said}); it may be cut short or of another kind: write it again.") from error
+        raise DataError(
+            f"{where}: not a readable npz archive ({said}); it may be truncated or in another format: write it again."
+        ) from error
 
 
 def member_names(path: str | Path) -> tuple[str, ...] | None:
-    """Names of a zip archive's members, None if it is none that can be read."""
+    """Names of a zip archive's members; None if the file is not a readable zip archive."""
     try:
         with zipfile.ZipFile(path) as archive:
             return tuple(archive.namelist())
@@ -84,7 +95,7 @@ def _arrays(archive: zipfile.ZipFile, keys: Collection[str] | None, limit: int, 
     if again:
         shown = ", ".join(printable(name) for name in again[:3])
         raise DataError(
-            f"{where}: an array may stand only once; repeated: {len(again)} name{'s' * (len(again) > 1)} ({shown}); write the file again."
+            f"{where}: array names must be unique; repeated: {len(again)} name{'s' * (len(again) > 1)} ({shown}); write the file again."
         )
     wanted = [(name, member) for name, member in zip(names, members, strict=True) if keys is None or name in keys]
     total = 0
@@ -95,13 +106,13 @@ def _arrays(archive: zipfile.ZipFile, keys: Collection[str] | None, limit: int, 
         total += header.bytes
         if total > limit:
             raise DataError(
-                f"{where}: '{printable(name)}' announces {header.dtype} of shape {header.shape}; "
+                f"{where}: the header of '{printable(name)}' says {header.dtype} of shape {header.shape}; "
                 f"the arrays of such a file may take {size(limit)}. It was not unpacked."
             )
         if member.file_size != header.start + header.bytes:
             raise DataError(
                 f"{where}: '{printable(name)}' is damaged (not a readable npz archive: {member.file_size - header.start} bytes for "
-                f"{header.dtype} of shape {header.shape}); it may be cut short: write the file again."
+                f"{header.dtype} of shape {header.shape}); it may be truncated: write the file again."
             )
     found: dict[str, Array] = {}
     for name, member in wanted:
@@ -111,7 +122,7 @@ def _arrays(archive: zipfile.ZipFile, keys: Collection[str] | None, limit: int, 
 
 
 def read_npy(path: str | Path, limit: int = LIMIT) -> Array:
-    """The array of an npy file. Raises DataError as `read_npz` does."""
+    """Read the array of an npy file. Raises DataError as `read_npz` does."""
     where = printable_line(str(path))
     require_file(path, "give the path of an npy file")
     try:
@@ -119,11 +130,11 @@ def read_npy(path: str | Path, limit: int = LIMIT) -> Array:
             header = _header(file, _ALONE, where)
             if header.bytes > limit:
                 raise DataError(
-                    f"{where}: it announces {header.dtype} of shape {header.shape}; such a file may hold {size(limit)}. It was not read."
+                    f"{where}: its header says {header.dtype} of shape {header.shape}; such a file may hold {size(limit)}. It was not read."
                 )
             if os.fstat(file.fileno()).st_size != header.start + header.bytes:
                 raise DataError(
-                    f"{where}: not a readable npy file (its length does not fit its header); it may be cut short: write it again."
+                    f"{where}: not a readable npy file (its length does not match its header); it may be truncated: write it again."
                 )
             file.seek(0)
             return _values(file, header, _ALONE, where)
@@ -134,7 +145,7 @@ def read_npy(path: str | Path, limit: int = LIMIT) -> Array:
 
 
 def _header(file: IO[bytes], what: str, where: str) -> Header:
-    """Raises DataError for one that cannot be read, or objects."""
+    """Read the header of an array. Raises DataError if it is damaged or if the array holds Python objects."""
     try:
         start = file.read(12)
         version = npy.read_magic(io.BytesIO(start))
@@ -176,10 +187,10 @@ def _values(file: IO[bytes], header: Header, what: str, where: str) -> Array:
     while at < len(raw):
         piece = file.read(min(len(raw) - at, 1 << 24))
         if not piece:
-            raise DataError(f"{where}: {what} is damaged (not a readable npz archive: it is cut short); write the file again.")
+            raise DataError(f"{where}: {what} is damaged (not a readable npz archive: it is truncated); write the file again.")
         view[at : at + len(piece)] = piece
         at += len(piece)
-    file.read(1)  # the end of a member is where its checksum is looked at
+    file.read(1)  # zipfile verifies the checksum at the end of a member
     if not raw:
         return np.zeros(header.shape, header.dtype)
     found = np.frombuffer(raw, header.dtype).reshape(header.shape, order="F" if header.by_columns else "C")

@@ -1,4 +1,4 @@
-"""The instructions of the pickle language (Lib/pickletools.py of CPython describes them), each done here, with a budget."""
+"""Interpreter of pickle opcodes (described in CPython's Lib/pickletools.py) with a memory budget."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from iidrive.core.untrusted.pickle_values import (
 )
 
 _LAZY = 1 << 12
-"""Bytes of this length and more are left in the file until they are wanted."""
+"""Byte strings of this length or more are not copied from the file until they are used."""
 
 
 class Interpreter:
-    """One pickle on its way. `at` is the place of the next instruction."""
+    """State while one pickle is read. `at` is the offset of the next opcode, bytes."""
 
     def __init__(self, content: memoryview, part: Callable[[str, int], bytes] | None) -> None:
         self.content, self.at, self.part = content, 0, part
@@ -37,30 +37,30 @@ class Interpreter:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        """The value that the pickle ends with."""
+        """Run all opcodes and return the pickle's value."""
         content, codes = self.content, _CODES
         budget = self.budget
         while True:
             if self.at >= len(content):
-                raise EOFError("it ends before its last instruction")
+                raise EOFError("it ends before its STOP opcode")
             code = content[self.at]
             self.at += 1
             if code == 0x2E:  # STOP
                 if self.outer:
-                    raise ValueError("an open mark at the end")
+                    raise ValueError("an unclosed mark at the end")
                 return self.stack.pop()
             try:
                 work = codes[code]
             except KeyError:
-                raise ValueError(f"no instruction has the code {code}") from None
+                raise ValueError(f"unknown opcode {code}") from None
             work(self)
             if budget.left < 0:
                 budget.spend(0)
 
     def take(self, count: int) -> memoryview:
-        """The next bytes."""
+        """The next `count` bytes."""
         if count < 0 or count > len(self.content) - self.at:
-            raise EOFError(f"{count} bytes announced, {len(self.content) - self.at} there")
+            raise EOFError(f"{count} bytes expected, {len(self.content) - self.at} left")
         self.at += count
         return self.content[self.at - count : self.at]
 
@@ -70,11 +70,11 @@ class Interpreter:
         return self.content[self.at - 1]
 
     def number(self, count: int) -> int:
-        """The next bytes as an unsigned integer."""
+        """The next `count` bytes as an unsigned integer, little-endian."""
         return int.from_bytes(self.take(count), "little")
 
     def line(self) -> str:
-        """Up to the end of the line."""
+        """The text up to the end of the line."""
         end = self.at
         content = self.content
         while end < len(content) and content[end] != 10:
@@ -86,7 +86,7 @@ class Interpreter:
         return text.decode("utf-8", "surrogateescape")
 
     def pop_mark(self) -> list[Any]:
-        """What stands above the newest mark."""
+        """Pop and return the values above the newest mark."""
         items, self.stack = self.stack, self.outer.pop()
         return items
 
@@ -96,40 +96,40 @@ class Interpreter:
         self.stack.append(str(raw, "utf-8", "surrogatepass"))
 
     def raw(self, raw: memoryview) -> None:
-        """Push bytes: short ones as they are, long ones left in the file."""
+        """Push bytes: a copy if they are short, else a view of the file."""
         self.budget.left -= 60 if len(raw) >= _LAZY else 60 + len(raw)
         self.stack.append(raw if len(raw) >= _LAZY else bytes(raw))
 
     def named(self, module: Any, name: Any) -> None:
-        """Push what stands for a name."""
+        """Push the object that replaces a global name."""
         found = KNOWN.get((module, name)) if isinstance(module, str) and isinstance(name, str) else None
         if found is None and module == "torch" and self.part is not None and name in STORAGES:
             self.stack.append(name)
             return
         if found is None:
-            # Names are shown whole where they are short: they say what the file was made with.
+            # The name tells the user which software wrote the file.
             raise RefusedError(repr(f"{str(module)[:60]}.{str(name)[:60]}"))
         self.stack.append(found)
 
     def call(self) -> None:
-        """Call what lies under a tuple of arguments."""
+        """Pop a tuple of arguments and a function, call it, and push the result."""
         arguments, function = self.stack.pop(), self.stack.pop()
         if not isinstance(function, Named) or not isinstance(arguments, tuple):
-            raise TypeError("a call of something that is no function")
+            raise TypeError("a call of something that is not a function")
         self.stack.append(function.make(self.budget, *arguments))
 
     def build(self) -> None:
-        """Give an array or a type its state."""
+        """Pop a state and set it on the array or type below."""
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, NumPyType | NumPyArray):
             target.set(self.budget, state)
-        elif not isinstance(target, dict):  # the attributes of a dict's own class are not looked at
-            raise TypeError("a state for something that has none")
+        elif not isinstance(target, dict):  # attributes of a dict subclass are ignored
+            raise TypeError("a state for an object that has none")
 
     def stored(self, pid: Any) -> None:
-        """Push the storage of a tensor, of a file of torch.save."""
+        """Push the storage of a tensor in a torch.save file."""
         if self.part is None:
-            raise RefusedError("data that lie outside the file")
+            raise RefusedError("data outside the file")
         kind, code, key, _, count = pid
         if kind != "storage" or code not in STORAGES or not isinstance(key, str) or type(count) is not int or not 0 <= count < 1 << 40:
             raise RefusedError("data of an unknown kind")
@@ -138,64 +138,64 @@ class Interpreter:
         self.stack.append(Storage(lambda: part(key, wanted), code, count))
 
     def put(self, index: int) -> None:
-        """Keep the last value under a number."""
+        """Store the top value in the memo."""
         self.budget.left -= 100
         self.memo[index] = self.stack[-1]
 
     def extend(self, items: list[Any]) -> None:
-        """Add to the list below."""
+        """Append items to the list on top of the stack."""
         self.budget.spend(8 * len(items))
         target = self.stack[-1]
         if type(target) is not list:
-            raise TypeError("items for something that is no list")
+            raise TypeError("items for something that is not a list")
         target.extend(items)
 
     def update(self, items: list[Any]) -> None:
-        """Add to the dict below: key, value, key, value."""
+        """Add items (key, value, key, value, …) to the dict on top of the stack."""
         self.budget.spend(50 * len(items))
         target = self.stack[-1]
         if type(target) is not dict or len(items) % 2:
-            raise TypeError("items for something that is no dict")
+            raise TypeError("items for something that is not a dict")
         for i in range(0, len(items), 2):
             target[hashable(items[i])] = items[i + 1]
 
     def push(self, value: Any, cost: int) -> None:
-        """Push a value that takes `cost` bytes."""
+        """Push a value that takes `cost` bytes of memory."""
         self.budget.left -= cost
         self.stack.append(value)
 
     def group(self, count: int) -> None:
-        """Make a tuple of the last values."""
+        """Replace the top `count` values with a tuple of them."""
         self.budget.left -= 60
         if len(self.stack) < count:
             raise IndexError("too few values for a tuple")
         self.stack[-count:] = [tuple(self.stack[-count:])]
 
     def mark(self) -> None:
-        """Begin a new level."""
+        """Push a mark."""
         self.budget.left -= 100
         self.outer.append(self.stack)
         self.stack = []
 
     def pop(self) -> None:
-        """Forget the last value, or the newest mark."""
+        """Discard the top value, or the newest mark."""
         if self.stack:
             self.stack.pop()
         else:
             self.pop_mark()
 
     def whole(self, text: str) -> None:
-        """An integer in digits, or a boolean."""
+        """Push an integer in decimal digits, or a boolean."""
         self.push({"00": False, "01": True}[text] if text in ("00", "01") else int(text.removesuffix("L")), 32 + len(text))
 
     def signed(self, count: int) -> None:
-        """An integer in two's complement."""
+        """Push an integer of `count` bytes, little-endian, two's complement."""
         if count > _LONGEST_INTEGER:
             raise TooMuchError(f"an integer of {count} bytes")
         self.push(int.from_bytes(self.take(count), "little", signed=True), 32 + count)
 
     def quoted(self, text: str) -> None:
-        """A string of protocol 0."""
+        """Push a quoted string of protocol 0."""
         if len(text) < 2 or text[0] != text[-1] or text[0] not in "'\"":
             raise ValueError("a string without quotes")
         raw, _ = codecs.escape_decode(text[1:-1].encode("utf-8", "surrogateescape"))
@@ -231,7 +231,7 @@ def _add(self: Interpreter) -> None:
     items = self.pop_mark()
     self.budget.spend(64 * len(items))
     if type(self.stack[-1]) is not set:
-        raise TypeError("items for something that is no set")
+        raise TypeError("items for something that is not a set")
     self.stack[-1].update(hashable(item) for item in items)
 
 
@@ -341,7 +341,7 @@ _CODES: dict[int, Callable[[Interpreter], object]] = {
     0x95: lambda p: p.take(8),
     0x96: lambda p: p.raw(p.take(p.number(8))),
 }
-"""What each instruction does (Lib/pickletools.py of CPython describes them). Those that are not here end the reading."""
+"""Opcode → action (described in CPython's Lib/pickletools.py). Any other opcode is an error."""
 
 
 def _protocol(number: int) -> None:

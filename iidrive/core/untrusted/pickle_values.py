@@ -1,4 +1,4 @@
-"""What the names on the list of a pickle stand for: types, arrays and tensors, made from checked parts and paid from a budget."""
+"""Objects that a pickle may create: types, arrays and tensors, made from validated parts within a memory budget."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ Array = np.ndarray
 
 OBJECTS_PER_BYTE = 16
 OBJECTS_LIMIT = 1 << 26
-"""Bytes of objects that a file may ask for: this many, and `OBJECTS_PER_BYTE` more for each byte of it."""
+"""Memory for the objects of one file, bytes: this many, plus `OBJECTS_PER_BYTE` per byte of the file."""
 
 _PLAIN_TYPE = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248]|U\d{1,4})")
 
 
 class RefusedError(Exception):
-    """Something that is not on the list."""
+    """The pickle uses something that is not allowed."""
 
 
 class TooMuchError(Exception):
-    """More memory than a file of this size can need."""
+    """The pickle asks for more memory than a file of its size can need."""
 
 
 class Budget:
-    """What the objects of a file take, counted before they are made."""
+    """Memory left for the objects of a file, bytes. It is spent before an object is made."""
 
     def __init__(self, length: int) -> None:
         self.left = OBJECTS_LIMIT + OBJECTS_PER_BYTE * length
 
     def spend(self, count: int) -> None:
-        """Raises TooMuchError when nothing is left."""
+        """Take `count` bytes from the budget. Raises TooMuchError if it is used up."""
         self.left -= count
         if self.left < 0:
             raise TooMuchError("it asks for far more memory than a file of its size can need")
 
 
 class Named:
-    """A function of this file that stands for a name of the pickle."""
+    """A function of this module that replaces a global name of the pickle."""
 
     __slots__ = ("make",)
 
@@ -53,7 +53,7 @@ class Named:
 
 
 class NumPyType:
-    """A NumPy type: booleans, integers, floats and text."""
+    """A NumPy dtype: boolean, integer, float or text."""
 
     __slots__ = ("value",)
 
@@ -63,13 +63,13 @@ class NumPyType:
         self.value = np.dtype(code)
 
     def set(self, budget: Budget, state: Any) -> None:
-        """The byte order."""
+        """Set the byte order."""
         if state[1] in ("<", ">"):
             self.value = self.value.newbyteorder(state[1])
 
 
 class NumPyArray:
-    """An array that is filled by a later instruction of the pickle."""
+    """A NumPy array that a later opcode fills."""
 
     __slots__ = ("value",)
 
@@ -78,7 +78,7 @@ class NumPyArray:
         self.value = np.zeros(0)
 
     def set(self, budget: Budget, state: Any) -> None:
-        """Shape, type and values."""
+        """Set shape, dtype and values."""
         _, shape, of, by_columns, raw = state
         self.value = _array(budget, raw, of, shape, "F" if by_columns else "C")
 
@@ -101,7 +101,7 @@ STORAGES = {
 
 
 class Storage:
-    """Values of a tensor that lie in another part of a file of torch.save, or are a small file of torch.save themselves."""
+    """Storage of a tensor: a member of the torch.save archive, or an embedded torch.save file."""
 
     __slots__ = ("code", "count", "read")
 
@@ -114,7 +114,7 @@ class Storage:
             wanted = self.count * np.dtype(STORAGES[self.code]).itemsize
             raw = self.read()
             if len(raw) != wanted:
-                raise DataError("its values are not in the file, or not as many as it says")
+                raise DataError("its values are missing from the file, or there are too few or too many")
             return np.frombuffer(raw, STORAGES[self.code]), self.code == "BFloat16Storage"
         import torch
 
@@ -124,7 +124,7 @@ class Storage:
 
 
 class Tensor:
-    """A tensor whose values are read when they are asked for, by `np.asarray`."""
+    """A tensor. Its values are read on conversion with `np.asarray`."""
 
     __slots__ = ("place", "storage")
 
@@ -136,7 +136,7 @@ class Tensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape, without reading its values."""
+        """The tensor's shape. The values are not read."""
         return self.place[0]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
@@ -149,7 +149,7 @@ class Tensor:
             steps = tuple(step * flat.itemsize for step in stride)
             found = np.lib.stride_tricks.as_strided(flat[offset:], shape, steps).copy()
             found = (found.astype(np.uint32) << 16).view(np.float32) if brain else found
-        except Exception as error:  # PyTorch raises many kinds for damaged bytes
+        except Exception as error:  # PyTorch raises many types of exception for damaged bytes
             raise DataError(f"a tensor is damaged ({one_line(error)})") from error
         return found if dtype is None else found.astype(dtype)
 
@@ -228,13 +228,14 @@ for _core in ("numpy.core", "numpy._core"):
 
 
 def hashable(key: Any) -> Any:
-    """Text and numbers can be hashed in bounded time; tuples of tuples cannot."""
+    """The key, if it is text, a number or a short flat tuple. Others are refused because hashing them may take unbounded time."""
     if type(key) not in (str, int, float, bool, bytes, type(None)):
         if type(key) is tuple and len(key) < 100 and all(type(k) in (str, int, float, bool, type(None)) for k in key):
             return key
-        raise RefusedError(f"a {type(key).__name__.strip('_').lower()} as the name of a value")
+        raise RefusedError(f"a {type(key).__name__.strip('_').lower()} as a key")
     return key
 
 
 def one_line(error: BaseException) -> str:
+    """The message of an exception on one line, at most 120 characters."""
     return printable(" ".join(str(error).split()) or type(error).__name__, 120)

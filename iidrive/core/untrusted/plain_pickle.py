@@ -1,11 +1,11 @@
-"""Pickles read without running anything of theirs: an interpreter of the pickle language that knows a fixed list of names.
+"""Reader of untrusted pickles. It interprets the opcodes itself and runs no code of the file.
 
-Python's own unpickler is not used: it makes room for any memo index that a file names, hashes tuples however deep, and calls what it is told
-to. Here dicts, lists, tuples, text and numbers are made directly; a name on the list stands for a small function of `pickle_values`; NumPy arrays
-are made from checked types, shapes and bytes; and tensors only when somebody asks for their values.
+Python's unpickler is not used: it allocates any memo index that a file names, hashes tuples of any depth, and calls any function. Here,
+dicts, lists, tuples, text and numbers are made directly. A fixed list of global names is allowed, each replaced by a function of
+`pickle_values`. NumPy arrays are made from validated dtypes, shapes and bytes. Tensors are read only when their values are used.
 
-What a file may cost is counted while it is read (`pickle_values.Budget`), and what its values may stand for when they are turned into arrays
-(`to_array`): lists that contain themselves, or the same list many times over, are short in a file and endless when written out.
+Memory is counted while a file is read (`pickle_values.Budget`). The number of values is counted again when lists are converted to arrays
+(`to_array`): a list that contains itself, or the same list many times, is short in a file but huge when expanded.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from iidrive.core.untrusted.pickle_values import RefusedError, Tensor, TooMuchEr
 Array = np.ndarray
 
 LIMIT = 1 << 34
-"""Bytes of a pickle: the results of a whole split, boxes and maps included, take a few GiB."""
+"""Maximum size of a pickle, bytes. Results of a whole split with boxes and maps take a few GiB."""
 __all__ = ["Tensor", "load", "load_torch", "to_array"]
 
 MOST_LEVELS = 100
 MOST_VALUES = 1 << 24
-"""Values of one array that is written as nested lists."""
+"""Maximum number of values of an array written as nested lists."""
 
 
 def load(path: str | Path) -> Any:
-    """What the pickle holds: dicts, lists, tuples, text, numbers, and things that `to_array` turns into arrays.
+    """Read a pickle: dicts, lists, tuples, text, numbers, and objects that `to_array` converts to arrays.
 
     Raises:
         DataError: naming the file, if it is damaged or too large, asks for more memory than a file of its size can need, or names any
-            other class or function (which is then not imported).
+            other class or function. That class or function is not imported.
     """
     where = printable_line(str(path))
     if require_file(path) > LIMIT:
@@ -56,10 +56,10 @@ def load(path: str | Path) -> Any:
 
 
 def load_torch(path: str | Path) -> Any:
-    """What a file of torch.save (a zip archive with `data.pkl`) holds, as `load`. Tensors are read from the archive when they are wanted.
+    """Read a torch.save file (a zip archive with `data.pkl`), as `load` does. Tensors are read from the archive when they are used.
 
     Raises:
-        DataError: as `load`, and for archives whose parts are missing or larger than the file says.
+        DataError: as `load`, and if members of the archive are missing or larger than the pickle says.
     """
     where = printable_line(str(path))
     try:
@@ -67,18 +67,18 @@ def load_torch(path: str | Path) -> Any:
             members = {member.filename: member for member in archive.infolist()}
             inner = next(name for name in members if name.split("/")[-1] == "data.pkl")
             if members[inner].file_size > 1 << 30 or members[inner].compress_type != zipfile.ZIP_STORED:
-                raise DataError(f"{where}: a file of torch.save whose parts are packed or larger than {size(1 << 30)}; save it again.")
+                raise DataError(f"{where}: a torch.save file whose data.pkl is compressed or larger than {size(1 << 30)}; save it again.")
             raw = archive.read(inner)
     except StopIteration:
-        raise DataError(f"{where}: a zip archive without data.pkl, so not a file of torch.save; write it again.") from None
+        raise DataError(f"{where}: a zip archive without data.pkl, so not a torch.save file; write it again.") from None
     except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError, EOFError, OverflowError) as error:
-        raise DataError(f"{where}: a file of torch.save that cannot be read ({printable(str(error), 80)}); save it again.") from error
+        raise DataError(f"{where}: not a readable torch.save file ({printable(str(error), 80)}); save it again.") from error
     folder = inner.removesuffix("data.pkl")
 
     def part(key: str, most: int) -> bytes:
         member = members.get(f"{folder}data/{key}")
         if member is None or member.file_size > most or member.compress_type != zipfile.ZIP_STORED:
-            raise DataError("its values are not in the file, or not as many as it says")
+            raise DataError("its values are missing from the file, or there are too few or too many")
         with zipfile.ZipFile(path) as archive:
             return archive.read(member)
 
@@ -91,19 +91,19 @@ def _loaded(content: memoryview, where: str, part: Callable[[str, int], bytes] |
     except RefusedError as error:
         raise DataError(
             f"{where}: the pickle asks for {error}; only dicts, lists, tuples, text, numbers, NumPy arrays and PyTorch tensors are "
-            "read, because anything else can run code: write the paths as JSON or npz, e.g. {token: path.tolist()}."
+            "read, because anything else can run code. Write the paths as JSON or npz, e.g. {token: path.tolist()}."
         ) from None
     except TooMuchError as error:
         raise DataError(f"{where}: not a readable pickle ({error}); write the paths as JSON or npz.") from None
     except Exception as error:  # a damaged pickle can fail in any way
-        raise DataError(f"{where}: not a readable pickle ({one_line(error)}); it may be cut short: write it again.") from error
+        raise DataError(f"{where}: not a readable pickle ({one_line(error)}); it may be truncated: write it again.") from error
 
 
 def to_array(value: Any) -> Array:
-    """Numbers in lists, tuples, arrays and tensors as one array; what else NumPy makes of a value, as `np.asarray` does.
+    """Convert nested lists, tuples, arrays and tensors to one array, as `np.asarray` does.
 
     Raises:
-        DataError: for a tensor that is damaged, or lists nested too deep or standing for too many values.
+        DataError: for a damaged tensor, or lists that are nested too deeply or hold too many values.
         ValueError, TypeError, OverflowError: as `np.asarray`.
     """
     if isinstance(value, list | tuple):
@@ -113,14 +113,14 @@ def to_array(value: Any) -> Array:
 
 
 def _inner(value: Any) -> Any:
-    """Nested lists with arrays in them as NumPy wants them."""
+    """Convert array-like objects inside nested lists to arrays."""
     if isinstance(value, list | tuple):
         return [_inner(item) for item in value]
     return np.asarray(value) if hasattr(value, "__array__") else value
 
 
 def _count(value: list[Any] | tuple[Any, ...], known: dict[int, int], depth: int) -> int:
-    """How many values a list stands for. Raises DataError for too many, or too deep."""
+    """Number of values in nested lists, counting shared lists once per use. Raises DataError for too many values or levels."""
     if depth > MOST_LEVELS:
         raise DataError(f"lists nested more than {MOST_LEVELS} levels deep, or one that contains itself")
     if id(value) in known:
@@ -130,6 +130,6 @@ def _count(value: list[Any] | tuple[Any, ...], known: dict[int, int], depth: int
         if isinstance(item, list | tuple):
             total += _count(item, known, depth + 1)
     if total > MOST_VALUES:
-        raise DataError(f"lists that stand for more than {MOST_VALUES} values")
+        raise DataError(f"lists that hold more than {MOST_VALUES} values in total")
     known[id(value)] = total
     return total

@@ -1,4 +1,4 @@
-"""YAML that anybody may have written: plain values only, no key twice, aliases counted as what they stand for."""
+"""Reader of untrusted YAML: plain values only, no repeated keys, aliases counted expanded."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from iidrive.core.text import printable, printable_line
 from iidrive.core.untrusted.files import decode, read_bytes
 
 LIMIT = 1 << 20
-"""Bytes of a YAML file."""
+"""Maximum size of a YAML file, bytes."""
 MOST_VALUES = 100_000
-"""Values of a file, an alias counted as all that it stands for."""
+"""Maximum number of values in a file. An alias counts as all the values that it refers to."""
 MOST_LEVELS = 100
 _Loader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_yaml(path: str | Path) -> Any:
-    """The value of a YAML (or JSON) file in UTF-8: dicts with text as keys, lists, text, numbers, booleans, None. Empty files give None.
+    """Read a YAML (or JSON) file in UTF-8: dicts with text keys, lists, text, numbers, booleans, None. An empty file gives None.
 
     Raises:
-        DataError: naming the file and the line, if it is missing, too large, not UTF-8 or not YAML, holds more values than any recipe,
-            names a key twice, has a key that is no text, or holds other things than plain values.
+        DataError: naming the file and line, if it is missing, too large, not UTF-8 or not YAML, holds more than `MOST_VALUES` values,
+            repeats a key, has a key that is not text, or holds anything but plain values.
     """
     where = printable_line(str(path))
     return parse_yaml(decode(read_bytes(path, LIMIT), where), where)
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The value of a YAML text; `where` names it in errors. Raises DataError as `read_yaml` does."""
+    """Parse YAML text. `where` is the file name for errors. Raises DataError as `read_yaml` does."""
     try:
         loader = _Loader(text)
         try:
@@ -46,15 +46,15 @@ def parse_yaml(text: str, where: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         said = getattr(error, "problem", None) or str(error)
         line = f", line {mark.line + 1}" if mark is not None else ""
-        raise DataError(f"{where}{line}: not readable as YAML ({printable(said, 120)}); mend the file.") from error
+        raise DataError(f"{where}{line}: not readable as YAML ({printable(said, 120)}); correct the file.") from error
     except (ValueError, OverflowError, RecursionError, MemoryError, TypeError) as error:
-        raise DataError(f"{where}: not readable as YAML ({printable(str(error), 120)}); mend the file.") from error
+        raise DataError(f"{where}: not readable as YAML ({printable(str(error), 120)}); correct the file.") from error
 
 
 def _composed(loader: Any, where: str) -> yaml.Node | None:
-    """The nodes of the only document, after `_check`."""
+    """The root node of the only document, after `_check`."""
     levels = 0
-    # Events first: nesting is counted before anything recurses into it.
+    # Read all events first, so that nesting is counted before anything recurses.
     events = []
     while loader.check_event():
         event = loader.get_event()
@@ -62,7 +62,7 @@ def _composed(loader: Any, where: str) -> yaml.Node | None:
         if isinstance(event, yaml.CollectionStartEvent):
             levels += 1
             if levels > MOST_LEVELS:
-                raise DataError(f"{where}, line {event.start_mark.line + 1}: nested more than {MOST_LEVELS} levels deep; mend the file.")
+                raise DataError(f"{where}, line {event.start_mark.line + 1}: nested more than {MOST_LEVELS} levels deep; correct the file.")
         elif isinstance(event, yaml.CollectionEndEvent):
             levels -= 1
     again = _Replay(events)
@@ -73,7 +73,7 @@ def _composed(loader: Any, where: str) -> yaml.Node | None:
 
 
 class _Replay(Composer, Resolver):
-    """A composer of events that were kept."""
+    """A YAML composer that reads from a list of events."""
 
     def __init__(self, events: list[yaml.Event]) -> None:
         Composer.__init__(self)
@@ -81,15 +81,15 @@ class _Replay(Composer, Resolver):
         self.events, self.at = events, 0
 
     def check_event(self, *choices: type) -> bool:
-        """Whether there is an event left, of one of the kinds."""
+        """Whether the next event exists and is of one of these types."""
         return self.at < len(self.events) and (not choices or isinstance(self.events[self.at], choices))
 
     def peek_event(self) -> yaml.Event:
-        """The next event."""
+        """The next event, without consuming it."""
         return self.events[self.at]
 
     def get_event(self) -> yaml.Event:
-        """The next event, which is taken."""
+        """Consume and return the next event."""
         self.at += 1
         return self.events[self.at - 1]
 
@@ -102,11 +102,11 @@ _Replay.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\
 
 
 def _check(node: yaml.Node, where: str, counted: dict[int, int], open_: set[int]) -> int:
-    """How many values a node stands for, aliases written out; every mapping's keys are text, each once."""
+    """Number of values of a node with aliases expanded. Raises DataError for a key that is not text or is repeated."""
     if id(node) in counted:
         return counted[id(node)]
     if id(node) in open_:
-        raise DataError(f"{where}, line {node.start_mark.line + 1}: a value that contains itself; mend the file.")
+        raise DataError(f"{where}, line {node.start_mark.line + 1}: a value that contains itself; correct the file.")
     open_.add(id(node))
     total = 1
     if isinstance(node, yaml.MappingNode):
@@ -124,7 +124,7 @@ def _check(node: yaml.Node, where: str, counted: dict[int, int], open_: set[int]
         total += sum(_check(value, where, counted, open_) for value in node.value)
     if total > MOST_VALUES:
         raise DataError(
-            f"{where}, line {node.start_mark.line + 1}: more than {MOST_VALUES} values with its aliases written out; mend the file."
+            f"{where}, line {node.start_mark.line + 1}: more than {MOST_VALUES} values with aliases expanded; correct the file."
         )
     open_.discard(id(node))
     counted[id(node)] = total

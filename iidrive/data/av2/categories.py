@@ -1,9 +1,9 @@
-"""The categories of Argoverse 2's cuboids, and the nuScenes categories that they are read as."""
+"""Argoverse 2 categories and the nuScenes categories that they are mapped to."""
 
 from __future__ import annotations
 
 EGO = "EGO_VEHICLE"
-"""Some copies hold the car itself as a cuboid."""
+"""Category of the ego vehicle, which some copies annotate as a cuboid."""
 
 CATEGORY: dict[str, str] = {
     "ANIMAL": "animal",
@@ -33,7 +33,7 @@ CATEGORY: dict[str, str] = {
     "WHEELED_DEVICE": "human.pedestrian.personal_mobility",
     "WHEELED_RIDER": "human.pedestrian.personal_mobility",
 }
-"""Argoverse 2 category → nuScenes category. nuScenes has the rider in the bicycle's box; here rider and bicycle may each have one."""
+"""Argoverse 2 category → nuScenes category. In nuScenes one box holds bicycle and rider; here they may have separate boxes."""
 
 WITHOUT_COUNTERPART: tuple[str, ...] = ("MOBILE_PEDESTRIAN_CROSSING_SIGN", "RAILED_VEHICLE", "SIGN", "STOP_SIGN")
-"""Categories that nuScenes does not have; their cuboids are left out, and a source says how many."""
+"""Categories that nuScenes does not have. Their cuboids are left out; `AV2.missing` reports how many."""

@@ -1,6 +1,7 @@
-"""What was found of logs that could be read, kept on disk: a copy with hundreds of them is then read whole only once.
+"""On-disk cache of what each readable log lacks, so that a copy with hundreds of logs is read completely only once.
 
-One JSON file a root. A log counts as known while its files' sizes and times stay as they were; logs that could not be read are never kept.
+There is one JSON file per root. An entry is valid while the sizes and times of the log's files are unchanged. Unreadable logs are not
+cached.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from iidrive.runtime import atomic
 
 
 def log_files(folder: Path) -> list[Path]:
-    """The files that are read of a log, those that exist."""
+    """The files of a log that are read, if they exist."""
     paths = [folder / ANNOTATIONS, folder / POSES, folder / CALIBRATION, *sorted((folder / "map").glob("log_map_archive_*.json"))]
     return [path for path in paths if path.is_file()]
 
 
 class KnownLogs:
-    """What is known of the logs of one root, by their folders."""
+    """Cached `About` of the logs of one root."""
 
     def __init__(self, root: Path, version: int, cache: Path) -> None:
-        """What `cache` holds of a root; nothing where the file is absent, damaged, or of another version."""
+        """Read the cache file of a root. Starts empty if the file is absent, damaged or of another version."""
         self.path = cache / f"av2-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
         self._version = f"{VERSION} {version}"
         self._found: dict[str, tuple[str, About]] = {}
@@ -38,20 +39,20 @@ class KnownLogs:
             if held["version"] == self._version:
                 self._found = {name: (key, _about(value)) for name, (key, value) in held["logs"].items()}
         except (DataError, LookupError, TypeError, ValueError, AttributeError):
-            pass  # the logs are the truth; they are read again
+            pass  # the logs are read again
 
     def get(self, folder: Path) -> About | None:
-        """What a log lacks, if that is known and its files are as they were."""
+        """The cached entry of a log; None if there is none or the log's files have changed."""
         key, about = self._found.get(folder.name, ("", None))
         return about if about and key == _key(folder) else None
 
     def add(self, folder: Path, about: About) -> None:
-        """Keep what was found of a log."""
+        """Add an entry for a log."""
         self._found[folder.name] = _key(folder), about
         self._changed = True
 
     def save(self) -> None:
-        """Write the file if anything was added; where that fails, the logs are read again next time."""
+        """Write the cache file if an entry was added. If that fails, the logs are read again next time."""
         if not self._changed:
             return
         logs = {name: (key, vars(about)) for name, (key, about) in self._found.items()}
@@ -69,8 +70,8 @@ def _key(folder: Path) -> str:
 
 
 def _about(value: Mapping[str, object]) -> About:
-    """One log's entry. Raises TypeError or LookupError for what is none."""
+    """Parse one log's entry. Raises TypeError or LookupError if it is invalid."""
     mapped, calibrated, ego_rows, lost = (value[name] for name in ("mapped", "calibrated", "ego_rows", "without_counterpart"))
     if not (isinstance(mapped, bool) and isinstance(calibrated, bool) and isinstance(ego_rows, int) and isinstance(lost, dict)):
-        raise TypeError("not what a log lacks")
+        raise TypeError("not an entry of a log")
     return About(mapped, calibrated, ego_rows, Counter({str(name): int(count) for name, count in lost.items()}))

@@ -1,7 +1,7 @@
-"""One log of Argoverse 2 as keyframes: poses, cuboids in the global frame, and where the lidar stands.
+"""Reader of one Argoverse 2 log as a scene: ego poses, cuboids in the global frame, and the lidar's pose.
 
-Frames of the files: `city` is the map's (here `global`); `egovehicle` has its origin at the rear axle's centre, x forward, y left, z up.
-Cuboids are in the egovehicle frame of their own moment. Shape letters: m moments, k keyframes, n cuboids.
+Frames of the files: `city` is the map frame (here `global`). `egovehicle` has its origin at the centre of the rear axle: x forward, y left,
+z up. Cuboids are in the egovehicle frame of their own timestamp. Shape letters: m timestamps, k keyframes, n cuboids.
 """
 
 from __future__ import annotations
@@ -26,28 +26,32 @@ from iidrive.data.commands import oracle_commands
 Array = np.ndarray
 
 AXLE_HEIGHT_M = 0.31
-"""Height of the egovehicle's origin above the ground; the logs' ground height rasters say 0.30 to 0.32 (medians of three logs)."""
+"""Height of the egovehicle origin above the ground, metres. The ground height rasters of three logs give medians of 0.30 to 0.32."""
 
 EGO_T_UP_LIDAR_M = (1.35, 0.0, 1.64)
-"""Where the upper lidar stands in the egovehicle frame, for logs that came without calibration; its axes are the vehicle's."""
+"""Position of the upper lidar in the egovehicle frame, metres, for logs without calibration. Its axes are those of the vehicle."""
 
 ANNOTATIONS, POSES, CALIBRATION = "annotations.feather", "city_SE3_egovehicle.feather", "calibration/egovehicle_SE3_sensor.feather"
 
 _STEP_NS = round(STEP_S * 1e9)
 _GAP_NS = 105_000_000
-"""A keyframe may be this far from where it belongs: one moment of a 10 Hz log may be missing."""
+"""Maximum distance of a keyframe from its nominal time, nanoseconds: one timestamp of a 10 Hz log may be missing."""
 _END_NS = 50_000_000
 _FASTEST_MPS = 150.0
 _LARGEST_M = 1e3
 _UP_LIDAR_T_LIDAR = Pose.from_xy_yaw(0.0, 0.0, -np.pi / 2).matrix
-"""The files' lidar has x forward; LIDAR_TOP has x right, y forward."""
+"""The lidar frame of the files has x forward; LIDAR_TOP has x right, y forward."""
 
 
 @dataclass(frozen=True)
 class About:
-    """What a log lacks: whether it has a map and its lidar's own place, and the cuboids of its keyframes that were left out.
+    """What a log has and lacks.
 
-    `ego_rows` counts those of the car itself, `without_counterpart` those of every category that nuScenes does not have.
+    Attributes:
+        mapped: whether it has a map.
+        calibrated: whether it has the lidar's calibration.
+        ego_rows: number of cuboids of the ego vehicle, which are left out.
+        without_counterpart: number of cuboids, by category, that are left out because nuScenes has no such category.
     """
 
     mapped: bool
@@ -57,15 +61,15 @@ class About:
 
 
 def read_log(folder: Path) -> tuple[Scene, About]:
-    """One log as a scene. It is named as its folder, and its keyframes `<log>_<moment in nanoseconds>`.
+    """Read one log as a scene. Its name is that of the folder; its sample tokens are `<log>_<timestamp in nanoseconds>`.
 
     Raises:
-        DataError: naming the file, if a table is missing or damaged, a cuboid or a pose is not what it should be, moments without cuboids
-            leave a gap between keyframes, a keyframe has no pose, or the map is damaged.
+        DataError: naming the file, if a table is missing or damaged, a cuboid or pose is invalid, a gap in the annotations is too long, a
+            keyframe has no pose, or the map is damaged.
     """
     table = Table(folder / ANNOTATIONS)
     if not len(table):
-        raise DataError(f"{table.where}: there are no cuboids in it; expected those of some 150 moments. {AGAIN}")
+        raise DataError(f"{table.where}: it has no cuboids; expected those of about 150 timestamps. {AGAIN}")
     moment_ns = table.whole("timestamp_ns")
     at_ns = keyframe_moments(np.unique(moment_ns), table.where)
     table = table.select(np.isin(moment_ns, at_ns))
@@ -96,10 +100,10 @@ def read_log(folder: Path) -> tuple[Scene, About]:
 
 
 def keyframe_moments(moment_ns: Int[Array, "m"], where: str) -> Int[Array, "k"]:
-    """Every fifth moment of a 10 Hz log: from the first one on, the moment nearest to 0.5 s after the last keyframe.
+    """Timestamps of keyframes, about every fifth one of a 10 Hz log: each is the one nearest to 0.5 s after the last keyframe.
 
     Raises:
-        DataError: naming `where`, if no moment is within 0.105 s of where a keyframe belongs.
+        DataError: naming `where`, if no timestamp is within 0.105 s of a keyframe's nominal time.
     """
     chosen = [int(moment_ns[0])]
     while (next_ns := chosen[-1] + _STEP_NS) <= moment_ns[-1] + _END_NS:
@@ -107,14 +111,15 @@ def keyframe_moments(moment_ns: Int[Array, "m"], where: str) -> Int[Array, "k"]:
         if abs(nearest - next_ns) > _GAP_NS:
             before, after = (int(moment_ns[np.searchsorted(moment_ns, next_ns) + k]) for k in (-1, 0))
             raise DataError(
-                f"{where}: keyframes are 0.5 s apart, but from {before} to {after} ns, {(after - before) * 1e-9:.2f} s, nothing is annotated. {AGAIN}"
+                f"{where}: keyframes are 0.5 s apart, but there are no annotations from {before} to {after} ns "
+                f"({(after - before) * 1e-9:.2f} s). {AGAIN}"
             )
         chosen.append(nearest)
     return np.array(chosen, np.int64)
 
 
 def _poses(path: Path, at_ns: Int[Array, "k"]) -> Float[Array, "k 4 4"]:
-    """City ← egovehicle at the keyframes."""
+    """Poses of the egovehicle in the city frame at the keyframes."""
     table = Table(path)
     time_ns = table.whole("timestamp_ns")
     order = np.argsort(time_ns, kind="stable")
@@ -122,7 +127,7 @@ def _poses(path: Path, at_ns: Int[Array, "k"]) -> Float[Array, "k 4 4"]:
     absent = [int(at) for at, p in zip(at_ns, place, strict=True) if p == len(order) or time_ns[order[p]] != at]
     if absent:
         raise DataError(
-            f"{table.where}: no pose at {absent[0]} ns, a moment that has cuboids ({len(absent)} of {len(at_ns)} keyframes). {AGAIN}"
+            f"{table.where}: no pose at {absent[0]} ns, where there are cuboids ({len(absent)} of {len(at_ns)} keyframes). {AGAIN}"
         )
     rows = np.isin(time_ns, at_ns)
     table, time_ns = table.select(rows), time_ns[rows]
@@ -138,7 +143,7 @@ def _poses(path: Path, at_ns: Int[Array, "k"]) -> Float[Array, "k 4 4"]:
 
 
 def _lidar(path: Path) -> tuple[Float[Array, "4 4"], bool]:
-    """Ego (on the ground) ← LIDAR_TOP, and whether that is the log's own calibration."""
+    """Pose of LIDAR_TOP in the ego frame (origin on the ground), and whether it is from the log's calibration."""
     if not path.exists():
         return _shift(AXLE_HEIGHT_M) @ geometry.rigid(np.eye(3), np.array(EGO_T_UP_LIDAR_M)) @ _UP_LIDAR_T_LIDAR, False
     table = Table(path)
@@ -167,7 +172,7 @@ def _boxes(table: Table, at_ns: Int[Array, "k"], global_T_axle: Float[Array, "k 
     twice = [pair for pair, count in Counter(zip(keyframe.tolist(), track.tolist(), strict=True)).items() if count > 1]
     if twice:
         k, name = twice[0]
-        raise DataError(f"{where}: track {printable(name)} stands twice at {at_ns[k]} ns ({len(twice)} such cuboids). {AGAIN}")
+        raise DataError(f"{where}: track {printable(name)} appears twice at {at_ns[k]} ns ({len(twice)} such cuboids). {AGAIN}")
     moved = global_T_axle[keyframe] @ table.transforms()
     columns = moved[:, :3, 3], size, geometry.heading(moved), np.array([label_of[c] for c in category.tolist()], np.int64)
     points = table.whole("num_interior_pts") if table.has("num_interior_pts") else np.full(len(keyframe), -1)

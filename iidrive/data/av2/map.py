@@ -1,4 +1,4 @@
-"""The vector map of one log of Argoverse 2, from `map/log_map_archive_….json`."""
+"""Vector map of an Argoverse 2 log, from `map/log_map_archive_….json`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from iidrive.data.av2.tables import AGAIN, FARTHEST_M
 Array = np.ndarray
 
 LAYERS = ("drivable_area", "ped_crossing", "lane_divider", "road_divider", "centreline")
-"""Argoverse 2 has no walkways."""
+"""Layers that Argoverse 2 has. It has no walkways."""
 
 _DRIVEN = ("VEHICLE", "BUS")
-"""Types of lanes that cars may drive on; the third one is BIKE."""
+"""Types of lanes that cars may drive on. The only other type is BIKE."""
 
 
 def map_file(folder: Path) -> Path | None:
-    """The vector map of a log's folder; None where there is none.
+    """Path of a log's vector map; None if there is none.
 
     Raises:
         DataError: if there are several.
@@ -38,13 +38,13 @@ def map_file(folder: Path) -> Path | None:
 
 
 def read_map(path: Path) -> VectorMap:
-    """The map of one log in the global frame, seen from above: all that the file holds, some 100 m around the path.
+    """Read the map of a log, in the global frame. The file covers about 100 m around the path.
 
-    Lines that separate directions (yellow) are `road_divider`, other marks `lane_divider`. Centrelines lie in the middle between a lane's
-    boundaries. Lanes for bicycles are left out. Lanes of an intersection share a junction with those that they touch.
+    Yellow lines, which separate directions, become `road_divider`; other marks become `lane_divider`. Centrelines are midway between a
+    lane's boundaries. Bicycle lanes are left out. Intersection lanes that touch belong to the same junction.
 
     Raises:
-        DataError: naming the file, if it is not a whole map.
+        DataError: naming the file, if it is not a complete map.
     """
     where = printable_line(str(path))
     raw = read_json(path)
@@ -55,9 +55,9 @@ def read_map(path: Path) -> VectorMap:
         marks = _marks(segments)
         lanes, junctions = _lanes([segment for segment in segments if segment["lane_type"] in _DRIVEN])
     except KeyError as error:
-        raise DataError(f"{where}: no table or field {printable(str(error))}; this is not a whole map. {AGAIN}") from error
+        raise DataError(f"{where}: no table or field {printable(str(error))}; the map is incomplete. {AGAIN}") from error
     except (ValueError, TypeError, AttributeError, IndexError, shapely.errors.GEOSException) as error:
-        raise DataError(f"{where}: this is not a whole map ({printable(str(error), 120)}). {AGAIN}") from error
+        raise DataError(f"{where}: not a readable map ({printable(str(error), 120)}). {AGAIN}") from error
     layers: dict[str, shapely.Geometry] = {
         "drivable_area": shapely.union_all(areas),
         "ped_crossing": shapely.union_all(crossings),
@@ -69,26 +69,29 @@ def read_map(path: Path) -> VectorMap:
 
 
 def _points(values: list[Mapping[str, float]]) -> Float[Array, "n 2"]:
-    """Points (x, y). Raises ValueError for what is not finite."""
+    """Parse points (x, y). Raises ValueError for fewer than two, or if one is not finite."""
     points = np.array([(point["x"], point["y"]) for point in values], np.float64)
     if points.ndim != 2 or len(points) < 2 or not (np.abs(points) <= FARTHEST_M).all():
-        raise ValueError(f"a line or an area is not two or more points with finite x and y: {printable(values, 60)}")
+        raise ValueError(f"a line or area needs two or more points with finite x and y: {printable(values, 60)}")
     return points
 
 
 def _polygon(ring: Float[Array, "n 2"]) -> shapely.Geometry:
-    """The area inside a ring, which may cross itself; empty for a ring without area."""
+    """The area inside a ring. The ring may cross itself; a ring of fewer than three points gives an empty polygon."""
     return shapely.make_valid(shapely.Polygon(ring)) if len(ring) >= 3 else shapely.Polygon()
 
 
 def _crossing(one: Float[Array, "n 2"], two: Float[Array, "m 2"]) -> shapely.Geometry:
-    """The area between two edges, which may run the same way or against each other."""
+    """The area between two edges, which may have the same direction or opposite directions."""
     ring = shapely.Polygon(np.concatenate([one, two[::-1]]))
     return ring if ring.is_valid else _polygon(np.concatenate([one, two]))
 
 
 def _marks(segments: list[Any]) -> list[tuple[bool, Float[Array, "n 2"]]]:
-    """Painted boundaries of lanes, each once, and whether they are yellow. Two lanes that share one hold the same points."""
+    """Painted lane boundaries and whether each is yellow.
+
+    A boundary shared by two lanes has the same points in both and is returned once.
+    """
     found: dict[bytes, tuple[bool, Array]] = {}
     for segment in segments:
         for side in ("left", "right"):
@@ -101,7 +104,7 @@ def _marks(segments: list[Any]) -> list[tuple[bool, Float[Array, "n 2"]]]:
 
 
 def _lanes(segments: list[Any]) -> tuple[tuple[Lane, ...], tuple[Junction, ...]]:
-    """Lanes that cars drive on, and the junctions of those in intersections."""
+    """Lanes for cars, and the junctions formed by the lanes in intersections."""
     if not segments:
         return (), ()
     left, right = ([_points(segment[f"{side}_lane_boundary"]) for segment in segments] for side in ("left", "right"))
@@ -133,13 +136,13 @@ def _lanes(segments: list[Any]) -> tuple[tuple[Lane, ...], tuple[Junction, ...]]
 
 
 def _largest(area: shapely.Geometry) -> shapely.Geometry:
-    """The largest polygon of a geometry; an empty one where it has none."""
+    """The largest polygon of a geometry; an empty polygon if it has none."""
     parts = [part for part in shapely.get_parts(area) if part.geom_type == "Polygon"]
     return max(parts, key=shapely.area, default=shapely.Polygon())
 
 
 def _resampled(lines: list[Float[Array, "_ 2"]], count: Int[Array, "n"]) -> Float[Array, "m 2"]:
-    """Every line with `count` points at equal parts of its length, all lines one after the other."""
+    """Resample each line to `count` points at equal distances. The lines' points are concatenated."""
     owner = np.repeat(np.arange(len(lines)), count)
     place = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
     line: Any = shapely.linestrings(np.concatenate(lines), indices=np.repeat(np.arange(len(lines)), [len(one) for one in lines]))

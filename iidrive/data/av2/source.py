@@ -1,4 +1,4 @@
-"""Argoverse 2 sensor logs as a source of scenes, read from the official files; the av2 package is not needed, pyarrow is."""
+"""Argoverse 2 sensor logs as a data source, read from the official files with pyarrow. The av2 package is not needed."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from iidrive.data.town.cache import cache_folder
 from iidrive.data.voxelise import voxelise
 
 SPLITS = ("train", "val", "test")
-"""Folders of the official layout, each with a folder for every log."""
+"""Folders of the official layout. Each holds one folder per log."""
 
 OFFICIAL_LOGS = {"train": 700, "val": 150, "test": 150}
 
 FORMAT = 1
-"""Raise when the same files come to give other scenes, so that no tokens of older ones are taken for theirs."""
+"""Version of the conversion to scenes. Increase it when the same files give different scenes, so that old token caches are not reused."""
 
 _KEPT_SCENES = 64
 _NAMED = 5
@@ -35,10 +35,11 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class AV2Config:
-    """Where Argoverse 2 lies.
+    """Location of Argoverse 2.
 
-    root: the folder that holds `train/`, `val/` and `test/`, or `sensor/` with these in it.
-    cache: folder for what is known of logs that were read; empty takes the usual one (see `iidrive cache`).
+    Attributes:
+        root: folder that holds `train/`, `val/` and `test/`, or `sensor/` with these.
+        cache: folder for the cache of log summaries; empty for the default (see `iidrive cache`).
     """
 
     root: str
@@ -46,14 +47,14 @@ class AV2Config:
 
 
 class AV2:
-    """A `Source` over sensor logs. Commands are oracles; occupancy is derived from cuboids and the map.
+    """A `Source` of sensor logs. Commands are derived from the true future; occupancy is derived from cuboids and the map.
 
-    A log is one scene, every fifth of its moments a keyframe. A log that cannot be read is left out of its split and named by `missing`.
-    A path alone is the root.
+    Each log is one scene, with about every fifth timestamp as a keyframe. Logs that cannot be read are left out of their split and reported
+    by `missing`. `config` may also be the path of the root.
 
     Raises:
         ConfigError: if pyarrow is not installed, or no root is given.
-        DataError: naming the folder, if the root holds no logs, or one log lies in two splits.
+        DataError: naming the folder, if the root holds no logs, or a log is in two splits.
     """
 
     name = "av2"
@@ -74,28 +75,30 @@ class AV2:
             for folder in folders:
                 if folder.name in self._folders:
                     raise DataError(
-                        f"{self.root}: log {printable(folder.name)} lies in {self._folders[folder.name].parent.name}/ and in {split}/; "
-                        "remove one, or a scene would be trained and tested on."
+                        f"{self.root}: log {printable(folder.name)} is in {self._folders[folder.name].parent.name}/ and in {split}/; "
+                        "remove one, so that no scene is both trained and tested on."
                     )
                 self._folders[folder.name] = folder
         if not self._folders:
-            raise DataError(f"{self.root}: {', '.join(f'{split}/' for split in self._splits)} hold no logs; each log is a folder in there.")
+            raise DataError(
+                f"{self.root}: {', '.join(f'{split}/' for split in self._splits)} hold no logs; each log must be a folder in there."
+            )
         self._known = KnownLogs(self.root, FORMAT, expanded(config.cache) if config.cache else cache_folder())
         self._about: dict[str, About | DataError] = {}
         self._scenes: OrderedDict[str, Scene] = OrderedDict()
 
     @property
     def command_source(self) -> CommandSource:
-        """Always `oracle`: sensor logs have no routes, so commands are taken from the true future."""
+        """Always `oracle`: sensor logs have no routes, so commands are derived from the true future."""
         return "oracle"
 
     @property
     def occupancy_source(self) -> OccSource:
-        """Always `derived`: Argoverse 2 has no occupancy of its own."""
+        """Always `derived`: Argoverse 2 has no occupancy labels."""
         return "derived"
 
     def identity(self) -> dict[str, object]:
-        """How many logs there are in each split, a hash over the names and sizes of their files, and what scenes depend on besides."""
+        """Number of logs in each split, a hash of the names and sizes of their files, and the settings that scenes depend on."""
         listing = hashlib.sha256()
         for name, folder in sorted(self._folders.items()):
             sizes = ((path.name, path.stat().st_size) for path in log_files(folder))
@@ -111,15 +114,19 @@ class AV2:
         }
 
     def usual_split(self, part: Literal["train", "val", "test"]) -> str:
-        """train, or val to choose and to test on: the cuboids of test are not public."""
+        """train, or val for validation and testing, because the cuboids of test are not public."""
         return "train" if part == "train" else "val"
 
     def scene_names(self, split: str) -> tuple[str, ...]:
-        """Log ids of a split in ascending order: those of train or val that can be read, `all` of these, or a file of log ids, in its order.
+        """Log ids of a split.
+
+        Args:
+            split: a split folder or `all`, for its readable logs in ascending order; or the path of a file of log ids, for these in their
+                order.
 
         Raises:
-            ConfigError: for an unknown split, or one that is not in the root.
-            DataError: if no log of a split can be read, or a log that a file names cannot.
+            ConfigError: for an unknown split, or one that the root does not have.
+            DataError: if no log of a split is readable, or a log named in a file is missing or unreadable.
         """
         if split in self._splits:
             return self._readable(split, self._splits[split])
@@ -128,13 +135,13 @@ class AV2:
         if split in SPLITS:
             raise ConfigError(f"{self.root} has no split '{split}'; splits that it has: {', '.join((*self._splits, 'all'))}.")
         if not is_list(split):
-            raise ConfigError(f"{unknown('split', split, (*self._splits, 'all'))} A file with one log id a line will do too.")
+            raise ConfigError(f"{unknown('split', split, (*self._splits, 'all'))} A file with one log id per line may be given too.")
         wanted = read_list(split)
         absent = [name for name in wanted if name not in self._folders]
         if absent:
             raise DataError(
-                f"{printable_line(split)}: {len(absent)} of {len(wanted)} logs are not in {self.root} ({_few(absent)}). Scores over a part would "
-                "pass for the whole: complete the logs, or shorten the list."
+                f"{printable_line(split)}: {len(absent)} of {len(wanted)} logs are not in {self.root} ({_few(absent)}). "
+                "Download the missing logs, or remove them from the list."
             )
         for name in wanted:
             if isinstance(problem := self._look(name), DataError):
@@ -142,13 +149,13 @@ class AV2:
         return wanted
 
     def prepare(self, names: Sequence[str]) -> None:
-        """Nothing: scenes are only read."""
+        """Do nothing: scenes are only read."""
 
     def scene(self, name: str) -> Scene:
         """One log with its keyframes, cuboids in the global frame, and its map.
 
         Raises:
-            DataError: naming the file, for a log that is not there or cannot be read.
+            DataError: naming the file, if the log is missing or unreadable.
         """
         if name not in self._folders:
             raise DataError(f"{self.root}: {unknown('log', name, list(self._folders)[:_NAMED])}")
@@ -164,7 +171,7 @@ class AV2:
         return voxelise(boxes, scene.map, keyframe.global_T_ego, spec)
 
     def missing(self) -> tuple[str, ...]:
-        """Sentences about what this copy of Argoverse 2 lacks and what is done instead. Reads every log that is not known yet."""
+        """One sentence for each thing that this copy of Argoverse 2 lacks, and what is used instead. Reads every log that is not cached."""
         out: list[str] = []
         for split, folders in self._splits.items():
             if split != "test" and len(folders) < OFFICIAL_LOGS[split]:
@@ -197,18 +204,18 @@ class AV2:
         return tuple(out)
 
     def _readable(self, split: str, folders: list[Path]) -> tuple[str, ...]:
-        """Names of the logs that can be read."""
+        """Names of the readable logs. Raises DataError if there are none."""
         problems = {folder.name: self._look(folder.name) for folder in folders}
         self._known.save()
         names = tuple(sorted(name for name, found in problems.items() if isinstance(found, About)))
         if names:
             return names
         if not problems:
-            raise DataError(f"{self.root / split} holds no logs; each log is a folder in there.")
+            raise DataError(f"{self.root / split} holds no logs; each log must be a folder in there.")
         raise DataError(f"none of the {len(folders)} logs of split '{split}' can be read: {next(iter(problems.values()))}")
 
     def _look(self, name: str) -> About | DataError:
-        """What a log lacks, or why it cannot be read; it is read the first time."""
+        """The summary of a log, or the error if it cannot be read. The log is read on first use."""
         if name not in self._about and (known := self._known.get(self._folders[name])) is not None:
             self._about[name] = known
         return self._about[name] if name in self._about else self._read(name)
@@ -218,8 +225,8 @@ class AV2:
         try:
             if folder.parent.name == "test" and not (folder / ANNOTATIONS).exists():
                 raise DataError(
-                    f"{folder / ANNOTATIONS} is missing: the cuboids of Argoverse 2's test split are not public, so nothing can be scored or "
-                    "trained there. Use val or train."
+                    f"{folder / ANNOTATIONS} is missing: the cuboids of Argoverse 2's test split are not public, so it cannot be used for training "
+                    "or scoring. Use val or train."
                 )
             self._scenes[name], about = read_log(folder)
             if self._about.get(name) != about:
@@ -233,10 +240,10 @@ class AV2:
 
 
 def _split_root(root: Path) -> Path:
-    """The folder that holds the splits: the root or `sensor/` in it.
+    """The folder that holds the splits: the root, or its subfolder `sensor/`.
 
     Raises:
-        DataError: if the root is no folder, or holds no split.
+        DataError: if the root is not a folder, or holds no split.
     """
     if not root.is_dir():
         raise DataError(
@@ -253,7 +260,7 @@ def _split_root(root: Path) -> Path:
 
 
 def _logs(split: Path) -> list[Path]:
-    """The folders of a split's logs, in ascending order."""
+    """Folders of a split's logs, in ascending order."""
     return sorted(path for path in split.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 

@@ -1,4 +1,4 @@
-"""Reading the tables of Argoverse 2 (feather files), with errors that name the file, which stands in its log's folder."""
+"""Reader of Argoverse 2 tables (feather files). Errors name the file."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ _LIMIT = 1 << 28
 
 
 def require_pyarrow() -> None:
-    """Raises ConfigError, saying what to install, where pyarrow is not installed."""
+    """Raise ConfigError, with the install command, if pyarrow is not installed."""
     try:
-        import pyarrow  # noqa: F401 - whether it is there
+        import pyarrow  # noqa: F401 - checks that it is installed
     except ImportError as error:
         raise ConfigError(
-            "the tables of Argoverse 2 are feather files, which pyarrow reads, and it is not installed: pip install 'iidrive[av2]'."
+            "Argoverse 2 tables are feather files, which need pyarrow, but it is not installed: pip install 'iidrive[av2]'."
         ) from error
 
 
 class Table:
-    """One feather file, read whole."""
+    """The content of one feather file."""
 
     def __init__(self, path: Path) -> None:
         """Read a file.
 
         Raises:
-            DataError: if it is missing, larger than 256 MiB, or no whole feather file.
+            DataError: if it is missing, larger than 256 MiB, or not a complete feather file.
         """
         import pyarrow
         from pyarrow import feather
@@ -51,13 +51,13 @@ class Table:
             self.columns: Any = feather.read_table(pyarrow.BufferReader(content))
             self.columns.validate()
         except (pyarrow.ArrowException, OSError, ValueError) as error:
-            raise DataError(f"{self.where}: not a whole feather file ({printable(str(error), 120)}). {AGAIN}") from error
+            raise DataError(f"{self.where}: not a complete feather file ({printable(str(error), 120)}). {AGAIN}") from error
 
     def __len__(self) -> int:
         return self.columns.num_rows
 
     def has(self, name: str) -> bool:
-        """Whether there is such a column."""
+        """Whether the table has this column."""
         return name in self.columns.column_names
 
     def select(self, keep: Bool[Array, "n"]) -> Table:
@@ -79,7 +79,7 @@ class Table:
         return column
 
     def texts(self, name: str) -> Array:
-        """A column of text, (n,) of str. Raises DataError if it is missing or holds anything else."""
+        """A column of text, as an (n,) array of str. Raises DataError if it is missing or holds anything else."""
         values = self._column(name).to_pylist()
         bad = next((value for value in values if not isinstance(value, str) or not value), None)
         if bad is not None:
@@ -87,17 +87,17 @@ class Table:
         return np.array(values, dtype=object)
 
     def whole(self, name: str) -> Int[Array, "n"]:
-        """A column of whole numbers as int64. Raises DataError if it is missing or holds anything else."""
+        """A column of integers, as int64. Raises DataError if it is missing or holds anything else."""
         values = self._column(name).to_numpy()
         if len(values) and values.dtype.kind not in "iu":
-            raise DataError(f"{self.where}: column '{name}' is of type {self.columns[name].type}; expected whole numbers. {AGAIN}")
+            raise DataError(f"{self.where}: column '{name}' is of type {self.columns[name].type}; expected integers. {AGAIN}")
         return values.astype(np.int64)
 
     def numbers(self, names: Sequence[str], most: float = FARTHEST_M) -> Float[Array, "n c"]:
-        """Columns of finite numbers side by side, as float64.
+        """Columns of finite numbers, stacked as float64.
 
         Raises:
-            DataError: naming the column and the row, if one is missing, is not a number, or is beyond `most`.
+            DataError: naming the column and row, if a column is missing, or a value is not a number or exceeds `most` in size.
         """
         out = np.empty((len(self), len(names)))
         for c, name in enumerate(names):
@@ -115,7 +115,7 @@ class Table:
         return out
 
     def rotations(self) -> Float[Array, "n 3 3"]:
-        """Rotation matrices of the columns qw, qx, qy, qz. Raises DataError for what is not a unit quaternion."""
+        """Rotation matrices from the columns qw, qx, qy, qz. Raises DataError if a row is not a unit quaternion."""
         quaternion = self.numbers(QUATERNION)
         norm = np.linalg.norm(quaternion, axis=1)
         bad = np.abs(norm - 1) > 1e-3
@@ -127,5 +127,5 @@ class Table:
         return geometry.quaternion_to_matrix(quaternion / norm[:, None])
 
     def transforms(self) -> Float[Array, "n 4 4"]:
-        """Rigid transforms of the columns of quaternions and translations."""
+        """Rigid transforms from the quaternion and translation columns (metres)."""
         return geometry.rigid(self.rotations(), self.numbers(TRANSLATION))

@@ -1,4 +1,4 @@
-"""The index of a nuScenes version: everything a Scene needs, as flat arrays, built once from the tables and cached in one file."""
+"""Index of a nuScenes version: the data of all scenes as flat arrays, built once from the tables and cached in one file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from iidrive.runtime import atomic
 Array = np.ndarray
 
 FORMAT = 2
-"""Raise when the arrays below change, or what is checked, so that older cache files are rebuilt."""
+"""Version of the cache format. Increase it when the arrays or the checks below change, so that old cache files are rebuilt."""
 
 
 _LAST_US = (1 << 62) - 1
@@ -34,11 +34,11 @@ _FASTEST_MPS = 150.0
 
 @dataclass(frozen=True)
 class Index:
-    """S scenes (ascending names), K keyframes in scene order, N boxes in keyframe order, I instances. Metres, radians, global frame.
+    """Flat arrays: s scenes sorted by name, k keyframes in order of scenes, n boxes in order of keyframes, and all instances.
 
-    Keyframes of scene s are `keyframe_start[s]:keyframe_start[s+1]`, boxes of keyframe k `box_start[k]:box_start[k+1]`.
-    Rotations are unit quaternions (w, x, y, z); sizes are length, width, height; `lidar_points` is -1 where the table holds null;
-    `command` indexes `scene.MANOEUVRES`.
+    Units are metres and radians. Ego poses and boxes are in the global frame, LIDAR_TOP poses in the ego frame. Keyframes of scene i are
+    `keyframe_start[i]:keyframe_start[i+1]`, boxes of keyframe j are `box_start[j]:box_start[j+1]`. Rotations are unit quaternions
+    (w, x, y, z). Sizes are length, width, height. `box_lidar_points` is -1 where the table holds null. `command` indexes `MANOEUVRES`.
     """
 
     scene_name: Array
@@ -62,14 +62,14 @@ class Index:
 
 
 def load(folder: Path, cache: Path) -> tuple[Index, tuple[str, ...]]:
-    """The index of a version folder, from the cache if that is whole and the tables have not changed since, else from the tables.
+    """The index of a version folder: from the cache if it is undamaged and the tables have not changed, else built from the tables.
 
     Args:
         folder: `<root>/v1.0-…`.
-        cache: folder for the cache file; need not exist, may be read-only.
+        cache: folder for the cache file. It need not exist and may be read-only.
 
     Returns:
-        The index, and sentences about a cache that was damaged or could not be written.
+        The index, and a sentence for each problem with the cache.
 
     Raises:
         DataError: as `build`.
@@ -129,7 +129,7 @@ def _samples(paths: dict[str, Path]) -> tuple[list[tuple[str, int]], list[tuple[
     out: list[tuple[str, str, int]] = []
     for token, (name, log_token, first, expected) in sorted(scenes.items(), key=lambda item: str(item[1][0])):
         if out and out[-1][0] == name:
-            raise DataError(f"{paths['scene']}: the name {name} stands twice. Unpack the table again.")
+            raise DataError(f"{paths['scene']}: the name {name} appears twice. Unpack the table again.")
         (location,) = follow(paths["scene"], token, "log_token", log_token, logs)
         text(paths["scene"], {"token": token, "name": name}, "name")
         text(paths["log"], {"token": log_token, "location": location}, "location")
@@ -139,7 +139,7 @@ def _samples(paths: dict[str, Path]) -> tuple[list[tuple[str, int]], list[tuple[
         while here:
             time, ahead, owner = samples[here]
             if owner != token or type(time) is not int or not 0 <= time <= _LAST_US or len(chain) >= len(samples):
-                raise DataError(f"{paths['sample']}: record {here} is not a keyframe of {name} with a whole timestamp; unpack it again.")
+                raise DataError(f"{paths['sample']}: record {here} is not a keyframe of {name} with an integer timestamp; unpack it again.")
             if chain and time <= chain[-1][1]:
                 raise DataError(f"{paths['sample']}: record {here} of {name} is not later than the one before it ({time} us).")
             chain.append((here, time))
@@ -147,11 +147,13 @@ def _samples(paths: dict[str, Path]) -> tuple[list[tuple[str, int]], list[tuple[
                 follow(paths["sample"], here, "next", ahead, samples)
             here = ahead
         if len(chain) != expected:
-            raise DataError(f"{paths['scene']}: {name} announces {expected} samples, but sample.json chains {len(chain)} of them.")
+            raise DataError(
+                f"{paths['scene']}: {name} should have {expected} samples, but sample.json links {len(chain)}. Unpack the tables again."
+            )
         keyframes += chain
         out.append((name, location, len(chain)))
     if len(keyframes) != len(samples):
-        raise DataError(f"{paths['sample']}: {len(samples) - len(keyframes)} samples hang in no scene's chain; unpack the tables again.")
+        raise DataError(f"{paths['sample']}: {len(samples) - len(keyframes)} samples are not linked to any scene; unpack the tables again.")
     return keyframes, out
 
 
@@ -189,10 +191,10 @@ def _poses(paths: dict[str, Path], keyframes: list[tuple[str, int]], lidar: dict
         path = paths[table]
         wanted = {entry[which] for entry in lidar.values()}
         kept: dict[str, tuple[Any, Any]] = {}
-        for record in records(path):  # ego_pose has one record per sweep of every sensor; only the keyframes' are kept
+        for record in records(path):  # ego_pose has one record per sweep of every sensor; keep only those of keyframes
             if (token := text(path, record, "token")) in wanted:
                 if token in kept:
-                    raise DataError(f"{path}: token {printable(token)} stands twice. Unpack the table again.")
+                    raise DataError(f"{path}: token {printable(token)} appears twice. Unpack the table again.")
                 kept[token] = (field(path, record, "rotation"), field(path, record, "translation"))
         names = [lidar[token][which] for token, _ in keyframes]
         if prefix == "ego" and len(wanted) < len(names):
@@ -207,11 +209,11 @@ def _poses(paths: dict[str, Path], keyframes: list[tuple[str, int]], lidar: dict
 
 
 def _check_jumps(path: Path, keyframes: list[tuple[str, int]], position: Float[Array, "k 3"], starts: Int[Array, "s+1"]) -> None:
-    """Raises DataError where a car moves faster than any car between two keyframes of a scene."""
+    """Raise DataError if the ego moves faster than 150 m/s between two keyframes of a scene."""
     metres = np.linalg.norm(np.diff(position, axis=0), axis=1)
     seconds = np.diff(np.array([time for _, time in keyframes], np.float64)) * 1e-6
     bad = metres > _FASTEST_MPS * seconds + 1.0
-    bad[starts[1:-1] - 1] = False  # from one scene to the next
+    bad[starts[1:-1] - 1] = False  # steps from one scene to the next
     if bad.any():
         k = int(np.argmax(bad))
         raise DataError(
@@ -221,7 +223,7 @@ def _check_jumps(path: Path, keyframes: list[tuple[str, int]], position: Float[A
 
 
 def _boxes(paths: dict[str, Path], order: dict[str, int]) -> dict[str, Any]:
-    """All boxes, in keyframe order and within a keyframe in table order, as fields of Index."""
+    """All boxes as fields of Index, in order of keyframes and, within a keyframe, of the table."""
     path = paths["sample_annotation"]
     category_name = {token: name for token, (name,) in by_token(paths["category"], "name").items()}
     instances = by_token(paths["instance"], "category_token")
@@ -238,11 +240,11 @@ def _boxes(paths: dict[str, Path], order: dict[str, int]) -> dict[str, Any]:
     if again:
         seen: set[str] = set()
         twice = next(str(t) for t in tokens if str(t) in seen or seen.add(str(t)))
-        raise DataError(f"{path}: token {printable(twice)} stands twice ({again} records are copies). Unpack the table again.")
+        raise DataError(f"{path}: token {printable(twice)} appears twice ({again} records are copies). Unpack the table again.")
     for token, count in zip(tokens, points, strict=True):
         if count is not None:
             whole(path, token, "num_lidar_pts", count, _MOST_POINTS)
-    # Only categories that an annotation uses: lidarseg and panoptic add others, and instances without boxes are nobody.
+    # Check only categories that annotations use: lidarseg and panoptic add others, and instances without boxes are ignored.
     label_of: dict[str, int] = {}
     for owner in dict.fromkeys(owners):
         category = follow(paths["instance"], owner, "category_token", instances[owner][0], category_name)
@@ -264,7 +266,7 @@ def _boxes(paths: dict[str, Path], order: dict[str, int]) -> dict[str, Any]:
     if len(doubled):
         i = int(order_of_pair[doubled[0] + 1])
         raise DataError(
-            f"{path}: instance {printable(owners[i])} stands twice in sample {printable(samples[i])}, again as {printable(tokens[i])} "
+            f"{path}: instance {printable(owners[i])} appears twice in sample {printable(samples[i])}, again as {printable(tokens[i])} "
             f"({len(doubled)} such records). Unpack the table again."
         )
     label = np.array([label_of[owner] for owner in owners], dtype=np.int16)
@@ -288,7 +290,7 @@ def _commands(poses: dict[str, Any], starts: Int[Array, "s+1"]) -> Int[Array, "k
 
 
 def _key(folder: Path) -> str:
-    """What a cache file must have been made from: format and every table's size and modification time."""
+    """Cache key: the format, and size and modification time of every table."""
     stats = {table: table_file(folder, table).stat() for table in TABLES}
     return json.dumps({"format": FORMAT, **{t: [s.st_size, s.st_mtime_ns] for t, s in stats.items()}})
 
@@ -298,19 +300,19 @@ def _read(path: Path, key: str) -> tuple[Index | None, str]:
     try:
         digest, _, payload = path.read_bytes().partition(b"\n")
         if hashlib.sha256(payload).hexdigest().encode() != digest:
-            return None, "its checksum does not fit its content"
+            return None, "its checksum does not match"
         with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
             if str(arrays["key"]) != key:
                 return None, ""
             return Index(**{f.name: arrays[f.name] for f in fields(Index)}), ""
     except (FileNotFoundError, NotADirectoryError):
         return None, ""
-    except Exception as error:  # whatever a damaged file provokes, the tables are the truth and the index is rebuilt
+    except Exception as error:  # a damaged cache can fail in any way; the index is rebuilt from the tables
         return None, f"{type(error).__name__}: {error}"
 
 
 def _write(path: Path, key: str, index: Index) -> str:
-    """Write the cache file, whole or not at all; '' or what went wrong."""
+    """Write the cache file atomically. Returns '' or the error."""
     buffer = io.BytesIO()
     np.savez(buffer, key=np.array(key), **{f.name: getattr(index, f.name) for f in fields(Index)})
     payload = buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Occupancy files in Occ3D's layout: `<folder>/<scene>/<sample token>/labels.npz`, read whole, cropped or coarsened to a grid."""
+"""Reader of occupancy files in Occ3D's layout, `<folder>/<scene>/<sample token>/labels.npz`. Grids can be cropped and coarsened."""
 
 from __future__ import annotations
 
@@ -21,31 +21,36 @@ from iidrive.data.occupancy_files import read_grids
 Array = np.ndarray
 
 LIMIT = 1 << 28
-"""Bytes of the arrays of one file that are read: seven grids of eight bytes a voxel, and their velocities."""
+"""Maximum size of the arrays read from one file, bytes: seven grids of eight bytes per voxel, and their velocities."""
 
 
 def read(path: Path, spec: GridSpec, source: Literal["labels", "predicted"]) -> OccGrid:
-    """Occupancy of one keyframe from a file with `semantics` (and, for labels, `mask_camera` if it is there), uint8 (200,200,16) on OCC3D_GRID.
+    """Read the occupancy of one keyframe and bring it onto the grid `spec`.
 
-    Predicted files may hold any present grid that `occupancy_files.read_grids` reads, and have no camera mask.
+    A label file holds `semantics` and optionally `mask_camera`, uint8 (200,200,16) on `OCC3D_GRID`. A predicted file may have any form that
+    `occupancy_files.read_grids` reads, with a single grid. Its camera mask is not read.
 
     Raises:
-        DataError: naming the file, if it is missing, damaged, lacks an array, holds another shape, dtype or class, or if another number than 17
-            fills its space.
+        DataError: naming the file, if it is missing or damaged, lacks an array, has another shape, dtype or class, or if a class other than
+            17 (free) fills most of the grid.
         ConfigError: as `regrid`.
     """
-    missing = "Fetch the file, or choose occupancy='auto' to derive what has no file."
+    missing = "Download the file, or use occupancy='auto' to derive occupancy where there is no file."
     if source == "predicted":
         if not path.exists():
             raise DataError(f"{path} is missing. {missing}")
         grids = read_grids(path, "predicted", ASSUMED, option="").labels
         if len(grids) != 1:
-            raise DataError(f"{path}: {len(grids)} grids, where the present one alone is needed; write it to files of its own.")
+            raise DataError(
+                f"{path}: {len(grids)} grids, but only one (of the current time) is allowed here; write that one to its own file."
+            )
         return regrid(_grid(grids[0], source, None, path), spec)
-    found = _arrays(path, (("semantics",), ("mask_camera",)), 1, "Fetch the file again.", missing)
+    found = _arrays(path, (("semantics",), ("mask_camera",)), 1, "Download the file again.", missing)
     for name, array in found.items():
         if array.shape != OCC3D_GRID.shape or array.dtype != np.uint8:
-            raise DataError(f"{path}: '{name}' must be uint8 {OCC3D_GRID.shape}; found {array.dtype} {array.shape}. Fetch the file again.")
+            raise DataError(
+                f"{path}: '{name}' must be uint8 {OCC3D_GRID.shape}; found {array.dtype} {array.shape}. Download the file again."
+            )
     semantics, *mask = found.values()
     require_free(semantics, str(path), "", truth=True)
     return regrid(_grid(semantics, source, mask[0].astype(bool) if mask else None, path), spec)
@@ -59,21 +64,21 @@ def _grid(semantics: Array, source: Literal["labels", "predicted"], mask: Array 
 
 
 def tokens_in(folder: Path, files_alone: bool = False) -> frozenset[str]:
-    """Sample tokens that a folder has occupancy for: names of its folders and files, or of files alone."""
+    """Sample tokens that a folder has occupancy for: the names of its files and subfolders, or of its files only."""
     names = os.listdir(folder) if folder.is_dir() else []
     files = {name.removesuffix(kind) for name in names for kind in (".npz", ".npy") if name.endswith(kind)}
     return frozenset(files if files_alone else files | set(names))
 
 
 def place(folder: Path, scene: str, token: str) -> Path:
-    """The file of a keyframe: the first place that has one, of those that `occupancy_files` knows; `<scene>/<token>/labels.npz` without any."""
+    """Path of a keyframe's file: the first that exists in the layouts of `occupancy_files`, else `<scene>/<token>/labels.npz`."""
     stems = (folder / scene / token / "labels", folder / scene / token / "pred", folder / scene / token, folder / token)
     paths = [stem.with_name(f"{stem.name}.{kind}") for stem in stems for kind in ("npz", "npy")]
     return next((path for path in paths if path.is_file()), paths[0])
 
 
 def _arrays(path: Path, wanted: Sequence[Sequence[str]], optional: int = 0, advice: str = "", missing: str = "") -> dict[str, np.ndarray]:
-    """One array for each group of names in `wanted`, the first that the file has; the last `optional` groups may be absent."""
+    """Read one array per group of names in `wanted`: the first name that the file has. The last `optional` groups may be absent."""
     if not path.exists():
         raise DataError(f"{path} is missing. {missing or advice}")
     try:
@@ -93,13 +98,13 @@ def _arrays(path: Path, wanted: Sequence[Sequence[str]], optional: int = 0, advi
 
 
 def regrid(grid: OccGrid, spec: GridSpec) -> OccGrid:
-    """The same occupancy on a grid whose voxels are blocks of m x m x m of the original's, inside its bounds.
+    """Crop occupancy to `spec` and coarsen it. Voxels of `spec` are blocks of m x m x m original voxels.
 
-    A block is free if all its voxels are; else it takes its most frequent class other than free (the lower index wins a tie); unknown
-    voxels have no vote, and the block is unknown only if all of them are. A block is visible to the cameras if one of its voxels is.
+    A block gets its most frequent class other than free (the lowest index on a tie). It is free if it holds only free and unknown voxels,
+    and unknown if all its voxels are unknown. It is visible to the cameras if one of its voxels is.
 
     Raises:
-        ConfigError: if the grids do not line up or `spec` reaches out of the original.
+        ConfigError: if the grids are not aligned or `spec` reaches beyond the original.
     """
     if spec == grid.spec:
         return grid
@@ -126,13 +131,13 @@ def regrid(grid: OccGrid, spec: GridSpec) -> OccGrid:
 
 
 def _blocks(values: Array, m: int) -> Array:
-    """(x, y, z) → (x/m, y/m, z/m, m³)."""
+    """Group voxels into blocks: (x, y, z) → (x/m, y/m, z/m, m³)."""
     x, y, z = (n // m for n in values.shape)
     return values.reshape(x, m, y, m, z, m).transpose(0, 2, 4, 1, 3, 5).reshape(x, y, z, m**3)
 
 
 def _majority(semantics: UInt8[Array, "x y z"], m: int) -> UInt8[Array, "a b c"]:
-    """The block rule of `regrid`; counts are made only for blocks that hold something."""
+    """Class of each block by the rule of `regrid`. Votes are counted only in blocks that are not empty."""
     blocks = _blocks(semantics, m)
     out = np.where((blocks == IGNORE).all(axis=-1), IGNORE, FREE).astype(np.uint8)
     solid = (blocks < FREE).any(axis=-1)

@@ -1,4 +1,4 @@
-"""The vector map of a nuScenes location, from `maps/expansion/<location>.json`, cut to the surroundings of a scene."""
+"""Vector map of a nuScenes location, from `maps/expansion/<location>.json`, cropped to the surroundings of a scene."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class LocationMap:
         """Parse a map file.
 
         Raises:
-            DataError: naming the file (and the record), if it is not complete JSON, lacks a table or a field, or a token dangles.
+            DataError: naming the file (and the record), if it is not complete JSON, lacks a table or field, or has a dangling token.
         """
         self.path = path
         try:
@@ -44,7 +44,7 @@ class LocationMap:
             nodes = {node["token"]: (node["x"], node["y"]) for node in tables["node"]}
             bad = next((token for token, (x, y) in nodes.items() if not (abs(x) <= _FARTHEST_M and abs(y) <= _FARTHEST_M)), None)
             if bad is not None:
-                raise DataError(f"{path}: node {bad} lies at {nodes[bad]}; expected finite x and y. {_AGAIN}")
+                raise DataError(f"{path}: node {bad} is at {nodes[bad]}; expected finite x and y. {_AGAIN}")
             polygons = {p["token"]: p for p in tables["polygon"]}
             lines = {line["token"]: line["node_tokens"] for line in tables["line"]}
             self.features: dict[str, Array] = {}
@@ -68,9 +68,9 @@ class LocationMap:
             self.features[layer] = found
 
     def around(self, path_m: Float[Array, "n 2"], radius_m: float) -> VectorMap:
-        """The map within the bounding rectangle of a path, grown by `radius_m` on every side; features are cut at its edge.
+        """The map within the bounding rectangle of a path, enlarged by `radius_m` on every side. Features are clipped at its edge.
 
-        A layer of the location that has nothing here is an empty geometry.
+        A layer that the location has but that has no features here is an empty geometry.
         """
         x0, y0 = path_m.min(axis=0) - radius_m
         x1, y1 = path_m.max(axis=0) + radius_m
@@ -91,17 +91,17 @@ def _cut(geometries: Array, surface: bool, x0: float, y0: float, x1: float, y1: 
     if not surface:
         return shapely.MultiLineString(list(parts[shapely.get_type_id(parts) == 1]))
     joined = shapely.MultiPolygon(list(parts[shapely.get_type_id(parts) == 3]))
-    # Neighbouring official polygons share edges or overlap; predicates such as `contains` are only defined on their union.
+    # Official polygons touch or overlap. Predicates such as `contains` are only defined on their union.
     return joined if shapely.is_valid(joined) else shapely.union_all(shapely.make_valid(shapely.get_parts(joined)))
 
 
 def _polygon_tokens(record: Mapping[str, Any]) -> list[str]:
-    """A drivable area consists of several polygons, every other surface of one."""
+    """Tokens of a surface's polygons. A drivable area has several, every other surface has one."""
     return record["polygon_tokens"] if "polygon_tokens" in record else [record["polygon_token"]]
 
 
 def _polygon(record: Mapping[str, Any], nodes: Mapping[str, tuple[float, float]]) -> shapely.Geometry | None:
-    """A polygon with its holes; None when it has no area to speak of (the official files hold empty rings)."""
+    """A polygon with its holes; None if it has fewer than three corners (the official files contain empty rings)."""
     shell = [nodes[n] for n in record["exterior_node_tokens"]]
     holes = [[nodes[n] for n in hole["node_tokens"]] for hole in record["holes"]]
     return shapely.Polygon(shell, [hole for hole in holes if len(hole) >= 3]) if len(shell) >= 3 else None
@@ -114,7 +114,7 @@ def _line(points: list[tuple[float, float]]) -> shapely.Geometry | None:
 def _centrelines(paths: Mapping[str, Any]) -> list[shapely.Geometry | None]:
     """Lanes and lane connectors as polylines with a point every metre.
 
-    A lane is a list of arc paths; each has a start pose (x, y, heading) and three pieces such as LSL (left arc, straight, right arc R) of
+    A lane is a list of arc paths. Each has a start pose (x, y, heading) and three pieces, such as LSR (left arc, straight, right arc), of
     one radius.
     """
     arcs = [(lane, arc) for lane, path in enumerate(paths.values()) for arc in path]
@@ -135,7 +135,7 @@ def _centrelines(paths: Mapping[str, Any]) -> list[shapely.Geometry | None]:
         raise DataError(f"arcline_path_3 describes {lengths.sum() / 1000:.0f} km of lanes, more than any location has. {_AGAIN}")
     bend = np.array([[_TURN[piece] for piece in arc["shape"]] for _, arc in arcs])
     bend = bend / radius[:, None]
-    found: list[tuple[Array, Array]] = []  # (sort key, points): key = arc number, then place along the arc
+    found: list[tuple[Array, Array]] = []  # (sort key, points): the key is the number of the arc and of its piece
     for piece in range(3):
         steps = np.maximum(np.ceil(lengths[:, piece] / _STEP_M), 1).astype(np.int64) + 1
         arc = np.repeat(np.arange(len(arcs)), steps)

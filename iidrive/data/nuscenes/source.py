@@ -1,4 +1,4 @@
-"""nuScenes as a source of scenes, read from the official tables; the devkit is not needed."""
+"""nuScenes as a data source, read from the official tables without the devkit."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ from iidrive.data.scene_lists import read_list
 from iidrive.data.voxelise import voxelise
 
 MAP_RADIUS_M = 120.0
-"""A scene's map reaches this far beyond the bounding rectangle of its path."""
+"""A scene's map extends this far beyond the bounding rectangle of its path, metres."""
 
 OccupancyChoice = Literal["auto", "labels", "derived", "predicted"]
 
 
 @dataclass(frozen=True)
 class NuScenesConfig:
-    """Where nuScenes lies and which occupancy to use.
+    """Location of nuScenes and choice of occupancy.
 
-    root: the folder that holds `v1.0-…/` and `maps/`.
-    version: name of the version folder; empty takes the only one there is.
-    occupancy: `labels`, `predicted` or `derived` insist on one kind; `auto` takes per keyframe the first that exists of these three.
-    gts: folder of Occ3D labels, `<scene>/<sample token>/labels.npz`; empty takes `<root>/gts` if that exists.
-    predicted: folder in the same layout with another model's occupancy (STCOcc writes such files).
-    cache: folder for the index of the tables; empty takes `iidrive` in XDG_CACHE_HOME or ~/.cache.
+    Attributes:
+        root: folder that holds `v1.0-…/` and `maps/`.
+        version: name of the version folder; empty for the only one.
+        occupancy: `labels`, `predicted` or `derived` for one kind only; `auto` for the first of these that a keyframe has.
+        gts: folder of Occ3D labels, `<scene>/<sample token>/labels.npz`; empty for `<root>/gts` if it exists.
+        predicted: folder in the same layout with another model's occupancy, such as STCOcc's.
+        cache: folder for the index of the tables; empty for `iidrive` in XDG_CACHE_HOME or ~/.cache.
     """
 
     root: str
@@ -51,9 +52,9 @@ class NuScenesConfig:
 
 
 class NuScenes:
-    """A `Source` over one version of nuScenes. Commands are oracles; occupancy is labels, predicted or derived, as configured.
+    """A `Source` of one version of nuScenes. Commands are derived from the true future; occupancy is labels, predicted or derived.
 
-    A path alone is the root, with everything else as in `NuScenesConfig`.
+    `config` may also be the path of the root, with all other options at their defaults.
 
     Raises:
         ConfigError: for an unknown occupancy choice, or one whose folder was not given.
@@ -93,12 +94,12 @@ class NuScenes:
 
     @property
     def command_source(self) -> CommandSource:
-        """Always `oracle`: nuScenes has no routes, so commands are taken from the true future."""
+        """Always `oracle`: nuScenes has no routes, so commands are derived from the true future."""
         return "oracle"
 
     @property
     def occupancy_source(self) -> OccSource:
-        """The weakest occupancy in use over all keyframes, in the order labels, derived, predicted."""
+        """The least reliable kind of occupancy that any keyframe uses, in the order labels, derived, predicted."""
         used = self._occupancy_counts()
         weakest_first: tuple[OccSource, ...] = ("predicted", "derived", "labels")
         for source in weakest_first:
@@ -107,7 +108,7 @@ class NuScenes:
         return "derived"
 
     def identity(self) -> dict[str, object]:
-        """Version, size of every table, SHA-256 of scene.json, and which occupancy was used how often."""
+        """Version, size of every table, SHA-256 of scene.json, and number of keyframes by kind of occupancy."""
         return {
             "name": self.name,
             "version": self.folder.name,
@@ -121,24 +122,27 @@ class NuScenes:
         }
 
     def usual_split(self, part: Literal["train", "val", "test"]) -> str:
-        """train and val, or mini_train and mini_val of the mini version. There is no third split with labels: to choose on is to test on val."""
+        """train and val, or mini_train and mini_val in the mini version. Validation and testing both use val, as test has no labels."""
         split = {"train": "train", "val": "val", "test": "val"}[part]
         return f"mini_{split}" if "mini" in self.folder.name else split
 
     def scene_names(self, split: str) -> tuple[str, ...]:
-        """Scene names of a split, in its order: official (train, val, test, mini_train, mini_val), of the version's own splits.json, a file of
-        scene names, or `all`.
+        """Scene names of a split, in its order.
+
+        Args:
+            split: an official split (train, val, test, mini_train, mini_val), one from the version's splits.json, `all`, or the path of a
+                file of scene names.
 
         Raises:
-            ConfigError: for an unknown split, or one of which this version has no scene.
-            DataError: if this version has some of the split's scenes but not all, since scores over a part would pass for the whole.
+            ConfigError: for an unknown split, or if this version has none of its scenes.
+            DataError: if this version has only some of its scenes. Scores on them could be mistaken for scores on the whole split.
         """
         have = self._scene_number
         if split == "all":
             return tuple(have)
         known = {**self._splits, split: read_list(split)} if is_list(split) and split not in self._splits else self._splits
         if split not in known:
-            raise ConfigError(f"{unknown('split', split, (*known, 'all'))} A file with one scene name a line will do too.")
+            raise ConfigError(f"{unknown('split', split, (*known, 'all'))} A file with one scene name per line may be given too.")
         wanted = known[split]
         absent = [name for name in wanted if name not in have]
         if not absent:
@@ -149,17 +153,17 @@ class NuScenes:
         listed = ", ".join(absent[:8]) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
         raise DataError(
             f"{self.folder}: split '{split}' has {len(wanted)} scenes, but scene.json lacks {len(absent)} of them ({listed}). "
-            f"Complete the tables, or use a split that is whole: {whole}."
+            f"Complete the tables, or use a complete split: {whole}."
         )
 
     def prepare(self, names: Sequence[str]) -> None:
-        """Nothing: scenes are only read."""
+        """Do nothing: scenes are only read."""
 
     def scene(self, name: str) -> Scene:
         """One scene with its keyframes, boxes in the global frame, and the map around its path.
 
         Raises:
-            DataError: naming the file, for a scene that this version does not have, or a damaged map.
+            DataError: naming the file, if this version does not have the scene or its map is damaged.
         """
         if name not in self._scene_number:
             raise DataError(f"{self.folder}: {unknown('scene', name, self._scene_number)}")
@@ -171,11 +175,11 @@ class NuScenes:
         return Scene(name, tuple(self._keyframe(k) for k in range(first, last)), vector_map)
 
     def occupancy(self, scene: Scene, index: int, spec: GridSpec) -> OccGrid:
-        """Occupancy of one keyframe on a grid in its ego frame; `OccGrid.source` says which kind it is.
+        """Occupancy of one keyframe on a grid in its ego frame. `OccGrid.source` is its kind.
 
         Raises:
-            DataError: naming the file, if it is missing although configured, or damaged.
-            ConfigError: if labels or predictions cannot be brought onto `spec` exactly.
+            DataError: naming the file, if it is damaged, or missing and the configured kind needs it.
+            ConfigError: if labels or predictions cannot be converted to `spec` exactly.
         """
         keyframe = scene.keyframes[index]
         source = self._source_of(scene.name, keyframe.token)
@@ -183,11 +187,11 @@ class NuScenes:
             boxes = keyframe.boxes.moved(geometry.invert(keyframe.global_T_ego.matrix), "ego")
             return voxelise(boxes, scene.map, keyframe.global_T_ego, spec)
         folder = self._gts if source == "labels" else self._predicted
-        assert folder is not None  # _source_of names only folders that were given
+        assert folder is not None  # _source_of returns only kinds whose folder is configured
         return labels.read(labels.place(folder, scene.name, keyframe.token), spec, source)
 
     def missing(self) -> tuple[str, ...]:
-        """Sentences about what this copy of nuScenes lacks and what is done instead. Parses the maps of all locations."""
+        """One sentence for each thing that this copy of nuScenes lacks, and what is used instead. Parses the maps of all locations."""
         index, out = self._index, list(self._cache_notes)
         if not len(index.box_label):
             out.append("sample_annotation.json is empty, as in v1.0-test: there are no boxes, so collisions cannot be scored")
@@ -210,7 +214,7 @@ class NuScenes:
 
     def _keyframe(self, k: int) -> Keyframe:
         index = self._index
-        box = slice(*index.box_start[k : k + 2])  # copies below: a Scene that is written to must not change the index
+        box = slice(*index.box_start[k : k + 2])  # copied below, so that writing to a Scene cannot change the index
         boxes = Boxes(
             frame="global",
             centre_m=index.box_centre[box].copy(),
@@ -230,7 +234,7 @@ class NuScenes:
         )
 
     def _location(self, location: str) -> LocationMap | None:
-        """The map of a location, parsed once; None if there is no file."""
+        """The map of a location; None if there is no file. Parsed once and cached."""
         if location not in self._maps:
             paths = [folder / f"{location}.json" for folder in self._map_folders]
             path = next((path for path in paths if path.is_file()), None)
@@ -238,7 +242,7 @@ class NuScenes:
         return self._maps[location]
 
     def _source_of(self, scene: str, token: str) -> OccSource:
-        """Which occupancy a keyframe gets. Insisting on a kind names it even where its file is missing; reading then says so."""
+        """Kind of occupancy of a keyframe. A configured kind is returned even if the file is missing; reading it then raises the error."""
         if self.config.occupancy != "auto":
             return self.config.occupancy
         if self._has(self._gts, scene, token):
@@ -246,7 +250,7 @@ class NuScenes:
         return "predicted" if self._has(self._predicted, scene, token) else "derived"
 
     def _has(self, folder: Path | None, scene: str, token: str) -> bool:
-        """Whether a folder has occupancy for a keyframe, in its scene's folder or beside those. Each folder is listed once."""
+        """Whether a folder has occupancy for a keyframe, in the scene's subfolder or directly. Each folder is listed once."""
         if folder is None:
             return False
         for below in (scene, ""):
@@ -255,11 +259,11 @@ class NuScenes:
         return token in self._listed[folder, scene] or token in self._listed[folder, ""]
 
     def _holds_any(self, folder: Path) -> bool:
-        """Whether a folder has occupancy for a single keyframe."""
+        """Whether a folder has occupancy for at least one keyframe."""
         return any(self._has(folder, scene, token) for scene, token in self._keyframes())
 
     def _refuse(self, option: str, folder: Path) -> NoReturn:
-        """Raise DataError for a folder that was given and holds nothing of this version."""
+        """Raise DataError for a configured folder that has no occupancy of this version."""
         scene, token = self._keyframes()[0]
         inside = printable(", ".join(sorted(path.name for path in folder.iterdir())[:6]), 200) or "nothing"
         below = next((path for path in sorted(folder.iterdir()) if path.is_dir() and self._holds_any(path)), None)
@@ -283,11 +287,11 @@ class NuScenes:
 
 
 def _version_folder(root: Path, version: str) -> Path:
-    """The folder of tables: the one named, or the only one of the root; either may lie one folder deeper, as some archives unpack.
+    """Folder of the tables: `version`, or the only version if that is empty. It may be one folder deeper, as some archives unpack.
 
     Raises:
-        DataError: if the root is no folder, is a version folder itself, or holds no version, or not the one named.
-        ConfigError: if it holds several and none was named.
+        DataError: if the root is not a folder, is itself a version folder, has no version, or not this one.
+        ConfigError: if the root has several versions and `version` is empty.
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; `root` must be the nuScenes folder that holds v1.0-…/ and maps/.")
@@ -309,7 +313,7 @@ def _version_folder(root: Path, version: str) -> Path:
             f"{root} holds no v1.0-* folder (found {inside}); `root` must be the nuScenes folder with v1.0-mini/, v1.0-trainval/ or such."
         )
     if len(found) > 1:
-        raise ConfigError(f"{root} holds several versions: {', '.join(found)}. Say which one with `version`.")
+        raise ConfigError(f"{root} holds several versions: {', '.join(found)}. Choose one with `version`.")
     return next(iter(found.values()))
 
 
@@ -317,7 +321,7 @@ def _inner(folder: Path) -> list[Path]:
     """Version folders directly inside a folder."""
     try:
         return sorted(path for path in folder.iterdir() if (path / "scene.json").is_file())
-    except OSError:  # a folder that may not be looked into holds no version for this user
+    except OSError:  # a folder without read permission
         return []
 
 

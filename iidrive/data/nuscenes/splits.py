@@ -26,7 +26,7 @@ _NUMBERS: dict[str, str] = {
     "mini_train": "61 553 655 757 796 1077 1094 1100",
     "mini_val": "103 916",
 }
-"""Scene numbers, a dash for a run of consecutive ones. The mini scenes are also scenes of train or val."""
+"""Scene numbers; a dash means a range. The scenes of the mini splits also belong to train or val."""
 
 
 def _names(numbers: str) -> tuple[str, ...]:
@@ -40,7 +40,7 @@ SPLITS: dict[str, tuple[str, ...]] = {split: _names(numbers) for split, numbers 
 
 
 def splits_beside(folder: Path) -> Mapping[str, tuple[str, ...]]:
-    """Splits of a version's own `splits.json`, as the devkit reads them: name → scene names. Empty where there is no such file.
+    """Splits from a version's `splits.json`, in the devkit's format: name → scene names. Empty if there is no such file.
 
     Raises:
         DataError: naming the file, if it holds anything else.
@@ -55,5 +55,5 @@ def splits_beside(folder: Path) -> Mapping[str, tuple[str, ...]]:
 
 
 def is_list(split: str) -> bool:
-    """Whether what was given for a split is a file with scene names."""
+    """Whether `split` is the path of a file of scene names."""
     return split not in SPLITS and split != "all" and Path(split).is_file()

@@ -1,4 +1,4 @@
-"""Reading nuScenes tables: one JSON array of records per file, streamed, with errors that name the file and the record."""
+"""Streaming reader of nuScenes tables (one JSON array of records per file). Errors name the file and the record."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def table_file(folder: Path, table: str) -> Path:
 
 
 def records(path: Path) -> Iterator[Record]:
-    """The records of a table, one by one, in file order.
+    """Iterate over the records of a table, in file order.
 
-    Streamed in chunks, because sample_data.json of v1.0-trainval is larger than 1 GB and few of its records are wanted.
+    Reads in chunks, because sample_data.json of v1.0-trainval is larger than 1 GB and few of its records are needed.
 
     Raises:
         DataError: naming the file, if it is not a complete JSON array of objects.
@@ -70,7 +70,7 @@ def records(path: Path) -> Iterator[Record]:
                     rest = buffer[at + 1 :].strip() or file.read(_CHUNK).strip()
                     if rest:
                         raise DataError(
-                            f"{path}: after the array of {count} records there is more ({printable(repr(rest[:20]))}); a table is one array. "
+                            f"{path}: there is text after the array of {count} records ({printable(repr(rest[:20]))}); a table is one array. "
                             "Unpack the table again."
                         )
                     return
@@ -101,7 +101,7 @@ def field(path: Path, record: Record, name: str) -> Any:
     """One field of a record.
 
     Raises:
-        DataError: naming the file and the record's token, if it is not there.
+        DataError: naming the file and the record's token, if the field is missing.
     """
     if name not in record:
         raise DataError(f"{path}: record {_token(record)} has no field '{name}'; it has {printable(', '.join(record), 200)}.")
@@ -112,7 +112,7 @@ def text(path: Path, record: Record, name: str) -> str:
     """One field of a record that must be a string.
 
     Raises:
-        DataError: naming the file and the record's token, if it is not there or not a string.
+        DataError: naming the file and the record's token, if the field is missing or not a string.
     """
     value = field(path, record, name)
     if not isinstance(value, str):
@@ -125,47 +125,47 @@ def _token(record: Record) -> str:
 
 
 def whole(path: Path, token: str, name: str, value: Any, most: int) -> int:
-    """A field that must hold a whole number of 0 to `most`. Raises DataError naming the file and the record."""
+    """Check that a field's value is an integer from 0 to `most`. Raises DataError, naming the file and the record."""
     if type(value) is not int or not 0 <= value <= most:
-        raise DataError(f"{path}: record {printable(token)} has {name} {printable(value)}; expected a whole number of 0 to {most}.")
+        raise DataError(f"{path}: record {printable(token)} has {name} {printable(value)}; expected an integer from 0 to {most}.")
     return value
 
 
 def by_token(path: Path, *names: str) -> dict[str, tuple[Any, ...]]:
-    """Token → named fields.
+    """Read a table as token → values of the named fields.
 
     Raises:
-        DataError: if a token stands twice.
+        DataError: if a token is repeated.
     """
     out: dict[str, tuple[Any, ...]] = {}
     for record in records(path):
         token = text(path, record, "token")
         if token in out:
-            raise DataError(f"{path}: token {printable(token)} stands twice. Unpack the table again.")
+            raise DataError(f"{path}: token {printable(token)} appears twice. Unpack the table again.")
         out[token] = tuple(field(path, record, name) for name in names)
     return out
 
 
 def follow(path: Path, token: str, name: str, target: str, known: Mapping[str, Any]) -> Any:
-    """`known[target]`, where record `token` of `path` points to it by its field `name`.
+    """Look up a reference: `known[target]`, where `target` is the field `name` of record `token` in `path`.
 
     Raises:
-        DataError: for a dangling token.
+        DataError: if `target` is not in `known`.
     """
     if not isinstance(target, str) or target not in known:
         where = name.removesuffix("_token")
         raise DataError(
             f"{path}: record {printable(token)} points to {name} '{printable(target)}', which is not in {where}.json. "
-            "The tables do not belong together; unpack them again from one archive."
+            "The tables are from different archives; unpack them again from one archive."
         )
     return known[target]
 
 
 def numbers(path: Path, tokens: Sequence[str], name: str, values: Sequence[Any], width: int, most: float = 1e7) -> Float[Array, "n width"]:
-    """Vectors of one field of many records as float64.
+    """One vector field of many records, as a float64 array.
 
     Raises:
-        DataError: naming the first record whose value is not `width` finite numbers, or holds one beyond `most`.
+        DataError: naming the first record whose value is not `width` finite numbers of at most `most` in size.
     """
     try:
         out = np.array(values, dtype=np.float64).reshape(-1, width) if len(values) else np.zeros((0, width))
@@ -177,7 +177,7 @@ def numbers(path: Path, tokens: Sequence[str], name: str, values: Sequence[Any],
         if far.any():
             i = int(np.argmax(far))
             raise DataError(
-                f"{path}: record {printable(tokens[i])} has {name} {printable(values[i])}; numbers beyond {most:g} are damage "
+                f"{path}: record {printable(tokens[i])} has {name} {printable(values[i])}; expected numbers of at most {most:g} in size "
                 f"({int(far.sum())} such records). Repair or drop the record."
             )
         return out

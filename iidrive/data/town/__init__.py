@@ -1,1 +1,1 @@
-"""Synthetic towns: scenes made from a seed, embedded in the package."""
+"""Synthetic town: driving scenes generated from a seed."""

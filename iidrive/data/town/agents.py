@@ -1,4 +1,4 @@
-"""Who is in the town: vehicles with routes, pedestrians with ways on pavements and over crossings, and boxes that never move."""
+"""Road users of the town: vehicles with routes, pedestrians with paths on pavements and over crossings, and static boxes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROUTE_M = 320.0
 
 Reserved = dict[int, list[tuple[float, float]]]
 
-# category: share, length, width, height, wheelbase as a share of the length, agility
+# category: frequency, length, width, height (metres), wheelbase / length, agility
 KINDS: dict[str, tuple[float, float, float, float, float, float]] = {
     "vehicle.car": (0.66, 4.5, 1.85, 1.6, 0.62, 1.0),
     "vehicle.truck": (0.1, 6.8, 2.35, 2.8, 0.6, 0.85),
@@ -39,11 +39,18 @@ PARKED: dict[str, tuple[float, float, float, float]] = {
 
 @dataclass(frozen=True)
 class Script:
-    """What a staged vehicle does about the ego, whose route it shares unless it `comes_first`.
+    """Scripted behaviour of a staged vehicle. It shares the ego's route unless it `comes_first`.
 
-    It rides `from_m` to the right of its route. Once the ego would reach its rear in less than `near_s` seconds it moves over to `to_m` within
-    `over_m` metres. With `stands_s` it does not move until so many seconds after that moment. `pace` is a factor on the route's speed. Who
-    `comes_first` claims junctions from afar, as on a road with the right of way.
+    The script is triggered when the ego would reach the vehicle's rear within `near_s` seconds.
+
+    Attributes:
+        from_m: lateral offset from the route before the trigger, metres to the right.
+        to_m: lateral offset after the trigger, metres to the right.
+        over_m: length over which it changes to `to_m`, metres.
+        near_s: time gap of the ego that triggers the script, seconds.
+        stands_s: it stands until this long after the trigger, seconds; None if it does not stand.
+        pace: factor on the route's speed.
+        comes_first: it claims junctions from far away, as a vehicle with the right of way.
     """
 
     from_m: float = 0.0
@@ -57,9 +64,23 @@ class Script:
 
 @dataclass(frozen=True)
 class Mover:
-    """A vehicle or cyclist: size, rear axle to box centre, wheelbase (metres), its route, where and how fast it starts, its driver.
+    """A vehicle or cyclist in traffic.
 
-    `swerve_m` (n,) is how far to the right of each sample of its route it strays, and in `lapses` it slows down for no reason.
+    Attributes:
+        category: nuScenes category, or `ego`.
+        size_m: length, width, height, metres.
+        axle_m: distance from the rear axle to the box centre, metres.
+        wheelbase_m: wheelbase, metres.
+        route: its route.
+        start_s: arc length on the route at the start, metres.
+        start_mps: initial speed.
+        right_m: lateral offset from the route, metres to the right.
+        acceleration: maximum acceleration of the driver model, m/s².
+        headway_s: time headway of the driver model, seconds.
+        wander_phase: phase of the small lateral oscillation, radians.
+        script: behaviour of a staged vehicle; None for normal traffic.
+        swerve_m: (n,) disturbance of a disturbed ego: metres to the right at each route sample; None for none.
+        lapses: periods in which a disturbed ego slows down for no reason.
     """
 
     category: str
@@ -80,9 +101,16 @@ class Mover:
 
 @dataclass(frozen=True)
 class Walker:
-    """A pedestrian: way (n,2) sampled every half metre, pace, and the crossing it uses (begin, end by arc length, index, direction).
+    """A pedestrian.
 
-    With `steps_out_s` it waits for nobody: it steps on the road when the ego is so many seconds away.
+    Attributes:
+        points: (n,2) path, sampled every half metre, global frame.
+        pace_mps: walking speed.
+        crossing: index of the crossing that it uses; -1 for none.
+        begin_s: arc length where the crossing begins, metres.
+        end_s: arc length where it ends, metres.
+        from_left: whether it crosses from the left kerb.
+        steps_out_s: if above 0, it steps on the road without waiting when the ego is this many seconds away.
     """
 
     points: Float[Array, "n 2"]
@@ -96,7 +124,7 @@ class Walker:
 
 @dataclass(frozen=True)
 class Still:
-    """A box that does not move."""
+    """A static box: category, position, heading, and size (length, width, height), metres."""
 
     category: str
     xy: Float[Array, "2"]
@@ -105,7 +133,7 @@ class Still:
 
 
 def spawn_ego(rng: np.random.Generator, roads: Roads) -> Mover:
-    """The ego, on a lane that leads into a junction near the middle of the town."""
+    """Place the ego on a lane that leads into a junction near the centre of the town."""
     middle = roads.nodes.mean(0)
     distance = np.array([np.hypot(*(lane.points[-1] - middle)) for lane in roads.lanes])
     good = np.array([lane.length_m > 28 and bool(roads.degree[lane.end] > 2) for lane in roads.lanes])
@@ -137,9 +165,10 @@ def _mover(rng: np.random.Generator, roads: Roads, lane: int, start_s: float, ca
 def spawn_movers(
     rng: np.random.Generator, roads: Roads, ego: Mover, density: float, staged: tuple[Mover, ...] = (), reserved: Reserved | None = None
 ) -> list[Mover]:
-    """The ego first, then who was `staged`, a vehicle ahead of the ego more often than not, then traffic on the lanes around its route.
+    """All vehicles: the ego, then the `staged` ones, usually one ahead of the ego, then traffic on the lanes around its route.
 
-    Nobody is put on `reserved` stretches: lane → (from, to) by arc length. Where somebody is staged nobody else is put ahead of the ego.
+    No vehicle is placed on `reserved` stretches: lane → (from, to) by arc length, metres. With `reserved`, no extra vehicle is placed ahead
+    of the ego.
     """
     names, shares = list(KINDS), np.array([k[0] for k in KINDS.values()])
     taken: dict[int, list[tuple[float, float]]] = {ego.route.lanes[0]: [(ego.start_s - 4, ego.start_s + 6)]}
@@ -179,7 +208,7 @@ def spawn_movers(
 
 
 def _rings(drivable: shapely.Geometry, out_m: float) -> list[Array]:
-    """Closed ways at a constant distance from the kerb, sampled every half metre."""
+    """Closed paths at a constant distance from the kerb, sampled every half metre."""
     rings = shapely.get_rings(shapely.get_parts(shapely.buffer(drivable, out_m, quad_segs=4)))
     ways = []
     for ring in rings:
@@ -195,7 +224,10 @@ def _cut(ring: Array, start: int, steps: int, sign: int) -> Array:
 
 
 def spawn_walkers(rng: np.random.Generator, roads: Roads, around: Surroundings, ego: Mover, density: float) -> list[Walker]:
-    """Pedestrians on pavements (keeping to a direction by distance from the kerb, so that they pass one another) and at crossings."""
+    """Pedestrians on pavements and at crossings.
+
+    On pavements the distance from the kerb sets the direction, so that they do not collide.
+    """
     inner, outer = _rings(around.drivable, 1.2), _rings(around.drivable, 1.95)
     seen = ego.route.points[:300:10]
     walkers: list[Walker] = []
@@ -251,7 +283,7 @@ def _crosser(
 
 
 def spawn_still(rng: np.random.Generator, roads: Roads, around: Surroundings, density: float, people: float) -> list[Still]:
-    """Parked vehicles, road works (cones and barriers), bins, parked bicycles and people who stand."""
+    """Static boxes: parked vehicles, barriers of road works, parked bicycles and standing people."""
     still: list[Still] = []
     names, shares = list(PARKED), np.array([k[0] for k in PARKED.values()])
     for number in around.streets:
@@ -306,7 +338,7 @@ def spawn_still(rng: np.random.Generator, roads: Roads, around: Surroundings, de
 
 
 def _apart(still: list[Still], around: Surroundings) -> list[Still]:
-    """Those that touch neither a building, a wall nor an earlier one."""
+    """The boxes that touch no building, wall, hedge or earlier box."""
     kept: list[Still] = []
     solid = shapely.union_all([b for b, _ in around.buildings] + [s for s, _ in around.strips])
     shapely.prepare(solid)

@@ -1,9 +1,9 @@
-"""Scenes on disk, so that a town is simulated once: one file a scene, whole or absent, checked when read, bounded in bytes.
+"""Disk cache of generated scenes: one file per scene, written atomically, verified when read, with a size limit.
 
     ${IIDRIVE_CACHE:-${XDG_CACHE_HOME:-~/.cache}/iidrive}/towns/<key>/<scene>.safetensors
 
-The key names everything that decides a scene, so files are never stale. Several processes may read, write and clear at once. A folder that
-cannot be written costs one warning; scenes are then made anew.
+The key depends on everything that decides a scene, so files are never stale. Several processes may read, write and clear the cache at the
+same time. If the folder cannot be written, there is one warning and scenes are generated every time.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ USUAL_BYTES = 2_000_000_000
 
 SUFFIX = ".safetensors"
 RECENT_S = 600.0
-"""A file that was marked as used less than this long ago is not marked again."""
+"""A file's time of last use is updated only if it is older than this, seconds."""
 LEFTOVER_S = 3600.0
-"""A temporary file older than this was left behind by a process that was killed."""
+"""A temporary file older than this is from a killed process and is removed, seconds."""
 LOOK_EVERY = 1 / 32
-"""The folder is measured after this share of its limit was written."""
+"""The size of the folder is measured each time this fraction of the limit has been written."""
 LEFT_AFTER_TRIM = 0.9
 
 
 def cache_folder() -> Path:
-    """Where iidrive keeps what it can make again: `$IIDRIVE_CACHE`, else `iidrive` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    """Cache folder: `$IIDRIVE_CACHE`, else `iidrive` in `$XDG_CACHE_HOME` or `~/.cache`."""
     named = os.environ.get(FOLDER_VARIABLE)
     if named:
         return Path(named)
@@ -41,10 +41,10 @@ def cache_folder() -> Path:
 
 
 def cache_limit() -> int:
-    """How many bytes of scenes are kept: `$IIDRIVE_CACHE_BYTES`, else 2 GB.
+    """Size limit of the scene cache: `$IIDRIVE_CACHE_BYTES`, else 2 GB.
 
     Raises:
-        ConfigError: when the variable is not a whole number of bytes.
+        ConfigError: if the variable is not an integer.
     """
     given = os.environ.get(BYTES_VARIABLE, "")
     if not given:
@@ -56,7 +56,7 @@ def cache_limit() -> int:
 
 @dataclass(frozen=True)
 class Size:
-    """What a cache holds."""
+    """Number of scenes in a cache, and their total bytes."""
 
     scenes: int
     bytes: int
@@ -70,40 +70,40 @@ class _Entry:
 
 
 class SceneCache:
-    """Files of scenes below `folder`, at most about `limit` bytes of them: those used longest ago are removed first.
+    """Scene files below `folder`, about `limit` bytes at most. The least recently used files are removed first.
 
-    With several processes at work each may exceed the limit by a few percent before it looks again.
+    With several processes, each may exceed the limit by a few percent before it measures the folder again.
     """
 
     def __init__(self, folder: Path | None = None, limit: int | None = None) -> None:
         self.folder = cache_folder() / "towns" if folder is None else folder
         self.limit = cache_limit() if limit is None else limit
         self._writes = True
-        self._unseen_bytes: float = self.limit  # the first write looks
+        self._unseen_bytes: float = self.limit  # the first write measures the folder
 
     def path(self, key: str, name: str) -> Path:
-        """The file of a scene."""
+        """Path of a scene's file."""
         return self.folder / key / f"{name}{SUFFIX}"
 
     def holds(self, key: str, name: str) -> bool:
-        """Whether there is a file, be it good or damaged."""
+        """Whether a scene's file exists. It may be damaged."""
         with suppress(OSError):
             return self.path(key, name).is_file()
         return False
 
     def read(self, key: str, name: str) -> bytes | None:
-        """What was written, and mark it as used now; None where there is nothing that can be read."""
+        """Read a scene's file and mark it as used. None if it cannot be read."""
         path = self.path(key, name)
         with suppress(OSError):
             content = path.read_bytes()
-            with suppress(OSError):  # it may be somebody else's file, or gone by now
+            with suppress(OSError):  # another user's file, or removed meanwhile
                 if time.time() - path.stat().st_mtime > RECENT_S:
                     os.utime(path)
             return content
         return None
 
     def write(self, key: str, name: str, content: bytes) -> None:
-        """Keep a scene; a folder that does not take it is not asked again, and said once."""
+        """Write a scene's file. If that fails, warn once and stop writing."""
         if not self._writes or len(content) > self.limit:
             return
         path = self.path(key, name)
@@ -111,7 +111,7 @@ class SceneCache:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 atomic.write(path, content)
-            except FileNotFoundError:  # another process may have removed the empty folder meanwhile: once more
+            except FileNotFoundError:  # another process may have removed the empty folder; try again
                 path.parent.mkdir(parents=True, exist_ok=True)
                 atomic.write(path, content)
             self._unseen_bytes += len(content)
@@ -121,18 +121,18 @@ class SceneCache:
         except OSError as error:
             self._writes = False
             warnings.warn(
-                f"towns cannot be kept in {self.folder} ({error.strerror or error}), so they are made again every time. "
-                f"Make room there, or set {FOLDER_VARIABLE} to another folder.",
+                f"scenes cannot be cached in {self.folder} ({error.strerror or error}), so they are generated every time. "
+                f"Free some space there, or set {FOLDER_VARIABLE} to another folder.",
                 stacklevel=2,
             )
 
     def size(self) -> Size:
-        """How many scenes there are, and their bytes."""
+        """Number and total size of the cached scenes."""
         entries = self._entries()
         return Size(len(entries), sum(e.bytes for e in entries))
 
     def clear(self) -> Size:
-        """Remove every scene; returns what was removed. Raises OSError where that is not allowed."""
+        """Remove all scenes. Returns what was removed. Raises OSError if a file cannot be removed."""
         entries = self._entries()
         for entry in entries:
             entry.path.unlink(missing_ok=True)
@@ -151,7 +151,7 @@ class SceneCache:
         return [e for e in self._files(f"*{SUFFIX}") if not e.path.name.startswith(".")]
 
     def _trim(self) -> None:
-        """Remove what was used longest ago while there is too much. A reader that has a file open keeps it until it is done."""
+        """Remove the least recently used files while the cache is too large. A process that has a file open can still read it."""
         entries = self._entries()
         total = sum(e.bytes for e in entries)
         if total > self.limit:
@@ -164,7 +164,7 @@ class SceneCache:
         self._tidy(LEFTOVER_S)
 
     def _tidy(self, age_s: float) -> None:
-        """Remove temporary files of at least this age, and empty folders."""
+        """Remove temporary files that are at least `age_s` old, and empty folders."""
         now = time.time()
         for entry in self._files(f".*{SUFFIX}.*.tmp"):
             if now - entry.used >= age_s:

@@ -1,4 +1,4 @@
-"""What decides the towns: their config, their splits, and the seed of every scene."""
+"""Config, splits and scene seeds of the synthetic town."""
 
 from __future__ import annotations
 
@@ -7,51 +7,52 @@ from dataclasses import asdict, dataclass, fields
 from iidrive.core.errors import ConfigError, DataError
 
 VERSION = 1
-"""Raised whenever the same config would give other scenes."""
+"""Version of the scenes. Increase it when the same config gives other scenes."""
 
 SPLITS = ("train", "val", "test")
 HARD = "hard"
-"""A further split: every scene is built for one kind of conflict, each kind in turn."""
+"""Name of a fourth split. Each of its scenes is built around a conflict, cycling through the kinds."""
 ALL_SPLITS = (*SPLITS, HARD)
 
 FACTORS = ("cut_ins", "jaywalkers", "double_parking", "cyclists_beside", "stopped_leaders", "left_turns")
-"""Fields that say how often training scenes are hard, in the order of the kinds."""
+"""Fields with the fractions of training scenes that have a conflict, in the order of the kinds."""
 
 OUTSIDE = ("train_scenes", "val_scenes", "test_scenes", "hard_scenes", "raster_m", "cached_scenes", "disk_cache", "visible_only")
-"""Fields that decide how many scenes there are, how they are kept or how they are painted, but not what is in one of them."""
+"""Fields that do not change the content of a scene: numbers of scenes, caching, rasterisation."""
 
 
 @dataclass(frozen=True)
 class TownConfig:
-    """What the town is like: how many scenes a split has, how long they are, and how busy.
+    """Settings of the synthetic town.
 
-    The fractions `cut_ins` to `left_turns` of the train and val scenes are built for that kind of conflict, as the scenes of the split `hard` are.
+    The fractions `cut_ins` to `left_turns` of the train and val scenes are built around that kind of conflict, as the scenes of the split
+    `hard` are.
 
     Attributes:
-        seed: other seeds are other towns.
-        train_scenes: scenes of the training split.
-        val_scenes: scenes of the validation split.
-        test_scenes: scenes of the test split.
-        keyframes: keyframes of a scene, at 2 Hz; at most 45.
-        traffic: factor on the usual number of vehicles that drive.
-        pedestrians: factor on the usual number of pedestrians.
-        parked: factor on the usual number of parked vehicles.
-        raster_m: cell of the standing world's raster, metres.
+        seed: seed of the towns.
+        train_scenes: number of training scenes.
+        val_scenes: number of validation scenes.
+        test_scenes: number of test scenes.
+        keyframes: keyframes per scene, at 2 Hz; at most 45.
+        traffic: factor on the default number of driving vehicles, 0 to 3.
+        pedestrians: factor on the default number of pedestrians, 0 to 3.
+        parked: factor on the default number of parked vehicles, 0 to 3.
+        raster_m: cell size of the raster of static objects, metres.
         cached_scenes: scenes kept in memory; results do not depend on it.
-        disk_cache: whether every scene is kept on disk once it was made; results do not depend on it.
-        hard_scenes: scenes of the split hard, in which somebody is in the ego's way.
-        cut_ins: fraction of scenes in which a car changes into the ego's lane just ahead.
-        jaywalkers: fraction of scenes in which somebody crosses the street away from a crossing.
-        double_parking: fraction of scenes in which a car stands in the ego's lane beside parked ones.
-        cyclists_beside: fraction of scenes in which the ego comes upon a cyclist.
+        disk_cache: cache generated scenes on disk; results do not depend on it.
+        hard_scenes: number of scenes of the split hard, in which a road user is in the ego's way.
+        cut_ins: fraction of scenes in which a car cuts in just ahead of the ego.
+        jaywalkers: fraction of scenes in which a pedestrian crosses the street away from a crossing.
+        double_parking: fraction of scenes in which a double-parked car blocks the ego's lane.
+        cyclists_beside: fraction of scenes in which the ego must pass a cyclist.
         stopped_leaders: fraction of scenes in which the car ahead stops.
         left_turns: fraction of scenes in which the ego turns left across oncoming traffic.
-        swerves: fraction of the other train scenes in which the ego swerves aside now and then, and comes back.
-        lapses: fraction of the same scenes in which it slows down for no reason now and then, and drives on.
-        visible_only: whether voxels that are hidden from the LIDAR are unknown, in targets as well as in inputs.
+        swerves: fraction of train scenes without a conflict in which the ego swerves from time to time.
+        lapses: fraction of train scenes without a conflict in which the ego slows down for no reason from time to time.
+        visible_only: mark voxels that are hidden from the LIDAR as unknown, in targets and inputs.
 
     Raises:
-        ConfigError: for counts or sizes that cannot work.
+        ConfigError: for a value out of range.
     """
 
     seed: int = 0
@@ -89,26 +90,31 @@ class TownConfig:
             if getattr(self, name) < least:
                 raise ConfigError(f"TownConfig.{name} must be at least {least}; found {getattr(self, name)}.")
         if self.keyframes > 45:
-            raise ConfigError(f"TownConfig.keyframes must be at most 45 (22 s, as far as routes reach); found {self.keyframes}.")
+            raise ConfigError(f"TownConfig.keyframes must be at most 45 (22 s, the length of routes); found {self.keyframes}.")
         for name in ("traffic", "pedestrians", "parked"):
             if not 0 <= getattr(self, name) <= 3:
-                raise ConfigError(f"TownConfig.{name} is a factor from 0 to 3; found {getattr(self, name)}.")
+                raise ConfigError(f"TownConfig.{name} must be a factor from 0 to 3; found {getattr(self, name)}.")
         for name in (*FACTORS, "swerves", "lapses"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"TownConfig.{name} is a share of the training scenes, from 0 to 1; found {getattr(self, name)}.")
+                raise ConfigError(f"TownConfig.{name} must be a fraction of the training scenes, from 0 to 1; found {getattr(self, name)}.")
         if (total := sum(getattr(self, name) for name in FACTORS)) > 1 + 1e-9:
-            raise ConfigError(f"a scene has one kind of conflict at most, so {', '.join(FACTORS)} may add up to 1; found {total:g}.")
+            raise ConfigError(
+                f"a scene has at most one kind of conflict, so {', '.join(FACTORS)} must not add up to more than 1; found {total:g}."
+            )
         if not 0.05 <= self.raster_m <= 1.0:
-            raise ConfigError(f"TownConfig.raster_m must lie between 0.05 and 1 m; found {self.raster_m}.")
+            raise ConfigError(f"TownConfig.raster_m must be from 0.05 to 1 m; found {self.raster_m}.")
 
     def identity(self) -> dict[str, object]:
-        """The fields that name the data. Fields that came later are left out at their defaults, so that old names stay."""
+        """The fields that identify the data.
+
+        Fields added after version 1 are left out at their defaults, so that old identities stay valid.
+        """
         later = {f.name: f.default for f in fields(self) if f.name not in FIRST}
         kept = {k: v for k, v in asdict(self).items() if k not in ("cached_scenes", "disk_cache")}
         return {k: v for k, v in kept.items() if k not in later or v != later[k]}
 
     def deciding(self) -> dict[str, object]:
-        """The fields that decide what is in a scene of a given name."""
+        """The fields that decide the content of a scene."""
         return {k: v for k, v in asdict(self).items() if k not in OUTSIDE}
 
 
@@ -119,15 +125,15 @@ FIRST = (
 
 
 def scene_counts(config: TownConfig) -> dict[str, int]:
-    """How many scenes every split has."""
+    """Number of scenes of each split."""
     return dict(zip(ALL_SPLITS, (config.train_scenes, config.val_scenes, config.test_scenes, config.hard_scenes), strict=True))
 
 
 def scene_seed(config: TownConfig, name: str) -> tuple[int, int, int]:
-    """(seed, split number, scene number): what all chance in a scene grows from, different for any two scenes of any two splits.
+    """Seed of a scene: (seed, split number, scene number). It differs between all scenes of all splits.
 
     Raises:
-        DataError: for a name that is not `town-<split>-<number>` with a number that the split holds.
+        DataError: for a name that is not `town-<split>-<number>`, or a number that the split does not have.
     """
     parts = name.split("-")
     counts = scene_counts(config)

@@ -1,8 +1,8 @@
-"""An ego that is disturbed: it strays aside or slows down for no reason, and at every moment it is known how its driver would go on.
+"""Disturbances of the ego in training scenes: it swerves or slows down for no reason, and the expert's recovery is the training target.
 
-A planner that has only seen an ego in the middle of its lane, at the speed that its driver chose, knows no way back from anywhere else. In
-closed loop every small error then takes it further away, and once it stands it stays. What is taught in a disturbed scene is not what the
-disturbed ego did next but what its driver would do if nothing disturbed him from now on, as in DART (Laskey et al. 2017, arXiv 1703.09327).
+A planner that was trained only on undisturbed driving does not learn to recover. In closed loop its small errors add up, and once it stands
+still it stays there. So the target in a disturbed scene is not what the disturbed ego did next but what the expert driver would do without
+further disturbance, as in DART (Laskey et al. 2017, arXiv 1703.09327).
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from iidrive.data.town.route import STEP_M, Route, smooth
 Array = np.ndarray
 
 ASIDE_M = (0.3, 1.2)
-"""How far to either side a swerve goes."""
+"""Range of the lateral displacement of a swerve, to either side, metres."""
 
 OUT_M, BACK_M = 10.0, 20.0
-"""Within this distance the ego has swerved, and within this distance its driver brings it back."""
+"""Distance over which the ego swerves, and distance over which its driver brings it back, metres."""
 
 EVERY_M = (35.0, 60.0)
 
 LASTS_S, PAUSE_S = (2.0, 7.0), (4.0, 9.0)
-"""How long a lapse lasts, and the next one begins so much later."""
+"""Ranges of the duration of a lapse and of the pause before the next one, seconds."""
 
 BRAKES_MPS2 = (1.5, 4.0)
 STANDS = 0.6
-"""The share of lapses in which the ego comes to a stop; in the others it crawls."""
+"""Fraction of lapses in which the ego stops. In the others it crawls."""
 
 CRAWLS_MPS = (0.5, 4.0)
 
 
 @dataclass(frozen=True)
 class Lapse:
-    """From `begin_s` to `end_s` after the traffic's first step the ego is no faster than `speed_mps`, and brakes to it by `brake_mps2`."""
+    """A lapse: from `begin_s` to `end_s` after the start of the simulation, the ego brakes with `brake_mps2` to at most `speed_mps`."""
 
     begin_s: float
     end_s: float
@@ -44,14 +44,14 @@ class Lapse:
     brake_mps2: float
 
     def limit_mps2(self, time_s: float, speed_mps: float) -> float:
-        """The most that the ego may accelerate now."""
+        """Maximum acceleration of the ego at this time and speed, m/s²; infinite outside the lapse."""
         if not self.begin_s <= time_s < self.end_s:
             return np.inf
         return max((self.speed_mps - speed_mps) / 0.5, -self.brake_mps2)
 
 
 def swerving(rng: np.random.Generator, route: Route) -> Float[Array, "n"]:
-    """Metres to the right of every sample of a route, of an ego that swerves now and then."""
+    """Random swerves: lateral displacement at each sample of a route, metres to the right."""
     along = np.arange(len(route.points)) * STEP_M
     right = np.zeros(len(along))
     at = rng.uniform(0.0, EVERY_M[0])
@@ -63,7 +63,7 @@ def swerving(rng: np.random.Generator, route: Route) -> Float[Array, "n"]:
 
 
 def lapsing(rng: np.random.Generator, seconds: float) -> tuple[Lapse, ...]:
-    """The lapses of an ego within so many seconds of traffic."""
+    """Random lapses within `seconds` of simulation."""
     lapses: list[Lapse] = []
     at = rng.uniform(0.0, PAUSE_S[1])
     while at < seconds:
@@ -75,6 +75,6 @@ def lapsing(rng: np.random.Generator, seconds: float) -> tuple[Lapse, ...]:
 
 
 def way_back(right_m: Float[Array, "n"], at: int) -> Float[Array, "n"]:
-    """How an ego that strays by `right_m[at]` at sample `at` of its route comes back, if it does not stray any further."""
+    """Recovery from a swerve: lateral displacement if the ego returns to its route from sample `at` on, metres to the right."""
     gone = (np.arange(len(right_m)) - at) * STEP_M
     return np.where(gone > 0, right_m[at] * smooth(1 - gone / BACK_M), right_m)

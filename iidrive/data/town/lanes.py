@@ -1,4 +1,4 @@
-"""The map of the town: layers of surfaces and lines, lanes with their directions, and junctions."""
+"""Vector map of a town: surfaces, lines, directed lanes, and junctions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from iidrive.data.town.static import HIGH_HEDGE, LOW_HEDGE, Surroundings
 
 Array = np.ndarray
 Edges = tuple[Array, Array]
-"""Left and right edge of a lane, in its driving direction."""
+"""Left and right edge of a lane, in driving direction."""
 
 
 def vector_map(roads: Roads, around: Surroundings) -> VectorMap:
-    """The map layers near the route."""
+    """The vector map near the route, global frame."""
     near = set(around.streets)
     lanes = [lane for lane in roads.lanes if lane.street in near]
     nodes = {lane.start for lane in lanes} & {lane.end for lane in lanes}
@@ -49,7 +49,7 @@ def vector_map(roads: Roads, around: Surroundings) -> VectorMap:
 
 
 def map_lanes(roads: Roads, streets: tuple[int, ...]) -> tuple[Lane, ...]:
-    """Lanes of some streets and the ways between them; those through a junction of three or four streets carry its id.
+    """Lanes of some streets and the links between them. Links through a junction of three or four streets have its id.
 
     Neighbouring lanes share an edge, and a lane ends where its successors begin.
     """
@@ -71,7 +71,7 @@ def map_lanes(roads: Roads, streets: tuple[int, ...]) -> tuple[Lane, ...]:
 
 
 def map_junctions(roads: Roads, around: Surroundings) -> tuple[Junction, ...]:
-    """Where three or four streets meet: the drivable area between the cross-sections at which their lanes end."""
+    """Junctions of three or four streets: the drivable area between the cross-sections at which their lanes end."""
     nodes = sorted({n for k in around.streets for n in (roads.streets[k].a, roads.streets[k].b) if roads.degree[n] > 2})
     found = []
     for node in nodes:
@@ -91,7 +91,7 @@ def _junction_id(node: int) -> str:
 
 
 def _edges(roads: Roads, number: int) -> Edges:
-    """Edges of a street's lane, measured from the street's centreline so that neighbours share them."""
+    """Edges of a street's lane, computed from the street's centreline so that neighbouring lanes share them."""
     lane = roads.lanes[number]
     street = roads.streets[lane.street]
     near = street.median_m / 2 + lane.index * street.lane_m
@@ -102,7 +102,7 @@ def _edges(roads: Roads, number: int) -> Edges:
 
 
 def _link_edges(link: Link, before: Edges, after: Edges) -> Edges:
-    """Edges of a way between two lanes: from the end of the one to the start of the other, its width changing evenly."""
+    """Edges of a link between two lanes, from the end of one to the start of the other, with linearly changing width."""
     along = arclength(link.points)
     width = np.interp(along, along[[0, -1]], [np.hypot(*(e[0][k] - e[1][k])) for e, k in ((before, -1), (after, 0))])
     t = tangents(link.points)
@@ -113,7 +113,7 @@ def _link_edges(link: Link, before: Edges, after: Edges) -> Edges:
 
 
 def _polygon(edges: Edges) -> shapely.Polygon:
-    """The area between two edges; where a tight bend folds its inner edge, the area that the fold encloses belongs to it."""
+    """The area between two edges. If a tight bend folds the inner edge, the area enclosed by the fold is included."""
     polygon = shapely.Polygon(np.concatenate([edges[0], edges[1][::-1]]))
     if polygon.is_valid:
         return polygon

@@ -1,4 +1,4 @@
-"""From a finished simulation to a Scene: boxes and keyframes, the check that nobody touched anybody, and boxes painted into a grid."""
+"""Conversion of a finished simulation to a Scene: boxes, keyframes, collision check, and painting of boxes into occupancy grids."""
 
 from __future__ import annotations
 
@@ -23,18 +23,23 @@ EGO_T_LIDAR = Pose(geometry.yaw_quaternion(-np.pi / 2), np.array([_LIDAR_AHEAD_M
 LISTED_M = 80.0
 SEEN_M = 55.0
 CLEARANCE_M = 0.2
-"""The ego's body, grown by this much on every side, must stay free at every keyframe."""
+"""The ego's box, enlarged by this on every side, must not touch anything at any keyframe, metres."""
 
 GROUND_SKIN_M = 0.05
-"""Boxes stand on the ground; voxels whose centre is lower than this stay ground."""
+"""Voxels with centres below this height stay ground when boxes are painted, metres."""
 
 
 @dataclass(frozen=True)
 class Cast:
-    """Everyone but the ego, over the whole scene: centres (t,n,2), headings (t,n), sizes (n,3), categories, and who is what.
+    """All road users except the ego, over t frames.
 
-    `kind` is 0 for vehicles and cyclists in traffic, 1 for people on their way, 2 for what never moves; `crosses` marks people who
-    use a crossing, whom vehicles stop for.
+    Attributes:
+        centre: (t,n,2) centres, global frame, metres.
+        yaw: (t,n) headings, radians.
+        size: (n,3) length, width, height, metres.
+        label: (n,) index into `CATEGORIES`.
+        kind: (n,) 0 for vehicles and cyclists in traffic, 1 for walking pedestrians, 2 for static boxes.
+        crosses: (n,) true for pedestrians who use a crossing, where vehicles stop for them.
     """
 
     centre: Float[Array, "t n 2"]
@@ -45,17 +50,17 @@ class Cast:
     crosses: Bool[Array, "n"]
 
     def select(self, keep: Bool[Array, "n"]) -> Cast:
-        """Only those where `keep` is true."""
+        """The road users where `keep` is true."""
         return Cast(self.centre[:, keep], self.yaw[:, keep], self.size[keep], self.label[keep], self.kind[keep], self.crosses[keep])
 
 
 def token(*parts: object) -> str:
-    """A name of 32 hexadecimal digits, the same on every machine."""
+    """A token of 32 hexadecimal digits, the same on every machine."""
     return hashlib.sha256("/".join(str(p) for p in parts).encode()).hexdigest()[:32]
 
 
 def assemble(movers: list[Mover], walkers: list[Walker], heights_m: Float[Array, "w"], still: list[Still], tracks: Tracks) -> Cast:
-    """Put movers (without the ego), walkers of these heights and still boxes into one cast."""
+    """Combine movers (without the ego), walkers with these heights, and static boxes in one cast."""
     frames = len(tracks.axle)
     axle = np.array([m.axle_m for m in movers[1:]])
     ahead = np.stack([np.cos(tracks.heading[:, 1:]), np.sin(tracks.heading[:, 1:])], -1)
@@ -76,10 +81,13 @@ def assemble(movers: list[Mover], walkers: list[Walker], heights_m: Float[Array,
 
 
 def settle(cast: Cast, tracks: Tracks) -> Bool[Array, "n"] | None:
-    """Who stays in the cast: all but strollers who brushed against somebody; None if a vehicle, someone on a crossing or the ego did."""
+    """Mask of the cast to keep: pedestrians on pavements who touch something are removed.
+
+    None if a vehicle, a pedestrian on a crossing, or the ego touches something: the simulation is then rejected.
+    """
     touching = _touching(cast)
     vehicle = cast.kind == 0
-    # Vehicles do not look at people on the pavement, so those may be left out; whoever traffic reacted to must stay.
+    # Vehicles ignore pedestrians on pavements, so those can be removed. Road users that traffic reacted to must stay.
     lesser = (cast.kind == 1) & ~cast.crosses
     drop = np.zeros(len(cast.kind), bool)
     for i, j in sorted(touching):
@@ -99,7 +107,7 @@ def _polygons(centre: Array, size: Array, yaw: Array) -> Array:
 
 
 def _touching(cast: Cast) -> set[tuple[int, int]]:
-    """Pairs (i < j) that overlap at some keyframe; what never moves is not held against its own kind."""
+    """Pairs (i < j) of road users that overlap at a keyframe. Pairs of static boxes are not checked."""
     radius = np.hypot(cast.size[:, 0], cast.size[:, 1]) / 2
     found: set[tuple[int, int]] = set()
     moves = np.flatnonzero(cast.kind < 2)
@@ -117,7 +125,7 @@ def _touching(cast: Cast) -> set[tuple[int, int]]:
 
 
 def ego_headings(path: Float[Array, "t 2"], yaw: Float[Array, "t"]) -> Float[Array, "4 t"]:
-    """Headings that a protocol may give the ego: its own, and those of its motion by central, backward and forward difference."""
+    """Headings that different protocols may use for the ego: its true one, and those of central, backward and forward differences."""
     steps = np.diff(path, axis=0)
     forward, backward = np.concatenate([steps, steps[-1:]]), np.concatenate([steps[:1], steps])
     out = [yaw]
@@ -141,7 +149,7 @@ def _ego_touches(cast: Cast, tracks: Tracks) -> bool:
 
 
 def track_names(name: str, count: int) -> tuple[str, ...]:
-    """Track tokens of the `count` members of a scene's cast."""
+    """Track tokens of the `count` road users of a scene."""
     return tuple(token(name, "track", k) for k in range(count))
 
 
@@ -151,7 +159,7 @@ def boxes_at(cast: Cast, t: int, axle: Float[Array, "2"], names: tuple[str, ...]
     distance = np.hypot(*(cast.centre[t] - axle).T)
     keep = distance < LISTED_M
     area = (cast.size[:, 0] + cast.size[:, 1]) / 2 * cast.size[:, 2]
-    # A spinning LIDAR with 32 beams puts some 300 points on a car 10 m away, and fewer with the distance squared.
+    # A 32-beam LIDAR has about 300 points on a car 10 m away; the number falls with the squared distance.
     points = np.maximum(np.minimum(6000 * share * area / np.maximum(distance, 3.0) ** 2, 3000), 1).astype(np.int64)
     points[distance > SEEN_M] = 0
     centre = np.concatenate([cast.centre[t][keep], cast.size[keep, 2:] / 2], -1)
@@ -160,7 +168,7 @@ def boxes_at(cast: Cast, t: int, axle: Float[Array, "2"], names: tuple[str, ...]
 
 
 def record(name: str, cast: Cast, tracks: Tracks, route: Route, layers: VectorMap) -> Scene:
-    """The scene: keyframes 500 ms apart, boxes within 80 m of the ego, commands read from the route."""
+    """Make the scene: keyframes 500 ms apart, boxes within 80 m of the ego, commands from the route."""
     names = track_names(name, len(cast.kind))
     start_us = 1_500_000_000_000_000 + int(token(name)[:9], 16)
     keyframes = []
@@ -172,10 +180,10 @@ def record(name: str, cast: Cast, tracks: Tracks, route: Route, layers: VectorMa
 
 
 def paint_boxes(semantics: UInt8[Array, "x y z"], boxes: Boxes, spec: GridSpec) -> None:
-    """Paint boxes of the ego frame into a grid, in place: voxels whose centre is inside, and at least those nearest the box's centre.
+    """Paint boxes (ego frame) into a grid, in place: voxels with their centre inside a box, and at least the column at the box's centre.
 
-    Large boxes first, so that whoever stands close to a vehicle stays visible. `voxelise` paints labelled boxes by another rule for heights;
-    generated towns keep these cells.
+    Large boxes are painted first, so that a person close to a vehicle stays visible. `voxelise` has another rule for heights; using it here
+    would change generated towns.
     """
     lower, size, v = np.array(spec.lower_m), boxes.size_m, spec.voxel_m
     reach = np.hypot(size[:, 0], size[:, 1]) / 2

@@ -1,6 +1,6 @@
-"""Routes through the town: a planned way along lanes and links, where it must give way, and what a navigator says on it.
+"""Routes: planned paths along lanes and links, their junctions and crossings, and the driving commands along them.
 
-A route knows nothing of traffic, so commands read from it can never tell the future.
+A route does not depend on traffic, so its commands cannot leak the future.
 """
 
 from __future__ import annotations
@@ -20,31 +20,40 @@ STEP_M = 0.5
 """Spacing of the samples of a route, metres."""
 
 COMMAND_M = 28.0
-"""A manoeuvre is announced this far before it begins."""
+"""Distance before a manoeuvre at which its command begins, metres."""
 
 LATERAL_ACC = 2.6
 BRAKE_ACC = 1.8
 
 
 def smooth(x: Array) -> Array:
-    """0 below 0, 1 above 1, without a bend in between."""
+    """Smoothstep: 0 below 0, 1 above 1, with a continuous derivative."""
     x = np.clip(x, 0.0, 1.0)
     return x * x * (3 - 2 * x)
 
 
 def lane_id(lane: int) -> str:
-    """How the map calls a lane of a street."""
+    """Map id of a street's lane."""
     return f"lane-{lane}"
 
 
 def link_id(link: int) -> str:
-    """How the map calls a way from one street's lane to another's."""
+    """Map id of a link between lanes of two streets."""
     return f"link-{link}"
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A junction on a route: where the front must stop when it is not free, where the junction begins and ends, and which way is taken."""
+    """A junction on a route.
+
+    Attributes:
+        stop_s: arc length where the vehicle's front stops if the junction is not free, metres.
+        enter_s: arc length where the junction begins, metres.
+        exit_s: arc length where it ends, metres.
+        node: index of the junction.
+        link: index of the link that is taken.
+        stop_sign: whether there is a stop sign.
+    """
 
     stop_s: float
     enter_s: float
@@ -56,7 +65,10 @@ class Gate:
 
 @dataclass(frozen=True)
 class Zebra:
-    """A crossing on a route, from `begin_s` to `end_s`; `across_m` is the lane's distance from the crossing's left kerb."""
+    """A pedestrian crossing on a route, from arc length `begin_s` to `end_s`.
+
+    `across_m` is the lane's distance from its left kerb, metres.
+    """
 
     begin_s: float
     end_s: float
@@ -66,10 +78,17 @@ class Zebra:
 
 @dataclass(frozen=True)
 class Route:
-    """A planned way along lanes, sampled every STEP_M: points (n,2), heading (n,), the speed a careful driver would take (n,).
+    """A planned path along lanes, sampled every `STEP_M`.
 
-    It runs along `lanes` of the town's roads; `links[i]` leads from `lanes[i]` to `lanes[i + 1]`. `turns` are the junction manoeuvres
-    (begin, end, which), by arc length.
+    Attributes:
+        points: (n,2) points, global frame, metres.
+        heading: (n,) headings, radians.
+        speed_mps: (n,) speed of a careful driver.
+        lanes: indices of the lanes.
+        links: indices of the links; `links[i]` leads from `lanes[i]` to `lanes[i + 1]`.
+        gates: junctions.
+        zebras: pedestrian crossings.
+        turns: manoeuvres at junctions: (begin, end, manoeuvre), by arc length, metres.
     """
 
     points: Float[Array, "n 2"]
@@ -83,20 +102,20 @@ class Route:
 
     @property
     def lane_ids(self) -> tuple[str, ...]:
-        """Ids of the map's lanes that it takes, in order: lanes of streets and the ways between them."""
+        """Map ids of the lanes and links of the route, in order."""
         ids = [lane_id(self.lanes[0])]
         for link, lane in zip(self.links, self.lanes[1:], strict=True):
             ids += [link_id(link), lane_id(lane)]
         return tuple(ids)
 
     def station(self, xy: Float[Array, "2"]) -> float:
-        """Arc length of the route's point nearest to a position."""
+        """Arc length of the sample nearest to a position, metres."""
         return float(np.argmin(((self.points - xy) ** 2).sum(-1))) * STEP_M
 
     def command(self, xy: Float[Array, "2"]) -> Command:
-        """What a navigator says at a position: the manoeuvre that begins within COMMAND_M or is in progress, else straight.
+        """Driving command at a position: the manoeuvre that begins within `COMMAND_M` or is in progress, else straight.
 
-        It reads nothing but the planned route and where the vehicle is.
+        It depends only on the route and the position.
         """
         s = self.station(xy)
         for begin, end, manoeuvre in self.turns:
@@ -108,10 +127,16 @@ class Route:
 def walk_route(
     rng: np.random.Generator, roads: Roads, lane: int, length_m: float, turning: float, fresh: bool, agility: float = 1.0
 ) -> Route:
-    """A random route of at least `length_m` from the start of a lane; `turning` weighs turns against going straight.
+    """A random route of at least `length_m` metres from the start of a lane.
 
-    With `fresh` no junction is met twice, so that a position names one place on the route (as far as the grid allows).
-    `agility` scales the speed that the driver takes.
+    Args:
+        rng: random generator.
+        roads: the roads.
+        lane: index of the first lane.
+        length_m: minimum length, metres.
+        turning: weight of left turns relative to going straight.
+        fresh: avoid passing a junction twice where possible, so that a position is unique on the route.
+        agility: factor on the driver's speed.
     """
     lanes, links, length = [lane], [], roads.lanes[lane].length_m
     seen = {roads.lanes[lane].start}
@@ -122,7 +147,7 @@ def walk_route(
         unseen = [c for c in choices if roads.lanes[roads.links[c].lane_out].end not in seen]
         if fresh and unseen:
             choices = unseen
-        # Right turns are short, and of two lanes only the outer one allows them: without a bonus they would be rare.
+        # Right turns are short, and of two lanes only the outer one allows them, so without a larger weight they would be rare.
         share = {"straight": 1.0, "left": turning, "right": 1.5 * turning}
         weight = np.array([share[roads.links[c].manoeuvre] for c in choices])
         pick = int(rng.choice(choices, p=weight / weight.sum()))
@@ -133,7 +158,7 @@ def walk_route(
 
 
 def make_route(roads: Roads, lanes: list[int], links: list[int], agility: float = 1.0) -> Route:
-    """The route along given lanes, `links[i]` joining `lanes[i]` to `lanes[i + 1]`."""
+    """The route along given lanes. `links[i]` leads from `lanes[i]` to `lanes[i + 1]`."""
     pieces, limits, gates, zebras, turns, s = [], [], [], [], [], 0.0
     for i, number in enumerate(lanes):
         lane = roads.lanes[number]
@@ -171,7 +196,7 @@ def make_route(roads: Roads, lanes: list[int], links: list[int], agility: float 
     heading = np.unwrap(np.arctan2(*tangents(points).T[::-1]))
     curvature = np.abs(np.convolve(np.gradient(heading, STEP_M), np.ones(7) / 7, mode="same"))
     speed = np.minimum(np.interp(at, along, np.concatenate(limits)), np.sqrt(LATERAL_ACC / np.maximum(curvature, 1e-4))) * agility
-    # Slow enough everywhere to brake in time for what is ahead: v(k)^2 <= v(j)^2 + 2 b (s_j - s_k) for every j >= k.
+    # Limit the speed so that braking for slower parts ahead is possible: v(k)^2 <= v(j)^2 + 2 b (s_j - s_k) for every j >= k.
     energy = speed**2 + 2 * BRAKE_ACC * at
     speed = np.sqrt(np.minimum.accumulate(energy[::-1])[::-1] - 2 * BRAKE_ACC * at)
     return Route(

@@ -1,8 +1,8 @@
-"""The town: a procedural, seeded driving world in the shape of nuScenes scenes, so that everything can be tried without any download.
+"""The synthetic town: procedurally generated scenes in the form of nuScenes scenes, so that everything can be tried without a download.
 
-Every scene is its own town of curved streets, junctions, pavements, buildings, gardens and parks, with traffic that reacts (see
-`town.traffic`). Occupancy is exact by construction: the standing world is a raster of columns fixed in the global frame, and the
-boxes of the keyframe are painted into it. Right-hand traffic; flat ground at z = 0.
+Every scene is a separate town with curved streets, junctions, pavements, buildings, gardens and parks, and reactive traffic (see
+`town.traffic`). Occupancy is exact: static objects are a raster of columns in the global frame, into which the boxes of the keyframe are
+painted. Traffic drives on the right. The ground is flat at z = 0.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ __all__ = ["SPLITS", "VERSION", "Town", "TownConfig", "scene_seed"]
 Array = np.ndarray
 
 SEEN_AROUND_M = 62.0
-"""The raster reaches this far beyond the ego's route: the corner of an 80 m grid, and some more."""
+"""The raster extends this far beyond the ego's route, metres: slightly more than the distance to the corner of an 80 m grid."""
 
 KEPT_RASTERS = 32
-"""Rasters are quick to make again, and a megabyte each; a closed loop drives some scenes side by side."""
+"""Number of rasters in memory. Each has about a megabyte and is quickly made again; a closed loop uses several at a time."""
 
 
 class Town:
-    """The source of town scenes; `scene(name)` is a pure function of the config and the name."""
+    """A `Source` of generated scenes. `scene(name)` depends on the config and the name only."""
 
     def __init__(self, config: TownConfig | None = None, cache: SceneCache | None = None) -> None:
-        """Towns of a config. Without `disk_cache` nothing is read from or written to a cache; the usual one stands in for `cache`."""
+        """Make a source. `cache` defaults to the default scene cache; it is not used if `config.disk_cache` is false."""
         self.config = config or TownConfig()
         self._cache = (cache or SceneCache()) if self.config.disk_cache else None
         self._key = cache_key(self.config) if self._cache else ""
@@ -60,76 +60,76 @@ class Town:
 
     @property
     def command_source(self) -> CommandSource:
-        """Commands come from the planned route."""
+        """Always `route`: commands come from the planned route."""
         return "route"
 
     @property
     def occupancy_source(self) -> OccSource:
-        """Occupancy is exact by construction."""
+        """Always `labels`: occupancy is exact."""
         return "labels"
 
     def identity(self) -> dict[str, object]:
-        """Name, version and every field of the config that the scenes depend on."""
+        """Name, version, and the config fields that identify the data."""
         return {"source": self.name, "version": VERSION, **self.config.identity()}
 
     def missing(self) -> tuple[str, ...]:
-        """Nothing: towns are made whole."""
+        """Empty: generated scenes lack nothing."""
         return ()
 
     def usual_split(self, part: Literal["train", "val", "test"]) -> str:
-        """Towns have splits of these names."""
+        """The split of the same name."""
         return part
 
     def scene_names(self, split: str) -> tuple[str, ...]:
-        """Scene names of a split, `town-train-00000` and on, or of a file of scene names.
+        """Scene names of a split (`town-train-00000`, …), or of a file of scene names.
 
         Raises:
             ConfigError: for an unknown split.
-            DataError: if a file names a scene that these towns do not hold.
+            DataError: if a file names a scene that this config does not have.
         """
         if split not in ALL_SPLITS:
             if not is_list(split):
-                raise ConfigError(f"town: {unknown('split', split, ALL_SPLITS)} A file with one scene name a line will do too.")
+                raise ConfigError(f"town: {unknown('split', split, ALL_SPLITS)} A file with one scene name per line may be given too.")
             for name in (names := read_list(split)):
                 scene_seed(self.config, name)
             return names
         return tuple(f"town-{split}-{k:05d}" for k in range(scene_counts(self.config)[split]))
 
     def scene(self, name: str) -> Scene:
-        """One scene. Raises DataError for a name that the splits do not hold."""
+        """One scene. Raises DataError for a name that no split has."""
         return self._world(name).scene
 
     def route(self, name: str) -> Route:
-        """The route that the ego of a scene plans to take; its commands are read from it."""
+        """Planned route of a scene's ego. Its commands come from this route."""
         return self._world(name).route
 
     def live(self, name: str, keyframe: int = 0) -> LiveScene:
-        """A scene set going again from one of its keyframes, for an ego that may drive otherwise than it did."""
+        """Live simulation of a scene from one of its keyframes on, for an ego that may drive differently."""
         return LiveScene(self.config, self._world(name), keyframe)
 
     def occupancy(self, scene: Scene, index: int, spec: GridSpec) -> OccGrid:
-        """Exact occupancy of keyframe `index` of one of this town's scenes, in that keyframe's ego frame (no camera mask).
+        """Exact occupancy of keyframe `index` of a scene, in that keyframe's ego frame, without a camera mask.
 
-        With `visible_only` in the config, voxels that are hidden from the LIDAR are unknown (255).
+        If `config.visible_only` is true, voxels that are hidden from the LIDAR are unknown (255).
         """
         keyframe = scene.keyframes[index]
         return self.seen_at(scene.name, keyframe.global_T_ego, keyframe.ego_T_lidar, keyframe.boxes, spec)
 
     def seen_at(self, name: str, global_T_ego: Pose, ego_T_lidar: Pose, boxes: Boxes, spec: GridSpec) -> OccGrid:
-        """The same around an ego anywhere in a scene's surroundings, with these road users (boxes in the global frame)."""
+        """As `occupancy`, for any ego pose in a scene's surroundings and any boxes (global frame)."""
         grid = self.occupancy_at(name, global_T_ego, boxes, spec)
         if self.config.visible_only:
             grid.semantics[~visible(grid.semantics, spec, ego_T_lidar.translation_m)] = IGNORE
         return grid
 
     def visible(self, scene: Scene, index: int, spec: GridSpec) -> Bool[Array, "x y z"]:
-        """Voxels of keyframe `index` that nothing hides from the LIDAR, whatever the config says: for inputs that know no more than that."""
+        """Mask of the voxels of keyframe `index` that are visible from the LIDAR, regardless of `config.visible_only`."""
         keyframe = scene.keyframes[index]
         grid = self.occupancy_at(scene.name, keyframe.global_T_ego, keyframe.boxes, spec)
         return visible(grid.semantics, spec, keyframe.ego_T_lidar.translation_m)
 
     def occupancy_at(self, name: str, global_T_ego: Pose, boxes: Boxes, spec: GridSpec) -> OccGrid:
-        """Exact occupancy around an ego anywhere in a scene's surroundings, with these road users (boxes in the global frame)."""
+        """Exact occupancy, hidden voxels included, for any ego pose in a scene's surroundings and any boxes (global frame)."""
         pose = global_T_ego.matrix
         x, y = spec.centres(0)[:, None], spec.centres(1)[None]
         xy = np.stack([pose[k, 0] * x + pose[k, 1] * y + pose[k, 3] for k in (0, 1)], -1)
@@ -138,13 +138,15 @@ class Town:
         return OccGrid(semantics, spec, self.occupancy_source)
 
     def prepare(self, names: Sequence[str], processes: int | None = None, report: Callable[[int, int], None] | None = None) -> None:
-        """Make those scenes that neither memory nor the disk holds, spread over the machine's cores.
+        """Generate the scenes that are neither in memory nor on disk, in parallel. Results do not depend on the number of processes.
 
-        What comes out is the same for any number of processes. `processes` defaults to one a core, and to this process alone inside a job
-        of several. `report(done, of)` hears of every scene that was made.
+        Args:
+            names: names of the scenes.
+            processes: number of processes; None for one per core, or only this process in a job of several processes.
+            report: called as `report(done, total)` after each scene.
 
         Raises:
-            DataError: for a name that the splits do not hold, or a scene that cannot be made.
+            DataError: for a name that no split has, or a scene that cannot be generated.
         """
         for name in names:
             scene_seed(self.config, name)
@@ -152,7 +154,7 @@ class Town:
         missing = [n for n in names if n not in self._worlds and not (cache and cache.holds(self._key, n))]
         room = self.config.cached_scenes
         if cache is None:
-            missing = missing[:room]  # more would be forgotten before they are read
+            missing = missing[:room]  # more would be evicted before they are read
         processes = workers.usual_processes(len(missing)) if processes is None else processes
         if cache and processes == 1:
             missing = workers.from_somewhere(missing)
@@ -178,7 +180,7 @@ class Town:
         return world
 
     def _stored(self, name: str) -> World | None:
-        """What the disk holds of a scene; None where it holds nothing, or something damaged, which is then replaced."""
+        """Read a scene from the disk cache. None if it is absent or damaged; a damaged file is then replaced."""
         scene_seed(self.config, name)
         content = self._cache.read(self._key, name) if self._cache else None
         if content is None:
@@ -196,7 +198,7 @@ class Town:
         return world
 
     def _columns(self, spec: GridSpec) -> Array:
-        """Semantics of every column code on a grid's z axis, kept for the grid that was used last."""
+        """Semantics of every column code on a grid's z axis. Cached for the last grid."""
         if self._table is None or self._table[0] != spec:
             self._table = (spec, column_table(spec.lower_m[2], spec.shape[2], spec.voxel_m))
         return self._table[1]

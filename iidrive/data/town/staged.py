@@ -1,6 +1,6 @@
-"""What traffic does in scenes that were made hard: vehicles that cut in or stand, people who step out, and ways around what blocks a lane.
+"""Traffic behaviour for scenes with a conflict: scripted vehicles and pedestrians, and passing of vehicles that block a lane.
 
-Each function reads and changes the state of a `Traffic`. In other scenes none of them has anything to do.
+Each function reads and changes the state of a `Traffic`. In scenes without a conflict they change nothing.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
 Array = np.ndarray
 
 PASSING_M = 0.5
-"""Room that a driver leaves between its body and what it goes around."""
+"""Lateral gap that a driver leaves when passing a blocking vehicle, metres."""
 SWERVE_M = 10.0
-"""A driver moves over within this length before what blocks its lane, and back within it afterwards."""
+"""Distance over which a driver moves over before a blocking vehicle, and back after it, metres."""
 ONCOMING_S = 6.0
-"""Whoever comes the other way must be this far from the narrow place in time."""
+"""Oncoming vehicles must be at least this long from the blocked stretch, seconds."""
 FIRST_M = 70.0
-"""Whoever has the right of way claims a junction from this far."""
+"""A vehicle with the right of way claims a junction from this distance, metres."""
 
 
 @dataclass(frozen=True)
 class Narrow:
-    """A stretch of a path on which a driver is outside its lane: by arc length of the rear axle."""
+    """A stretch of a path on which a vehicle is outside its lane, by arc length of the rear axle, metres."""
 
     begin_s: float
     end_s: float
 
 
 def set_path(traffic: Traffic, i: int, right_m: Array) -> None:
-    """Put a mover's path so many metres to the right of its route, along the way."""
+    """Set a mover's path to its route shifted by `right_m` (one value per sample, metres to the right)."""
     route = traffic.movers[i].route
     n = len(route.points)
     normal = np.stack([np.sin(route.heading), -np.cos(route.heading)], -1)
@@ -51,7 +51,7 @@ def set_path(traffic: Traffic, i: int, right_m: Array) -> None:
 
 
 def begin(traffic: Traffic) -> None:
-    """Put staged vehicles on their paths, at their pace, past the junctions that lie behind them."""
+    """Initialise scripted vehicles: path, pace, and the junctions that are already behind them."""
     for i in traffic.scripted:
         mover = traffic.movers[i]
         script = mover.script
@@ -63,7 +63,7 @@ def begin(traffic: Traffic) -> None:
 
 
 def follow_scripts(traffic: Traffic) -> None:
-    """See who is near enough to the ego to begin with what it is there for."""
+    """Trigger the scripts of vehicles that are near enough to the ego, and advance triggered ones."""
     for i in traffic.scripted:
         script = traffic.movers[i].script
         assert script
@@ -81,7 +81,7 @@ def follow_scripts(traffic: Traffic) -> None:
 
 
 def standing(traffic: Traffic) -> list[int]:
-    """Staged vehicles that must not move yet."""
+    """Indices of scripted vehicles that must still stand."""
     found = []
     for i in traffic.scripted:
         script = traffic.movers[i].script
@@ -91,7 +91,7 @@ def standing(traffic: Traffic) -> list[int]:
 
 
 def steps_out(traffic: Traffic, walker: int) -> bool:
-    """Whether somebody who waits for nobody steps on the road: the ego is as near as it was meant to be, and could still stop."""
+    """Whether a jaywalker steps on the road now: the ego is within its trigger time and could still stop."""
     zebras = traffic.movers[0].route.zebras
     front, v = float(traffic.s[0] + traffic.front[0]), float(traffic.v[0])
     for zebra in zebras:
@@ -102,7 +102,10 @@ def steps_out(traffic: Traffic, walker: int) -> bool:
 
 
 def go_around(traffic: Traffic, blocks: Sequence[Still]) -> dict[int, list[Narrow]]:
-    """Bend the paths of all whose lane a standing vehicle blocks around it, on its left; returns where each of them is outside its lane."""
+    """Change the paths of vehicles whose lane is blocked by a standing vehicle, to pass it on its left.
+
+    Returns the stretches on which each of them is outside its lane.
+    """
     narrow: dict[int, list[Narrow]] = {}
     for i, mover in enumerate(traffic.movers):
         if mover.script and not mover.script.comes_first:
@@ -129,7 +132,7 @@ def go_around(traffic: Traffic, blocks: Sequence[Still]) -> dict[int, list[Narro
 
 
 def narrow_stop(traffic: Traffic, i: int) -> float:
-    """Distance of a mover's front to where it waits for those who come the other way; infinite once the way is free, and it then goes."""
+    """Distance of a mover to where it must wait for oncoming traffic, metres; infinite if the stretch is free. It then proceeds."""
     zones = traffic.narrow.get(i, [])
     if traffic.passed[i] >= len(zones):
         return np.inf
@@ -144,7 +147,7 @@ def narrow_stop(traffic: Traffic, i: int) -> float:
 
 
 def _free(traffic: Traffic, i: int, zone: Narrow) -> bool:
-    """Whether nobody comes towards the stretch, and nobody overtakes in the lane beside it."""
+    """Whether there is no oncoming traffic near the stretch and no overtaking vehicle beside it."""
     at = min(int((zone.begin_s + zone.end_s) / 2 / STEP_M), traffic.path.shape[1] - 1)
     heading = traffic.path_heading[i, at]
     to = traffic.xy - traffic.path[i, at]

@@ -1,7 +1,7 @@
-"""What stands still in the town: surfaces, buildings, walls, trees, hedges, lamp posts, and their raster of columns.
+"""Static objects of the town: surfaces, buildings, walls, trees, hedges and lamp posts, and their raster of columns.
 
-The raster lies fixed in the global frame. Each cell holds one column code: a ground surface and what stands on it, so that the
-occupancy of any grid at any pose is one table look-up per column.
+The raster is fixed in the global frame. Each cell holds a column code (a ground surface and an object on it), so the occupancy of any grid
+at any pose is one table look-up per column.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from iidrive.data.town.roads import Roads, Street, arclength, sample, tangents
 Array = np.ndarray
 
 WALK_M = 3.0
-"""Every road has at least this much pavement on either side."""
+"""Minimum width of the pavement on either side of a road, metres."""
 
 GROUND = ("terrain", "driveable_surface", "sidewalk", "other_flat")
 
@@ -36,22 +36,22 @@ STANDING: tuple[tuple[Layer, ...], ...] = (
     *(((2.2, 4.0 + h, "vegetation"),) for h in range(4)),
     *(((0.0, 4.0 + h, "vegetation"),) for h in range(4)),
 )
-"""What may stand on a cell, as (from, to, class) in metres above ground: 0 nothing; 1-10 buildings; 11-12 walls; 13 lamp post;
-14-15 hedges; 16-19 crowns; 20-23 trunks."""
+"""Objects that a cell may hold, as (bottom, top, class), metres above ground: 0 nothing; 1-10 buildings; 11-12 walls; 13 lamp post;
+14-15 hedges; 16-19 tree crowns; 20-23 trunks."""
 
 LOW_WALL, HIGH_WALL, POST, LOW_HEDGE, HIGH_HEDGE, CROWN, TRUNK = 11, 12, 13, 14, 15, 16, 20
 
 
 @dataclass(frozen=True)
 class Raster:
-    """Column codes (rows along x, columns along y) of cells of `cell_m` from the global point `origin`."""
+    """Column codes (x, y) of cells of `cell_m` metres. `origin` is the lower corner, global frame, metres."""
 
     codes: UInt8[Array, "x y"]
     origin: Float[Array, "2"]
     cell_m: float
 
     def look_up(self, xy: Float[Array, "*n 2"]) -> UInt8[Array, "*n"]:
-        """Codes of the cells that hold global points; open ground beyond the raster."""
+        """Codes of the cells that contain these global points; 0 (open terrain) outside the raster."""
         at = np.floor((xy - self.origin) / self.cell_m).astype(np.int32)
         inside = np.all((at >= 0) & (at < np.array(self.codes.shape)), axis=-1)
         at = np.where(np.expand_dims(inside, -1), at, 0)
@@ -60,7 +60,7 @@ class Raster:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """Static geometry near the ego's route: surfaces, things with their standing codes, and where people may walk."""
+    """Static geometry near the ego's route, global frame: surfaces, and objects with their codes in `STANDING`."""
 
     drivable: BaseGeometry
     walkway: BaseGeometry
@@ -77,7 +77,8 @@ class Surroundings:
 def column_table(bottom_m: float, layers: int, voxel_m: float) -> UInt8[Array, "codes layers"]:
     """Semantics of every column code on a grid's z axis.
 
-    The layer that holds z = -0.01 shows the ground; below it all is free. Above, a voxel shows what stands at its centre.
+    The layer that contains z = -0.01 has the ground class, and layers below are free. A voxel above has the class of the object at its
+    centre.
     """
     centre = bottom_m + (np.arange(layers) + 0.5) * voxel_m
     ground = int(np.floor((-0.01 - bottom_m) / voxel_m))
@@ -93,9 +94,10 @@ def column_table(bottom_m: float, layers: int, voxel_m: float) -> UInt8[Array, "
 
 
 def fill(geometry: BaseGeometry, origin: Array, cell_m: float, shape: tuple[int, int]) -> tuple[tuple[slice, slice], Bool[Array, "x y"]]:
-    """Cells whose centre lies in a polygon, by even-odd scan lines: the window of cells around it, and the mask within.
+    """Cells with their centre inside a polygon, by even-odd scan lines. Returns the window of cells around it, and the mask within.
 
-    `voxelise.polygon_mask` counts windings, for maps whose polygons overlap; its rounding differs, and generated towns keep these cells.
+    `voxelise.polygon_mask` uses winding numbers, for maps with overlapping polygons, and rounds differently; using it would change
+    generated towns.
     """
     rings = shapely.get_rings(shapely.get_parts(geometry))
     points, ring = shapely.get_coordinates(rings, return_index=True)
@@ -124,7 +126,7 @@ def _nearby(streets: tuple[Street, ...], around: Array, reach_m: float) -> list[
 
 
 def build_surroundings(rng: np.random.Generator, roads: Roads, around: Float[Array, "n 2"], reach_m: float = 95.0) -> Surroundings:
-    """Surfaces and standing things along the streets that come within `reach_m` of the points `around`."""
+    """Surfaces and objects along the streets that come within `reach_m` metres of the points `around`."""
     near = _nearby(roads.streets, around, reach_m)
     streets = [roads.streets[k] for k in near]
     nodes = sorted({n for s in streets for n in (s.a, s.b)})
@@ -175,7 +177,7 @@ def build_surroundings(rng: np.random.Generator, roads: Roads, around: Float[Arr
 
 
 def _to_corner(street: Street, roads: Roads) -> Street | None:
-    """The street without its ends at junctions of two arms: there the road is the bend itself."""
+    """The street without its ends at bends (junctions of two streets), where the road follows the links."""
     length = float(arclength(street.points)[-1])
     cut = [trim if roads.degree[n] == 2 else 0.0 for n, trim in zip((street.a, street.b), street.trim_m, strict=True)]
     return street.part(cut[0] - 0.5, length - cut[1] + 0.5)
@@ -189,7 +191,7 @@ def _median_ends(street: Street, roads: Roads) -> tuple[float, float]:
 def _side(
     rng: np.random.Generator, street: Street, side: int, buildings: list, strips: list, trees: list[Array], posts: list[Array]
 ) -> None:
-    """Put buildings, gardens, hedges, walls, trees and lamp posts along one side of a street."""
+    """Place buildings, hedges, walls, trees and lamp posts along one side of a street."""
     sign = -1.0 if side == 0 else 1.0
     kind, kerb = street.kind[side], street.half_m[side]
     walk = kerb + street.sidewalk_m[side]
@@ -222,7 +224,7 @@ def _side(
         d = sample(direction, along, np.array([middle]))[0]
         d = d / np.hypot(*d)
         outward = sign * np.array([d[1], -d[0]])
-        # On the outside of a bend the chord leaves the kerb line, on the inside it cuts it; those inside are thrown out later.
+        # On the inside of a bend a building's front may cut the kerb line; such buildings are removed later.
         corner = place(middle, out)
         ring = [
             corner - d * front / 2,
@@ -241,7 +243,7 @@ def _side(
 
 
 def _fence(rng: np.random.Generator, street: Street, right_m: float, width_m: float, code: int, strips: list) -> None:
-    """A hedge or wall along a street, in pieces with gateways between."""
+    """Add a hedge or wall along a street, in pieces with gaps between."""
     length = float(arclength(street.points)[-1])
     s = street.trim_m[0] + 2.0
     while s < length - street.trim_m[1] - 2.0:
@@ -254,7 +256,7 @@ def _fence(rng: np.random.Generator, street: Street, right_m: float, width_m: fl
 
 
 def rasterise(around: Surroundings, low: Float[Array, "2"], high: Float[Array, "2"], cell_m: float) -> Raster:
-    """The column raster of a rectangle of the global frame, its origin rounded to whole cells so that windows agree."""
+    """Column raster of a rectangle of the global frame. The origin is rounded to whole cells, so that different rasters are aligned."""
     origin = np.floor(low / cell_m) * cell_m
     rows, columns = (int(n) for n in np.ceil((high - origin) / cell_m))
     shape = (rows, columns)
@@ -279,7 +281,7 @@ def rasterise(around: Surroundings, low: Float[Array, "2"], high: Float[Array, "
 
 
 def _discs(target: Array, centre: Array, radius: Array, code: Array) -> None:
-    """Paint discs, given in cells."""
+    """Paint discs. Centres and radii are in cells."""
     for (x, y), r, k in zip(centre, radius, code, strict=True):
         x0, x1, y0, y1 = (int(v) for v in (max(x - r, 0), min(x + r + 2, target.shape[0]), max(y - r, 0), min(y + r + 2, target.shape[1])))
         if x1 > x0 and y1 > y0:
@@ -288,5 +290,5 @@ def _discs(target: Array, centre: Array, radius: Array, code: Array) -> None:
 
 
 def static_columns(raster: Raster, xy: Float[Array, "x y 2"], table: UInt8[Array, "codes z"]) -> UInt8[Array, "x y z"]:
-    """Semantics of the standing world at the columns of a grid whose centres are the global points `xy`; `table` is the grid's column_table."""
+    """Semantics of static objects in a grid. `xy` are the global centres of its columns, `table` is its `column_table`."""
     return table[raster.look_up(xy)]

@@ -1,4 +1,4 @@
-"""A scene as bytes and back, bit for bit: a safetensors file with numbers, geometries as WKB, words as JSON, and a checksum over all of it."""
+"""Lossless serialisation of a scene: a safetensors file with numbers, geometries as WKB, text as JSON, and a checksum."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ CHECKSUM = "sha256"
 
 
 def cache_key(config: TownConfig) -> str:
-    """Names everything that decides a config's scenes: its fields, VERSION, the code that makes them, and the libraries it calculates with."""
+    """Hash of everything that decides a config's scenes: its fields, `VERSION`, the generating code, and the versions of its libraries."""
     libraries = (np.__version__, shapely.__version__, shapely.geos_version_string, version("safetensors"))
     named = {"version": VERSION, "code": _code(), "libraries": libraries, "config": config.deciding()}
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def _code() -> str:
-    """Hash over the files of this folder and the geometry and class tables that they use."""
+    """Hash of the source files of this folder, and of the geometry and class modules that they use."""
     here = Path(__file__).parent
     files = [*sorted(here.glob("*.py")), Path(geometry.__file__), here.parents[1] / "core" / "classes.py"]
     found = hashlib.sha256()
@@ -49,7 +49,7 @@ def _code() -> str:
 
 
 def encode(world: World) -> bytes:
-    """The bytes of a scene."""
+    """Serialise a scene."""
     frames = world.scene.keyframes
     tracks: dict[str, int] = {}
     first: list[tuple[Array, int]] = []
@@ -110,15 +110,15 @@ def encode(world: World) -> bytes:
 
 
 def decode(content: bytes) -> World:
-    """The scene that `encode` was given; its arrays are read-only.
+    """Deserialise a scene. Its arrays are read-only.
 
     Raises:
-        DataError: when the bytes are not whole and as they were written.
+        DataError: if the bytes are truncated or damaged.
     """
     try:
         given = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])["__metadata__"][CHECKSUM]
         if given != _checksum(content):
-            raise DataError("a stored scene is damaged: its checksum differs.")
+            raise DataError("a stored scene is damaged: its checksum does not match.")
         tensors = safetensors.load(content)
         return _world(tensors, json.loads(tensors["words"].tobytes()))
     except (SafetensorError, struct.error, ValueError, KeyError, TypeError, IndexError, shapely.errors.GEOSException) as error:
@@ -126,7 +126,7 @@ def decode(content: bytes) -> World:
 
 
 def _checksum(content: bytes) -> str:
-    """Over the numbers and over what the header says of them, without the header's own remarks."""
+    """SHA-256 of the arrays and their header, without the header's metadata."""
     length = struct.unpack("<Q", content[:8])[0]
     header = json.loads(content[8 : 8 + length])
     header.pop("__metadata__", None)
@@ -142,7 +142,7 @@ def _plain(value: Any) -> Any:
 
 
 class _Shapes:
-    """Geometries in the order they were added, each object once."""
+    """Collects geometries in order, each object once."""
 
     def __init__(self) -> None:
         self.shapes: list[shapely.Geometry] = []
@@ -163,7 +163,7 @@ T = TypeVar("T")
 
 
 class _Later(Sequence[T]):
-    """A sequence that is made when it is first looked into: most readers of scenes need no map."""
+    """A sequence that is made on first access, because most readers of scenes do not need the map."""
 
     def __init__(self, make: Callable[[], tuple[T, ...]]) -> None:
         self._make = make
@@ -184,7 +184,7 @@ class _Later(Sequence[T]):
 
 
 class _Layers(Mapping[str, shapely.Geometry]):
-    """Layers by name, decoded with all other geometries when one of them is first asked for."""
+    """Map layers by name. On first access, all geometries of the scene are decoded."""
 
     def __init__(self, places: Mapping[str, int], drawn: _Drawn) -> None:
         self._places, self._drawn = places, drawn
@@ -200,7 +200,7 @@ class _Layers(Mapping[str, shapely.Geometry]):
 
 
 class _Drawn:
-    """All geometries of a stored scene, decoded once, when they are needed."""
+    """All geometries of a stored scene, decoded on first access."""
 
     def __init__(self, tensors: Mapping[str, Array], words: Mapping[str, Any]) -> None:
         self.tensors, self.words = tensors, words
@@ -223,7 +223,7 @@ class _Drawn:
         return tuple(Junction(name, self.shapes[k]) for name, k in self.words["junctions"])
 
     def around(self) -> Surroundings:
-        """What stands around the route."""
+        """The static surroundings of the route."""
         t, words = self.tensors, self.words
         drivable, walkway, median = (self.shapes[k] for k in words["surfaces"])
         buildings, strips = (tuple((self.shapes[k], code) for k, code in words[what]) for what in ("buildings", "strips"))

@@ -1,8 +1,8 @@
-"""Traffic of the town, simulated at 10 Hz: everyone drives, yields and walks by what the others do at that moment.
+"""Traffic simulation of the town at 10 Hz. All road users react to the current state of the others.
 
-Vehicles follow their leader by the intelligent driver model (Treiber, Hennecke and Helbing 2000), steer by pure pursuit with a bicycle
-model, take a junction only when it is theirs (first come, first served, conflicting ways excluded, stop signs obeyed) and stop for
-people at crossings. Pedestrians wait at the kerb until those who cannot stop have passed.
+Vehicles follow their leader with the intelligent driver model (Treiber, Hennecke and Helbing 2000) and steer by pure pursuit with a bicycle
+model. They enter a junction only after reserving it (first come, first served, no conflicting links, stop signs obeyed), and they stop for
+pedestrians at crossings. Pedestrians wait at the kerb until vehicles that cannot stop have passed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Array = np.ndarray
 
 DT_S = 0.1
 LOOK_STEPS, LOOK_STRIDE = 22, 4
-"""A driver looks 22 samples of 2 m ahead."""
+"""Look-ahead of a driver: 22 path samples, 2 m (4 route samples) apart."""
 
 BRAKE = 2.0
 HARD_BRAKE = -7.0
@@ -35,12 +35,20 @@ STANDSTILL_M = 2.0
 LOST_M = 10.0
 
 PATIENCE_S = 5.0
-"""A driver who has stopped for somebody who does not step off the kerb drives on after this long."""
+"""A driver who stopped for a pedestrian that does not step off the kerb drives on after this long, seconds."""
 
 
 @dataclass(frozen=True)
 class Tracks:
-    """States at the keyframes: rear axles (t,m,2), headings (t,m), speeds (t,m) of movers; positions (t,w,2), headings (t,w) of walkers."""
+    """States of m movers and w walkers over t frames, global frame.
+
+    Attributes:
+        axle: (t,m,2) rear axles, metres.
+        heading: (t,m) headings, radians.
+        speed: (t,m) speeds, m/s.
+        walker: (t,w,2) positions of walkers, metres.
+        walker_heading: (t,w) headings of walkers, radians.
+    """
 
     axle: Float[Array, "t m 2"]
     heading: Float[Array, "t m"]
@@ -49,17 +57,17 @@ class Tracks:
     walker_heading: Float[Array, "t w"]
 
     def every(self, steps: int) -> Tracks:
-        """One state in so many, the first included."""
+        """Every `steps`-th frame, starting with the first."""
         return Tracks(*(getattr(self, f.name)[::steps] for f in fields(self)))
 
     def seconds(self, step_s: float) -> float:
-        """How long the tracks are, for states so far apart."""
+        """Duration of the tracks, seconds, if frames are `step_s` apart."""
         return (len(self.axle) - 1) * step_s
 
 
 @dataclass(frozen=True)
 class EgoState:
-    """Where the ego's rear axle is in the global frame, where it heads and how fast it rolls (forwards)."""
+    """State of the ego: position of the rear axle (global frame, metres), heading, and forward speed."""
 
     xy_m: Float[Array, "2"]
     heading_rad: float
@@ -67,7 +75,7 @@ class EgoState:
 
 
 class Traffic:
-    """The state of one simulation: `run` makes a whole scene, `step` goes on by 0.1 s, `copy` branches it. The ego is mover 0."""
+    """State of a traffic simulation. `run` simulates a whole scene, `step` advances by 0.1 s, `copy` branches it. The ego is mover 0."""
 
     STATE = (
         "s", "v", "xy", "psi", "steer", "gate", "zebra", "stopped_at", "since", "passed", "ws", "aside", "gone", "waited", "wxy", "wpsi",
@@ -75,12 +83,12 @@ class Traffic:
     """Arrays that change from step to step."""
 
     PATHS = ("path", "path_heading", "path_cos", "path_sin")
-    """Arrays that change when a staged vehicle moves over."""
+    """Arrays that change when a scripted vehicle changes its path."""
 
     dt_s = DT_S
 
     def __init__(self, roads: Roads, movers: list[Mover], walkers: list[Walker], blocks: Sequence[Still] = ()) -> None:
-        """Everyone where they start. `blocks` are standing vehicles that drivers go around."""
+        """Initial state. `blocks` are standing vehicles that drivers pass."""
         self.roads, self.movers, self.walkers = roads, movers, walkers
         m = len(movers)
         count = max(len(v.route.points) for v in movers)
@@ -125,7 +133,7 @@ class Traffic:
         self._walker_state()
 
     def _lay_path(self, i: int, swerve_m: Array | None) -> None:
-        """Where mover `i` wants to drive: beside its route as it likes to, and as far as it strays."""
+        """Set the path of mover `i`: its route with lateral offset, small oscillations, and swerves if given."""
         v = self.movers[i]
         n = len(v.route.points)
         along = np.arange(n) * STEP_M
@@ -137,7 +145,7 @@ class Traffic:
         self.path[i, n:] = self.path[i, n - 1]
 
     def _discs(self) -> None:
-        """Bodies as rows of discs: owner and place along the body, for the gap to a leader."""
+        """Approximate bodies by rows of discs, to compute gaps to leaders: their owners and positions along the body."""
         owner, place = [], []
         for i, length in enumerate(self.length):
             radius = self.half_width[i]
@@ -167,7 +175,7 @@ class Traffic:
         self._place_walkers()
 
     def intended(self) -> Float[Array, "s 3"]:
-        """The ego's rear axle and heading (x, y, yaw) at the next keyframes, as its driver would go on from now if nothing disturbed him."""
+        """Rear axle and heading (x, y, yaw) of the ego at the next keyframes if its driver continues without disturbance, global frame."""
         other, out = self.undisturbed(), []
         for _ in range(FUTURE_STEPS):
             for _ in range(round(STEP_S / DT_S)):
@@ -176,8 +184,14 @@ class Traffic:
         return np.array(out)
 
     def run(self, warm_s: float, keyframes: int, every: int = 5, intentions: list[Array] | None = None) -> Tracks:
-        """Simulate and return the states at the keyframes, the first after `warm_s` seconds. What the ego's driver intends then is added to
-        `intentions`."""
+        """Simulate a scene and return its states at the keyframes.
+
+        Args:
+            warm_s: simulated time before the first keyframe, seconds.
+            keyframes: number of keyframes.
+            every: steps between keyframes.
+            intentions: if given, the result of `intended` at each keyframe is appended.
+        """
         out: list[tuple[Array, ...]] = []
         warm = round(warm_s / DT_S)
         for step in range(warm + (keyframes - 1) * every + 1):
@@ -190,18 +204,18 @@ class Traffic:
         return Tracks(xy, psi, v, wxy, wpsi)
 
     def now(self) -> Tracks:
-        """The states of this moment, as tracks of one frame."""
+        """The current states, as tracks of one frame."""
         return Tracks(self.xy[None], self.psi[None], self.v[None], self.wxy[None], self.wpsi[None])
 
     @property
     def ego(self) -> EgoState:
-        """Where the ego is now."""
+        """Current state of the ego."""
         return EgoState(self.xy[0].copy(), float(self.psi[0]), float(self.v[0]))
 
     def step(self, ego: EgoState | None = None) -> None:
-        """Go on by 0.1 s: everyone reacts to what is now, the ego as it was put last.
+        """Advance by 0.1 s. All road users react to the current state, including that of the ego.
 
-        `ego` is where the ego is after this step, whatever drives it; without it the town's own driver moves it on.
+        `ego` is the ego's state after the step; None to let the expert driver drive.
         """
         self.ego_given = ego is not None
         staged.follow_scripts(self)
@@ -214,7 +228,7 @@ class Traffic:
         self.time_s += DT_S
 
     def copy(self) -> Traffic:
-        """The same moment once more; neither of the two influences the other from then on."""
+        """An independent copy of the current state."""
         other = copy.copy(self)
         for name in self.STATE + (self.PATHS if self.scripted else ()):
             setattr(other, name, getattr(self, name).copy())
@@ -223,7 +237,7 @@ class Traffic:
         return other
 
     def undisturbed(self) -> Traffic:
-        """The same moment once more, from which on nothing disturbs the ego's driver: he brings the ego back and drives on."""
+        """An independent copy without further disturbances: the ego's driver returns to its route."""
         other = self.copy()
         other.lapses = ()
         swerve_m = self.movers[0].swerve_m
@@ -233,7 +247,7 @@ class Traffic:
         return other
 
     def _leaders(self) -> tuple[Array, Array]:
-        """Free distance to whatever is first in the own corridor, and its speed along it."""
+        """Gap of each mover to the first obstacle in its corridor, metres, and the obstacle's speed along the corridor, m/s."""
         m = len(self.movers)
         direction = np.stack([np.cos(self.psi), np.sin(self.psi)], -1)
         disc = self.xy[self.disc_owner] + self.disc_place[:, None] * direction[self.disc_owner]
@@ -246,7 +260,7 @@ class Traffic:
             owner = np.concatenate([owner, np.full(int(on_road.sum()), m)])
         speed = np.concatenate([speed, np.zeros((1, 2))])
         at = np.minimum((self.s / STEP_M).astype(int)[:, None] + np.arange(LOOK_STEPS) * LOOK_STRIDE, self.path.shape[1] - 1)
-        # Relative to the ego and in single precision: global coordinates would lose centimetres.
+        # Coordinates relative to the ego, because global ones would lose centimetres in float32.
         anchor = self.xy[0]
         rows = np.arange(m)[:, None]
         seen = (self.path[rows, at] - anchor).astype(np.float32)
@@ -315,19 +329,19 @@ class Traffic:
         self.v = v
 
     def _station(self, xy: Array, guess: int) -> int:
-        """The sample of the ego's path to measure its progress from: as expected, or the nearest one around where it has left the path."""
+        """Sample of the ego's path from which its progress is measured: `guess`, or the nearest one around it if the ego left the path."""
         if np.hypot(*(xy - self.path[0, guess])) < 3.0:
             return guess
         low, high = max(guess - 20, 0), min(guess + 40, self.path.shape[1])
         return low + int(np.argmin(((self.path[0, low:high] - xy) ** 2).sum(-1)))
 
     def _lost(self) -> bool:
-        """Whether the ego was put so far from its route that it no longer takes the route's junctions."""
+        """Whether the ego is so far from its route that it no longer reserves the route's junctions."""
         at = min(int(self.s[0] / STEP_M + 0.5), self.path.shape[1] - 1)
         return bool(np.hypot(*(self.xy[0] - self.path[0, at])) > LOST_M)
 
     def _rules(self) -> Array:
-        """Distance from each front to the nearest place where it must stop; infinite where the way is free."""
+        """Distance from each mover's front to the nearest point where it must stop, metres; infinite if there is none."""
         stop = np.full(len(self.movers), np.inf)
         active = self._people_at_crossings()
         for i, mover in enumerate(self.movers):
@@ -347,14 +361,14 @@ class Traffic:
         return stop
 
     def _people_at_crossings(self) -> dict[int, list[tuple[float, float, float]]]:
-        """Crossing → (distance from its left kerb, walking direction, seconds of waiting, 0 once walking).
+        """Pedestrians on or about to enter each crossing: (distance from its left kerb in metres, walking direction, seconds of waiting).
 
-        Of everyone who is on it or about to step on it.
+        The waiting time is 0 for pedestrians who are walking.
         """
         active: dict[int, list[tuple[float, float, float]]] = {}
         for k in np.flatnonzero((self.crossing >= 0) & (self.ws > self.begin - 1.5) & (self.ws < self.end)):
             if self.walkers[k].steps_out_s and not self.gone[k]:
-                continue  # nobody knows yet
+                continue  # drivers cannot anticipate a jaywalker
             width = self.end[k] - self.begin[k]
             done = self.ws[k] - self.begin[k]
             u = done if self.from_left[k] else width - done
@@ -374,7 +388,7 @@ class Traffic:
         return False
 
     def _junction(self, i: int, front: float, v: float) -> float:
-        """Ask for the next junction when near, hold it while inside, and give it back; the distance to its stop line while it is not held."""
+        """Reserve the next junction when near, and release passed ones. Returns the distance to its stop line while it is not reserved."""
         gates = self.movers[i].route.gates
         for k in range(max(self.gate[i] - 3, 0), self.gate[i]):
             held = self.holding.get(gates[k].node, {})
@@ -386,7 +400,7 @@ class Traffic:
             return np.inf
         waits = i == 0 and self.ego_given and self.ego_stood_s > PATIENCE_S
         if waits and self.gate[0] and gates[self.gate[0] - 1].stop_s - front > 0:
-            # Whoever drives the ego lets the others go first: they need not wait for it for ever.
+            # A standing ego releases its reservation, so that others need not wait for it.
             held = self.holding.get(gates[self.gate[0] - 1].node, {})
             if held.pop(0, None) is not None:
                 self.gate[0] -= 1
@@ -432,7 +446,7 @@ class Traffic:
         return self._has_room(i, link)
 
     def _has_room(self, i: int, link: int) -> bool:
-        """Whether nobody stands where the junction's exit leads, so that the way through can be left again."""
+        """Whether the junction's exit is not blocked by a slow vehicle."""
         gate = self.movers[i].route.gates[self.gate[i]]
         k = min(int((gate.exit_s + 4.0) / STEP_M), self.path.shape[1] - 1)
         gaps = np.hypot(*(self.xy + self.axle[:, None] * np.stack([np.cos(self.psi), np.sin(self.psi)], -1) - self.path[i, k]).T)
@@ -449,7 +463,7 @@ class Traffic:
             self.gone[k] = staged.steps_out(self, int(k)) if surprises else self._safe_to_cross(int(self.crossing[k]))
             go[k] = self.gone[k]
             self.waited[k] = 0.0 if self.gone[k] else self.waited[k] + DT_S
-        # Whoever comes up behind another slows down; those who meet step to their right.
+        # A pedestrian behind another slows down; pedestrians who meet step to their right.
         ahead = np.stack([np.cos(self.wpsi), np.sin(self.wpsi)], -1)
         d = self.wxy[None] - self.wxy[:, None]
         along = d[..., 0] * ahead[:, None, 0] + d[..., 1] * ahead[:, None, 1]
@@ -474,7 +488,7 @@ class Traffic:
         self.wxy = a + (self.ws / STEP_M - k)[:, None] * d + self.aside[:, None] * right
 
     def _safe_to_cross(self, crossing: int) -> bool:
-        """Whether every vehicle that comes this way has room to stop, and none stands on the crossing."""
+        """Whether every approaching vehicle can stop, and none is on the crossing."""
         for i, mover in enumerate(self.movers):
             for zebra in mover.route.zebras[self.zebra[i] : self.zebra[i] + 2]:
                 if zebra.crossing != crossing:

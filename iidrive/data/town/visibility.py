@@ -1,4 +1,4 @@
-"""Which voxels a sensor sees: straight lines from the sensor through the grid, ended by whatever stands on the ground."""
+"""Visibility of voxels from a sensor, by ray casting. Only objects on the ground block rays."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from iidrive.core.scene import GridSpec
 Array = np.ndarray
 
 FLAT = ("driveable_surface", "other_flat", "sidewalk", "terrain")
-"""Ground is seen from above and hides nothing: a layer of voxels as thick as a grid's would."""
+"""Ground classes. They do not block rays: real ground is seen from above, but a voxel layer is so thick that it would hide voxels."""
 
 _ONE = 1 << 16
-"""Positions are counted in 65,536ths of a voxel."""
+"""Fixed-point positions: units per voxel."""
 _THIN_OUT = 4
 
 
 def visible(semantics: UInt8[Array, "x y z"], spec: GridSpec, sensor_m: Float[Array, "3"]) -> Bool[Array, "x y z"]:
-    """True for voxels that nothing hides from a sensor at `sensor_m`, in the grid's frame.
+    """Mask of the voxels that are visible from a sensor at `sensor_m` (grid's frame, metres).
 
-    A voxel is seen if the line from its centre to the sensor, sampled twice a voxel along its longest axis, meets no voxel that something
-    stands in. A voxel that something stands in is also seen if one of its three neighbours towards the sensor is free and seen, so that a
-    wall along the line of sight does not hide itself. Unknown voxels hide nothing.
+    A voxel is visible if the line from its centre to the sensor, sampled twice per voxel along its longest axis, meets no occupied voxel.
+    An occupied voxel is also visible if one of its three neighbours towards the sensor is free and visible, so that a wall along the line
+    of sight does not hide itself. Unknown voxels and ground do not block.
     """
     stands = np.ones(256, bool)
     stands[[FREE, IGNORE, *(OCC[name] for name in FLAT)]] = False
     blocks = stands[semantics]
     sensor = (np.asarray(sensor_m, np.float64) - np.array(spec.lower_m)) / spec.voxel_m
-    # The grid, widened by free voxels until it holds the sensor, so that no line leaves it.
+    # Pad the grid with free voxels until it contains the sensor, so that no line leaves it.
     before = np.maximum(-np.floor(sensor).astype(int), 0)
     after = np.maximum(np.floor(sensor).astype(int) + 1 - np.array(spec.shape), 0)
     wide = np.pad(blocks, list(zip(before.tolist(), after.tolist(), strict=True)))
@@ -39,13 +39,13 @@ def visible(semantics: UInt8[Array, "x y z"], spec: GridSpec, sensor_m: Float[Ar
 
 
 def _hidden(blocks: Bool[Array, "x y z"], shape: tuple[int, int, int], first: Array, sensor: Array) -> Bool[Array, "n"]:
-    """Voxels of the inner grid, which begins at `first`, from which something lies on the line to the sensor; all in voxels."""
+    """Mask of the voxels of the inner grid (of `shape`, starting at `first`) whose line to the sensor is blocked. All in voxel units."""
     axes = [(np.arange(n, dtype=np.float32) + np.float32(f + 0.5)) for n, f in zip(shape, first, strict=True)]
     centre = [np.broadcast_to(a.reshape([-1 if k == i else 1 for k in range(3)]), shape).ravel() for i, a in enumerate(axes)]
     way = [np.float32(s) - c for s, c in zip(sensor, centre, strict=True)]
     longest = np.maximum(np.maximum(np.abs(way[0]), np.abs(way[1])), np.abs(way[2]))
     half = np.maximum(longest * 2, 1e-3)
-    steps = np.maximum(np.ceil(half).astype(np.int32) - 2, 0)  # from one voxel away to the sensor
+    steps = np.maximum(np.ceil(half).astype(np.int32) - 2, 0)  # from one voxel away up to the sensor
     move = [np.rint(w / half * _ONE).astype(np.int32) for w in way]
     place = [np.rint(c * _ONE).astype(np.int32) + 2 * m for c, m in zip(centre, move, strict=True)]
     stride = [blocks.shape[1] * blocks.shape[2], blocks.shape[2], 1]
@@ -60,7 +60,7 @@ def _hidden(blocks: Bool[Array, "x y z"], shape: tuple[int, int, int], first: Ar
             go = np.flatnonzero(~found & (left > step))
             who, left, found = who[go], left[go], found[go]
             place, move = [p[go] for p in place], [m[go] for m in move]
-        # Lines that have arrived since the last time go on past the sensor and may leave the grid: what they meet does not count.
+        # Lines that have reached the sensor since the last thinning continue beyond it and may leave the grid; their hits are ignored.
         at = (place[0] >> 16) * stride[0]
         at += (place[1] >> 16) * stride[1]
         at += place[2] >> 16
@@ -72,7 +72,7 @@ def _hidden(blocks: Bool[Array, "x y z"], shape: tuple[int, int, int], first: Ar
 
 
 def _beside(free: Bool[Array, "x y z"], sensor: Array) -> Bool[Array, "x y z"]:
-    """Voxels of which a neighbour towards the sensor, along some axis, is marked."""
+    """Mask of the voxels that have a marked neighbour towards the sensor along at least one axis."""
     out = np.zeros(free.shape, bool)
     for axis in range(3):
         n = free.shape[axis]

@@ -1,7 +1,7 @@
-"""Making many scenes at once, in processes of their own.
+"""Parallel generation of scenes in worker processes.
 
-The processes are fresh interpreters that import nothing but what makes scenes, so a script that asks for scenes needs no
-`if __name__ == "__main__"`, and a process that already holds threads or a GPU is not forked.
+Workers are fresh interpreters that import only the generator. So a calling script needs no `if __name__ == "__main__"`, and a process with
+threads or a GPU context is not forked.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from iidrive.data.town.world import make_world
 from iidrive.runtime.distributed import started
 
 WORTH = 8
-"""Scenes that each process must have to make: starting one takes as long as some scenes."""
+"""Minimum number of scenes per worker, because starting one takes as long as making several scenes."""
 MOST = 32
 
 START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from iidrive.data.town.workers import serve; serve()"
 
 
 def usual_processes(scenes: int) -> int:
-    """One process a core while each has something to do; 1 inside a job of several processes, which has its cores in use."""
+    """Default number of processes: one per core, with at least `WORTH` scenes each; 1 in a job of several processes."""
     if started() != (1, 1) or multiprocessing.parent_process() is not None:
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -41,7 +41,7 @@ def usual_processes(scenes: int) -> int:
 
 
 def from_somewhere(names: Sequence[str]) -> list[str]:
-    """The names from a place in the list that differs between processes: those who share a cache then share the work."""
+    """The names rotated by an offset that differs between processes, so that processes that share a cache share the work."""
     first = int(len(names) * (os.getpid() * 0.6180339887 % 1.0))
     return [*names[first:], *names[:first]]
 
@@ -49,10 +49,10 @@ def from_somewhere(names: Sequence[str]) -> list[str]:
 def make(
     config: TownConfig, names: Sequence[str], processes: int, made_elsewhere: Callable[[str], bool]
 ) -> Iterator[tuple[str, bytes | None]]:
-    """(name, encoded scene) of every name, in order; None for a scene that somebody else has made in the meantime.
+    """Yield (name, serialised scene) for each name, in order; None instead of a scene that another process has made meanwhile.
 
     Raises:
-        DataError: for a scene that cannot be made.
+        DataError: for a scene that cannot be generated.
     """
     if processes <= 1 or len(names) <= 1:
         for name in names:
@@ -73,7 +73,7 @@ def make(
     threads = ThreadPoolExecutor(len(pool))
     try:
         for name, content in zip(names, threads.map(ask, names), strict=True):
-            # A worker that failed or was killed gives nothing: the scene is made here, or the error is raised here.
+            # If a worker failed or was killed, the scene is made here, or the error is raised here.
             yield name, content if content is not None else encode(make_world(config, name))
     finally:
         for worker in pool:
@@ -82,7 +82,7 @@ def make(
 
 
 class _Worker:
-    """One process that makes scenes by name."""
+    """A worker process that makes scenes by name."""
 
     def __init__(self, config: TownConfig) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -91,7 +91,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
-            start_new_session=True,  # Ctrl-C is for the process that asked; this one ends with it
+            start_new_session=True,  # Ctrl-C goes to the parent only, which ends this process
         )
         self._say(json.dumps(asdict(config)))
 
@@ -115,15 +115,18 @@ class _Worker:
 
     def _say(self, line: str) -> None:
         assert self.process.stdin
-        with suppress(OSError, ValueError):  # it has ended; `make` then gets nothing
+        with suppress(OSError, ValueError):  # the worker has ended; `make` then returns None
             self.process.stdin.write(line.encode() + b"\n")
             self.process.stdin.flush()
 
 
 def serve() -> None:
-    """What a worker does: a config, then names, line by line; answers with the length (8 bytes, 0 for none) and bytes of each scene."""
+    """Main loop of a worker.
+
+    Reads a config and then names, one per line. Writes length (8 bytes, 0 for an error) and bytes of each scene.
+    """
     out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever is printed must not come between
+    os.dup2(2, 1)  # printed text must not mix with the scenes
     lines = iter(sys.stdin.buffer.readline, b"")
     config = from_plain(TownConfig, json.loads(next(lines)), "TownConfig")
     for line in lines:
@@ -134,5 +137,5 @@ def serve() -> None:
         try:
             out.write(struct.pack("<Q", len(content)) + content)
             out.flush()
-        except BrokenPipeError:  # whoever asked is gone
+        except BrokenPipeError:  # the parent process is gone
             os._exit(0)

@@ -1,6 +1,6 @@
-"""Making one scene: build a town, let its traffic run, and try again with other traffic until nobody has touched anybody.
+"""Generation of one scene: build a town, simulate its traffic, and try again until there is no collision.
 
-A scene that is built for a kind of conflict must also have it.
+A scene that is built around a kind of conflict must also contain it.
 """
 
 from __future__ import annotations
@@ -29,16 +29,22 @@ Array = np.ndarray
 WARM_S = 4.0
 _FASTEST_MPS = 9.0
 TOWNS, TRIES_PER_TOWN = 10, 4
-"""Some streets are too tight for the traffic drawn, so after a few tries the town is drawn anew."""
+"""Maximum number of towns per scene, and of attempts per town. Some streets are too narrow for their traffic, so another town is drawn."""
 HARD_TOWNS = 200
-"""Many towns have no place for a kind of conflict; that is seen before anything is built there."""
+"""Maximum number of towns per scene with a conflict. Many towns have no place for it; this is checked before anything is built."""
 
 
 @dataclass(frozen=True)
 class World:
-    """A scene that was made: the ego's rear axle and heading (x, y, yaw) at every keyframe, its route, and what stands around it (when called).
+    """A generated scene.
 
-    `draw` (town, attempt) says which try it was and `kept` who of everyone then is in the scene, so that its traffic can be set going again.
+    Attributes:
+        scene: the scene.
+        ego: (t,3) rear axle and heading of the ego at every keyframe (x, y, yaw), global frame, metres and radians.
+        route: the ego's route.
+        surroundings: function that returns the static surroundings.
+        draw: (town, attempt) that gave the scene, to simulate its traffic again.
+        kept: (n,) mask of the road users that are in the scene.
     """
 
     scene: Scene
@@ -51,7 +57,7 @@ class World:
 
 @dataclass(frozen=True)
 class Place:
-    """A town before its traffic: the roads, the ego with its route, and what stands around it."""
+    """A town without traffic: the roads, the ego with its route, and the static surroundings of that route."""
 
     roads: Roads
     ego: Mover
@@ -60,8 +66,17 @@ class Place:
 
 @dataclass(frozen=True)
 class Players:
-    """Everyone in a town before it starts to move; `heights_m` are the walkers'. `roads` are as these people use them, `around` is what stands
-    around the ego's route."""
+    """All road users of a scene at the start.
+
+    Attributes:
+        roads: the roads that they use.
+        around: static surroundings of the ego's route.
+        movers: vehicles and cyclists; the first is the ego.
+        walkers: pedestrians.
+        still: static boxes.
+        heights_m: (w,) heights of the pedestrians.
+        stage: the staged conflict; None if there is none.
+    """
 
     roads: Roads
     around: Surroundings
@@ -72,21 +87,24 @@ class Players:
     stage: Stage | None
 
     def traffic(self) -> Traffic:
-        """Their traffic, before its first step."""
+        """The traffic simulation before its first step."""
         return Traffic(self.roads, self.movers, self.walkers, self.stage.blocks if self.stage else ())
 
     @property
     def disturbed(self) -> bool:
-        """Whether the ego now and then does not do what its driver would."""
+        """Whether the ego is disturbed by swerves or lapses."""
         return self.movers[0].swerve_m is not None or bool(self.movers[0].lapses)
 
     def cast(self, tracks: Tracks) -> Cast:
-        """Everyone but the ego where the tracks have them."""
+        """All road users except the ego, at the positions in `tracks`."""
         return assemble(self.movers, self.walkers, self.heights_m, self.still, tracks)
 
 
 def hard_kind(config: TownConfig, name: str) -> HardKind | None:
-    """The kind of conflict that a scene is built for: each in turn in the split `hard`, drawn by the config's shares in `train` and `val`."""
+    """Kind of conflict that a scene is built around; None for none.
+
+    The split `hard` cycles through the kinds. In `train` and `val` they are drawn with the fractions in the config.
+    """
     seed = scene_seed(config, name)
     split = name.split("-")[1]
     if split == HARD:
@@ -99,7 +117,7 @@ def hard_kind(config: TownConfig, name: str) -> HardKind | None:
 
 
 def make_place(config: TownConfig, name: str, town: int) -> Place | None:
-    """The town that a scene's seed gives at the `town`-th try; None where its kind of conflict has no place."""
+    """The `town`-th town for a scene's seed; None if it has no place for the scene's kind of conflict."""
     seed, kind = scene_seed(config, name), hard_kind(config, name)
     rng = np.random.default_rng((*seed, 0, town))
     roads = build_roads(rng)
@@ -114,7 +132,7 @@ def _surroundings(config: TownConfig, rng: np.random.Generator, roads: Roads, eg
 
 
 def route_reach(config: TownConfig) -> int:
-    """How many samples of a route the ego can pass in a scene; surroundings are built around those."""
+    """Maximum number of route samples that the ego can pass in a scene. Surroundings are built around these."""
     return int((WARM_S + config.keyframes * STEP_S) * _FASTEST_MPS / STEP_M)
 
 
@@ -123,7 +141,7 @@ def _stage(seed: tuple[int, int, int], kind: HardKind, roads: Roads, ego: Mover,
 
 
 def make_players(config: TownConfig, name: str, place: Place, town: int, attempt: int) -> Players | None:
-    """Who is in that town at the `attempt`-th try; None where nobody could be staged."""
+    """The road users of a town at the `attempt`-th attempt; None if the conflict cannot be staged."""
     seed, kind = scene_seed(config, name), hard_kind(config, name)
     rng = np.random.default_rng((*seed, 1, town, attempt))
     if kind is None:
@@ -144,7 +162,7 @@ def make_players(config: TownConfig, name: str, place: Place, town: int, attempt
 
 
 def _at_the_wheel(config: TownConfig, name: str, place: Place) -> Mover:
-    """The ego of a scene without a conflict: in some training scenes it is disturbed."""
+    """The ego of a scene without a conflict. In some training scenes it is disturbed."""
     ego, seed = place.ego, scene_seed(config, name)
     if name.split("-")[1] != "train":
         return ego
@@ -156,10 +174,10 @@ def _at_the_wheel(config: TownConfig, name: str, place: Place) -> Mover:
 
 
 def make_world(config: TownConfig, name: str) -> World:
-    """One scene, a pure function of the config and the name.
+    """Generate one scene. It depends on the config and the name only.
 
     Raises:
-        DataError: for a name that the splits do not hold, and when no try succeeds (too dense a config).
+        DataError: for a name that no split has, or if no attempt succeeds because the traffic is too dense.
     """
     kind = hard_kind(config, name)
     for town in range(HARD_TOWNS if kind else TOWNS):
@@ -170,14 +188,14 @@ def make_world(config: TownConfig, name: str) -> World:
             if world:
                 return world
     raise DataError(
-        f"scene {name}: all of {(HARD_TOWNS if kind else TOWNS) * TRIES_PER_TOWN} tries ended in a collision"
-        f"{f' or without the conflict that it is for ({kind})' if kind else ''}; "
+        f"scene {name}: all {(HARD_TOWNS if kind else TOWNS) * TRIES_PER_TOWN} attempts ended in a collision"
+        f"{f' or without its conflict ({kind})' if kind else ''}; "
         "lower TownConfig.traffic or TownConfig.pedestrians."
     )
 
 
 def _played(config: TownConfig, name: str, place: Place, players: Players, draw: tuple[int, int], kind: HardKind | None) -> World | None:
-    """Let the traffic run; None when somebody touched somebody, or when the scene is not as hard as it should be, and early enough."""
+    """Simulate the traffic. None if there is a collision, or if a required conflict is missing or too late."""
     every = round(STEP_S / DT_S)
     intended: list[Array] = []
     fine = players.traffic().run(WARM_S, (config.keyframes - 1) * every + 1, 1) if kind else None
@@ -201,7 +219,7 @@ def _played(config: TownConfig, name: str, place: Place, players: Players, draw:
 
 
 def _conflict(name: str, kind: HardKind, players: Players, fine: Tracks, kept: Array, route: Route) -> Conflict | None:
-    """What makes a scene hard; None if the ego would get past the staged road user by keeping on, or hardly gets anywhere."""
+    """The conflict of a scene; None if the ego would not hit the staged road user by keeping its route and speed, or hardly moves."""
     assert players.stage
     who = players.stage.named(len(players.movers) - 1, len(players.walkers))
     driven = float(np.hypot(*np.diff(fine.axle[:, 0], axis=0).T).sum())

@@ -1,4 +1,4 @@
-"""Faster arithmetic for CPUs, equal to the plain formulas of `iidrive.models.plain`."""
+"""Optimised operations for CPUs. They equal the plain formulas in `iidrive.models.plain`."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def pays_for(tensor: Tensor) -> bool:
-    """Whether what is made of a tensor takes a CPU's shortcut. On a GPU, and where torch.compile looks for its own, the plain formula is faster."""
+    """Whether to use the CPU version of an operation on this tensor. On a GPU and under torch.compile the plain version is faster."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()

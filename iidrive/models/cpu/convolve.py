@@ -1,6 +1,6 @@
-"""Two convolutions of the tokenizer in fewer operations: the first one, over columns that repeat, and those behind an enlargement.
+"""Convolutions of the tokenizer with fewer operations: the first one, over repeating columns, and those after upsampling.
 
-Shapes: B batch, X, Y cells, Z voxels of a column, K classes, E numbers of a class, C, D channels, U distinct columns.
+Shapes: B batch, X, Y cells, Z voxels of a column, K classes, E class embedding channels, C, D channels, U distinct columns.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from iidrive.models.cpu.products import linear
 
 
 def convolve_columns(labels: UInt8[Tensor, "B X Y Z"], classes: Float[Tensor, "K E"], conv: nn.Conv2d) -> Float[Tensor, "B D X Y"]:
-    """`conv` (3x3, padding 1) of the maps whose channels are the embedded labels of columns, (z e).
+    """`conv` (3x3, padding 1) of maps whose channels are the embedded labels of columns, (z e).
 
-    Few columns are distinct, so each distinct one meets the nine weights once, and every cell sums up nine rows of the table that this gives.
-    Plain: `plain.convolve_columns`.
+    Few columns are distinct. So each distinct column is multiplied with the nine weight matrices once, and every cell sums nine rows of the
+    resulting table. Plain version: `plain.convolve_columns`.
     """
     if not cpu.pays_for(labels):
         return conv(F.embedding(labels.long(), classes).flatten(3).permute(0, 3, 1, 2).contiguous())
@@ -29,7 +29,7 @@ def convolve_columns(labels: UInt8[Tensor, "B X Y Z"], classes: Float[Tensor, "K
     batch, x, y, _ = labels.shape
     columns, index = distinct_columns(labels)
     table = linear(F.embedding(columns.long(), classes).flatten(1), conv.weight.permute(2, 3, 0, 1).flatten(0, 2))
-    table = F.pad(table.view(len(columns), 9, -1), (0, 0, 0, 0, 0, 1))  # a last row of zeros for what lies outside
+    table = F.pad(table.view(len(columns), 9, -1), (0, 0, 0, 0, 0, 1))  # a last row of zeros for cells outside
     index = F.pad(index.view(batch, x, y), (1, 1, 1, 1), value=len(columns)) * 9
     taps = torch.stack([index[:, i : i + x, j : j + y] + (3 * i + j) for i in range(3) for j in range(3)], -1)
     made = F.embedding_bag(taps.flatten(0, 2), table.flatten(0, 1), mode="sum") + conv.bias
@@ -37,7 +37,7 @@ def convolve_columns(labels: UInt8[Tensor, "B X Y Z"], classes: Float[Tensor, "K
 
 
 def distinct_columns(labels: UInt8[Tensor, "B X Y Z"]) -> tuple[UInt8[Tensor, "U Z"], Int[Tensor, "B*X*Y"]]:
-    """The columns that occur, each once, and which of them every cell has; in any order. Plain: `plain.distinct_columns`."""
+    """The distinct columns, in any order, and for each cell the index of its column. Plain version: `plain.distinct_columns`."""
     flat = labels.flatten(0, 2)
     words = F.pad(flat, (0, -flat.shape[1] % 8)).contiguous().view(torch.int64)
     names = words[:, 0]
@@ -52,10 +52,10 @@ def distinct_columns(labels: UInt8[Tensor, "B X Y Z"]) -> tuple[UInt8[Tensor, "U
 
 
 class EnlargedConv(nn.Sequential):
-    """Every cell as 2x2 cells, then a 3x3 convolution.
+    """Nearest-neighbour upsampling by 2, then a 3x3 convolution.
 
-    Each of the four new cells of an old one sees 2x2 old cells, so a 2x2 convolution gives it, with weights summed up: 16 products for 36.
-    Plain: `plain.enlarged_conv`.
+    Each of the four new cells of an old one depends on 2x2 old cells only. So it is a 2x2 convolution with summed weights: 16 products
+    instead of 36. Plain version: `plain.enlarged_conv`.
     """
 
     def __init__(self, width: int) -> None:
@@ -76,7 +76,7 @@ class EnlargedConv(nn.Sequential):
 
 
 class _Interleaved(torch.autograd.Function):
-    """Four maps (B D X Y) as one (B D 2X 2Y), whose 2x2 cells each have one of all, row by row; written once."""
+    """Interleaves four maps (B,D,X,Y) into one (B,D,2X,2Y): each 2x2 block has one cell of each map, row by row."""
 
     @staticmethod
     def forward(ctx: Any, *maps: Tensor) -> Tensor:
@@ -97,6 +97,6 @@ def _parts(cells: Float[Tensor, "B D X2 Y2"]) -> list[Tensor]:
 
 
 def _halves(weight: Float[Tensor, "..."], axis: int) -> tuple[Tensor, Tensor]:
-    """Three weights along an axis as the two that the first, and that the second, of two equal cells has."""
+    """The two summed weights along an axis for the first, and for the second, of the two new cells of an old one."""
     a, b, c = weight.unbind(axis)
     return torch.stack([a, b + c], axis), torch.stack([a + b, c], axis)

@@ -1,8 +1,8 @@
-"""Voxel losses with their gradients in closed form: millions of logits are read piece by piece, and no intermediate value is kept for all of them.
+"""Voxel losses with gradients in closed form. Logits are processed in chunks, so no intermediate tensor of their full size is stored.
 
-A GPU reads the logits of the focal loss in one piece, and has a Lovász loss of its own (`losses.py`), which weighs errors as is done here.
+On a GPU the focal loss processes all logits at once, and the Lovász loss has its own implementation (`losses.py`) with the same weights.
 
-Shapes: V voxels, K classes, N voxels of one class's turn.
+Shapes: V voxels, K classes, N voxels of one class.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from iidrive.models import cpu
 
 _AT_ONCE = 2**15
-"""Voxels of a piece: what is made of them stays in the processor's cache."""
+"""Voxels per chunk: few enough for intermediate tensors to fit the CPU cache."""
 
 
 def _at_once(logits: Tensor) -> int:
@@ -28,7 +28,7 @@ def _at_once(logits: Tensor) -> int:
 def focal_sum(
     logits: Float[Tensor, "V K"], target: Int[Tensor, "V"], weight: Float[Tensor, "V"], alpha: float, gamma: float
 ) -> Float[Tensor, ""]:
-    """Sigmoid focal loss summed over voxels, each with its weight, and classes. Plain: `plain.focal_sum`."""
+    """Sigmoid focal loss summed over classes and weighted voxels. Plain version: `plain.focal_sum`."""
     made = _Focal.apply(exact(logits), target, weight, alpha, gamma)
     assert isinstance(made, Tensor)
     return made
@@ -37,9 +37,9 @@ def focal_sum(
 def lovasz_of_classes(
     logits: Float[Tensor, "V K"], target: Int[Tensor, "V"], bins: int, weights: tuple[float, ...] = ()
 ) -> Float[Tensor, ""]:
-    """Lovász-softmax, mean over the classes that are present, or their weighted sum; `bins` as in `losses.lovasz`.
+    """Lovász-softmax: mean over the classes that are present, or their weighted sum. `bins` is as in `losses.lovasz`.
 
-    Plain: `plain.lovasz_of_classes`.
+    Plain version: `plain.lovasz_of_classes`.
     """
     made = _Lovasz.apply(exact(logits), target, bins, weights)
     assert isinstance(made, Tensor)
@@ -47,7 +47,7 @@ def lovasz_of_classes(
 
 
 def exact(logits: Tensor) -> Tensor:
-    """At least float32, whatever precision the network ran in."""
+    """Convert half-precision logits to float32."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
@@ -101,7 +101,7 @@ class _Lovasz(torch.autograd.Function):
             total += error.dot(gradient)
             gradients[k] = torch.where(truth, -gradient, gradient)
             inner.addcmul_(gradients[k], probabilities[k])
-        # the gradient of a softmax, in the place of its values
+        # gradient of the softmax, written over its values
         for probability, gradient in zip(probabilities, gradients, strict=True):
             probability.mul_(gradient.sub_(inner))
         ctx.save_for_backward(probabilities)
@@ -119,25 +119,25 @@ class _Lovasz(torch.autograd.Function):
 
 
 def sorted_weights(error: Float[Tensor, "*K N"], truth: Bool[Tensor, "*K N"]) -> Float[Tensor, "*K N"]:
-    """Gradient of the Lovász extension at each element of a class (of each by itself), by sorting errors in descending order.
+    """Gradient of the Lovász extension for each class, from errors sorted in descending order.
 
-    It is what calling one more element wrong adds to the Jaccard loss: 1 / union for a true one, and for a false one, which makes the union
-    larger by itself, intersection / (union before and after).
+    It is the increase of the Jaccard loss when one more element is misclassified: 1 / union for a true element, and
+    intersection / (union before * union after) for a false one, which enlarges the union.
     """
     values, order = _descending(error, truth)
     hits = values.cumsum(-1, dtype=torch.int32)
     total = hits[..., -1:]
     union = (total + 1 - hits).add_(torch.arange(error.shape[-1], device=error.device, dtype=torch.int32))
-    # of a true element the union before it may be 0; it is not asked for
+    # for a true element the union before it may be 0, but is not used
     steps = torch.where(values.bool(), 1, (total - hits).to(error.dtype).div_(union - 1)).div_(union)
     return torch.empty_like(error).scatter_(-1, order, steps)
 
 
 def _descending(error: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """Truths from the largest error to the smallest, and their places.
+    """Truth values from the largest error to the smallest, and their indices.
 
-    Bits of numbers that are not negative are in the numbers' order, and integers are sorted by radix, much faster; bits of numbers up to 1
-    leave room for one more, the truth.
+    Non-negative floats sort like their bits as integers, and integers are sorted by radix sort, which is much faster. Errors are at most 1,
+    which leaves one bit for the truth value.
     """
     if error.dtype != torch.float32:
         order = error.argsort(descending=True)
@@ -147,7 +147,7 @@ def _descending(error: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def histogram_weights(error: Float[Tensor, "N"], truth: Bool[Tensor, "N"], bins: int) -> Float[Tensor, "N"]:
-    """The same from a histogram: elements in one of `bins` equal intervals share one weight for true and one for false elements."""
+    """As `sorted_weights`, from a histogram: elements in the same of `bins` equal intervals share one weight per truth value."""
     place = interval(error, bins)
     count = torch.bincount(place, minlength=bins).double()
     hits = torch.bincount(place[truth], minlength=bins).double()
@@ -156,9 +156,9 @@ def histogram_weights(error: Float[Tensor, "N"], truth: Bool[Tensor, "N"], bins:
 
 
 def interval(error: Float[Tensor, "*N"], bins: int) -> Int[Tensor, "*N"]:
-    """Which of `bins` equal intervals an error between 0 and 1 falls into, the largest errors first.
+    """Index of the interval, of `bins` equal ones, that an error in [0, 1] falls into; the largest errors have index 0.
 
-    NaN goes to an arbitrary one: the loss is NaN anyway.
+    NaN goes to an arbitrary interval; the loss is NaN anyway.
     """
     return (error * -bins).add_(bins - 1e-3).nan_to_num_(0).clamp_(0, bins - 1).long()
 
@@ -166,12 +166,12 @@ def interval(error: Float[Tensor, "*N"], bins: int) -> Int[Tensor, "*N"]:
 def weights_of_intervals(
     count: Float64[Tensor, "*K N"], hits: Float64[Tensor, "*K N"]
 ) -> tuple[Float64[Tensor, "*K N"], Float64[Tensor, "*K N"]]:
-    """Weights of the false and of the true elements of each interval, from how many elements it has and how many of them are true."""
+    """Weights of the false and of the true elements of each interval, from the numbers of its elements and of its true elements."""
     total = hits.sum(-1, keepdim=True)
-    wrong_hits, seen = (whole.long().cumsum(-1).to(whole.dtype) for whole in (hits, count))  # whole numbers: a GPU has one way to add them
+    wrong_hits, seen = (whole.long().cumsum(-1).to(whole.dtype) for whole in (hits, count))  # integer sums are deterministic on a GPU
     jaccard = _jaccard(wrong_hits, seen, total)
     step = torch.diff(jaccard, prepend=torch.zeros_like(total))
-    # Within an interval a true element adds 1 / union and a false one intersection / union^2, both at the interval's middle.
+    # In an interval, a true element adds 1 / union and a false one intersection / union^2, both evaluated at its middle.
     union = (total + seen - wrong_hits - (count - hits) / 2).clamp(min=1)
     for_true, for_false = 1 / union, (total - wrong_hits + hits / 2) / union.square()
     scale = step / (hits * for_true + (count - hits) * for_false).clamp(min=1e-12)
@@ -179,5 +179,5 @@ def weights_of_intervals(
 
 
 def _jaccard(hits: Tensor, seen: Tensor, total: Tensor) -> Tensor:
-    """Jaccard loss when the `seen` worst elements, `hits` of them true, are called wrong."""
+    """Jaccard loss if the `seen` elements with the largest errors, `hits` of them true, are misclassified."""
     return 1 - (total - hits) / (total + seen - hits).clamp(min=1)

@@ -1,1 +1,1 @@
-"""The published II-World implementation's arithmetic and parameter names."""
+"""Reference implementation: arithmetic and parameter names of the published II-World code."""

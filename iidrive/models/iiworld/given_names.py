@@ -1,8 +1,8 @@
-"""Names of weights as training tools leave them, turned into the names of the architecture.
+"""Removes what training tools add to the names of weights.
 
-DDP, FSDP and torch.compile put a part of their own anywhere into a name (`module.`, `_orig_mod.`), frameworks put one before it (`model.`), and
-moving averages stand beside the weights or in their place: `ema_encoder_conv_in_weight` (mmcv), `model_ema.encoderconv_inweight`,
-`ema_model.encoder.conv_in.weight`, or all names with an `n_averaged` among them (torch's AveragedModel).
+DDP, FSDP and torch.compile insert parts anywhere in a name (`module.`, `_orig_mod.`), and frameworks add a prefix (`model.`). An EMA may be
+stored beside the weights or instead of them: `ema_encoder_conv_in_weight` (mmcv), `model_ema.encoderconv_inweight`,
+`ema_model.encoder.conv_in.weight`, or plain names together with `n_averaged` (PyTorch's AveragedModel).
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from iidrive.core.errors import CheckpointError
 from iidrive.core.text import printable
 
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"})
-"""Parts that wrappers of modules add, at any place of a name."""
+"""Parts that module wrappers insert anywhere in a name."""
 OUTER = frozenset({"model", "net", "network", "online_model"})
-"""First parts that frameworks add. They are taken off where a known name is left."""
+"""Prefixes that frameworks add. They are removed if a known name remains."""
 AVERAGED = frozenset({"ema", "ema_model", "model_ema", "module_ema"})
-"""First parts that say that what follows is a moving average."""
+"""Prefixes that mark an EMA."""
 _COUNTERS = frozenset({"n_averaged", "steps", "decay", "num_updates", "updates"})
-"""Numbers that averages keep beside the weights."""
+"""Counters that are stored with an EMA."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """Weights and their moving average, both under plain names; either may be empty."""
+    """Weights and their EMA under plain names. Either may be empty."""
 
     weights: dict[str, Tensor]
     averaged: dict[str, Tensor]
 
 
 def plain_names(state: Mapping[str, Tensor], known: Collection[str], where: str) -> Given:
-    """Take off what tools added to names. What leads to no known name keeps its own, without wrappers.
+    """Remove what training tools added to names. An unknown name is kept, without wrappers.
 
     Args:
-        state: tensors under the names of a file.
+        state: tensors by their names in the file.
         known: names of the architecture.
-        where: the file.
+        where: the file, for the error message.
 
     Raises:
-        CheckpointError: if two names with different values come to one.
+        CheckpointError: if two names with different values become the same.
     """
     whole = frozenset(known)
     flat = {name.replace(".", mark): name for mark in ("_", "") for name in known}
@@ -57,8 +57,8 @@ def plain_names(state: Mapping[str, Tensor], known: Collection[str], where: str)
         before = came.setdefault((averaged, plain), name)
         if before != name and not _same(state[before], value):
             raise CheckpointError(
-                f"{where}: two of its names, {printable(before)} and {printable(name)}, stand for {printable(plain)} and differ in value. "
-                "Save one model's weights alone."
+                f"{where}: the names {printable(before)} and {printable(name)} both mean {printable(plain)}, but their values differ. "
+                "Save the weights of one model only."
             )
         found[averaged][plain] = value
     if any(name.split(".")[-1] == "n_averaged" for name in counters) and not found[True]:
@@ -67,7 +67,7 @@ def plain_names(state: Mapping[str, Tensor], known: Collection[str], where: str)
 
 
 def _plain(name: str, known: frozenset[str], flat: Mapping[str, str]) -> tuple[bool, str]:
-    """Whether a name is that of a moving average, and its plain name."""
+    """Whether a name belongs to an EMA, and its plain name."""
     stem = ".".join(part for part in name.split(".") if part not in WRAPPERS) or name
     averaged, rest = False, stem
     while rest not in known:

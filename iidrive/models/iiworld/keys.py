@@ -1,8 +1,8 @@
-"""Names of the published weights (github lzzzzzm/II-World) and ours, both ways and without touching a number.
+"""Conversion between the parameter names of the published weights (github lzzzzzm/II-World) and ours. Values are not changed.
 
-A table line pairs the beginning of a published name with the beginning of ours; the rest of the name (`.weight`, `.0.bias`) is kept. `#` is a
-number that both share, `~` one that the other side counts from the end (the published decoder stores its levels finest first and runs
-them coarsest first). The first line that fits wins.
+A table row pairs a prefix of a published name with a prefix of ours. The rest of the name (`.weight`, `.0.bias`) is kept. `#` is a number
+that both share. `~` is a number that the other side counts from the end: the published decoder stores its levels finest first but runs them
+coarsest first. The first matching row is used.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ TOKENIZER: Table = (
         )
     ),
 )
-"""Stage 1."""
+"""Names of stage 1 (tokenizer): (published, ours)."""
 
 WORLD: Table = (
     ("pose_encoder.pose_time_embedding", _MOTION_TIME),
@@ -83,25 +83,28 @@ WORLD: Table = (
     ("transformer.plan_embed", "condition"),
     ("transformer.plan_translation_output", "plan_head"),
 )
-"""Stage 2, without the tokenizer that the published model nests under `vqvae.`."""
+"""Names of stage 2 (world model): (published, ours), without the tokenizer nested under `vqvae.`."""
 
 
 def tokenizer_from_published(state: State) -> dict[str, Tensor]:
-    """Our tokenizer's state from the published one. Raises CheckpointError with the names that it does not know."""
+    """Convert a published tokenizer's state dict to ours. Raises CheckpointError, listing unknown names."""
     renamed = _renamed(state, TOKENIZER)
     renamed[STARTED] = torch.tensor(True)
     return renamed
 
 
 def tokenizer_to_published(state: State) -> dict[str, Tensor]:
-    """The published names of our tokenizer's state. Raises CheckpointError for a codebook that has not been started."""
+    """Convert our tokenizer's state dict to the published names. Raises CheckpointError if its codebook has not been initialised."""
     if STARTED in state and not bool(state[STARTED]):
-        raise CheckpointError("this tokenizer's codebook has not been drawn yet: train it, at least for a step, before giving it away.")
+        raise CheckpointError("this tokenizer's codebook has not been initialised yet: train it for at least one step before exporting it.")
     return _renamed({k: v for k, v in state.items() if k != STARTED}, _turned(TOKENIZER))
 
 
 def world_from_published(state: State) -> dict[str, Tensor]:
-    """Our world model's state from the published one (without a nested tokenizer: see `nested`). Raises CheckpointError like the above."""
+    """Convert a published world model's state dict, without the nested tokenizer (see `nested`), to ours.
+
+    Raises CheckpointError as above.
+    """
     renamed = _renamed(state, WORLD)
     if _MOTION_TIME in renamed:
         renamed[_MOTION_TIME] = renamed[_MOTION_TIME].flatten(0, 1)
@@ -109,12 +112,15 @@ def world_from_published(state: State) -> dict[str, Tensor]:
 
 
 def world_to_published(state: State) -> dict[str, Tensor]:
-    """The published names of the state of our world model. Raises CheckpointError for parts that the published model does not have."""
+    """Convert our world model's state dict to the published names.
+
+    Raises CheckpointError for parts that the published model does not have.
+    """
     return _renamed({k: v[None] if k == _MOTION_TIME else v for k, v in state.items()}, _turned(WORLD))
 
 
 def nested(state: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A published world model's own state and that of the tokenizer nested in it (empty if there is none), both under published names."""
+    """Split a published world model's state dict into its own and that of its nested tokenizer (empty if none), under published names."""
     prefix = "vqvae."
     own = {k: v for k, v in state.items() if not k.startswith(prefix)}
     return own, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

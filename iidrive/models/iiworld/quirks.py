@@ -1,7 +1,7 @@
-"""What the published world model does that a better one would not, each with a name: `WorldConfig.quirks` lists those that are wanted.
+"""Peculiarities (quirks) of the published world model that are probably mistakes. `WorldConfig.quirks` lists those to reproduce.
 
-They apply to the roll-out in map axes (`motion="map"`, see `iiworld/rollout.py`); without any, that roll-out does the corrected thing, which
-every sentence says last. The numbers of the published code's own mistakes stand in the design notes of the II model, section 5.
+They apply to the rollout in map axes (`motion="map"`, see `iiworld/rollout.py`). Without a quirk, that rollout uses the corrected
+behaviour, which each description names last.
 """
 
 from __future__ import annotations
@@ -35,4 +35,4 @@ QUIRKS: dict[Quirk, str] = {
     "trajectory-mean-twice": "the trajectory loss is divided by the batch size twice, not once",
     "rotation-everywhere": "the rotation loss counts frames after a scene's end, not only those that exist",
 }
-"""What each does."""
+"""Quirk → description."""

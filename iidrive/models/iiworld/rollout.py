@@ -1,13 +1,13 @@
-"""The roll-out of the published world model (I2-World, arXiv 2507.09144, github lzzzzzm/II-World), with the modules of `world.py`.
+"""Rollout of the published world model (I2-World, arXiv 2507.09144, github lzzzzzm/II-World), with the modules of `world.py`.
 
-Motions are told in the axes of the map and poses are chained there as quaternions. Where the published model keeps state in its modules,
-here a `Carry` goes in and comes out: a sample is to get the carry of the sample one keyframe earlier, or none at a sequence's start. What
-of it is a mistake has a name in `iiworld/quirks.py` and is done only where the config asks for it.
+Motions are in map axes, and poses are chained as quaternions. The published model keeps state in its modules. Here the state is a `Carry`,
+an argument and a return value: a sample gets the carry of the sample one keyframe earlier, or None at the start of a sequence. Mistakes of
+the published code have names in `iiworld/quirks.py` and are reproduced only if the config lists them.
 
-Poses are float64, so that coordinates of kilometres cost nothing; the published code chains them in float32 (0.1 mm of noise).
+Poses are float64, so that large map coordinates lose no precision. The published code uses float32 (0.1 mm of noise).
 
-Shapes: B batch, S steps, H motions of the past, T = H latents of the memory, C channels, x, y cells, M = 9 motion numbers: translation
-(x, y) in map axes, quaternion (w, x, y, z), then three velocities.
+Shapes: B batch, S steps, H past motions, T = H latents in memory, C channels, x, y cells, M = 9 motion features: translation (x, y) in map
+axes, quaternion (w, x, y, z), three velocities.
 """
 
 from __future__ import annotations
@@ -32,12 +32,17 @@ Quirks = Collection[Quirk]
 
 @dataclass(frozen=True)
 class Drive:
-    """What was recorded of B samples from now (index 0) on.
+    """Recorded data of B samples, from now (index 0) on.
 
-    `latents` (B,S+1,C,x,y); ego poses in the map, `rotation` (B,S+1,4) unit quaternions (w, x, y, z) and `position` (B,S+1,3), metres;
-    `velocity` (B,S,3): vx, vy, m/s, and yaw rate, rad/s, of each frame; `command` (B,S); `valid` (B,S): the frame after step k exists;
-    `starts` (B,): the sample is its sequence's first; `before` (B,T-1,C,x,y): the latents before now, oldest first (the quirk
-    `copied-memory` does without).
+    Attributes:
+        latents: (B,S+1,C,x,y) latents.
+        rotation: (B,S+1,4) ego rotations in the map, unit quaternions (w, x, y, z).
+        position: (B,S+1,3) ego positions in the map, metres.
+        velocity: (B,S,3) vx, vy (m/s) and yaw rate (rad/s) of each frame.
+        command: (B,S) index into `MANOEUVRES`.
+        valid: (B,S) whether the frame after step k exists.
+        starts: (B,) whether the sample is the first of its sequence.
+        before: (B,T-1,C,x,y) latents before now, oldest first; not needed with the quirk `copied-memory`.
     """
 
     latents: Float[Tensor, "B S1 C x y"]
@@ -51,30 +56,33 @@ class Drive:
 
     @property
     def translations(self) -> Float64[Tensor, "B S 2"]:
-        """Recorded steps, metres in map axes."""
+        """Recorded translations, map axes, metres."""
         return self.position[:, 1:, :2] - self.position[:, :-1, :2]
 
     @property
     def turns(self) -> Float64[Tensor, "B S 4"]:
-        """Recorded turns, told in each earlier ego frame: now_q_next."""
+        """Recorded rotations now_q_next, in the earlier ego frame of each step."""
         return quaternion_product(quaternion_inverse(self.rotation[:, :-1]), self.rotation[:, 1:])
 
     @property
     def next_T_now(self) -> Float64[Tensor, "B S 4 4"]:
-        """Recorded motions as transforms."""
+        """Recorded motions as 4x4 transforms."""
         return _relative(self.rotation[:, 1:], self.position[:, 1:], self.rotation[:, :-1], self.position[:, :-1])
 
     @property
     def motions(self) -> Float64[Tensor, "B S M"]:
-        """Recorded steps as the motion history holds them."""
+        """Recorded motions as features of the motion history."""
         return torch.cat([self.translations, self.turns, self.velocity], -1)
 
 
 @dataclass(frozen=True)
 class Carry:
-    """What goes from sample to sample: recorded motions (B,H,M), oldest first, and where the last roll-out ended.
+    """State that is passed from sample to sample.
 
-    `heading_rad` (B,) is the roll under the quirk `roll-for-yaw`; `position_m` (B,3) in the map.
+    Attributes:
+        motions: (B,H,M) recorded motions, oldest first.
+        heading_rad: (B,) heading at the end of the last rollout (the roll angle with the quirk `roll-for-yaw`).
+        position_m: (B,3) position in the map at the end of the last rollout.
     """
 
     motions: Float64[Tensor, "B H M"]
@@ -84,7 +92,9 @@ class Carry:
 
 @dataclass(frozen=True)
 class RollOut:
-    """Predictions of S steps: latents, steps in map axes, turns, poses in the map, velocities as the motion history takes them, and next_T_now."""
+    """Predictions of S steps: latents, translations in map axes (metres), rotations, poses in the map, velocities for the motion history,
+    and next_T_now.
+    """
 
     latents: Float[Tensor, "B S C x y"]
     translations: Float[Tensor, "B S 2"]
@@ -96,7 +106,7 @@ class RollOut:
 
 
 def begin(drive: Drive, carry: Carry | None, quirks: Quirks, history: int) -> Carry:
-    """The carry with which a sample starts: at rest, at the present pose, where its sequence starts or nothing was carried."""
+    """Initial carry of a sample: at rest at the current pose if its sequence starts or `carry` is None."""
     heading = heading_rad(drive.rotation[:, 0], "roll-for-yaw" in quirks)
     still = at_rest(quirks, drive.rotation).expand(len(drive.starts), history, 9)
     if carry is None:
@@ -110,7 +120,7 @@ def begin(drive: Drive, carry: Carry | None, quirks: Quirks, history: int) -> Ca
 
 
 def at_rest(quirks: Quirks, like: Tensor) -> Float[Tensor, "M"]:
-    """The motion that stands for the time before a sequence."""
+    """Motion features for the time before a sequence."""
     rotation = [1.0, 1.0, 1.0, 1.0] if "ones-rotation" in quirks else [1.0, 0.0, 0.0, 0.0]
     return constant((0.0, 0.0, *rotation, 0.0, 0.0, 0.0), like)
 
@@ -122,10 +132,10 @@ def roll_out(
     teach: Bool[Tensor, "B S"] | None = None,
     quirks: Quirks | None = None,
 ) -> tuple[RollOut, Carry]:
-    """Imagine S steps from now, and what the sample after this one is to get.
+    """Roll out S steps. Returns the predictions and the carry for the next sample.
 
-    Where `teach` is true (in training only) the recorded frame after a step takes the place of the predicted one. Gradients flow through
-    the present latent and pose, not through memory and motion history. `quirks` stand in for the config's.
+    Where `teach` is true (in training only), the recorded frame after a step replaces the predicted one. Gradients flow through the current
+    latent and pose, not through memory and motion history. `quirks` override the config's.
     """
     quirks = world.config.quirks if quirks is None else quirks
     carry = begin(drive, carry, quirks, world.config.history)
@@ -165,7 +175,7 @@ def roll_out(
 
 
 def losses(config: WorldConfig, made: RollOut, drive: Drive) -> dict[str, Tensor]:
-    """Latent losses of every step, trajectory and rotation loss, all weighted; their sum is what is minimised."""
+    """Weighted latent loss of each step, trajectory loss and rotation loss. Their sum is the training loss."""
     weight = constant(config.latent_weights, made.latents)
     error = (made.latents - drive.latents[:, 1:]).square().mean((2, 3, 4)) * drive.valid
     latent = weight * error.sum(0) / drive.valid.sum(0).clamp(min=1)
@@ -187,7 +197,7 @@ def losses(config: WorldConfig, made: RollOut, drive: Drive) -> dict[str, Tensor
 def velocities(
     turned_rad: Float64[Tensor, "*B"], speed: Float64[Tensor, "*B"], heading: Float64[Tensor, "*B"], quirks: Quirks
 ) -> Float64[Tensor, "*B 3"]:
-    """(vx, vy, yaw rate) of one step. Straight ahead is vy: the published data turn velocities by a quarter."""
+    """(vx, vy, yaw rate) of one step, m/s and rad/s. Forward is vy, because the published data rotate velocities by 90 degrees."""
     roll = "roll-for-yaw" in quirks
     rate = turned_rad if roll else torch.atan2(turned_rad.sin(), turned_rad.cos())
     direction = torch.pi / 2 + (heading if roll else torch.zeros_like(heading))
@@ -195,7 +205,7 @@ def velocities(
 
 
 def heading_rad(rotation: Float64[Tensor, "*B 4"], roll: bool) -> Float64[Tensor, "*B"]:
-    """Yaw of a quaternion, or its roll, which is what the yaw's formula gives when (w, x, y, z) is read as (x, y, z, w)."""
+    """Yaw of a quaternion, or its roll if `roll`: the result of the yaw formula if (w, x, y, z) is misread as (x, y, z, w)."""
     w, x, y, z = rotation.unbind(-1)
     if roll:
         return torch.atan2(2 * (w * x + y * z), 1 - 2 * (x * x + y * y))
@@ -203,7 +213,7 @@ def heading_rad(rotation: Float64[Tensor, "*B 4"], roll: bool) -> Float64[Tensor
 
 
 def quaternion_product(a: Float[Tensor, "*B 4"], b: Float[Tensor, "*B 4"]) -> Float[Tensor, "*B 4"]:
-    """a * b: first b, then a."""
+    """Quaternion product a * b: rotate by b, then by a."""
     (w, v), (u, t) = (a[..., :1], a[..., 1:]), (b[..., :1], b[..., 1:])
     return torch.cat([w * u - (v * t).sum(-1, keepdim=True), w * t + u * v + torch.linalg.cross(v, t)], -1)
 
@@ -235,5 +245,5 @@ def _memory(drive: Drive, quirks: Quirks, history: int) -> Tensor:
     if "copied-memory" in quirks:
         return now.expand(-1, history, -1, -1, -1)
     if drive.before is None:
-        raise ConfigError("without the quirk copied-memory the roll-out needs the latents before now; found none.")
+        raise ConfigError("without the quirk copied-memory the rollout needs the latents before now; found none.")
     return torch.cat([drive.before, now], 1)[:, -history:]

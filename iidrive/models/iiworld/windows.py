@@ -1,10 +1,10 @@
-"""Windows of recorded keyframes as the published roll-out reads them: `iiworld/rollout.py` without a stream.
+"""The published rollout (`iiworld/rollout.py`) on single clips instead of a stream.
 
-A window holds the five keyframes before now, which is all that a published stream's motion history remembers, so what is carried can be made
-from the window. Two things cannot: where the previous sample's roll-out ended (the quirk `stale-pose` measures from the present pose
-here), and the commands of future keyframes (`future-commands` sees the present command at every step).
+A clip has five keyframes before now, which is the length of the published motion history, so the carry can be computed from the clip. Two
+things cannot: the end of the previous sample's rollout (the quirk `stale-pose` uses the current pose instead), and the commands of future
+keyframes (`future-commands` uses the current command at every step).
 
-Shapes: B batch, T frames seen (oldest first, the last is now), S future steps, C latent channels, x, y cells.
+Shapes: B batch, T frames (oldest first, the last is now), S future steps, C latent channels, x, y cells.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def recorded(
     steps: int,
     targets: tuple[Targets, Float[Tensor, "B S C x y"]] | None = None,
 ) -> tuple[Drive, Carry]:
-    """What the roll-out reads and carries; without what lies `ahead` (targets and their latents), the ego stands still there."""
+    """Input and carry of the rollout for clips. Without `targets` (targets and their latents), the ego stands still in the future."""
     if inputs.global_T_now is None:
-        raise ConfigError("motion=map tells motions in the axes of the map, but this batch does not say where the ego is in it.")
+        raise ConfigError("motion=map needs the ego's pose in the map (global_T_now), but this batch has none.")
     now = inputs.now_T_frame.shape[1] - 1
     if targets is None:
         future, valid = inputs.now_T_frame[:, -1:].expand(-1, steps, -1, -1), inputs.known[:, -1:].expand(-1, steps)
@@ -54,7 +54,7 @@ def recorded(
 
 
 def imagine(world: WorldModel, inputs: Inputs, latents: Float[Tensor, "B T C x y"], steps: int) -> Imagined:
-    """Roll out from what was seen alone: the decoder is told the predicted motion (published task `high-level-control`)."""
+    """Roll out from observed frames only, conditioned on the predicted motion (published task `high-level-control`)."""
     quirks: Quirks = [q for q in world.config.quirks if q != "true-motion"]
     drive, carry = recorded(inputs, latents, quirks, world.config.history, steps)
     made, _ = roll_out(world, drive, carry, quirks=quirks)
@@ -71,7 +71,7 @@ def loss(
     truth: Float[Tensor, "B S C x y"],
     teach: Bool[Tensor, "B S"],
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The published losses of one window; see `published.losses`."""
+    """The published losses of clips; see `rollout.losses`."""
     quirks = world.config.quirks
     drive, carry = recorded(inputs, latents, quirks, world.config.history, truth.shape[1], (targets, truth))
     made, _ = roll_out(world, drive, carry, teach)
@@ -82,7 +82,7 @@ def loss(
 def quaternion_of(rotation: Float[Tensor, "*B 3 3"]) -> Float[Tensor, "*B 4"]:
     """Unit quaternions (w, x, y, z), of either sign, of rotation matrices.
 
-    The sixteen products 4 q_i q_j are sums of the matrix's entries; the row of the largest square is a multiple of q.
+    The sixteen products 4 q_i q_j are sums of the matrix's entries. The row with the largest q_i² is a multiple of q.
     """
     m = rotation
     one = torch.ones_like(m[..., 0, 0])
@@ -97,7 +97,7 @@ def quaternion_of(rotation: Float[Tensor, "*B 3 3"]) -> Float[Tensor, "*B 4"]:
 
 
 def continuous(track: Float[Tensor, "B T 4"]) -> Float[Tensor, "B T 4"]:
-    """The same rotations with signs such that neighbours in time lie on the same side."""
+    """Quaternions over time with signs chosen so that neighbours have a positive inner product."""
     turned = (track[:, 1:] * track[:, :-1]).sum(-1) < 0
     sign = torch.where(turned, -1.0, 1.0).to(track.dtype).cumprod(1)
     return torch.cat([track[:, :1], track[:, 1:] * sign[..., None]], 1)

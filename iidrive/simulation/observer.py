@@ -1,6 +1,6 @@
-"""What a simulated ego knows, as a planner gets it in open loop: its motion, the command, and tokens of the occupancy that it has seen.
+"""Model inputs in closed loop, in the same form as in open loop: ego motion, command, and tokens of the observed occupancy.
 
-Shapes: B scenes side by side, T = 6 keyframes (the last is now), n codes of a keyframe.
+Shapes: B scenes, T = 6 keyframes (the last is the current one), n codes per keyframe.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from iidrive.simulation.driven import PAST, DrivenScene
 Array = np.ndarray
 
 
-class Eyes:
-    """Looks at scenes, keyframe by keyframe. Without a tokenizer only motion and command are known: no occupancy is made.
+class Observer:
+    """Makes model inputs of simulated scenes. Without a tokenizer they have ego motion and command only, and no occupancy is generated.
 
-    Every keyframe is encoded once; its codes see the keyframes before it that the tokenizer looks back on.
+    Every keyframe is encoded once, together with the earlier keyframes that the tokenizer uses.
     """
 
     def __init__(self, tokenizer: Tokenizer | None, dropped: float = 0.0) -> None:
-        """`dropped`: share of columns that look free, drawn from the scene's seed for every keyframe."""
+        """`dropped`: fraction of the occupancy's columns that are set to free, drawn for every keyframe from the scene's seed."""
         self.tokenizer, self.dropped = tokenizer, dropped
         self._maps: dict[str, list[torch.Tensor]] = {}
         self._codes: dict[str, list[torch.Tensor]] = {}
 
     @torch.no_grad()
-    def look(self, scenes: Sequence[DrivenScene]) -> Inputs:
-        """The inputs of scenes at this moment."""
+    def observe(self, scenes: Sequence[DrivenScene]) -> Inputs:
+        """Inputs of the scenes at their current keyframes."""
         if self.tokenizer is not None:
             while new := [s for s in scenes if len(self._codes.setdefault(s.name, [])) < len(s.keyframes)]:
                 self._encode(self.tokenizer, new)
@@ -64,7 +64,7 @@ class Eyes:
         return np.where(gone[..., None], np.uint8(FREE), semantics)
 
     def _encode(self, tokenizer: Tokenizer, scenes: Sequence[DrivenScene]) -> None:
-        """Codes of every scene's earliest keyframe that has none yet."""
+        """Encode each scene's earliest keyframe that has no codes yet."""
         grids, seen, back = [], [], []
         for scene in scenes:
             number = len(self._codes[scene.name])
