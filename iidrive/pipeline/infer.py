@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from iidrive.core.batch import Inputs
@@ -27,6 +27,7 @@ from iidrive.scoring.movers import MoverCounts
 from iidrive.scoring.reliability import Reliability
 
 Array = np.ndarray
+Hears = Callable[[Sequence[int], UInt8[Array, "B H X Y Z"]], None]
 HORIZON_STEPS = (0, 2, 4, 6)
 """Forecasts are scored now (reconstruction) and 1, 2, 3 s ahead."""
 
@@ -44,9 +45,9 @@ def truth(source: Source, tracks: Iterable[EgoTrack]) -> Cases:
 
 
 def plans(
-    planner: Callable[[Inputs], Float[Tensor, "B 6 2"]], clips: ClipDataset, process_group: ProcessGroup | None = None, batch: int = 64
-) -> tuple[tuple[str, ...], Float[Array, "n 6 2"]]:
-    """Plan every sample: (sample tokens, paths of LIDAR_TOP in the lidar frame, float32).
+    planner: Callable[[Inputs], Float[Tensor, "B *R 6 2"]], clips: ClipDataset, process_group: ProcessGroup | None = None, batch: int = 64
+) -> tuple[tuple[str, ...], Float[Array, "n *R 6 2"]]:
+    """Plan every sample: (sample tokens, paths of LIDAR_TOP in the lidar frame, float32), one path of each or R of them.
 
     The processes of a `process_group` share whole batches, so that the answer has the same bits for any number of them.
     """
@@ -67,6 +68,7 @@ def forecasts(
     steps: tuple[int, ...] = HORIZON_STEPS,
     source: Source | None = None,
     oracle_every: int = 4,
+    hear: Hears = lambda rows, labels: None,
 ) -> ForecastScores:
     """Score the forecaster and the copy baselines on samples with a full future (windows with codes and future occupancy).
 
@@ -82,7 +84,7 @@ def forecasts(
     - `world model, true path (oracle)`: the roll-out along the true path, as some publications do it. It costs as much as the model's own, so
       only every `oracle_every`-th batch has it. A world model with motion=map has no such row.
 
-    The processes of a `process_group` share whole batches.
+    `hear` is told what the world model imagines: the rows of a batch, and its labels. The processes of a `process_group` share whole batches.
     """
     process_group = process_group or ProcessGroup()
     truths = None if source is None else Truths(source, spec)
@@ -94,6 +96,7 @@ def forecasts(
     for rows, part in batches(clips, process_group.shard(range(0, len(clips), batch)), batch):
         oracle = source is not None and rows.start // batch % oracle_every == 0
         made = forecast_rows(forecaster, part, spec, steps, oracle)
+        hear(rows, made["world model"].labels)
         seen = None
         if truths is not None:
             seen = truths.of(clips, rows, part, steps)
