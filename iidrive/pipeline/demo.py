@@ -129,7 +129,7 @@ def _shown(
         imagined.update({row: grids for row, grids in zip(rows, labels, strict=True) if row in drawn})
 
     forecast = infer.forecasts(loaded.model.forecaster, clips, tokenizer.config.grid, source=source, hear=hear)
-    reconstruction = reconstruction_miou(tokenizer, cache, on)
+    reconstruction = reconstruction_miou(tokenizer, cache, on, forecast)
     about = about_line(source, on.split, {"weights": name} if driven else {"recipe": recipe.name})
     summary = _beside_earlier(name, summary_table(scores), on)
     seconds = time.perf_counter() - began

@@ -300,11 +300,15 @@ def score_plans(
     return scores, dict(zip(tokens, paths, strict=True))
 
 
-def reconstruction_miou(tokenizer: Tokenizer, cache: TokenCache, on: TestSet) -> float:
-    """mIoU of all keyframes decoded from their tokens, 0..1."""
+def reconstruction_miou(tokenizer: Tokenizer, cache: TokenCache, on: TestSet, counted: ForecastScores | None = None) -> float:
+    """mIoU of all keyframes decoded from their tokens, 0..1.
+
+    `counted`: the forecast of the same tokens, which has decoded and counted the keyframes with a full future already.
+    """
     occupancy = OccupancyFrames(on.source, tokenizer.config.grid, keyframes(on.tracks))
-    rows = ((track.name, np.arange(len(track.tokens))) for track in on.tracks)
-    return metrics.miou(infer.reconstruction(tokenizer, cache, occupancy, rows))
+    left = [(track.name, np.flatnonzero(~track.path_valid.all(1) | (counted is None))) for track in on.tracks]
+    found = infer.reconstruction(tokenizer, cache, occupancy, (one for one in left if len(one[1])))
+    return metrics.miou(found if counted is None else found + counted.present)
 
 
 def trained_on(manifest: Manifest) -> str:
