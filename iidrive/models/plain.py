@@ -14,7 +14,8 @@ what it explains; where that is a method, the module comes first.
 | `layers.CellAttention` | `out` is folded into the values' map; probabilities are kept, all else of their size is overwritten |
 | `layers.DeformableAttention` | one product for values, scaled offsets and weights; points are read again backwards |
 | `layers.CellGrid.read`, `inside` | bilinear reading as a weighted sum of four rows of a table; the weights alone for a map of ones |
-| `quantise.ResidualQuantiser.nearest` | without the part of the distance that all codes share |
+| `quantise.ResidualQuantiser.nearest` | without the part of the distance that all codes share; the least by numpy, which has vector units |
+| `tokenizer.Tokenizer.read` | class logits are made and read frame by frame, so that they fit the cache |
 | `quantise.ResidualQuantiser.latent_of` | a table for each level of what its codes add to the latent |
 | `world.attend` | the key and value maps are applied to the one query and to what it read, not to every token |
 | `world.InterLayer.mixed` | the two linear maps that meet are one; the memory's part of the first comes from outside |
