@@ -84,8 +84,8 @@ class Tab:
 
 
 @contextlib.contextmanager
-def opened(page: Path, tmp_path: Path) -> Iterator[Tab]:
-    """A page in a headless browser of its own. Skips without a browser, or fails where one is required."""
+def opened(page: Path | str, tmp_path: Path) -> Iterator[Tab]:
+    """A page, by its file or its address, in a headless browser of its own. Skips without a browser, or fails where one is required."""
     path = next((found for name in _NAMES if (found := shutil.which(name))), None)
     if path is None:
         message = f"no browser: none of {', '.join(_NAMES)} is installed"
@@ -108,7 +108,7 @@ def opened(page: Path, tmp_path: Path) -> Iterator[Tab]:
         tab.session = tab.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Runtime", "Network", "Log", "Page"):
             tab.call(f"{domain}.enable")
-        tab.call("Page.navigate", url=page.resolve().as_uri())
+        tab.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         tab.run("while (document.readyState !== 'complete') await new Promise(done => setTimeout(done, 20));")
         yield tab
     finally:

@@ -141,10 +141,8 @@ class Forecaster(nn.Module):
         """Current occupancy, decoded from the current latent without the world model, on the cells of the occupancy flow."""
         assert inputs.codes is not None
         assert self.flow_grid is not None
-        found = self.tokenizer.class_logits(self.latents(inputs.codes[:, -1])).softmax(-1)
-        user = found[..., constant(ROAD_USERS, inputs.command)].sum(-1)
-        taken, road = user.amax(-1), (user + found[..., DRIVEABLE]).amax(-1)
-        voxels = found.shape[1] // self.flow_grid.shape[0]
+        taken, road = self.tokenizer.read(self.latents(inputs.codes[:, -1]), _shown)
+        voxels = taken.shape[1] // self.flow_grid.shape[0]
         if voxels == 1:
             return CurrentOccupancy(taken, 1 - road)
         return CurrentOccupancy(F.max_pool2d(taken[:, None], voxels)[:, 0], 1 - F.avg_pool2d(road[:, None], voxels)[:, 0])
@@ -199,6 +197,13 @@ class Forecaster(nn.Module):
     def _observed_latents(self, inputs: Inputs) -> Float[Tensor, "B T C x y"]:
         assert inputs.codes is not None
         return self.latents(inputs.codes[:, -self.world.config.history :])
+
+
+def _shown(logits: Float[Tensor, "B X Y Z K"]) -> tuple[Float[Tensor, "B X Y"], Float[Tensor, "B X Y"]]:
+    """How likely a road user takes each column, and how likely there is road, with a road user on it or without."""
+    found = logits.softmax(-1)
+    user = found[..., constant(ROAD_USERS, logits.new_empty(0, dtype=torch.long))].sum(-1)
+    return user.amax(-1), (user + found[..., DRIVEABLE]).amax(-1)
 
 
 def _decoded(batch: Batch) -> tuple[Int[Tensor, "B"], UInt8[Tensor, "B X Y Z"]]:

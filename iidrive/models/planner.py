@@ -233,6 +233,15 @@ class Agent(nn.Module):
         return drivable(plan.best())
 
     @torch.no_grad()
+    def both(self, inputs: Inputs) -> Float[Tensor, "B 2 S 2"]:
+        """Plans without ii and with it, as `plan` makes them. Candidates of both vary one way, from one reading of the present."""
+        if not self.planner.config.accelerations:
+            return torch.stack([self.plan(inputs, ii) for ii in (False, True)], 1)
+        seen = self.forecaster.seen_now(inputs)
+        way = self.way(inputs, seen)
+        return torch.stack([self.choose(inputs, way, self.scene(inputs, ii, seen), ii).best() for ii in (False, True)], 1)
+
+    @torch.no_grad()
     def choice(self, inputs: Inputs, ii: bool) -> Choice:
         """Candidates of a batch and their predicted outcomes. Only for a planner with candidates."""
         seen = None if ii and not self.planner.config.shifts_m else self.forecaster.current_occupancy(inputs)

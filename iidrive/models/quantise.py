@@ -17,6 +17,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from iidrive.models import cpu
 from iidrive.models.cpu.products import linear
 
 
@@ -84,6 +85,8 @@ class ResidualQuantiser(nn.Module):
         flat = rearrange(v, "b c x y -> (b x y) c")
         # |v - e|^2 without |v|^2, which is the same for every code
         distance = linear(flat, self.codebook * -2, self.codebook.square().sum(1))
+        if cpu.pays_for(distance) and distance.dtype == torch.float32:  # numpy's has vector units, torch's has none
+            return torch.from_numpy(distance.numpy(force=True).argmin(1)).view(v.shape[0], *v.shape[2:])
         return distance.argmin(1).view(v.shape[0], *v.shape[2:])
 
     def look_up(self, index: Int[Tensor, "B x y"]) -> Float[Tensor, "B C x y"]:

@@ -15,6 +15,7 @@ K classes, E class embedding channels, D decoder channels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -29,6 +30,7 @@ from iidrive.core.batch import Batch
 from iidrive.core.classes import FREE, IGNORE, OCC_CLASSES
 from iidrive.core.errors import ConfigError
 from iidrive.core.scene import GridSpec
+from iidrive.models import cpu
 from iidrive.models.compute import ComputeConfig, in_autocast
 from iidrive.models.cpu.convolve import EnlargedConv, convolve_columns
 from iidrive.models.history import mirrored, warp_once, warp_stream
@@ -316,19 +318,35 @@ class Tokenizer(nn.Module):
         """Class logits for inference. With class weights, the fraction `prior` of their bias is removed, and classes absent from training
         are excluded.
         """
-        logits = self.decode(latent)
-        if not self.config.class_weights:
-            return logits
-        weights = constant(self.config.class_weights, logits)
-        bias = torch.where(weights > 0, -self.config.prior * weights.clamp(min=1e-6).log(), -torch.inf)
-        return logits + bias
+        return self._logits(self.decoder(latent), self._bias(latent))
 
     def labels(self, latent: Float[Tensor, "B C x y"], without: Bool[Tensor, "K"] | None = None) -> UInt8[Tensor, "B X Y Z"]:
         """The most likely class of every voxel, excluding the classes in `without`."""
-        logits = self.class_logits(latent)
-        if without is not None:
-            logits = logits.masked_fill(without, -torch.inf)
-        return logits.argmax(-1).to(torch.uint8)
+        (found,) = self.read(latent, lambda logits: (logits.argmax(-1).to(torch.uint8),), without)
+        return found
+
+    def read(
+        self, latent: Float[Tensor, "B C x y"], reading: Callable[[Tensor], tuple[Tensor, ...]], without: Bool[Tensor, "K"] | None = None
+    ) -> tuple[Tensor, ...]:
+        """Apply `reading` to the class logits (b X Y Z K) and return its results for all frames.
+
+        On a CPU the frames are read one after the other, since the logits of many frames do not fit the processor's cache.
+        """
+        bias = self._bias(latent)
+        bias = bias if without is None else bias.masked_fill(without, -torch.inf)
+        columns = self.decoder(latent)
+        parts = columns.split(1) if cpu.pays_for(columns) else (columns,)
+        return tuple(torch.cat(made) for made in zip(*(reading(self._logits(part, bias)) for part in parts), strict=True))
+
+    def _bias(self, like: Tensor) -> Float[Tensor, "K"]:
+        """Bias (K,) that is added to the logits of each class; -inf excludes a class."""
+        if not self.config.class_weights:
+            return like.new_zeros(len(self.classes))
+        weights = constant(self.config.class_weights, like)
+        return torch.where(weights > 0, -self.config.prior * weights.clamp(min=1e-6).log(), -torch.inf)
+
+    def _logits(self, columns: Float[Tensor, "B D X Y"], bias: Float[Tensor, "K"]) -> Float[Tensor, "B X Y Z K"]:
+        return (rearrange(columns, "b (z e) x y -> b x y z e", e=self.config.class_width) @ self.classes.T).add_(bias)
 
     def voxel_loss(
         self, logits: Float[Tensor, "B X Y Z K"], labels: UInt8[Tensor, "B X Y Z"], counts: Counts | None = None

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 
 from iidrive.core.batch import Inputs
+from iidrive.core.scene import FUTURE_STEPS
 from iidrive.data.box_tracks import BoxTargets
 from iidrive.data.clips import ClipDataset
 from iidrive.data.source import Source
@@ -38,7 +40,7 @@ class Choices:
 
     Predicted: `steps_expected`, number of steps with a collision; `distance_expected_m` from the expert's path; `overlap` with the imagined scene;
     `cost_m`. True: `steps_met`, number of steps with a collision; `distance_m` from the true path. `apart_m`: distance of its end from the end of the
-    unchanged proposal.
+    unchanged proposal. `paths` (n,6,2) are the chosen candidates, which are the plans: LIDAR_TOP in the lidar frame, metres.
     """
 
     tokens: tuple[str, ...]
@@ -51,6 +53,7 @@ class Choices:
     steps_met: Int[Array, "n A"]
     distance_m: Float[Array, "n A"]
     apart_m: Float[Array, "n A"]
+    paths: Float[Array, "n 6 2"] = field(default_factory=partial(np.zeros, (0, FUTURE_STEPS, 2), np.float32))
 
     def to_json(self) -> dict[str, Any]:
         """The summary and the number of failures by reason."""
@@ -100,8 +103,8 @@ class Choices:
         )
 
     def lines(self) -> str:
-        """One line of JSON per sample: its token, the chosen candidate, and the values of every candidate."""
-        names = [field.name for field in fields(self) if field.name not in ("tokens", "accelerations", "chosen")]
+        """One JSON object a sample: its token, the chosen candidate, and every candidate's figures."""
+        names = [one.name for one in fields(self) if one.name not in ("tokens", "accelerations", "chosen", "paths")]
         out = []
         for i, token in enumerate(self.tokens):
             table = {name: np.round(getattr(self, name)[i].astype(float), 4).tolist() for name in names}
@@ -128,7 +131,8 @@ def choices(
         off = (choice.candidates - part.targets.path[:, None]).norm(dim=-1).mean(-1)
         apart = (choice.candidates[:, :, -1] - choice.candidates[:, :1, -1]).norm(dim=-1)
         told = choice.outcomes.collision.sigmoid().sum(-1), choice.outcomes.distance_m, choice.outcomes.overlap, choice.cost_m
-        made[rows.start] = part.inputs.tokens, [x.numpy(force=True) for x in (choice.cost_m.argmin(1), *told, met, off, apart)]
+        columns = choice.cost_m.argmin(1), *told, met, off, apart, choice.best().float()
+        made[rows.start] = part.inputs.tokens, [x.numpy(force=True) for x in columns]
     found = {start: one for some in process_group.gather(made) for start, one in some.items()}
     ordered = [found[start] for start in sorted(found)]
     columns = [np.concatenate(column) for column in zip(*(arrays for _, arrays in ordered), strict=True)]

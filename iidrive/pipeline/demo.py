@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from iidrive.models.baselines import KINEMATIC
 from iidrive.pipeline import infer
 from iidrive.pipeline.baselines import BASELINES, Baseline, baseline
 from iidrive.pipeline.drive import drive_rows
-from iidrive.pipeline.evaluate import Assessment, TestSet, about_line, plan_and_score, reconstruction_miou
+from iidrive.pipeline.evaluate import Assessment, TestSet, about_line, plan_and_score, reconstruction_miou, score_plans
 from iidrive.pipeline.load import LoadedAgent, LoadedTokenizer, Place, load_agent, load_ego_mlp
 from iidrive.pipeline.pages import charts_of, forecast_table, worst_table
 from iidrive.pipeline.pictures import Bad, Sample, draw, telling, worst
@@ -120,14 +119,21 @@ def _shown(
     tokenizer = loaded.model.forecaster.tokenizer
     cache = _tokens(loaded.world.tokenizer, source, on.split, out / "tokens-test")
     clips = scored_clips(on.tracks, cache, source, tokenizer.config.grid)
-    forecast = infer.forecasts(loaded.model.forecaster, clips, tokenizer.config.grid, source=source)
-    reconstruction = reconstruction_miou(tokenizer, cache, on)
     scores, plans = score_all(name, recipe, loaded, beside, clips.without_occupancy(), on)
+    states = [f"{name}, ii off", f"{name}, ii on"]
+    shown, bad = telling(on.tracks), worst(scores[states[1]], on.tracks)
+    drawn = {row for row, sample in enumerate(clips.samples) if Sample(*sample) in (*shown, *(one.sample for one in bad))}
+    imagined: dict[int, Array] = {}
+
+    def hear(rows: Sequence[int], labels: Array) -> None:
+        imagined.update({row: grids for row, grids in zip(rows, labels, strict=True) if row in drawn})
+
+    forecast = infer.forecasts(loaded.model.forecaster, clips, tokenizer.config.grid, source=source, hear=hear)
+    reconstruction = reconstruction_miou(tokenizer, cache, on, forecast)
     about = about_line(source, on.split, {"weights": name} if driven else {"recipe": recipe.name})
     summary = _beside_earlier(name, summary_table(scores), on)
     seconds = time.perf_counter() - began
     print(f"\n{about}\n")
-    states = [f"{name}, ii off", f"{name}, ii on"]
     for state in states:
         print(f"{state}\n{format_scores(scores[state])}\n")
     print(aligned([summary.header, *summary.rows]))
@@ -135,10 +141,9 @@ def _shown(
     if driven:
         print(f"\nclosed loop\n{driven.text}")
     beside_it = {row: plans[row] for row in ("ctrv", "ego-mlp", *states)}
-    pictures = draw(on, loaded.model.forecaster, clips, beside_it, telling(on.tracks))
-    bad = worst(scores[states[1]], on.tracks)
+    pictures = draw(on, loaded.model.forecaster, clips, beside_it, shown, imagined=imagined)
     charts = charts_of(scores, forecast, out)
-    pictures = charts + pictures + draw(on, loaded.model.forecaster, clips, beside_it, [one.sample for one in bad], "worst-")
+    pictures = charts + pictures + draw(on, loaded.model.forecaster, clips, beside_it, [one.sample for one in bad], "worst-", imagined)
     values: dict[str, Any] = {
         "planning": {name: to_json(s)["sparsedrive"] for name, s in scores.items()},
         "forecast": forecast.to_json(),
@@ -153,7 +158,7 @@ def _shown(
     page = _page(
         name, recipe, on, about, [scores[state] for state in states], summary, forecast, reconstruction, pictures, seconds, driven, bad
     )
-    write_view(view_of(loaded.model, source, on.tracks[place.track].name, place.keyframe), out / VIEW)
+    write_view(view_of(loaded.model, source, on.tracks[place.track].name, place.keyframe, codes=cache), out / VIEW)
     index = write_index(out, page)
     print(f"\n{seconds / 60:.1f} min, {peak_memory_gb():.1f} GB at most. Pictures and tables: {index}")
 
@@ -190,15 +195,15 @@ def score_all(
     for known, made in beside.items():
         heading, about = about_line(on.source, on.split, {"planner": known}), {"planner": known, "split": on.split}
         scores[known], plans[known] = plan_and_score(known, made.plan, bare, on, about, heading, made.lineage)
-    for ii in (False, True):
-        state = "on" if ii else "off"
+    tokens, paths = infer.plans(loaded.model.both, clips, on.run.process_group)
+    for k, state in enumerate(("off", "on")):
         about = {"planner": name, "split": on.split, "train_ii": "on", "test_ii": state}
         row = f"{name}, ii {state}"
         heading = about_line(
             on.source, on.split, {"planner": recipe.name if name == "planner" else name, "train_ii": "on", "test_ii": state}
         )
-        plan = partial(loaded.model.plan, ii=ii)
-        scores[row], plans[row] = plan_and_score(f"{name}-ii-{state}", plan, clips, on, about, heading, on.judged(loaded.checkpoint))
+        judged = on.judged(loaded.checkpoint)
+        scores[row], plans[row] = score_plans(f"{name}-ii-{state}", tokens, paths[:, k], on, about, heading, judged)
     return scores, plans
 
 

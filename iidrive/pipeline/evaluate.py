@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from iidrive.data.town.source import TownConfig
 from iidrive.models.forecast import Forecaster
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.pipeline import infer
-from iidrive.pipeline.arms import TestII, chooser, marks_of, planner_of, uses_future
+from iidrive.pipeline.arms import TestII, chooser, marks_of, require_candidates, uses_future
 from iidrive.pipeline.baselines import BASELINES, baseline
 from iidrive.pipeline.choices import choices
 from iidrive.pipeline.load import LoadedTokenizer, load_agent, load_ego_mlp, load_forecaster, load_tokenizer
@@ -184,24 +184,24 @@ def evaluate_planner(found: Checkpoint, on: TestSet, use: Use) -> Result:
     about = {"planner": str(found.path), "trained on": trained_on(loaded.manifest), **switches}
     cache = on.tokens(loaded.world.tokenizer)
     clips = scored_clips(on.tracks, cache, on.source, agent.forecaster.tokenizer.config.grid)
-    plan = planner_of(agent, use.test_ii, clips, on.source)
+    require_candidates(agent, use.test_ii)
+    choose = chooser(agent, use.test_ii, clips, on.source) if agent.planner.config.accelerations else None
     text, forecast = _forecast(agent.forecaster, clips, on, on.judged(loaded.checkpoint))
     numbers: dict[str, Any] = {"forecast": forecast.to_json()}
-    planned = _planned("planner", plan, clips.without_occupancy(), on, about, lineage)
-    untrained = (
-        "the outcome head was trained only with the current scene; it treats the imagined scene as if it were the current one."
-        if agent.planner.config.accelerations
-        else "the ii branch was never trained and has no effect, so this equals ii off."
-    )
     failures: dict[str, str] = {}
-    if agent.planner.config.accelerations:
-        choose = chooser(agent, use.test_ii, clips, on.source)
+    if choose is not None:
+        untrained = "the outcome head was trained only with the current scene; it treats the imagined scene as if it were the current one."
         made = choices(choose, agent.planner.config.accelerations, clips, on.source, on.run.process_group)
+        planned = _scored("planner", made.tokens, made.paths, clips, on, about, lineage)
         numbers = {**numbers, "choices": made.to_json()}
         planned, failures = replace(planned, text=f"{planned.text}\n{made.text()}"), made.failures()
         if use.explain:
             on.run.write_text("choices.jsonl", made.lines())
             planned = replace(planned, text=f"{planned.text}\nchoices: {on.run.folder / 'choices.jsonl'}")
+    else:
+        untrained = "the ii branch was never trained and has no effect, so this equals ii off."
+        plan = partial(agent.plan, ii=uses_future(use.test_ii))
+        planned = _planned("planner", plan, clips.without_occupancy(), on, about, lineage)
     note = "" if agent.train_ii or not uses_future(use.test_ii) else f"\nnote: {untrained}"
     assert planned.shown is not None
     shown = replace(planned.shown, clips=clips, forecast=forecast, forecaster=agent.forecaster, failures=failures)
@@ -282,8 +282,20 @@ def plan_and_score(
 
     Writes `predictions-NAME.npz`, `table-NAME.txt`, and `rows-NAME.npz` with the per-sample scores that `iidrive compare` reads.
     """
+    return score_plans(name, *infer.plans(plan, clips, on.run.process_group), on, about, heading, lineage)
+
+
+def score_plans(
+    name: str,
+    tokens: tuple[str, ...],
+    paths: Float[Array, "n 6 2"],
+    on: TestSet,
+    about: Mapping[str, object],
+    heading: str,
+    lineage: Lineage,
+) -> tuple[Scores, dict[str, Float[Array, "6 2"]]]:
+    """Like `plan_and_score`, for plans that exist already: `paths` of LIDAR_TOP in the lidar frame, metres, of the samples `tokens`."""
     run, cases = on.run, on.cases
-    tokens, paths = infer.plans(plan, clips, run.process_group)
     made = {**about, "lineage": lineage.child("predictions").to_plain()}
     predictions = run.folder / f"predictions-{name}.npz"
     if run.process_group.is_rank_zero:
@@ -295,11 +307,15 @@ def plan_and_score(
     return scores, dict(zip(tokens, paths, strict=True))
 
 
-def reconstruction_miou(tokenizer: Tokenizer, cache: TokenCache, on: TestSet) -> float:
-    """mIoU of all keyframes decoded from their tokens, 0..1."""
+def reconstruction_miou(tokenizer: Tokenizer, cache: TokenCache, on: TestSet, counted: ForecastScores | None = None) -> float:
+    """mIoU of all keyframes decoded from their tokens, 0..1.
+
+    `counted`: the forecast of the same tokens, which has decoded and counted the keyframes with a full future already.
+    """
     occupancy = OccupancyFrames(on.source, tokenizer.config.grid, keyframes(on.tracks))
-    rows = ((track.name, np.arange(len(track.tokens))) for track in on.tracks)
-    return metrics.miou(infer.reconstruction(tokenizer, cache, occupancy, rows))
+    left = [(track.name, np.flatnonzero(~track.path_valid.all(1) | (counted is None))) for track in on.tracks]
+    found = infer.reconstruction(tokenizer, cache, occupancy, (one for one in left if len(one[1])))
+    return metrics.miou(found if counted is None else found + counted.present)
 
 
 def trained_on(manifest: Manifest) -> str:
@@ -325,9 +341,21 @@ def _forecast(forecaster: Forecaster, clips: ClipDataset, on: TestSet, lineage: 
 
 
 def _planned(name: str, plan: Plan, clips: ClipDataset, on: TestSet, about: dict[str, Any], lineage: Lineage) -> Result:
+    return _scored(name, *infer.plans(plan, clips, on.run.process_group), clips, on, about, lineage)
+
+
+def _scored(
+    name: str,
+    tokens: tuple[str, ...],
+    paths: Float[Array, "n 6 2"],
+    clips: ClipDataset,
+    on: TestSet,
+    about: dict[str, Any],
+    lineage: Lineage,
+) -> Result:
     about = {"planner": about["planner"], **on.about, **about}
     heading = about_line(on.source, on.split, {k: about[k] for k in ("planner", "train_ii", "test_ii", "trained on") if k in about})
-    scores, plans = plan_and_score(name, plan, clips, on, about, heading, lineage)
+    scores, plans = score_plans(name, tokens, paths, on, about, heading, lineage)
     numbers = scoring.to_json(scores)
     text = f"{mark_lines(lineage.marks)}{heading}\n{format_scores(scores)}"
     if on.pdm:

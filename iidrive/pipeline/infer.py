@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from iidrive.core.batch import Inputs
@@ -28,6 +28,7 @@ from iidrive.scoring.movers import MoverCounts
 from iidrive.scoring.reliability import Reliability
 
 Array = np.ndarray
+Hears = Callable[[Sequence[int], UInt8[Array, "B H X Y Z"]], None]
 HORIZON_STEPS = (0, 2, 4, 6)
 """Steps of 0.5 s at which forecasts are scored: 0 s (reconstruction) and 1, 2, 3 s."""
 
@@ -45,9 +46,9 @@ def truth(source: Source, tracks: Iterable[EgoTrack]) -> Cases:
 
 
 def plans(
-    planner: Callable[[Inputs], Float[Tensor, "B 6 2"]], clips: ClipDataset, process_group: ProcessGroup | None = None, batch: int = 64
-) -> tuple[tuple[str, ...], Float[Array, "n 6 2"]]:
-    """Plan every sample: (sample tokens, LIDAR_TOP paths in the lidar frame, metres, float32).
+    planner: Callable[[Inputs], Float[Tensor, "B *R 6 2"]], clips: ClipDataset, process_group: ProcessGroup | None = None, batch: int = 64
+) -> tuple[tuple[str, ...], Float[Array, "n *R 6 2"]]:
+    """Plan every sample: (sample tokens, LIDAR_TOP paths in the lidar frame, metres, float32). A planner may return R paths of each sample.
 
     The processes of a group share whole batches, so the result is bitwise independent of the number of processes.
     """
@@ -68,6 +69,7 @@ def forecasts(
     steps: tuple[int, ...] = HORIZON_STEPS,
     source: Source | None = None,
     oracle_every: int = 4,
+    hear: Hears = lambda rows, labels: None,
 ) -> ForecastScores:
     """Score the forecaster and the copy baselines on samples with a full future. `clips` must hold codes and future occupancy.
 
@@ -83,7 +85,7 @@ def forecasts(
     - `world model, true path (oracle)`: the rollout along the true path, as in some publications. It doubles the cost, so it is computed only for
       every `oracle_every`-th batch. A world model with motion=map has no such row.
 
-    The processes of a group share whole batches.
+    `hear` is called with the rows of each batch and the labels that the world model imagines. The processes of a group share whole batches.
     """
     process_group = process_group or ProcessGroup()
     truths = None if source is None else Truths(source, spec)
@@ -95,6 +97,7 @@ def forecasts(
     for rows, part in batches(clips, process_group.shard(range(0, len(clips), batch)), batch):
         oracle = source is not None and rows.start // batch % oracle_every == 0
         made = forecast_rows(forecaster, part, spec, steps, oracle)
+        hear(rows, made["world model"].labels)
         seen = None
         if truths is not None:
             seen = truths.of(clips, rows, part, steps)

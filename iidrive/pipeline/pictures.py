@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from iidrive.scoring.score import Scores
 
 Array = np.ndarray
 Plans = Mapping[str, Mapping[str, Float[Array, "6 2"]]]
+Imagined = Mapping[int, UInt8[Array, "H X Y Z"]]
 
 WORST = 10
 
@@ -70,18 +72,26 @@ def worst(scores: Scores, tracks: Sequence[EgoTrack], most: int = WORST) -> list
 
 
 def draw(
-    on: TestSet, forecaster: Forecaster | None, clips: ClipDataset, plans: Plans, samples: Sequence[Sample], start: str = ""
+    on: TestSet,
+    forecaster: Forecaster | None,
+    clips: ClipDataset,
+    plans: Plans,
+    samples: Sequence[Sample],
+    start: str = "",
+    imagined: Imagined = MappingProxyType({}),
 ) -> list[tuple[str, str]]:
     """Draw one picture per sample below the run folder's pictures/. Returns (caption, path relative to the run folder).
 
     With a forecaster, `clips` must hold codes and occupancy, and true and predicted occupancy are drawn, too. File names begin with `start`.
+    `imagined` holds forecasts that are known already, by row of `clips`, at `infer.HORIZON_STEPS`.
     """
     pictures = []
     row_of = {sample: row for row, sample in enumerate(clips.samples)}
     with counting("pictures", len(samples)) as tick:
         for sample in samples:
             track = on.tracks[sample.track]
-            panel = _panel(on.source, on.tracks, forecaster, clips, plans, sample, row_of[sample.track, sample.keyframe])
+            row = row_of[sample.track, sample.keyframe]
+            panel = _panel(on.source, on.tracks, forecaster, clips, plans, sample, row, imagined.get(row))
             name = f"{start}{track.name}-{sample.keyframe}.png" if start else f"{track.name}.png"
             path = scene_figure(panel, on.run.folder / "pictures" / name)
             pictures.append((f"{track.name} ({on.split}), keyframe {sample.keyframe}, {panel.observation.token}", f"pictures/{path.name}"))
@@ -100,23 +110,33 @@ def film(
 
 
 def _panel(
-    source: Source, tracks: Sequence[EgoTrack], forecaster: Forecaster | None, clips: ClipDataset, plans: Plans, sample: Sample, row: int
+    source: Source,
+    tracks: Sequence[EgoTrack],
+    forecaster: Forecaster | None,
+    clips: ClipDataset,
+    plans: Plans,
+    sample: Sample,
+    row: int,
+    imagined: UInt8[Array, "H X Y Z"] | None = None,
 ) -> ScenePanel:
     track = tracks[sample.track]
     scene = source.scene(track.name)
     observation, target = window(source, scene, sample.keyframe, past=ClipSpec().past)
     shown = {name: made[observation.token] for name, made in plans.items() if observation.token in made}
     panel = ScenePanel(f"{track.name}, keyframe {sample.keyframe}", observation, target, scene.map, shown)
-    return panel if forecaster is None else _with_occupancy(panel, forecaster, clips, row)
+    return panel if forecaster is None else _with_occupancy(panel, forecaster, clips, row, imagined)
 
 
-def _with_occupancy(panel: ScenePanel, forecaster: Forecaster, clips: ClipDataset, row: int) -> ScenePanel:
+def _with_occupancy(
+    panel: ScenePanel, forecaster: Forecaster, clips: ClipDataset, row: int, imagined: UInt8[Array, "H X Y Z"] | None
+) -> ScenePanel:
     batch = clips.batch([row])
     assert batch.inputs.occupancy is not None
     assert batch.targets.occupancy is not None
-    imagined, _ = forecaster.forecast(batch.inputs.to(device()), infer.HORIZON_STEPS)
+    if imagined is None:
+        imagined = forecaster.forecast(batch.inputs.to(device()), infer.HORIZON_STEPS)[0][0].numpy(force=True)
     real = torch.cat([batch.inputs.occupancy[:, -1:], batch.targets.occupancy], 1)[0].numpy()
-    shown = tuple(real[list(infer.HORIZON_STEPS)]), tuple(imagined[0].numpy(force=True))
+    shown = tuple(real[list(infer.HORIZON_STEPS)]), tuple(imagined)
     return replace(panel, true_occupancy=shown[0], imagined=shown[1], spec=forecaster.tokenizer.config.grid)
 
 

@@ -16,7 +16,7 @@ from iidrive.core.errors import ConfigError, DataError
 from iidrive.core.lineage import joined
 from iidrive.core.scene import FUTURE_STEPS, STEP_S, GridSpec, Scene
 from iidrive.data.box_tracks import BoxTargets
-from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, OccupancyFrames, read_tracks, scored_clips
+from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, Frames, OccupancyFrames, read_tracks, scored_clips
 from iidrive.data.source import Source
 from iidrive.models.forecast import Forecaster
 from iidrive.models.outcomes import collisions
@@ -28,6 +28,7 @@ from iidrive.pipeline.forecast_rows import frames_at, real_grids, true_frames
 from iidrive.pipeline.load import LoadedAgent, LoadedForecaster, load_agent, load_forecaster
 from iidrive.pipeline.pictures import film, telling
 from iidrive.pipeline.tokens import codes_before, codes_in_memory
+from iidrive.report.view.live import SceneViews
 from iidrive.report.view.page import Candidate, Panel, View
 from iidrive.runtime.run_folder import device
 from iidrive.scoring.driving.tracking import DT_S, reference
@@ -77,14 +78,43 @@ def view_of_subject(
     return replace(view_of(loaded.model, source, name, keyframe, ii), marks=own)
 
 
-def view_of(model: Agent | Forecaster, source: Source, name: str, keyframe: int | None = None, ii: bool = True) -> View:
-    """A view of a sample with the plan and prediction of a loaded model. Raises ConfigError for a keyframe without a full future."""
+def view_of(
+    model: Agent | Forecaster, source: Source, name: str, keyframe: int | None = None, ii: bool = True, codes: Frames | None = None
+) -> View:
+    """A view of a sample with the plan and prediction of a loaded model. `codes`: those of the scene, if they are known already.
+
+    Raises:
+        ConfigError: for a keyframe without a full future.
+    """
     agent = model if isinstance(model, Agent) else None
     forecaster = model.forecaster if isinstance(model, Agent) else model
     tokenizer = forecaster.tokenizer
-    sample = _sample(source, name, keyframe, tokenizer.config.grid, tokenizer)
+    sample = _sample(source, name, keyframe, tokenizer.config.grid, tokenizer, codes)
     view = replace(_true(sample, tokenizer.config.grid), imagined=_imagined(forecaster, sample.batch))
     return view if agent is None else _with_choice(view, agent, sample, ii)
+
+
+def views_of_subject(
+    found: Checkpoint | Predictions, source: Source, name: str, ii: bool = True, marks: tuple[str, ...] = ()
+) -> SceneViews:
+    """Every sample of a scene as `view_of_subject` shows it, each made when it is asked for. The model is loaded and the scene encoded once.
+
+    Raises:
+        ConfigError: for other kinds of checkpoints, and for a scene without any full future.
+    """
+    (track,) = read_tracks(source, [name])
+    whole = tuple(np.flatnonzero(track.path_valid.all(1)).tolist())
+    if not whole:
+        raise ConfigError(f"{name}: no keyframe has a full future of {FUTURE_STEPS * STEP_S:g} s; view another scene.")
+    first = telling([track])[0].keyframe
+    if isinstance(found, Predictions):
+        return SceneViews(name, whole, first, lambda keyframe: replace(view_of_predictions(found, source, name, keyframe), marks=marks))
+    loaded = _loaded(found)
+    model = loaded.model
+    own = joined(loaded.manifest.marks, trained_here(loaded.manifest, source, [name]), marks)
+    tokenizer = (model.forecaster if isinstance(model, Agent) else model).tokenizer
+    codes = codes_in_memory(tokenizer, source, [track])
+    return SceneViews(name, whole, first, lambda keyframe: replace(view_of(model, source, name, keyframe, ii, codes), marks=own))
 
 
 def view_of_predictions(found: Predictions, source: Source, name: str, keyframe: int | None = None) -> View:
@@ -137,15 +167,18 @@ def _loaded(found: Checkpoint) -> LoadedAgent | LoadedForecaster:
     return load_agent(found) if kind == "planner" else load_forecaster(found)
 
 
-def _sample(source: Source, name: str, keyframe: int | None, grid: GridSpec, tokenizer: Tokenizer | None = None) -> Sample:
-    """One sample, with codes if a `tokenizer` is given. Only the frames that it needs are read and encoded."""
+def _sample(
+    source: Source, name: str, keyframe: int | None, grid: GridSpec, tokenizer: Tokenizer | None = None, codes: Frames | None = None
+) -> Sample:
+    """One sample, with codes if a `tokenizer` is given. Only the frames that it needs are read, and encoded unless their `codes` are given."""
     (track,) = read_tracks(source, [name])
     index = telling([track])[0].keyframe if keyframe is None else keyframe
     whole = np.flatnonzero(track.path_valid.all(1))
     if index not in whole:
         raise ConfigError(f"{track.name}: keyframe {index} has no full future; those that have one are 0 to {whole.max(initial=-1)}.")
     scene, spec = source.scene(name), ClipSpec()
-    codes = None if tokenizer is None else codes_before(tokenizer, source, scene, index, spec.past)
+    if codes is None and tokenizer is not None:
+        codes = codes_before(tokenizer, source, scene, index, spec.past)
     frames = OccupancyFrames(source, grid, MORE_THAN_FIT)
     clips = ClipDataset([track], spec, frames, codes, future=True, labels=BoxTargets(source))
     return Sample(scene, track, index, clips.batch([clips.samples.index((0, index))]).to(device()))

@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 from iidrive.core import geometry
 from iidrive.core.errors import DataError
 from iidrive.core.scene import Pose, VectorMap
-from iidrive.report.drawing import draw_map, to_picture
-from iidrive.runtime import atomic
+from iidrive.report.drawing import draw_map, to_picture, write_png
 
 Array = np.ndarray
 
@@ -62,7 +61,7 @@ def drive_strip(
     at = np.linspace(0, last, moments).round().astype(int)
     width, height = _NAME_IN + moments * _MOMENT_IN[0], _HEAD_IN + len(rows) * _MOMENT_IN[1]
     figure = Figure(figsize=(width, height), dpi=100)
-    FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(figure)
     figure.text(0.1 / width, 1 - 0.28 / height, title, fontsize=12, weight="bold", va="center")
     legend = "blue: ego   orange: touched   green: the way of the town's own driver"
     figure.text(0.1 / width, 1 - 0.55 / height, legend, fontsize=9, color="#555555", va="center")
@@ -76,11 +75,7 @@ def drive_strip(
             left = _NAME_IN + j * _MOMENT_IN[0]
             place = (left + 0.03) / width, (bottom + 0.2) / height, (_MOMENT_IN[0] - 0.06) / width, (_MOMENT_IN[1] - 0.25) / height
             _moment(figure.add_axes(place), layers, row, reference_m, int(moment), step_s)
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic.whole(target) as temporary:
-        figure.savefig(temporary, format="png")
-    return target
+    return write_png(canvas, path)
 
 
 def _moment(axes: Axes, layers: VectorMap, row: DriveRow, reference_m: Array, moment: int, step_s: float) -> None:

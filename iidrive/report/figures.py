@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 
 from iidrive.core import geometry
 from iidrive.core.classes import FREE, IGNORE, OCC_CLASSES, OCC_COLOURS, OCC_OF_CATEGORY
@@ -248,27 +248,35 @@ def _occupancies(figure: Figure, panel: ScenePanel, rows: list[tuple[str, tuple[
     tallest_in = (top_in - 0.3 - LEGEND_IN) / len(rows) - gap_in
     side_in = min(room_in / columns, tallest_in * spec.shape[1] / spec.shape[0])
     high_in = side_in * spec.shape[0] / spec.shape[1]
-    extent = (-spec.upper_m[1], -spec.lower_m[1], spec.lower_m[0], spec.upper_m[0])
+    spec_m = np.subtract(spec.upper_m, spec.lower_m)
+    right_in, ahead_in = side_in * spec.upper_m[1] / spec_m[1], high_in * (1.5 - spec.lower_m[0]) / spec_m[0]
+    across_in, up_in = figure.get_size_inches()
+    sheet = figure.add_axes((0, 0, 1, 1), xlim=(0, across_in), ylim=(0, up_in))  # one for all pictures, in inches: axes are slow to make
+    sheet.set_axis_off()
+    egos = []
     bottom_in = top_in - 0.22
     for name, grids in rows:
         bottom_in -= high_in
         _write(figure, left_in + 0.14, bottom_in + high_in / 2, name, rotation=90, fontsize=12, fontweight="bold", ha="center", va="center")
         for k, horizon in enumerate(panel.horizons_s):
             x_in = left_in + LABEL_IN + k * (side_in + gap_in)
-            axes = figure.add_axes(_place(figure, x_in, bottom_in, side_in, high_in))
-            axes.set(xticks=[], yticks=[])
-            for spine in axes.spines.values():
-                spine.set_color("#999999")
+            there = k < len(grids)
+            frame = Rectangle(
+                (x_in, bottom_in), side_in, high_in, facecolor="none" if there else "#f2f2f2", edgecolor="#999999", lw=0.8, zorder=2
+            )
+            sheet.add_patch(frame)
             if name == rows[0][0]:
-                axes.set_title(_seconds(horizon), fontsize=11, pad=4)
-            if k >= len(grids):
-                axes.set_facecolor("#f2f2f2")
+                _write(figure, x_in + side_in / 2, bottom_in + high_in + 0.06, _seconds(horizon), fontsize=11, ha="center")
+            if not there:
                 words = "none:\nthe scene ends" if name == "truth" else "none"
-                axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color="#666666")
+                _write(figure, x_in + side_in / 2, bottom_in + high_in / 2, words, ha="center", va="center", color="#666666")
                 continue
-            axes.imshow(upright(top_down(grids[k])), extent=extent, interpolation="nearest", aspect="auto")
-            axes.plot([0], [1.5], marker="^", color="white", mec="black", ms=7, mew=1.1)
+            extent = (x_in, x_in + side_in, bottom_in, bottom_in + high_in)
+            sheet.imshow(upright(top_down(grids[k])), extent=extent, interpolation="nearest", aspect="auto", zorder=1)
+            egos.append((x_in + right_in, bottom_in + ahead_in))
         bottom_in -= gap_in
+    if egos:
+        sheet.plot(*np.array(egos).T, ls="none", marker="^", color="white", mec="black", ms=7, mew=1.1, zorder=3)
     _write(
         figure, left_in + LABEL_IN, bottom_in - 0.1, "occupancy seen from above, each picture around the ego (triangle) at its own moment, "
         f"{spec.shape[0] * spec.voxel_m:g} m ahead-to-behind", fontsize=9, color="#555555", va="center",

@@ -122,6 +122,11 @@ class ForecastScores:
     privileged: Mapping[str, str] = field(default_factory=dict)
     reliability: Mapping[str, Reliability] = field(default_factory=dict)
 
+    @property
+    def present(self) -> Int64[Array, "18 18"]:
+        """How the voxels of the present come back from the tokens, [truth, decoded]: the world model's row at 0 s."""
+        return self.rows["world model"].histogram[self.steps.index(0)]
+
     def miou(self, name: str) -> list[float]:
         """mIoU over the 17 non-free classes, per horizon. Classes in neither truth nor forecast are left out."""
         return self.figure(name, "mIoU")

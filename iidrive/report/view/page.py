@@ -125,7 +125,7 @@ def _json(view: View) -> str:
         "movable": np.flatnonzero(MOVABLE).tolist(),
         "ground": [OCC[name] for name in GROUND],
         "grids": base64.b64encode(gzip.compress(grids.tobytes(), 9, mtime=0)).decode(),
-        "panels": {name: {"frames": _rounded(panel.frames), "ego": _rounded(_ego_boxes(panel.ego))} for name, panel in panels.items()},
+        "panels": {name: {"frames": _rounded(panel.frames), "ego": _rounded(ego_boxes(panel.ego))} for name, panel in panels.items()},
         "boxes": [_rounded(boxes) for boxes in view.boxes],
         "path": [] if view.path_m is None else _rounded(view.path_m),
         "candidates": [
@@ -137,7 +137,7 @@ def _json(view: View) -> str:
     return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
-def _ego_boxes(ego: Float[Array, "S 3"]) -> Float[Array, "S 7"]:
+def ego_boxes(ego: Float[Array, "S 3"]) -> Float[Array, "S 7"]:
     """The ego's box at every time step from its rear axle: centre, length, width, height, yaw."""
     x, y, yaw = ego.T
     centre = [x + EGO_CENTRE_M * np.cos(yaw), y + EGO_CENTRE_M * np.sin(yaw), np.full(len(ego), EGO_HEIGHT_M / 2)]
