@@ -15,7 +15,7 @@ explains; for a method, the module is the first argument.
 overwritten |
 | `layers.DeformableAttention` | one product for values, scaled offsets and weights; sampled points are recomputed in the backward pass |
 | `layers.CellGrid.read`, `inside` | bilinear sampling as a weighted sum of four table rows; for a map of ones, only the weights |
-| `quantise.ResidualQuantiser.nearest` | omits the part of the distance that is the same for all codes; the minimum is found by NumPy, which is vectorised |
+| `quantise.ResidualQuantiser.nearest` | omits the part of the distance that is the same for all codes; the minimum is found by NumPy |
 | `tokenizer.Tokenizer.read` | class logits are computed and read frame by frame, so that they fit the processor's cache |
 | `quantise.ResidualQuantiser.latent_of` | one table per level with each code's contribution to the latent |
 | `world.attend` | key and value projections are applied to the single query and to the attended mean, not to every token |
