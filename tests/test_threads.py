@@ -81,6 +81,7 @@ def test_what_was_asked_for_or_had_before_comes_first(tmp_path: Path, monkeypatc
         threads.use(-1)
 
 
+@pytest.mark.slow
 def test_a_training_says_its_threads_and_goes_on_with_them(tmp_path: Path) -> None:
     """As many as asked for, however busy the machine is; a resume takes the same."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | {"OMP_WAIT_POLICY": "PASSIVE"}

@@ -76,6 +76,7 @@ def never(*arguments: Any) -> Any:
     raise AssertionError("a scene was made although it was there")
 
 
+@pytest.mark.slow
 def test_what_is_read_is_what_was_made(made: dict[str, World], cache: SceneCache, monkeypatch: pytest.MonkeyPatch) -> None:
     cold = Town(CONFIG, cache)
     first = cold.scene(NAME)
@@ -90,6 +91,7 @@ def test_what_is_read_is_what_was_made(made: dict[str, World], cache: SceneCache
         Town(replace(CONFIG, disk_cache=False), cache).scene(NAME)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["cut", "empty", "number", "header", "garbage", "another scene"])
 def test_a_damaged_file_is_made_again_and_replaced(made: dict[str, World], cache: SceneCache, harm: str) -> None:
     Town(CONFIG, cache).scene(NAME)
@@ -109,6 +111,7 @@ def test_a_damaged_file_is_made_again_and_replaced(made: dict[str, World], cache
     assert path.read_bytes() == good
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_makes_the_same(made: dict[str, World], cache: SceneCache, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[tuple[int, int]] = []
     names = tuple(made)
@@ -122,6 +125,7 @@ def test_any_number_of_processes_makes_the_same(made: dict[str, World], cache: S
     assert heard == []
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_no_loss(made: dict[str, World], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "START", "import os; os._exit(3)")
     found = dict(workers.make(CONFIG, list(made)[:2], 2, lambda name: False))
@@ -133,6 +137,7 @@ def test_names_are_checked_before_anything_is_made() -> None:
         Town(CONFIG).prepare(["town-train-00004"])
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_scenes_at_once(made: dict[str, World], cache: SceneCache) -> None:
     script = "for name in town.scene_names('train'): town.scene(name)"
     both = [run(script, cache.folder) for _ in range(2)]
@@ -143,6 +148,7 @@ def test_two_processes_write_the_same_scenes_at_once(made: dict[str, World], cac
         assert path.read_bytes() == encode(world)
 
 
+@pytest.mark.slow
 def test_a_kill_while_writing_leaves_nothing_that_is_read(made: dict[str, World], cache: SceneCache) -> None:
     script = "import os, signal; os.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL); town.scene('town-train-00001')"
     assert run(script, cache.folder).wait(300) == -9
@@ -176,6 +182,7 @@ def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_costs_one_warning(made: dict[str, World], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     town = Town(CONFIG, SceneCache(tmp_path / "file" / "towns"))

@@ -51,6 +51,7 @@ def conflict_scene(town: Town, number: int) -> Scene:
     return scene
 
 
+@pytest.mark.slow
 def test_a_left_turn_has_its_road_around_it() -> None:
     """A scene whose ego turns left far from where its town's own route leads."""
     scene = Town(replace(CONFIG, hard_scenes=60)).scene("town-hard-00047")
@@ -60,6 +61,7 @@ def test_a_left_turn_has_its_road_around_it() -> None:
     assert shapely.intersects_xy(scene.map.layers["drivable_area"], driven).all()
 
 
+@pytest.mark.slow
 def test_every_kind_has_its_turn(town: Town) -> None:
     assert town.scene_names("hard") == tuple(map(name, NUMBERS))
     assert [town.scene(name(k)).conflict.kind for k in NUMBERS] == list(HARD_KINDS)  # pyright: ignore
@@ -68,6 +70,7 @@ def test_every_kind_has_its_turn(town: Town) -> None:
     assert len(Town(TownConfig()).scene_names("hard")) == 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", NUMBERS, ids=HARD_KINDS)
 def test_keeping_route_and_speed_ends_in_a_touch(town: Town, number: int) -> None:
     """Measured once more: the scene is set going from the keyframe, and a body is pushed along the route's line at the speed it has there."""
@@ -91,6 +94,7 @@ def test_keeping_route_and_speed_ends_in_a_touch(town: Town, number: int) -> Non
     assert first == pytest.approx(conflict.within_s, abs=0.11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", NUMBERS, ids=HARD_KINDS)
 def test_the_expert_gets_through(town: Town, number: int) -> None:
     scene = conflict_scene(town, number)
@@ -101,6 +105,7 @@ def test_the_expert_gets_through(town: Town, number: int) -> None:
     assert np.hypot(*np.diff(path, axis=0).T).sum() > 20
 
 
+@pytest.mark.slow
 def test_the_named_ones_are_who_they_are_called(town: Town) -> None:
     found = {}
     for k in NUMBERS:
@@ -118,6 +123,7 @@ def test_the_named_ones_are_who_they_are_called(town: Town) -> None:
     assert min(found[k][1] for k in ("cut_in", "jaywalker", "cyclist_beside", "left_turn")) > 3
 
 
+@pytest.mark.slow
 def test_the_ego_leaves_its_line_only_to_go_around(town: Town) -> None:
     """1 m and more to its left around what stands in its lane, at most 0.5 m elsewhere on straight lanes."""
     scene = conflict_scene(town, HARD_KINDS.index("double_parking"))
@@ -127,6 +133,7 @@ def test_the_ego_leaves_its_line_only_to_go_around(town: Town) -> None:
     assert np.median(away) < 0.5
 
 
+@pytest.mark.slow
 def test_a_branch_in_which_the_ego_brakes_leaves_the_other_alone(town: Town) -> None:
     """The car that cuts in begins when the ego is near: in the branch where the ego stands it keeps to its lane."""
     scene = conflict_scene(town, 0)
@@ -146,6 +153,7 @@ def test_a_branch_in_which_the_ego_brakes_leaves_the_other_alone(town: Town) -> 
     assert np.hypot(*(at[0] - at[1])) > 1.0
 
 
+@pytest.mark.slow
 def test_shares_make_training_scenes_hard_and_leave_the_test_alone() -> None:
     config = replace(CONFIG, cut_ins=0.5, jaywalkers=0.25, train_scenes=400, val_scenes=40, test_scenes=40)
     kinds = [hard_kind(config, f"town-train-{k:05d}") for k in range(400)]

@@ -41,6 +41,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return {**checkpoint.load_tensors(path), **checkpoint.load_tensors(path, "training.safetensors")}
 
 
+@pytest.mark.slow
 def test_two_steps_then_two_more_equal_four(tmp_path: Path, town: Town) -> None:
     straight = train_tokenizer(SHORT, town, "train", Run.start(tmp_path / "a", {}))
     train_tokenizer(SHORT, town, "train", Run.start(tmp_path / "b", {}), RunOptions(stop_at=4))
@@ -51,6 +52,7 @@ def test_two_steps_then_two_more_equal_four(tmp_path: Path, town: Town) -> None:
     assert checkpoint.read_manifest(straight).fingerprint == checkpoint.read_manifest(resumed).fingerprint
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Path, town: Town) -> None:
     marks = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -60,6 +62,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Pat
     assert marks[0] == marks[1] != marks[2]
 
 
+@pytest.mark.slow
 def test_resuming_with_another_config_is_refused(tmp_path: Path, town: Town) -> None:
     train_tokenizer(SHORT, town, "train", Run.start(tmp_path, {}), RunOptions(stop_at=2))
     other = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, weight_decay=0.5))
@@ -71,6 +74,7 @@ def test_resuming_with_another_config_is_refused(tmp_path: Path, town: Town) -> 
     assert json.loads((tmp_path / "run-2.json").read_text())["what"] == "again"
 
 
+@pytest.mark.slow
 def test_a_training_can_go_on_with_another_learning_rate_and_says_so(tmp_path: Path, town: Town) -> None:
     train_tokenizer(SHORT, town, "train", Run.start(tmp_path, {}), RunOptions(stop_at=2))
     lower = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, learning_rate=1e-4))
@@ -82,6 +86,7 @@ def test_a_training_can_go_on_with_another_learning_rate_and_says_so(tmp_path: P
     assert checkpoint.read_manifest(path).about["changes"] == [change], "kept, and not noted twice"
 
 
+@pytest.mark.slow
 def test_accumulation_gives_the_same_gradient_step(tmp_path: Path, town: Town) -> None:
     """The ego-status MLP's loss is a mean over samples that all have six steps: parts of a batch add up to the whole."""
     marks = []
@@ -93,6 +98,7 @@ def test_accumulation_gives_the_same_gradient_step(tmp_path: Path, town: Town) -
         torch.testing.assert_close(marks[0][key], marks[1][key], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_a_number_stops_with_the_last_checkpoint_whole(
     tmp_path: Path, town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +116,7 @@ def test_a_loss_that_is_not_a_number_stops_with_the_last_checkpoint_whole(
     assert checkpoint.read_manifest(tmp_path).samples_seen == 4
 
 
+@pytest.mark.slow
 def test_stages_refuse_another_tokenizers_tokens(tmp_path: Path, town: Town) -> None:
     brief = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, samples=2))
     first = train_tokenizer(brief, town, "train", Run.start(tmp_path / "a", {}))
@@ -154,11 +161,13 @@ def test_a_spread_below_nothing_is_named() -> None:
         ParallelConfig(grad_accum_steps=-1)
 
 
+@pytest.mark.slow
 def test_without_save_every_the_end_is_saved(tmp_path: Path, town: Town) -> None:
     recipe = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, samples=4, save_every=0))
     assert train_tokenizer(recipe, town, "train", Run.start(tmp_path, {})).name == checkpoint.name(4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("save_every", "remedy"),
     [(2, "Go on from samples-000000002 with a lower"), (0, "There is no checkpoint yet: start again with a lower")],
@@ -169,6 +178,7 @@ def test_a_learning_rate_out_of_all_bounds_ends_in_a_message(tmp_path: Path, tow
         train_tokenizer(recipe, town, "train", Run.start(tmp_path, {}))
 
 
+@pytest.mark.slow
 def test_a_full_shared_memory_ends_in_a_message(tmp_path: Path, town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers are forked, so they have this shared memory that takes nothing."""
 
@@ -181,6 +191,7 @@ def test_a_full_shared_memory_ends_in_a_message(tmp_path: Path, town: Town, monk
         train_tokenizer(SHORT, town, "train", Run.start(tmp_path, {}), options)
 
 
+@pytest.mark.slow
 def test_what_was_logged_before_the_first_checkpoint_is_not_logged_twice(tmp_path: Path, town: Town) -> None:
     run = Run.start(tmp_path, {})
     for samples in (2, 4):
@@ -190,6 +201,7 @@ def test_what_was_logged_before_the_first_checkpoint_is_not_logged_twice(tmp_pat
     assert [json.loads(line)["samples"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [2, 4]
 
 
+@pytest.mark.slow
 def test_double_precision_is_validated_too(tmp_path: Path, town: Town) -> None:
     path = train_tokenizer(SHORT, town, "train", Run.start(tmp_path / "tokenizer", {}))
     cache = write_tokens(path, town, town.scene_names("train"), tmp_path / "tokens")
@@ -212,6 +224,7 @@ def test_an_average_that_starts_ahead_moves_slowly_from_the_start() -> None:
     assert found == pytest.approx([1 - 0.999 * 0.0005, 1 - 0.999 * (1 - 0.0050893)], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_recomputing_activations_changes_nothing(tmp_path: Path, town: Town) -> None:
     marks = []
     for name in ("kept", "again"):
@@ -223,6 +236,7 @@ def test_recomputing_activations_changes_nothing(tmp_path: Path, town: Town) -> 
     assert marks[0] == marks[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "16"])
 def test_mixed_precision_trains_near_single_precision(tmp_path: Path, town: Town, precision: str) -> None:
     """The loss is near, and what the loss scale has learned is kept for the next sitting."""
@@ -238,6 +252,7 @@ def test_mixed_precision_trains_near_single_precision(tmp_path: Path, town: Town
     assert ("scaler" in one) == (precision == "16")
 
 
+@pytest.mark.slow
 def test_frozen_parts_keep_their_weights(tmp_path: Path, town: Town) -> None:
     torch.manual_seed(SHORT.train_tokenizer.seed)
     frozen = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, freeze=("decoder", "classes")))
@@ -257,6 +272,7 @@ def test_frozen_parts_keep_their_weights(tmp_path: Path, town: Town) -> None:
             train_tokenizer(wrong, town, "train", Run.start(tmp_path / said[:3], {}))
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_the_weights_given_and_says_so(tmp_path: Path, town: Town) -> None:
     first = train_tokenizer(SHORT, town, "train", Run.start(tmp_path / "first", {}))
     cache = write_tokens(first, town, town.scene_names("train"), tmp_path / "tokens")
@@ -283,6 +299,7 @@ def test_fine_tuning_starts_from_the_weights_given_and_says_so(tmp_path: Path, t
         train_world(wide, first, cache, town, "train", Run.start(tmp_path / "wide", {}), RunOptions(init=str(world)))
 
 
+@pytest.mark.slow
 def test_validation_is_told_and_does_not_touch_the_training(tmp_path: Path, town: Town) -> None:
     def seen_to(recipe: recipes.Recipe, every: int) -> recipes.Recipe:
         stages_ = {f"train_{n}": getattr(recipe, f"train_{n}") for n in ("tokenizer", "world", "planner")}
@@ -308,6 +325,7 @@ def test_validation_is_told_and_does_not_touch_the_training(tmp_path: Path, town
     assert not list((tmp_path / "without").rglob("validation-*"))
 
 
+@pytest.mark.slow
 def test_workers_make_the_same_batches(tmp_path: Path, town: Town) -> None:
     marks = []
     for workers in (0, 2):
@@ -317,6 +335,7 @@ def test_workers_make_the_same_batches(tmp_path: Path, town: Town) -> None:
     assert marks[0] == marks[1]
 
 
+@pytest.mark.slow
 def test_no_step_draws_from_a_global_random_state(tmp_path: Path, town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     """So there is none to keep for resuming: augmentation and sampling follow from the seed and the samples seen."""
     states = []
@@ -334,6 +353,7 @@ def test_no_step_draws_from_a_global_random_state(tmp_path: Path, town: Town, mo
     assert all(torch.equal(a, states[0][0]) and b == states[0][1] and (c == states[0][2]).all() for a, b, c in states)
 
 
+@pytest.mark.slow
 def test_curves_for_tensorboard_are_kept_or_the_package_is_asked_for(tmp_path: Path, town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     def train(folder: Path) -> None:
         train_ego_mlp(RECIPE, town, "train", Run.start(folder, {}), RunOptions(tensorboard=True))
