@@ -81,6 +81,7 @@ def test_the_option_and_the_resumed_run_come_before_the_free_cores(tmp_path: Pat
         threads.use(-1)
 
 
+@pytest.mark.slow
 def test_a_resumed_training_uses_as_many_threads_as_before(tmp_path: Path) -> None:
     """The number asked for is used however busy the machine is, and again after a resume."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | {"OMP_WAIT_POLICY": "PASSIVE"}

@@ -53,6 +53,7 @@ def test_packing_round_trip(bits: int, rows: int, count: int, seed: int) -> None
     np.testing.assert_array_equal(Unpacker(bits, count)(packed), codes)
 
 
+@pytest.mark.slow
 def test_a_full_size_frame_stays_below_fifteen_and_a_half_kilobytes(tmp_path: Path) -> None:
     count = 144 + 625 + 5 * 2500
     codes = np.random.default_rng(0).integers(0, 512, (len(TOWN.scene(NAMES[0])), count))
@@ -272,6 +273,7 @@ def test_invalid_shards_are_refused(shard: str, tmp_path: Path, capsys: pytest.C
     assert "expected K/N with 0 <= K < N" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_killed_builds_give_the_same_bytes(tmp_path: Path) -> None:
     """See killed_builds.py: kill -9 at every chosen and many random moments, and several builds of one cache at once."""
     here = Path(__file__).parent

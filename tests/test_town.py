@@ -45,6 +45,7 @@ def outline(boxes: Boxes, grow_m: float = 0.0) -> np.ndarray:
     return np.asarray(shapely.polygons(geometry.box_corners_bev(boxes.centre_m[:, :2], size[:, 0], size[:, 1], boxes.yaw_rad)))
 
 
+@pytest.mark.slow
 def test_the_same_name_gives_the_same_scene(town: Town, some: list[Scene]) -> None:
     # The other instance builds scenes in another order and keeps only one, so neither cache nor order can matter.
     other = Town(replace(CONFIG, cached_scenes=1))
@@ -63,11 +64,13 @@ def test_the_same_name_gives_the_same_scene(town: Town, some: list[Scene]) -> No
         assert one.semantics.tobytes() == two.semantics.tobytes()
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_scene(some: list[Scene]) -> None:
     other = Town(replace(CONFIG, seed=1)).scene(some[0].name)
     assert not np.allclose(lidar_xy(other), lidar_xy(some[0]))
 
 
+@pytest.mark.slow
 def test_splits_are_disjoint(town: Town) -> None:
     seeds = [scene_seed(CONFIG, name) for split in SPLITS for name in town.scene_names(split)]
     assert len(seeds) == 12
@@ -77,6 +80,7 @@ def test_splits_are_disjoint(town: Town) -> None:
     assert not np.allclose(lidar_xy(train), lidar_xy(val))
 
 
+@pytest.mark.slow
 def test_unknown_names_are_refused(town: Town) -> None:
     with pytest.raises(ConfigError, match="Did you mean 'train'"):
         town.scene_names("trian")
@@ -87,6 +91,7 @@ def test_unknown_names_are_refused(town: Town) -> None:
         TownConfig(keyframes=1)
 
 
+@pytest.mark.slow
 def test_identity_has_all_fields_that_scenes_depend_on(town: Town) -> None:
     identity = town.identity()
     assert identity["source"] == "town"
@@ -95,6 +100,7 @@ def test_identity_has_all_fields_that_scenes_depend_on(town: Town) -> None:
     assert Town(replace(CONFIG, traffic=0.5)).identity() != identity
 
 
+@pytest.mark.slow
 def test_scenes_look_like_nuscenes(some: list[Scene]) -> None:
     tokens = [k.token for s in some for k in s.keyframes]
     assert len(set(tokens)) == len(some) * 41
@@ -121,6 +127,7 @@ def test_scenes_look_like_nuscenes(some: list[Scene]) -> None:
     assert {"vehicle.car", "vehicle.bicycle", "vehicle.truck", "human.pedestrian.adult"} <= seen
 
 
+@pytest.mark.slow
 def test_layers_of_the_map(some: list[Scene]) -> None:
     for scene in some:
         layers = scene.map.layers
@@ -133,6 +140,7 @@ def test_layers_of_the_map(some: list[Scene]) -> None:
         assert not shapely.intersects_xy(shapely.buffer(layers["building"], 0), path).any()
 
 
+@pytest.mark.slow
 def test_nobody_touches_the_ego(some: list[Scene]) -> None:
     """The box of 4.084 x 1.85 m, 0.5 m ahead of LIDAR_TOP, with every heading that a protocol may derive from six steps."""
     for scene in some:
@@ -144,6 +152,7 @@ def test_nobody_touches_the_ego(some: list[Scene]) -> None:
                 assert not shapely.intersects(polygon, outline(keyframe.boxes)).any()
 
 
+@pytest.mark.slow
 def test_boxes_in_motion_touch_nothing(some: list[Scene]) -> None:
     for scene in some:
         first = {t: c for k in scene.keyframes[::-1] for t, c in zip(k.boxes.track, k.boxes.centre_m, strict=True)}
@@ -156,6 +165,7 @@ def test_boxes_in_motion_touch_nothing(some: list[Scene]) -> None:
                 assert all(np.allclose(first[t], last[t]) for t in ends)
 
 
+@pytest.mark.slow
 def test_vehicles_keep_to_the_road_and_people_off_it(some: list[Scene]) -> None:
     vehicles, people = [], []
     for scene in some:
@@ -170,6 +180,7 @@ def test_vehicles_keep_to_the_road_and_people_off_it(some: list[Scene]) -> None:
     assert np.concatenate(people).mean() < 0.25
 
 
+@pytest.mark.slow
 def test_ego_moves_like_a_car(some: list[Scene]) -> None:
     speeds = np.array([np.hypot(*np.diff(lidar_xy(s), axis=0).T) / 0.5 for s in some])
     assert speeds.max() < 13.5
@@ -189,6 +200,7 @@ def test_ego_moves_like_a_car(some: list[Scene]) -> None:
         assert np.abs(step[:, 1] * np.cos(middle) - step[:, 0] * np.sin(middle)).max() < 0.25
 
 
+@pytest.mark.slow
 def test_constant_velocity_is_a_poor_plan(some: list[Scene]) -> None:
     wrong = []
     for scene in some:
@@ -201,6 +213,7 @@ def test_constant_velocity_is_a_poor_plan(some: list[Scene]) -> None:
     assert error[5] > 2.5
 
 
+@pytest.mark.slow
 def test_commands_depend_on_the_route_only(town: Town, some: list[Scene]) -> None:
     assert town.command_source == "route"
     told = set()
@@ -217,6 +230,7 @@ def test_commands_depend_on_the_route_only(town: Town, some: list[Scene]) -> Non
     assert told == {"left", "right", "straight"}
 
 
+@pytest.mark.slow
 def test_commands_do_not_depend_on_traffic(town: Town) -> None:
     """The same town without traffic has the same route, although the ego then drives differently."""
     empty = Town(replace(CONFIG, traffic=0.0, pedestrians=0.0, parked=0.0))
@@ -229,6 +243,7 @@ def test_commands_do_not_depend_on_traffic(town: Town) -> None:
     assert same >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [COARSE, OCC3D_GRID], ids=["coarse", "fine"])
 def test_occupancy_has_ground_under_the_ego(town: Town, some: list[Scene], spec: GridSpec) -> None:
     ground = int((-0.01 - spec.lower_m[2]) // spec.voxel_m)
@@ -244,6 +259,7 @@ def test_occupancy_has_ground_under_the_ego(town: Town, some: list[Scene], spec:
     assert {OCC[c] for c in ("car", "pedestrian", "sidewalk", "terrain", "manmade", "vegetation")} <= classes
 
 
+@pytest.mark.slow
 def test_static_objects_do_not_move(town: Town, some: list[Scene]) -> None:
     """Two keyframes agree at the same global points, except at voxel edges and for moving objects."""
     spec = OCC3D_GRID
@@ -265,6 +281,7 @@ def test_static_objects_do_not_move(town: Town, some: list[Scene]) -> None:
     assert moved >= 2
 
 
+@pytest.mark.slow
 def test_boxes_in_occupancy_follow_the_boxes(town: Town, some: list[Scene]) -> None:
     """Every pedestrian in the grid fills at least one voxel at its position, also on the coarse grid."""
     adult, found = CATEGORY_INDEX["human.pedestrian.adult"], 0
@@ -312,6 +329,7 @@ def test_fill_takes_cells_whose_centre_is_inside() -> None:
     np.testing.assert_array_equal(painted, shapely.contains_xy(two, x, y))
 
 
+@pytest.mark.slow
 def test_towns_give_observations_and_targets(town: Town, some: list[Scene]) -> None:
     observation, target = window(town, some[0], 12, spec=COARSE)
     assert len(observation.occupancy) == 5

@@ -76,6 +76,7 @@ def never(*arguments: Any) -> Any:
     raise AssertionError("a scene was made although it was there")
 
 
+@pytest.mark.slow
 def test_cached_scenes_equal_generated_ones(made: dict[str, World], cache: SceneCache, monkeypatch: pytest.MonkeyPatch) -> None:
     cold = Town(CONFIG, cache)
     first = cold.scene(NAME)
@@ -90,6 +91,7 @@ def test_cached_scenes_equal_generated_ones(made: dict[str, World], cache: Scene
         Town(replace(CONFIG, disk_cache=False), cache).scene(NAME)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["cut", "empty", "number", "header", "garbage", "another scene"])
 def test_a_damaged_file_is_regenerated_and_replaced(made: dict[str, World], cache: SceneCache, harm: str) -> None:
     Town(CONFIG, cache).scene(NAME)
@@ -109,6 +111,7 @@ def test_a_damaged_file_is_regenerated_and_replaced(made: dict[str, World], cach
     assert path.read_bytes() == good
 
 
+@pytest.mark.slow
 def test_scenes_do_not_depend_on_the_number_of_processes(
     made: dict[str, World], cache: SceneCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +127,7 @@ def test_scenes_do_not_depend_on_the_number_of_processes(
     assert heard == []
 
 
+@pytest.mark.slow
 def test_scenes_of_a_dead_worker_are_made_all_the_same(made: dict[str, World], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "START", "import os; os._exit(3)")
     found = dict(workers.make(CONFIG, list(made)[:2], 2, lambda name: False))
@@ -135,6 +139,7 @@ def test_names_are_checked_before_anything_is_made() -> None:
         Town(CONFIG).prepare(["town-train-00004"])
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_scenes_at_once(made: dict[str, World], cache: SceneCache) -> None:
     script = "for name in town.scene_names('train'): town.scene(name)"
     both = [run(script, cache.folder) for _ in range(2)]
@@ -145,6 +150,7 @@ def test_two_processes_write_the_same_scenes_at_once(made: dict[str, World], cac
         assert path.read_bytes() == encode(world)
 
 
+@pytest.mark.slow
 def test_a_kill_while_writing_leaves_no_readable_file(made: dict[str, World], cache: SceneCache) -> None:
     script = "import os, signal; os.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL); town.scene('town-train-00001')"
     assert run(script, cache.folder).wait(300) == -9
@@ -178,6 +184,7 @@ def test_least_recently_used_files_are_removed_first(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_unwritable_folder_gives_one_warning(made: dict[str, World], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     town = Town(CONFIG, SceneCache(tmp_path / "file" / "towns"))

@@ -27,6 +27,7 @@ def world() -> World:
     return make_world(CONFIG, NAME)
 
 
+@pytest.mark.slow
 def test_only_training_scenes_are_disturbed() -> None:
     for name in ("town-val-00000", "town-test-00000"):
         disturbed, plain = make_world(CONFIG, name), make_world(TownConfig(train_scenes=8, val_scenes=1, test_scenes=1), name)
@@ -34,6 +35,7 @@ def test_only_training_scenes_are_disturbed() -> None:
         np.testing.assert_array_equal(disturbed.ego, plain.ego)
 
 
+@pytest.mark.slow
 def test_without_disturbance_the_intended_path_is_the_true_one() -> None:
     world = make_world(TownConfig(train_scenes=8, val_scenes=1, test_scenes=1, lapses=1.0), NAME)
     away = [np.abs(intended_path(world.scene, i).points_m - true_path(world.scene, i).points_m).max() for i in range(len(world.scene) - 6)]
@@ -41,6 +43,7 @@ def test_without_disturbance_the_intended_path_is_the_true_one() -> None:
     assert max(away) > 5.0
 
 
+@pytest.mark.slow
 def test_in_a_lapse_the_intended_path_drives_on(world: World) -> None:
     gone = [(np.hypot(*true_path(world.scene, i).points_m[5]), np.hypot(*intended_path(world.scene, i).points_m[5])) for i in range(35)]
     slowed = [(true, meant) for true, meant in gone if true < meant - 3.0]
@@ -48,6 +51,7 @@ def test_in_a_lapse_the_intended_path_drives_on(world: World) -> None:
     assert all(meant > 5.0 for _, meant in slowed)
 
 
+@pytest.mark.slow
 def test_a_swerving_ego_is_brought_back() -> None:
     world = make_world(TownConfig(train_scenes=8, val_scenes=1, test_scenes=1, swerves=1.0), NAME)
     points, heading = world.route.points, world.route.heading
@@ -65,6 +69,7 @@ def test_a_swerving_ego_is_brought_back() -> None:
         assert abs(aside(intended[i, -1, :2])) < 0.35
 
 
+@pytest.mark.slow
 def test_a_disturbed_scene_can_be_stored_and_simulated_again(world: World) -> None:
     again = decode(encode(world)).scene.intended
     assert again is not None
@@ -74,6 +79,7 @@ def test_a_disturbed_scene_can_be_stored_and_simulated_again(world: World) -> No
     np.testing.assert_array_equal(live.ego.xy_m, world.ego[10, :2])
 
 
+@pytest.mark.slow
 def test_planners_are_trained_on_intended_paths_and_scored_on_true_ones() -> None:
     tracks = read_tracks(Town(CONFIG), [NAME])
     taught, scored = ClipDataset(tracks, ClipSpec(intended=True)), scored_clips(tracks)

@@ -51,6 +51,7 @@ def conflict_scene(town: Town, number: int) -> Scene:
     return scene
 
 
+@pytest.mark.slow
 def test_surroundings_follow_the_staged_route_of_a_left_turn() -> None:
     """In this scene the staged left turn is far from the town's random route."""
     scene = Town(replace(CONFIG, hard_scenes=60)).scene("town-hard-00047")
@@ -60,6 +61,7 @@ def test_surroundings_follow_the_staged_route_of_a_left_turn() -> None:
     assert shapely.intersects_xy(scene.map.layers["drivable_area"], driven).all()
 
 
+@pytest.mark.slow
 def test_the_hard_split_cycles_through_the_kinds(town: Town) -> None:
     assert town.scene_names("hard") == tuple(map(name, NUMBERS))
     assert [town.scene(name(k)).conflict.kind for k in NUMBERS] == list(HARD_KINDS)  # pyright: ignore
@@ -68,6 +70,7 @@ def test_the_hard_split_cycles_through_the_kinds(town: Town) -> None:
     assert len(Town(TownConfig()).scene_names("hard")) == 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", NUMBERS, ids=HARD_KINDS)
 def test_keeping_route_and_speed_ends_in_a_collision(town: Town, number: int) -> None:
     """Measured once more: the scene is set going from the keyframe, and a body is pushed along the route's line at the speed it has
@@ -93,6 +96,7 @@ def test_keeping_route_and_speed_ends_in_a_collision(town: Town, number: int) ->
     assert first == pytest.approx(conflict.within_s, abs=0.11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", NUMBERS, ids=HARD_KINDS)
 def test_the_expert_gets_through(town: Town, number: int) -> None:
     scene = conflict_scene(town, number)
@@ -103,6 +107,7 @@ def test_the_expert_gets_through(town: Town, number: int) -> None:
     assert np.hypot(*np.diff(path, axis=0).T).sum() > 20
 
 
+@pytest.mark.slow
 def test_named_road_users_have_the_category_of_their_kind(town: Town) -> None:
     found = {}
     for k in NUMBERS:
@@ -120,6 +125,7 @@ def test_named_road_users_have_the_category_of_their_kind(town: Town) -> None:
     assert min(found[k][1] for k in ("cut_in", "jaywalker", "cyclist_beside", "left_turn")) > 3
 
 
+@pytest.mark.slow
 def test_the_ego_leaves_its_lane_only_to_pass(town: Town) -> None:
     """It moves at least 1 m to the left to pass a blocking vehicle, and at most 0.5 m elsewhere on straight lanes."""
     scene = conflict_scene(town, HARD_KINDS.index("double_parking"))
@@ -129,6 +135,7 @@ def test_the_ego_leaves_its_lane_only_to_pass(town: Town) -> None:
     assert np.median(away) < 0.5
 
 
+@pytest.mark.slow
 def test_a_branch_in_which_the_ego_brakes_does_not_change_the_other(town: Town) -> None:
     """The cut-in is triggered by a near ego. In the branch where the ego stands, the car keeps its lane."""
     scene = conflict_scene(town, 0)
@@ -148,6 +155,7 @@ def test_a_branch_in_which_the_ego_brakes_does_not_change_the_other(town: Town) 
     assert np.hypot(*(at[0] - at[1])) > 1.0
 
 
+@pytest.mark.slow
 def test_fractions_make_training_scenes_hard_and_do_not_change_the_test_split() -> None:
     config = replace(CONFIG, cut_ins=0.5, jaywalkers=0.25, train_scenes=400, val_scenes=40, test_scenes=40)
     kinds = [hard_kind(config, f"town-train-{k:05d}") for k in range(400)]

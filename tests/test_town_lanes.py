@@ -33,6 +33,7 @@ def path(scene: Scene) -> np.ndarray:
     return poses[:, :2, 3] + EGO_AXLE_M * poses[:, :2, 0]
 
 
+@pytest.mark.slow
 def test_centrelines_lie_in_their_lanes_and_lead_into_each_other(some: list[Scene]) -> None:
     for scene in some:
         lanes = {lane.id: lane for lane in scene.map.lanes}
@@ -46,6 +47,7 @@ def test_centrelines_lie_in_their_lanes_and_lead_into_each_other(some: list[Scen
                 np.testing.assert_allclose(lane.centreline_m[-1], lanes[other].centreline_m[0], atol=1e-9)
 
 
+@pytest.mark.slow
 def test_there_is_no_gap_between_a_lane_and_the_next(some: list[Scene]) -> None:
     """A band of 2.4 m across the joint of two lanes is covered by them. At junctions it is covered by lanes and junction."""
     for scene in some[:4]:
@@ -66,6 +68,7 @@ def test_there_is_no_gap_between_a_lane_and_the_next(some: list[Scene]) -> None:
         assert joints > 15
 
 
+@pytest.mark.slow
 def test_lanes_of_streets_share_edges_and_do_not_overlap(some: list[Scene]) -> None:
     for scene in some[:4]:
         streets = [lane.polygon for lane in scene.map.lanes if not lane.junction and lane.id.startswith("lane")]
@@ -79,6 +82,7 @@ def test_lanes_of_streets_share_edges_and_do_not_overlap(some: list[Scene]) -> N
         )
 
 
+@pytest.mark.slow
 def test_directions_are_those_of_traffic(some: list[Scene]) -> None:
     """Vehicles in a street's lane head along its centreline."""
     turned = []
@@ -99,6 +103,7 @@ def test_directions_are_those_of_traffic(some: list[Scene]) -> None:
     assert np.median(turned) < 0.1
 
 
+@pytest.mark.slow
 def test_the_expert_keeps_to_the_lanes_of_its_route(town: Town, some: list[Scene]) -> None:
     held = []
     for scene in some:

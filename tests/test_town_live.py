@@ -42,6 +42,7 @@ def put(ego: EgoState) -> Pose:
     return Pose.from_xy_yaw(float(ego.xy_m[0]), float(ego.xy_m[1]), ego.heading_rad)
 
 
+@pytest.mark.slow
 def test_with_the_expert_driver_a_scene_goes_on_as_recorded(town: Town, begun: LiveScene) -> None:
     scene, live = town.scene(NAME), begun.copy()
     for index in range(8, len(scene)):
@@ -55,6 +56,7 @@ def test_with_the_expert_driver_a_scene_goes_on_as_recorded(town: Town, begun: L
     assert here.semantics.tobytes() == town.occupancy(scene, 8, SPEC).semantics.tobytes()
 
 
+@pytest.mark.slow
 def test_copies_are_independent(begun: LiveScene) -> None:
     before = state(begun.traffic)
     one, other = begun.copy(), begun.copy()
@@ -68,6 +70,7 @@ def test_copies_are_independent(begun: LiveScene) -> None:
     assert state(other.traffic) == state(straight.traffic) != state(one.traffic)
 
 
+@pytest.mark.slow
 def test_others_do_the_same_when_the_recorded_path_is_given(begun: LiveScene) -> None:
     """Bit for bit: the others react to the ego's state, not to who drives it."""
     own, given = begun.copy(), begun.copy()
@@ -96,6 +99,7 @@ def followed(town: Town) -> tuple[LiveScene, int]:
     raise AssertionError("nobody ever follows the ego")
 
 
+@pytest.mark.slow
 def test_vehicles_behind_a_stopped_ego_brake(town: Town) -> None:
     live, follower = followed(town)
     traffic, start = live.traffic, live.traffic.ego
@@ -114,6 +118,7 @@ def test_vehicles_behind_a_stopped_ego_brake(town: Town) -> None:
     np.testing.assert_array_equal(live.ego.xy_m, start.xy_m)
 
 
+@pytest.mark.slow
 def test_an_ego_that_stands_at_a_junction_lets_others_go(town: Town) -> None:
     """It has reserved the junction at first, and releases it after standing at its line for more than five seconds."""
     for name in town.scene_names("train"):
@@ -139,6 +144,7 @@ def test_an_ego_that_stands_at_a_junction_lets_others_go(town: Town) -> None:
     raise AssertionError("the ego never has a junction before it reaches the line")
 
 
+@pytest.mark.slow
 def test_an_ego_far_from_its_route_holds_no_junction(begun: LiveScene) -> None:
     live = begun.copy()
     start = live.ego

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from iidrive.core.scene import GridSpec, Scene
 from iidrive.data.town.source import VERSION, Town, TownConfig
@@ -38,6 +39,7 @@ def digest(town: Town, scene: Scene) -> bytes:
     return found.digest()
 
 
+@pytest.mark.slow
 def test_the_default_scenes_have_not_changed() -> None:
     found = hashlib.sha256()
     for seed in (0, 1):

@@ -80,6 +80,7 @@ def test_a_low_sensor_outside_the_grid_sees_in() -> None:
     assert seen[:, 0, :].all()
 
 
+@pytest.mark.slow
 def test_towns_hide_what_the_lidar_cannot_see() -> None:
     open_town, town = Town(CONFIG), Town(replace(CONFIG, visible_only=True))
     name = "town-train-00000"

@@ -41,6 +41,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return {**checkpoint.load_tensors(path), **checkpoint.load_tensors(path, "training.safetensors")}
 
 
+@pytest.mark.slow
 def test_two_steps_then_two_more_equal_four(tmp_path: Path, town: Town) -> None:
     straight = train_tokenizer(SHORT, town, "train", Run.start(tmp_path / "a", {}))
     train_tokenizer(SHORT, town, "train", Run.start(tmp_path / "b", {}), RunOptions(stop_at=4))
@@ -51,6 +52,7 @@ def test_two_steps_then_two_more_equal_four(tmp_path: Path, town: Town) -> None:
     assert checkpoint.read_manifest(straight).fingerprint == checkpoint.read_manifest(resumed).fingerprint
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Path, town: Town) -> None:
     marks = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -60,6 +62,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Pat
     assert marks[0] == marks[1] != marks[2]
 
 
+@pytest.mark.slow
 def test_resuming_with_another_config_is_refused(tmp_path: Path, town: Town) -> None:
     train_tokenizer(SHORT, town, "train", Run.start(tmp_path, {}), RunOptions(stop_at=2))
     other = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, weight_decay=0.5))
@@ -71,6 +74,7 @@ def test_resuming_with_another_config_is_refused(tmp_path: Path, town: Town) -> 
     assert json.loads((tmp_path / "run-2.json").read_text())["what"] == "again"
 
 
+@pytest.mark.slow
 def test_a_training_can_resume_with_another_learning_rate_and_warns(tmp_path: Path, town: Town) -> None:
     train_tokenizer(SHORT, town, "train", Run.start(tmp_path, {}), RunOptions(stop_at=2))
     lower = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, learning_rate=1e-4))
@@ -82,6 +86,7 @@ def test_a_training_can_resume_with_another_learning_rate_and_warns(tmp_path: Pa
     assert checkpoint.read_manifest(path).about["changes"] == [change], "kept, and not noted twice"
 
 
+@pytest.mark.slow
 def test_accumulation_gives_the_same_gradient_step(tmp_path: Path, town: Town) -> None:
     """The ego-status MLP's loss is a mean over samples that all have six steps: parts of a batch add up to the whole."""
     marks = []
@@ -93,6 +98,7 @@ def test_accumulation_gives_the_same_gradient_step(tmp_path: Path, town: Town) -
         torch.testing.assert_close(marks[0][key], marks[1][key], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_nan_loss_stops_and_keeps_the_last_checkpoint(tmp_path: Path, town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     real = Tokenizer.loss
@@ -108,6 +114,7 @@ def test_a_nan_loss_stops_and_keeps_the_last_checkpoint(tmp_path: Path, town: To
     assert checkpoint.read_manifest(tmp_path).samples_seen == 4
 
 
+@pytest.mark.slow
 def test_stages_refuse_another_tokenizers_tokens(tmp_path: Path, town: Town) -> None:
     brief = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, samples=2))
     first = train_tokenizer(brief, town, "train", Run.start(tmp_path / "a", {}))
@@ -152,11 +159,13 @@ def test_negative_parallel_options_are_refused() -> None:
         ParallelConfig(grad_accum_steps=-1)
 
 
+@pytest.mark.slow
 def test_without_save_every_the_last_step_is_saved(tmp_path: Path, town: Town) -> None:
     recipe = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, samples=4, save_every=0))
     assert train_tokenizer(recipe, town, "train", Run.start(tmp_path, {})).name == checkpoint.name(4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("save_every", "remedy"),
     [(2, "Continue from samples-000000002 with a lower"), (0, "There is no checkpoint yet: start again with a lower")],
@@ -167,6 +176,7 @@ def test_divergence_gives_advice(tmp_path: Path, town: Town, save_every: int, re
         train_tokenizer(recipe, town, "train", Run.start(tmp_path, {}))
 
 
+@pytest.mark.slow
 def test_a_full_shared_memory_is_an_error(tmp_path: Path, town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers are forked, so they inherit this patched shared memory, which always fails."""
 
@@ -179,6 +189,7 @@ def test_a_full_shared_memory_is_an_error(tmp_path: Path, town: Town, monkeypatc
         train_tokenizer(SHORT, town, "train", Run.start(tmp_path, {}), options)
 
 
+@pytest.mark.slow
 def test_steps_before_the_first_checkpoint_are_not_logged_twice(tmp_path: Path, town: Town) -> None:
     run = Run.start(tmp_path, {})
     for samples in (2, 4):
@@ -188,6 +199,7 @@ def test_steps_before_the_first_checkpoint_are_not_logged_twice(tmp_path: Path, 
     assert [json.loads(line)["samples"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [2, 4]
 
 
+@pytest.mark.slow
 def test_double_precision_is_validated_too(tmp_path: Path, town: Town) -> None:
     path = train_tokenizer(SHORT, town, "train", Run.start(tmp_path / "tokenizer", {}))
     cache = write_tokens(path, town, town.scene_names("train"), tmp_path / "tokens")
@@ -210,6 +222,7 @@ def test_an_ema_with_initial_steps_moves_slowly_from_the_start() -> None:
     assert found == pytest.approx([1 - 0.999 * 0.0005, 1 - 0.999 * (1 - 0.0050893)], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_does_not_change_results(tmp_path: Path, town: Town) -> None:
     marks = []
     for name in ("kept", "again"):
@@ -221,6 +234,7 @@ def test_activation_checkpointing_does_not_change_results(tmp_path: Path, town: 
     assert marks[0] == marks[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "16"])
 def test_mixed_precision_trains_near_single_precision(tmp_path: Path, town: Town, precision: str) -> None:
     """The loss is close to that in float32, and the loss scale is kept when resuming."""
@@ -236,6 +250,7 @@ def test_mixed_precision_trains_near_single_precision(tmp_path: Path, town: Town
     assert ("scaler" in one) == (precision == "16")
 
 
+@pytest.mark.slow
 def test_frozen_parts_keep_their_weights(tmp_path: Path, town: Town) -> None:
     torch.manual_seed(SHORT.train_tokenizer.seed)
     frozen = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, freeze=("decoder", "classes")))
@@ -255,6 +270,7 @@ def test_frozen_parts_keep_their_weights(tmp_path: Path, town: Town) -> None:
             train_tokenizer(wrong, town, "train", Run.start(tmp_path / said[:3], {}))
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_the_given_weights_and_records_them(tmp_path: Path, town: Town) -> None:
     first = train_tokenizer(SHORT, town, "train", Run.start(tmp_path / "first", {}))
     cache = write_tokens(first, town, town.scene_names("train"), tmp_path / "tokens")
@@ -281,6 +297,7 @@ def test_fine_tuning_starts_from_the_given_weights_and_records_them(tmp_path: Pa
         train_world(wide, first, cache, town, "train", Run.start(tmp_path / "wide", {}), RunOptions(init=str(world)))
 
 
+@pytest.mark.slow
 def test_validation_is_logged_and_does_not_change_the_training(tmp_path: Path, town: Town) -> None:
     def seen_to(recipe: recipes.Recipe, every: int) -> recipes.Recipe:
         stages_ = {f"train_{n}": getattr(recipe, f"train_{n}") for n in ("tokenizer", "world", "planner")}
@@ -306,6 +323,7 @@ def test_validation_is_logged_and_does_not_change_the_training(tmp_path: Path, t
     assert not list((tmp_path / "without").rglob("validation-*"))
 
 
+@pytest.mark.slow
 def test_workers_make_the_same_batches(tmp_path: Path, town: Town) -> None:
     marks = []
     for workers in (0, 2):
@@ -315,6 +333,7 @@ def test_workers_make_the_same_batches(tmp_path: Path, town: Town) -> None:
     assert marks[0] == marks[1]
 
 
+@pytest.mark.slow
 def test_no_step_uses_a_global_random_state(tmp_path: Path, town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     """So no random state is stored: augmentation and sampling depend on the seed and the samples seen only."""
     states = []
@@ -332,6 +351,7 @@ def test_no_step_uses_a_global_random_state(tmp_path: Path, town: Town, monkeypa
     assert all(torch.equal(a, states[0][0]) and b == states[0][1] and (c == states[0][2]).all() for a, b, c in states)
 
 
+@pytest.mark.slow
 def test_tensorboard_curves_are_written_or_the_package_is_requested(tmp_path: Path, town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     def train(folder: Path) -> None:
         train_ego_mlp(RECIPE, town, "train", Run.start(folder, {}), RunOptions(tensorboard=True))

@@ -196,6 +196,7 @@ def _right_part(path: Path) -> np.ndarray:
     return imread(path)[100:540, 700:, :3]
 
 
+@pytest.mark.slow
 def test_a_figure_with_everything(tmp_path: Path) -> None:
     imagined = _grid()
     imagined[20:, 15:, 2] = OCC["vegetation"]
@@ -212,6 +213,7 @@ def test_a_figure_with_everything(tmp_path: Path) -> None:
     assert np.nonzero(green)[0].mean() > np.nonzero(surface)[0].mean(), "what was imagined stands below the truth"
 
 
+@pytest.mark.slow
 def test_figures_of_what_is_there(tmp_path: Path) -> None:
     panel = _panel(index=8)
     bare = replace(panel, title="costs $5 and $6", map=VectorMap(), plans={})
@@ -228,6 +230,7 @@ def test_figures_of_what_is_there(tmp_path: Path) -> None:
     assert counts[1] == pytest.approx(2 * counts[0], rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_scene_without_boxes_or_past(tmp_path: Path) -> None:
     scene = _scene(1)
     lone = replace(scene.keyframes[0], boxes=Boxes.empty("global"))
@@ -236,6 +239,7 @@ def test_a_scene_without_boxes_or_past(tmp_path: Path) -> None:
     assert path.stat().st_size > 5_000
 
 
+@pytest.mark.slow
 def test_the_same_panel_gives_the_same_file(tmp_path: Path) -> None:
     panel = _panel()
     first, second = (figures.scene_figure(panel, tmp_path / name).read_bytes() for name in ("a.png", "b.png"))

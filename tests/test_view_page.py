@@ -149,6 +149,7 @@ _LOOK = """
 """
 
 
+@pytest.mark.slow
 def test_the_browser_shows_both_and_asks_nobody(tmp_path: Path) -> None:
     page = write_view(small_view(), tmp_path / "scene.html")
     with opened(page, tmp_path) as tab:
@@ -187,6 +188,7 @@ _PIXELS = """
 """
 
 
+@pytest.mark.slow
 def test_boxes_are_seen_in_the_dark_too_and_runs_of_voxels_have_no_gaps(tmp_path: Path) -> None:
     page = write_view(small_view(), tmp_path / "scene.html")
     script = f"""{_PIXELS}
@@ -214,6 +216,7 @@ def test_boxes_are_seen_in_the_dark_too_and_runs_of_voxels_have_no_gaps(tmp_path
         assert 15 < found["faces"] < 60, "equal faces in a row are one"
 
 
+@pytest.mark.slow
 def test_a_finger_turns_both_panels_of_a_phone(tmp_path: Path) -> None:
     page = write_view(small_view(), tmp_path / "scene.html")
     with opened(page, tmp_path) as tab:
@@ -237,6 +240,7 @@ def test_a_finger_turns_both_panels_of_a_phone(tmp_path: Path) -> None:
     assert tall >= 44, "what a finger can hit"
 
 
+@pytest.mark.slow
 def test_tables_sort_in_the_browser_and_intervals_keep_their_rows(tmp_path: Path) -> None:
     table = Table(("planner", "EPDMS"), [("b", "9.5 [8, 10]"), ("a", "-"), ("c", "10.2 [9, 12]"), ("d", "-3.0 [-4, 1]")])
     page = write_index(tmp_path, Page("t", "", tables=[("drives", table)]))
@@ -255,6 +259,7 @@ def test_tables_sort_in_the_browser_and_intervals_keep_their_rows(tmp_path: Path
     assert found["sort"] == ["descending", "none"]
 
 
+@pytest.mark.slow
 def test_the_command_shows_a_planner_a_world_model_and_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["view", "town-small", "--scene", "town-test-00001", "--out", str(tmp_path / "p.html"), *TOWN])
     data = read((tmp_path / "p.html").read_text(encoding="utf-8"))
@@ -290,6 +295,7 @@ def test_the_command_shows_a_planner_a_world_model_and_predictions(tmp_path: Pat
     assert one["points"][0] == pytest.approx(scene.keyframes[0].ego_T_lidar.matrix[:2, 3].tolist(), abs=2e-3)
 
 
+@pytest.mark.slow
 def test_what_taints_a_model_stands_on_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     short = ["--recipe.town.keyframes=14", "--out", str(tmp_path / "m.html")]
     main(["view", "town-small", "--split", "train", "--scene", "town-train-00001", *short])
@@ -302,6 +308,7 @@ def test_what_taints_a_model_stands_on_the_page(tmp_path: Path, capsys: pytest.C
     assert '<p class="mark">&lt;i&gt;</p>' in render_view(replace(small_view(), marks=("<i>",)))
 
 
+@pytest.mark.slow
 def test_a_sample_is_encoded_as_in_its_whole_scene() -> None:
     torch.manual_seed(0)
     source = Town(TownConfig(test_scenes=1, keyframes=22))
@@ -328,6 +335,7 @@ def test_a_sample_is_encoded_as_in_its_whole_scene() -> None:
         assert max(read) == keyframe + 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -347,6 +355,7 @@ def test_what_cannot_be_shown_is_refused(options: list[str], message: str, capsy
     assert not (tmp_path / "x.html").exists()
 
 
+@pytest.mark.slow
 def test_a_scene_becomes_a_video_of_either_kind(tmp_path: Path) -> None:
     main(["evaluate", "ctrv", "--run", str(tmp_path / "ctrv"), "--recipe.town.test_scenes=2", "--recipe.town.keyframes=9"])
     options = [str(tmp_path / "ctrv" / "predictions-ctrv.npz"), "--recipe.town.test_scenes=2", "--recipe.town.keyframes=9"]
