@@ -17,10 +17,13 @@ from test_view_page import SPEC, TOWN, small_view
 
 from iidrive.cli.main import main
 from iidrive.core.classes import FREE, IGNORE, OCC_COLOURS
+from iidrive.core.errors import DataError
+from iidrive.data.clips import read_tracks
 from iidrive.data.town.source import Town, TownConfig
 from iidrive.pipeline.view import view_of_subject, views_of_subject
 from iidrive.report.view.live import HOST, LiveView, SceneViews, box_edges, visible_voxels
 from iidrive.report.view.page import View
+from iidrive.scoring.cases import Predictions
 from iidrive.training import checkpoint
 
 
@@ -142,6 +145,18 @@ def test_views_of_a_scene_are_those_of_its_samples(tmp_path: Path) -> None:
     assert (alone.imagined.labels != inside.imagined.labels).mean() < 1e-3
     assert [one.told for one in alone.candidates] == [one.told for one in inside.candidates]
     assert alone.facts == inside.facts
+
+
+def test_predictions_have_views_where_they_have_paths() -> None:
+    source = Town(TownConfig(test_scenes=1, keyframes=14))
+    (track,) = read_tracks(source, "test")
+    some = Predictions(np.zeros((2, 6, 2), np.float32), (track.tokens[2], track.tokens[5]), {}, "mine.npz")
+    views = views_of_subject(some, source, track.name)
+    assert views.keyframes == (2, 5)
+    assert views.first in views.keyframes
+    assert views.view(5).candidates[0].name == "mine.npz"
+    with pytest.raises(DataError, match=r"mine.npz: no path belongs to a sample of town-test-00000"):
+        views_of_subject(replace(some, token=("a", "b")), source, track.name)
 
 
 def test_what_cannot_be_served_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

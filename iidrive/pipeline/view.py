@@ -100,13 +100,19 @@ def views_of_subject(
     """Every sample of a scene as `view_of_subject` shows it, each made when it is asked for. The model is loaded and the scene encoded once.
 
     Raises:
-        ConfigError: for other kinds of checkpoints, and for a scene without any full future.
+        ConfigError: for other kinds of checkpoints, and for a scene without any full future. DataError: if no path of predictions belongs to it.
     """
     (track,) = read_tracks(source, [name])
     whole = tuple(np.flatnonzero(track.path_valid.all(1)).tolist())
     if not whole:
         raise ConfigError(f"{name}: no keyframe has a full future of {FUTURE_STEPS * STEP_S:g} s; view another scene.")
-    first = telling([track])[0].keyframe
+    if isinstance(found, Predictions):
+        planned = set(found.token or ())
+        whole = tuple(keyframe for keyframe in whole if track.tokens[keyframe] in planned)
+        if not whole:
+            raise DataError(f"{found.where}: no path belongs to a sample of {name} with a full future.")
+    telling_one = telling([track])[0].keyframe
+    first = telling_one if telling_one in whole else whole[0]
     if isinstance(found, Predictions):
         return SceneViews(name, whole, first, lambda keyframe: replace(view_of_predictions(found, source, name, keyframe), marks=marks))
     loaded = _loaded(found)
