@@ -76,6 +76,12 @@ def _occupancy():
     return occupancy
 
 
+def _derive():
+    from iidrive.cli import derive
+
+    return derive
+
+
 def _weights():
     from iidrive.cli import weights
 
@@ -120,6 +126,7 @@ COMMANDS: Mapping[str, Command | Group] = {
         },
     ),
     "tokens": Command("write the token cache of a split", lambda: _train().tokens),
+    "occupancy": Command("write occupancy of scenes that have no labels", lambda: _derive().occupancy, OCCUPANCY),
     "evaluate": Command("score a planner, world model, tokenizer or baseline on a split", lambda: _evaluate().evaluate),
     "drive": Command("drive a planner in closed loop through towns that react", lambda: _drive().drive, OCCUPANCY),
     "study": Group(

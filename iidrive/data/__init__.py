@@ -86,12 +86,12 @@ def opened(sources: Sequence[Data], town: TownConfig) -> Source:
 
 def _av2(data: Data) -> AV2:
     """Argoverse 2. Raises ConfigError for options that only nuScenes has."""
-    given = [f"--{name}" for name in ("version", "gts", "predicted") if getattr(data, name)]
+    given = [f"--{name}" for name in ("version", "predicted") if getattr(data, name)]
     if data.occupancy not in ("auto", "derived"):
         given.append(f"--occupancy {data.occupancy}")
     if given:
         raise ConfigError(f"{', '.join(given)}: Argoverse 2 has one version and no occupancy but what is derived; leave it out.")
-    return AV2(AV2Config(data.root))
+    return AV2(AV2Config(data.root, gts=data.gts))
 
 
 SOURCES: dict[str, Callable[[Data, TownConfig], Source]] = {

@@ -18,12 +18,14 @@ _ONE = 1 << 16
 _THIN_OUT = 4
 
 
-def visible(semantics: UInt8[Array, "x y z"], spec: GridSpec, sensor_m: Float[Array, "3"]) -> Bool[Array, "x y z"]:
+def visible(
+    semantics: UInt8[Array, "x y z"], spec: GridSpec, sensor_m: Float[Array, "3"], of: Bool[Array, "x y z"] | None = None
+) -> Bool[Array, "x y z"]:
     """True for voxels that nothing hides from a sensor at `sensor_m`, in the grid's frame.
 
     A voxel is seen if the line from its centre to the sensor, sampled twice a voxel along its longest axis, meets no voxel that something
     stands in. A voxel that something stands in is also seen if one of its three neighbours towards the sensor is free and seen, so that a
-    wall along the line of sight does not hide itself. Unknown voxels hide nothing.
+    wall along the line of sight does not hide itself. Unknown voxels hide nothing. Voxels outside `of` are not looked at, and false.
     """
     stands = np.ones(256, bool)
     stands[[FREE, IGNORE, *(OCC[name] for name in FLAT)]] = False
@@ -33,13 +35,16 @@ def visible(semantics: UInt8[Array, "x y z"], spec: GridSpec, sensor_m: Float[Ar
     before = np.maximum(-np.floor(sensor).astype(int), 0)
     after = np.maximum(np.floor(sensor).astype(int) + 1 - np.array(spec.shape), 0)
     wide = np.pad(blocks, list(zip(before.tolist(), after.tolist(), strict=True)))
-    hidden = _hidden(wide, spec.shape, before, sensor + before)
-    seen = ~hidden.reshape(spec.shape)
-    return seen | (blocks & _beside(seen & ~blocks, sensor))
+    some = np.ones(spec.shape, bool) if of is None else of
+    hidden = _hidden(wide, spec.shape, before, sensor + before, some)
+    seen = some & ~hidden.reshape(spec.shape)
+    return seen | (some & blocks & _beside(seen & ~blocks, sensor))
 
 
-def _hidden(blocks: Bool[Array, "x y z"], shape: tuple[int, int, int], first: Array, sensor: Array) -> Bool[Array, "n"]:
-    """Voxels of the inner grid, which begins at `first`, from which something lies on the line to the sensor; all in voxels."""
+def _hidden(
+    blocks: Bool[Array, "x y z"], shape: tuple[int, int, int], first: Array, sensor: Array, of: Bool[Array, "x y z"]
+) -> Bool[Array, "n"]:
+    """Voxels of the inner grid, which begins at `first`, from which something lies on the line to the sensor, all in voxels; only `of` count."""
     axes = [(np.arange(n, dtype=np.float32) + np.float32(f + 0.5)) for n, f in zip(shape, first, strict=True)]
     centre = [np.broadcast_to(a.reshape([-1 if k == i else 1 for k in range(3)]), shape).ravel() for i, a in enumerate(axes)]
     way = [np.float32(s) - c for s, c in zip(sensor, centre, strict=True)]
@@ -51,7 +56,7 @@ def _hidden(blocks: Bool[Array, "x y z"], shape: tuple[int, int, int], first: Ar
     stride = [blocks.shape[1] * blocks.shape[2], blocks.shape[2], 1]
     flat = blocks.ravel()
     hidden = np.zeros(len(steps), bool)
-    who = np.flatnonzero(steps > 0)
+    who = np.flatnonzero((steps > 0) & of.ravel())
     place, move, left = [p[who] for p in place], [m[who] for m in move], steps[who]
     found = np.zeros(len(who), bool)
     for step in range(int(left.max(initial=0))):
