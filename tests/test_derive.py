@@ -27,6 +27,7 @@ from iidrive.data.derive.sweeps import HasSweeps, Sweep
 from iidrive.data.nuscenes.source import NuScenes, NuScenesConfig
 from iidrive.data.nuscenes.sweeps import read_points
 from iidrive.data.town.source import Town, TownConfig
+from iidrive.data.town.visibility import visible
 from iidrive.pipeline.derive import write_occupancy
 
 LIDAR = np.array([0.0, 0.0, 1.8])
@@ -98,6 +99,17 @@ def test_what_a_mask_says_is_seen_is_not_hidden_now() -> None:
     before = (20, 20, 7)
     assert made.seen[before]
     assert (made.known | ~made.seen).all()
+
+
+def test_looking_at_some_voxels_alone_finds_no_others() -> None:
+    """Of some voxels, those are seen that are seen among all, but for a face whose free neighbour was not looked at."""
+    rng = np.random.default_rng(0)
+    semantics = np.where(rng.random(SPEC.shape) < 0.03, OCC["car"], FREE).astype(np.uint8)
+    some = rng.random(SPEC.shape) < 0.5
+    everywhere, found = visible(semantics, SPEC, LIDAR), visible(semantics, SPEC, LIDAR, some)
+    assert not (found & ~(everywhere & some)).any()
+    assert (found == (everywhere & some))[semantics == FREE].all()
+    assert 0 < found.sum() < some.sum()
 
 
 def test_points_in_a_moving_box_move_with_its_track() -> None:
@@ -370,6 +382,9 @@ def test_argoverse_sweeps_and_ground(tmp_path: Path) -> None:
     derived = Data("av2", str(root), gts=str(tmp_path / "gts")).open(TownConfig())
     grid = derived.occupancy(scene_, 0, OCC3D_GRID)
     assert (grid.source, (grid.semantics == IGNORE).any()) == ("derived", True)
+    other = source.scene("log-c")
+    with pytest.raises(DataError, match=r"labels.npz is missing: write it with `iidrive occupancy --data av2`"):
+        derived.occupancy(other, 0, OCC3D_GRID)
     with pytest.raises(DataError, match=r"a folder that `iidrive occupancy` wrote"):
         AV2(AV2Config(str(root), str(tmp_path / "cache"), str(tmp_path)))
     (log / "sensors" / "lidar" / "x.feather").touch()

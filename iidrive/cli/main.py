@@ -131,7 +131,10 @@ COMMANDS: Mapping[str, Command | Group] = {
     "drive": Command("drive a planner in closed loop through towns that react", lambda: _drive().drive, OCCUPANCY),
     "study": Group(
         "answer a question by experiment",
-        {"ii": Command("does a world model help the planner?", lambda: _study().ii)},
+        {
+            "ii": Command("does a world model help the planner?", lambda: _study().ii),
+            "transfer": Command("what do towns teach about real streets?", lambda: _study().transfer, ("split",)),
+        },
     ),
     "view": Command("show a sample in three dimensions, as one page", lambda: _view().view),
     "weights": Command("list the weights that come with iidrive, or say all about one", lambda: _weights().weights),

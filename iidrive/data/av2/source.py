@@ -172,9 +172,18 @@ class AV2:
         return self._scenes[name]
 
     def occupancy(self, scene: Scene, index: int, spec: GridSpec) -> OccGrid:
-        """Occupancy of one keyframe on a grid in its ego frame: the file of `gts`, where there is one, or derived from its cuboids and the map."""
+        """Occupancy of one keyframe on a grid in its ego frame: the file of `gts`, where that is given, or derived from its cuboids and the map.
+
+        Raises:
+            DataError: naming the file of `gts`, if it is missing or damaged.
+        """
         keyframe = scene.keyframes[index]
-        if self._gts is not None and (path := labels.place(self._gts, scene.name, keyframe.token)).is_file():
+        if self._gts is not None:
+            path = labels.place(self._gts, scene.name, keyframe.token)
+            if not path.is_file():
+                raise DataError(
+                    f"{path} is missing: write it with `iidrive occupancy --data av2` and the split of its log, or leave --gts out."
+                )
             return labels.read(path, spec, "derived")
         boxes = keyframe.boxes.moved(geometry.invert(keyframe.global_T_ego.matrix), "ego")
         return voxelise(boxes, scene.map, keyframe.global_T_ego, spec)

@@ -32,6 +32,10 @@ FEW_POINTS = 5
 """A box whose track has fewer points than this over the whole scene is filled."""
 FREE_ABOVE_M = 2.0
 
+_BEYOND_M = 12.0
+"""Boxes whose centre lies this far outside a grid cannot reach into it."""
+_NOTHING = np.zeros((0, 3))
+
 GROUND_CLASS = np.isin(np.arange(256), [OCC[name] for name in FLAT])
 """`GROUND_CLASS[label]` says of any label whether it is ground."""
 
@@ -54,7 +58,7 @@ class Derived:
 
 @dataclass(frozen=True)
 class SceneOccupancy:
-    """All that the grids of a scene are made of. `class_of_m` are the classes of the points of `around`, which is None without sweeps."""
+    """All that the grids of a scene are made of. `point_class` are the classes of the points of `around`, which is None without sweeps."""
 
     scene: Scene
     over_time: BoxesOverTime
@@ -75,6 +79,7 @@ class SceneOccupancy:
         pose = keyframe.global_T_ego.matrix
         ego_T_global = geometry.invert(pose)
         boxes = self.over_time.boxes[index].moved(ego_T_global, "ego")
+        boxes = boxes.select((np.abs(boxes.centre_m[:, :2]) < np.abs((spec.lower_m[:2], spec.upper_m[:2])).max(0) + _BEYOND_M).all(1))
         semantics, known = np.full(spec.shape, FREE, np.uint8), np.zeros(spec.shape, bool)
         layer, surface = self._surfaces(pose, spec)
         if self.around is None:
@@ -86,28 +91,29 @@ class SceneOccupancy:
             semantics, known = np.where(painted != FREE, painted, semantics), known | (painted != FREE)
         else:
             known |= self.around.was_passed(_centres(spec) @ pose[:3, :3].T + pose[:3, 3]).reshape(spec.shape)
-            place, held = _voxels(geometry.apply(ego_T_global, self.around.static_m), spec)
-            _vote(semantics, known, place, self.point_class[held])
+            near = np.flatnonzero((np.abs(self.around.static_m[:, :2] - pose[:2, 3]) < _reach(spec)).all(1))
+            place, held = _voxels(geometry.apply(ego_T_global, self.around.static_m[near]), spec)
+            _vote(semantics, known, place, self.point_class[near[held]])
             on = np.nonzero((surface != FREE) & ~GROUND_CLASS[semantics].any(2))  # the map stands in where no ground was measured
             semantics[(*on, layer[on])] = np.minimum(semantics[(*on, layer[on])], surface[on])
             known[(*on, layer[on])] = True
-            known &= (_filled(boxes, spec, False) == FREE) | (
-                semantics != FREE
-            )  # nobody looks into a box, whatever passed there at other times
+            # Nobody looks into a box, whatever passed there at other times.
+            known &= (_filled(boxes, spec, False) == FREE) | (semantics != FREE)
             self._paint_boxes(semantics, known, boxes, spec)
         seen = visible(semantics, spec, keyframe.ego_T_lidar.translation_m, known)
         return Derived(semantics, known, seen)
 
     def _paint_boxes(self, semantics: UInt8[Array, "X Y Z"], known: Bool[Array, "X Y Z"], boxes: Boxes, spec: GridSpec) -> None:
-        """Paint the points of every box, or all of a box with few points, in place. Where boxes overlap, the smaller one has the voxel."""
+        """Paint boxes with few points whole, then the points of the others, in place. Where boxes overlap, the smaller one has the voxel."""
         assert self.around is not None
+        points = [self.around.object_m.get(track, _NOTHING) for track in boxes.track]
+        few = np.array([len(held) < FEW_POINTS for held in points], bool)
+        whole = _filled(boxes.select(few), spec, False)
+        semantics[whole != FREE], known[whole != FREE] = whole[whole != FREE], True
         for b in np.argsort(-boxes.size_m.prod(1), kind="stable"):
-            points = self.around.object_m.get(boxes.track[b])
-            if points is not None and len(points) >= FEW_POINTS:
-                own = tuple(_voxels(carried(points, boxes, int(b)), spec)[0].T)
-            else:
-                own = np.nonzero(_filled(boxes.select(np.arange(len(boxes)) == b), spec, False) != FREE)
-            semantics[own], known[own] = OCC_OF_CATEGORY[boxes.label[b]], True
+            if not few[b]:
+                own = tuple(_voxels(carried(points[b], boxes, int(b)), spec)[0].T)
+                semantics[own], known[own] = OCC_OF_CATEGORY[boxes.label[b]], True
 
     def _surfaces(self, pose: Float[Array, "4 4"], spec: GridSpec) -> tuple[Int[Array, "X Y"], UInt8[Array, "X Y"]]:
         """The layer of the ground in every column, and the class that the map gives it; 17 where it gives none, or the ground is not known."""
@@ -129,6 +135,11 @@ class SceneOccupancy:
 def _filled(boxes: Boxes, spec: GridSpec, reach_ground: bool) -> UInt8[Array, "X Y Z"]:
     """Boxes in the ego frame, filled."""
     return voxelise(boxes, VectorMap(), np.eye(4), spec, reach_ground=reach_ground).semantics
+
+
+def _reach(spec: GridSpec) -> float:
+    """How far a grid's corner is from its ego, seen from above, and some more for a car that leans."""
+    return float(np.hypot(*np.abs((spec.lower_m[:2], spec.upper_m[:2])).max(0))) + 1.0
 
 
 def _corner(spec: GridSpec) -> Float[Array, "3"]:
