@@ -170,5 +170,5 @@ def ground_of(points_m: Float[Array, "n 3"], spec: GridSpec) -> GroundMap:
     offset = np.arange(-reach, reach + 1) * cell
     rise = STEEPEST * np.hypot(offset[:, None], offset[None])
     envelope = ndimage.grey_erosion(np.where(known, z, 1e6), structure=-rise, mode="constant", cval=1e6)
-    near = ndimage.distance_transform_edt(~known) * cell <= GROUND_KNOWN_M
+    near = np.asarray(ndimage.distance_transform_edt(~known)) * cell <= GROUND_KNOWN_M
     return GroundMap(np.where(near, envelope, np.nan), spec.lower_m[:2], cell)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from iidrive.core import geometry
 from iidrive.core.errors import DataError
@@ -49,10 +49,10 @@ class SweepFiles:
             yield Sweep(int(self.time_us[scene][k]), geometry.apply(pose, ego_m[~of_the_car(ego_m)]), origin)
 
 
-def of_the_car(ego_m: Float[Array, "n 3"]) -> Array:
+def of_the_car(ego_m: Float[Array, "n 3"]) -> Bool[Array, "n"]:
     """Points that the car itself reflected: inside its own outline, seen from above."""
     away = np.abs(ego_m[:, :2] - (EGO_CENTRE_M, 0.0))
-    return (away <= np.array(EGO_SIZE_M) / 2 + _BODY_MARGIN_M).all(1)
+    return np.asarray((away <= np.array(EGO_SIZE_M) / 2 + _BODY_MARGIN_M).all(1))
 
 
 def read_points(path: Path) -> Float[Array, "n 3"]:
