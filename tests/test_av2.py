@@ -383,7 +383,7 @@ def test_options_that_only_nuscenes_has_are_refused(root: Path) -> None:
     for data, named in (
         (Data("av2", str(root), version="v1.0"), "--version"),
         (Data("av2", str(root), occupancy="labels"), "--occupancy labels"),
-        (Data("av2", str(root), gts="gts", predicted="p"), "--gts, --predicted"),
+        (Data("av2", str(root), version="v", predicted="p"), "--version, --predicted"),
     ):
         with pytest.raises(ConfigError, match=named):
             data.open(TownConfig())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from iidrive.core.errors import CheckpointError, DataError, LineageError
 from iidrive.core.lineage import Lineage, Parent, marked
@@ -31,9 +32,10 @@ def trace(path: str | Path) -> list[Lineage]:
 
 
 def describe(lineage: Lineage) -> str:
-    """The lineage as text: the chain, the recorded path of every ancestor and whether it is still there, and the marks."""
+    """The lineage as text: the chain, the recorded path of every ancestor and whether it is still there, the training data, and the marks."""
     lines = [f"{lineage.path}: {lineage}"]
     lines += [f"  {a.kind} {a.fingerprint}: {_now(a, lineage)}" for a in lineage.ancestors if a.path]
+    lines += [f"  {_data(entry)}" for entry in _trained_on(lineage)]
     lines += [f"  {marked(mark)}" for mark in lineage.marks]
     return "\n".join(lines)
 
@@ -49,6 +51,23 @@ def fit_together(lineages: Sequence[Lineage]) -> str:
         if kind == "tokenizer" and not (of and len(next(iter(of.values()))) > 1):
             return ""
     return "All of these descend from one tokenizer and at most one world model: they may be used together."
+
+
+def _trained_on(lineage: Lineage) -> tuple[dict[str, Any], ...]:
+    """What trained a checkpoint, as its manifest says; nothing for what is no checkpoint."""
+    try:
+        return checkpoint.read_manifest(lineage.path).trained_on if lineage.fingerprint else ()
+    except CheckpointError:
+        return ()
+
+
+def _data(entry: Mapping[str, Any]) -> str:
+    """One source that trained a stage: split, seed where there is one, and of several sources the share, occupancy and commands."""
+    told = [f"{entry['source']} {entry['split']}"]
+    told += [f"seed {entry['seed']}"] if entry["seed"] is not None else []
+    if "share" in entry:
+        told += ["all samples" if entry["share"] is None else f"share {entry['share']:g}", entry["occupancy"], entry["command"]]
+    return f"{entry['kind']} trained on {', '.join(told)}"
 
 
 def _now(parent: Parent, child: Lineage) -> str:

@@ -76,6 +76,12 @@ def _occupancy():
     return occupancy
 
 
+def _derive():
+    from iidrive.cli import derive
+
+    return derive
+
+
 def _weights():
     from iidrive.cli import weights
 
@@ -120,11 +126,15 @@ COMMANDS: Mapping[str, Command | Group] = {
         },
     ),
     "tokens": Command("write the token cache of a split", lambda: _train().tokens),
+    "occupancy": Command("write occupancy of scenes that have no labels", lambda: _derive().occupancy, OCCUPANCY),
     "evaluate": Command("score a planner, world model, tokenizer or baseline on a split", lambda: _evaluate().evaluate),
     "drive": Command("drive a planner in closed loop through towns that react", lambda: _drive().drive, OCCUPANCY),
     "study": Group(
         "answer a question by experiment",
-        {"ii": Command("does a world model help the planner?", lambda: _study().ii)},
+        {
+            "ii": Command("does a world model help the planner?", lambda: _study().ii),
+            "transfer": Command("what do towns teach about real streets?", lambda: _study().transfer, ("split",)),
+        },
     ),
     "view": Command("write a 3-D page of a sample, or a video of a scene", lambda: _view().view),
     "weights": Command("list the shipped weights, or describe a set of them", lambda: _weights().weights),

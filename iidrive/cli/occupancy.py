@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 
 from iidrive.analysis.doctor import occupancy
-from iidrive.cli.options import DataOptions, Switch, write_json
+from iidrive.cli.options import DataOptions, Switch, note, write_json
 from iidrive.core.class_tables import named
 from iidrive.core.errors import ConfigError, IIDriveError
 from iidrive.core.paths import expanded
 from iidrive.core.untrusted.files import require_regular
+from iidrive.data.derive.files import is_derived
 from iidrive.data.nuscenes.source import NuScenes, NuScenesConfig
 from iidrive.runtime.progress import counting
 from iidrive.scoring import occupancy_folders, occupancy_report
@@ -55,6 +57,10 @@ def score_occupancy(
     if root and not truth and not (expanded(root) / "gts").is_dir():
         raise ConfigError(f"{root} has no folder gts/ with Occ3D labels: give their folder with --truth.")
     tables = NuScenes(NuScenesConfig(root, version)) if root else None
+    if is_derived(Path(truth or expanded(root) / "gts")):
+        note(
+            f"{truth or expanded(root) / 'gts'} holds derived occupancy, not labels: these scores are against boxes, maps and lidar points."
+        )
     split = split or (tables.usual_split("test") if tables else "")
     with ExitStack() as open_:
         result = occupancy_folders.score_folders(

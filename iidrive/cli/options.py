@@ -20,7 +20,8 @@ from iidrive.core.config_io import to_plain
 from iidrive.core.errors import ConfigError
 from iidrive.core.lineage import mark_lines
 from iidrive.core.untrusted.json_text import parse_json
-from iidrive.data import Data, DataName
+from iidrive.data import Data, opened, parse
+from iidrive.data.joint import Joint
 from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache
 from iidrive.pipeline import recipes
@@ -39,7 +40,6 @@ from iidrive.training.options import Resume, RunOptions
 from iidrive.training.parallel import ParallelConfig
 
 Switch = Literal["on", "off"]
-Occupancy = Literal["auto", "labels", "derived", "predicted"]
 console = Console(stderr=True)
 
 
@@ -48,34 +48,44 @@ class DataOptions:
     """Which data and scenes to use.
 
     Attributes:
-        data: synthetic towns, nuScenes or Argoverse 2 sensor logs.
-        root: folder of nuScenes (v1.0-…/, maps/) or of Argoverse 2 (train/, val/).
+        data: town, nuscenes or av2; several for training: town,av2.
+        root: folder of nuScenes (v1.0-…/, maps/) or Argoverse 2 (train/, val/); of several: nuscenes=PATH,av2=PATH.
         split: a split, or a file of scene names; default: the usual split.
-        occupancy: which occupancy of nuScenes to use.
+        occupancy: which occupancy of nuScenes to use: auto, labels, derived or predicted.
         gts: folder of Occ3D labels; default: ROOT/gts.
         predicted: folder of predicted labels in the Occ3D layout.
         version: version folder of nuScenes, if there are several.
     """
 
-    data: DataName = "town"
+    data: str = "town"
     root: str = ""
     split: str = ""
-    occupancy: Occupancy = "auto"
+    occupancy: str = "auto"
     gts: str = ""
     predicted: str = ""
     version: str = ""
 
     @property
+    def sources(self) -> tuple[Data, ...]:
+        """The data of every source, without the split."""
+        occupancy = "" if self.occupancy == "auto" else self.occupancy
+        return parse(self.data, root=self.root, version=self.version, occupancy=occupancy, gts=self.gts, predicted=self.predicted)
+
+    @property
     def source(self) -> Data:
-        """The data without the split."""
-        return Data(self.data, self.root, self.version, self.occupancy, self.gts, self.predicted)
+        """The data of a single source, without the split. Raises ConfigError for several sources."""
+        one, *others = self.sources
+        if others:
+            raise ConfigError(f"--data {self.data}: only training and `iidrive tokens` take several sources; name one.")
+        return one
 
     def open(self, recipe: Recipe, part: Literal["train", "test"]) -> tuple[Source, str]:
-        """Open the source. Returns it and the split (the given or usual one). Missing parts of the data are reported on stderr."""
-        source = self.source.open(recipe.town)
+        """Open the source. Returns it and the split (the given or usual one). Missing parts of the data are reported on stderr. Several sources are
+        allowed only in training."""
+        source = opened(self.sources, recipe.town) if part == "train" else self.source.open(recipe.town)
         for sentence in source.missing():
             note(sentence)
-        return source, self.split or source.usual_split(part)
+        return source, source.completed(self.split, part) if isinstance(source, Joint) else self.split or source.usual_split(part)
 
 
 @dataclass(frozen=True)
@@ -210,7 +220,7 @@ def tokens_of(
         return write_tokens(used, source, names, folder, tick, note, process_group)
 
 
-def finish(path: Path, data: Data, recipe: Recipe, run: str) -> None:
+def finish(path: Path, where: DataOptions, recipe: Recipe, run: str) -> None:
     """Print what was trained, and the next command."""
     manifest = checkpoint.read_manifest(path)
     print(f"{mark_lines(manifest.marks)}{manifest.kind} {manifest.fingerprint} after {manifest.samples_seen} samples: {path}")
@@ -224,14 +234,20 @@ def finish(path: Path, data: Data, recipe: Recipe, run: str) -> None:
         "world": ["train", "planner", run],
         "planner": ["evaluate", run, "--test-ii", "on" if manifest.about.get("train_ii") else "off"],
     }
-    options = [f"--{k}={v}" for k, v in to_plain(replace(data, name="town")).items() if v != getattr(Data(), k)]
-    if data.name != "town":
-        options.insert(0, f"--data={data.name}")
-    if recipe != recipes.small():
-        options.append(f"--recipe={Path(run) / 'recipe.json'}")
+    made_with = [f"--recipe={Path(run) / 'recipe.json'}"] if recipe != recipes.small() else []
+    options = [f"--{k}={v}" for k, v in to_plain(replace(where, split="")).items() if v != getattr(DataOptions(), k)] + made_with
+    each = [_as_typed(data) + made_with for data in where.sources]
     if manifest.kind != "planner":
-        print(f"evaluate: {shlex.join(['iidrive', 'evaluate', run, *options])}")
-    print(f"next: {shlex.join(['iidrive', *follow[manifest.kind], *options])}")
+        for own in each:
+            print(f"evaluate: {shlex.join(['iidrive', 'evaluate', run, *own])}")
+    for own in each if manifest.kind == "planner" else [options]:
+        print(f"next: {shlex.join(['iidrive', *follow[manifest.kind], *own])}")
+
+
+def _as_typed(data: Data) -> list[str]:
+    """The options that name a source."""
+    options = [f"--{k}={v}" for k, v in to_plain(replace(data, name="town")).items() if v != getattr(Data(), k)]
+    return options if data.name == "town" else [f"--data={data.name}", *options]
 
 
 def _course(path: Path, manifest: checkpoint.Manifest) -> list[str]:

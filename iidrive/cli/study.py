@@ -7,7 +7,9 @@ from pathlib import Path
 
 from iidrive.analysis.study.arms import ARMS, ArmName
 from iidrive.analysis.study.study import TESTS, StudyConfig, TestName, study
-from iidrive.cli.options import TownFields, write_json
+from iidrive.analysis.transfer.transfer import transfer as transfer_
+from iidrive.cli.options import DataOptions, TownFields, write_json
+from iidrive.core.errors import ConfigError
 from iidrive.data.town.source import Town
 from iidrive.pipeline import recipes
 from iidrive.pipeline.drive import enlarged
@@ -52,5 +54,30 @@ def ii(
     for split in ("test", "hard"):
         recipe = enlarged(recipe, split, scenes)
     found = study(recipe, Town(recipe.town), Path(out), config, world)
+    if json:
+        write_json(json, found)
+
+
+def transfer(
+    out: str = "runs/transfer",
+    towns: str = "",
+    json: str = "",
+    recipe: Recipe = recipes.small(),  # noqa: B008
+    where: DataOptions = DataOptions(data="nuscenes"),  # noqa: B008
+) -> None:
+    """What do towns teach about real streets? Trained on towns, on real data, on real data after towns; tested on each real dataset.
+
+    Args:
+        out: folder of the comparison; what it holds already is not done again.
+        towns: run folder or set of weights of a planner that towns trained, as town-small; default: one is trained by the recipe.
+        json: where to write the numbers besides.
+        recipe: what is trained, and how; names the towns.
+        where: real data, one source or several: they train together, on the usual training splits, and are tested on apart.
+    """
+    if "town" in where.data.split(","):
+        raise ConfigError(f"--data {where.data}: a transfer is to real data; towns train in any case. Name nuscenes, av2 or both.")
+    source, _ = where.open(recipe, "train")
+    found = transfer_(recipe, Town(recipe.town), source, Path(out), towns)
+    print(found.pop("text"))
     if json:
         write_json(json, found)

@@ -28,7 +28,7 @@ def train_tokenizer(
     options = train.enter(recipe.train_tokenizer)
     source, split = where.open(recipe, "train")
     started = start(train.run, training.describe("train tokenizer", recipe, source, split), options)
-    finish(training.train_tokenizer(recipe, source, split, started, options), where.source, recipe, train.run)
+    finish(training.train_tokenizer(recipe, source, split, started, options), where, recipe, train.run)
 
 
 def train_world(
@@ -54,7 +54,7 @@ def train_world(
     stage1 = load_tokenizer(tokenizer)
     cache = tokens_of(tokens, stage1, source, split, Path(train.run), allow, process_group=options.process_group)
     path = training.train_world(recipe, stage1, cache, source, split, started, options, allow=allow)
-    finish(path, where.source, recipe, train.run)
+    finish(path, where, recipe, train.run)
 
 
 def train_planner(
@@ -86,7 +86,7 @@ def train_planner(
     tokens = tokens or (str(near) if near.is_dir() else "")
     cache = tokens_of(tokens, stage1, source, split, Path(train.run), allow, process_group=options.process_group)
     path = training.train_planner(recipe, stage2, cache, source, split, started, train_ii == "on", options, allow, stage1)
-    finish(path, where.source, recipe, train.run)
+    finish(path, where, recipe, train.run)
 
 
 def tokens(

@@ -109,8 +109,33 @@ class ClipSpec:
     intended: bool = False
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """How samples of several sources are drawn: the sources' names, the source of every track as an index into them, and their shares.
+
+    `shares` are above 0 and relative to each other. Without any, each source gives as many samples as it has.
+    """
+
+    names: tuple[str, ...]
+    of_track: tuple[int, ...]
+    shares: tuple[float, ...] = ()
+
+    def drawn(self, sizes: Sequence[int]) -> tuple[int, ...]:
+        """Samples of each source in a pass, which draws as many as there are in all: the shares by largest remainder, but one at least."""
+        if not self.shares:
+            return tuple(sizes)
+        total = sum(sizes)
+        wanted = np.array(self.shares) / sum(self.shares) * total
+        counts = np.maximum(np.floor(wanted).astype(np.int64), 1)
+        while counts.sum() < total:
+            counts[np.argmax(wanted - counts)] += 1
+        while counts.sum() > total:
+            counts[np.argmax(np.where(counts > 1, counts - wanted, -np.inf))] -= 1
+        return tuple(counts.tolist())
+
+
 class ClipDataset:
-    """All samples of some scenes. `batch(rows)` returns the samples at these rows as tensors.
+    """All samples of some scenes. `batch(rows)` returns the samples at these rows as tensors, `order` gives the training order of rows.
 
     Args:
         tracks: ego tracks of the scenes.
@@ -119,6 +144,7 @@ class ClipDataset:
         codes: reads token indices; None for none.
         future: whether occupancy and codes are also read for future keyframes, as targets.
         labels: reads additional targets; None for none.
+        mixture: how samples of several sources are drawn; None for a single source.
 
     Raises:
         DataError: if no sample fits.
@@ -132,6 +158,7 @@ class ClipDataset:
         codes: Frames | None = None,
         future: bool = False,
         labels: Labels | None = None,
+        mixture: Mixture | None = None,
     ) -> None:
         self.tracks, self.spec, self.occupancy, self.codes, self.future = tuple(tracks), spec, occupancy, codes, future
         self.labels = labels
@@ -141,6 +168,8 @@ class ClipDataset:
         self.samples = [(t, i) for t, at in enumerate(places) for i in at]
         if not self.samples:
             raise DataError("no sample fits: the scenes are shorter than the clip, or the split is empty.")
+        self.groups = _groups([t for t, _ in self.samples], mixture)
+        self.drawn = tuple(map(len, self.groups)) if mixture is None else mixture.drawn(tuple(map(len, self.groups)))
         parts = [_cut(track, np.array(at, np.int64), spec) for track, at in zip(self.tracks, places, strict=True) if at]
         self.inputs, self.targets = ({k: np.concatenate([p[side][k] for p in parts]) for k in parts[0][side]} for side in (0, 1))
 
@@ -158,6 +187,28 @@ class ClipDataset:
         other = copy.copy(self)
         other.labels = labels
         return other
+
+    def order(self, seed: int, start: int, count: int) -> Array:
+        """Rows of the training order from place `start` on, which follow from the seed and the place alone.
+
+        A pass draws `drawn` samples of each source, mixed by a permutation that follows from (seed, pass). The samples of one source come in
+        permutations of their own: none is drawn a second time before all of its source were drawn once.
+        """
+        if len(self.groups) == 1:
+            return order(len(self), seed, start, count)
+        places, out = np.arange(start, start + count), np.empty(count, np.int64)
+        total = sum(self.drawn)
+        sources = np.repeat(np.arange(len(self.groups)), self.drawn)
+        for epoch in np.unique(places // total):
+            here = np.flatnonzero(places // total == epoch)
+            mixed = np.random.default_rng([seed, int(epoch)]).permutation(sources)
+            for k, rows in enumerate(self.groups):
+                mine = mixed == k
+                place = places[here] % total
+                chosen = here[mine[place]]
+                number = epoch * self.drawn[k] + np.cumsum(mine)[place[mine[place]]] - 1
+                out[chosen] = rows[_permuted(len(rows), (seed, k), number)]
+        return out
 
     def token(self, row: int) -> str:
         """Sample token of a row."""
@@ -235,12 +286,28 @@ def _cut(track: EgoTrack, now: Array, spec: ClipSpec) -> tuple[dict[str, Array],
 
 def order(samples: int, seed: int, start: int, count: int) -> Array:
     """`count` rows of the training order from position `start` on. Each epoch is a permutation that depends on (seed, epoch) only."""
-    places = np.arange(start, start + count)
-    out = np.empty(count, np.int64)
+    return _permuted(samples, (seed,), np.arange(start, start + count))
+
+
+def _permuted(samples: int, seed: tuple[int, ...], places: Array) -> Array:
+    """Rows at the positions `places` of an order in which each epoch is a permutation that depends on (*seed, epoch) only."""
+    out = np.empty(len(places), np.int64)
     for epoch in np.unique(places // samples):
         here = places // samples == epoch
-        out[here] = np.random.default_rng([seed, int(epoch)]).permutation(samples)[places[here] % samples]
+        out[here] = np.random.default_rng([*seed, int(epoch)]).permutation(samples)[places[here] % samples]
     return out
+
+
+def _groups(track_of_sample: Sequence[int], mixture: Mixture | None) -> list[Array]:
+    """The rows of every source. Raises DataError for a source without any."""
+    if mixture is None:
+        return [np.arange(len(track_of_sample))]
+    source = np.array(mixture.of_track)[np.array(track_of_sample)]
+    groups = [np.flatnonzero(source == k) for k in range(len(mixture.names))]
+    for name, rows in zip(mixture.names, groups, strict=True):
+        if not len(rows):
+            raise DataError(f"no sample of {name} fits: its scenes are shorter than the clip, or its split is empty.")
+    return groups
 
 
 def draws(seed: int, start: int, count: int, width: int) -> Array:

@@ -321,6 +321,11 @@ def reconstruction_miou(tokenizer: Tokenizer, cache: TokenCache, on: TestSet, co
 def trained_on(manifest: Manifest) -> str:
     """A description of a checkpoint's training data: source, split, occupancy and command."""
     data = manifest.data
+    if "sources" in data:
+        own = {entry["source"]: entry["split"] for entry in manifest.trained_on if entry["kind"] == manifest.kind}
+        return " + ".join(
+            f"{one['source']} {own.get(one['source'])}, occupancy {one['occupancy']}, command {one['command']}" for one in data["sources"]
+        )
     return f"{data.get('name', data.get('source'))} {data.get('split')}, occupancy {data.get('occupancy')}, command {data.get('command')}"
 
 

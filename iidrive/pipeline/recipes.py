@@ -12,6 +12,7 @@ from typing import get_args
 
 from iidrive.core.errors import ConfigError, unknown
 from iidrive.core.scene import GridSpec
+from iidrive.core.text import printable
 from iidrive.data.town.source import TownConfig
 from iidrive.models.baselines import EgoMLPConfig
 from iidrive.models.iiworld.quirks import Quirk
@@ -41,6 +42,7 @@ class Recipe:
         train_ego_mlp: how `ego-mlp` is trained.
         town: the synthetic towns, if the data are towns.
         clip_frames: keyframes per clip in the tokenizer's training.
+        shares: fraction of the samples from each source, relative to the others, if the data are several sources; {}: proportional to their sizes.
     """
 
     name: str = "small"
@@ -56,8 +58,14 @@ class Recipe:
     train_ego_mlp: TrainConfig = field(default_factory=TrainConfig)
     town: TownConfig = field(default_factory=TownConfig)
     clip_frames: int = 5
+    shares: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, share in self.shares.items():
+            if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < float("inf"):
+                raise ConfigError(
+                    f"shares.{name} must be a number above 0; found {printable(share)}. Leave a source without a share out of --data."
+                )
         width = self.tokenizer.latent_width
         if not self.world.width == self.planner.latent_width == width:
             raise ConfigError(

@@ -15,6 +15,7 @@ import torch
 from iidrive.core.errors import LineageError
 from iidrive.core.lineage import OVERRIDE
 from iidrive.data.clips import EgoTrack, Frames, OccupancyFrames
+from iidrive.data.joint import parts_of, tracks_of
 from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache
 from iidrive.models.tokenizer import Tokenizer
@@ -84,6 +85,18 @@ def measure(tokenizer: Tokenizer, source: Source, tracks: Sequence[EgoTrack], ca
     return float(np.nan_to_num(metrics.miou(infer.reconstruction(tokenizer, codes, occupancy, chosen(tracks)))))
 
 
+def record(tokenizer: Tokenizer, source: Source, tracks: Sequence[EgoTrack]) -> dict[str, float]:
+    """What stage 1's manifest keeps of `measure`: one number, and where there are several sources also that of each."""
+    parts = parts_of(source)
+    each = {_name(part): measure(tokenizer, part, tracks_of(source, part, tracks)) for part in parts} if len(parts) > 1 else {}
+    return {RECORD: measure(tokenizer, source, tracks), **each}
+
+
+def _name(source: Source) -> str:
+    """Where stage 1's manifest holds what it measured on one of several sources."""
+    return f"{RECORD}_{source.name}"
+
+
 def check(
     tokenizer: Tokenizer, manifest: Manifest, cache: TokenCache, source: Source, tracks: Sequence[EgoTrack], allow: bool = False
 ) -> tuple[Check, tuple[str, ...]]:
@@ -94,7 +107,7 @@ def check(
             mark is returned instead.
     """
     _require_readable(tokenizer, cache)
-    recorded = manifest.metrics.get(RECORD)
+    recorded = manifest.metrics.get(_name(source), manifest.metrics.get(RECORD))
     result = Check(measure(tokenizer, source, tracks) if recorded is None else recorded, measure(tokenizer, source, tracks, cache))
     if not result.far_below:
         return result, ()

@@ -5,6 +5,7 @@ Every stage follows the same steps: read the tracks of the scenes, build the mod
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -17,11 +18,12 @@ from torch import nn
 
 from iidrive.core.classes import OCC_CLASSES
 from iidrive.core.config_io import to_plain
-from iidrive.core.errors import CheckpointError, ConfigError
+from iidrive.core.errors import CheckpointError, ConfigError, DataError
 from iidrive.core.lineage import INITIAL, Lineage, Parent, joined
 from iidrive.core.scene import GridSpec
 from iidrive.data.box_tracks import BoxTargets, FlowTargets
 from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, OccupancyFrames, keyframes, read_tracks
+from iidrive.data.joint import Joint, mixture, parts_of, splits_of, tracks_of
 from iidrive.data.scene_lists import is_list
 from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache
@@ -37,7 +39,7 @@ from iidrive.models.world import WorldModel
 from iidrive.pipeline import token_check
 from iidrive.pipeline.load import LoadedTokenizer, Place, load_forecaster, load_tokenizer, require_width
 from iidrive.pipeline.recipes import Recipe
-from iidrive.pipeline.validate import held_out, validate_planner, validate_tokenizer, validate_world
+from iidrive.pipeline.validate import by_source, held_out, validate_planner, validate_tokenizer, validate_world
 from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.run_folder import Run, code_version
 from iidrive.training import checkpoint
@@ -67,24 +69,25 @@ def train_tokenizer(recipe: Recipe, source: Source, split: str, run: Run, option
     past = recipe.clip_frames - 1
     tracks = read_tracks(source, split)
     if config.voxel_loss == "balanced" and not config.class_weights:
-        counts = class_counts(source, tracks, config.grid)
+        counts = class_counts(source, tracks, config.grid, shares=recipe.shares)
         lovasz = presence_weights((counts > 0).sum(0), len(counts))
         config = replace(config, class_weights=class_weights(counts.sum(0)), lovasz_weights=lovasz)
     torch.manual_seed(training.seed)
     compute = compute_config(training, options)
     tokenizer = Tokenizer(config, compute)
     spec = ClipSpec(past=past, future=1, full_future=False, first=past)
-    clips = ClipDataset(tracks, spec, OccupancyFrames(source, config.grid, keyframes(tracks)))
+    occupancy = OccupancyFrames(source, config.grid, keyframes(tracks))
+    clips = ClipDataset(tracks, spec, occupancy, mixture=mixture(source, tracks, recipe.shares))
     manifest = start_from(options.init, tokenizer, _manifest("tokenizer", config, training, source, split, recipe))
-    validate = partial(validate_tokenizer, tokenizer, source, held_out(source, training))
+    validate = partial(by_source, partial(validate_tokenizer, tokenizer), held_out(source, training))
     path = fit(TrainTask(tokenizer, tokenizer, manifest, config, tokenizer.prepare, validate), clips, training, run, options)
     options.process_group.barrier()
     if token_check.RECORD not in checkpoint.read_manifest(path).metrics:
         measured = tokenizer if compute == ComputeConfig() else tokenizer.computing(ComputeConfig())
-        found = token_check.measure(measured, source, tracks)
+        found = token_check.record(measured, source, tracks)
         options.process_group.barrier()
         if options.process_group.is_rank_zero:
-            checkpoint.amend(path, {token_check.RECORD: found})
+            checkpoint.amend(path, found)
         options.process_group.barrier()
     return path
 
@@ -126,13 +129,14 @@ def train_world(
     if world.prior is not None and not others:
         _train_prior(recipe, world.prior, source, split, tracks, run.below("motion"), options)
     if world.flow is not None and not others:
+        require_boxes(source, tracks, "train the world model without occupancy flow (--recipe.world.flow.width 0)")
         _train_flow(recipe, world.flow, stage1, compute, cache, source, split, tracks, run.below("flow"), options)
     occupancy = OccupancyFrames(source, stage1.model.config.grid, keyframes(tracks)) if config.voxel_weight else None
-    clips = ClipDataset(tracks, ClipSpec(), occupancy, cache, future=True)
+    clips = ClipDataset(tracks, ClipSpec(), occupancy, cache, future=True, mixture=mixture(source, tracks, recipe.shares))
     manifest = _manifest("world", config, training, source, split, recipe, (stage1.checkpoint,))
     manifest = replace(manifest, metrics=zero.metrics(), marks=joined(stage1.checkpoint.manifest.marks, marks, found))
-    manifest = start_from(options.init, world, manifest, allow)
-    validate = partial(validate_world, forecaster, source, held_out(source, training), options.process_group)
+    manifest = start_from(options.init, world, manifest, allow, stage1.manifest.origins)
+    validate = partial(by_source, partial(validate_world, forecaster, process_group=options.process_group), held_out(source, training))
     return fit(TrainTask(forecaster, world, manifest, config, validate=validate), clips, training, run, options)
 
 
@@ -168,12 +172,15 @@ def train_planner(
             "candidates need the world model's occupancy flow, and this world model has none: train one with "
             "--recipe.world.flow.width 32, or plan without candidates: --recipe.planner.accelerations []."
         )
-    clips = ClipDataset(tracks, ClipSpec(intended=True), codes=cache, labels=BoxTargets(source) if config.accelerations else None)
+    if config.accelerations:
+        require_boxes(source, tracks, "plan without candidates (--recipe.planner.accelerations [])")
+    labels, mixed = BoxTargets(source) if config.accelerations else None, mixture(source, tracks, recipe.shares)
+    clips = ClipDataset(tracks, ClipSpec(intended=True), codes=cache, labels=labels, mixture=mixed)
     parents = (stage1.checkpoint, stage2.checkpoint)
     manifest = _manifest("planner", config, training, source, split, recipe, parents, {"train_ii": train_ii})
     manifest = replace(manifest, metrics=zero.metrics(), marks=joined(stage2.manifest.marks, marks, found))
-    manifest = start_from(options.init, agent.planner, manifest, allow)
-    validate = partial(validate_planner, agent, source, held_out(source, training), options.process_group)
+    manifest = start_from(options.init, agent.planner, manifest, allow, stage2.manifest.origins)
+    validate = partial(by_source, partial(validate_planner, agent, process_group=options.process_group), held_out(source, training))
     apart = (agent.planner.outcomes,) if config.accelerations else ()
     return fit(
         TrainTask(agent, agent.planner, manifest, config, validate=validate, clipped_separately=apart), clips, training, run, options
@@ -185,13 +192,22 @@ def train_ego_mlp(recipe: Recipe, source: Source, split: str, run: Run, options:
     config, training = recipe.ego_mlp, recipe.train_ego_mlp
     torch.manual_seed(training.seed)
     model = EgoMLP(config)
-    clips = ClipDataset(read_tracks(source, split), ClipSpec(intended=True))
+    tracks = read_tracks(source, split)
+    clips = ClipDataset(tracks, ClipSpec(intended=True), mixture=mixture(source, tracks, recipe.shares))
     manifest = _manifest("ego-mlp", config, training, source, split, recipe)
     return fit(TrainTask(model, model, manifest, config), clips, training, run, options)
 
 
-def class_counts(source: Source, tracks: list[EgoTrack], grid: GridSpec, keyframes_: int = 512) -> np.ndarray:
-    """Number of voxels per class in each of about `keyframes_` keyframes, spread evenly over scenes and time: (keyframes, classes)."""
+def class_counts(
+    source: Source, tracks: list[EgoTrack], grid: GridSpec, keyframes_: int = 512, shares: Mapping[str, float] | None = None
+) -> np.ndarray:
+    """Number of voxels per class in each of about `keyframes_` keyframes, spread evenly over scenes and time: (keyframes, classes).
+
+    With `shares` of several sources, each source has its share of the keyframes, at least one.
+    """
+    if shares and isinstance(source, Joint):
+        of = {part: max(1, round(keyframes_ * shares[part.name] / sum(shares.values()))) for part in source.sources}
+        return np.concatenate([class_counts(part, tracks_of(source, part, tracks), grid, some) for part, some in of.items()])
     counts = []
     for i in range(min(keyframes_, keyframes(tracks))):
         track = tracks[i * len(tracks) // keyframes_ if len(tracks) > keyframes_ else i % len(tracks)]
@@ -201,8 +217,21 @@ def class_counts(source: Source, tracks: list[EgoTrack], grid: GridSpec, keyfram
     return np.stack(counts)
 
 
-def start_from(init: str, module: nn.Module, manifest: Manifest, allow: bool = False) -> Manifest:
+def require_boxes(source: Source, tracks: list[EgoTrack], otherwise: str) -> None:
+    """Raise DataError if a source has no box in any scene: unannotated space would be learnt as free."""
+    for part in parts_of(source):
+        own = tracks_of(source, part, tracks)
+        if not any(len(keyframe.boxes) for track in own for keyframe in part.scene(track.name).keyframes):
+            raise DataError(
+                f"{part.name}: none of the {len(own)} scenes has boxes, so nothing says what moves in them. Leave the source out, or {otherwise}."
+            )
+
+
+def start_from(init: str, module: nn.Module, manifest: Manifest, allow: bool = False, fine_tuned_from: tuple[Parent, ...] = ()) -> Manifest:
     """Initialise a model from the checkpoint `init` ("": keep its weights). Returns the manifest with that checkpoint as an ancestor.
+
+    A checkpoint of a later stage stands for its own model of this kind: `town-small` is a planner, and gives its tokenizer to a tokenizer.
+    `fine_tuned_from` are the checkpoints that the parent's own training started from: a model of theirs may be trained on with the fine-tuned parent.
 
     Raises:
         CheckpointError: for a checkpoint of another kind or architecture.
@@ -211,10 +240,13 @@ def start_from(init: str, module: nn.Module, manifest: Manifest, allow: bool = F
     if not init:
         return manifest
     found = checkpoint.read(init)
+    if any(parent.kind == manifest.kind for parent in found.manifest.parents):
+        found = checkpoint.read(found.parent_path(manifest.kind))
     found.require_kind(manifest.kind)
     marks: list[tuple[str, ...]] = []
     for parent in manifest.parents[-1:]:
-        marks.append(found.require_parent(parent.kind, Lineage(parent.kind, parent.fingerprint, parent.path), allow))
+        if found.manifest.parent(parent.kind).fingerprint not in [origin.fingerprint for origin in fine_tuned_from]:
+            marks.append(found.require_parent(parent.kind, Lineage(parent.kind, parent.fingerprint, parent.path), allow))
     checkpoint.load_weights(module, found.weights(), init)
     origin = Parent(INITIAL + found.manifest.kind, str(found.folder.resolve()), found.manifest.fingerprint)
     above = (*manifest.parents, origin)
@@ -236,7 +268,8 @@ def _train_prior(
     alone = replace(options, process_group=ProcessGroup(), resume=resume, stop_at=None)
     with process_group.raise_on_all_ranks():
         if process_group.is_rank_zero:
-            fit(TrainTask(prior, prior, manifest, config), ClipDataset(tracks, ClipSpec()), recipe.train_motion, run, alone)
+            clips = ClipDataset(tracks, ClipSpec(), mixture=mixture(source, tracks, recipe.shares))
+            fit(TrainTask(prior, prior, manifest, config), clips, recipe.train_motion, run, alone)
     if not process_group.is_rank_zero:
         weights = checkpoint.load_tensors(run.folder)
         checkpoint.load_weights(prior.to(next(iter(weights.values())).dtype), weights, str(run.folder))
@@ -260,7 +293,8 @@ def _train_flow(
     manifest = _manifest("flow", recipe.world.flow, recipe.train_flow, source, split, recipe, (stage1.checkpoint,))
     resume = "off" if options.resume == "off" else "auto"
     Run.start(run.folder, {"what": "train occupancy flow", "config": manifest.training}, resume != "off", options.process_group)
-    clips = ClipDataset(tracks, ClipSpec(), codes=cache, labels=FlowTargets(source, net.fine))
+    labels = FlowTargets(source, net.fine)
+    clips = ClipDataset(tracks, ClipSpec(), codes=cache, labels=labels, mixture=mixture(source, tracks, recipe.shares))
     to_its_end = replace(options, resume=resume, stop_at=None)
     fit(TrainTask(learner, net, manifest, recipe.world.flow), clips, recipe.train_flow, run, to_its_end)
     net.requires_grad_(False)
@@ -284,12 +318,21 @@ def _manifest(
     parents: tuple[Checkpoint, ...] = (),
     about: dict[str, Any] | None = None,
 ) -> Manifest:
-    identity = source.identity()
-    data = {**identity, "split": split, "occupancy": source.occupancy_source, "command": source.command_source}
-    own: dict[str, Any] = {"kind": kind, "source": source.name, "seed": identity.get("seed"), "split": split}
-    if is_list(split):
-        own["scenes"] = list(source.scene_names(split))  # the file may change later
-    about = {"recipe": recipe.name, "town": to_plain(recipe.town), "trained_on": [own], **(about or {})}
+    data = {**source.identity(), "split": split, "occupancy": source.occupancy_source, "command": source.command_source}
+    entries = [_trained_on(kind, part, own) for part, own in splits_of(source, split)]
+    if isinstance(source, Joint):
+        data["shares"] = dict(recipe.shares)
+        for part, entry in zip(source.sources, entries, strict=True):
+            entry |= {"occupancy": part.occupancy_source, "command": part.command_source, "share": recipe.shares.get(part.name)}
+    about = {"recipe": recipe.name, "town": to_plain(recipe.town), "trained_on": entries, **(about or {})}
     above = tuple(parent.as_parent for parent in parents)
     made = Manifest(kind, "", to_plain(config), 0, code_version(), to_plain(data), to_plain(training), {}, about, above)
     return made.also_trained_on(*(parent.manifest for parent in parents))
+
+
+def _trained_on(kind: checkpoint.Kind, source: Source, split: str) -> dict[str, Any]:
+    """One source that trains a model."""
+    own: dict[str, Any] = {"kind": kind, "source": source.name, "seed": source.identity().get("seed"), "split": split}
+    if is_list(split):
+        own["scenes"] = list(source.scene_names(split))  # the file may change or go
+    return own

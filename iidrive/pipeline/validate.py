@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 
 from iidrive.data.clips import EgoTrack, read_tracks, scored_clips
+from iidrive.data.joint import parts_of
 from iidrive.data.source import Source
 from iidrive.models.forecast import Forecaster
 from iidrive.models.planner import Agent
@@ -22,11 +24,22 @@ from iidrive.training.optim import TrainConfig
 Validation = tuple[dict[str, float], str]
 
 
-def held_out(source: Source, training: TrainConfig) -> list[EgoTrack]:
-    """The validation scenes: the first ones of the usual validation split; empty if validation is off."""
+def held_out(source: Source, training: TrainConfig) -> list[tuple[Source, list[EgoTrack]]]:
+    """The validation scenes of each source: the first ones of its usual validation split; empty if validation is off."""
     if not training.validate_every:
         return []
-    return read_tracks(source, source.scene_names(source.usual_split("val"))[: training.validate_scenes])
+    return [(part, read_tracks(part, part.scene_names(part.usual_split("val"))[: training.validate_scenes])) for part in parts_of(source)]
+
+
+def by_source(validate: Callable[[Source, list[EgoTrack]], Validation], scenes: Sequence[tuple[Source, list[EgoTrack]]]) -> Validation:
+    """The validation of one source as it is. Of several: first the mean over sources of their first numbers, then each one's, with its name."""
+    each = [(source.name, *validate(source, tracks)) for source, tracks in scenes]
+    if len(each) == 1:
+        return each[0][1:]
+    firsts = [next(iter(numbers.items())) for _, numbers, _ in each]
+    found = {f"{name}_{key}": value for name, numbers, _ in each for key, value in numbers.items()}
+    text = "\n\n".join(f"{name}\n{told}" for name, _, told in each)
+    return {f"mean_{firsts[0][0]}": float(np.mean([value for _, value in firsts])), **found}, text
 
 
 def validate_tokenizer(tokenizer: Tokenizer, source: Source, tracks: list[EgoTrack]) -> Validation:

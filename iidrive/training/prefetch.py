@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from iidrive.core.batch import Batch
 from iidrive.core.errors import DataError, IIDriveError
-from iidrive.data.clips import ClipDataset, draws, order
+from iidrive.data.clips import ClipDataset, draws
 
 Step = list[Batch]
 T = TypeVar("T")
@@ -48,12 +48,12 @@ class Steps(Dataset[Step | IIDriveError]):
 
     def tokens(self, step: int) -> list[str]:
         """Sample tokens of a step's global batch."""
-        rows = order(len(self.clips), self.order.seed, step * self.order.batch, self.order.batch)
+        rows = self.clips.order(self.order.seed, step * self.order.batch, self.order.batch)
         return [self.clips.token(int(row)) for row in rows]
 
     def _part(self, step: int, part: range) -> Batch:
         start = step * self.order.batch + part.start
-        rows = order(len(self.clips), self.order.seed, start, len(part)).tolist()
+        rows = self.clips.order(self.order.seed, start, len(part)).tolist()
         numbers = draws(self.order.seed, start, len(part), self.clips.spec.future)
         return self.clips.batch(rows, numbers, step * self.order.batch / self.order.samples, part)
 

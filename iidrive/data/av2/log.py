@@ -78,7 +78,7 @@ def read_log(folder: Path) -> tuple[Scene, About]:
     left_out = Counter(category[dropped].tolist())
     ego_rows = left_out.pop(EGO, 0)
 
-    global_T_axle = _poses(folder / POSES, at_ns)
+    global_T_axle = poses(folder / POSES, at_ns)
     ego_T_lidar, calibrated = _lidar(folder / CALIBRATION)
     global_T_ego = global_T_axle @ _shift(-AXLE_HEIGHT_M)
     command = oracle_commands(global_T_ego @ ego_T_lidar, np.array([0, len(at_ns)]))
@@ -118,8 +118,8 @@ def keyframe_moments(moment_ns: Int[Array, "m"], where: str) -> Int[Array, "k"]:
     return np.array(chosen, np.int64)
 
 
-def _poses(path: Path, at_ns: Int[Array, "k"]) -> Float[Array, "k 4 4"]:
-    """Poses of the egovehicle in the city frame at the keyframes."""
+def poses(path: Path, at_ns: Int[Array, "k"]) -> Float[Array, "k 4 4"]:
+    """Poses of the egovehicle in the city frame, at times in ascending order. Raises DataError for a missing or damaged pose."""
     table = Table(path)
     time_ns = table.whole("timestamp_ns")
     order = np.argsort(time_ns, kind="stable")

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from iidrive.core import geometry
 from iidrive.core.errors import ConfigError, DataError, unknown
 from iidrive.core.paths import expanded
 from iidrive.core.scene import STEP_S, CommandSource, GridSpec, OccGrid, OccSource, Scene
 from iidrive.core.text import printable, printable_line
+from iidrive.core.untrusted.json_text import read_json
 from iidrive.data.av2.known import KnownLogs, log_files
 from iidrive.data.av2.log import ANNOTATIONS, AXLE_HEIGHT_M, CALIBRATION, About, read_log
+from iidrive.data.av2.sweeps import read_ground, read_sweeps
 from iidrive.data.av2.tables import require_pyarrow
+from iidrive.data.derive.files import NAME as DERIVED
+from iidrive.data.derive.files import is_derived
+from iidrive.data.derive.sweeps import Ground, Sweep
+from iidrive.data.nuscenes import labels
 from iidrive.data.scene_lists import is_list, read_list
 from iidrive.data.town.cache import cache_folder
 from iidrive.data.voxelise import voxelise
@@ -40,10 +48,12 @@ class AV2Config:
     Attributes:
         root: folder that holds `train/`, `val/` and `test/`, or `sensor/` with these.
         cache: folder for the cache of log summaries; empty for the default (see `iidrive cache`).
+        gts: folder of derived occupancy that `iidrive occupancy` wrote; empty to derive occupancy from cuboids and the map when it is needed.
     """
 
     root: str
     cache: str = ""
+    gts: str = ""
 
 
 class AV2:
@@ -84,6 +94,9 @@ class AV2:
                 f"{self.root}: {', '.join(f'{split}/' for split in self._splits)} hold no logs; each log must be a folder in there."
             )
         self._known = KnownLogs(self.root, FORMAT, expanded(config.cache) if config.cache else cache_folder())
+        self._gts = expanded(config.gts) if config.gts else None
+        if self._gts is not None and not is_derived(self._gts):
+            raise DataError(f"{self._gts}: `gts` must be a folder that `iidrive occupancy` wrote, with a file derived.json in it.")
         self._about: dict[str, About | DataError] = {}
         self._scenes: OrderedDict[str, Scene] = OrderedDict()
 
@@ -111,6 +124,7 @@ class AV2:
             "keyframe_s": STEP_S,
             "axle_height_m": AXLE_HEIGHT_M,
             "occupancy": self.occupancy_source,
+            **({} if self._gts is None else {"derived": read_json(self._gts / DERIVED)}),
         }
 
     def usual_split(self, part: Literal["train", "val", "test"]) -> str:
@@ -165,10 +179,31 @@ class AV2:
         return self._scenes[name]
 
     def occupancy(self, scene: Scene, index: int, spec: GridSpec) -> OccGrid:
-        """Occupancy of one keyframe on a grid in its ego frame, derived from its cuboids and the map."""
+        """Occupancy of one keyframe on a grid in its ego frame: the file of `gts`, where that is given, or derived from its cuboids and the map.
+
+        Raises:
+            DataError: naming the file of `gts`, if it is missing or damaged.
+        """
         keyframe = scene.keyframes[index]
+        if self._gts is not None:
+            path = labels.place(self._gts, scene.name, keyframe.token)
+            if not path.is_file():
+                raise DataError(
+                    f"{path} is missing: write it with `iidrive occupancy --data av2` and the split of its log, or leave --gts out."
+                )
+            return labels.read(path, spec, "derived")
         boxes = keyframe.boxes.moved(geometry.invert(keyframe.global_T_ego.matrix), "ego")
         return voxelise(boxes, scene.map, keyframe.global_T_ego, spec)
+
+    def sweeps(self, scene: Scene, every: int) -> Iterator[Sweep]:
+        """Every n-th lidar sweep of a log, as `derive.sweeps.HasSweeps` says."""
+        ego_T_axle = geometry.rigid(np.eye(3), np.array([0.0, 0.0, AXLE_HEIGHT_M]))
+        axle_T_lidar = geometry.invert(ego_T_axle) @ scene.keyframes[0].ego_T_lidar.matrix
+        return read_sweeps(self._folders[scene.name], every, axle_T_lidar, ego_T_axle)
+
+    def ground(self, scene: Scene) -> Ground | None:
+        """The heights of the log's map."""
+        return read_ground(self._folders[scene.name])
 
     def missing(self) -> tuple[str, ...]:
         """One sentence for each thing that this copy of Argoverse 2 lacks, and what is used instead. Reads every log that is not cached."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -13,7 +12,7 @@ from jaxtyping import UInt8
 from iidrive.core.class_tables import ASSUMED, require_free
 from iidrive.core.classes import FREE, IGNORE
 from iidrive.core.errors import ConfigError, DataError
-from iidrive.core.scene import OCC3D_GRID, GridSpec, OccGrid
+from iidrive.core.scene import OCC3D_GRID, GridSpec, OccGrid, OccSource
 from iidrive.core.text import printable
 from iidrive.core.untrusted.npz import read_npz
 from iidrive.data.occupancy_files import read_grids
@@ -24,11 +23,12 @@ LIMIT = 1 << 28
 """Maximum size of the arrays read from one file, bytes: seven grids of eight bytes per voxel, and their velocities."""
 
 
-def read(path: Path, spec: GridSpec, source: Literal["labels", "predicted"]) -> OccGrid:
+def read(path: Path, spec: GridSpec, source: OccSource) -> OccGrid:
     """Read the occupancy of one keyframe and bring it onto the grid `spec`.
 
-    A label file holds `semantics` and optionally `mask_camera`, uint8 (200,200,16) on `OCC3D_GRID`. A predicted file may have any form that
-    `occupancy_files.read_grids` reads, with a single grid. Its camera mask is not read.
+    A label file holds `semantics` and optionally `mask_camera`, uint8 (200,200,16) on `OCC3D_GRID`. A derived file, as `iidrive occupancy` writes it,
+    also holds `mask_lidar`: voxels where it is 0 are unknown (255). A predicted file may have any form that `occupancy_files.read_grids` reads,
+    with a single grid. Its camera mask is not read.
 
     Raises:
         DataError: naming the file, if it is missing or damaged, lacks an array, has another shape, dtype or class, or if a class other than
@@ -45,18 +45,23 @@ def read(path: Path, spec: GridSpec, source: Literal["labels", "predicted"]) -> 
                 f"{path}: {len(grids)} grids, but only one (of the current time) is allowed here; write that one to its own file."
             )
         return regrid(_grid(grids[0], source, None, path), spec)
-    found = _arrays(path, (("semantics",), ("mask_camera",)), 1, "Download the file again.", missing)
+    derived = source == "derived"
+    wanted = (("semantics",), ("mask_lidar",), ("mask_camera",)) if derived else (("semantics",), ("mask_camera",))
+    found = _arrays(path, wanted, 1, "Download the file again.", missing)
     for name, array in found.items():
         if array.shape != OCC3D_GRID.shape or array.dtype != np.uint8:
             raise DataError(
                 f"{path}: '{name}' must be uint8 {OCC3D_GRID.shape}; found {array.dtype} {array.shape}. Download the file again."
             )
+    known = found.pop("mask_lidar", None)
     semantics, *mask = found.values()
     require_free(semantics, str(path), "", truth=True)
+    if known is not None:
+        semantics = np.where(known != 0, semantics, np.uint8(IGNORE))
     return regrid(_grid(semantics, source, mask[0].astype(bool) if mask else None, path), spec)
 
 
-def _grid(semantics: Array, source: Literal["labels", "predicted"], mask: Array | None, path: Path) -> OccGrid:
+def _grid(semantics: Array, source: OccSource, mask: Array | None, path: Path) -> OccGrid:
     try:
         return OccGrid(semantics, OCC3D_GRID, source, mask)
     except DataError as error:

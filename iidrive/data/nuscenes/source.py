@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn, get_args
@@ -17,7 +17,11 @@ from iidrive.core.errors import ConfigError, DataError, unknown
 from iidrive.core.paths import expanded
 from iidrive.core.scene import MANOEUVRES, Boxes, Command, CommandSource, GridSpec, Keyframe, OccGrid, OccSource, Pose, Scene, VectorMap
 from iidrive.core.text import printable
-from iidrive.data.nuscenes import index, labels
+from iidrive.core.untrusted.json_text import read_json
+from iidrive.data.derive.files import NAME as DERIVED
+from iidrive.data.derive.files import is_derived
+from iidrive.data.derive.sweeps import Ground, Sweep
+from iidrive.data.nuscenes import index, labels, sweeps
 from iidrive.data.nuscenes.map import LAYERS, LocationMap
 from iidrive.data.nuscenes.splits import SPLITS, is_list, splits_beside
 from iidrive.data.nuscenes.tables import TABLES, table_file
@@ -76,7 +80,12 @@ class NuScenes:
         self.root = self.folder.parent
         beside = next((folder / "gts" for folder in (self.root, given) if (folder / "gts").is_dir()), "")
         self._gts = _label_folder("gts", config.gts or str(beside))
+        self._gts_kind: OccSource = "derived" if self._gts is not None and is_derived(self._gts) else "labels"
         self._predicted = _label_folder("predicted", config.predicted)
+        if config.occupancy == "labels" and self._gts_kind == "derived":
+            raise ConfigError(
+                f"occupancy='labels', but {self._gts} holds derived occupancy (derived.json says so): choose occupancy='derived'."
+            )
         for choice, folder in (("labels", self._gts), ("predicted", self._predicted)):
             if config.occupancy == choice and folder is None:
                 option = "gts" if choice == "labels" else choice
@@ -88,6 +97,7 @@ class NuScenes:
         self._splits = {**splits_beside(self.folder), **SPLITS}
         self._maps: dict[str, LocationMap | None] = {}
         self._listed: dict[tuple[Path, str], frozenset[str]] = {}
+        self._sweeps: tuple[sweeps.SweepFiles | None] | None = None
         for option, wanted, folder in (("gts", config.gts, self._gts), ("predicted", config.predicted, self._predicted)):
             if wanted and folder is not None and not self._holds_any(folder):
                 self._refuse(option, folder)
@@ -119,6 +129,7 @@ class NuScenes:
             "scene_sha256": hashlib.sha256(table_file(self.folder, "scene").read_bytes()).hexdigest(),
             "occupancy": self.config.occupancy,
             "occupancy_keyframes": dict(self._occupancy_counts()),
+            **({"derived": read_json(self._gts / DERIVED)} if self._gts is not None and self._gts_kind == "derived" else {}),
         }
 
     def usual_split(self, part: Literal["train", "val", "test"]) -> str:
@@ -183,12 +194,23 @@ class NuScenes:
         """
         keyframe = scene.keyframes[index]
         source = self._source_of(scene.name, keyframe.token)
-        if source == "derived":
+        if source == "derived" and not (self._gts_kind == "derived" and self._has(self._gts, scene.name, keyframe.token)):
             boxes = keyframe.boxes.moved(geometry.invert(keyframe.global_T_ego.matrix), "ego")
             return voxelise(boxes, scene.map, keyframe.global_T_ego, spec)
-        folder = self._gts if source == "labels" else self._predicted
+        folder = self._predicted if source == "predicted" else self._gts
         assert folder is not None  # _source_of returns only kinds whose folder is configured
         return labels.read(labels.place(folder, scene.name, keyframe.token), spec, source)
+
+    def sweeps(self, scene: Scene, every: int) -> Iterator[Sweep]:
+        """Every n-th sweep of LIDAR_TOP of a scene, as `derive.sweeps.HasSweeps` says. The tables are read for it the first time."""
+        if self._sweeps is None:
+            self._sweeps = (sweeps.find(self.folder, self.root),)
+        (found,) = self._sweeps
+        return iter(()) if found is None else found.read(scene.name, every)
+
+    def ground(self, scene: Scene) -> Ground | None:
+        """None: nuScenes has no heights."""
+        return None
 
     def missing(self) -> tuple[str, ...]:
         """One sentence for each thing that this copy of nuScenes lacks, and what is used instead. Parses the maps of all locations."""
@@ -205,7 +227,11 @@ class NuScenes:
             elif lacking := [layer for layer in LAYERS if layer not in surroundings.features]:
                 out.append(f"maps/expansion/{location}.json has no {', '.join(lacking)}: absent from the map of {scenes} of the scenes")
         used, total = self._occupancy_counts(), len(index.token)
-        if used["labels"] < total and self.config.occupancy in ("auto", "labels"):
+        if self._gts_kind == "derived":
+            out.append(
+                f"{self._gts} holds derived occupancy for {self._count(self._gts)} of {total} keyframes, in which what nobody saw is unknown"
+            )
+        elif used["labels"] < total and self.config.occupancy in ("auto", "labels"):
             others = " and ".join(s for s in ("predicted", "derived") if used[s]) or "missing"
             out.append(f"occupancy labels exist for {self._count(self._gts)} of {total} keyframes; the others are {others}")
         if self._predicted is not None and self._count(self._predicted) < total:
@@ -246,7 +272,7 @@ class NuScenes:
         if self.config.occupancy != "auto":
             return self.config.occupancy
         if self._has(self._gts, scene, token):
-            return "labels"
+            return self._gts_kind
         return "predicted" if self._has(self._predicted, scene, token) else "derived"
 
     def _has(self, folder: Path | None, scene: str, token: str) -> bool:

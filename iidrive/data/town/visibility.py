@@ -18,8 +18,10 @@ _ONE = 1 << 16
 _THIN_OUT = 4
 
 
-def visible(semantics: UInt8[Array, "x y z"], spec: GridSpec, sensor_m: Float[Array, "3"]) -> Bool[Array, "x y z"]:
-    """Mask of the voxels that are visible from a sensor at `sensor_m` (grid's frame, metres).
+def visible(
+    semantics: UInt8[Array, "x y z"], spec: GridSpec, sensor_m: Float[Array, "3"], of: Bool[Array, "x y z"] | None = None
+) -> Bool[Array, "x y z"]:
+    """Mask of the voxels that are visible from a sensor at `sensor_m` (grid's frame, metres). Voxels outside `of` are not tested, and false.
 
     A voxel is visible if the line from its centre to the sensor, sampled twice per voxel along its longest axis, meets no occupied voxel.
     An occupied voxel is also visible if one of its three neighbours towards the sensor is free and visible, so that a wall along the line
@@ -33,13 +35,17 @@ def visible(semantics: UInt8[Array, "x y z"], spec: GridSpec, sensor_m: Float[Ar
     before = np.maximum(-np.floor(sensor).astype(int), 0)
     after = np.maximum(np.floor(sensor).astype(int) + 1 - np.array(spec.shape), 0)
     wide = np.pad(blocks, list(zip(before.tolist(), after.tolist(), strict=True)))
-    hidden = _hidden(wide, spec.shape, before, sensor + before)
-    seen = ~hidden.reshape(spec.shape)
-    return seen | (blocks & _beside(seen & ~blocks, sensor))
+    some = np.ones(spec.shape, bool) if of is None else of
+    hidden = _hidden(wide, spec.shape, before, sensor + before, some)
+    seen = some & ~hidden.reshape(spec.shape)
+    return seen | (some & blocks & _beside(seen & ~blocks, sensor))
 
 
-def _hidden(blocks: Bool[Array, "x y z"], shape: tuple[int, int, int], first: Array, sensor: Array) -> Bool[Array, "n"]:
-    """Mask of the voxels of the inner grid (of `shape`, starting at `first`) whose line to the sensor is blocked. All in voxel units."""
+def _hidden(
+    blocks: Bool[Array, "x y z"], shape: tuple[int, int, int], first: Array, sensor: Array, of: Bool[Array, "x y z"]
+) -> Bool[Array, "n"]:
+    """Mask of the voxels of the inner grid (of `shape`, starting at `first`) whose line to the sensor is blocked, tested only where `of`. All in
+    voxel units."""
     axes = [(np.arange(n, dtype=np.float32) + np.float32(f + 0.5)) for n, f in zip(shape, first, strict=True)]
     centre = [np.broadcast_to(a.reshape([-1 if k == i else 1 for k in range(3)]), shape).ravel() for i, a in enumerate(axes)]
     way = [np.float32(s) - c for s, c in zip(sensor, centre, strict=True)]
@@ -51,7 +57,7 @@ def _hidden(blocks: Bool[Array, "x y z"], shape: tuple[int, int, int], first: Ar
     stride = [blocks.shape[1] * blocks.shape[2], blocks.shape[2], 1]
     flat = blocks.ravel()
     hidden = np.zeros(len(steps), bool)
-    who = np.flatnonzero(steps > 0)
+    who = np.flatnonzero((steps > 0) & of.ravel())
     place, move, left = [p[who] for p in place], [m[who] for m in move], steps[who]
     found = np.zeros(len(who), bool)
     for step in range(int(left.max(initial=0))):

@@ -1,0 +1,94 @@
+"""Lidar sweeps and the ground's height of one log of Argoverse 2.
+
+LOG/sensors/lidar/<moment in nanoseconds>.feather              points of both lidars (x, y, z) in the egovehicle frame of that moment
+LOG/map/<log>_ground_height_surface____<city>.npy              heights (y, x), NaN where they are not known
+LOG/map/<log>___img_Sim2_city.json                             city → its pixels: s * (R @ xy + t)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from iidrive.core import geometry
+from iidrive.core.errors import DataError
+from iidrive.core.text import printable, printable_line
+from iidrive.core.untrusted.json_text import read_json
+from iidrive.core.untrusted.npz import read_npy
+from iidrive.data.av2.log import POSES, poses
+from iidrive.data.av2.tables import AGAIN, Table
+from iidrive.data.derive.sweeps import Sweep
+from iidrive.data.nuscenes.sweeps import of_the_car
+
+Array = np.ndarray
+
+LIMIT = 1 << 28
+"""Bytes of a file of heights that are read."""
+
+
+def read_sweeps(folder: Path, every: int, axle_T_lidar: Float[Array, "4 4"], ego_T_axle: Float[Array, "4 4"]) -> Iterator[Sweep]:
+    """Every n-th sweep of a log; none where it has no `sensors/lidar`. Rays are taken to start at the upper lidar.
+
+    Raises:
+        DataError: naming the file, if a sweep is damaged, is not named by its moment, or has no pose.
+    """
+    files = sorted((folder / "sensors" / "lidar").glob("*.feather"))
+    for path in files:
+        if not path.stem.isdecimal():
+            raise DataError(f"{printable_line(str(path))}: a sweep is named by its moment in nanoseconds. {AGAIN}")
+    files = sorted(files, key=lambda path: int(path.stem))[::every]
+    if not files:
+        return
+    at_ns = np.array([int(path.stem) for path in files], np.int64)
+    for path, time_ns, pose in zip(files, at_ns, poses(folder / POSES, at_ns), strict=True):
+        points = Table(path).numbers(("x", "y", "z"))
+        points = points[~of_the_car(geometry.apply(ego_T_axle, points))]
+        yield Sweep(int(time_ns // 1000), geometry.apply(pose, points), geometry.apply(pose, axle_T_lidar[:3, 3]))
+
+
+@dataclass(frozen=True)
+class GroundHeights:
+    """Heights (rows, columns) on pixels of the city: pixel = scale * (rotation @ xy + shift)."""
+
+    z_m: Float[Array, "r c"]
+    rotation: Float[Array, "2 2"]
+    shift: Float[Array, "2"]
+    scale: float
+
+    def __call__(self, xy_m: Float[Array, "n 2"]) -> Float[Array, "n"]:
+        """As `derive.sweeps.Ground`."""
+        column, row = np.floor(self.scale * (xy_m @ self.rotation.T + self.shift)).astype(np.int64).T
+        within = (row >= 0) & (row < self.z_m.shape[0]) & (column >= 0) & (column < self.z_m.shape[1])
+        out = np.full(len(xy_m), np.nan)
+        out[within] = self.z_m[row[within], column[within]]
+        return out
+
+
+def read_ground(folder: Path) -> GroundHeights | None:
+    """The heights of a log's map; None where it has none.
+
+    Raises:
+        DataError: naming the file, if it is damaged, or the pixels have no place.
+    """
+    files = sorted((folder / "map").glob("*_ground_height_surface____*.npy"))
+    if not files:
+        return None
+    heights = read_npy(files[0], LIMIT)
+    where = printable_line(str(files[0]))
+    if heights.ndim != 2 or heights.dtype.kind != "f":
+        raise DataError(f"{where}: expected heights in rows and columns; found {heights.dtype} {heights.shape}. {AGAIN}")
+    place = next(iter(sorted((folder / "map").glob("*___img_Sim2_city.json"))), None)
+    if place is None:
+        raise DataError(f"{where}: where its pixels lie, a file *___img_Sim2_city.json beside it says, and there is none. {AGAIN}")
+    raw = read_json(place)
+    try:
+        rotation, shift, scale = np.array(raw["R"], float).reshape(2, 2), np.array(raw["t"], float).reshape(2), float(raw["s"])
+        if not (np.isfinite(rotation).all() and np.isfinite(shift).all() and 0 < scale < 1e6):
+            raise ValueError("numbers that are not finite")
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{printable_line(str(place))}: expected R, t and s ({printable(str(error), 80)}). {AGAIN}") from error
+    return GroundHeights(heights.astype(np.float64), rotation, shift, scale)

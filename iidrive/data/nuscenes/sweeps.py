@@ -1,0 +1,125 @@
+"""Lidar sweeps of nuScenes: which files a scene has, and the points of one in the global frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from iidrive.core import geometry
+from iidrive.core.errors import DataError
+from iidrive.core.footprint import EGO_CENTRE_M, EGO_SIZE_M
+from iidrive.data.derive.sweeps import Sweep
+from iidrive.data.nuscenes.tables import by_token, field, follow, numbers, quaternions, records, table_file
+
+Array = np.ndarray
+
+FOLDERS = ("samples", "sweeps")
+"""Where the files lie, below the root."""
+_COLUMNS = 5
+"""x, y, z, intensity and ring, float32."""
+_BODY_MARGIN_M = 0.4
+
+
+@dataclass(frozen=True)
+class SweepFiles:
+    """The LIDAR_TOP records of every scene of a version, in order of time: times, files below the root, ego poses and the lidar's place (n,4,4)."""
+
+    root: Path
+    time_us: dict[str, Array]
+    path: dict[str, tuple[str, ...]]
+    global_T_ego: dict[str, Float[Array, "n 4 4"]]
+    ego_T_lidar: dict[str, Float[Array, "n 4 4"]]
+
+    def read(self, scene: str, every: int) -> Iterator[Sweep]:
+        """Every n-th sweep of a scene.
+
+        Raises:
+            DataError: naming the file, for one that is missing or is not whole points.
+        """
+        for k in range(0, len(self.path.get(scene, ())), every):
+            lidar_m = read_points(self.root / self.path[scene][k])
+            ego_m = geometry.apply(self.ego_T_lidar[scene][k], lidar_m)
+            pose = self.global_T_ego[scene][k]
+            origin = geometry.apply(pose, self.ego_T_lidar[scene][k][:3, 3])
+            yield Sweep(int(self.time_us[scene][k]), geometry.apply(pose, ego_m[~of_the_car(ego_m)]), origin)
+
+
+def of_the_car(ego_m: Float[Array, "n 3"]) -> Bool[Array, "n"]:
+    """Points that the car itself reflected: inside its own outline, seen from above."""
+    away = np.abs(ego_m[:, :2] - (EGO_CENTRE_M, 0.0))
+    return np.asarray((away <= np.array(EGO_SIZE_M) / 2 + _BODY_MARGIN_M).all(1))
+
+
+def read_points(path: Path) -> Float[Array, "n 3"]:
+    """The points of a `.pcd.bin` file in the lidar frame; those that are not finite are left out.
+
+    Raises:
+        DataError: naming the file, if it is missing or does not hold whole points.
+    """
+    try:
+        raw = np.fromfile(path, np.float32)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Unpack the sweep again, or read none with --sweeps 0.") from None
+    if not len(raw) or len(raw) % _COLUMNS or path.stat().st_size % (4 * _COLUMNS):
+        raise DataError(f"{path}: {path.stat().st_size} bytes are no whole points of {_COLUMNS} numbers. Unpack the sweep again.")
+    points = raw.reshape(-1, _COLUMNS)[:, :3].astype(np.float64)
+    return points[np.isfinite(points).all(1)]
+
+
+def find(folder: Path, root: Path) -> SweepFiles | None:
+    """The sweeps of a version, by its tables; None where no file of LIDAR_TOP lies below the root. Streams sample_data and ego_pose once.
+
+    Raises:
+        DataError: naming the table and the record, as the index does.
+    """
+    if not any((root / name / "LIDAR_TOP").is_dir() for name in FOLDERS):
+        return None
+    paths = {name: table_file(folder, name) for name in ("sensor", "calibrated_sensor", "sample", "scene", "sample_data", "ego_pose")}
+    channel = {token: name for token, (name,) in by_token(paths["sensor"], "channel").items()}
+    calibrated = by_token(paths["calibrated_sensor"], "sensor_token", "translation", "rotation")
+    scene_of = {token: scene for token, (scene,) in by_token(paths["sample"], "scene_token").items()}
+    name_of = {token: name for token, (name,) in by_token(paths["scene"], "name").items()}
+    found: dict[str, list[tuple[int, str, str, str]]] = {}
+    table = paths["sample_data"]
+    for record in records(table):
+        token, calibration = field(table, record, "token"), field(table, record, "calibrated_sensor_token")
+        sensor = follow(table, token, "calibrated_sensor_token", calibration, calibrated)[0]
+        if channel.get(sensor) == "LIDAR_TOP":
+            scene = follow(table, token, "sample_token", field(table, record, "sample_token"), scene_of)
+            row = (field(table, record, "timestamp"), field(table, record, "filename"), field(table, record, "ego_pose_token"), calibration)
+            found.setdefault(str(name_of[scene]), []).append(row)
+    poses = _poses(paths["ego_pose"], {row[2] for rows in found.values() for row in rows})
+    lidars = _transforms(paths["calibrated_sensor"], {token: (entry[1], entry[2]) for token, entry in calibrated.items()})
+    times: dict[str, Array] = {}
+    files: dict[str, tuple[str, ...]] = {}
+    global_T_ego: dict[str, Array] = {}
+    ego_T_lidar: dict[str, Array] = {}
+    for scene, rows in found.items():
+        rows.sort()
+        times[scene] = np.array([row[0] for row in rows], np.int64)
+        files[scene] = tuple(str(row[1]) for row in rows)
+        global_T_ego[scene] = np.stack([follow(table, row[1], "ego_pose_token", row[2], poses) for row in rows])
+        ego_T_lidar[scene] = np.stack([lidars[row[3]] for row in rows])
+    return SweepFiles(root, times, files, global_T_ego, ego_T_lidar)
+
+
+def _poses(path: Path, wanted: set[str]) -> dict[str, Array]:
+    kept = {
+        token: (field(path, record, "translation"), field(path, record, "rotation"))
+        for record in records(path)
+        if (token := field(path, record, "token")) in wanted
+    }
+    return _transforms(path, kept)
+
+
+def _transforms(path: Path, held: dict[str, tuple[Any, Any]]) -> dict[str, Array]:
+    """Rigid transforms of records (translation, rotation), by token."""
+    tokens = list(held)
+    translation = numbers(path, tokens, "translation", [held[token][0] for token in tokens], 3)
+    rotation = quaternions(path, tokens, [held[token][1] for token in tokens])
+    return dict(zip(tokens, geometry.rigid(geometry.quaternion_to_matrix(rotation), translation), strict=True))
