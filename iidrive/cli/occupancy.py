@@ -18,6 +18,11 @@ from iidrive.scoring import occupancy_folders, occupancy_report
 from iidrive.scoring.metrics import iou_occupied
 from iidrive.scoring.occupancy_sides import Written
 
+Array = np.ndarray
+
+_LOW = 0.5
+"""An IoU of occupied against free, now, below which something else than the model may be at fault."""
+
 
 def score_occupancy(
     predictions: str,
@@ -35,7 +40,7 @@ def score_occupancy(
             0.5 to 3.0 s ahead); `flow`, if it is there, holds velocities (m/s along x and y) of the present grid or of all seven, for mAVE.
         truth: folder of Occ3D labels in such a layout, with mask_camera for Occ3D's rule; default: ROOT/gts.
         rays: whether to trace rays, which takes most of the time.
-        classes: class numbers of the predictions: occ3d, openocc, surroundocc, or a file with a class name a line; default: occ3d, if the
+        classes: class numbers of the predictions: occ3d, openocc, surroundocc, uniocc, or a file with a class name a line; default: occ3d, if the
             labels do not contradict it.
         truth_classes: class numbers of the truth, in the same way.
         json: where to write the scores.
@@ -52,6 +57,7 @@ def score_occupancy(
         )
     if version and not root:
         raise ConfigError("--version names a folder of nuScenes: add --root.")
+    labels = truth or str(expanded(root) / "gts")
     if root and not truth and not (expanded(root) / "gts").is_dir():
         raise ConfigError(f"{root} has no folder gts/ with Occ3D labels: say where they are with --truth.")
     tables = NuScenes(NuScenesConfig(root, version)) if root else None
@@ -59,7 +65,7 @@ def score_occupancy(
     with ExitStack() as open_:
         result = occupancy_folders.score_folders(
             predictions,
-            truth or expanded(root) / "gts",
+            labels,
             tables,
             split,
             rays == "on",
@@ -67,15 +73,9 @@ def score_occupancy(
             written,
         )
     print(occupancy_report.format_result(result))
-    _advise(result.score.hist[0], predictions, truth or str(expanded(root) / "gts"), written)
+    _advise(result.score.hist[0], predictions, labels, written)
     if json:
         write_json(json, occupancy_report.to_json(result))
-
-
-Array = np.ndarray
-
-_LOW = 0.5
-"""An IoU of occupied against free, now, below which something else than the model may be at fault."""
 
 
 def _advise(hist: Array, predictions: str, truth: str, written: Written) -> None:

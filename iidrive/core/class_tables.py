@@ -1,24 +1,29 @@
 """Class numbers that occupancy is written in, each as a map to Occ3D's by the names of the classes.
 
-| table | numbers | grid |
+| table | numbers | voxels |
 |---|---|---|
-| occ3d | 0 others, 1 barrier … 16 vegetation, 17 free | 0.4 m, ego frame |
+| occ3d | 0 others, 1 barrier … 16 vegetation, 17 free | Occ3D's |
 | openocc | 0 car … 15 vegetation, 16 free (OpenOcc v2) | Occ3D's |
-| surroundocc | 0 free, 1 barrier … 16 vegetation; in sparse rows 0 is unknown | 0.5 m, frame of the lidar |
+| surroundocc | 0 free, 1 barrier … 16 vegetation; in sparse rows 0 is unknown | its own |
+| uniocc | 0 undefined, 1 car … 9 building, 10 free; classes of Occ3D are joined | Occ3D's |
 | a file | a name a line, counted from 0, or `NUMBER NAME` | Occ3D's |
+
+The numbers, SurroundOcc's range and UniOcc's are those of their authors' code: github.com/weiyithu/SurroundOcc, github.com/tasl-lab/UniOcc.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Integer, UInt8
 
 from iidrive.core.classes import FREE, IGNORE, OCC, OCC_CLASSES
 from iidrive.core.errors import ConfigError, DataError, unknown
+from iidrive.core.scene import OCC3D_GRID, GridSpec
 from iidrive.core.text import printable, printable_line
 from iidrive.core.untrusted.files import decode, read_bytes
 
@@ -30,21 +35,49 @@ _LONGEST = 1 << 16
 
 
 @dataclass(frozen=True)
+class Voxels:
+    """The voxels that labels lie on: a box of them, along the axes of the ego (x ahead, y to the left) or of nuScenes' lidar (x to the right,
+    y ahead)."""
+
+    spec: GridSpec
+    frame: Literal["ego", "lidar"]
+
+    def __str__(self) -> str:
+        corners = [f"({', '.join(f'{round(v, 6):g}' for v in corner)})" for corner in (self.spec.lower_m, self.spec.upper_m)]
+        return (
+            f"{' x '.join(map(str, self.spec.shape))} voxels of {self.spec.voxel_m:g} m, {corners[0]} to {corners[1]} m, {self.frame} frame"
+        )
+
+
+OCC3D_VOXELS = Voxels(OCC3D_GRID, "ego")
+SURROUNDOCC_VOXELS = Voxels(GridSpec((200, 200, 16), (-50.0, -50.0, -5.0), 0.5), "lidar")
+
+
+@dataclass(frozen=True)
 class ClassTable:
     """A table: what each number is in Occ3D's classes, in grids and in sparse rows.
 
-    `grid` names the voxels that the labels of this kind lie on. `assumed`: nobody said that the labels are of this table.
+    Attributes:
+        name: what `--classes` calls it.
+        numbers: number → Occ3D's class, or IGNORE.
+        noise: numbers that mean unknown in sparse rows.
+        voxels: what the labels of this kind lie on.
+        joined: empty, or which classes of Occ3D this table has as one. Its labels are compared with labels of the same table only.
+        assumed: nobody said that the labels are of this table.
+        others_stay: numbers that the table lacks are left as they are, for the caller to refuse.
     """
 
     name: str
     numbers: Mapping[int, int]
     noise: tuple[int, ...] = ()
-    grid: str = "occ3d"
+    voxels: Voxels = OCC3D_VOXELS
+    joined: str = ""
     assumed: bool = False
+    others_stay: bool = False
     _lookup: UInt8[Array, "256"] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        lookup = np.arange(256, dtype=np.uint8) if self.name == "occ3d" else np.full(256, NO_CLASS, np.uint8)
+        lookup = np.arange(256, dtype=np.uint8) if self.others_stay else np.full(256, NO_CLASS, np.uint8)
         for number, label in self.numbers.items():
             lookup[number] = label
         lookup[IGNORE] = self.numbers.get(IGNORE, IGNORE)
@@ -67,10 +100,10 @@ class ClassTable:
             lookup = lookup.copy()
             lookup[list(self.noise)] = IGNORE
         found = lookup[small]
-        if self.name != "occ3d" and (odd := np.unique(small[found == NO_CLASS])).size:
+        if not self.others_stay and (odd := np.unique(small[found == NO_CLASS])).size:
             raise DataError(
                 f"{where}: holds class {', '.join(map(str, odd[:4].tolist()))}, and {self.name} has "
-                f"{min(self.numbers)} to {max(self.numbers)}. Name another table with --classes."
+                f"{min(self.numbers)} to {max(self.numbers)}. Name another table."
             )
         return found
 
@@ -79,7 +112,7 @@ def _numbered(*names: str, first: int = 0) -> dict[int, int]:
     return {k + first: OCC[name] for k, name in enumerate(names)}
 
 
-OCC3D = ClassTable("occ3d", _numbered(*OCC_CLASSES))
+OCC3D = ClassTable("occ3d", _numbered(*OCC_CLASSES), others_stay=True)
 OPENOCC = ClassTable(
     "openocc",
     _numbered(
@@ -87,9 +120,17 @@ OPENOCC = ClassTable(
         *("driveable_surface", "other_flat", "sidewalk", "terrain", "manmade", "vegetation", "free"),
     ),
 )
-SURROUNDOCC = ClassTable("surroundocc", _numbered("free", *OCC_CLASSES[1:FREE]), noise=(0,), grid="surroundocc")
-TABLES = {table.name: table for table in (OCC3D, OPENOCC, SURROUNDOCC)}
-ASSUMED = ClassTable("occ3d", OCC3D.numbers, assumed=True)
+SURROUNDOCC = ClassTable("surroundocc", _numbered("free", *OCC_CLASSES[1:FREE]), noise=(0,), voxels=SURROUNDOCC_VOXELS)
+UNIOCC = ClassTable(
+    "uniocc",
+    _numbered(
+        *("others", "car", "bicycle", "motorcycle", "pedestrian", "traffic_cone", "vegetation"),
+        *("driveable_surface", "terrain", "manmade", "free"),
+    ),
+    joined="car stands for every large vehicle, driveable_surface for its road, manmade for its building, others for its undefined",
+)
+TABLES = {table.name: table for table in (OCC3D, OPENOCC, SURROUNDOCC, UNIOCC)}
+ASSUMED = replace(OCC3D, assumed=True)
 """Occ3D's classes, where nobody said which."""
 
 _SAME = {
@@ -107,7 +148,7 @@ def named(text: str) -> ClassTable:
     """The table of a name or of a file; Occ3D's, as an assumption, for nothing.
 
     Raises:
-        ConfigError: for an unknown name, or one whose classes cannot be mapped by name.
+        ConfigError: for an unknown name.
         DataError: for a file that holds anything but class names.
     """
     if not text:
@@ -116,11 +157,6 @@ def named(text: str) -> ClassTable:
         return TABLES[text.lower()]
     if Path(text).is_file():
         return read_table(text)
-    if text.lower() == "uniocc":
-        raise ConfigError(
-            "--classes uniocc: UniOcc joins several of Occ3D's classes in one (all vehicles, for example), so its labels cannot be mapped by name. "
-            "Write the labels before they were joined, or name their classes in a file: --classes FILE."
-        )
     raise ConfigError(f"--classes: {unknown('class table', text, TABLES)} Or give a file with a class name a line.")
 
 
@@ -167,17 +203,16 @@ def require_free(labels: UInt8[Array, "*n"], where: str, option: str, truth: boo
         return
     if set(np.flatnonzero(counts).tolist()) <= {0, 1}:
         raise DataError(f"{where}: holds 0 and 1 alone, which say what is occupied and not by which class; write the classes.")
-    likely = [table.name for table in TABLES.values() if table.numbers.get(most) == FREE]
-    hint = {0: "", 10: " In UniOcc 10 is free, and its classes cannot be mapped by name."}.get(most, "")
+    likely = next((table.name for table in TABLES.values() if table.numbers.get(most) == FREE), "")
     raise DataError(
         f"{where}: class {most} fills {100 * counts[most] / total:.0f} % of the grid, and 17, which is free in Occ3D, "
-        f"{100 * counts[FREE] / total:.0f} %. {_say(likely, most, option)}{hint}"
+        f"{100 * counts[FREE] / total:.0f} %. {_advice(likely, most, option)}"
     )
 
 
-def _say(likely: list[str], most: int, option: str) -> str:
-    whose = f"In {likely[0]} {most} is free" if likely else f"{most} may mean free in another table"
+def _advice(likely: str, most: int, option: str) -> str:
+    whose = f"In {likely} {most} is free" if likely else f"{most} may mean free in another table"
     if not option:
         return f"{whose}, but Occ3D's numbers are read here: write the files anew in Occ3D's."
-    named = f"say {option} {likely[0]} if they are of that table, " if likely else ""
+    named = f"say {option} {likely} if they are of that table, " if likely else ""
     return f"{whose}: {named}{option} FILE, with a class a line (`{most} free`), if they are of another, or {option} occ3d if they are Occ3D's."

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from iidrive.core.errors import CheckpointError
 from iidrive.core.text import printable, printable_line
-from iidrive.models.iiworld.given_names import plain_names
+from iidrive.models.iiworld.given_names import COUNTERS, plain_names
 
 State = dict[str, Tensor]
 Choice = Literal["", "on", "off"]
@@ -92,8 +92,7 @@ _INERT: list[Any] = [
     *((_Inert, f"pathlib._local.{name}") for name in ("Path", "PosixPath", "WindowsPath")),
     *((_Inert, f"datetime.{name}") for name in ("datetime", "date", "timedelta", "timezone")),
     *((_Inert, name) for name in ("argparse.Namespace", "types.SimpleNamespace", "mmengine.logging.history_buffer.HistoryBuffer")),
-    *((_Inert, f"{lib}.config.config.Config") for lib in ("mmengine",)),
-    (_Inert, "mmcv.utils.config.Config"),
+    *((_Inert, name) for name in ("mmengine.config.config.Config", "mmcv.utils.config.Config")),
     *((_Table, name) for name in ("mmcv.utils.config.ConfigDict", "mmengine.config.config.ConfigDict", "addict.addict.Dict")),
     *((_Table, name) for name in ("easydict.EasyDict", "yacs.config.CfgNode")),
 ]
@@ -122,7 +121,7 @@ def read_published(path: str | Path, known: Collection[str] = (), ema: Choice = 
         if averaged:
             raise CheckpointError(f"{where}: holds two moving averages, beside its weights and among them. Save the one you mean alone.")
         averaged = {**beside.weights, **beside.averaged}
-        averaged = {name: value for name, value in averaged.items() if name in known or value.numel() != 1 or name not in _COUNTS}
+        averaged = {name: value for name, value in averaged.items() if name in known or value.numel() != 1 or name not in COUNTERS}
     if ema == "on" and not averaged:
         raise CheckpointError(f"{where}: holds no moving average of its weights; leave --ema out.")
     if ema == "off" and not weights:
@@ -146,9 +145,6 @@ def read_published(path: str | Path, known: Collection[str] = (), ema: Choice = 
     _require_plain(state, where)
     # each a tensor of its own: names that share memory cannot be stored
     return Published({name: value.detach().clone() for name, value in state.items()}, tuple(notes), take)
-
-
-_COUNTS = frozenset({"steps", "n_averaged", "decay", "num_updates", "updates"})
 
 
 def _require_weights(path: Path, where: str) -> None:

@@ -139,7 +139,7 @@ def _part(name: str, member: Array, error_m: Array, steady_m: Array) -> Part:
 
 
 def _halves(ratio: Float[Array, "n"], evident: Bool[Array, "n"], scene: Sequence[str] | None) -> list[tuple[str, Bool[Array, "n"]]]:
-    """Parts that cut through scenes. Neighbours are alike, so that one half of them is never far nearer than the other by chance."""
+    """Parts that cut through scenes. Neighbouring keyframes are much the same, so chance never makes one half far nearer than the other."""
     names = np.zeros(len(ratio), int) if scene is None else np.unique(np.array(scene), return_inverse=True)[1]
     place = _places(names)
     odd = place % 2 == 1
