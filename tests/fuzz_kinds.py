@@ -213,6 +213,13 @@ def _arrays(marker: str) -> dict[str, Kind]:
         np.savez(folder / "rows.npz", semantics=np.c_[place, _grid()[tuple(place.T)]].astype(np.float32))
         return folder / "rows.npz"
 
+    def rows_absurd(raw: bytes, rng: np.random.Generator) -> tuple[bytes, Any]:
+        return change.npz_absurd(raw, rng)[0], "any"  # a row fewer is another grid
+
+    def rows_agree(raw: bytes, value: Any) -> bool:
+        rows = change.opened(raw)["semantics"]
+        return value[0][(0, *rows[:, :3].astype(int).T)].tolist() == rows[:, 3].tolist() and int((value[0] != 17).sum()) == len(rows)
+
     def grids(path: Path) -> Any:
         found = read_grids(path, "labels", OCC3D)
         return [found.labels, found.mask]
@@ -228,7 +235,7 @@ def _arrays(marker: str) -> dict[str, Kind]:
         "occupancy: npz": Kind(
             occupancy, grids, (change.sealed_bytes, change.npz_same(marker), change.npz_code(marker), change.npz_headers)
         ),
-        "occupancy: rows": Kind(sparse, grids, npz),
+        "occupancy: rows": Kind(sparse, grids, (*npz[:2], rows_absurd, *npz[3:]), agrees=rows_agree),
         "class table": Kind(classes, lambda path: dict(read_table(str(path)).numbers), (change.any_bytes,)),
     }
 
@@ -313,7 +320,9 @@ def _recipes(marker: str) -> dict[str, Kind]:
 
     changes = (change.any_bytes, change.yaml_same, change.yaml_absurd, change.yaml_code(marker))
     return {
-        "recipe": Kind(lambda folder: _text(folder / "r.yaml", yaml.safe_dump(to_plain(recipes.tiny()))), recipe, changes, agrees=agrees)
+        "recipe": Kind(
+            lambda folder: _text(folder / "r.yaml", yaml.safe_dump(to_plain(recipes.tiny()))), recipe, changes, agrees=agrees, share=0.3
+        )
     }
 
 
@@ -359,7 +368,10 @@ def _weights(marker: str) -> dict[str, Kind]:
 
     def loaded(path: Path) -> Any:
         found = checkpoint.read(path)
-        return [to_plain(found.manifest), {name: tensor.numpy() for name, tensor in sorted(found.weights().items())}]
+        said = to_plain(found.manifest) | {
+            "parents": [parent.fingerprint for parent in found.manifest.parents]
+        }  # where they lie may change
+        return [said, {name: tensor.numpy() for name, tensor in sorted(found.weights().items())}]
 
     return {
         "weights: torch": Kind(published("pth"), plain, (change.any_bytes, _torch_code(marker))),
@@ -395,7 +407,10 @@ def _folders() -> dict[str, Kind]:
         source = NuScenes(NuScenesConfig(str(path), cache=str(path.parent / "cache")))
         return [_scene(source.scene(name)) for name in source.scene_names("all")]
 
-    jsons = (change.any_bytes, change.json_same, change.json_absurd, change.json_twice)
+    def twice(raw: bytes, rng: np.random.Generator) -> tuple[bytes, Any]:
+        return change.json_twice(raw, rng)[0], "same or refused"  # not every file is read
+
+    jsons = (change.any_bytes, change.json_same, change.json_absurd, twice)
     found = {
         "nuScenes: tables": Kind(
             lambda folder: tiny_nuscenes.make(folder / "nuscenes", keyframes=4), nuscenes, jsons, "v1.0-mini/*.json", _strict
@@ -429,7 +444,7 @@ def _folders() -> dict[str, Kind]:
         elif action < 0.4:
             columns[name] = [str(value) if not isinstance(value, str) else 5 for value in values]
         else:
-            odd: list[Any] = [None, "", "y" * 300] if isinstance(values[0], str) else [None, -(1 << 62)]
+            odd: list[Any] = [None, "", "y" * 300] if isinstance(values[0], str) else [None, type(values[0])(-(1 << 62))]
             odd += [float("nan"), float("inf"), 1e300] if isinstance(values[0], float) else []
             values[int(rng.integers(len(values)))] = odd[int(rng.integers(len(odd)))]
         out = io.BytesIO()
@@ -450,4 +465,4 @@ def _scene(scene: Any) -> Any:
         for k in scene.keyframes
     ]
     assert all(np.isfinite(np.asarray(value)).all() for frame in frames for value in frame[2:6])
-    return [scene.name, frames, {layer: shape.wkt for layer, shape in scene.map.layers.items()}]
+    return [scene.name, frames, {layer: shape.normalize().wkt for layer, shape in scene.map.layers.items()}]

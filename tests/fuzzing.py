@@ -57,6 +57,7 @@ class Kind:
         changes: what is done to one of its files.
         files: a pattern of the files that are changed, below the folder; empty for the file itself.
         agrees: whether a value may be what changed bytes mean, by an independent reading.
+        share: how many cases it gets beside the others; less for what is slow to read.
     """
 
     write: Callable[[Path], Path]
@@ -64,6 +65,7 @@ class Kind:
     changes: Sequence[Change]
     files: str = ""
     agrees: Callable[[bytes, Any], bool] = lambda raw, value: True
+    share: float = 1.0
 
 
 @dataclass
@@ -160,8 +162,9 @@ def _judged(
         sentence = str(error)
     except Hang:
         return [("hang", f"more than {LONGEST_S} s")]
-    except BaseException:  # noqa: BLE001 - whatever it is, it is a fault
-        return [("traceback", traceback.format_exc(limit=-3))]
+    except BaseException as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return [("traceback", f"{type(error).__name__}: {str(error)[:200]} ({place.filename}:{place.lineno})")]
     if watch.seen:
         faults.append(("code", ", ".join(watch.seen)))
     if sentence:
@@ -210,7 +213,15 @@ def main() -> None:
     print(f"{'kind':28}" + "".join(f"{key:>10}" for key in ("cases", "refused", "same", "other", *FAULTS)), flush=True)
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
-            found = run(name, known[name], max(1, chosen.cases // len(names)), chosen.seed, Path(folder), watch, chosen.keep)
+            found = run(
+                name,
+                known[name],
+                max(1, round(known[name].share * chosen.cases / len(names))),
+                chosen.seed,
+                Path(folder),
+                watch,
+                chosen.keep,
+            )
         print(f"{name:28}{found}", flush=True)
         for said, change, kept in found.faults[:6]:
             print(f"    {change}: {said}{f'  [{kept}]' if kept else ''}", flush=True)

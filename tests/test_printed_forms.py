@@ -12,6 +12,7 @@ from make_tables import print_table
 
 from iidrive.analysis.doctor.decode import decode
 from iidrive.analysis.doctor.printed import is_log, parse_tables, read_tables
+from iidrive.analysis.doctor.readers.cells import damaged, number
 from iidrive.analysis.doctor.table import Table
 from iidrive.core.errors import DataError
 from iidrive.scoring.protocols import PROTOCOLS
@@ -302,6 +303,28 @@ def test_every_protocol_of_ours_is_read_back() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- what cannot be read
+
+
+@pytest.mark.parametrize(
+    ("cell", "value"),
+    [
+        ("0.$1%", None),  # damaged: a digit became a mark
+        ("0.{2", None),
+        ("0.7<b>1</b>", None),
+        ("0.4**1", None),
+        ("0.72<sup>1</sup>", 0.72),  # a footnote
+        ("$0.72^1$", 0.72),
+        ("0.72$^{\\dagger}$", 0.72),
+        ("**0.72**", 0.72),
+        ("{\\bf 0.72}", 0.72),
+        ("0{,}72", 0.72),
+        ("$0.72\\pm0.01$", 0.72),
+    ],
+)
+def test_marks_stand_around_numbers_and_never_within(cell: str, value: float | None) -> None:
+    found = number(cell)
+    assert (found.value if found else None) == value
+    assert value is not None or damaged(cell)
 
 
 def test_damaged_cells_are_named_and_left_out() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import pickle
 import re
-import zipfile
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from iidrive.core.errors import CheckpointError
 from iidrive.core.text import printable, printable_line
+from iidrive.core.untrusted.npz import member_names
 from iidrive.models.iiworld.given_names import COUNTERS, plain_names
 
 State = dict[str, Tensor]
@@ -192,14 +192,12 @@ def _loaded(path: Path, where: str) -> Any:
     except Exception as error:  # a damaged pickle can end in any error at all
         if "TorchScript" in str(error):
             raise CheckpointError(f"{where}: a TorchScript program, which is never run. Save the `state_dict` of its model.") from None
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                inside = archive.namelist()
-            if not any(name.split("/")[-1] == "data.pkl" for name in inside):
-                shown = ", ".join(printable(name, 40) for name in inside[:4]) or "nothing"
-                raise CheckpointError(
-                    f"{where}: a zip archive that holds {shown}, not weights. Unpack it, and give the .pth file in it."
-                ) from None
+        inside = member_names(path)
+        if inside is not None and not any(name.split("/")[-1] == "data.pkl" for name in inside):
+            shown = ", ".join(printable(name, 40) for name in inside[:4]) or "nothing"
+            raise CheckpointError(
+                f"{where}: a zip archive that holds {shown}, not weights. Unpack it, and give the .pth file in it."
+            ) from None
         said = " ".join(str(error).split(". ")[0].split()) or type(error).__name__
         raise _damaged(where, printable(said, 120)) from None
 

@@ -65,7 +65,9 @@ class OccupancyScore:
         found = [metrics.confusion(gt[:, t], pred[:, t]) for t in range(self.times)]
         blind = [np.bincount(pred[:, t][gt[:, t] == IGNORE], minlength=metrics.N_CLASSES) for t in range(self.times)]
         if (highest := max(map(len, blind)) - 1) > FREE:
-            raise DataError(f"the prediction holds class {highest}; classes are 0..{FREE}, and {IGNORE} (unknown) in the ground truth only.")
+            raise DataError(
+                f"the prediction holds class {highest}; classes are 0..{FREE}, and {IGNORE} (unknown) in the ground truth only."
+            )
         if mask_camera is not None:
             self.seen = self.seen + metrics.confusion(gt[:, 0], pred[:, 0], mask_camera)
         self.hist = self.hist + np.stack(found)
