@@ -457,6 +457,12 @@ def test_inputs_of_the_field(shared: Path, name: str) -> None:
     assert found == EXPECTED[name]
 
 
+def test_a_wide_row_without_a_header_is_refused(shared: Path) -> None:
+    """Five numbers of 60 characters each, which once took 19 s."""
+    with pytest.raises(DataError, match="the row 'L2' has 5 numbers and no header"):
+        field(shared, "d33_wide60.txt")
+
+
 def test_numbers_of_the_field(shared: Path) -> None:
     """Values that were read wrongly, or not at all, when they came in."""
     assert field(shared, "d03_ten_steps.txt")[0].rows["L2"].columns[6] == 2.1002  # 3.5 s, once taken for the average

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,11 @@ class LocationMap:
         try:
             raw = _read(path)
             tables = {name: raw[name] for name in ("node", "polygon", "line", *SURFACES, *LINES)}
+            for name, records in tables.items():
+                tokens = [record["token"] for record in records]
+                if len(set(tokens)) < len(tokens):
+                    twice = next(token for token, count in Counter(tokens).items() if count > 1)
+                    raise DataError(f"{path}: {name} {printable(twice)} stands twice. {_AGAIN}")
             nodes = {node["token"]: (node["x"], node["y"]) for node in tables["node"]}
             odd = not all_numbers(nodes.values())
             bad = next((token for token, (x, y) in nodes.items() if (odd and not all_numbers([(x, y)])) or not _near(x, y)), None)
