@@ -63,6 +63,28 @@ FORMS: dict[str, tuple[object, str]] = {
     "other key": ([{"token": t, "pred_traj": p} for t, p in zip(TOKENS, PATH, strict=True)], "rows with a token each"),
     "sample_token": ([{"sample_token": t, "trajectory": p} for t, p in zip(TOKENS, PATH, strict=True)], "rows with a sample token each"),
     "answers": ({t: text(p) for t, p in zip(TOKENS, PATH, strict=True)}, "answers in text"),
+    "VAD, other mappings and batch axis": (
+        collections.defaultdict(
+            dict,
+            plan_results=collections.OrderedDict((t, (vad(i).numpy()[None], COMMAND[0, 0].numpy())) for i, t in enumerate(TOKENS)),
+            meta={},
+        ),
+        "VAD's results",
+    ),
+    "UniAD, as its model returns it": (
+        {"bbox_results": [{"token": t, "planning": {"result_planning": {"sdc_traj": p[None]}}} for t, p in zip(TOKENS, PATH, strict=True)]},
+        "UniAD's results",
+    ),
+    "SparseDrive with tokens": (
+        [{"img_bbox": {"final_planning": torch.tensor(p)}, "token": t} for t, p in zip(TOKENS, PATH, strict=True)],
+        "rows with a token each",
+    ),
+    "an axis of length 1 within": ({t: p[:, None] for t, p in zip(TOKENS, PATH, strict=True)}, "a table"),
+    "points with names": (
+        {t: [{"x": float(x), "y": float(y), "v": 1.0} for x, y in p] for t, p in zip(TOKENS, PATH, strict=True)},
+        "a table",
+    ),
+    "a name around it": ({"predictions": {t: p.tolist() for t, p in zip(TOKENS, PATH, strict=True)}}, "a table"),
     "answers in rows": ([{"token": t, "GPT": text(p)} for t, p in zip(TOKENS, PATH, strict=True)], "rows with a token"),
 }
 
@@ -100,7 +122,36 @@ def test_lines_and_torch_files(tmp_path: Path) -> None:
         read_paths(tmp_path / "a.jsonl")
 
 
+ARRAYS: dict[str, tuple[Any, bool]] = {
+    "npy with a second axis of length 1": (PATH[:, None], False),
+    "npy with a first axis of length 1": (PATH[None], False),
+    "npy with headings": (np.concatenate([PATH, TURN], -1), False),
+    "npz of one array": ({"arr_0": PATH}, False),
+    "npz of paths and tokens": ({"preds": PATH, "tokens": np.array(TOKENS)}, True),
+    "npz by token": (dict(zip(TOKENS, PATH, strict=True)), True),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_as_others_write_them(name: str, tmp_path: Path) -> None:
+    value, named = ARRAYS[name]
+    path = tmp_path / f"r.{name[:3]}"
+    if isinstance(value, dict):
+        np.savez(path, **value)
+    else:
+        np.save(path, value)
+    found = read_paths(path).predictions
+    assert found.token == (tuple(TOKENS) if named else None)
+    np.testing.assert_array_equal(found.trajectory, PATH)
+
+
 REFUSED: dict[str, tuple[Any, str]] = {
+    "turned": ({t: p.T for t, p in zip(TOKENS, PATH, strict=True)}, r"found \(2, 6\)\. Turn it, so that a row is a point"),
+    "in one row": ({t: p.ravel() for t, p in zip(TOKENS, PATH, strict=True)}, r"found \(12,\)\. Reshape it to \(6, 2\)"),
+    "as text": (
+        {t: [[str(x), str(y)] for x, y in p] for t, p in zip(TOKENS, PATH, strict=True)},
+        "must hold numbers .* found the text '0.25'",
+    ),
     "all bad ones counted": (
         {**dict(zip(TOKENS, PATH, strict=True)), "t1": PATH[1][:5], "t3": PATH[3][:4]},
         r"sample t1 must have shape \(6, 2\).*found \(5, 2\).*2 of 5 are like this: sample t1, sample t3",

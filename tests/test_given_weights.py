@@ -8,6 +8,7 @@ import datetime
 import subprocess
 import sys
 import types
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,36 @@ def test_what_cannot_be_chosen_is_said(tmp_path: Path) -> None:
     ):
         with pytest.raises(CheckpointError, match=message):
             read_published(saved(path, value), KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "base"),
+    [
+        ("lightning_fabric.utilities.data", "AttributeDict", dict),
+        ("pytorch_lightning.utilities.parsing", "AttributeDict", dict),
+        ("omegaconf.dictconfig", "DictConfig", object),
+    ],
+)
+def test_configs_of_frameworks_stand_beside_weights(
+    module: str, name: str, base: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = types.ModuleType(module)
+    config = type(name, (base,), {"__module__": module})
+    setattr(made, name, config)
+    for parent in (module.split(".")[0], module.rpartition(".")[0]):
+        monkeypatch.setitem(sys.modules, parent, types.ModuleType(parent))
+    monkeypatch.setitem(sys.modules, module, made)
+    value = config()
+    value.lr = 0.1
+    path = saved(tmp_path / "m.ckpt", {"state_dict": renamed(lambda n: f"model.{n}"), "hyper_parameters": value, "id": uuid.uuid4()})
+    assert same(read_published(path, KNOWN).state, BASE)
+
+
+def test_a_file_is_what_it_holds_whatever_its_name(tmp_path: Path) -> None:
+    save_file(BASE, tmp_path / "m.pth", metadata={"format": "pt"})
+    saved(tmp_path / "m.safetensors", BASE)
+    for name in ("m.pth", "m.safetensors"):
+        assert same(read_published(tmp_path / name, KNOWN).state, BASE)
 
 
 def test_what_stands_beside_the_weights_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -457,6 +457,48 @@ def test_inputs_of_the_field(shared: Path, name: str) -> None:
     assert found == EXPECTED[name]
 
 
+def test_boxes_of_heavy_lines() -> None:
+    """As rich prints them: other characters for the header's borders."""
+    text = (
+        "┏━━━━━━┳━━━━━━┳━━━━━━┳━━━━━━┓\n┃ name ┃ 1.0s ┃ 2.0s ┃ 3.0s ┃\n┡━━━━━━╇━━━━━━╇━━━━━━╇━━━━━━┩\n"
+        "│ L2   │ 0.36 │ 0.66 │ 1.04 │\n└──────┴──────┴──────┴──────┘"
+    )
+    (table,) = parse_tables(text)
+    assert table.times_s == (1.0, 2.0, 3.0)
+    assert table.rows["L2"].columns == (0.36, 0.66, 1.04)
+
+
+def test_tables_that_pandas_wrapped() -> None:
+    text = (
+        "           0.5s    1.0s    1.5s  \\\nL2       0.2388  0.3595  0.4970   \nobj_col  0.742%  0.713%  0.684%   \n\n"
+        "           2.0s    2.5s    3.0s  \nL2       0.6561  0.8369  1.0406  \nobj_col  0.659%  0.649%  0.638%  \n"
+    )
+    (table,) = parse_tables(text)
+    assert table.times_s == (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
+    assert table.rows["L2"].columns == (0.2388, 0.3595, 0.497, 0.6561, 0.8369, 1.0406)
+
+
+def test_a_progress_bar_and_windows_line_ends_before_uniads_table() -> None:
+    bar = "".join(f"\r[>{' ' * k}] {k}/6019, 12.3 task/s, elapsed: 3s, ETA:   4s" for k in range(5))
+    (table,) = parse_tables((bar + UNIAD).replace("\n", "\r\n"))
+    assert (table.follows.name, table.rows["L2"].columns[-1]) == ("uniad", 1.7089)
+
+
+def test_tables_side_by_side_are_no_methods_as_rows(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_text("\n".join(f"{line}    {line}" for line in UNIAD.strip().split("\n")))
+    with pytest.raises(DataError, match="the times stand twice above rows of one quantity each"):
+        read_tables(path)
+
+
+def test_what_is_unread_is_said_even_if_another_table_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_text(print_table().replace("0.5s", "500ms"))
+    (table,) = read_tables(path)
+    assert table.rows["L2"].columns == ()
+    assert "elsewhere, line 4: 7 numbers below 6 columns" in table.unread
+
+
 def test_a_wide_row_without_a_header_is_refused(shared: Path) -> None:
     """Five numbers of 60 characters each, which once took 19 s."""
     with pytest.raises(DataError, match="the row 'L2' has 5 numbers and no header"):

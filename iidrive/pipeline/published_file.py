@@ -92,7 +92,14 @@ _INERT: list[Any] = [
     *((_Inert, f"pathlib._local.{name}") for name in ("Path", "PosixPath", "WindowsPath")),
     *((_Inert, f"datetime.{name}") for name in ("datetime", "date", "timedelta", "timezone")),
     *((_Inert, name) for name in ("argparse.Namespace", "types.SimpleNamespace", "mmengine.logging.history_buffer.HistoryBuffer")),
-    *((_Inert, name) for name in ("mmengine.config.config.Config", "mmcv.utils.config.Config")),
+    *(
+        (_Inert, name)
+        for name in ("mmengine.config.config.Config", "mmcv.utils.config.Config", "uuid.UUID", "decimal.Decimal", "typing.Any")
+    ),
+    *((_Inert, f"omegaconf.{name}") for name in ("dictconfig.DictConfig", "listconfig.ListConfig", "nodes.AnyNode")),
+    *((_Inert, f"omegaconf.base.{name}") for name in ("Metadata", "ContainerMetadata")),
+    *((_Table, f"{lightning}.AttributeDict") for lightning in ("lightning_fabric.utilities.data", "lightning.fabric.utilities.data")),
+    (_Table, "pytorch_lightning.utilities.parsing.AttributeDict"),
     *((_Table, name) for name in ("mmcv.utils.config.ConfigDict", "mmengine.config.config.ConfigDict", "addict.addict.Dict")),
     *((_Table, name) for name in ("easydict.EasyDict", "yacs.config.CfgNode")),
 ]
@@ -174,7 +181,7 @@ def _require_weights(path: Path, where: str) -> None:
 
 def _loaded(path: Path, where: str) -> Any:
     """What the file holds. Raises CheckpointError."""
-    if path.suffix == ".safetensors":
+    if _is_safetensors(path):
         try:
             return load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
@@ -200,6 +207,13 @@ def _loaded(path: Path, where: str) -> Any:
             ) from None
         said = " ".join(str(error).split(". ")[0].split()) or type(error).__name__
         raise _damaged(where, printable(said, 120)) from None
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do, whatever its name: the length of a header in JSON, then that."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
 
 
 def _damaged(where: str, reason: str) -> CheckpointError:
