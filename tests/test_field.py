@@ -316,11 +316,19 @@ def shared_pose(records: list[dict[str, Any]]) -> None:
     records[5]["ego_pose_token"] = records[2]["ego_pose_token"]
 
 
+def at_12_hz(records: list[dict[str, Any]]) -> None:
+    for record in records:
+        record["timestamp"] = record["timestamp"] // 6
+
+
 DAMAGE: dict[str, tuple[str, Any, str]] = {
     "a box of 1e300 m": ("sample_annotation", lambda r: r[3].update(translation=[1e300, 0, 0]), "numbers beyond 1e\\+07"),
     "an integer of 400 digits": ("sample_annotation", lambda r: r[3].update(translation=[10**400, 0, 0]), "expected 3 finite"),
     "one pose for two samples": ("sample_data", shared_pose, "share the ego pose"),
     "a jump of 1 km": ("ego_pose", far, "the car moves 100[0-9] m in 0.50 s"),
+    "keyframes at 12 Hz": ("sample", at_12_hz, r"keyframes of scene-\d+ are 0\.083\d? s apart \(median\), where .* step of 0\.5 s"),
+    "an annotation lost": ("sample_annotation", lambda r: r.pop(3), r"announces 8 annotations \(nbr_annotations\), and 7 are there \(1 such"),
+    "all annotations lost": ("sample_annotation", list.clear, r"announces 8 annotations .* and 0 are there \(4 such"),
     "an annotation twice": ("sample_annotation", lambda r: r.append(r[3]), "stands twice"),
     "an instance twice": ("sample_annotation", lambda r: r.append({**r[3], "token": "copy"}), "stands twice in sample"),
     "a pose twice": ("ego_pose", lambda r: r.append(r[5]), r"ego_pose\.json.*stands twice"),
@@ -335,6 +343,18 @@ def test_damaged_tables_are_named(name: str, tiny: Path) -> None:
     tiny_nuscenes.edit(tiny, table, change)
     with pytest.raises(DataError, match=message):
         opened(tiny)
+
+
+def test_jitter_and_subsets_are_no_damage(tiny: Path) -> None:
+    """Real keyframes are 0.40 to 0.60 s apart, a single gap is larger, and subsets keep instances that have no annotation left."""
+
+    def jitter(records: list[dict[str, Any]]) -> None:
+        for i, record in enumerate(records):
+            record["timestamp"] += (-1) ** i * 40_000 + (600_000 if i % 8 == 7 else 0)
+
+    tiny_nuscenes.edit(tiny, "sample", jitter)
+    tiny_nuscenes.edit(tiny, "instance", lambda r: r.append({**r[0], "token": "elsewhere"}))
+    assert len(opened(tiny).scene("scene-0103").keyframes) == 8
 
 
 @pytest.mark.parametrize("rest", ["[]", "garbage", '[{"token": "a"}]'])

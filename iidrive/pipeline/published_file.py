@@ -187,8 +187,8 @@ def _loaded(path: Path, where: str) -> Any:
         except (SafetensorError, OSError, ValueError) as error:
             raise _damaged(where, printable(" ".join(str(error).split()), 200)) from None
     try:
-        with torch.serialization.safe_globals(_INERT):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_INERT), path.open("rb") as file:  # of a path, torch would look at the name
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise CheckpointError(
