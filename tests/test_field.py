@@ -327,7 +327,11 @@ DAMAGE: dict[str, tuple[str, Any, str]] = {
     "one pose for two samples": ("sample_data", shared_pose, "share the ego pose"),
     "a jump of 1 km": ("ego_pose", far, "the car moves 100[0-9] m in 0.50 s"),
     "keyframes at 12 Hz": ("sample", at_12_hz, r"keyframes of scene-\d+ are 0\.083\d? s apart \(median\), where .* step of 0\.5 s"),
-    "an annotation lost": ("sample_annotation", lambda r: r.pop(3), r"announces 8 annotations \(nbr_annotations\), and 7 are there \(1 such"),
+    "an annotation lost": (
+        "sample_annotation",
+        lambda r: r.pop(3),
+        r"announces 8 annotations \(nbr_annotations\), and 7 are there \(1 such",
+    ),
     "all annotations lost": ("sample_annotation", list.clear, r"announces 8 annotations .* and 0 are there \(4 such"),
     "an annotation twice": ("sample_annotation", lambda r: r.append(r[3]), "stands twice"),
     "an instance twice": ("sample_annotation", lambda r: r.append({**r[3], "token": "copy"}), "stands twice in sample"),
