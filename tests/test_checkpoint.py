@@ -57,6 +57,29 @@ def test_damage_is_named(tmp_path: Path) -> None:
         checkpoint.read_manifest(path)
 
 
+def test_what_a_manifest_says_is_sealed(tmp_path: Path) -> None:
+    """Data, marks and metrics stand outside the fingerprint, and where a parent lies stands outside the seal."""
+    path = checkpoint.save(tmp_path / "c", replace(MANIFEST, marks=("MARK",), metrics={"mIoU": 0.5}), {"a": torch.ones(1)})
+    file = path / "manifest.json"
+    whole = json.loads(file.read_text())
+    for change in (
+        {"marks": []},
+        {"data": {"name": "nuscenes"}},
+        {"metrics": {"mIoU": 0.9}},
+        {"about": {"trained_on": []}, "seal": "0" * 16},
+    ):
+        file.write_text(json.dumps({**whole, **change}))
+        with pytest.raises(CheckpointError, match=r"manifest\.json: was changed after it was written"):
+            checkpoint.read_manifest(path)
+    file.write_text(json.dumps({**whole, "parents": [{**whole["parents"][0], "path": "/elsewhere"}]}))
+    assert checkpoint.read_manifest(path).parents[0].path == "/elsewhere"
+    file.write_text(json.dumps({key: value for key, value in whole.items() if key != "seal"}))  # as it was before there were seals
+    assert checkpoint.read_manifest(path).marks == ("MARK",)
+    checkpoint.amend(path, {"IoU": 0.7})
+    assert checkpoint.read_manifest(path).metrics == {"mIoU": 0.5, "IoU": 0.7}
+    assert "seal" in json.loads(file.read_text())
+
+
 def test_weights_must_match_the_architecture() -> None:
     module = nn.Linear(2, 3)
     with pytest.raises(

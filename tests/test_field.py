@@ -64,6 +64,28 @@ FORMS: dict[str, tuple[object, str]] = {
     "other key": ([{"token": t, "pred_traj": p} for t, p in zip(TOKENS, PATH, strict=True)], "rows with a token each"),
     "sample_token": ([{"sample_token": t, "trajectory": p} for t, p in zip(TOKENS, PATH, strict=True)], "rows with a sample token each"),
     "answers": ({t: text(p) for t, p in zip(TOKENS, PATH, strict=True)}, "answers in text"),
+    "VAD, other mappings and batch axis": (
+        collections.defaultdict(
+            dict,
+            plan_results=collections.OrderedDict((t, (vad(i).numpy()[None], COMMAND[0, 0].numpy())) for i, t in enumerate(TOKENS)),
+            meta={},
+        ),
+        "VAD's results",
+    ),
+    "UniAD, as its model returns it": (
+        {"bbox_results": [{"token": t, "planning": {"result_planning": {"sdc_traj": p[None]}}} for t, p in zip(TOKENS, PATH, strict=True)]},
+        "UniAD's results",
+    ),
+    "SparseDrive with tokens": (
+        [{"img_bbox": {"final_planning": torch.tensor(p)}, "token": t} for t, p in zip(TOKENS, PATH, strict=True)],
+        "rows with a token each",
+    ),
+    "an axis of length 1 within": ({t: p[:, None] for t, p in zip(TOKENS, PATH, strict=True)}, "a table"),
+    "points with names": (
+        {t: [{"x": float(x), "y": float(y), "v": 1.0} for x, y in p] for t, p in zip(TOKENS, PATH, strict=True)},
+        "a table",
+    ),
+    "a name around it": ({"predictions": {t: p.tolist() for t, p in zip(TOKENS, PATH, strict=True)}}, "a table"),
     "answers in rows": ([{"token": t, "GPT": text(p)} for t, p in zip(TOKENS, PATH, strict=True)], "rows with a token"),
 }
 
@@ -101,7 +123,36 @@ def test_lines_and_torch_files(tmp_path: Path) -> None:
         read_paths(tmp_path / "a.jsonl")
 
 
+ARRAYS: dict[str, tuple[Any, bool]] = {
+    "npy with a second axis of length 1": (PATH[:, None], False),
+    "npy with a first axis of length 1": (PATH[None], False),
+    "npy with headings": (np.concatenate([PATH, TURN], -1), False),
+    "npz of one array": ({"arr_0": PATH}, False),
+    "npz of paths and tokens": ({"preds": PATH, "tokens": np.array(TOKENS)}, True),
+    "npz by token": (dict(zip(TOKENS, PATH, strict=True)), True),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_as_others_write_them(name: str, tmp_path: Path) -> None:
+    value, named = ARRAYS[name]
+    path = tmp_path / f"r.{name[:3]}"
+    if isinstance(value, dict):
+        np.savez(path, **value)
+    else:
+        np.save(path, value)
+    found = read_paths(path).predictions
+    assert found.token == (tuple(TOKENS) if named else None)
+    np.testing.assert_array_equal(found.trajectory, PATH)
+
+
 REFUSED: dict[str, tuple[Any, str]] = {
+    "turned": ({t: p.T for t, p in zip(TOKENS, PATH, strict=True)}, r"found \(2, 6\)\. Turn it, so that a row is a point"),
+    "in one row": ({t: p.ravel() for t, p in zip(TOKENS, PATH, strict=True)}, r"found \(12,\)\. Reshape it to \(6, 2\)"),
+    "as text": (
+        {t: [[str(x), str(y)] for x, y in p] for t, p in zip(TOKENS, PATH, strict=True)},
+        "must hold numbers .* found the text '0.25'",
+    ),
     "all bad ones counted": (
         {**dict(zip(TOKENS, PATH, strict=True)), "t1": PATH[1][:5], "t3": PATH[3][:4]},
         r"sample t1 must have shape \(6, 2\).*found \(5, 2\).*2 of 5 paths are bad: sample t1, sample t3",
@@ -266,16 +317,28 @@ def shared_pose(records: list[dict[str, Any]]) -> None:
     records[5]["ego_pose_token"] = records[2]["ego_pose_token"]
 
 
+def at_12_hz(records: list[dict[str, Any]]) -> None:
+    for record in records:
+        record["timestamp"] = record["timestamp"] // 6
+
+
 DAMAGE: dict[str, tuple[str, Any, str]] = {
     "a box of 1e300 m": ("sample_annotation", lambda r: r[3].update(translation=[1e300, 0, 0]), "expected numbers of at most 1e\\+07"),
     "an integer of 400 digits": ("sample_annotation", lambda r: r[3].update(translation=[10**400, 0, 0]), "expected 3 finite"),
     "one pose for two samples": ("sample_data", shared_pose, "share the ego pose"),
     "a jump of 1 km": ("ego_pose", far, "the car moves 100[0-9] m in 0.50 s"),
-    "an annotation twice": ("sample_annotation", lambda r: r.append(r[3]), "appears twice"),
-    "an instance twice": ("sample_annotation", lambda r: r.append({**r[3], "token": "copy"}), "appears twice in sample"),
-    "a pose twice": ("ego_pose", lambda r: r.append(r[5]), r"ego_pose\.json.*appears twice"),
-    "a timestamp beyond int64": ("sample", lambda r: r[7].update(timestamp=10**20), "integer timestamp"),
-    "a count beyond int64": ("sample_annotation", lambda r: r[3].update(num_lidar_pts=10**20), "expected an integer from 0 to"),
+    "keyframes at 12 Hz": ("sample", at_12_hz, r"keyframes of scene-\d+ are 0\.083\d? s apart \(median\), where .* step of 0\.5 s"),
+    "an annotation lost": (
+        "sample_annotation",
+        lambda r: r.pop(3),
+        r"announces 8 annotations \(nbr_annotations\), and 7 are there \(1 such",
+    ),
+    "all annotations lost": ("sample_annotation", list.clear, r"announces 8 annotations .* and 0 are there \(4 such"),
+    "an annotation twice": ("sample_annotation", lambda r: r.append(r[3]), "stands twice"),
+    "an instance twice": ("sample_annotation", lambda r: r.append({**r[3], "token": "copy"}), "stands twice in sample"),
+    "a pose twice": ("ego_pose", lambda r: r.append(r[5]), r"ego_pose\.json.*stands twice"),
+    "a timestamp beyond int64": ("sample", lambda r: r[7].update(timestamp=10**20), "whole timestamp"),
+    "a count beyond int64": ("sample_annotation", lambda r: r[3].update(num_lidar_pts=10**20), "expected a whole number of 0 to"),
 }
 
 
@@ -285,6 +348,18 @@ def test_damaged_tables_are_named(name: str, tiny: Path) -> None:
     tiny_nuscenes.edit(tiny, table, change)
     with pytest.raises(DataError, match=message):
         opened(tiny)
+
+
+def test_jitter_and_subsets_are_no_damage(tiny: Path) -> None:
+    """Real keyframes are 0.40 to 0.60 s apart, a single gap is larger, and subsets keep instances that have no annotation left."""
+
+    def jitter(records: list[dict[str, Any]]) -> None:
+        for i, record in enumerate(records):
+            record["timestamp"] += (-1) ** i * 40_000 + (600_000 if i % 8 == 7 else 0)
+
+    tiny_nuscenes.edit(tiny, "sample", jitter)
+    tiny_nuscenes.edit(tiny, "instance", lambda r: r.append({**r[0], "token": "elsewhere"}))
+    assert len(opened(tiny).scene("scene-0103").keyframes) == 8
 
 
 @pytest.mark.parametrize("rest", ["[]", "garbage", '[{"token": "a"}]'])

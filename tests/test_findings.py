@@ -171,6 +171,13 @@ def test_unreadable_cells_are_not_suspicious() -> None:
     assert "unknown: L2" in format_report(diagnose(parse_tables(without)))
 
 
+def test_values_that_cannot_be_are_suspect() -> None:
+    text = grid((-0.2, 0.47, 0.80, 1.21, 1.69, 2.25))
+    assert said(text)[0].suspects() == ["inconsistent averages"]
+    assert any("L2: -0.2 m cannot be" in line for finding in said(text)[0].findings for line in finding.evidence)
+    assert said(grid((0.2, 0.47, 0.80, 1.21, 1.69, 2.25)))[0].suspects() == []
+
+
 def test_printed_nan_is_suspect() -> None:
     found = said(print_table(tail=False).replace("0.2100", "nan"))[0]
     assert found.suspects() == ["NaN"]

@@ -1,121 +1,69 @@
-"""Valid files with bytes changed: either the right number or one clear sentence, in bounded memory, and nothing of a file runs."""
+"""Inputs of every kind, changed at random: the right value or one clear sentence, in bounded time and memory, and nothing of a file runs.
+
+What is counted as a fault, and how a long run is started by hand, stands in `fuzzing`.
+"""
 
 from __future__ import annotations
 
-import json
-import pickle
 import resource
 import subprocess
 import sys
-import tracemalloc
-from collections.abc import Callable
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import torch
-import yaml
-from make_cases import along, make_cases
+from fuzz_kinds import kinds
+from fuzzing import Kind, Watch, equal, run
 
-from iidrive.core.config_io import to_plain
-from iidrive.core.errors import IIDriveError
-from iidrive.core.untrusted.yaml_text import read_yaml
-from iidrive.pipeline import recipes
-from iidrive.scoring.cases import FARTHEST_M, read_cases, write_cases
-from iidrive.scoring.predictions import write_predictions
-from iidrive.scoring.readers import read_paths
-from iidrive.scoring.score import score
-
-TOKENS = ("a", "b", "c")
-PATHS = np.stack([along((0.1 * i, 1.0)) for i in range(3)])
-CAR = (0.0, 5.0, 0.0, 4.0, 2.0, 1.5, 0.1)
-ROUNDS = 250
-MOST_BYTES = 256 << 20
+KINDS = kinds("/nowhere/ran")
+CASES = 36
 
 
-def table() -> dict[str, Any]:
-    return {t: torch.tensor(p) if t == "a" else p for t, p in zip(TOKENS, PATHS, strict=True)}
+@pytest.fixture(scope="module")
+def watch() -> Iterator[Watch]:
+    """One for all kinds: an audit hook cannot be taken away again."""
+    found = Watch()
+    sys.addaudithook(found)
+    yield found
+    found.on = False
 
 
-def write_yaml(path: Path) -> None:
-    path.write_text(yaml.safe_dump(to_plain(recipes.tiny())))
+@pytest.mark.parametrize("name", KINDS)
+def test_changed_inputs_end_in_a_sentence_or_the_right_value(name: str, watch: Watch, tmp_path: Path) -> None:
+    kind = kinds(str(tmp_path / "ran"))[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = run(name, kind, max(4, round(CASES * kind.share)), 20, tmp_path, watch)
+    assert not found.faults, "\n".join(f"{change}: {said}" for said, change, _ in found.faults)
+    assert found.counts["refused"] + found.counts["same"] > 0
+    assert not (tmp_path / "ran").exists()
 
 
-def check_paths(path: Path) -> None:
-    found = read_paths(path).predictions
-    assert found.trajectory.shape[1:] == (6, 2)
-    assert np.abs(found.trajectory).max() <= FARTHEST_M
-
-
-def check_cases(path: Path) -> None:
-    cases = read_cases(path)
-    found = score(cases, cases.true_path())
-    assert np.isfinite(found.average["L2"])
-
-
-KINDS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object]]] = {
-    "own.npz": (lambda f: write_predictions(f, TOKENS, PATHS, {"seed": 1}), check_paths),
-    "table.pkl": (lambda f: f.write_bytes(pickle.dumps(table(), 4)), check_paths),
-    "old.pkl": (lambda f: f.write_bytes(pickle.dumps(dict(zip(TOKENS, PATHS.tolist(), strict=True)), 0)), check_paths),
-    "torch.pth": (lambda f: torch.save({t: torch.tensor(p) for t, p in zip(TOKENS, PATHS, strict=True)}, f), check_paths),
-    "table.json": (lambda f: f.write_text(json.dumps(dict(zip(TOKENS, PATHS.tolist(), strict=True)))), check_paths),
-    "cases.npz": (lambda f: write_cases(f, make_cases(list(PATHS), [(0, 1, CAR), (1, 2, CAR)])), check_cases),
-    "recipe.yaml": (write_yaml, read_yaml),
+FAULTY = {
+    "traceback": lambda path: {}["x"],
+    "silent": lambda path: len(path.read_bytes()),
+    "code": lambda path: subprocess.run(["true"], check=True).returncode,
 }
 
 
-def changed(whole: bytes, rng: np.random.Generator) -> bytes:
-    """The bytes with one to four changes: flipped, replaced, cut, doubled, or a piece moved elsewhere."""
-    raw = bytearray(whole)
-    for _ in range(int(rng.integers(1, 5))):
-        at = int(rng.integers(0, len(raw)))
-        kind = int(rng.integers(0, 6))
-        piece = slice(at, at + int(rng.integers(1, 12)))
-        if kind == 0:
-            raw[at] ^= 1 << int(rng.integers(0, 8))
-        elif kind == 1:
-            raw[at] = int(rng.choice([0, 0xFF, 0x28, 0x5B, 0x7B, 0x2E, 0x72, 0x8F, 0x96]))
-        elif kind == 2:
-            del raw[piece]
-        elif kind == 3:
-            raw[at:at] = raw[piece]
-        elif kind == 4:
-            to = int(rng.integers(0, len(raw)))
-            raw[to:to] = raw[piece]
-        else:
-            raw[piece] = rng.bytes(8)
-        raw = raw or bytearray(b"\0")
-    return bytes(raw)
+@pytest.mark.parametrize("fault", FAULTY)
+def test_faults_are_seen(fault: str, watch: Watch, tmp_path: Path) -> None:
+    """A reader with a fault is found out: the test above can fail."""
+
+    def write(folder: Path) -> Path:
+        folder.mkdir()
+        (folder / "x").write_bytes(b"whole")
+        return folder / "x"
+
+    kind = Kind(write, lambda path: 5 if path.read_bytes() == b"whole" else FAULTY[fault](path), (lambda raw, rng: (raw + b"!", "same"),))
+    assert run(fault, kind, 3, 0, tmp_path, watch).counts[fault] == 3
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_changed_files_end_in_a_sentence_or_a_number(kind: str, tmp_path: Path) -> None:
-    write, check = KINDS[kind]
-    write(tmp_path / kind)
-    check(tmp_path / kind)
-    whole, rng = (tmp_path / kind).read_bytes(), np.random.default_rng(list(KINDS).index(kind))
-    told: list[tuple[Path, str]] = []
-    tracemalloc.start()
-    try:
-        for i in range(ROUNDS):
-            path = tmp_path / f"{i}-{kind}"
-            path.write_bytes(changed(whole, rng))
-            tracemalloc.reset_peak()
-            try:
-                check(path)
-            except IIDriveError as error:
-                told.append((path, str(error)))
-            assert tracemalloc.get_traced_memory()[1] < MOST_BYTES
-            path.unlink()
-    finally:
-        tracemalloc.stop()
-    assert len(told) > ROUNDS // 10
-    for path, sentence in told:
-        assert str(path) in sentence
-        assert "\n" not in sentence
-        assert len(sentence) < 1500
+def test_values_are_compared_whole() -> None:
+    assert equal({"a": [1, float("nan")]}, {"a": [1, float("nan")]})
+    assert not equal({"a": 1}, {"a": True})
+    assert not equal([1.0], [1])
 
 
 def test_damaged_pickles_stay_within_an_address_space(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import collections
 import datetime
+import subprocess
 import sys
 import types
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,8 +153,38 @@ def test_missing_or_ambiguous_weights_are_refused(tmp_path: Path) -> None:
             read_published(saved(path, value), KNOWN)
 
 
-def test_objects_beside_the_weights_are_not_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NumPy's scalars and arrays, containers and a library's objects in `meta`; the library need not be installed."""
+@pytest.mark.parametrize(
+    ("module", "name", "base"),
+    [
+        ("lightning_fabric.utilities.data", "AttributeDict", dict),
+        ("pytorch_lightning.utilities.parsing", "AttributeDict", dict),
+        ("omegaconf.dictconfig", "DictConfig", object),
+    ],
+)
+def test_configs_of_frameworks_stand_beside_weights(
+    module: str, name: str, base: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = types.ModuleType(module)
+    config = type(name, (base,), {"__module__": module})
+    setattr(made, name, config)
+    for parent in (module.split(".")[0], module.rpartition(".")[0]):
+        monkeypatch.setitem(sys.modules, parent, types.ModuleType(parent))
+    monkeypatch.setitem(sys.modules, module, made)
+    value = config()
+    value.lr = 0.1
+    path = saved(tmp_path / "m.ckpt", {"state_dict": renamed(lambda n: f"model.{n}"), "hyper_parameters": value, "id": uuid.uuid4()})
+    assert same(read_published(path, KNOWN).state, BASE)
+
+
+def test_a_file_is_what_it_holds_whatever_its_name(tmp_path: Path) -> None:
+    save_file(BASE, tmp_path / "m.pth", metadata={"format": "pt"})
+    saved(tmp_path / "m.safetensors", BASE)
+    for name in ("m.pth", "m.safetensors"):
+        assert same(read_published(tmp_path / name, KNOWN).state, BASE)
+
+
+def test_what_stands_beside_the_weights_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy's scalars and arrays, containers and a library's objects in `meta`; of the library nothing need be installed."""
     module = types.ModuleType("mmengine.logging.history_buffer")
     buffer = type("HistoryBuffer", (), {"__module__": module.__name__})
     module.HistoryBuffer = buffer  # type: ignore[attr-defined]
@@ -265,3 +297,52 @@ def test_the_command_can_choose_the_ema(stages: tuple[State, State], tmp_path: P
     path = saved(tmp_path / "2.pth", stages[0])
     assert "Convert II-World's weights (.pth) with `iidrive import ii-world`" in fails(capsys, "evaluate", str(path))
     assert "holds no moving average" in fails(capsys, *command[:3], str(path), "--ema", "on", "--out", str(tmp_path / "c"))
+
+
+# ------------------------------------------------------------------------------------------------------------------ from the field
+
+_MAKE = """
+import runpy, sys, types
+import iidrive, iidrive.models
+from iidrive.models.iiworld import keys
+from iidrive.pipeline import recipes
+iidrive.models.upstream = sys.modules["iidrive.models.upstream"] = keys
+iidrive.recipes = types.SimpleNamespace(published=recipes.tiny)
+script, sys.argv = sys.argv[1], ["make.py", sys.argv[2]]
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+def test_inputs_of_the_field(shared: Path, tmp_path: Path) -> None:
+    """What mmcv, mmengine, DDP, torch.compile and EMA hooks left: one set of numbers, or what the file is. The same script, with a small model."""
+    make = shared / "fixtures" / "field" / "ckpt" / "make.py"
+    subprocess.run([sys.executable, "-c", _MAKE, str(make), str(tmp_path)], check=True)
+    base = torch.load(tmp_path / "c01_mmcv.pth", weights_only=True)["state_dict"]
+    known = tuple(base)
+    for name in ("c01_mmcv", "c02_best_score", "c03_emahook", "c04_mmengine", "c05_compiled", "c05b_module_some", "c05c_model_prefix"):
+        assert same(read_published(tmp_path / f"{name}.pth", known).state, base), name
+    for name in ("c07_model_key", "c08_old_format"):
+        assert same(read_published(tmp_path / f"{name}.pth", known).state, base), name
+    found = read_published(tmp_path / "c03_emahook.pth", known, "on")
+    assert found.averaged
+    assert same(found.state, base)  # the script's average is the weights
+    half = read_published(tmp_path / "c09_half.pth", known).state
+    assert all(torch.equal(half[name], value.half() if value.is_floating_point() else value) for name, value in base.items())
+    assert read_published(tmp_path / "c06_codes1024.pth", known).state["vq.embedding.weight"].shape[0] == 1024
+    assert read_published(tmp_path / "c12_extra_loss.pth", known).state.keys() - base.keys() == {"focal_loss.weight", "num_batches_tracked"}
+    for name, message in (("c10_html", "a web page, not weights"), ("c11_cut", "not a file of weights, or damaged")):
+        with pytest.raises(CheckpointError, match=message):
+            read_published(tmp_path / f"{name}.pth", known)
+    with pytest.raises(CheckpointError, match=r"claim more values than the file holds \(strides of 0\)"):
+        read_published(shared / "fixtures" / "field" / "fuzz" / "t23-pth-stride-0.pth")
+
+
+@pytest.mark.parametrize("end", [0.3, 0.6, 0.9, 0.99])
+def test_a_zip_of_weights_that_was_cut_is_one_sentence(end: float, tmp_path: Path) -> None:
+    whole = saved(tmp_path / "m.pth", {"state_dict": BASE}).read_bytes()
+    marked = bytearray(whole)
+    marked[whole.rindex(b"PK\x01\x02")] ^= 1  # the archive's list of files
+    for content in (whole[: int(end * len(whole))], bytes(marked)):
+        (tmp_path / "m.pth").write_bytes(content)
+        with pytest.raises(CheckpointError, match="not a file of weights, or damaged"):
+            read_published(tmp_path / "m.pth", KNOWN)

@@ -16,7 +16,7 @@ from test_grids import SHAPE, drawn
 
 from iidrive.cli.main import main
 from iidrive.core import class_tables
-from iidrive.core.class_tables import OCC3D, OPENOCC, SURROUNDOCC
+from iidrive.core.class_tables import OCC3D, OPENOCC, SURROUNDOCC, UNIOCC
 from iidrive.core.classes import FREE, OCC, OCC_CLASSES
 from iidrive.core.errors import ConfigError, DataError
 from iidrive.data.occupancy_files import listed, read_grids
@@ -131,9 +131,16 @@ def test_custom_class_tables(truth: Path, want: dict[str, Any], tmp_path: Path, 
         (tmp_path / "bad.txt").write_text(text)
         with pytest.raises(DataError, match=message):
             class_tables.named(str(tmp_path / "bad.txt"))
-    for name, message in (("openoc", "Did you mean 'openocc'"), ("uniocc", "cannot be matched by name")):
-        with pytest.raises(ConfigError, match=message):
-            class_tables.named(name)
+    with pytest.raises(ConfigError, match="Did you mean 'openocc'"):
+        class_tables.named("openoc")
+
+
+def test_a_file_is_no_table_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file called `occ3d` does not become Occ3D's table: numbers that it lacks are refused."""
+    (tmp_path / "occ3d").write_text("car\nfree\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="holds class 5, and occ3d has 0 to 1"):
+        class_tables.named("./occ3d").translate(np.array([0, 5]), "x")
 
 
 def test_the_tables_are_those_of_their_data_sets() -> None:
@@ -148,6 +155,23 @@ def test_the_tables_are_those_of_their_data_sets() -> None:
         assert table.lacks == ("others",)
     with pytest.raises(DataError, match="holds class 17, but the classes of openocc are 0 to 16"):
         OPENOCC.translate(np.array([16, 17]), "x")
+    assert [OCC_CLASSES[UNIOCC.numbers[k]] for k in range(11)] == [
+        *(
+            "others",
+            "car",
+            "bicycle",
+            "motorcycle",
+            "pedestrian",
+            "traffic_cone",
+            "vegetation",
+            "driveable_surface",
+            "terrain",
+            "manmade",
+            "free",
+        ),
+    ]
+    with pytest.raises(DataError, match="holds class 11, and uniocc has 0 to 10"):
+        UNIOCC.translate(np.array([10, 11]), "x")
 
 
 def test_guessed_class_tables_are_refused(truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,14 +182,15 @@ def test_guessed_class_tables_are_refused(truth: Path, tmp_path: Path, capsys: p
     for folder, message in (
         ("open", "In openocc 16 is free: use --classes openocc if the labels follow that table, --classes FILE (one class per line"),
         ("zero", "In surroundocc 0 is free"),
-        ("eleven", "In UniOcc 10 is free, and its classes cannot be matched by name"),
+        ("eleven", "In uniocc 10 is free: say --classes uniocc if they are of that table"),
     ):
         assert message in fails(capsys, "score-occupancy", str(tmp_path / folder), "--truth", str(truth))
     said = fails(capsys, "score-occupancy", str(truth), "--truth", str(tmp_path / "open"))
     assert "say --truth-classes openocc if they are of that table" in said
-    assert "0.4 m voxels in the ego frame" in fails(
-        capsys, "score-occupancy", str(tmp_path / "zero"), "--truth", str(truth), "--classes", "surroundocc"
-    )
+    said = fails(capsys, "score-occupancy", str(tmp_path / "zero"), "--truth", str(truth), "--classes", "surroundocc")
+    assert "surroundocc's grid (200 x 200 x 16 voxels of 0.5 m, (-50, -50, -5) to (50, 50, 3) m, lidar frame)" in said
+    assert "occ3d's grid (200 x 200 x 16 voxels of 0.4 m, (-40, -40, -1) to (40, 40, 5.4) m, ego frame) cannot be compared" in said
+    assert "Give the truth of the same data set, or predict on the grid of this truth" in said
     found = scores(tmp_path / "open", "--truth", truth, "--classes", "occ3d", out=tmp_path / "s.json")  # a word is taken
     assert found["iiworld"]["IoU"][0] < 20
 
@@ -186,15 +211,42 @@ def test_both_sides_in_other_classes(truth: Path, want: dict[str, Any], tmp_path
     assert found["iiworld"]["mIoU"] == want["iiworld"]["mIoU"]
     assert found["iiworld"]["IoU"] != want["iiworld"]["IoU"]  # unknown truth is occupied in II-World's IoU
     said = fails(capsys, "score-occupancy", str(tmp_path / "surround"), "--truth", str(truth))
-    assert "named after lidar sweeps" in said
+    assert "named by lidar sweeps" in said
+    said = fails(capsys, "score-occupancy", str(tmp_path / "surround-truth"), "--truth", str(tmp_path / "surround-truth"), *both)
+    assert "the prediction holds class 255" in said  # unknown rows are no prediction
+
+
+def test_both_sides_in_uniocc_s_classes(truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All ten of its classes on both sides, as it lays them out. By hand: 2 of 8 voxels of a class are mistaken on one side."""
+    grid = np.full(SHAPE, 10, np.uint8)
+    for label in range(10):
+        grid[:8, 10 * label, 0] = label
+    wrong = grid.copy()
+    wrong[:2, 10, 0], wrong[:2, 70, 0] = 7, 1  # a quarter of car and of road exchanged: 6 of 10 are right in both
+    for name, folder in ((grid, "true"), (wrong, "predicted")):
+        saved(tmp_path / folder / "scene-1" / "0.npz", occ_label=name, occ_mask_camera=np.ones(SHAPE, np.uint8))
+    command = ["score-occupancy", str(tmp_path / "predicted"), "--truth", str(tmp_path / "true")]
+    main([*command, "--classes", "uniocc", "--truth-classes", "uniocc", "--json", str(tmp_path / "s.json")])
+    said = capsys.readouterr().out
+    assert "car stands for every large vehicle" in said
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert found["occ3d"] == pytest.approx(92.0)  # ten classes: eight of 100 %, two of 6 in 10
+    for options in (["--classes", "uniocc", "--truth-classes", "occ3d"], ["--truth-classes", "uniocc"]):
+        assert "uniocc joins classes (car stands for" in fails(capsys, *command, *options)
+    assert "Give both in uniocc's classes" in fails(capsys, "score-occupancy", str(truth), "--truth", str(truth), "--classes", "uniocc")
 
 
 REFUSED: dict[str, tuple[dict[str, np.ndarray], list[str], str]] = {
     "sparse, nothing said": ({"semantics": sparse(drawn(0))}, [], "rows of x, y, z and class"),
     "z first": ({"semantics": sparse(drawn(0))[:, [2, 1, 0, 3]]}, ["--classes", "occ3d"], "They fit as z, y, x"),
-    "metres": ({"semantics": sparse(drawn(0)) * 0.4}, ["--classes", "occ3d"], "fractions"),
-    "rows twice": ({"semantics": np.array([[1, 1, 1, 4], [1, 1, 1, 5]])}, ["--classes", "occ3d"], "two rows with different classes"),
-    "rows on their side": ({"semantics": sparse(drawn(0)).T}, ["--classes", "occ3d"], "transposed sparse rows"),
+    "metres": ({"semantics": sparse(drawn(0)) * 0.4}, ["--classes", "occ3d"], "Write indices of voxels, not metres"),
+    "rows of a finer grid": (
+        {"semantics": np.array([[511, 0, 39, 4], [3, 2, 1, 4]])},
+        ["--classes", "occ3d"],
+        "found indices (3, 0, 1) to (511, 2, 39). They are of another grid",
+    ),
+    "rows twice": ({"semantics": np.array([[1, 1, 1, 4], [1, 1, 1, 5]])}, ["--classes", "occ3d"], "two rows of different classes"),
+    "rows on their side": ({"semantics": sparse(drawn(0)).T}, ["--classes", "occ3d"], "on their side"),
     "axes": ({"semantics": drawn(0).transpose(2, 1, 0)}, [], "axes are in another order"),
     "axes, y up": ({"semantics": drawn(0).transpose(0, 2, 1)[None]}, [], "axes are in another order"),
     "scores last": ({"semantics": np.zeros((*SHAPE, 18), np.uint8)}, [], "argmax over the last axis"),

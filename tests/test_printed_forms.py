@@ -12,6 +12,7 @@ from make_tables import print_table
 
 from iidrive.analysis.doctor.decode import decode
 from iidrive.analysis.doctor.printed import is_log, parse_tables, read_tables
+from iidrive.analysis.doctor.readers.cells import damaged, number
 from iidrive.analysis.doctor.table import Table
 from iidrive.core.errors import DataError
 from iidrive.scoring.protocols import PROTOCOLS
@@ -304,6 +305,28 @@ def test_every_protocol_of_ours_is_read_back() -> None:
 # --------------------------------------------------------------------------------------------------------------- what cannot be read
 
 
+@pytest.mark.parametrize(
+    ("cell", "value"),
+    [
+        ("0.$1%", None),  # damaged: a digit became a mark
+        ("0.{2", None),
+        ("0.7<b>1</b>", None),
+        ("0.4**1", None),
+        ("0.72<sup>1</sup>", 0.72),  # a footnote
+        ("$0.72^1$", 0.72),
+        ("0.72$^{\\dagger}$", 0.72),
+        ("**0.72**", 0.72),
+        ("{\\bf 0.72}", 0.72),
+        ("0{,}72", 0.72),
+        ("$0.72\\pm0.01$", 0.72),
+    ],
+)
+def test_marks_stand_around_numbers_and_never_within(cell: str, value: float | None) -> None:
+    found = number(cell)
+    assert (found.value if found else None) == value
+    assert value is not None or damaged(cell)
+
+
 def test_damaged_cells_are_named_and_left_out() -> None:
     text = "\n".join(lines(" | ", "| ", " |")).replace("0.026%", "O.026%").replace("0.4970", "1e400")
     table = parse_tables(text)[0]
@@ -435,8 +458,56 @@ def test_collected_inputs(shared: Path, name: str) -> None:
     assert found == EXPECTED[name]
 
 
-def test_numbers_of_collected_inputs(shared: Path) -> None:
-    """Values that were once read wrongly or not at all."""
+def test_boxes_of_heavy_lines() -> None:
+    """As rich prints them: other characters for the header's borders."""
+    text = (
+        "┏━━━━━━┳━━━━━━┳━━━━━━┳━━━━━━┓\n┃ name ┃ 1.0s ┃ 2.0s ┃ 3.0s ┃\n┡━━━━━━╇━━━━━━╇━━━━━━╇━━━━━━┩\n"
+        "│ L2   │ 0.36 │ 0.66 │ 1.04 │\n└──────┴──────┴──────┴──────┘"
+    )
+    (table,) = parse_tables(text)
+    assert table.times_s == (1.0, 2.0, 3.0)
+    assert table.rows["L2"].columns == (0.36, 0.66, 1.04)
+
+
+def test_tables_that_pandas_wrapped() -> None:
+    text = (
+        "           0.5s    1.0s    1.5s  \\\nL2       0.2388  0.3595  0.4970   \nobj_col  0.742%  0.713%  0.684%   \n\n"
+        "           2.0s    2.5s    3.0s  \nL2       0.6561  0.8369  1.0406  \nobj_col  0.659%  0.649%  0.638%  \n"
+    )
+    (table,) = parse_tables(text)
+    assert table.times_s == (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
+    assert table.rows["L2"].columns == (0.2388, 0.3595, 0.497, 0.6561, 0.8369, 1.0406)
+
+
+def test_a_progress_bar_and_windows_line_ends_before_uniads_table() -> None:
+    bar = "".join(f"\r[>{' ' * k}] {k}/6019, 12.3 task/s, elapsed: 3s, ETA:   4s" for k in range(5))
+    (table,) = parse_tables((bar + UNIAD).replace("\n", "\r\n"))
+    assert (table.follows.name, table.rows["L2"].columns[-1]) == ("uniad", 1.7089)
+
+
+def test_tables_side_by_side_are_no_methods_as_rows(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_text("\n".join(f"{line}    {line}" for line in UNIAD.strip().split("\n")))
+    with pytest.raises(DataError, match="the times stand twice above rows of one quantity each"):
+        read_tables(path)
+
+
+def test_what_is_unread_is_said_even_if_another_table_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_text(print_table().replace("0.5s", "500ms"))
+    (table,) = read_tables(path)
+    assert table.rows["L2"].columns == ()
+    assert "elsewhere, line 4: 7 numbers below 6 columns" in table.unread
+
+
+def test_a_wide_row_without_a_header_is_refused(shared: Path) -> None:
+    """Five numbers of 60 characters each, which once took 19 s."""
+    with pytest.raises(DataError, match="the row 'L2' has 5 numbers and no header"):
+        field(shared, "d33_wide60.txt")
+
+
+def test_numbers_of_the_field(shared: Path) -> None:
+    """Values that were read wrongly, or not at all, when they came in."""
     assert field(shared, "d03_ten_steps.txt")[0].rows["L2"].columns[6] == 2.1002  # 3.5 s, once taken for the average
     for name, cumulated in (("d04_vad.txt", (11, 50, 128)), ("d05_vad_mini.txt", (0, 0, 2)), ("d06_vad_bad.txt", (46, 345, 1068))):
         counts = decode(field(shared, name)[0])

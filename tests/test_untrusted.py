@@ -78,6 +78,7 @@ def test_json_that_is_read(tmp_path: Path) -> None:
         ("a: 1\n---\nb: 2", "another document"),
         ("1: 2", "a key must be text"),
         ("a: " + "9" * 5000, "not readable as YAML"),
+        ("a: [1, -" + "9" * 400 + "]", "line 1: not readable as YAML \\(a whole number of 401 characters\\)"),
         ("a: @", "line 1: not readable"),
     ],
 )

@@ -20,6 +20,11 @@ from iidrive.scoring import occupancy_folders, occupancy_report
 from iidrive.scoring.metrics import iou_occupied
 from iidrive.scoring.occupancy_sides import Written
 
+Array = np.ndarray
+
+_LOW = 0.5
+"""An IoU of occupied against free, now, below which something else than the model may be at fault."""
+
 
 def score_occupancy(
     predictions: str,
@@ -37,7 +42,7 @@ def score_occupancy(
             and 0.5 to 3.0 s ahead); optional `flow`: velocities (x, y; m/s) of the current grid or of all seven, for mAVE.
         truth: folder of Occ3D labels in the same layout, with mask_camera for Occ3D's rule; default: ROOT/gts.
         rays: whether to compute RayIoU, which takes most of the time.
-        classes: class numbers of the predictions: occ3d, openocc, surroundocc, or a file with one class name per line; default: occ3d, if
+        classes: class numbers of the predictions: occ3d, openocc, surroundocc, uniocc, or a file with one class name per line; default: occ3d, if
             consistent with the labels.
         truth_classes: class numbers of the ground truth, likewise.
         json: file to write the scores to.
@@ -54,6 +59,7 @@ def score_occupancy(
         )
     if version and not root:
         raise ConfigError("--version is a folder of nuScenes: add --root.")
+    labels = truth or str(expanded(root) / "gts")
     if root and not truth and not (expanded(root) / "gts").is_dir():
         raise ConfigError(f"{root} has no folder gts/ with Occ3D labels: give their folder with --truth.")
     tables = NuScenes(NuScenesConfig(root, version)) if root else None
@@ -65,7 +71,7 @@ def score_occupancy(
     with ExitStack() as open_:
         result = occupancy_folders.score_folders(
             predictions,
-            truth or expanded(root) / "gts",
+            labels,
             tables,
             split,
             rays == "on",
@@ -73,15 +79,9 @@ def score_occupancy(
             written,
         )
     print(occupancy_report.format_result(result))
-    _advise(result.score.hist[0], predictions, truth or str(expanded(root) / "gts"), written)
+    _advise(result.score.hist[0], predictions, labels, written)
     if json:
         write_json(json, occupancy_report.to_json(result))
-
-
-Array = np.ndarray
-
-_LOW = 0.5
-"""If the IoU of occupied voxels at 0 s is below this, the cause may be the format rather than the model."""
 
 
 def _advise(hist: Array, predictions: str, truth: str, written: Written) -> None:

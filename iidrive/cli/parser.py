@@ -34,7 +34,7 @@ from jsonargparse._typehints import ActionTypeHint
 
 from iidrive.cli.options import DataOptions, RecipeGiven, TownFields, TrainOptions
 from iidrive.core.config_io import from_plain, to_plain
-from iidrive.core.errors import ConfigError, DataError
+from iidrive.core.errors import ConfigError, DataError, unknown
 from iidrive.core.text import printable
 from iidrive.core.untrusted.yaml_text import read_yaml
 from iidrive.pipeline.recipes import RECIPES, Recipe, is_file, named
@@ -90,6 +90,7 @@ class Parser(ArgumentParser):
         Raises:
             ConfigError: always.
         """
+        of_recipe = "Unable to load config" in message or "recipe." in message
         message = re.sub(r'(?:Parser key|Key) "([\w.]+)"', lambda found: self._typed(found[1]), " ".join(message.split()))
         message = re.sub(
             r"Group '(\w+)' does not accept option '([\w.]+)'", lambda found: self._unrecognized(f"--{found[1]}.{found[2]}"), message
@@ -97,7 +98,7 @@ class Parser(ArgumentParser):
         message = re.sub(r"a typing\.Literal\[([^]]*)\]", r"one of \1", message).replace("a <class 'bool'>", "one of 'on', 'off'")
         message = re.sub(r"a <class '(\w+)'>", r"\1", message)
         message = printable(re.sub(r"(?s)(?:--\w+: )?Unable to load config '.*' - ", "", message), 600)
-        if self.recipe_file and "recipe." in message:
+        if self.recipe_file and of_recipe and self.recipe_file not in message:
             message = f"{self.recipe_file}: {message}"
         raise ConfigError(f"{message}{'' if message.endswith(('.', '?')) else '.'} `{self.prog} --help` lists every option.") from ex
 
@@ -185,13 +186,26 @@ def _recipe_fields(parser: Parser, text: str) -> str:
     if not Path(text).is_file():
         raise ConfigError(f"--recipe {text}: no such file. Give a file or one of {', '.join(RECIPES)}.")
     found = _fields_in(text)
-    hints = get_type_hints(Recipe)
-    for name, value in found.items():
-        if name in hints and dataclasses.is_dataclass(hints[name]) and not isinstance(value, dict):
-            shown = "nothing" if value is None else printable(value, 40)
-            raise ConfigError(f"{text}: {name} must hold fields, as in `{name}: {{…}}`; found {shown}. Leave it out for the defaults.")
+    _require_fields(Recipe, found, text, "")
     parser.recipe_file = text
     return json.dumps(found)
+
+
+def _require_fields(kind: type, given: dict[str, Any], path: str, place: str) -> None:
+    """Raise ConfigError for a name in a file that a config and the configs in it do not have, and for a config without fields."""
+    hints = get_type_hints(kind)
+    for name, value in given.items():
+        if name not in hints:
+            raise ConfigError(
+                f"{path}: {unknown(f'field of {place[:-1]}' if place else 'field', f'{place}{name}', [place + n for n in hints])}"
+            )
+        if dataclasses.is_dataclass(hints[name]):
+            if not isinstance(value, dict):
+                shown = "nothing" if value is None else printable(value, 40)
+                raise ConfigError(
+                    f"{path}: {place}{name} must hold fields of its own, as in `{name}: {{…}}`; found {shown}. Leave it out for the defaults."
+                )
+            _require_fields(hints[name], value, path, f"{place}{name}.")
 
 
 def _fields_in(path: str) -> dict[str, Any]:

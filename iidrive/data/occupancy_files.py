@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from iidrive.core.class_tables import ClassTable, require_free
+from iidrive.core.class_tables import OCC3D_VOXELS, SURROUNDOCC_VOXELS, ClassTable, require_free
 from iidrive.core.classes import FREE, IGNORE, OCC_CLASSES
 from iidrive.core.errors import DataError
 from iidrive.core.scene import OCC3D_GRID
@@ -71,7 +71,8 @@ def listed(folder: Path, role: Role) -> dict[str, OccFile]:
         DataError: if there are no files, a sample has two files, or a sample's folder holds several files of unknown names.
     """
     if folder.is_file():
-        return {one.token: one for one in (_file(folder),)}
+        alone = _file(folder)
+        return {alone.token: alone}
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; expected a folder with <scene>/<sample token>/labels.npz.")
     found: dict[str, OccFile] = {}
@@ -112,7 +113,8 @@ def _walk(folder: Path, root: Path, role: Role, depth: int) -> list[OccFile]:
         raise DataError(f"{folder}: holds {' and '.join(file.name for file in named)}, so it is unclear which is the prediction; keep one.")
     if named:
         found.append(_file(named[0]) if folder == root else OccFile(named[0], folder.name, folder.parent.name if depth > 2 else ""))
-    elif depth > 2 and len(files) == 1 and len(files[0].stem) < len(folder.name):  # <scene>/<token>/anything.npz
+    elif depth > 2 and len(files) == 1 and len(files[0].stem) < len(folder.name):
+        # <scene>/<token>/anything.npz; in <folder>/<scene>/<token>.npz the file, a token, has the longer name
         found.append(OccFile(files[0], folder.name, folder.parent.name))
     else:
         scene = "" if folder == root else folder.name
@@ -162,8 +164,14 @@ def read_grids(path: Path, role: Role, table: ClassTable, option: str | None = N
     ((name, array),) = found.items()
     if array.ndim == 2 and array.shape[1] == 4:
         if table.assumed:
-            advice = f"add {option} occ3d, or {option} surroundocc (which has another grid)" if option else "write dense grids"
-            raise DataError(f"{where}: '{name}' holds rows of x, y, z and class, {array.shape}, in an unknown class numbering: {advice}.")
+            advice = (
+                f"add {option} occ3d for {OCC3D_VOXELS}, or {option} surroundocc for {SURROUNDOCC_VOXELS}"
+                if option
+                else "write dense grids"
+            )
+            raise DataError(
+                f"{where}: '{name}' holds rows of x, y, z and class, {array.shape}, of an unknown grid and class numbering: {advice}."
+            )
         grids = _dense(whole_numbers(array, name, where), table, where)[None]
     else:
         grids = _shaped(array, name, where)
@@ -209,7 +217,9 @@ def whole_numbers(array: Array, name: str, where: str) -> Array:
     if array.dtype.kind != "f":
         raise DataError(f"{where}: {what}; found {array.dtype} {array.shape}. Write the file again.")
     if not np.isfinite(array).all() or (array != np.rint(array)).any() or float(np.abs(array).max(initial=0)) > 1 << 20:
-        raise DataError(f"{where}: {what}; found {array.dtype} with fractions, NaN or infinity. Write class labels, not class scores.")
+        rows = array.ndim == 2 and array.shape[1] == 4
+        advice = "Write indices of voxels, not metres" if rows else "Write class labels, not class scores"
+        raise DataError(f"{where}: {what}; found {array.dtype} with fractions, NaN or infinity. {advice}.")
     return array.astype(np.int32)
 
 
@@ -253,9 +263,14 @@ def _dense(rows: Array, table: ClassTable, where: str) -> UInt8[Array, "200 200 
     shape = np.array(OCC3D_GRID.shape)
     place, label = rows[:, :3], rows[:, 3]
     if ((place < 0) | (place >= shape)).any():
+        low, high = (tuple(edge(place, axis=0).tolist()) for edge in (np.min, np.max))
         turned = place[:, ::-1]
-        hint = " They fit as z, y, x: reverse the columns." if not ((turned < 0) | (turned >= shape)).any() else ""
-        raise DataError(f"{where}: rows of x, y, z, class must lie in {tuple(shape.tolist())} voxels; found some outside.{hint}")
+        hint = "They are of another grid."
+        if not ((turned < 0) | (turned >= shape)).any():
+            hint = "They fit as z, y, x: reverse the columns."
+        raise DataError(
+            f"{where}: rows of x, y, z, class must lie in {tuple(shape.tolist())} voxels; found indices {low} to {high}. {hint}"
+        )
     if ((label < 0) | (label > IGNORE)).any():
         raise DataError(f"{where}: rows of x, y, z, class must hold classes of 0..{IGNORE} in the last column. Write the file again.")
     labels = table.translate(label, where, rows=True)
@@ -270,7 +285,7 @@ def _dense(rows: Array, table: ClassTable, where: str) -> UInt8[Array, "200 200 
 def _mask(mask: Array, where: str) -> Bool[Array, "200 200 16"]:
     if mask.shape[-3:] != OCC3D_GRID.shape or mask.ndim not in (3, 4) or mask.dtype.kind not in "iub":
         raise DataError(
-            f"{where}: 'mask_camera' must hold integers in shape {OCC3D_GRID.shape}; found {mask.dtype} {mask.shape}. Write the file again."
+            f"{where}: the camera mask must hold integers in shape {OCC3D_GRID.shape}; found {mask.dtype} {mask.shape}. Write the file again."
         )
     return (mask if mask.ndim == 3 else mask[0]).astype(bool)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import pickle
 import re
-import zipfile
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from torch import Tensor
 
 from iidrive.core.errors import CheckpointError
 from iidrive.core.text import printable, printable_line
-from iidrive.models.iiworld.given_names import plain_names
+from iidrive.core.untrusted.npz import member_names
+from iidrive.models.iiworld.given_names import COUNTERS, plain_names
 
 State = dict[str, Tensor]
 Choice = Literal["", "on", "off"]
@@ -92,8 +92,14 @@ _INERT: list[Any] = [
     *((_Inert, f"pathlib._local.{name}") for name in ("Path", "PosixPath", "WindowsPath")),
     *((_Inert, f"datetime.{name}") for name in ("datetime", "date", "timedelta", "timezone")),
     *((_Inert, name) for name in ("argparse.Namespace", "types.SimpleNamespace", "mmengine.logging.history_buffer.HistoryBuffer")),
-    *((_Inert, f"{lib}.config.config.Config") for lib in ("mmengine",)),
-    (_Inert, "mmcv.utils.config.Config"),
+    *(
+        (_Inert, name)
+        for name in ("mmengine.config.config.Config", "mmcv.utils.config.Config", "uuid.UUID", "decimal.Decimal", "typing.Any")
+    ),
+    *((_Inert, f"omegaconf.{name}") for name in ("dictconfig.DictConfig", "listconfig.ListConfig", "nodes.AnyNode")),
+    *((_Inert, f"omegaconf.base.{name}") for name in ("Metadata", "ContainerMetadata")),
+    *((_Table, f"{lightning}.AttributeDict") for lightning in ("lightning_fabric.utilities.data", "lightning.fabric.utilities.data")),
+    (_Table, "pytorch_lightning.utilities.parsing.AttributeDict"),
     *((_Table, name) for name in ("mmcv.utils.config.ConfigDict", "mmengine.config.config.ConfigDict", "addict.addict.Dict")),
     *((_Table, name) for name in ("easydict.EasyDict", "yacs.config.CfgNode")),
 ]
@@ -122,7 +128,7 @@ def read_published(path: str | Path, known: Collection[str] = (), ema: Choice = 
         if averaged:
             raise CheckpointError(f"{where}: holds two moving averages, beside its weights and among them. Save only the one you want.")
         averaged = {**beside.weights, **beside.averaged}
-        averaged = {name: value for name, value in averaged.items() if name in known or value.numel() != 1 or name not in _COUNTS}
+        averaged = {name: value for name, value in averaged.items() if name in known or value.numel() != 1 or name not in COUNTERS}
     if ema == "on" and not averaged:
         raise CheckpointError(f"{where}: holds no moving average of its weights; leave out --ema.")
     if ema == "off" and not weights:
@@ -146,9 +152,6 @@ def read_published(path: str | Path, known: Collection[str] = (), ema: Choice = 
     _require_plain(state, where)
     # safetensors cannot store tensors that share memory, so clone each
     return Published({name: value.detach().clone() for name, value in state.items()}, tuple(notes), take)
-
-
-_COUNTS = frozenset({"steps", "n_averaged", "decay", "num_updates", "updates"})
 
 
 def _require_weights(path: Path, where: str) -> None:
@@ -178,14 +181,14 @@ def _require_weights(path: Path, where: str) -> None:
 
 def _loaded(path: Path, where: str) -> Any:
     """The unpickled content of the file. Raises CheckpointError."""
-    if path.suffix == ".safetensors":
+    if _is_safetensors(path):
         try:
             return load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
             raise _damaged(where, printable(" ".join(str(error).split()), 200)) from None
     try:
-        with torch.serialization.safe_globals(_INERT):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_INERT), path.open("rb") as file:  # of a path, torch would look at the name
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise CheckpointError(
@@ -198,16 +201,21 @@ def _loaded(path: Path, where: str) -> Any:
             raise CheckpointError(
                 f"{where}: a TorchScript program, which iidrive never runs. Save the `state_dict` of its model."
             ) from None
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                inside = archive.namelist()
-            if not any(name.split("/")[-1] == "data.pkl" for name in inside):
-                shown = ", ".join(printable(name, 40) for name in inside[:4]) or "nothing"
-                raise CheckpointError(
-                    f"{where}: a zip archive that holds {shown}, not weights. Unpack it, and give the .pth file in it."
-                ) from None
+        inside = member_names(path)
+        if inside is not None and not any(name.split("/")[-1] == "data.pkl" for name in inside):
+            shown = ", ".join(printable(name, 40) for name in inside[:4]) or "nothing"
+            raise CheckpointError(
+                f"{where}: a zip archive that holds {shown}, not weights. Unpack it, and give the .pth file in it."
+            ) from None
         said = " ".join(str(error).split(". ")[0].split()) or type(error).__name__
         raise _damaged(where, printable(said, 120)) from None
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do, whatever its name: the length of a header in JSON, then that."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
 
 
 def _damaged(where: str, reason: str) -> CheckpointError:

@@ -58,12 +58,16 @@ class OccupancyScore:
         """Count a batch. `mask_camera` is the camera mask of the current grid.
 
         Raises:
-            DataError: for another number of times, or as `metrics.confusion` does.
+            DataError: for another number of times, for a predicted class above 17, or as `metrics.confusion` does.
         """
         if gt.ndim < 3 or gt.shape[1] != self.times:
             raise DataError(f"grids must have shape (batch, {self.times} times, x, y, z), now first; found {gt.shape}.")
         found = [metrics.confusion(gt[:, t], pred[:, t]) for t in range(self.times)]
         blind = [np.bincount(pred[:, t][gt[:, t] == IGNORE], minlength=metrics.N_CLASSES) for t in range(self.times)]
+        if (highest := max(map(len, blind)) - 1) > FREE:
+            raise DataError(
+                f"the prediction holds class {highest}; classes are 0..{FREE}, and {IGNORE} (unknown) in the ground truth only."
+            )
         if mask_camera is not None:
             self.seen = self.seen + metrics.confusion(gt[:, 0], pred[:, 0], mask_camera)
         self.hist = self.hist + np.stack(found)

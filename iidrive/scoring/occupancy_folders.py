@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from iidrive.core import geometry
-from iidrive.core.class_tables import ClassTable
+from iidrive.core.class_tables import OCC3D_VOXELS, ClassTable
 from iidrive.core.errors import ConfigError, DataError
 from iidrive.core.scene import FUTURE_STEPS, OCC3D_GRID, Scene
 from iidrive.data.flow import velocities
@@ -101,7 +101,7 @@ def score_folders(
     masked = seen == len(samples)
     if not masked:
         notes.append(f"Occ3D is left out: {len(samples) - seen} of {len(samples)} truth files have no mask_camera.")
-    boxes = tables is not None and written.truth.grid == "occ3d"
+    boxes = tables is not None and written.truth.voxels == OCC3D_VOXELS
     if tables is not None and not boxes:
         notes.append(f"RayIoU and movers are left out: they need Occ3D's grid, and {written.truth.name}'s grid is different.")
     score, total = OccupancyScore(times), RayCounts()

@@ -22,18 +22,28 @@ class Written:
     truth: ClassTable = ASSUMED
 
     def notes(self) -> list[str]:
-        """Effects of the class tables on the scores, as sentences. Raises ConfigError if the two tables are on different grids."""
-        if self.predicted.grid != self.truth.grid:
-            grids = " and ".join(
-                f"{what} on {table.grid}'s grid" for what, table in (("predictions", self.predicted), ("ground truth", self.truth))
-            )
+        """Effects of the class tables on the scores, as sentences. Raises ConfigError for two tables that cannot be compared."""
+        sides = (("predictions", self.predicted), ("truth", self.truth))
+        if self.predicted.voxels != self.truth.voxels:
+            grids = " and ".join(f"the {what} on {table.name}'s grid ({table.voxels})" for what, table in sides)
             raise ConfigError(
-                f"{grids} cannot be compared (0.4 m voxels in the ego frame, 0.5 m in the lidar frame): convert one to the grid of the other, or "
-                "set --classes and --truth-classes to tables of the same grid."
+                f"{grids} cannot be compared: voxels of one grid are not made of whole voxels of the other. Give the truth of the same data set, "
+                "or predict on the grid of this truth; --classes and --truth-classes say whose both are."
+            )
+        if self.predicted.joined != self.truth.joined:
+            name, joined = next((table.name, table.joined) for _, table in sides if table.joined)
+            whose = " and ".join(f"the {what} in {table.name}'s classes" for what, table in sides)
+            raise ConfigError(
+                f"{whose} cannot be compared: {name} joins classes ({joined}). "
+                f"Give both in {name}'s classes: --classes {name} --truth-classes {name}."
             )
         out = []
-        for what, table in (("predictions", self.predicted), ("truth", self.truth)):
-            if table.lacks and table.lacks != ("free",):
+        for what, table in sides:
+            if table.joined:
+                out.append(
+                    f"the {what} are in {table.name}'s classes: {table.joined}; {', '.join(table.lacks)} have no class of their own."
+                )
+            elif table.lacks and table.lacks != ("free",):
                 out.append(
                     f"the {what} use {table.name}'s classes, which lack {', '.join(table.lacks)}; the other classes were mapped by name."
                 )

@@ -5,6 +5,9 @@
                                       manifest.json
 
 A checkpoint is written under a temporary name and renamed when it is complete. Nothing is unpickled.
+
+The fingerprint covers the architecture, the weights and the parents. The manifest's `seal` covers everything else that it says (data, marks,
+metrics, …) except the paths of its parents, so changes of these are detected, too.
 """
 
 from __future__ import annotations
@@ -131,7 +134,7 @@ def save(folder: Path, manifest: Manifest, weights: Mapping[str, Tensor], traini
             save_file({k: v.detach().cpu().contiguous() for k, v in values.items()}, temporary / file)
             (temporary / file).chmod(temporary.stat().st_mode & 0o666)  # safetensors creates files that only their owner can read
             files[file] = _digest(temporary / file)
-        (temporary / "manifest.json").write_text(json.dumps(to_plain(replace(manifest, files=files)), indent=2) + "\n")
+        (temporary / "manifest.json").write_text(json.dumps(_sealed(replace(manifest, files=files)), indent=2) + "\n")
         if folder.exists():
             remove(folder)
         os.replace(temporary, folder)
@@ -141,6 +144,13 @@ def save(folder: Path, manifest: Manifest, weights: Mapping[str, Tensor], traini
             f"{folder}: cannot be written ({error}). The checkpoints before it are complete; free some disk space and continue with `--resume on`."
         ) from None
     return folder
+
+
+def _sealed(manifest: Manifest) -> dict[str, Any]:
+    """The plain values of a manifest, with its seal."""
+    plain = to_plain(manifest)
+    said = {**plain, "parents": [{**parent, "path": ""} for parent in plain["parents"]]}
+    return {**plain, "seal": hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]}
 
 
 def _digest(path: Path) -> str:
@@ -197,10 +207,16 @@ def find(path: str | Path) -> Path:
 
 
 def read_manifest(path: str | Path) -> Manifest:
-    """Read the manifest of a checkpoint, or of a run's newest checkpoint. Raises CheckpointError if it is missing or damaged."""
+    """Read the manifest of a checkpoint, or of a run's newest checkpoint. A manifest without a seal, of an older version, is accepted.
+
+    Raises:
+        CheckpointError: if it cannot be read, or was changed after it was written.
+    """
     file = find(path) / "manifest.json"
     try:
-        manifest = from_plain(Manifest, parse_json(file.read_bytes(), "manifest.json"), str(file))
+        plain = parse_json(file.read_bytes(), "manifest.json")
+        seal = plain.pop("seal", None) if isinstance(plain, dict) else None
+        manifest = from_plain(Manifest, plain, str(file))
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror}). Use the checkpoint before it, or train again.") from None
     except (DataError, TypeError, ConfigError) as error:
@@ -209,6 +225,10 @@ def read_manifest(path: str | Path) -> Manifest:
         wrote = " (written by iidrive 0.1.0)" if manifest.format == 1 else ""
         raise CheckpointError(
             f"{file}: format {manifest.format}{wrote}, but this iidrive reads format {FORMAT}. Use the version that wrote it, or train again."
+        )
+    if seal is not None and seal != _sealed(manifest)["seal"]:
+        raise CheckpointError(
+            f"{file}: was changed after it was written: its seal is not that of what it says. Copy checkpoint folders whole, or train again."
         )
     return manifest
 
@@ -291,7 +311,7 @@ def load(path: str | Path, manifest: Manifest) -> dict[str, Tensor]:
 def amend(path: str | Path, metrics: Mapping[str, float]) -> None:
     """Add metrics that were measured after training to a checkpoint's manifest. The fingerprint does not depend on them."""
     folder, manifest = find(path), read_manifest(path)
-    Run(folder).write_json("manifest.json", to_plain(replace(manifest, metrics={**manifest.metrics, **metrics})))
+    Run(folder).write_json("manifest.json", _sealed(replace(manifest, metrics={**manifest.metrics, **metrics})))
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Bool
 
-from iidrive.core.scene import OCC3D_GRID
+from iidrive.core.class_tables import SURROUNDOCC_VOXELS, Voxels
+from iidrive.core.scene import OCC3D_GRID, GridSpec
 
 Array = np.ndarray
 Grid = Bool[Array, "200 200 16"]
@@ -53,25 +54,25 @@ def refitted() -> dict[str, tuple[str, Change]]:
     """Grids with other voxels, resampled at the centres of Occ3D's voxels: description → (kind of finding, transformation)."""
     out: dict[str, tuple[str, Change]] = {}
     for voxel in (0.2, 0.32, 0.5, 0.8):
-        lower = (-100 * voxel, -100 * voxel, -1.0)
-        out[f"of {voxel:g} m voxels around the ego"] = "scaled", _read_at(voxel, lower, lidar=False)
-    out["of 0.5 m voxels from (-50, -50, -5) m in the frame of the lidar (SurroundOcc's)"] = (
-        "scaled",
-        _read_at(0.5, (-50, -50, -5), lidar=True),
-    )
+        around = Voxels(GridSpec(lower_m=(-100 * voxel, -100 * voxel, -1.0), voxel_m=voxel), "ego")
+        out[f"of {voxel:g} m voxels around the ego"] = "scaled", _read_at(around)
+    corner = ", ".join(f"{low:g}" for low in SURROUNDOCC_VOXELS.spec.lower_m)
+    name = f"of {SURROUNDOCC_VOXELS.spec.voxel_m:g} m voxels from ({corner}) m in the frame of the lidar (SurroundOcc's)"
+    out[name] = "scaled", _read_at(SURROUNDOCC_VOXELS)
     return out
 
 
-def _read_at(voxel_m: float, lower_m: tuple[float, float, float], lidar: bool) -> Change:
-    """Resample a grid with voxels of `voxel_m` and lower corner `lower_m` at the centres of Occ3D's voxels."""
+def _read_at(voxels: Voxels) -> Change:
+    """Resample a grid that lies on `voxels` at the centres of Occ3D's voxels."""
+    low, size = voxels.spec.lower_m, voxels.spec.voxel_m
 
     def change(grid: Grid) -> Grid:
         x, y, z = (OCC3D_GRID.centres(axis) for axis in range(3))
-        if lidar:  # lidar frame: x right, y forward
+        if voxels.frame == "lidar":  # x right, y forward
             ahead, left, up = x - _EGO_T_LIDAR_M[0], y - _EGO_T_LIDAR_M[1], z - _EGO_T_LIDAR_M[2]
             seen = grid.transpose(1, 0, 2)  # axes: forward, right, up
-            return _take(seen, ((ahead, lower_m[1]), (-left, lower_m[0]), (up, lower_m[2])), voxel_m)
-        return _take(grid, ((x, lower_m[0]), (y, lower_m[1]), (z, lower_m[2])), voxel_m)
+            return _take(seen, ((ahead, low[1]), (-left, low[0]), (up, low[2])), size)
+        return _take(grid, ((x, low[0]), (y, low[1]), (z, low[2])), size)
 
     return change
 

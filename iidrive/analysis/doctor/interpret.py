@@ -130,6 +130,8 @@ def _times_across(
     if not any(names):
         if len(runs) != 2:
             return [], [f"line {grid.first + 1}: {len(runs)} groups of columns without names"]
+        if any(_exact(cells) is not None for _, cells in grid.body):
+            return [], [f"line {grid.first + 1}: the times stand twice above rows of one quantity each; put tables one below the other"]
         names = ["L2", "obj_box_col"]
         notes.append("two groups of columns have no names: read as L2 in metres, then collisions in percent, as papers print them")
     elif not all(names):

@@ -68,7 +68,9 @@ def examine(predicted: str | Path, truth: str | Path, written: Written = Written
     true, found = listed(Path(truth), "labels"), listed(Path(predicted), "predicted")
     common = [token for token in found if token in true]
     if not common:
-        raise DataError(f"{predicted}: none of its {few(list(found))} is in {truth}; the names of files or folders must be sample tokens.")
+        raise DataError(
+            f"{predicted}: {few(list(found))}, none of which is in {truth}; the names of files or folders must be sample tokens."
+        )
     chosen = [common[k] for k in sorted({int(k) for k in np.linspace(0, len(common) - 1, most)})]
     findings: list[Finding] = []
     if len(common) < max(len(found), len(true)):

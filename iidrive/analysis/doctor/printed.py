@@ -7,6 +7,7 @@ and `decode` recovers the counts.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from iidrive.analysis.doctor.assemble import Reading, read
@@ -38,7 +39,10 @@ def read_tables(path: str | Path) -> list[Table]:
         raise DataError(f"{name}: {_nothing(reading)}")
     if which and not 1 <= int(which) <= len(reading.tables):
         raise DataError(f"{name}: there is no table {which}; the file has {len(reading.tables)}.")
-    return [reading.tables[int(which) - 1]] if which else list(reading.tables)
+    tables = list(reading.tables)
+    if reading.unread:
+        tables[0] = replace(tables[0], unread=(*tables[0].unread, *(f"elsewhere, {line}" for line in reading.unread)))
+    return [tables[int(which) - 1]] if which else tables
 
 
 def is_log(path: str | Path) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +92,8 @@ def is_json(text: bytes) -> bool:
     except (ValueError, RecursionError, MemoryError):
         return False
     return True
+
+
+def all_numbers(rows: Iterable[Iterable[object]]) -> bool:
+    """Whether rows hold integers and floats alone: NumPy would take true for 1 and "1.5" for 1.5."""
+    return set(map(type, chain.from_iterable(rows))) <= {int, float}

@@ -16,6 +16,8 @@ from iidrive.core.untrusted.files import decode, read_bytes
 
 LIMIT = 1 << 20
 """Maximum size of a YAML file, bytes."""
+LONGEST_INTEGER = 24
+"""Maximum characters of an integer; one of 64 bits has 20."""
 MOST_VALUES = 100_000
 """Maximum number of values in a file. An alias counts as all the values that it refers to."""
 MOST_LEVELS = 100
@@ -120,6 +122,9 @@ def _check(node: yaml.Node, where: str, counted: dict[int, int], open_: set[int]
             seen.add(key.value)
             key.tag = "tag:yaml.org,2002:str"
             total += _check(value, where, counted, open_)
+    elif isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:int" and len(node.value) > LONGEST_INTEGER:
+        line = node.start_mark.line + 1
+        raise DataError(f"{where}, line {line}: not readable as YAML (a whole number of {len(node.value)} characters); mend the file.")
     elif isinstance(node, yaml.SequenceNode):
         total += sum(_check(value, where, counted, open_) for value in node.value)
     if total > MOST_VALUES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from jaxtyping import Float, Int
 from iidrive.core.errors import DataError
 from iidrive.core.scene import Junction, Lane, VectorMap
 from iidrive.core.text import printable, printable_line
-from iidrive.core.untrusted.json_text import read_json
+from iidrive.core.untrusted.json_text import all_numbers, read_json
 from iidrive.data.av2.tables import AGAIN, FARTHEST_M
 
 Array = np.ndarray
@@ -23,6 +24,9 @@ LAYERS = ("drivable_area", "ped_crossing", "lane_divider", "road_divider", "cent
 
 _DRIVEN = ("VEHICLE", "BUS")
 """Types of lanes that cars may drive on. The only other type is BIKE."""
+_TYPES = (*_DRIVEN, "BIKE")
+_MARK = re.compile(r"[A-Z_]{1,40}")
+"""Names of painted marks, such as DASHED_WHITE."""
 
 
 def map_file(folder: Path) -> Path | None:
@@ -51,7 +55,7 @@ def read_map(path: Path) -> VectorMap:
     try:
         areas = [_polygon(_points(area["area_boundary"])) for area in raw["drivable_areas"].values()]
         crossings = [_crossing(_points(c["edge1"]), _points(c["edge2"])) for c in raw["pedestrian_crossings"].values()]
-        segments = list(raw["lane_segments"].values())
+        segments = [_checked(segment) for segment in raw["lane_segments"].values()]
         marks = _marks(segments)
         lanes, junctions = _lanes([segment for segment in segments if segment["lane_type"] in _DRIVEN])
     except KeyError as error:
@@ -68,10 +72,26 @@ def read_map(path: Path) -> VectorMap:
     return VectorMap(layers, lanes, junctions)
 
 
+def _checked(segment: Any) -> Any:
+    """A lane. Raises ValueError for a type of lane that Argoverse 2 does not have, and for words and flags of another kind."""
+    marks = (segment["left_lane_mark_type"], segment["right_lane_mark_type"])
+    if (
+        segment["lane_type"] not in _TYPES
+        or not all(isinstance(mark, str) for mark in marks)
+        or type(segment["is_intersection"]) is not bool
+    ):
+        shown = {"lane_type": segment["lane_type"], "marks": marks, "is_intersection": segment["is_intersection"]}
+        raise ValueError(
+            f"a lane is a lane_type of {', '.join(_TYPES)}, marks by name, and is_intersection or not: {printable(shown, 100)}"
+        )
+    return segment
+
+
 def _points(values: list[Mapping[str, float]]) -> Float[Array, "n 2"]:
-    """Parse points (x, y). Raises ValueError for fewer than two, or if one is not finite."""
-    points = np.array([(point["x"], point["y"]) for point in values], np.float64)
-    if points.ndim != 2 or len(points) < 2 or not (np.abs(points) <= FARTHEST_M).all():
+    """Parse points (x, y). Raises ValueError for fewer than two, or if one is not a finite number."""
+    places = [(point["x"], point["y"]) for point in values]
+    points = np.array(places, np.float64)
+    if not all_numbers(places) or points.ndim != 2 or len(points) < 2 or not (np.abs(points) <= FARTHEST_M).all():
         raise ValueError(f"a line or area needs two or more points with finite x and y: {printable(values, 60)}")
     return points
 

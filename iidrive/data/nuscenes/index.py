@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from jaxtyping import Float, Int
 from iidrive.core import geometry
 from iidrive.core.classes import category_index
 from iidrive.core.errors import DataError
+from iidrive.core.scene import STEP_S
 from iidrive.core.text import printable
 from iidrive.data.commands import oracle_commands
 from iidrive.data.nuscenes.tables import TABLES, by_token, field, follow, numbers, quaternions, records, table_file, text, whole
@@ -22,7 +25,7 @@ from iidrive.runtime import atomic
 
 Array = np.ndarray
 
-FORMAT = 2
+FORMAT = 3
 """Version of the cache format. Increase it when the arrays or the checks below change, so that old cache files are rebuilt."""
 
 
@@ -30,6 +33,8 @@ _LAST_US = (1 << 62) - 1
 _MOST_POINTS = (1 << 31) - 1
 _LARGEST_M = 1e3
 _FASTEST_MPS = 150.0
+_JITTER_S = 0.1
+"""How far the median spacing of a scene's keyframes may be off; single ones are 0.40 to 0.60 s in the official sets."""
 
 
 @dataclass(frozen=True)
@@ -150,11 +155,36 @@ def _samples(paths: dict[str, Path]) -> tuple[list[tuple[str, int]], list[tuple[
             raise DataError(
                 f"{paths['scene']}: {name} should have {expected} samples, but sample.json links {len(chain)}. Unpack the tables again."
             )
+        _check_spacing(paths["sample"], name, [time for _, time in chain])
         keyframes += chain
         out.append((name, location, len(chain)))
     if len(keyframes) != len(samples):
         raise DataError(f"{paths['sample']}: {len(samples) - len(keyframes)} samples are not linked to any scene; unpack the tables again.")
     return keyframes, out
+
+
+def _check_spacing(path: Path, name: str, times_us: list[int]) -> None:
+    """Raise DataError unless half of a scene's keyframes follow the one before them by about 0.5 s, which every protocol takes for granted."""
+    if len(times_us) < 2:
+        return
+    median_s = float(np.median(np.diff(times_us))) * 1e-6
+    if abs(median_s - STEP_S) > _JITTER_S:
+        raise DataError(
+            f"{path}: keyframes of {name} are {median_s:.3g} s apart (median), where plans and scores have a step of {STEP_S:g} s. "
+            f"Keep one keyframe each {STEP_S:g} s; sets of 12 Hz are read from their 2 Hz tables."
+        )
+
+
+def _check_counts(path: Path, owners: Sequence[str], announced: Mapping[str, object]) -> None:
+    """Raise DataError if instances announce other numbers of annotations than there are. Instances without any are allowed beside others."""
+    found = Counter(owners)
+    known = {token: count for token, count in announced.items() if type(count) is int}
+    wrong = [token for token, count in known.items() if count != found[token] and (found[token] or not owners)]
+    if wrong:
+        raise DataError(
+            f"{path}: instance {printable(wrong[0])} announces {known[wrong[0]]} annotations (nbr_annotations), and {found[wrong[0]]} are there "
+            f"({len(wrong)} such instances). Unpack the table again."
+        )
 
 
 def _lidar(paths: dict[str, Path], order: dict[str, int]) -> dict[str, tuple[str, str, str]]:
@@ -236,6 +266,7 @@ def _boxes(paths: dict[str, Path], order: dict[str, int]) -> dict[str, Any]:
     tokens, samples, owners, translation, size, rotation, points = columns
     keyframe = np.array([follow(path, t, "sample_token", s, order) for t, s in zip(tokens, samples, strict=True)], dtype=np.int64)
     instance = np.array([follow(path, t, "instance_token", o, number_of) for t, o in zip(tokens, owners, strict=True)], dtype=np.int32)
+    announced = {token: record.get("nbr_annotations") for token, record in zip(instances, records(paths["instance"]), strict=True)}
     again = len(tokens) - len(set(map(str, tokens)))
     if again:
         seen: set[str] = set()
@@ -269,6 +300,7 @@ def _boxes(paths: dict[str, Path], order: dict[str, int]) -> dict[str, Any]:
             f"{path}: instance {printable(owners[i])} appears twice in sample {printable(samples[i])}, again as {printable(tokens[i])} "
             f"({len(doubled)} such records). Unpack the table again."
         )
+    _check_counts(path, owners, announced)
     label = np.array([label_of[owner] for owner in owners], dtype=np.int16)
     return {
         "box_start": np.searchsorted(keyframe[by_keyframe], np.arange(len(order) + 1)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from jaxtyping import Float
 from iidrive.core.errors import DataError
 from iidrive.core.scene import VectorMap
 from iidrive.core.text import printable
-from iidrive.core.untrusted.json_text import read_json
+from iidrive.core.untrusted.json_text import all_numbers, read_json
 
 Array = np.ndarray
 
@@ -41,10 +42,16 @@ class LocationMap:
         try:
             raw = _read(path)
             tables = {name: raw[name] for name in ("node", "polygon", "line", *SURFACES, *LINES)}
+            for name, records in tables.items():
+                tokens = [record["token"] for record in records]
+                if len(set(tokens)) < len(tokens):
+                    twice = next(token for token, count in Counter(tokens).items() if count > 1)
+                    raise DataError(f"{path}: {name} {printable(twice)} stands twice. {_AGAIN}")
             nodes = {node["token"]: (node["x"], node["y"]) for node in tables["node"]}
-            bad = next((token for token, (x, y) in nodes.items() if not (abs(x) <= _FARTHEST_M and abs(y) <= _FARTHEST_M)), None)
+            odd = not all_numbers(nodes.values())
+            bad = next((token for token, (x, y) in nodes.items() if (odd and not all_numbers([(x, y)])) or not _near(x, y)), None)
             if bad is not None:
-                raise DataError(f"{path}: node {bad} is at {nodes[bad]}; expected finite x and y. {_AGAIN}")
+                raise DataError(f"{path}: node {printable(bad)} is at {printable(nodes[bad])}; expected finite x and y. {_AGAIN}")
             polygons = {p["token"]: p for p in tables["polygon"]}
             lines = {line["token"]: line["node_tokens"] for line in tables["line"]}
             self.features: dict[str, Array] = {}
@@ -95,6 +102,10 @@ def _cut(geometries: Array, surface: bool, x0: float, y0: float, x1: float, y1: 
     return joined if shapely.is_valid(joined) else shapely.union_all(shapely.make_valid(shapely.get_parts(joined)))
 
 
+def _near(x: float, y: float) -> bool:
+    return abs(x) <= _FARTHEST_M and abs(y) <= _FARTHEST_M
+
+
 def _polygon_tokens(record: Mapping[str, Any]) -> list[str]:
     """Tokens of a surface's polygons. A drivable area has several, every other surface has one."""
     return record["polygon_tokens"] if "polygon_tokens" in record else [record["polygon_token"]]
@@ -124,6 +135,8 @@ def _centrelines(paths: Mapping[str, Any]) -> list[shapely.Geometry | None]:
     lengths = np.array([arc["segment_length"] for _, arc in arcs], dtype=np.float64)
     radius = np.array([arc["radius"] for _, arc in arcs], dtype=np.float64)
     given = np.column_stack([x, y, yaw, lengths, radius])
+    if not all_numbers([*arc["start_pose"], *arc["segment_length"], arc["radius"]] for _, arc in arcs):
+        raise DataError(f"arcline_path_3 holds something else than numbers in start_pose, segment_length or radius. {_AGAIN}")
     bad = ~(np.abs(given) <= _FARTHEST_M).all(axis=1) | (lengths < 0).any(axis=1) | (lengths > _LONGEST_M).any(axis=1) | (radius == 0)
     if bad.any():
         lane = list(paths)[arcs[int(np.argmax(bad))][0]]

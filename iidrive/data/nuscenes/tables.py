@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from iidrive.core.errors import DataError
 from iidrive.core.text import printable
+from iidrive.core.untrusted.json_text import all_numbers
 
 Array = np.ndarray
 Record = Mapping[str, Any]
@@ -169,7 +170,7 @@ def numbers(path: Path, tokens: Sequence[str], name: str, values: Sequence[Any],
     """
     try:
         out = np.array(values, dtype=np.float64).reshape(-1, width) if len(values) else np.zeros((0, width))
-        good = len(out) == len(values) and bool(np.isfinite(out).all())
+        good = len(out) == len(values) and bool(np.isfinite(out).all()) and all_numbers(values)
     except (TypeError, ValueError, OverflowError):
         out, good = np.zeros((0, width)), False
     if good:
@@ -183,7 +184,7 @@ def numbers(path: Path, tokens: Sequence[str], name: str, values: Sequence[Any],
         return out
     for token, value in zip(tokens, values, strict=True):
         is_list = isinstance(value, list) and len(value) == width
-        if not is_list or not all(isinstance(v, int | float) and abs(v) <= 1e300 for v in value):
+        if not is_list or not all_numbers([value]) or not all(abs(v) <= 1e300 for v in value):
             raise DataError(
                 f"{path}: record {printable(token)} has {name} {printable(value)}; expected {width} finite numbers. Repair or drop the record."
             )

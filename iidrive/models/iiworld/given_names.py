@@ -22,7 +22,7 @@ OUTER = frozenset({"model", "net", "network", "online_model"})
 """Prefixes that frameworks add. They are removed if a known name remains."""
 AVERAGED = frozenset({"ema", "ema_model", "model_ema", "module_ema"})
 """Prefixes that mark an EMA."""
-_COUNTERS = frozenset({"n_averaged", "steps", "decay", "num_updates", "updates"})
+COUNTERS = frozenset({"n_averaged", "steps", "decay", "num_updates", "updates"})
 """Counters that are stored with an EMA."""
 
 
@@ -49,7 +49,7 @@ def plain_names(state: Mapping[str, Tensor], known: Collection[str], where: str)
     flat = {name.replace(".", mark): name for mark in ("_", "") for name in known}
     found: dict[bool, dict[str, Tensor]] = {False: {}, True: {}}
     came: dict[tuple[bool, str], str] = {}
-    counters = {name for name in state if name.split(".")[-1] in _COUNTERS and state[name].numel() == 1 and name not in whole}
+    counters = {name for name in state if name.split(".")[-1] in COUNTERS and state[name].numel() == 1 and name not in whole}
     for name, value in state.items():
         if name in counters and (name.split(".")[0] in AVERAGED or name.split(".")[-1] == "n_averaged"):
             continue

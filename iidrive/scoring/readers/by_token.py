@@ -12,6 +12,8 @@ from iidrive.scoring.readers.shapes import numbers
 
 PATH_KEYS = ("trajectory", "final_planning", "planning_traj", "pred_traj")
 """Keys that are tried first for the path of a row."""
+_INNER = ("img_bbox", "pts_bbox")
+"""Keys that hold the predictions in mmdetection3d's rows."""
 
 
 def is_submission(value: Any) -> bool:
@@ -48,6 +50,9 @@ def path_in(value: Any) -> Any:
     for key in PATH_KEYS:
         if key in value:
             return value[key]
+    for key in _INNER:
+        if isinstance(value.get(key), dict):
+            return path_in(value[key])
     found = [key for key, inner in value.items() if may_be_path(inner)]
     if len(found) == 1:
         return value[found[0]]
@@ -66,6 +71,6 @@ def may_be_path(value: Any) -> bool:
         shape = numbers(value, "").shape
     except DataError:
         return False
-    while len(shape) > 2 and shape[0] == 1:
-        shape = shape[1:]
+    if len(shape) > 2:
+        shape = tuple(n for n in shape if n != 1)
     return len(shape) == 2 and shape[0] >= FUTURE_STEPS - 1 and shape[1] in (2, 3)

@@ -26,6 +26,8 @@ from iidrive.scoring.readers.texts import is_texts, read_texts
 from iidrive.scoring.readers.uniad import is_uniad, read_uniad
 from iidrive.scoring.readers.vad import is_vad, read_vad
 
+_AROUND = ("predictions", "results", "trajectories", "plans", "outputs")
+"""Names that people put around all of a file."""
 _OWN_KEYS = frozenset({"trajectory", "pred", "token", "frame", "reference"})
 _KINDS = "Readable: npz, npy, pickle, torch.save, JSON and JSON lines (docs/score-your-planner.md says what must be in them)."
 _SUFFIXES = (".npz", ".npy", ".pkl", ".pickle", ".json", ".jsonl", ".pth", ".pt")
@@ -154,7 +156,8 @@ def _read(path: Path, where: str) -> tuple[Predictions, bool, str]:
         return _made(_form(_json(path, where), where), where)
     if start.startswith(b"\x80") or path.suffix in (".pkl", ".pickle"):
         return _made(_form(plain_pickle.load(path), where), where)
-    raise DataError(f"{where}: unknown file type. {_KINDS}")
+    packed = " It is compressed: unpack it." if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ")) else ""
+    raise DataError(f"{where}: unknown file type.{packed} {_KINDS}")
 
 
 def _made(rows: Rows, where: str) -> tuple[Predictions, bool, str]:
@@ -176,6 +179,13 @@ def _archive(path: Path, where: str) -> tuple[Predictions, bool, str]:
         form = "iidrive's own predictions" if "frame" in names else "an array of paths"
         return read_predictions(path), "frame" in names, form
     found, _ = read_npz(path, None, _ARRAYS_LIMIT)
+    texts = [array for array in found.values() if array.dtype.kind == "U" and array.ndim == 1]
+    paths = [array for array in found.values() if array.dtype.kind != "U"]
+    if len(paths) == 1 and len(texts) <= 1 and paths[0].squeeze().ndim == 3:
+        if not texts:
+            return _made(_bare(paths[0], where), where)
+        if len(texts[0]) == len(paths[0]):
+            return _made(named(zip(texts[0].tolist(), paths[0], strict=True), "an array of tokens and one of paths", where), where)
     return _made(named(found.items(), "an npz with one path under each sample token", where), where)
 
 
@@ -195,6 +205,9 @@ def _has_tensor(value: Any) -> bool:
 
 def _form(value: Any, where: str) -> Rows:
     """Paths from dicts, lists and arrays, by the first format that matches."""
+    if isinstance(value, dict) and len(value) == 1:
+        ((key, inner),) = value.items()
+        value = inner if key in _AROUND and isinstance(inner, dict | list) else value
     fits = [(name, read) for name, fit, read in _MARKED if fit(value)]
     if len(fits) > 1:
         raise DataError(f"{where}: it may be {' or '.join(name for name, _ in fits)}; keep the keys of one and write the file again.")
@@ -214,6 +227,8 @@ def _bare(value: Any, where: str) -> Rows:
             value = numbers(value, "the array")
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
+        while value.ndim > 3 and 1 in value.shape[:-2]:
+            value = value.squeeze(value.shape.index(1))
         if value.ndim != 3:
             raise DataError(f"{where}: an array of paths must have shape (n, {FUTURE_STEPS}, 2); found {value.shape}.")
     return unnamed(value, "paths without tokens", where)

@@ -43,4 +43,4 @@ def _path(entry: tuple[int, dict[str, Any]]) -> Any:
     try:
         return path_in(row)
     except DataError as error:
-        raise DataError(f"row {i} has no 'trajectory'; every row needs token and trajectory ({error})") from error
+        raise DataError(f"row {i} has no 'trajectory'; every row needs token and trajectory ({str(error).rstrip('.')}).") from error

@@ -23,7 +23,7 @@ _SLACK_RAD = 0.3
 
 @dataclass(frozen=True)
 class Shaped:
-    """One path as in the file, without leading axes of length 1: (6,2), (6,3), (7,2) or (7,3). `boxed`: it had such an axis."""
+    """One path as in the file, without axes of length 1: (6,2), (6,3), (7,2) or (7,3). `boxed`: it had such an axis."""
 
     value: Array
     boxed: bool
@@ -31,22 +31,31 @@ class Shaped:
 
 def shaped(value: Any, what: str) -> Shaped:
     """A value as an array with an accepted shape. Raises DataError without the file name."""
-    found = numbers(value, what)
+    found = numbers(_points(value), what)
     shape = found.shape
-    while found.ndim > 2 and found.shape[0] == 1:
-        found = found[0]
+    if found.ndim > 2:
+        found = found.squeeze()
     steps = FUTURE_STEPS
     if found.shape not in ((steps, 2), (steps, 3), (steps + 1, 2), (steps + 1, 3)):
         advice = ""
         if found.ndim == 2 and found.shape[1] in (2, 3) and len(found) > steps + 1:
             advice = f" If the points are 0.5 s apart, write the first {steps}; if they are closer, write those at 0.5, 1.0, … 3.0 s."
         elif found.ndim == 3 and found.shape[1:] == (steps, 2):
-            advice = (
-                f" These are {len(found)} paths of one sample: write one of them (for VAD, the cumulative sum of the command's offsets)."
-            )
+            advice = f" {len(found)} paths of one sample: choose one (with VAD's command, its offsets summed) and write that."
+        elif found.shape == (2, steps):
+            advice = " Turn it, so that a row is a point."
+        elif found.shape == (2 * steps,):
+            advice = f" Reshape it to {SHAPE}, if its numbers are the x and y of one point after the other."
         raise DataError(f"{what} must have shape {SHAPE}, x and y at 0.5 to 3.0 s; found {shape}.{advice}")
     with np.errstate(over="ignore"):
         return Shaped(found.astype(np.float32), len(shape) > 2)
+
+
+def _points(value: Any) -> Any:
+    """Points that were written as `{"x": …, "y": …}` as pairs; any other value as it is."""
+    if isinstance(value, list | tuple) and value and all(isinstance(point, dict) and {"x", "y"} <= point.keys() for point in value):
+        return [[point["x"], point["y"]] for point in value]
+    return value
 
 
 def numbers(value: Any, what: str) -> Array:
@@ -68,6 +77,8 @@ def _has_boolean(value: Any) -> bool:
 
 
 def _named(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return next((_named(item) for item in value if not isinstance(item, int | float)), "a list")
     if isinstance(value, str):
         return f"the text {printable(repr(value[:40]))}"
     return "nothing (null)" if value is None else type(value).__name__.lstrip("_").lower()

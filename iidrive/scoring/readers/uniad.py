@@ -32,6 +32,10 @@ def read_uniad(value: Any, where: str) -> Rows:
 
 
 def _path(row: dict[str, Any]) -> Any:
+    inner = row.get("planning")
+    inner = inner.get("result_planning") if isinstance(inner, dict) else None
+    if "planning_traj" not in row and isinstance(inner, dict) and "sdc_traj" in inner:  # as its model returns it
+        return inner["sdc_traj"]
     if "planning_traj" not in row:
         raise DataError(f"a row has no planning_traj; found {keys_of(row)}; was UniAD run without planning?")
     return row["planning_traj"]

@@ -16,7 +16,7 @@ def consistency(table: Table) -> list[Finding]:
     for name, row in table.rows.items():
         if name not in (*RATES, "L2"):
             continue
-        faults += _averages(table, name, row)
+        faults += [*_impossible(name, row), *_averages(table, name, row)]
         if table.averaging_of(name) != "prefix" or not row.columns:
             odd += _falling(table, name, row)
             continue
@@ -36,6 +36,14 @@ def consistency(table: Table) -> list[Finding]:
     if odd:
         out.append(Finding("misprint", f"{'; '.join(odd)}. An error that falls with time and grows again is often a misprint."))
     return out
+
+
+def _impossible(name: str, row: Row) -> list[str]:
+    """Values that no error and no rate can have."""
+    scale, unit = (100, " %") if name in RATES else (1, " m")
+    values = [value for value in (*row.columns, row.average) if value is not None and isfinite(value)]
+    odd = [value for value in values if value < 0 or (name in RATES and value > 1)]
+    return [f"{name}: {scale * odd[0]:.4g}{unit} cannot be"] if odd else []
 
 
 def _averages(table: Table, name: str, row: Row) -> list[str]:

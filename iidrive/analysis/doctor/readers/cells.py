@@ -13,7 +13,10 @@ _NUMBER = re.compile(
     rf"(?:\s?(?:±|\+/-|\+-)\s?(?P<spread>{_DIGITS})\s?(?P<spread_unit>%|m\b)?)?(?:\s?\([^()]{{0,30}}\))?",
     re.IGNORECASE,
 )
-_MARKUP = re.compile(r"</?[a-zA-Z][^<>]{0,200}>|\$|\*{1,3}|~~|`|[↑↓†‡]|\^\{[^{}]{0,20}\}|\\(?:rm|bf|it|small|tiny|scriptsize|hline)\b")
+_MARKUP = re.compile(
+    r"(?:<sup>[^<>]{0,20}</sup>|</?[a-zA-Z][^<>]{0,200}>|\$|\*{1,3}|~~|`|[↑↓†‡{}]|\^\{[^{}]{0,20}\}|\^\w"
+    r"|\\(?:rm|bf|it|small|tiny|scriptsize|hline)\b)+"
+)
 _SPECIAL = re.compile(r"[\\<>$*~`↑↓†‡^{}\[]")
 _LINK = re.compile(r"\[([^\[\]]{1,80})\]\([^()]{0,300}\)")
 _SIMPLE = re.compile(r"([-+]?\d{1,12})(?:\.(\d{1,17}))?(%?)")
@@ -22,6 +25,7 @@ _DROPPED = re.compile(
     r"\\(?:cite[a-z]{0,8}|ref|rowcolor|cellcolor|color|textcolor|footnotemark|label)\s?(?:\[[^\[\]]{0,60}\])?\{[^{}]{0,200}\}"
 )
 _ARROWS = re.compile(r"\\(?:downarrow|uparrow|dagger|ddagger|ast|star|checkmark|quad|,|;|!)")
+_FIGURES = frozenset("0123456789.,")
 _ABSENT = frozenset({"", "-", "--", "---", "–", "—", "n/a", "na", "none", "null", "/"})
 _LIKE = re.compile(r"[-+]?[\dOoIlBSZ|]{1,12}\s?[.,:]\s?[\dOoIlBSZ|]{1,40}\s?%?(?:[eE][-+]?\d{1,9})?")
 
@@ -55,8 +59,13 @@ def plain(cell: str) -> str:
         text = _ARROWS.sub("", text)
     if "](" in text:
         text = _LINK.sub(r"\1", text)
-    text = _MARKUP.sub("", text)
-    return text.replace("{", "").replace("}", "").strip() if "{" in text else text.strip()
+    return _MARKUP.sub(_without, text.replace("{,}", ",")).strip()
+
+
+def _without(mark: re.Match[str]) -> str:
+    """Nothing in place of markup, but a blank within a number: `0.$1` is a damaged cell, not 0.1, and `0.7<b>1</b>` not 0.71."""
+    before, after = mark.string[: mark.start()][-1:], mark.string[mark.end() :][:1]
+    return " " if before in _FIGURES and after in _FIGURES else ""
 
 
 def number(cell: str) -> Number | None:

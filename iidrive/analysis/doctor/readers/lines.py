@@ -17,7 +17,10 @@ LONGEST_LINE = 20_000
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]{0,40}[ -/]{0,40}[@-~]|\][^\x07\x1b\n]{0,2000}(?:\x07|\x1b\\)|[@-Z\\-_])")
 _BARS = str.maketrans(
-    {c: "|" for c in "│┃║¦❘∣┆┇┊┋╎╏"} | {c: "+" for c in "┌┐└┘├┤┬┴┼╔╗╚╝╠╣╦╩╬"} | {c: "-" for c in "─━═‐‑‒–—−"} | {"\u200b": "", "\ufeff": ""}
+    {chr(c): "+" for c in range(0x250C, 0x2570)}  # corners and crossings of boxes, some of which are bars
+    | {c: "|" for c in "│┃║¦❘∣┆┇┊┋╎╏╵╷╹╻╽╿"}
+    | {c: "-" for c in "─━═┄┅┈┉╌╍╴╶╸╺╼╾‐‑‒–—−"}
+    | {"\u200b": "", "\ufeff": ""}
 )
 _ARCHIVES = {b"PK\x03\x04": "an archive or array file", b"\x93NUMPY": "an array file", b"\x80\x02": "a pickle", b"\x80\x04": "a pickle"}
 _CONTROLS = bytes(set(range(32)) - set(b"\t\n\r\x1b\x08\x0c"))
