@@ -151,7 +151,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "in one row": ({t: p.ravel() for t, p in zip(TOKENS, PATH, strict=True)}, r"found \(12,\)\. Reshape it to \(6, 2\)"),
     "as text": (
         {t: [[str(x), str(y)] for x, y in p] for t, p in zip(TOKENS, PATH, strict=True)},
-        "must hold numbers .* found the text '0.25'",
+        "must be numbers .* found the text '0.25'",
     ),
     "all bad ones counted": (
         {**dict(zip(TOKENS, PATH, strict=True)), "t1": PATH[1][:5], "t3": PATH[3][:4]},
@@ -334,11 +334,11 @@ DAMAGE: dict[str, tuple[str, Any, str]] = {
         r"announces 8 annotations \(nbr_annotations\), and 7 are there \(1 such",
     ),
     "all annotations lost": ("sample_annotation", list.clear, r"announces 8 annotations .* and 0 are there \(4 such"),
-    "an annotation twice": ("sample_annotation", lambda r: r.append(r[3]), "stands twice"),
-    "an instance twice": ("sample_annotation", lambda r: r.append({**r[3], "token": "copy"}), "stands twice in sample"),
-    "a pose twice": ("ego_pose", lambda r: r.append(r[5]), r"ego_pose\.json.*stands twice"),
-    "a timestamp beyond int64": ("sample", lambda r: r[7].update(timestamp=10**20), "whole timestamp"),
-    "a count beyond int64": ("sample_annotation", lambda r: r[3].update(num_lidar_pts=10**20), "expected a whole number of 0 to"),
+    "an annotation twice": ("sample_annotation", lambda r: r.append(r[3]), "appears twice"),
+    "an instance twice": ("sample_annotation", lambda r: r.append({**r[3], "token": "copy"}), "appears twice in sample"),
+    "a pose twice": ("ego_pose", lambda r: r.append(r[5]), r"ego_pose\.json.*appears twice"),
+    "a timestamp beyond int64": ("sample", lambda r: r[7].update(timestamp=10**20), "integer timestamp"),
+    "a count beyond int64": ("sample_annotation", lambda r: r[3].update(num_lidar_pts=10**20), "expected an integer from 0 to"),
 }
 
 

@@ -145,7 +145,7 @@ def test_missing_or_ambiguous_weights_are_refused(tmp_path: Path) -> None:
     for value, message in (
         ({"model": BASE, "net": EMA}, r"holds weights under several keys \(model, net\)"),
         ({"state_dict": BASE, "ema": EMA, "model_ema": EMA}, "holds a moving average under several keys"),
-        ({**BASE, "module.encoder.conv_in.weight": torch.zeros(4)}, "stand for encoder.conv_in.weight and differ"),
+        ({**BASE, "module.encoder.conv_in.weight": torch.zeros(4)}, "both mean encoder.conv_in.weight, but their values differ"),
         ({"state_dict": {name: value.numpy() for name, value in BASE.items()}}, r"its weights are not tensors \(NumPy arrays\?\)"),
         ({"state_dict": BASE | {"encoder.conv_in.weight": torch.tensor([1.0, float("nan")])}}, r"1 tensors hold NaN or infinity \(encoder"),
     ):
@@ -333,7 +333,7 @@ def test_inputs_of_the_field(shared: Path, tmp_path: Path) -> None:
     for name, message in (("c10_html", "a web page, not weights"), ("c11_cut", "not a file of weights, or damaged")):
         with pytest.raises(CheckpointError, match=message):
             read_published(tmp_path / f"{name}.pth", known)
-    with pytest.raises(CheckpointError, match=r"claim more values than the file holds \(strides of 0\)"):
+    with pytest.raises(CheckpointError, match=r"have more values than the file holds \(strides of 0\)"):
         read_published(shared / "fixtures" / "field" / "fuzz" / "t23-pth-stride-0.pth")
 
 

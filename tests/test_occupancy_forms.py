@@ -139,7 +139,7 @@ def test_a_file_is_no_table_of_that_name(tmp_path: Path, monkeypatch: pytest.Mon
     """A file called `occ3d` does not become Occ3D's table: numbers that it lacks are refused."""
     (tmp_path / "occ3d").write_text("car\nfree\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match="holds class 5, and occ3d has 0 to 1"):
+    with pytest.raises(DataError, match="holds class 5, but the classes of occ3d are 0 to 1"):
         class_tables.named("./occ3d").translate(np.array([0, 5]), "x")
 
 
@@ -170,7 +170,7 @@ def test_the_tables_are_those_of_their_data_sets() -> None:
             "free",
         ),
     ]
-    with pytest.raises(DataError, match="holds class 11, and uniocc has 0 to 10"):
+    with pytest.raises(DataError, match="holds class 11, but the classes of uniocc are 0 to 10"):
         UNIOCC.translate(np.array([10, 11]), "x")
 
 
@@ -182,11 +182,11 @@ def test_guessed_class_tables_are_refused(truth: Path, tmp_path: Path, capsys: p
     for folder, message in (
         ("open", "In openocc 16 is free: use --classes openocc if the labels follow that table, --classes FILE (one class per line"),
         ("zero", "In surroundocc 0 is free"),
-        ("eleven", "In uniocc 10 is free: say --classes uniocc if they are of that table"),
+        ("eleven", "In uniocc 10 is free: use --classes uniocc if the labels follow that table"),
     ):
         assert message in fails(capsys, "score-occupancy", str(tmp_path / folder), "--truth", str(truth))
     said = fails(capsys, "score-occupancy", str(truth), "--truth", str(tmp_path / "open"))
-    assert "say --truth-classes openocc if they are of that table" in said
+    assert "use --truth-classes openocc if the labels follow that table" in said
     said = fails(capsys, "score-occupancy", str(tmp_path / "zero"), "--truth", str(truth), "--classes", "surroundocc")
     assert "surroundocc's grid (200 x 200 x 16 voxels of 0.5 m, (-50, -50, -5) to (50, 50, 3) m, lidar frame)" in said
     assert "occ3d's grid (200 x 200 x 16 voxels of 0.4 m, (-40, -40, -1) to (40, 40, 5.4) m, ego frame) cannot be compared" in said
@@ -211,7 +211,7 @@ def test_both_sides_in_other_classes(truth: Path, want: dict[str, Any], tmp_path
     assert found["iiworld"]["mIoU"] == want["iiworld"]["mIoU"]
     assert found["iiworld"]["IoU"] != want["iiworld"]["IoU"]  # unknown truth is occupied in II-World's IoU
     said = fails(capsys, "score-occupancy", str(tmp_path / "surround"), "--truth", str(truth))
-    assert "named by lidar sweeps" in said
+    assert "named after lidar sweeps" in said
     said = fails(capsys, "score-occupancy", str(tmp_path / "surround-truth"), "--truth", str(tmp_path / "surround-truth"), *both)
     assert "the prediction holds class 255" in said  # unknown rows are no prediction
 
@@ -245,8 +245,8 @@ REFUSED: dict[str, tuple[dict[str, np.ndarray], list[str], str]] = {
         ["--classes", "occ3d"],
         "found indices (3, 0, 1) to (511, 2, 39). They are of another grid",
     ),
-    "rows twice": ({"semantics": np.array([[1, 1, 1, 4], [1, 1, 1, 5]])}, ["--classes", "occ3d"], "two rows of different classes"),
-    "rows on their side": ({"semantics": sparse(drawn(0)).T}, ["--classes", "occ3d"], "on their side"),
+    "rows twice": ({"semantics": np.array([[1, 1, 1, 4], [1, 1, 1, 5]])}, ["--classes", "occ3d"], "two rows with different classes"),
+    "rows on their side": ({"semantics": sparse(drawn(0)).T}, ["--classes", "occ3d"], "transposed sparse rows"),
     "axes": ({"semantics": drawn(0).transpose(2, 1, 0)}, [], "axes are in another order"),
     "axes, y up": ({"semantics": drawn(0).transpose(0, 2, 1)[None]}, [], "axes are in another order"),
     "scores last": ({"semantics": np.zeros((*SHAPE, 18), np.uint8)}, [], "argmax over the last axis"),

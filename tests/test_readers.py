@@ -271,7 +271,7 @@ PREDICTIONS: list[tuple[str, bytes, str]] = [
     ("empty.npz", b"", "the file is empty"),
     ("text.csv", b"token,x,y\n", "unknown file type"),
     ("zip.gz", b"\x1f\x8b\x08\x00", "unknown file type"),
-    ("cut.npz", archive(**WHOLE)[:300], "cut short"),
+    ("cut.npz", archive(**WHOLE)[:300], "may be truncated"),
     ("torch.pt", torch_file(), "a torch.save file"),
     ("nothing.npz", archive(), "the file has no paths"),
     ("noframe.npz", archive(token=WHOLE["token"], trajectory=GOOD), "frame, reference missing"),

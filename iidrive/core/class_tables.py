@@ -107,8 +107,8 @@ class ClassTable:
         found = lookup[small]
         if not self.others_stay and (odd := np.unique(small[found == NO_CLASS])).size:
             raise DataError(
-                f"{where}: holds class {', '.join(map(str, odd[:4].tolist()))}, and {self.name} has "
-                f"{min(self.numbers)} to {max(self.numbers)}. Name another table."
+                f"{where}: holds class {', '.join(map(str, odd[:4].tolist()))}, but the classes of {self.name} are "
+                f"{min(self.numbers)} to {max(self.numbers)}. Name another table with --classes."
             )
         return found
 
@@ -219,6 +219,9 @@ def require_free(labels: UInt8[Array, "*n"], where: str, option: str, truth: boo
 def _advice(likely: str, most: int, option: str) -> str:
     whose = f"In {likely} {most} is free" if likely else f"{most} may mean free in another table"
     if not option:
-        return f"{whose}, but Occ3D's numbers are read here: write the files anew in Occ3D's."
-    named = f"say {option} {likely} if they are of that table, " if likely else ""
-    return f"{whose}: {named}{option} FILE, with a class a line (`{most} free`), if they are of another, or {option} occ3d if they are Occ3D's."
+        return f"{whose}, but Occ3D's numbers are expected here: write the files with Occ3D's numbers."
+    named = f"use {option} {likely} if the labels follow that table, " if likely else "use "
+    return (
+        f"{whose}: {named}{option} FILE (one class per line, as in `{most} free`) if they follow another, "
+        f"or {option} occ3d if they are Occ3D's."
+    )

@@ -41,7 +41,9 @@ def shaped(value: Any, what: str) -> Shaped:
         if found.ndim == 2 and found.shape[1] in (2, 3) and len(found) > steps + 1:
             advice = f" If the points are 0.5 s apart, write the first {steps}; if they are closer, write those at 0.5, 1.0, … 3.0 s."
         elif found.ndim == 3 and found.shape[1:] == (steps, 2):
-            advice = f" {len(found)} paths of one sample: choose one (with VAD's command, its offsets summed) and write that."
+            advice = (
+                f" These are {len(found)} paths of one sample: write one of them (for VAD, the cumulative sum of the command's offsets)."
+            )
         elif found.shape == (2, steps):
             advice = " Turn it, so that a row is a point."
         elif found.shape == (2 * steps,):
