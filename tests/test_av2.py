@@ -528,3 +528,16 @@ def test_missing_parts_of_real_logs_are_reported(real: AV2) -> None:
     assert "val holds 2 of the 150 official logs: scores are of these" in real.missing()
     assert "nuScenes has no category for 123 SIGN: these cuboids are left out of the keyframes" in real.missing()
     assert not any("log " in line for line in real.missing())
+
+
+def test_text_that_is_not_utf_8_is_named(root: Path) -> None:
+    path = root / "sensor" / "val" / "log-b" / "annotations.feather"
+    import pyarrow
+    from pyarrow import feather
+
+    feather.write_feather(pyarrow.table(tiny_av2.read(path)), str(path), compression="uncompressed")
+    content = path.read_bytes()
+    assert b"REGULAR_VEHICLE" in content
+    path.write_bytes(content.replace(b"REGULAR_VEHICLE", b"REGULAR\xe6VEHICLE", 1))
+    with pytest.raises(DataError, match=r"annotations\.feather: not a whole feather file"):
+        AV2(root).scene("log-b")

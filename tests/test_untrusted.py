@@ -6,6 +6,8 @@ import io
 import json
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from iidrive.core.untrusted.npz import read_npy, read_npz
 from iidrive.core.untrusted.yaml_text import parse_yaml
 from iidrive.runtime import atomic, distributed
 from iidrive.runtime.run_folder import Run
+from iidrive.training import shipped
 
 
 def test_printable_gives_one_short_line() -> None:
@@ -243,3 +246,13 @@ def test_unknown_home_folders_are_refused() -> None:
         expanded("~nobody-of-this-name/x")
     with pytest.raises(ConfigError, match="zero byte"):
         expanded("a\0b")
+
+
+def test_a_terminal_that_only_knows_ascii(tmp_path: Path) -> None:
+    """The arrow of a chain is escaped there, not an error."""
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    command = [sys.executable, "-m", "iidrive", "lineage", str(shipped.FOLDER / "town-small" / "planner")]
+    done = subprocess.run(command, capture_output=True, env=environment, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert b"\\u2190" in done.stdout
+    assert done.stdout.isascii()

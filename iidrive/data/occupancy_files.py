@@ -199,12 +199,16 @@ def _arrays(path: Path, keys: tuple[str, ...]) -> dict[str, Array]:
         mask = next((name for name in MASKS if name in members), None)
         found, others = read_npz(path, [name for name in (key, mask) if name], LIMIT)
     except DataError as error:
-        said = str(error).removeprefix(f"{path}: ").removesuffix(".").removesuffix("; write the file again")
-        raise DataError(f"{path} is not a readable .{kind} file ({said}). Write the file again.") from error
+        raise _unreadable(path, kind, error) from error
     if key is None:
         inside = printable(", ".join([*found, *others]), 200) or "none"
         raise DataError(f"{path} has no array '{keys[0]}' (or {', '.join(keys[1:])}); found {inside}. Write the file again.")
     return found
+
+
+def _unreadable(path: Path, kind: str, error: DataError) -> DataError:
+    said = str(error).removeprefix(f"{path}: ").removesuffix(".").removesuffix("; write the file again")
+    return DataError(f"{path} is not a readable .{kind} file ({said}). Write the file again.")
 
 
 def whole_numbers(array: Array, name: str, where: str) -> Array:
@@ -303,8 +307,7 @@ def read_flow(path: Path, times: int) -> Float[Array, "t 200 200 16 2"] | None:
     try:
         found = read_npz(path, ("flow",), LIMIT)[0].get("flow")
     except DataError as error:
-        said = str(error).removeprefix(f"{path}: ").removesuffix(".")
-        raise DataError(f"{path} is not a readable .npz file ({said}). Write the file again.") from error
+        raise _unreadable(path, "npz", error) from error
     if found is None:
         return None
     shape = (*OCC3D_GRID.shape, 2)

@@ -49,7 +49,8 @@ class Table:
         content = read_bytes(path, _LIMIT, "download the log again")
         try:
             self.columns: Any = feather.read_table(pyarrow.BufferReader(content))
-            self.columns.validate()
+            self.columns.validate(full=True)  # text is UTF-8, and offsets lie within it
+            printable_line(str(self.columns.column_names))  # names are decoded when they are asked for
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise DataError(f"{self.where}: not a complete feather file ({printable(str(error), 120)}). {AGAIN}") from error
 
