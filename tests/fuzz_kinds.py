@@ -35,7 +35,8 @@ from iidrive.data.occupancy_files import read_grids
 from iidrive.data.scene_lists import read_list
 from iidrive.pipeline import recipes
 from iidrive.pipeline.published_file import read_published
-from iidrive.scoring.cases import FARTHEST_M, align, read_cases, write_cases, write_predictions
+from iidrive.scoring.cases import FARTHEST_M, read_cases, write_cases
+from iidrive.scoring.predictions import align, write_predictions
 from iidrive.scoring.readers import read_paths, read_tokens
 from iidrive.scoring.sampled import read_runs
 from iidrive.scoring.score import score, write_per_sample

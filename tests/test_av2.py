@@ -539,5 +539,5 @@ def test_text_that_is_not_utf_8_is_named(root: Path) -> None:
     content = path.read_bytes()
     assert b"REGULAR_VEHICLE" in content
     path.write_bytes(content.replace(b"REGULAR_VEHICLE", b"REGULAR\xe6VEHICLE", 1))
-    with pytest.raises(DataError, match=r"annotations\.feather: not a whole feather file"):
+    with pytest.raises(DataError, match=r"annotations\.feather: not a complete feather file"):
         AV2(root).scene("log-b")

@@ -192,7 +192,8 @@ def test_classes_are_counted_by_shares(joint: Source) -> None:
 
 def test_a_source_without_boxes_teaches_nothing_about_what_moves(tmp_path: Path) -> None:
     root = make(tmp_path / "n", keyframes=12)
-    edit(root, "sample_annotation", lambda records: records.clear())
+    for table in ("sample_annotation", "instance"):
+        edit(root, table, lambda records: records.clear())
     source = opened_in(root)
     tokenizer = train_tokenizer(replace(RECIPE, train_tokenizer=_brief("tokenizer", 2)), source, SPLIT, Run.start(tmp_path / "t", {}))
     cache = write_tokens(tokenizer, source, source.scene_names(SPLIT), tmp_path / "tokens")

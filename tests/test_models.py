@@ -194,7 +194,7 @@ def test_labels_remove_some_of_the_class_weights_bias() -> None:
         tokenizer = Tokenizer(replace(RECIPE.tokenizer, class_weights=weights, prior=prior)).eval()
         logits = torch.full((1, 2, 2, 1, 18), -9.0)
         logits[..., 0], logits[..., 13], logits[..., 11] = 9.0, 1.0, torch.tensor([[0.5], [-0.5]])[None]
-        tokenizer.decode = lambda latent, logits=logits: logits
+        tokenizer._logits = lambda columns, logits=logits: logits.clone()
         told.append(tokenizer.labels(torch.zeros(1, 16, 1, 1))[0, 0, :, 0].tolist())
         without = torch.arange(18) == 13
         assert tokenizer.labels(torch.zeros(1, 16, 1, 1), without)[0, 0, :, 0].tolist() == [11, 11]

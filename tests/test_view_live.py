@@ -23,7 +23,7 @@ from iidrive.data.town.source import Town, TownConfig
 from iidrive.pipeline.view import view_of_subject, views_of_subject
 from iidrive.report.view.live import HOST, LiveView, SceneViews, box_edges, visible_voxels
 from iidrive.report.view.page import View
-from iidrive.scoring.cases import Predictions
+from iidrive.scoring.predictions import Predictions
 from iidrive.training import checkpoint
 
 

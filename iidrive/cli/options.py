@@ -49,7 +49,7 @@ class DataOptions:
 
     Attributes:
         data: town, nuscenes or av2; several for training: town,av2.
-        root: folder of nuScenes (v1.0-…/, maps/) or Argoverse 2 (train/, val/); of several: nuscenes=PATH,av2=PATH.
+        root: folder of nuScenes or Argoverse 2; of several: nuscenes=PATH,av2=PATH.
         split: a split, or a file of scene names; default: the usual split.
         occupancy: which occupancy of nuScenes to use: auto, labels, derived or predicted.
         gts: folder of Occ3D labels; default: ROOT/gts.

@@ -237,7 +237,7 @@ class Agent(nn.Module):
         """Plans without ii and with it, as `plan` makes them. Candidates of both vary one way, from one reading of the present."""
         if not self.planner.config.accelerations:
             return torch.stack([self.plan(inputs, ii) for ii in (False, True)], 1)
-        seen = self.forecaster.seen_now(inputs)
+        seen = self.forecaster.current_occupancy(inputs)
         way = self.way(inputs, seen)
         return torch.stack([self.choose(inputs, way, self.scene(inputs, ii, seen), ii).best() for ii in (False, True)], 1)
 

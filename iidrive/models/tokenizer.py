@@ -311,14 +311,13 @@ class Tokenizer(nn.Module):
 
     def decode(self, latent: Float[Tensor, "B C x y"]) -> Float[Tensor, "B X Y Z K"]:
         """Decode class logits of every voxel."""
-        columns = rearrange(self.decoder(latent), "b (z e) x y -> b x y z e", e=self.config.class_width)
-        return columns @ self.classes.T
+        return self._logits(self.decoder(latent))
 
     def class_logits(self, latent: Float[Tensor, "B C x y"]) -> Float[Tensor, "B X Y Z K"]:
         """Class logits for inference. With class weights, the fraction `prior` of their bias is removed, and classes absent from training
         are excluded.
         """
-        return self._logits(self.decoder(latent), self._bias(latent))
+        return self._logits(self.decoder(latent)).add_(self._bias(latent))
 
     def labels(self, latent: Float[Tensor, "B C x y"], without: Bool[Tensor, "K"] | None = None) -> UInt8[Tensor, "B X Y Z"]:
         """The most likely class of every voxel, excluding the classes in `without`."""
@@ -336,7 +335,7 @@ class Tokenizer(nn.Module):
         bias = bias if without is None else bias.masked_fill(without, -torch.inf)
         columns = self.decoder(latent)
         parts = columns.split(1) if cpu.pays_for(columns) else (columns,)
-        return tuple(torch.cat(made) for made in zip(*(reading(self._logits(part, bias)) for part in parts), strict=True))
+        return tuple(torch.cat(made) for made in zip(*(reading(self._logits(part).add_(bias)) for part in parts), strict=True))
 
     def _bias(self, like: Tensor) -> Float[Tensor, "K"]:
         """Bias (K,) that is added to the logits of each class; -inf excludes a class."""
@@ -345,8 +344,8 @@ class Tokenizer(nn.Module):
         weights = constant(self.config.class_weights, like)
         return torch.where(weights > 0, -self.config.prior * weights.clamp(min=1e-6).log(), -torch.inf)
 
-    def _logits(self, columns: Float[Tensor, "B D X Y"], bias: Float[Tensor, "K"]) -> Float[Tensor, "B X Y Z K"]:
-        return (rearrange(columns, "b (z e) x y -> b x y z e", e=self.config.class_width) @ self.classes.T).add_(bias)
+    def _logits(self, columns: Float[Tensor, "B D X Y"]) -> Float[Tensor, "B X Y Z K"]:
+        return rearrange(columns, "b (z e) x y -> b x y z e", e=self.config.class_width) @ self.classes.T
 
     def voxel_loss(
         self, logits: Float[Tensor, "B X Y Z K"], labels: UInt8[Tensor, "B X Y Z"], counts: Counts | None = None

@@ -30,8 +30,8 @@ from iidrive.pipeline.recipes import Recipe
 from iidrive.pipeline.tokens import tokens_folder, write_tokens
 from iidrive.pipeline.train import describe, train_planner, train_tokenizer, train_world
 from iidrive.runtime.run_folder import Run
-from iidrive.scoring.cases import Predictions, align
 from iidrive.scoring.forecast import ForecastScores
+from iidrive.scoring.predictions import Predictions, align
 from iidrive.scoring.protocols import PROTOCOLS
 from iidrive.scoring.score import Scores, score_possible
 from iidrive.scoring.stats import mean_interval
