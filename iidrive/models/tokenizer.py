@@ -335,7 +335,8 @@ class Tokenizer(nn.Module):
         bias = bias if without is None else bias.masked_fill(without, -torch.inf)
         columns = self.decoder(latent)
         parts = columns.split(1) if cpu.pays_for(columns) else (columns,)
-        return tuple(torch.cat(made) for made in zip(*(reading(self._logits(part).add_(bias)) for part in parts), strict=True))
+        made = [reading(self._logits(part).add_(bias)) for part in parts]
+        return tuple(torch.cat(pieces) for pieces in zip(*made, strict=True))
 
     def _bias(self, like: Tensor) -> Float[Tensor, "K"]:
         """Bias (K,) that is added to the logits of each class; -inf excludes a class."""
