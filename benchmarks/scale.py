@@ -48,7 +48,7 @@ COUNTED = {
     "tokenizer": Counted(20_211_040, 1182.4e9, 1_624),
     "world": Counted(2_480_274, 125.6e9, 8_220),
     "flow": Counted(1_173_868, 10.5e9, 208),
-    "planner": Counted(424_238, 73.9e9, 1_964),
+    "planner": Counted(424_238, 73.9e9, 2_455),
 }
 WORKERS = (1, 2, 4)
 LARGE = ("tokenizer", "world")

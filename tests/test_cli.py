@@ -90,6 +90,14 @@ def test_predictions_score_the_same_through_a_file(tmp_path: Path, shared: Path,
     assert capsys.readouterr().out == alone
 
 
+def test_nothing_is_written_if_there_is_nothing_to_resume(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for command in (["tokenizer"], ["world", "town-small/tokenizer"], ["planner", "town-small/world"]):
+        said = fails(capsys, "train", *command, "--recipe", "tiny", "--run", str(run), "--resume", "on")
+        assert f"{run}: no checkpoint to continue from. Use `--resume auto`" in said
+        assert not run.exists()
+
+
 @pytest.mark.slow
 def test_errors_are_one_clear_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "no checkpoint here" in fails(capsys, "evaluate", str(tmp_path), "--data", "town")

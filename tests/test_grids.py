@@ -177,7 +177,7 @@ def test_wrong_folders_give_a_one_sentence_error(world: Path, tmp_path: Path, ca
     broken.write_bytes(broken.read_bytes()[:200])
     root = ["--root", "root", "--rays", "off"]
     for folder, options, message in (
-        ("now", [], "needs the truth: --truth"),
+        ("now", [], "needs the ground truth: --truth"),
         ("now", ["--truth", "root/gts", "--version", "v1.0-mini"], "add --root"),
         ("now", ["--root", "nowhere"], "nowhere has no folder gts/"),
         ("now", ["--root", "nowhere", "--truth", "root/gts"], "nowhere is not a folder"),

@@ -185,7 +185,7 @@ def test_only_matching_stages_are_exported(states: tuple[State, State], tmp_path
 def test_missing_inputs_and_outputs_are_refused(states: tuple[State, State], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing to import"):
         import_ii_world("", "", tmp_path)
-    with pytest.raises(CheckpointError, match="not there"):
+    with pytest.raises(CheckpointError, match="no such file"):
         import_ii_world(str(tmp_path / "none.pth"), "", tmp_path)
     one = saved(tmp_path / "1.pth", states[0])
     import_ii_world(one, "", tmp_path / "a")

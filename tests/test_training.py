@@ -262,7 +262,7 @@ def test_frozen_parts_keep_their_weights(tmp_path: Path, town: Town) -> None:
     assert {k for k in fresh if k.startswith(("decoder.", "classes"))} <= same
     assert not [k for k in same if k.startswith("encoder.") and k.endswith("weight")]
     for freeze, said in (
-        (("decode",), "no part 'decode'. Its parts: classes, decoder"),
+        (("decode",), "has no part 'decode'. Its parts are classes, decoder"),
         (("classes", "encoder", "quantiser", "decoder"), "nothing"),
     ):
         wrong = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, freeze=freeze))

@@ -70,7 +70,8 @@ def test_the_command_makes_the_table_and_goes_on(
     for row in rows.values():
         assert row["L2 avg"]["value"] == row["protocols"]["sparsedrive"]["L2"]
         assert row["L2 avg"]["low"] <= row["L2 avg"]["value"] + 1e-5 <= row["L2 avg"]["high"] + 2e-5
-        assert {"uniad", "vad", "stp3"} <= row["protocols"].keys()
+        assert {"vad", "stp3"} <= row["protocols"].keys()
+        assert any(reason.startswith("uniad is left out") for reason in row["left_out"])  # it counts samples at the end, which have no plan
     assert found["planners"]["towns only"]["fingerprint"] != found["planners"]["towns, then real"]["fingerprint"]
     written = {path: path.stat().st_mtime_ns for path in Path("t").rglob("weights.safetensors")}
     main(command)

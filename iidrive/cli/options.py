@@ -17,7 +17,7 @@ from rich.console import Console
 
 from iidrive.analysis import lineage_of
 from iidrive.core.config_io import to_plain
-from iidrive.core.errors import ConfigError
+from iidrive.core.errors import CheckpointError, ConfigError
 from iidrive.core.lineage import mark_lines
 from iidrive.core.untrusted.json_text import parse_json
 from iidrive.data import Data, opened, parse
@@ -189,7 +189,16 @@ def enter(devices: int, fits: Callable[[int], object] = lambda devices: None) ->
 
 
 def start(run: str, about: dict[str, Any], options: RunOptions) -> Run:
-    """Start or resume a training run, and write its recipe into the run folder."""
+    """Start or resume a training run, and write its recipe into the run folder.
+
+    Raises:
+        CheckpointError: for `--resume on` and a run without checkpoints. Nothing is written.
+    """
+    with options.process_group.raise_on_all_ranks():
+        if options.resume == "on" and not checkpoint.newest_first(Path(run)):
+            raise CheckpointError(
+                f"{run}: no checkpoint to continue from. Use `--resume auto`, or leave --resume out, to start a new training."
+            )
     started = Run.start(
         run, about | {"init": options.init, "parallel": to_plain(options.parallel)}, options.resume != "off", options.process_group
     )

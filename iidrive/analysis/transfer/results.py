@@ -60,12 +60,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Measured:
-    """One row of the table, the averages of every protocol, and the followed plans' parts."""
+    """One row of the table, the averages of every protocol, the parts of the followed plans' score, and why protocols are left out."""
 
     name: str
     cells: Mapping[str, Cell]
     protocols: Mapping[str, Mapping[str, float]]
     driven: Mapping[str, Any]
+    left_out: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -73,7 +74,8 @@ class Measured:
             name: {key: None if np.isnan(value) else float(value) for key, value in average.items()}
             for name, average in self.protocols.items()
         }
-        return {**{name: cell.to_json() for name, cell in self.cells.items()}, "protocols": protocols, "pdm": dict(self.driven)}
+        cells = {name: cell.to_json() for name, cell in self.cells.items()}
+        return {**cells, "protocols": protocols, "left_out": list(self.left_out), "pdm": dict(self.driven)}
 
 
 def table(rows: Sequence[Measured]) -> str:

@@ -138,11 +138,11 @@ def run_agent(agent: LoadedAgent, on: TestSet) -> Planned:
 def measured(name: str, planned: Planned, on: TestSet, forecaster: str) -> Measured:
     """One row: L2 and collisions by SparseDrive's protocol, EPDMS, the forecast's mIoU and movers IoU; intervals by bootstrap over scenes.
 
-    `to_json` has the averages of every other protocol that the data allow besides.
+    `to_json` also has the averages of every other protocol that the data allow, and why the rest are left out.
     """
     tokens = tuple(planned.plans)
     paths = np.stack([planned.plans[token] for token in tokens])
-    found, _ = score_possible(on.cases, align(on.cases, Predictions(paths, tokens, {}, name)), list(PROTOCOLS))
+    found, left_out = score_possible(on.cases, align(on.cases, Predictions(paths, tokens, {}, name)), list(PROTOCOLS))
     by_name = {scores.protocol: scores for scores in found}
     reference = by_name["sparsedrive"]
     driven = pdm(name, on.source, on.tracks, planned.plans).to_json()
@@ -155,7 +155,7 @@ def measured(name: str, planned: Planned, on: TestSet, forecaster: str) -> Measu
     for figure, shown in (("mIoU", "mIoU"), ("movers_IoU", "movers IoU")):
         for horizon in (1, 2, 3):
             cells[f"{shown} {horizon} s"] = Cell.of_counts(counts, figure, horizon)
-    return Measured(name, cells, {protocol: dict(scores.average) for protocol, scores in by_name.items()}, driven)
+    return Measured(name, cells, {protocol: dict(scores.average) for protocol, scores in by_name.items()}, driven, tuple(left_out))
 
 
 def l2(scores: Scores, on: TestSet) -> Cell:
