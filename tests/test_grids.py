@@ -195,10 +195,10 @@ def test_wrong_folders_give_a_one_sentence_error(world: Path, tmp_path: Path, ca
         ("kind", ["--truth", "one"], "must hold integers"),
         ("class", ["--truth", "one"], "the prediction holds class 18"),
         ("names", ["--truth", "one"], "has no array 'semantics'"),
-        ("three", ["--truth", "one"], "the present grid, or 7"),
+        ("three", ["--truth", "one"], "expected files with 1 grid (now) or 7 grids"),
         ("broken", ["--truth", "one"], "not a readable .npz file"),
-        ("mixed", ["--truth", "two"], "7 grids, where the first prediction has 1"),
-        ("one", ["--truth", "one", "--root", "root", "--split", "all"], "1 sample (a) that these nuScenes tables do not have"),
+        ("mixed", ["--truth", "two"], "7 grids, but the first prediction has 1"),
+        ("one", ["--truth", "one", "--root", "root", "--split", "all"], "1 sample (a) not in these nuScenes tables"),
     ):
         given = [str(tmp_path / o) if (tmp_path / o).is_dir() else o for o in options]
         predicted = tmp_path / folder if (tmp_path / folder).is_dir() else folder
