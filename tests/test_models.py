@@ -185,10 +185,11 @@ def test_labels_take_back_some_of_the_weights_bias() -> None:
     weights = (0.0, *[1.0] * 10, 1.0, 1.0, 9.0, 1.0, 1.0, 1.0, 1.0)
     told = []
     for prior in (0.0, 0.5):
-        tokenizer = Tokenizer(replace(RECIPE.tokenizer, class_weights=weights, prior=prior)).eval()
+        tokenizer = Tokenizer(replace(RECIPE.tokenizer, class_width=18, class_weights=weights, prior=prior)).eval()
         logits = torch.full((1, 2, 2, 1, 18), -9.0)
         logits[..., 0], logits[..., 13], logits[..., 11] = 9.0, 1.0, torch.tensor([[0.5], [-0.5]])[None]
-        tokenizer.decode = lambda latent, logits=logits: logits
+        tokenizer.classes.data = torch.eye(18)  # what the decoder says of a voxel are its logits
+        tokenizer.decoder.forward = lambda latent, logits=logits: logits[..., 0, :].permute(0, 3, 1, 2)
         told.append(tokenizer.labels(torch.zeros(1, 16, 1, 1))[0, 0, :, 0].tolist())
         without = torch.arange(18) == 13
         assert tokenizer.labels(torch.zeros(1, 16, 1, 1), without)[0, 0, :, 0].tolist() == [11, 11]
