@@ -59,7 +59,7 @@ def test_each_suspicion_has_evidence_and_a_decisive_test(reference: Report) -> N
     assert "It is not the 2 GPUs: table 1 names 2 too" in text
     assert "8 does not divide the 150 scenes" in text
     assert "4 times as large" in text
-    assert "leaves 0.09 m/s² unforeseen" in text
+    assert "0.09 m/s² of unforeseen acceleration" in text
 
 
 def test_the_numbers_alone_are_enough(shared: Path) -> None:

@@ -89,8 +89,8 @@ SCORED = "\nscored 175 samples; skipped none."
         (LINE.format(n=175, events="999 999 999 999 999 999") + SCORED, "999 events of 175"),
         (LINE.format(n=175, events="0 0 1 1 5 18") + SCORED, "would print"),
         (LINE.format(n=350, events="0 0 1 1 5 17") + SCORED, "different numbers of samples: 175, 350"),
-        (LINE.format(n=2_000_000_000, events="0 0 1 1 5 17") + SCORED, "not believable"),
-        (LINE.format(n=0, events="0 0 0 0 0 0") + SCORED, "not believable"),
+        (LINE.format(n=2_000_000_000, events="0 0 1 1 5 17") + SCORED, "not plausible"),
+        (LINE.format(n=0, events="0 0 0 0 0 0") + SCORED, "not plausible"),
     ],
 )
 def test_count_lines_are_compared_with_the_table(lines: str, why: str) -> None:
@@ -205,7 +205,7 @@ def test_protocols_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[s
     for other, words in (
         ("b", "A follows sparsedrive and B uniad"),
         ("c", "means up to a time or values at that time"),
-        ("d", "averages alone"),
+        ("d", "has only averages"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(["compare", "--tables", str(tmp_path / "a.txt"), str(tmp_path / f"{other}.txt")])
@@ -339,8 +339,8 @@ def test_other_collected_tables_are_not_suspected(shared: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "suspects", "words"),
     [
-        ("m4-doctor-2e9-samples", ["count lines"], "2000000000 samples are not believable"),
-        ("s4-doctor-999-events-of-175", ["count lines"], "999 events of 175 samples cannot be"),
+        ("m4-doctor-2e9-samples", ["count lines"], "2000000000 samples are not plausible"),
+        ("s4-doctor-999-events-of-175", ["count lines"], "999 events of 175 samples are impossible"),
         ("t10-doctor-1e400", [], "'1e400'"),
         ("t11-doctor-5000-digits", [], "does not give six counts"),
         ("t12-doctor-30-digits", [], "does not give six counts"),

@@ -63,7 +63,7 @@ def test_ego_mlp_is_not_trained_on_what_it_is_tested_on(data: list[str], capsys:
             main(["evaluate", *arguments, *data, "--recipe", "tiny"])
         return capsys.readouterr().err
 
-    assert "ego-mlp would be trained on 2 of the scenes that it is tested on (scene-0103, scene-0916)" in refused(
+    assert "ego-mlp would be trained on 2 of its test scenes (scene-0103, scene-0916)" in refused(
         "ego-mlp", "--split", "folds/1-test.txt", "--train-split", "folds/0-train.txt"
     )
     assert "ctrv is not trained here" in refused("ctrv", "--train-split", "folds/0-train.txt")

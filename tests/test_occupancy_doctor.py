@@ -117,7 +117,7 @@ def test_correct_grids_are_not_suspected(truth: Path, tmp_path: Path, capsys: py
     for token, grid in TRUTH.items():
         write(tmp_path / "p", token, np.where(rng.random(SHAPE) < 0.3, FREE, grid).astype(np.uint8))
     main(["doctor", str(tmp_path / "p"), "--truth", str(truth), "--json", str(tmp_path / "f.json")])
-    assert "verdict: nothing suspicious in what was tried." in capsys.readouterr().out
+    assert "verdict: no tested correction is needed." in capsys.readouterr().out
     found = json.loads((tmp_path / "f.json").read_text())
     assert found["suspects"] == []
     assert found["iou"] == pytest.approx(0.7, abs=0.01)
@@ -127,10 +127,10 @@ def test_correct_grids_are_not_suspected(truth: Path, tmp_path: Path, capsys: py
 @pytest.mark.parametrize(
     ("change", "sentence", "decide"),
     [
-        (lambda g: renumbered(g, dict(OPENOCC.numbers)), "number 16 means free, not 17; then the IoU", "say --classes openocc"),
-        (lambda g: renumbered(g, dict(SURROUNDOCC.numbers)), "number 0 means free, not 17; then the IoU", "say --classes surroundocc"),
+        (lambda g: renumbered(g, dict(OPENOCC.numbers)), "number 16 means free, not 17; then the IoU", "add --classes openocc"),
+        (lambda g: renumbered(g, dict(SURROUNDOCC.numbers)), "number 0 means free, not 17; then the IoU", "add --classes surroundocc"),
         (lambda g: np.where(g == FREE, 255, g).astype(np.uint8), "number 255 means free, not 17.", "(`255 free`)"),
-        (lambda g: renumbered(g, dict(OPENOCC.numbers))[:, ::-1], "number 16 means free, not 17", "say --classes openocc"),
+        (lambda g: renumbered(g, dict(OPENOCC.numbers))[:, ::-1], "number 16 means free, not 17", "add --classes openocc"),
     ],
 )
 def test_the_number_of_free_is_found_from_the_truth(change, sentence: str, decide: str, truth: Path, tmp_path: Path) -> None:
@@ -149,8 +149,8 @@ def test_classes_in_another_order(truth: Path, tmp_path: Path) -> None:
         write(tmp_path / "p", token, order[grid])
     (found,) = examine(tmp_path / "p", truth).suspects()
     assert found.kind == "class numbers"
-    assert "0.0 % of the voxels that are occupied on both sides have the same class: 10 of 10 numbers stand for another" in found.sentence
-    assert "9 stands where car is" in found.evidence
+    assert "0.0 % of the voxels occupied in both grids have the same class: 10 of 10 numbers each mean another class" in found.sentence
+    assert "number 9 is where the truth has car" in found.evidence
 
 
 def test_a_table_that_only_shares_the_number_of_free(truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,7 +161,7 @@ def test_a_table_that_only_shares_the_number_of_free(truth: Path, tmp_path: Path
     said = capsys.readouterr().out
     assert " IoU       100.00" in said
     assert "note: class numbers: " in said
-    assert re.search(r"[3-9] of \d+ numbers stand for another class each", said), said
+    assert re.search(r"[3-9] of \d+ numbers each mean another class", said), said
     (tmp_path / "names.txt").write_text("\n".join((*OCC_CLASSES[1:FREE], "free")))
     main(["score-occupancy", str(tmp_path / "p"), "--truth", str(truth), "--classes", str(tmp_path / "names.txt")])
     said = capsys.readouterr().out
@@ -179,7 +179,7 @@ def test_confused_classes_are_not_permuted_classes() -> None:
     hist[[3, 4]] = hist[[4, 3]]
     found = exchanged(hist)
     assert found is not None
-    assert found.evidence == ("3 stands where car is", "4 stands where bus is")
+    assert found.evidence == ("number 3 is where the truth has car", "number 4 is where the truth has bus")
     assert exchanged(np.zeros((18, 18), int)) is None
 
 

@@ -193,7 +193,7 @@ def test_one_of_several_and_errors(tmp_path: Path) -> None:
     path = tmp_path / "log.txt"
     path.write_text(TABLE + "\n\nsecond\n" + TABLE)
     assert [t.number for t in read_tables(f"{path}#2")] == [2]
-    with pytest.raises(DataError, match="there is no table 3; it holds 2"):
+    with pytest.raises(DataError, match="there is no table 3; the file has 2"):
         read_tables(f"{path}#3")
     with pytest.raises(DataError, match=r"no-file.txt: cannot be read"):
         read_tables(tmp_path / "no-file.txt")

@@ -237,7 +237,7 @@ def test_groups_without_names_are_read_in_the_usual_order_with_a_note() -> None:
     table = parse_tables(r"Method & 1s & 2s & 3s & 1s & 2s & 3s \\" + "\n" + r"UniAD & 0.45 & 0.70 & 1.04 & 0.62 & 0.58 & 0.63 \\")[0]
     assert table.rows["L2"].columns == (0.45, 0.70, 1.04)
     assert table.rows["obj_box_col"].columns == pytest.approx((0.0062, 0.0058, 0.0063))
-    assert "without names" in table.notes[0]
+    assert "have no names" in table.notes[0]
 
 
 def test_times_as_rows() -> None:
