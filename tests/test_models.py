@@ -191,7 +191,7 @@ def test_labels_remove_some_of_the_class_weights_bias() -> None:
     weights = (0.0, *[1.0] * 10, 1.0, 1.0, 9.0, 1.0, 1.0, 1.0, 1.0)
     told = []
     for prior in (0.0, 0.5):
-        tokenizer = Tokenizer(replace(RECIPE.tokenizer, class_width=18, class_weights=weights, prior=prior)).eval()
+        tokenizer = Tokenizer(replace(RECIPE.tokenizer, class_weights=weights, prior=prior)).eval()
         logits = torch.full((1, 2, 2, 1, 18), -9.0)
         logits[..., 0], logits[..., 13], logits[..., 11] = 9.0, 1.0, torch.tensor([[0.5], [-0.5]])[None]
         tokenizer._logits = lambda columns, logits=logits: logits.clone()
