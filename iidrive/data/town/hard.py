@@ -1,4 +1,4 @@
-"""Hard scenes: one road user is staged so that the ego would touch it if it kept its route and its speed, and the check that it would."""
+"""Hard scenes: one road user is staged such that the ego would collide with it if it kept its route and speed. Includes the check of that."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ HardKind = Literal["cut_in", "jaywalker", "double_parking", "cyclist_beside", "s
 HARD_KINDS: tuple[HardKind, ...] = get_args(HardKind)
 
 AHEAD_S = 4.0
-"""Within this time the ego, keeping its route and speed, must touch the named road user."""
+"""The ego, keeping its route and speed, must collide with the staged road user within this time, seconds."""
 FINE_S = 0.1
 LEAST_MPS = 2.0
-"""A keyframe at which the ego is slower than this says nothing."""
+"""Keyframes at which the ego is slower than this are not tested, m/s."""
 LEAST_DRIVEN_M = 20.0
-"""A scene in which the ego gets less far than this is stuck rather than hard."""
+"""A scene in which the ego drives less than this is stuck rather than hard, metres per 20 s."""
 
 EARLIEST_S, LATEST_S = 2.5, 11.0
-"""When the ego should come to the spot, seconds after the first keyframe."""
+"""Range of the time at which the ego reaches the place of the conflict, seconds after the first keyframe."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A town's roads and ego with one road user put in its way; the first of `movers`, `walkers` or `still` is the one that is named.
+    """A town's roads and ego, with one staged road user: the first of `movers`, `walkers` or `still`.
 
-    `blocks` are those of `still` that stand in a lane, `reserved` lanes where no traffic is put, `clear` the area where nothing else stands.
+    `blocks` are those of `still` that stand in a lane, `reserved` the parts of lanes without other traffic, `clear` the area without other objects.
     """
 
     roads: Roads
@@ -50,13 +50,13 @@ class Stage:
     clear: shapely.Geometry = field(default_factory=shapely.Polygon)
 
     def room(self, still: list[Still]) -> list[Still]:
-        """Those that neither stand in the cleared area nor touch what is staged."""
+        """The objects that are neither in the cleared area nor overlap a staged object."""
         own = [_outline(thing, 0.3) for thing in self.still]
         area = shapely.union_all([self.clear, *own])
         return [thing for thing in still if not shapely.intersects(area, _outline(thing, 0.0))]
 
     def named(self, movers: int, walkers: int) -> int:
-        """The place in a cast, with so many movers but the ego and so many walkers, of the road user that this is about."""
+        """Index of the staged road user in a cast with `movers` vehicles (without the ego) and `walkers` pedestrians."""
         if self.movers:
             return 0
         return movers if self.walkers else movers + walkers
@@ -64,7 +64,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class _Stretch:
-    """A lane of the ego's route, by arc length, and when the ego should be at its samples (seconds after the first keyframe)."""
+    """A lane of the ego's route, as an interval of arc length, and the expected time of the ego at the route's samples, seconds after the first
+    keyframe."""
 
     begin_s: float
     end_s: float
@@ -75,14 +76,14 @@ class _Stretch:
     time_s: Float[Array, "n"]
 
     def spots(self, before_m: float, after_m: float) -> Array:
-        """Arc lengths at least so far from the stretch's ends, at which the ego is to be neither too early nor too late."""
+        """Arc lengths at least `before_m` and `after_m` from the ends of the stretch that the ego reaches between EARLIEST_S and LATEST_S."""
         at = np.arange(len(self.time_s)) * STEP_M
         good = (at > self.begin_s + before_m) & (at < self.end_s - after_m) & (self.time_s > EARLIEST_S) & (self.time_s < LATEST_S)
         return at[good]
 
 
 def stage(kind: HardKind, rng: np.random.Generator, roads: Roads, ego: Mover, warm_s: float) -> Stage | None:
-    """Put one road user in the ego's way; None where this town and route have no place for it."""
+    """Stage one road user in the ego's way. Returns None if this town and route have no place for it."""
     make = {
         "cut_in": _cut_in,
         "jaywalker": _jaywalker,
@@ -97,9 +98,9 @@ def stage(kind: HardKind, rng: np.random.Generator, roads: Roads, ego: Mover, wa
 def evidence(
     route: Route, ego_m: Float[Array, "n 2"], speed_mps: Float[Array, "n"], centre: Float[Array, "n 2"], yaw: Float[Array, "n"], size: Array
 ) -> tuple[int, float] | None:
-    """The first keyframe at which the ego, keeping its route and speed, would touch somebody within AHEAD_S, and after how many seconds.
+    """The first keyframe at which the ego, keeping its route and speed, would collide within AHEAD_S, and the seconds until then; None if never.
 
-    All states are FINE_S apart from the first keyframe on: rear axle and speed of the ego, centre and heading of the other.
+    All states are FINE_S apart and start at the first keyframe: rear axle and speed of the ego, centre and heading of the other road user.
     """
     every, most = round(STEP_S / FINE_S), round(AHEAD_S / FINE_S)
     along = np.arange(len(route.points)) * STEP_M
@@ -129,7 +130,7 @@ def _outline(thing: Still, grow_m: float) -> shapely.Polygon:
 
 
 def _time(route: Route, start_s: float, start_mps: float, warm_s: float) -> Array:
-    """When a vehicle with a free way is at every sample of its route, seconds after the first keyframe."""
+    """Time at which an unobstructed vehicle reaches each sample of its route, seconds after the first keyframe."""
     along = np.arange(len(route.points)) * STEP_M
     speed = np.minimum(route.speed_mps, np.sqrt(start_mps**2 + 2 * 1.5 * np.maximum(along - start_s, 0.0)))
     time = np.concatenate([[0.0], np.cumsum(STEP_M / np.maximum(speed[:-1], 0.5))])
@@ -161,7 +162,7 @@ def _vehicle(rng: np.random.Generator, category: str, route: Route, start_s: flo
 
 
 def _beside(route: Route, from_s: float, to_s: float, from_m: float, to_m: float) -> shapely.Polygon:
-    """The strip along a route between two offsets to its right."""
+    """Polygon along a route between two offsets to its right, metres."""
     part = slice(int(from_s / STEP_M), int(to_s / STEP_M) + 1)
     points, heading = route.points[part], route.heading[part]
     right = np.stack([np.sin(heading), -np.cos(heading)], -1)
@@ -174,7 +175,7 @@ def _far_from_zebras(route: Route, spots: Array, before_m: float, after_m: float
 
 
 def _stopped_leader(rng: np.random.Generator, roads: Roads, ego: Mover, warm_s: float) -> Stage | None:
-    """A vehicle that stands in the lane behind a bend, and drives on when the ego has waited some seconds."""
+    """A vehicle stands in the lane after a bend, and drives on after the ego has waited some seconds."""
     heading = np.unwrap(ego.route.heading)
     options = []
     for stretch in _stretches(roads, ego, warm_s):
@@ -194,7 +195,7 @@ def _stopped_leader(rng: np.random.Generator, roads: Roads, ego: Mover, warm_s: 
 
 
 def _cut_in(rng: np.random.Generator, roads: Roads, ego: Mover, warm_s: float) -> Stage | None:
-    """A slower vehicle that changes into the ego's lane just ahead of it, or one that pulls out from the kerb."""
+    """A slower vehicle changes into the ego's lane just ahead of it, or a parked one pulls out from the kerb."""
     route = ego.route
     options: list[tuple[_Stretch, float, bool]] = []
     for stretch in _stretches(roads, ego, warm_s):
@@ -228,7 +229,7 @@ def _cut_in(rng: np.random.Generator, roads: Roads, ego: Mover, warm_s: float) -
 
 
 def _cyclist(rng: np.random.Generator, roads: Roads, ego: Mover, warm_s: float) -> Stage | None:
-    """A cyclist who rides beside the ego's way at the edge of the lane and swerves into it as the ego comes up."""
+    """A cyclist at the edge of the lane swerves into the ego's path as the ego approaches."""
     route = ego.route
     options = [(x, float(s)) for x in _stretches(roads, ego, warm_s) if x.outer for s in x.spots(20.0, 12.0)]
     found = _choose(rng, options)
@@ -249,7 +250,7 @@ def _cyclist(rng: np.random.Generator, roads: Roads, ego: Mover, warm_s: float) 
 
 
 def _double_parking(rng: np.random.Generator, roads: Roads, ego: Mover, warm_s: float) -> Stage | None:
-    """A vehicle that stands in the right part of the ego's lane; the ego goes around it when nobody comes the other way."""
+    """A vehicle stands in the right part of the ego's lane. The ego passes it when there is no oncoming traffic."""
     route = ego.route
     options = []
     for stretch in _stretches(roads, ego, warm_s):
@@ -272,7 +273,7 @@ def _double_parking(rng: np.random.Generator, roads: Roads, ego: Mover, warm_s: 
 
 
 def _jaywalker(rng: np.random.Generator, roads: Roads, ego: Mover, warm_s: float) -> Stage | None:
-    """Somebody who steps on the road where there is no crossing, often from between parked vehicles, when the ego is near."""
+    """A pedestrian steps onto the road where there is no crossing, often between parked vehicles, when the ego is near."""
     route = ego.route
     options = [
         (x, float(s))
@@ -301,7 +302,7 @@ def _jaywalker(rng: np.random.Generator, roads: Roads, ego: Mover, warm_s: float
     points = sample(raw, along, np.arange(0, along[-1], STEP_M))
     walker = Walker(points, pace, len(roads.crossings), 0.1, width + 0.5, not forward, steps_out)
     roads = roads.with_crossing(crossing)
-    # Only the crossings on the route are new: where to give way, and for whom.
+    # Only the route's crossings change: they say where the ego gives way.
     zebras = make_route(roads, list(route.lanes), list(route.links)).zebras
     still: tuple[Still, ...] = ()
     clear = _beside(route, s - 2.0, s + 2.0, street.lane_m / 2, street.lane_m / 2 + 0.3 + stretch.parking_m)
@@ -323,7 +324,7 @@ def _jaywalker(rng: np.random.Generator, roads: Roads, ego: Mover, warm_s: float
 
 
 def _left_turn(rng: np.random.Generator, roads: Roads, ego: Mover, warm_s: float) -> Stage | None:
-    """Somebody who comes straight on, with the right of way, when the ego wants to turn left at its first junction."""
+    """An oncoming vehicle with the right of way drives straight on when the ego turns left at its first junction."""
     pairs = [(k, other) for k, link in enumerate(roads.links) if link.manoeuvre == "left" for other in _opposite(roads, k)]
     pairs = [(k, other) for k, other in pairs if roads.lanes[roads.links[k].lane_in].length_m > 46.0]
     if not pairs:
@@ -333,7 +334,7 @@ def _left_turn(rng: np.random.Generator, roads: Roads, ego: Mover, warm_s: float
     left, straight = pairs[int(rng.choice(np.argsort(away, kind="stable")[:24]))]
     first = roads.links[left].lane_in
     room = roads.lanes[first].length_m - 42.0
-    # The ego's own way, but to the left at its first junction, which it must reach late enough for a past.
+    # The ego turns left at its first junction. It must reach it late enough to have a history.
     after = walk_route(rng, roads, roads.links[left].lane_out, ROUTE_M, 1.3, True)
     route = make_route(roads, [first, *after.lanes], [left, *after.links], float(rng.uniform(0.9, 1.02)))
     start = float(rng.uniform(max(3.0, room - 45.0), room))
@@ -367,7 +368,7 @@ def _left_turn(rng: np.random.Generator, roads: Roads, ego: Mover, warm_s: float
 
 
 def _opposite(roads: Roads, left: int) -> list[int]:
-    """Ways straight on, from the arm opposite, that a left turn at a junction must let pass; nobody has a stop sign there."""
+    """Links straight on from the opposite arm to which a left turn must give way, at junctions without stop signs."""
     lane, link = roads.lanes[roads.links[left].lane_in], roads.links[left]
     if roads.degree[lane.end] < 3 or roads.stop_sign[(lane.end, lane.to_arm)]:
         return []

@@ -1,4 +1,4 @@
-"""Roads of the town: a bent grid of streets, their lanes, the ways through junctions, and pedestrian crossings.
+"""Roads of the town: a bent grid of streets, their lanes, the links through junctions, and pedestrian crossings.
 
 Everything is planar and in the global frame, metres. Traffic keeps right. `arm` k of a junction points along the junction's own
 rotation plus k quarter turns, so that opposite streets meet head-on and streets between junctions become curves.
@@ -51,7 +51,7 @@ class Street:
         return (base + self.parking_m[0], base + self.parking_m[1])
 
     def offset(self, right_m: float) -> Float[Array, "n 2"]:
-        """The centreline moved to its right."""
+        """The centreline shifted to its right, metres."""
         return offset_line(self.points, right_m)
 
     def strip(self, from_m: float, to_m: float) -> shapely.Polygon:
@@ -59,13 +59,13 @@ class Street:
         return shapely.Polygon(np.concatenate([self.offset(from_m), self.offset(to_m)[::-1]]))
 
     def driven(self) -> Float[Array, "n 2"]:
-        """The centreline between the junctions, where the street has lanes."""
+        """The part of the centreline between the junctions, along which the lanes run."""
         along = arclength(self.points)
         at = np.linspace(self.trim_m[0], along[-1] - self.trim_m[1], max(3, int(along[-1] / 2)))
         return sample(self.points, along, at)
 
     def part(self, start_m: float, end_m: float) -> Street | None:
-        """The same street cut to an interval of its length; None when nothing is left."""
+        """The street cut to an interval of arc length, metres; None if less than 2 m is left."""
         along = arclength(self.points)
         start_m, end_m = max(start_m, 0.0), min(end_m, along[-1])
         if end_m - start_m < 2.0:
@@ -76,7 +76,7 @@ class Street:
 
 @dataclass(frozen=True)
 class Lane:
-    """One lane of a street in its driving direction; `index` 0 is the innermost. `to_arm` is the arm by which it enters junction `end`."""
+    """One lane of a street in its driving direction; `index` 0 is the innermost. `to_arm` is the arm at which it enters junction `end`."""
 
     street: int
     index: int
@@ -92,7 +92,7 @@ class Lane:
 
 @dataclass(frozen=True)
 class Link:
-    """A way through a junction, from the end of one lane to the start of another."""
+    """A path through a junction, from the end of one lane to the start of another."""
 
     lane_in: int
     lane_out: int
@@ -102,7 +102,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Crossing:
-    """A pedestrian crossing: kerb points left and right of its street. Where it is not `marked`, somebody crosses all the same."""
+    """A pedestrian crossing: kerb points left and right of its street. If it is not `marked`, pedestrians cross without a painted crossing."""
 
     street: int
     left: Float[Array, "2"]
@@ -137,12 +137,12 @@ class Roads:
         return [k for k in self.crossings_of[street] if self.crossings[k].marked]
 
     def with_crossing(self, crossing: Crossing) -> Roads:
-        """The same roads with one more crossing, which is the last."""
+        """A copy of the roads with `crossing` appended."""
         of = {**self.crossings_of, crossing.street: [*self.crossings_of[crossing.street], len(self.crossings)]}
         return replace(self, crossings=(*self.crossings, crossing), crossings_of=of)
 
     def clear_after(self, first: int, second: int) -> float:
-        """How far along link `first` a vehicle's rear must be before link `second` is free of it; 0 when they never meet.
+        """How far along link `first` a vehicle's rear must be before link `second` is free of it; 0 if they never meet.
 
         Links from one lane follow each other and do not count as meeting.
         """
@@ -157,12 +157,12 @@ class Roads:
 
 
 def arclength(points: Float[Array, "n 2"]) -> Float[Array, "n"]:
-    """Length along a polyline at each of its points."""
+    """Arc length at each point of a polyline."""
     return np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
 
 
 def sample(points: Float[Array, "n 2"], along: Float[Array, "n"], at: Float[Array, "m"]) -> Float[Array, "m 2"]:
-    """Points of a polyline at given lengths."""
+    """Points of a polyline at given arc lengths."""
     return np.stack([np.interp(at, along, points[:, 0]), np.interp(at, along, points[:, 1])], -1)
 
 
@@ -173,7 +173,7 @@ def tangents(points: Float[Array, "n 2"]) -> Float[Array, "n 2"]:
 
 
 def offset_line(points: Float[Array, "n 2"], right_m: float) -> Float[Array, "n 2"]:
-    """A polyline moved to its right."""
+    """A polyline shifted to its right, metres."""
     t = tangents(points)
     return points + right_m * np.stack([t[:, 1], -t[:, 0]], -1)
 
@@ -194,7 +194,7 @@ def _kind(rng: np.random.Generator, park: float) -> SideKind:
 
 
 def _topology(rng: np.random.Generator) -> tuple[list[tuple[int, int, int]], Array]:
-    """Streets (from, to, grid line) that stay after some are taken away, and the junctions' arms."""
+    """Streets (from, to, grid line) that remain after random removals, and the number of arms of each junction."""
     pairs = [(i * GRID + j, (i + 1) * GRID + j, j) for i in range(GRID - 1) for j in range(GRID)]
     pairs += [(i * GRID + j, i * GRID + j + 1, GRID + i) for i in range(GRID) for j in range(GRID - 1)]
     degree = np.bincount(np.array([p[:2] for p in pairs]).ravel(), minlength=GRID * GRID)
