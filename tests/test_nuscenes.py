@@ -287,6 +287,7 @@ def test_maps_that_are_missing_or_broken(tiny):
         (lambda m: m["node"][0].update(x=float("nan")), "node n0"),
         (lambda m: m["polygon"].pop(0), "'p0'"),
         (lambda m: m["arcline_path_3"]["lane-0"][0].update(shape="LXR"), "'X'"),
+        (lambda m: m["arcline_path_3"]["lane-0"][0].update(radius=10**400), "too large for any length"),
     ):
         broken = json.loads(json.dumps(whole))
         change(broken)

@@ -60,7 +60,7 @@ def read_map(path: Path) -> VectorMap:
         lanes, junctions = _lanes([segment for segment in segments if segment["lane_type"] in _DRIVEN])
     except KeyError as error:
         raise DataError(f"{where}: no table or field {printable(str(error))}; the map is incomplete. {AGAIN}") from error
-    except (ValueError, TypeError, AttributeError, IndexError, shapely.errors.GEOSException) as error:
+    except (ValueError, TypeError, AttributeError, IndexError, OverflowError, shapely.errors.GEOSException) as error:
         raise DataError(f"{where}: not a readable map ({printable(str(error), 120)}). {AGAIN}") from error
     layers: dict[str, shapely.Geometry] = {
         "drivable_area": shapely.union_all(areas),

@@ -131,9 +131,12 @@ def _centrelines(paths: Mapping[str, Any]) -> list[shapely.Geometry | None]:
     arcs = [(lane, arc) for lane, path in enumerate(paths.values()) for arc in path]
     if not arcs:
         return []
-    x, y, yaw = np.array([arc["start_pose"] for _, arc in arcs], dtype=np.float64).T
-    lengths = np.array([arc["segment_length"] for _, arc in arcs], dtype=np.float64)
-    radius = np.array([arc["radius"] for _, arc in arcs], dtype=np.float64)
+    try:
+        x, y, yaw = np.array([arc["start_pose"] for _, arc in arcs], dtype=np.float64).T
+        lengths = np.array([arc["segment_length"] for _, arc in arcs], dtype=np.float64)
+        radius = np.array([arc["radius"] for _, arc in arcs], dtype=np.float64)
+    except OverflowError as error:
+        raise DataError(f"arcline_path_3 holds an integer that is too large for any length. {_AGAIN}") from error
     given = np.column_stack([x, y, yaw, lengths, radius])
     if not all_numbers([*arc["start_pose"], *arc["segment_length"], arc["radius"]] for _, arc in arcs):
         raise DataError(f"arcline_path_3 holds something else than numbers in start_pose, segment_length or radius. {_AGAIN}")
