@@ -103,8 +103,8 @@ def turned_corners(
     return np.stack([along * cos - left * sin + centre_m[:, :1], along * sin + left * cos + centre_m[:, 1:]], axis=-1)
 
 
-def placed(centre_m: Float[Array, "n 2"], yaw_rad: Float[Array, "n"], local_m: Float[Array, "n 2"]) -> Float[Array, "n 2"]:
+def placed(centre_m: Float[Array, "*n 2"], yaw_rad: Float[Array, "*n"] | float, local_m: Float[Array, "*n 2"]) -> Float[Array, "*n 2"]:
     """Map points from rectangles' own frames (forward, left, from the centre) to the frame of `centre_m`, metres."""
     cos, sin = np.cos(yaw_rad), np.sin(yaw_rad)
-    along, left = local_m[:, 0], local_m[:, 1]
+    along, left = local_m[..., 0], local_m[..., 1]
     return centre_m + np.stack([cos * along - sin * left, sin * along + cos * left], -1)

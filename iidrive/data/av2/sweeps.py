@@ -21,8 +21,7 @@ from iidrive.core.untrusted.json_text import read_json
 from iidrive.core.untrusted.npz import read_npy
 from iidrive.data.av2.log import POSES, poses
 from iidrive.data.av2.tables import AGAIN, Table
-from iidrive.data.derive.sweeps import Sweep
-from iidrive.data.nuscenes.sweeps import of_the_car
+from iidrive.data.derive.sweeps import Sweep, hits_ego, read_cells
 
 Array = np.ndarray
 
@@ -46,7 +45,7 @@ def read_sweeps(folder: Path, every: int, axle_T_lidar: Float[Array, "4 4"], ego
     at_ns = np.array([int(path.stem) for path in files], np.int64)
     for path, time_ns, pose in zip(files, at_ns, poses(folder / POSES, at_ns), strict=True):
         points = Table(path).numbers(("x", "y", "z"))
-        points = points[~of_the_car(geometry.apply(ego_T_axle, points))]
+        points = points[~hits_ego(geometry.apply(ego_T_axle, points))]
         yield Sweep(int(time_ns // 1000), geometry.apply(pose, points), geometry.apply(pose, axle_T_lidar[:3, 3]))
 
 
@@ -62,10 +61,7 @@ class GroundHeights:
     def __call__(self, xy_m: Float[Array, "n 2"]) -> Float[Array, "n"]:
         """As `derive.sweeps.Ground`."""
         column, row = np.floor(self.scale * (xy_m @ self.rotation.T + self.shift)).astype(np.int64).T
-        within = (row >= 0) & (row < self.z_m.shape[0]) & (column >= 0) & (column < self.z_m.shape[1])
-        out = np.full(len(xy_m), np.nan)
-        out[within] = self.z_m[row[within], column[within]]
-        return out
+        return read_cells(self.z_m, np.stack([row, column], -1), np.nan)
 
 
 def read_ground(folder: Path) -> GroundHeights | None:
@@ -89,6 +85,6 @@ def read_ground(folder: Path) -> GroundHeights | None:
         rotation, shift, scale = np.array(raw["R"], float).reshape(2, 2), np.array(raw["t"], float).reshape(2), float(raw["s"])
         if not (np.isfinite(rotation).all() and np.isfinite(shift).all() and 0 < scale < 1e6):
             raise ValueError("numbers that are not finite")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{printable_line(str(place))}: expected R, t and s ({printable(str(error), 80)}). {AGAIN}") from error
     return GroundHeights(heights.astype(np.float64), rotation, shift, scale)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from iidrive.core.config_io import to_plain
 from iidrive.core.errors import DataError
 from iidrive.core.untrusted.json_text import read_json
 from iidrive.data.derive.grids import Derived
@@ -37,7 +38,7 @@ def begin(folder: Path, about: dict[str, Any]) -> None:
     Raises:
         DataError: if the folder holds occupancy of other data, or files without `derived.json`, which may be labels.
     """
-    wanted = json.loads(json.dumps({"format": FORMAT, **about}))
+    wanted = to_plain({"format": FORMAT, **about})
     if is_derived(folder):
         if read_json(folder / NAME) != wanted:
             raise DataError(f"{folder / NAME}: derived from other data, or in another way. Name another folder, or delete this one.")

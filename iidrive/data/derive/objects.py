@@ -103,8 +103,7 @@ def inside(points_m: Float[Array, "n 3"], boxes: Boxes, margin_m: float) -> Iter
         if not len(near):
             continue
         away = points_m[near] - boxes.centre_m[b]
-        cos, sin = np.cos(boxes.yaw_rad[b]), np.sin(boxes.yaw_rad[b])
-        local = np.stack([cos * away[:, 0] + sin * away[:, 1], cos * away[:, 1] - sin * away[:, 0], away[:, 2]], -1)
+        local = np.column_stack([geometry.placed(np.zeros(2), -boxes.yaw_rad[b], away[:, :2]), away[:, 2]])
         held = (
             (np.abs(local[:, :2]) <= half[:2] + margin_m).all(1)
             & (local[:, 2] >= GROUND_IN_BOX_M - half[2])
@@ -116,9 +115,8 @@ def inside(points_m: Float[Array, "n 3"], boxes: Boxes, margin_m: float) -> Iter
 
 def carried(local_m: Float[Array, "n 3"], boxes: Boxes, box: int) -> Float[Array, "n 3"]:
     """Points that are given from a box's centre along its axes, in the frame of the boxes."""
-    cos, sin = np.cos(boxes.yaw_rad[box]), np.sin(boxes.yaw_rad[box])
-    turned = np.stack([cos * local_m[:, 0] - sin * local_m[:, 1], sin * local_m[:, 0] + cos * local_m[:, 1], local_m[:, 2]], -1)
-    return turned + boxes.centre_m[box]
+    centre = boxes.centre_m[box]
+    return np.column_stack([geometry.placed(centre[:2], boxes.yaw_rad[box], local_m[:, :2]), centre[2] + local_m[:, 2]])
 
 
 def thinned(points_m: Float[Array, "n 3"], voxel_m: float) -> Bool[Array, "n"]:

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from iidrive.core.scene import GridSpec, Scene
 from iidrive.data.derive.objects import BoxesOverTime, inside, thinned
-from iidrive.data.derive.sweeps import Sweep
+from iidrive.data.derive.sweeps import Sweep, read_cells
 
 Array = np.ndarray
 
@@ -48,10 +48,7 @@ class GroundMap:
     def __call__(self, xy_m: Float[Array, "n 2"]) -> Float[Array, "n"]:
         """As `sweeps.Ground`."""
         cell = np.floor((xy_m - np.array(self.lower_m)) / self.cell_m).astype(np.int64)
-        within = ((cell >= 0) & (cell < np.array(self.z_m.shape))).all(1)
-        out = np.full(len(xy_m), np.nan)
-        out[within] = self.z_m[cell[within, 0], cell[within, 1]]
-        return out
+        return read_cells(self.z_m, cell, np.nan)
 
 
 @dataclass(frozen=True)
@@ -72,10 +69,7 @@ class Surroundings:
     def was_passed(self, points_m: Float[Array, "n 3"]) -> Bool[Array, "n"]:
         """Whether a ray passed the cubes that hold some points of the global frame."""
         at = np.floor((points_m - np.array(self.spec.lower_m)) / self.spec.voxel_m).astype(np.int64)
-        within = ((at >= 0) & (at < np.array(self.spec.shape))).all(1)
-        out = np.zeros(len(points_m), bool)
-        out[within] = self.passed[tuple(at[within].T)]
-        return out
+        return read_cells(self.passed, at, False)
 
 
 def bounds(scene: Scene, voxel_m: float) -> GridSpec:

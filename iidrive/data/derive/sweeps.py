@@ -7,11 +7,28 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int, Shaped
 
+from iidrive.core.footprint import EGO_CENTRE_M, EGO_SIZE_M
 from iidrive.core.scene import Scene
 
 Array = np.ndarray
+
+_BODY_MARGIN_M = 0.4
+
+
+def read_cells(table: Shaped[Array, "*s"], cell: Int[Array, "n d"], outside: float | bool) -> Shaped[Array, "n"]:
+    """Values of a table at cells given by their indices; `outside` for cells beyond its edges."""
+    within = ((cell >= 0) & (cell < np.array(table.shape))).all(1)
+    out = np.full(len(cell), outside)
+    out[within] = table[tuple(cell[within].T)]
+    return out
+
+
+def hits_ego(ego_m: Float[Array, "n 3"]) -> Bool[Array, "n"]:
+    """Mask of points (ego frame, metres) that were reflected by the ego vehicle: within its outline in bird's-eye view."""
+    away = np.abs(ego_m[:, :2] - (EGO_CENTRE_M, 0.0))
+    return np.asarray((away <= np.array(EGO_SIZE_M) / 2 + _BODY_MARGIN_M).all(1))
 
 
 @dataclass(frozen=True)

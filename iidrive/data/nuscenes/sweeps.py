@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from iidrive.core import geometry
 from iidrive.core.errors import DataError
-from iidrive.core.footprint import EGO_CENTRE_M, EGO_SIZE_M
-from iidrive.data.derive.sweeps import Sweep
+from iidrive.data.derive.sweeps import Sweep, hits_ego
 from iidrive.data.nuscenes.tables import by_token, field, follow, numbers, quaternions, records, table_file
 
 Array = np.ndarray
@@ -22,7 +21,6 @@ FOLDERS = ("samples", "sweeps")
 """Where the files lie, below the root."""
 _COLUMNS = 5
 """x, y, z, intensity and ring, float32."""
-_BODY_MARGIN_M = 0.4
 
 
 @dataclass(frozen=True)
@@ -46,13 +44,7 @@ class SweepFiles:
             ego_m = geometry.apply(self.ego_T_lidar[scene][k], lidar_m)
             pose = self.global_T_ego[scene][k]
             origin = geometry.apply(pose, self.ego_T_lidar[scene][k][:3, 3])
-            yield Sweep(int(self.time_us[scene][k]), geometry.apply(pose, ego_m[~of_the_car(ego_m)]), origin)
-
-
-def of_the_car(ego_m: Float[Array, "n 3"]) -> Bool[Array, "n"]:
-    """Points that the car itself reflected: inside its own outline, seen from above."""
-    away = np.abs(ego_m[:, :2] - (EGO_CENTRE_M, 0.0))
-    return np.asarray((away <= np.array(EGO_SIZE_M) / 2 + _BODY_MARGIN_M).all(1))
+            yield Sweep(int(self.time_us[scene][k]), geometry.apply(pose, ego_m[~hits_ego(ego_m)]), origin)
 
 
 def read_points(path: Path) -> Float[Array, "n 3"]:

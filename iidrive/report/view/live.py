@@ -166,9 +166,9 @@ def visible_voxels(labels: UInt8[Array, "X Y Z"], spec: GridSpec) -> tuple[Float
 
 def box_edges(boxes: Float[Array, "n 7"]) -> Float[Array, "n*12 2 3"]:
     """The twelve edges of boxes: centre, length, width, height, yaw."""
-    x, y, z = np.moveaxis(_CUBE[None] * boxes[:, None, 3:6], -1, 0)
-    cos, sin = np.cos(boxes[:, 6:]), np.sin(boxes[:, 6:])
-    corners = np.stack([x * cos - y * sin, x * sin + y * cos, z], -1) + boxes[:, None, :3]
+    local = _CUBE * boxes[:, None, 3:6]
+    xy = geometry.placed(boxes[:, None, :2], boxes[:, None, 6], local[..., :2])
+    corners = np.concatenate([xy, boxes[:, None, 2:3] + local[..., 2:]], -1)
     return corners[:, _EDGES].reshape(-1, 2, 3)
 
 
