@@ -67,7 +67,8 @@ def encode(agent: Agent, x: Inputs) -> Tensor:
 
 def decode(agent: Agent, x: Inputs) -> Tensor:
     assert x.codes is not None
-    return agent.forecaster.tokenizer.class_logits(agent.forecaster.latents(x.codes[:, -1]))
+    (logits,) = agent.forecaster.tokenizer.read(agent.forecaster.latents(x.codes[:, -1]), lambda logits: (logits,))
+    return logits
 
 
 def roll_out(agent: Agent, x: Inputs) -> Tensor:

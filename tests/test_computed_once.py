@@ -56,7 +56,7 @@ def test_labels_read_frame_by_frame(agent: Agent, clips: ClipDataset) -> None:
     assert codes is not None
     with torch.no_grad():
         latent = tokenizer.latent_of(codes[:, -1])
-        logits = tokenizer.class_logits(latent)
+        logits = tokenizer.decode(latent) + tokenizer._bias(latent)
         without = torch.zeros(18, dtype=torch.bool)
         without[[1, 2, 3, 17]] = True
         assert torch.equal(tokenizer.labels(latent), logits.argmax(-1).to(torch.uint8))

@@ -1,4 +1,4 @@
-"""The command that writes occupancy labels for scenes that have none."""
+"""The command `occupancy`: derived occupancy for scenes without labels."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def occupancy(
     sweeps: int = 5,
     where: DataOptions = DataOptions(),  # noqa: B008
 ) -> None:
-    """Write occupancy derived from boxes, the map, the ground's height and lidar sweeps, in Occ3D's layout.
+    """Write occupancy derived from boxes, the map, ground heights and lidar sweeps, in Occ3D's layout.
 
-    It can be stopped at any moment and started again. `--gts OUT` reads what it wrote; tables call it derived.
+    The command can be stopped and restarted at any time. `--gts OUT` reads the result, which is called derived in all tables.
 
     Args:
         out: folder to write; it gets <scene>/<sample token>/labels.npz.
-        sweeps: every n-th lidar sweep is read, where there are any; 0: none.
+        sweeps: every n-th lidar sweep is read, if there are any; 0: none.
         where: scenes of nuScenes or Argoverse 2; default: the usual training split.
     """
     if where.source.name == "town":

@@ -45,7 +45,7 @@ def import_ii_world(stage1: str = "", stage2: str = "", out: str = "runs/ii-worl
         stage1: .pth file of the scene tokenizer.
         stage2: .pth file of the world model; it may hold its tokenizer.
         out: folder to write: OUT/tokenizer and OUT/world.
-        ema: on: use the moving average in the file; off: its weights; default: the weights, or the average if there are none.
+        ema: on: use the moving average in the file; off: its weights; default: the weights, or the average of a file without weights.
     """
     for path in convert_iiworld.import_ii_world(stage1, stage2, out, ema, lambda sentence: print(f"note: {sentence}")):
         manifest = checkpoint.read_manifest(path)

@@ -45,7 +45,7 @@ class Data:
 
 
 def parse(data: str, **options: str) -> tuple[Data, ...]:
-    """The sources that a command line names (`town,nuscenes`), with the options of each.
+    """Parse the sources of a command line (`town,nuscenes`), with the options of each.
 
     An option of one source is its value. For several it is `NAME=VALUE,…`; a value without a name is for the only source besides the towns,
     which take no options.
@@ -68,7 +68,7 @@ def parse(data: str, **options: str) -> tuple[Data, ...]:
 
 
 def _by_source(option: str, value: str, names: Sequence[str]) -> dict[str, str]:
-    """What an option says for each of the sources."""
+    """Value of an option for each of the sources."""
     if len(names) == 1:
         return {names[0]: value} if value else {}
     given = values_by_source(option, value, names)
@@ -85,7 +85,7 @@ def _by_source(option: str, value: str, names: Sequence[str]) -> dict[str, str]:
 
 
 def opened(sources: Sequence[Data], town: TownConfig) -> Source:
-    """The source, or several as one. Raises ConfigError as each does, or for two of one name."""
+    """Open the source, or several as one. Raises ConfigError as each of them does, or for two with the same name."""
     made = [data.open(town) for data in sources]
     return made[0] if len(made) == 1 else Joint(made)
 

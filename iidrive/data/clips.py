@@ -111,9 +111,12 @@ class ClipSpec:
 
 @dataclass(frozen=True)
 class Mixture:
-    """How samples of several sources are drawn: the sources' names, the source of every track as an index into them, and their shares.
+    """How samples of several sources are drawn.
 
-    `shares` are above 0 and relative to each other. Without any, each source gives as many samples as it has.
+    Attributes:
+        names: names of the sources.
+        of_track: index of each track's source in `names`.
+        shares: relative shares of the sources, above 0; empty for shares proportional to their numbers of samples.
     """
 
     names: tuple[str, ...]
@@ -121,7 +124,8 @@ class Mixture:
     shares: tuple[float, ...] = ()
 
     def drawn(self, sizes: Sequence[int]) -> tuple[int, ...]:
-        """Samples of each source in a pass, which draws as many as there are in all: the shares by largest remainder, but one at least."""
+        """Number of samples of each source in an epoch, for `sizes` available ones. They sum to the total size: the shares by largest remainder, at
+        least one each."""
         if not self.shares:
             return tuple(sizes)
         total = sum(sizes)
@@ -189,10 +193,10 @@ class ClipDataset:
         return other
 
     def order(self, seed: int, start: int, count: int) -> Array:
-        """Rows of the training order from place `start` on, which follow from the seed and the place alone.
+        """`count` rows of the training order from position `start` on. They depend on the seed and the position only.
 
-        A pass draws `drawn` samples of each source, mixed by a permutation that follows from (seed, pass). The samples of one source come in
-        permutations of their own: none is drawn a second time before all of its source were drawn once.
+        An epoch draws `drawn` samples of each source, mixed by a permutation that depends on (seed, epoch). The samples of each source follow
+        permutations of their own, so no sample is drawn again before all samples of its source were drawn.
         """
         if len(self.groups) == 1:
             return order(len(self), seed, start, count)

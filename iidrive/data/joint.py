@@ -1,6 +1,6 @@
-"""Several sources as one source: the scenes of all of them, each read by its own source, so that a training can mix them in its batches.
+"""Several sources combined into one, so that a training can mix their samples in its batches. Each scene is read by its own source.
 
-A split of several sources is written as on the command line: `town=train,nuscenes=mini_train`. Without names it is a split of every source.
+A split of several sources is written as on the command line: `town=train,nuscenes=mini_train`. A split without names applies to every source.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Joint:
 
     @property
     def occupancy_source(self) -> OccSource:
-        """The weakest of the sources' own, in the order labels, derived, predicted."""
+        """The weakest of the sources' occupancy sources, in the order labels, derived, predicted."""
         held = {source.occupancy_source for source in self.sources}
         return "predicted" if "predicted" in held else "derived" if "derived" in held else "labels"
 
@@ -66,12 +66,12 @@ class Joint:
         return self.completed("", part)
 
     def completed(self, split: str, part: Part) -> str:
-        """A split with the usual one of every source that it does not name. Raises ConfigError as `values_by_source` does."""
+        """The split, with the usual split added for every source that it does not name. Raises ConfigError as `values_by_source` does."""
         given = values_by_source("split", split, [source.name for source in self.sources])
         return ",".join(f"{source.name}={given.get(source.name) or source.usual_split(part)}" for source in self.sources)
 
     def splits(self, split: str) -> tuple[tuple[Source, str], ...]:
-        """Every source and its own split.
+        """Each source with its own split.
 
         Raises:
             ConfigError: if a source is left out, for a file of scene names without the name of its source, or as `values_by_source` does.
@@ -92,7 +92,7 @@ class Joint:
         return tuple(name for source, own in self.splits(split) for name in self._add(source, own))
 
     def _add(self, source: Source, split: str) -> tuple[str, ...]:
-        """The scene names of a source's split, which are from now on known to be its own."""
+        """The scene names of a source's split. Records that the scenes belong to it."""
         names = source.scene_names(split)
         for name in names:
             if self._of.setdefault(name, source) is not source:
@@ -102,7 +102,7 @@ class Joint:
         return names
 
     def source_of(self, scene: str) -> Source:
-        """The source of a scene. Raises DataError for a scene that is in no split that was asked for, nor in a usual one."""
+        """The source of a scene. Raises DataError for a scene that is neither in a split requested so far nor in a usual split."""
         if scene not in self._of:
             for source in self.sources:
                 for split in {source.usual_split(part) for part in ("train", "val", "test")}:
@@ -113,39 +113,39 @@ class Joint:
         return self._of[scene]
 
     def prepare(self, names: Sequence[str]) -> None:
-        """Each source makes ready its own."""
+        """Prepare the scenes, each by its own source."""
         for source in self.sources:
             source.prepare([name for name in names if self.source_of(name) is source])
 
     def scene(self, name: str) -> Scene:
-        """One scene, as its source gives it."""
+        """One scene, from its own source."""
         return self.source_of(name).scene(name)
 
     def occupancy(self, scene: Scene, index: int, spec: GridSpec) -> OccGrid:
-        """Occupancy of one keyframe, as the scene's source gives it."""
+        """Occupancy of one keyframe, from the scene's own source."""
         return self.source_of(scene.name).occupancy(scene, index, spec)
 
 
 def parts_of(source: Source) -> tuple[Source, ...]:
-    """The sources that a source is made of: itself alone, or several."""
+    """The sources that a source consists of: itself, or several."""
     return source.sources if isinstance(source, Joint) else (source,)
 
 
 def splits_of(source: Source, split: str) -> tuple[tuple[Source, str], ...]:
-    """Every source that a source is made of, and its own split."""
+    """Each source that a source consists of, with its own split."""
     return source.splits(split) if isinstance(source, Joint) else ((source, split),)
 
 
 def tracks_of(source: Source, part: Source, tracks: Sequence[EgoTrack]) -> list[EgoTrack]:
-    """The tracks that are of one of the sources that a source is made of."""
+    """The tracks of `part`, one of the sources that `source` consists of."""
     return [track for track in tracks if not isinstance(source, Joint) or source.source_of(track.name) is part]
 
 
 def mixture(source: Source, tracks: Sequence[EgoTrack], shares: Mapping[str, float]) -> Mixture | None:
-    """How a training draws from several sources; None for one alone. `shares` are relative to each other; without any, every sample counts once.
+    """How a training draws samples from several sources; None for a single source. `shares` are relative; empty: proportional to the sizes.
 
     Raises:
-        ConfigError: if shares are given, but not for exactly the sources that there are.
+        ConfigError: if `shares` names other sources than those of `source`.
     """
     if not isinstance(source, Joint):
         return None
@@ -161,10 +161,10 @@ def mixture(source: Source, tracks: Sequence[EgoTrack], shares: Mapping[str, flo
 
 
 def values_by_source(option: str, text: str, names: Sequence[str]) -> dict[str, str]:
-    """What an option says for each of several sources: `nuscenes=PATH,av2=PATH`. A value without a name is a value for all of them.
+    """Parse the values of an option for several sources, as in `nuscenes=PATH,av2=PATH`. A value without a name applies to all sources.
 
     Raises:
-        ConfigError: for a source that is not among `names`, or one that stands twice or without a value.
+        ConfigError: for a source that is not in `names`, appears twice, or has no value.
     """
     if not text:
         return {}

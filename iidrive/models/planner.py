@@ -234,7 +234,7 @@ class Agent(nn.Module):
 
     @torch.no_grad()
     def both(self, inputs: Inputs) -> Float[Tensor, "B 2 S 2"]:
-        """Plans without ii and with it, as `plan` makes them. Candidates of both vary one way, from one reading of the present."""
+        """Plans without ii and with it (axis 1), equal to those of `plan`. Both use the same base path and the same current occupancy."""
         if not self.planner.config.accelerations:
             return torch.stack([self.plan(inputs, ii) for ii in (False, True)], 1)
         seen = self.forecaster.current_occupancy(inputs)

@@ -313,12 +313,6 @@ class Tokenizer(nn.Module):
         """Decode class logits of every voxel."""
         return self._logits(self.decoder(latent))
 
-    def class_logits(self, latent: Float[Tensor, "B C x y"]) -> Float[Tensor, "B X Y Z K"]:
-        """Class logits for inference. With class weights, the fraction `prior` of their bias is removed, and classes absent from training
-        are excluded.
-        """
-        return self._logits(self.decoder(latent)).add_(self._bias(latent))
-
     def labels(self, latent: Float[Tensor, "B C x y"], without: Bool[Tensor, "K"] | None = None) -> UInt8[Tensor, "B X Y Z"]:
         """The most likely class of every voxel, excluding the classes in `without`."""
         (found,) = self.read(latent, lambda logits: (logits.argmax(-1).to(torch.uint8),), without)
@@ -327,8 +321,9 @@ class Tokenizer(nn.Module):
     def read(
         self, latent: Float[Tensor, "B C x y"], reading: Callable[[Tensor], tuple[Tensor, ...]], without: Bool[Tensor, "K"] | None = None
     ) -> tuple[Tensor, ...]:
-        """Apply `reading` to the class logits (b X Y Z K) and return its results for all frames.
+        """Apply `reading` to the class logits for inference (b X Y Z K) and return its results for all frames.
 
+        With class weights, the fraction `prior` of their bias is removed from the logits, and classes absent from training are excluded.
         On a CPU the frames are read one after the other, since the logits of many frames do not fit the processor's cache.
         """
         bias = self._bias(latent)

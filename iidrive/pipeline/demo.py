@@ -38,6 +38,7 @@ from iidrive.report.view.page import write_view
 from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run, peak_memory_gb
 from iidrive.scoring.forecast import ForecastScores
+from iidrive.scoring.predictions import Predictions
 from iidrive.scoring.score import Scores, to_json
 from iidrive.scoring.tables import format_scores
 from iidrive.simulation.loop import LoopConfig
@@ -203,7 +204,7 @@ def score_all(
             on.source, on.split, {"planner": recipe.name if name == "planner" else name, "train_ii": "on", "test_ii": state}
         )
         judged = on.judged(loaded.checkpoint)
-        scores[row], plans[row] = score_plans(f"{name}-ii-{state}", tokens, paths[:, k], on, about, heading, judged)
+        scores[row], plans[row] = score_plans(Predictions(paths[:, k], tokens, where=f"{name}-ii-{state}"), on, about, heading, judged)
     return scores, plans
 
 

@@ -1,4 +1,4 @@
-"""Write occupancy labels for scenes that have none: scene after scene, sweeps first, then every keyframe."""
+"""Write derived occupancy for scenes without labels: for each scene, read its sweeps, then write every keyframe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from iidrive.data.source import Source
 
 @dataclass(frozen=True)
 class Written:
-    """What was written: keyframes that are new, those that were there, sweeps that were read, and the seconds it took."""
+    """Numbers of keyframes written, of keyframes that existed already, and of sweeps read, and the time taken, seconds."""
 
     keyframes: int
     kept: int
@@ -30,7 +30,7 @@ class Written:
 def write_occupancy(
     source: Source, names: Sequence[str], folder: Path, every: int = 5, report: Callable[[str], None] = lambda name: None
 ) -> Written:
-    """Derive the occupancy of some scenes and write it in Occ3D's layout. A scene whose files are all there is kept.
+    """Derive the occupancy of some scenes and write it in Occ3D's layout. Existing files are kept.
 
     `every`: every n-th sweep is read; 0 reads none.
 

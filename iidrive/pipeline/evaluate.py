@@ -192,7 +192,7 @@ def evaluate_planner(found: Checkpoint, on: TestSet, use: Use) -> Result:
     if choose is not None:
         untrained = "the outcome head was trained only with the current scene; it treats the imagined scene as if it were the current one."
         made = choices(choose, agent.planner.config.accelerations, clips, on.source, on.run.process_group)
-        planned = _scored("planner", made.tokens, made.paths, clips, on, about, lineage)
+        planned = _scored(Predictions(made.paths, made.tokens, where="planner"), clips, on, about, lineage)
         numbers = {**numbers, "choices": made.to_json()}
         planned, failures = replace(planned, text=f"{planned.text}\n{made.text()}"), made.failures()
         if use.explain:
@@ -282,29 +282,24 @@ def plan_and_score(
 
     Writes `predictions-NAME.npz`, `table-NAME.txt`, and `rows-NAME.npz` with the per-sample scores that `iidrive compare` reads.
     """
-    return score_plans(name, *infer.plans(plan, clips, on.run.process_group), on, about, heading, lineage)
+    return score_plans(_plan_all(name, plan, clips, on), on, about, heading, lineage)
 
 
 def score_plans(
-    name: str,
-    tokens: tuple[str, ...],
-    paths: Float[Array, "n 6 2"],
-    on: TestSet,
-    about: Mapping[str, object],
-    heading: str,
-    lineage: Lineage,
+    planned: Predictions, on: TestSet, about: Mapping[str, object], heading: str, lineage: Lineage
 ) -> tuple[Scores, dict[str, Float[Array, "6 2"]]]:
-    """Like `plan_and_score`, for plans that exist already: `paths` of LIDAR_TOP in the lidar frame, metres, of the samples `tokens`."""
-    run, cases = on.run, on.cases
+    """Like `plan_and_score`, for plans that exist already, with sample tokens. NAME is their `where`."""
+    run, cases, name, paths = on.run, on.cases, planned.where, planned.trajectory
+    assert planned.token is not None
     made = {**about, "lineage": lineage.child("predictions").to_plain()}
     predictions = run.folder / f"predictions-{name}.npz"
     if run.process_group.is_rank_zero:
-        write_predictions(predictions, tokens, paths, made)
-    scores = scoring.score(cases, align(cases, Predictions(paths, tokens, {}, name)))
+        write_predictions(predictions, planned.token, paths, made)
+    scores = scoring.score(cases, align(cases, planned))
     if run.process_group.is_rank_zero:
         scoring.write_per_sample(rows_beside(predictions), scores, scene=cases.scene, of=predictions, marks=lineage.marks)
     run.write_text(f"table-{name}.txt", f"{mark_lines(lineage.marks)}{heading}\n{format_scores(scores)}\n")
-    return scores, dict(zip(tokens, paths, strict=True))
+    return scores, dict(zip(planned.token, paths, strict=True))
 
 
 def reconstruction_miou(tokenizer: Tokenizer, cache: TokenCache, on: TestSet, counted: ForecastScores | None = None) -> float:
@@ -346,27 +341,24 @@ def _forecast(forecaster: Forecaster, clips: ClipDataset, on: TestSet, lineage: 
 
 
 def _planned(name: str, plan: Plan, clips: ClipDataset, on: TestSet, about: dict[str, Any], lineage: Lineage) -> Result:
-    return _scored(name, *infer.plans(plan, clips, on.run.process_group), clips, on, about, lineage)
+    return _scored(_plan_all(name, plan, clips, on), clips, on, about, lineage)
 
 
-def _scored(
-    name: str,
-    tokens: tuple[str, ...],
-    paths: Float[Array, "n 6 2"],
-    clips: ClipDataset,
-    on: TestSet,
-    about: dict[str, Any],
-    lineage: Lineage,
-) -> Result:
+def _plan_all(name: str, plan: Plan, clips: ClipDataset, on: TestSet) -> Predictions:
+    tokens, paths = infer.plans(plan, clips, on.run.process_group)
+    return Predictions(paths, tokens, where=name)
+
+
+def _scored(planned: Predictions, clips: ClipDataset, on: TestSet, about: dict[str, Any], lineage: Lineage) -> Result:
     about = {"planner": about["planner"], **on.about, **about}
     heading = about_line(on.source, on.split, {k: about[k] for k in ("planner", "train_ii", "test_ii", "trained on") if k in about})
-    scores, plans = score_plans(name, tokens, paths, on, about, heading, lineage)
+    scores, plans = score_plans(planned, on, about, heading, lineage)
     numbers = scoring.to_json(scores)
     text = f"{mark_lines(lineage.marks)}{heading}\n{format_scores(scores)}"
     if on.pdm:
-        driven = pdm(name, on.source, on.tracks, plans)
+        driven = pdm(planned.where, on.source, on.tracks, plans)
         text, numbers = f"{text}\n\n{driven.text()}", {**numbers, "pdm": driven.to_json()}
-    text += f"\npredictions: {on.run.folder / f'predictions-{name}.npz'}\nlineage: {lineage}"
+    text += f"\npredictions: {on.run.folder / f'predictions-{planned.where}.npz'}\nlineage: {lineage}"
     return Result(text, numbers, about, lineage, Shown(clips, scores, plans))
 
 

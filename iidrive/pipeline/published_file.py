@@ -251,7 +251,7 @@ def _is_foreign(value: Any) -> bool:
 
 
 def _tensors(value: Any, depth: int = 2) -> State:
-    """The tensors of a dict or of a nested dict (`{'model': {'state_dict': …}}`); empty if there are none."""
+    """The tensors of a dict or of a nested dict (`{'model': {'state_dict': …}}`); empty for a dict without tensors."""
     if not isinstance(value, Mapping):
         return {}
     found = {str(name): tensor for name, tensor in value.items() if isinstance(tensor, Tensor)}

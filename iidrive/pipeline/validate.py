@@ -32,7 +32,8 @@ def held_out(source: Source, training: TrainConfig) -> list[tuple[Source, list[E
 
 
 def by_source(validate: Callable[[Source, list[EgoTrack]], Validation], scenes: Sequence[tuple[Source, list[EgoTrack]]]) -> Validation:
-    """The validation of one source as it is. Of several: first the mean over sources of their first numbers, then each one's, with its name."""
+    """Validate on each source. For a single source the result is that of `validate`. For several it starts with the mean of their first metrics,
+    followed by the metrics of each, prefixed with its name."""
     each = [(source.name, *validate(source, tracks)) for source, tracks in scenes]
     if len(each) == 1:
         return each[0][1:]

@@ -1,4 +1,4 @@
-"""The numbers of a transfer table and how they are printed.
+"""The cells of a transfer table, and printing.
 
 Shapes: H horizons.
 """
@@ -17,14 +17,14 @@ from iidrive.core.text import aligned
 from iidrive.scoring.forecast import FIGURES, RowCounts
 
 FEW_SCENES = 10
-"""Fewer test scenes than this are said to prove little."""
+"""Tables with fewer test scenes than this get a warning."""
 _RESAMPLES = 1999
 _SEED = 20230
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A number with the 95 % interval of a bootstrap over scenes, NaN where there is none."""
+    """A number with the 95 % interval of a bootstrap over scenes, NaN if unknown."""
 
     value: float
     low: float = float("nan")
@@ -32,7 +32,7 @@ class Cell:
 
     @staticmethod
     def of_counts(scenes: Sequence[RowCounts], figure: str, horizon: int) -> Cell:
-        """A figure of forecasts, in percent: of the sums over all scenes, and of scenes drawn again."""
+        """A metric of forecasts in percent, pooled over all scenes, with its bootstrap interval."""
 
         def read(drawn: Sequence[RowCounts]) -> float:
             return 100 * FIGURES[figure](reduce(add, drawn))[horizon]
@@ -47,14 +47,14 @@ class Cell:
         return Cell(read(scenes), *(float(v) for v in np.nanpercentile(values, (2.5, 97.5))))
 
     def shown(self) -> str:
-        """`1.23 (0.98 to 1.51)`; `-` where there is nothing to measure."""
+        """`1.23 (0.98 to 1.51)`; `-` without a value."""
         if np.isnan(self.value):
             return "-"
         value, low, high = (f"{v:.3f}" if abs(v) < 10 else f"{v:.1f}" for v in (self.value, self.low, self.high))
         return value if np.isnan(self.low) else f"{value} ({low} to {high})"
 
     def to_json(self) -> dict[str, float | None]:
-        """Plain values; None where there is nothing."""
+        """Plain values; None instead of NaN."""
         return {name: None if np.isnan(value) else float(value) for name, value in vars(self).items()}
 
 

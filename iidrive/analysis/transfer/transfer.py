@@ -1,6 +1,6 @@
 """Train on towns, on real data, and on real data after towns; test all three on every real dataset, beside baselines.
 
-Everything lies below one folder, and what is there already is not done again.
+All results are written below one folder. Existing results are reused.
 """
 
 from __future__ import annotations
@@ -43,25 +43,25 @@ Array = np.ndarray
 TOWNS, REAL, BOTH = "towns only", "real only", "towns, then real"
 BASELINE = "ctrv"
 COPY = "copy warped"
-"""The forecast that stands beside the world models'."""
+"""The baseline forecast beside those of the world models."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A planner on one dataset: its plans by token, and its forecasts scene by scene where it has a world model."""
+    """Results of a planner on one dataset: plans by sample token, and forecasts of each scene if it has a world model."""
 
     plans: Mapping[str, Float[Array, "6 2"]]
     forecasts: Sequence[ForecastScores]
 
 
 def transfer(recipe: Recipe, towns: Source, real: Source, out: Path, trained: str = "") -> dict[str, Any]:
-    """Run or go on with the comparison below `out`; writes transfer.txt and transfer.json, and returns the latter.
+    """Run or resume the comparison below `out`. Writes transfer.txt and transfer.json, and returns the latter.
 
-    `real` is one source or several as one: they train together and are tested on apart. `trained` is a run folder or set of weights whose planner
-    was trained on towns; without it one is trained by the recipe, as the others are.
+    `real` is one source, or several as one: they are trained on together and tested separately. `trained` is a run folder or set of weights with a
+    planner trained on towns; without it, one is trained by the recipe like the others.
 
     Raises:
-        ConfigError: if the real data have no test scenes that the training does not have, or `trained` saw one of the test scenes.
+        ConfigError: if test scenes of the real data are also training scenes, or `trained` was trained on one of the test scenes.
     """
     run = Run.start(out, describe("study transfer", recipe, real, real.usual_split("train")) | {"towns": trained}, resume=True)
     made = {TOWNS: checkpoint.find(trained) if trained else train_all(recipe, towns, out / "towns")}
@@ -80,7 +80,7 @@ def transfer(recipe: Recipe, towns: Source, real: Source, out: Path, trained: st
 
 
 def train_all(recipe: Recipe, source: Source, out: Path, init: str = "") -> Path:
-    """All stages on a source's usual training split, each from `init`'s own model where that is given; what is there goes on where it was."""
+    """Train all stages on a source's usual training split, each initialised from `init` if given. Existing stages are resumed."""
     split, options = source.usual_split("train"), RunOptions(resume="auto", init=init)
 
     def begin(stage: str) -> Run:
@@ -95,7 +95,7 @@ def train_all(recipe: Recipe, source: Source, out: Path, init: str = "") -> Path
 
 
 def test(source: Source, agents: Mapping[str, LoadedAgent], run: Run) -> tuple[str, dict[str, Any]]:
-    """Every planner on one dataset's usual test split: (table, plain values)."""
+    """Test every planner on the usual test split of one dataset: (table, plain values)."""
     split = source.usual_split("test")
     on = TestSet(source, split, run)
     names = [track.name for track in on.tracks]
@@ -125,7 +125,7 @@ def test(source: Source, agents: Mapping[str, LoadedAgent], run: Run) -> tuple[s
 
 
 def run_agent(agent: LoadedAgent, on: TestSet) -> Planned:
-    """Plan with the imagined scene, and forecast scene by scene, so that scenes can be drawn again."""
+    """Plan with ii on, and forecast each scene separately, for the bootstrap over scenes."""
     cache = on.tokens(agent.world.tokenizer)
     forecaster = agent.model.forecaster
     grid = forecaster.tokenizer.config.grid

@@ -239,7 +239,7 @@ class AV2:
         return tuple(out)
 
     def _readable(self, split: str, folders: list[Path]) -> tuple[str, ...]:
-        """Names of the readable logs. Raises DataError if there are none."""
+        """Names of the readable logs. Raises DataError if no log can be read."""
         problems = {folder.name: self._look(folder.name) for folder in folders}
         self._known.save()
         names = tuple(sorted(name for name, found in problems.items() if isinstance(found, About)))

@@ -1,8 +1,8 @@
-"""Lidar sweeps and the ground's height of one log of Argoverse 2.
+"""Lidar sweeps and ground heights of an Argoverse 2 log.
 
-LOG/sensors/lidar/<moment in nanoseconds>.feather              points of both lidars (x, y, z) in the egovehicle frame of that moment
-LOG/map/<log>_ground_height_surface____<city>.npy              heights (y, x), NaN where they are not known
-LOG/map/<log>___img_Sim2_city.json                             city → its pixels: s * (R @ xy + t)
+LOG/sensors/lidar/<time in nanoseconds>.feather                points of both lidars (x, y, z) in the egovehicle frame at that time
+LOG/map/<log>_ground_height_surface____<city>.npy              heights (y, x), NaN if unknown
+LOG/map/<log>___img_Sim2_city.json                             city to pixels: s * (R @ xy + t)
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from iidrive.data.derive.sweeps import Sweep, hits_ego, read_cells
 Array = np.ndarray
 
 LIMIT = 1 << 28
-"""Bytes of a file of heights that are read."""
+"""Maximum size of a file of heights, bytes."""
 
 
 def read_sweeps(folder: Path, every: int, axle_T_lidar: Float[Array, "4 4"], ego_T_axle: Float[Array, "4 4"]) -> Iterator[Sweep]:
-    """Every n-th sweep of a log; none where it has no `sensors/lidar`. Rays are taken to start at the upper lidar.
+    """Every n-th sweep of a log; none without `sensors/lidar`. Rays are assumed to start at the upper lidar.
 
     Raises:
-        DataError: naming the file, if a sweep is damaged, is not named by its moment, or has no pose.
+        DataError: naming the file, if a sweep is damaged, is not named by its time, or has no pose.
     """
     files = sorted((folder / "sensors" / "lidar").glob("*.feather"))
     for path in files:
@@ -65,10 +65,10 @@ class GroundHeights:
 
 
 def read_ground(folder: Path) -> GroundHeights | None:
-    """The heights of a log's map; None where it has none.
+    """The ground heights of a log's map; None if it has none.
 
     Raises:
-        DataError: naming the file, if it is damaged, or the pixels have no place.
+        DataError: naming the file, if it is damaged or the position of its pixels is missing.
     """
     files = sorted((folder / "map").glob("*_ground_height_surface____*.npy"))
     if not files:

@@ -1,10 +1,10 @@
-"""Derived occupancy on disk: Occ3D's layout, with a file beside it that says what it is, so that nobody takes it for labels.
+"""Derived occupancy on disk: Occ3D's layout, plus a file that marks it as derived, so that it is not mistaken for labels.
 
-    FOLDER/derived.json                       what wrote it, from what data
+    FOLDER/derived.json                       how and from which data it was made
     FOLDER/<scene>/<sample token>/labels.npz  semantics, mask_lidar, mask_camera: uint8 (200,200,16)
 
-`mask_lidar` is 1 where a voxel is known, `mask_camera` where it is also seen from the lidar's place at the keyframe; no camera is read. As in Occ3D,
-voxels of mask 0 hold 17.
+`mask_lidar` is 1 for known voxels. `mask_camera` is 1 for known voxels that are visible from the lidar's position at the keyframe; no camera is read.
+As in Occ3D, voxels with mask 0 hold 17.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from iidrive.runtime import atomic
 
 NAME = "derived.json"
 FORMAT = 1
-"""Raise when the same data come to give other grids."""
+"""Increase it when the grids of the same data change."""
 
 
 def is_derived(folder: Path) -> bool:
@@ -33,7 +33,7 @@ def is_derived(folder: Path) -> bool:
 
 
 def begin(folder: Path, about: dict[str, Any]) -> None:
-    """Make a folder ready to hold the derived occupancy of some data; one that holds it already stays as it is.
+    """Prepare a folder for the derived occupancy of some data. A folder that already holds it is left unchanged.
 
     Raises:
         DataError: if the folder holds occupancy of other data, or files without `derived.json`, which may be labels.
@@ -41,10 +41,10 @@ def begin(folder: Path, about: dict[str, Any]) -> None:
     wanted = to_plain({"format": FORMAT, **about})
     if is_derived(folder):
         if read_json(folder / NAME) != wanted:
-            raise DataError(f"{folder / NAME}: derived from other data, or in another way. Name another folder, or delete this one.")
+            raise DataError(f"{folder / NAME}: derived from other data, or in another way. Choose another folder, or delete this one.")
         return
     if folder.is_dir() and any(folder.iterdir()):
-        raise DataError(f"{folder} is not empty and has no {NAME}: it may hold labels. Name another folder.")
+        raise DataError(f"{folder} is not empty and has no {NAME}: it may hold labels. Choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     atomic.write(folder / NAME, json.dumps(wanted, indent=2) + "\n")
 
@@ -55,7 +55,7 @@ def place(folder: Path, scene: str, token: str) -> Path:
 
 
 def write(path: Path, made: Derived) -> None:
-    """Write the occupancy of one keyframe; it appears whole or not at all."""
+    """Write the occupancy of one keyframe atomically."""
     content = io.BytesIO()
     np.savez_compressed(content, semantics=made.semantics, mask_lidar=made.known.astype(np.uint8), mask_camera=made.seen.astype(np.uint8))
     path.parent.mkdir(parents=True, exist_ok=True)

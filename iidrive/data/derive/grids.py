@@ -1,11 +1,12 @@
-"""Occupancy of one keyframe, and which of its voxels are known.
+"""Derived occupancy of one keyframe, and which of its voxels are known.
 
-What is occupied: voxels with points of the standing world, of a box's own points moved along with it, a whole box where hardly any point was
-measured on it, and the map's surfaces at the height of the ground. What is free: voxels that a ray passed; without sweeps, the air above the map's
-surfaces up to `FREE_ABOVE_M`, where a road user would have been annotated. All else is unknown: behind a wall, inside a car, beyond the last point.
+- Occupied: voxels with static points, voxels with points of a box (moved along with it), the whole box if it has very few points, and the map's
+  surfaces at ground height.
+- Free: voxels that a ray passed. Without sweeps, the space up to `FREE_ABOVE_M` above map surfaces, where a road user would have been annotated.
+- Unknown: all other voxels, such as behind a wall, inside a car, or beyond the last point.
 
 A point at most `GROUND_M` above the ground is ground: driveable on the map's drivable areas and crossings, sidewalk on its walkways, else
-other_flat. Any other point outside boxes is `others`: boxes and maps do not say what a building, a tree or a pole is.
+other_flat. Any other point outside boxes is `others`, because boxes and maps do not distinguish buildings, trees and poles.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ FEW_POINTS = 5
 FREE_ABOVE_M = 2.0
 
 _BEYOND_M = 12.0
-"""Boxes whose centre lies this far outside a grid cannot reach into it."""
+"""Boxes whose centre is farther than this outside a grid cannot reach into it."""
 _NOTHING = np.zeros((0, 3))
 
 GROUND_CLASS = np.isin(np.arange(256), [OCC[name] for name in FLAT])
-"""`GROUND_CLASS[label]` says of any label whether it is ground."""
+"""`GROUND_CLASS[label]`: whether a label is a ground class."""
 
 
 @dataclass(frozen=True)
 class Derived:
     """Occupancy of a keyframe, uint8 (X,Y,Z), 17 where it is free or unknown, as Occ3D writes it.
 
-    `known` says which voxels are told by a point, a ray, a box or the map; `seen` which of these nothing hides from the lidar's place then.
+    `known`: voxels determined by a point, a ray, a box or the map. `seen`: known voxels that are visible from the lidar's position at the keyframe.
     """
 
     semantics: UInt8[Array, "X Y Z"]
@@ -52,13 +53,13 @@ class Derived:
     seen: Bool[Array, "X Y Z"]
 
     def grid(self, spec: GridSpec) -> OccGrid:
-        """The same as a grid whose unknown voxels are unknown (255)."""
+        """As a grid in which unknown voxels are 255."""
         return OccGrid(np.where(self.known, self.semantics, np.uint8(IGNORE)), spec, "derived", self.seen)
 
 
 @dataclass(frozen=True)
 class SceneOccupancy:
-    """All that the grids of a scene are made of. `point_class` are the classes of the points of `around`, which is None without sweeps."""
+    """The data from which the grids of a scene are made. `around` is None without sweeps; `point_class` are the classes of its static points."""
 
     scene: Scene
     over_time: BoxesOverTime
@@ -68,7 +69,7 @@ class SceneOccupancy:
 
     @staticmethod
     def of(scene: Scene, around: Surroundings | None, over_time: BoxesOverTime, ground: Ground | None = None) -> SceneOccupancy:
-        """Classes of the standing points by the map and the ground; the ground of the sweeps is used where the dataset gives none."""
+        """Classify the static points by the map and the ground. Without ground heights of the dataset, those of the sweeps are used."""
         ground = ground or (around.ground if around else None)
         classes = _classes(around.static_m, scene.map, around.spec, ground) if around and ground else np.zeros(0, np.uint8)
         return SceneOccupancy(scene, over_time, around, ground, classes)
@@ -94,17 +95,17 @@ class SceneOccupancy:
             near = np.flatnonzero((np.abs(self.around.static_m[:, :2] - pose[:2, 3]) < _reach(spec)).all(1))
             place, held = _voxels(geometry.apply(ego_T_global, self.around.static_m[near]), spec)
             _vote(semantics, known, place, self.point_class[near[held]])
-            on = np.nonzero((surface != FREE) & ~GROUND_CLASS[semantics].any(2))  # the map stands in where no ground was measured
+            on = np.nonzero((surface != FREE) & ~GROUND_CLASS[semantics].any(2))  # the map is used where no ground was measured
             semantics[(*on, layer[on])] = np.minimum(semantics[(*on, layer[on])], surface[on])
             known[(*on, layer[on])] = True
-            # Nobody looks into a box, whatever passed there at other times.
+            # The inside of a box is unknown, even if rays passed there at other times.
             known &= (_filled(boxes, spec, False) == FREE) | (semantics != FREE)
             self._paint_boxes(semantics, known, boxes, spec)
         seen = visible(semantics, spec, keyframe.ego_T_lidar.translation_m, known)
         return Derived(semantics, known, seen)
 
     def _paint_boxes(self, semantics: UInt8[Array, "X Y Z"], known: Bool[Array, "X Y Z"], boxes: Boxes, spec: GridSpec) -> None:
-        """Paint boxes with few points whole, then the points of the others, in place. Where boxes overlap, the smaller one has the voxel."""
+        """Paint boxes with few points whole, then the points of the others, in place. Where boxes overlap, the smaller one wins."""
         assert self.around is not None
         points = [self.around.object_m.get(track, _NOTHING) for track in boxes.track]
         few = np.array([len(held) < FEW_POINTS for held in points], bool)
@@ -116,7 +117,7 @@ class SceneOccupancy:
                 semantics[own], known[own] = OCC_OF_CATEGORY[boxes.label[b]], True
 
     def _surfaces(self, pose: Float[Array, "4 4"], spec: GridSpec) -> tuple[Int[Array, "X Y"], UInt8[Array, "X Y"]]:
-        """The layer of the ground in every column, and the class that the map gives it; 17 where it gives none, or the ground is not known."""
+        """Ground layer of every column, and its class on the map; 17 if the map has none there or the ground is unknown."""
         x, y = np.meshgrid(spec.centres(0), spec.centres(1), indexing="ij")
         flat = np.stack([x, y, np.full_like(x, GROUND_Z_M)], -1).reshape(-1, 3)
         on_map = flat @ pose[:3, :3].T + pose[:3, 3]
@@ -138,7 +139,7 @@ def _filled(boxes: Boxes, spec: GridSpec, reach_ground: bool) -> UInt8[Array, "X
 
 
 def _reach(spec: GridSpec) -> float:
-    """How far a grid's corner is from its ego, seen from above, and some more for a car that leans."""
+    """Distance of a grid's corner from the ego in bird's-eye view, with a margin for pitch and roll, metres."""
     return float(np.hypot(*np.abs((spec.lower_m[:2], spec.upper_m[:2])).max(0))) + 1.0
 
 
@@ -151,14 +152,14 @@ def _centres(spec: GridSpec) -> Float[Array, "n 3"]:
 
 
 def _voxels(points_m: Float[Array, "n 3"], spec: GridSpec) -> tuple[Int[Array, "m 3"], Int[Array, "m"]]:
-    """The voxels of points inside the grid, and the points' rows."""
+    """Voxel indices of the points inside the grid, and the rows of these points."""
     at = np.floor((points_m - np.array(spec.lower_m)) / spec.voxel_m).astype(np.int64)
     held = np.flatnonzero(((at >= 0) & (at < np.array(spec.shape))).all(1))
     return at[held], held
 
 
 def _vote(semantics: UInt8[Array, "X Y Z"], known: Bool[Array, "X Y Z"], place: Int[Array, "m 3"], label: UInt8[Array, "m"]) -> None:
-    """Paint voxels with the class that most of their points have, in place; of a tie, the lower class."""
+    """Set voxels to the most frequent class of their points, in place; ties go to the lower class."""
     flat = np.ravel_multi_index(tuple(place.T), semantics.shape)
     pairs, count = np.unique(flat * FREE + label, return_counts=True)
     order = np.lexsort((-pairs % FREE, count))  # numpy keeps the last of several writes: most points, then the lower class
@@ -167,7 +168,7 @@ def _vote(semantics: UInt8[Array, "X Y Z"], known: Bool[Array, "X Y Z"], place: 
 
 
 def _painted(vector_map: VectorMap, linear: Float[Array, "2 2"], origin: Float[Array, "2"], shape: tuple[int, int]) -> UInt8[Array, "X Y"]:
-    """The map's surfaces from above on cells whose edges are the columns of `linear`; 17 where there is none."""
+    """The map's surfaces rasterised in bird's-eye view, on cells whose edges are the columns of `linear`; 17 without a surface."""
     out = np.full(shape, FREE, np.uint8)
     cells_per_m = np.linalg.inv(linear)
     for layer, occ_class in GROUND_LAYERS:
@@ -178,11 +179,11 @@ def _painted(vector_map: VectorMap, linear: Float[Array, "2 2"], origin: Float[A
 
 
 def _classes(points_m: Float[Array, "n 3"], vector_map: VectorMap, spec: GridSpec, ground: Ground) -> UInt8[Array, "n"]:
-    """Classes of points of the standing world."""
+    """Classes of static points."""
     fine = spec.voxel_m / 2
     shape = (2 * spec.shape[0], 2 * spec.shape[1])
     surface = _painted(vector_map, np.eye(2) * fine, np.array(spec.lower_m[:2]), shape)
     cell = np.floor((points_m[:, :2] - np.array(spec.lower_m[:2])) / fine).astype(np.int64).clip(0, np.array(shape) - 1)
     on = surface[cell[:, 0], cell[:, 1]]
-    is_ground = points_m[:, 2] - ground(points_m[:, :2]) <= GROUND_M  # not where the ground is unknown
+    is_ground = points_m[:, 2] - ground(points_m[:, :2]) <= GROUND_M  # false where the ground is unknown
     return np.where(is_ground, np.where(on == FREE, np.uint8(OCC["other_flat"]), on), np.uint8(OCC["others"]))

@@ -1,6 +1,6 @@
-"""Where the boxes of a scene are at any moment, which of them are parked, and the points that belong to each.
+"""Boxes of a scene at any time, which of them are parked, and the points that belong to each.
 
-Shapes: n points, b boxes at one moment.
+Shapes: n points, b boxes at one time.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ Array = np.ndarray
 PARKED_M = 0.5
 """A track whose boxes stay within this distance of the first one is parked."""
 PARKED_KEYFRAMES = 3
-"""A track that is annotated less often is not called parked: nobody saw it stand."""
+"""A track that is annotated at fewer keyframes is not treated as parked."""
 GROUND_IN_BOX_M = 0.1
-"""The ground may reach into a box by so much: points lower than this are not the box's."""
+"""Points lower than this above a box's bottom belong to the ground, metres."""
 _ALONE_US = 250_000
-"""A box that is annotated at one of two neighbouring keyframes alone is there for so long around it."""
+"""A box that is annotated at only one of two neighbouring keyframes exists this long around it, microseconds."""
 
 
 @dataclass(frozen=True)
 class BoxesOverTime:
-    """The boxes of a scene at its keyframes, and the parked ones, which are there all the time. All are in the global frame."""
+    """The boxes of a scene at its keyframes, including parked ones at all keyframes, in the global frame."""
 
     times_us: Int[Array, "k"]
     boxes: tuple[Boxes, ...]
 
     @staticmethod
     def of(scene: Scene) -> BoxesOverTime:
-        """The annotated boxes of a scene; a parked track's stand at every keyframe, also where nobody annotated them."""
+        """The annotated boxes of a scene. Parked tracks are added at the keyframes where they are not annotated."""
         annotated = [keyframe.boxes for keyframe in scene.keyframes]
         parked = _parked(annotated)
         completed = []
@@ -46,7 +46,7 @@ class BoxesOverTime:
         return BoxesOverTime(np.array([keyframe.timestamp_us for keyframe in scene.keyframes], np.int64), tuple(completed))
 
     def at(self, time_us: int) -> Boxes:
-        """The boxes at a moment: those of the keyframes before and after it, between which a track moves and turns evenly."""
+        """The boxes at a time, interpolated linearly between the keyframes before and after it."""
         after = int(np.clip(np.searchsorted(self.times_us, time_us), 1, len(self.times_us) - 1)) if len(self.times_us) > 1 else 0
         before = max(after - 1, 0)
         one, two = self.boxes[before], self.boxes[after]
@@ -88,9 +88,9 @@ def _joined(one: Boxes, two: Boxes) -> Boxes:
 
 
 def inside(points_m: Float[Array, "n 3"], boxes: Boxes, margin_m: float) -> Iterator[tuple[int, Int[Array, "m"], Float[Array, "m 3"]]]:
-    """For every box that holds points: (box, the points' rows, the points from the box's centre along its length, width and height).
+    """For every box that holds points: (index of the box, rows of the points, the points in the box's own frame).
 
-    A box is enlarged by `margin_m` on every side but downwards, where its lowest `GROUND_IN_BOX_M` are left to the ground.
+    A box is enlarged by `margin_m` on all sides except at the bottom, where its lowest `GROUND_IN_BOX_M` belong to the ground.
     """
     order = np.argsort(points_m[:, 0])
     along = points_m[order, 0]
@@ -114,13 +114,13 @@ def inside(points_m: Float[Array, "n 3"], boxes: Boxes, margin_m: float) -> Iter
 
 
 def carried(local_m: Float[Array, "n 3"], boxes: Boxes, box: int) -> Float[Array, "n 3"]:
-    """Points that are given from a box's centre along its axes, in the frame of the boxes."""
+    """Transform points from a box's own frame to the frame of the boxes."""
     centre = boxes.centre_m[box]
     return np.column_stack([geometry.placed(centre[:2], boxes.yaw_rad[box], local_m[:, :2]), centre[2] + local_m[:, 2]])
 
 
 def thinned(points_m: Float[Array, "n 3"], voxel_m: float) -> Bool[Array, "n"]:
-    """True for the first point in every cube of a lattice."""
+    """Mask of the first point in every cube of a lattice with edges `voxel_m`."""
     if not len(points_m):
         return np.zeros(0, bool)
     cubes = np.floor(points_m / voxel_m).astype(np.int64)

@@ -1,4 +1,4 @@
-"""What the sweeps of a scene say of its standing surroundings, in one box of cubes in the global frame: points, space that rays passed, ground.
+"""Static surroundings of a scene from its lidar sweeps: points, cubes that rays passed, and ground heights, in the global frame.
 
 Shapes: n points, X, Y, Z cubes.
 """
@@ -21,25 +21,25 @@ Array = np.ndarray
 REACH_M = 57.0
 """Surroundings reach this far beyond the ego's path: the corner of an 80 m grid."""
 BELOW_M, ABOVE_M = 4.0, 9.0
-"""…and this far below and above the ego's heights."""
+"""Surroundings reach this far below and above the ego's heights."""
 BOX_MARGIN_M = 0.1
 THIN_M = 0.1
-"""One point of the standing world is kept in every cube of this edge, and one of an object in every cube of it."""
+"""One static point and one point of each object are kept per cube of this edge length, metres."""
 GROUND_CELL_M = 1.6
 GROUND_POINTS = 5
-"""Points that a cell of the ground needs."""
+"""Minimum number of points of a ground cell."""
 LOWEST = 5.0
-"""The ground of a cell is the percentile of its points' heights: some points lie below the ground, by reflections."""
+"""The ground height of a cell is this percentile of its points' heights, because reflections cause points below the ground."""
 STEEPEST = 0.2
-"""The ground rises by no more than this: what stands on it and hides it does not lift it."""
+"""Largest slope of the ground, so that objects which hide it do not raise it."""
 GROUND_KNOWN_M = 4.0
-"""The ground is known this far from a cell that has points."""
+"""The ground is known up to this distance from a cell with points, metres."""
 _SEVERAL = 1 << 20
 
 
 @dataclass(frozen=True)
 class GroundMap:
-    """Heights of the ground on a lattice: `z_m` (X,Y), NaN where it is not known, from the corner `lower_m` on."""
+    """Ground heights on a lattice: `z_m` (X,Y), NaN if unknown, starting at the corner `lower_m`."""
 
     z_m: Float[Array, "X Y"]
     lower_m: tuple[float, float]
@@ -53,10 +53,10 @@ class GroundMap:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What stands around a scene's path and what is known to be free, over all of its sweeps.
+    """Static points and free space around a scene's path, from all of its sweeps.
 
-    `static_m` (n,3) are points outside every box, `passed` (X,Y,Z) the cubes of `spec` (in the global frame) that a ray passed before its point,
-    `object_m` the points of every track from its box's centre along the box's axes.
+    `static_m` (n,3): points outside all boxes. `passed` (X,Y,Z): cubes of `spec` (global frame) that a ray passed before its point. `object_m`:
+    points of every track in its box's own frame.
     """
 
     static_m: Float[Array, "n 3"]
@@ -67,7 +67,7 @@ class Surroundings:
     sweeps: int
 
     def was_passed(self, points_m: Float[Array, "n 3"]) -> Bool[Array, "n"]:
-        """Whether a ray passed the cubes that hold some points of the global frame."""
+        """Whether a ray passed the cubes that contain these points (global frame, metres)."""
         at = np.floor((points_m - np.array(self.spec.lower_m)) / self.spec.voxel_m).astype(np.int64)
         return read_cells(self.passed, at, False)
 
@@ -82,10 +82,10 @@ def bounds(scene: Scene, voxel_m: float) -> GridSpec:
 
 
 def accumulate(scene: Scene, sweeps: Iterable[Sweep], over_time: BoxesOverTime, voxel_m: float = 0.4) -> Surroundings | None:
-    """Put all sweeps of a scene together; None if there is none.
+    """Accumulate all sweeps of a scene; None without sweeps.
 
-    Points outside every box stand still in the global frame. Points in a box move with its track. A cube is passed if a ray goes through it and ends
-    at least one cube further on.
+    Points outside all boxes are static in the global frame. Points in a box move with its track. A ray passes a cube if it goes through it and ends
+    at least one cube later.
     """
     spec = bounds(scene, voxel_m)
     passed = np.zeros(spec.shape, bool)
@@ -104,7 +104,7 @@ def accumulate(scene: Scene, sweeps: Iterable[Sweep], over_time: BoxesOverTime, 
             objects.setdefault(boxes.track[b], []).append(local)
             free_of_boxes[rows] = False
         static.append(points[free_of_boxes])
-        if sum(map(len, static)) > 4 * _SEVERAL:  # thinned now and then, so that a long scene fits into memory
+        if sum(map(len, static)) > 4 * _SEVERAL:  # thinned from time to time, to limit memory
             static = [_thin(static)]
     if not count:
         return None
@@ -119,7 +119,7 @@ def _thin(parts: list[Array]) -> Array:
 
 
 def _mark_passed(passed: Bool[Array, "X Y Z"], spec: GridSpec, origin_m: Float[Array, "3"], points_m: Float[Array, "n 3"]) -> None:
-    """Mark the cubes that rays go through, in place: a look every half cube, up to one cube before the point. One ray is cast to every cube."""
+    """Mark the cubes that rays pass, in place: sampled every half cube, up to one cube before the point. One ray is cast to each cube."""
     voxel, lower = spec.voxel_m, np.array(spec.lower_m)
     start = (origin_m - lower) / voxel
     ends = (points_m - lower) / voxel
@@ -127,7 +127,7 @@ def _mark_passed(passed: Bool[Array, "X Y Z"], spec: GridSpec, origin_m: Float[A
     way = ends - start
     length = np.linalg.norm(way, axis=1)
     looks = np.maximum(np.ceil(2 * (length - 1.0)), 0).astype(np.int64)
-    # Rays that leave the cubes upwards or sideways are followed up to where they leave.
+    # Rays that leave the volume are followed up to its boundary.
     with np.errstate(divide="ignore", invalid="ignore"):
         room = np.where(way > 0, (np.array(spec.shape) - start) / way, np.where(way < 0, -start / way, np.inf)).min(1)
     looks = np.minimum(looks, np.floor(2 * length * np.clip(room, 0, 1)).astype(np.int64))

@@ -1,4 +1,4 @@
-"""What a lidar measured over a scene, and which source can give it."""
+"""Types of lidar sweeps and ground heights, and the interface of sources that provide them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def hits_ego(ego_m: Float[Array, "n 3"]) -> Bool[Array, "n"]:
 
 @dataclass(frozen=True)
 class Sweep:
-    """One turn of a lidar: its time, its points (n,3) and where it stood (3,), both in the global frame, metres."""
+    """One lidar sweep: time, points (n,3) and sensor position (3,), both in the global frame, metres."""
 
     timestamp_us: int
     points_m: Float[Array, "n 3"]
@@ -41,21 +41,21 @@ class Sweep:
 
 
 class Ground(Protocol):
-    """The height of the ground."""
+    """Ground heights."""
 
     def __call__(self, xy_m: Float[Array, "n 2"]) -> Float[Array, "n"]:
-        """Its z in the global frame at places of the global frame; NaN where it is not known."""
+        """Heights z at positions x, y, global frame, metres; NaN if unknown."""
         ...
 
 
 @runtime_checkable
 class HasSweeps(Protocol):
-    """A source whose copy may hold lidar sweeps and the height of the ground."""
+    """A source that may have lidar sweeps and ground heights."""
 
     def sweeps(self, scene: Scene, every: int) -> Iterator[Sweep]:
-        """Every `every`-th sweep of a scene, in order of time; none where the copy has no sweep files. Raises DataError for a damaged file."""
+        """Every `every`-th sweep of a scene, in order of time; none if there are no sweep files. Raises DataError for a damaged file."""
         ...
 
     def ground(self, scene: Scene) -> Ground | None:
-        """The height of the ground as the dataset gives it; None where it does not."""
+        """The ground heights of the dataset; None if it has none."""
         ...

@@ -1,4 +1,4 @@
-"""Lidar sweeps of nuScenes: which files a scene has, and the points of one in the global frame."""
+"""Lidar sweeps of nuScenes: the files of each scene, and their points in the global frame."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from iidrive.data.nuscenes.tables import by_token, field, follow, numbers, quate
 Array = np.ndarray
 
 FOLDERS = ("samples", "sweeps")
-"""Where the files lie, below the root."""
+"""Folders of sweep files, below the root."""
 _COLUMNS = 5
 """x, y, z, intensity and ring, float32."""
 
 
 @dataclass(frozen=True)
 class SweepFiles:
-    """The LIDAR_TOP records of every scene of a version, in order of time: times, files below the root, ego poses and the lidar's place (n,4,4)."""
+    """The LIDAR_TOP records of every scene of a version, in order of time: times, files below the root, ego poses and lidar poses (n,4,4)."""
 
     root: Path
     time_us: dict[str, Array]
@@ -37,7 +37,7 @@ class SweepFiles:
         """Every n-th sweep of a scene.
 
         Raises:
-            DataError: naming the file, for one that is missing or is not whole points.
+            DataError: naming the file, if it is missing or incomplete.
         """
         for k in range(0, len(self.path.get(scene, ())), every):
             lidar_m = read_points(self.root / self.path[scene][k])
@@ -48,10 +48,10 @@ class SweepFiles:
 
 
 def read_points(path: Path) -> Float[Array, "n 3"]:
-    """The points of a `.pcd.bin` file in the lidar frame; those that are not finite are left out.
+    """The points of a `.pcd.bin` file in the lidar frame. Non-finite points are left out.
 
     Raises:
-        DataError: naming the file, if it is missing or does not hold whole points.
+        DataError: naming the file, if it is missing or incomplete.
     """
     try:
         raw = np.fromfile(path, np.float32)
@@ -64,7 +64,7 @@ def read_points(path: Path) -> Float[Array, "n 3"]:
 
 
 def find(folder: Path, root: Path) -> SweepFiles | None:
-    """The sweeps of a version, by its tables; None where no file of LIDAR_TOP lies below the root. Streams sample_data and ego_pose once.
+    """The sweeps of a version according to its tables; None without LIDAR_TOP folders below the root. Reads sample_data and ego_pose once.
 
     Raises:
         DataError: naming the table and the record, as the index does.

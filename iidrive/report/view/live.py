@@ -1,9 +1,9 @@
-"""The same view of a whole scene, served to a browser on this machine by viser (extra `view`): a slider for the keyframe, one for the time ahead.
+"""The 3-D view of a whole scene, served to a browser on this machine by viser (extra `view`), with sliders for the keyframe and the time ahead.
 
-What is shown is what the page shows (`View`): every moment stands in the ego frame of its keyframe's present, metres: x ahead, y left, z up. The
-imagined panel stands to the right of the true one.
+It shows the same content as the page (`View`). Everything is in the ego frame of the keyframe, metres: x ahead, y left, z up. The imagined panel is
+to the right of the true one.
 
-Shapes: N voxels, n boxes, L pieces of lines.
+Shapes: N voxels, n boxes, L line segments.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from iidrive.report.view.page import Panel, View, ego_boxes
 Array = np.ndarray
 
 HOST = "127.0.0.1"
-"""Nobody but this machine is served."""
+"""The server can be reached from this machine only."""
 
 GAP_M = 6.0
-"""Between the panels."""
+"""Gap between the panels, metres."""
 
 _CUBE = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)], np.float32)
 _FACES = np.array(
@@ -45,7 +45,7 @@ _DARK, _EGO = (16, 20, 26), (31, 111, 214)
 
 @dataclass(frozen=True)
 class SceneViews:
-    """The views of a scene: those `keyframes` that have one, the one to begin with, and what makes the view of a keyframe."""
+    """The views of a scene: the `keyframes` with a view, the first one to show, and a function that makes the view of a keyframe."""
 
     name: str
     keyframes: tuple[int, ...]
@@ -54,10 +54,10 @@ class SceneViews:
 
 
 class LiveView:
-    """A scene that is being served. What the sliders say is shown; `step` goes on by a keyframe while it plays. `nodes`: what is shown, by name."""
+    """A served scene. It shows the state of the sliders. `nodes`: viser handles of the shown objects, by name."""
 
     def __init__(self, views: SceneViews, port: int = 8080) -> None:
-        """Serve on `port` of the loopback interface, or on the next one that is free.
+        """Serve on `port` of the loopback interface, or on the next free port.
 
         Raises:
             ConfigError: without viser, or if no port is free.
@@ -89,16 +89,16 @@ class LiveView:
 
     @property
     def url(self) -> str:
-        """Where the page is."""
+        """Address of the page."""
         return f"http://{HOST}:{self.server.get_port()}"
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """What taints the model."""
+        """Marks of the model."""
         return () if self._held is None else tuple(self._held.marks)
 
     def refresh(self) -> None:
-        """Show what the sliders and boxes say now."""
+        """Update the scene to the current state of the controls."""
         with self._lock:
             keyframe = min(self.views.keyframes, key=lambda one: abs(one - self.keyframe.value))
             wanted = (keyframe, round(self.ahead_s.value / STEP_S), self.with_boxes.value, self.with_paths.value)
@@ -112,7 +112,7 @@ class LiveView:
             self._shown = wanted
 
     def step(self) -> None:
-        """The next keyframe, and after the last one the first."""
+        """Show the next keyframe; after the last one, the first."""
         later = [one for one in self.views.keyframes if one > self.keyframe.value]
         self.keyframe.value = later[0] if later else self.views.keyframes[0]
         self.refresh()
@@ -136,7 +136,7 @@ class LiveView:
                 self.server.stop()
 
     def _look(self, client: Any) -> None:
-        """A new browser looks from behind and above."""
+        """Set the camera of a new browser behind and above the ego."""
         with self._lock:
             view = self._held
         if view is not None:
@@ -147,7 +147,7 @@ class LiveView:
 
 
 def require_viser() -> ModuleType:
-    """The viser package. Raises ConfigError where it is not installed."""
+    """The viser package. Raises ConfigError if it is not installed."""
     try:
         return importlib.import_module("viser")
     except ImportError as error:
@@ -155,7 +155,7 @@ def require_viser() -> ModuleType:
 
 
 def visible_voxels(labels: UInt8[Array, "X Y Z"], spec: GridSpec) -> tuple[Float[Array, "N 3"], UInt8[Array, "N 3"]]:
-    """Centres, metres, and colours of the voxels of known things of which at least one face is free."""
+    """Centres (metres) and colours of the occupied voxels with at least one open face. Unknown voxels count as open."""
     solid = np.pad((labels != FREE) & (labels != IGNORE), 1)
     inner = solid[1:-1, 1:-1, 1:-1]
     around = [np.roll(solid, by, axis)[1:-1, 1:-1, 1:-1] for axis in range(3) for by in (-1, 1)]
@@ -165,7 +165,7 @@ def visible_voxels(labels: UInt8[Array, "X Y Z"], spec: GridSpec) -> tuple[Float
 
 
 def box_edges(boxes: Float[Array, "n 7"]) -> Float[Array, "n*12 2 3"]:
-    """The twelve edges of boxes: centre, length, width, height, yaw."""
+    """The twelve edges of each box (centre, length, width, height, yaw)."""
     local = _CUBE * boxes[:, None, 3:6]
     xy = geometry.placed(boxes[:, None, :2], boxes[:, None, 6], local[..., :2])
     corners = np.concatenate([xy, boxes[:, None, 2:3] + local[..., 2:]], -1)
@@ -173,7 +173,7 @@ def box_edges(boxes: Float[Array, "n 7"]) -> Float[Array, "n*12 2 3"]:
 
 
 def _show(scene: Any, view: View, step: int, with_boxes: bool, with_paths: bool) -> dict[str, Any]:
-    """Replace what the scene shows by a moment of a view; returns viser's handles by name."""
+    """Show one time step of a view in the scene. Returns viser's handles by name."""
     made = {}
     for name, panel, aside in (("true", view.true, 0.0), ("imagined", view.imagined, -(_width_m(view.spec) + GAP_M))):
         if panel is not None:
@@ -205,8 +205,8 @@ def _show_panel(scene: Any, name: str, panel: Panel, view: View, step: int, with
 
 
 def _ways(view: View, step: int) -> list[tuple[Float[Array, "L 2 3"], tuple[int, int, int], float]]:
-    """Candidates and the true path as pieces of lines, colours and widths. Green: nobody is expected there, red: somebody is; the true path is
-    dashed. Candidates are side by side, as on the page; a post on each says where it is at a moment."""
+    """Candidates and the true path as line segments, colours and widths. Green: predicted free, red: predicted collision. The true path is dashed.
+    Candidates are drawn side by side, as on the page, with a post at the position of the time step."""
     out, ground_m = [], _ground_m(view.spec)
     for k, one in enumerate(view.candidates):
         points = one.points_m + np.array([0.0, 0.0 if view.chosen < 0 else 0.5 * (view.chosen - k)])
@@ -221,7 +221,7 @@ def _ways(view: View, step: int) -> list[tuple[Float[Array, "L 2 3"], tuple[int,
 
 
 def _pieces(points_m: Float[Array, "p 2"], z_m: float, parts: int = 8) -> Float[Array, "L 2 3"]:
-    """A path as short straight pieces at a height."""
+    """A path as short line segments at height `z_m`."""
     at = np.linspace(0, len(points_m) - 1, (len(points_m) - 1) * parts + 1)
     line = np.stack([np.interp(at, np.arange(len(points_m)), points_m[:, k]) for k in (0, 1)], 1)
     line = np.concatenate([line, np.full((len(line), 1), z_m)], 1)
@@ -229,7 +229,7 @@ def _pieces(points_m: Float[Array, "p 2"], z_m: float, parts: int = 8) -> Float[
 
 
 def _told(view: View) -> str:
-    """What stands beside the scene: marks, facts, candidates, note. Names come from files: every text is escaped."""
+    """HTML beside the scene: marks, facts, candidates, note. All texts are escaped, because names come from files."""
     marks = "".join(f"<p><b>{html.escape(mark)}</b></p>" for mark in view.marks)
     facts = "".join(f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>" for name, value in view.facts)
     head = "".join(f"<th>{html.escape(name)}</th>" for name in view.headings)
@@ -243,7 +243,7 @@ def _told(view: View) -> str:
 
 
 def _ground_m(spec: GridSpec) -> float:
-    """The top of the voxels that hold height 0, which paths lie on."""
+    """Top of the voxels at height 0, on which paths are drawn, metres."""
     low = float(spec.lower_m[2])
     return low + (np.floor(-low / spec.voxel_m) + 1) * spec.voxel_m
 

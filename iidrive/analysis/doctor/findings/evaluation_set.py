@@ -53,7 +53,7 @@ def evaluation_set(table: Table, counts: Decoded | None, n: int | None = None) -
 
 
 def _unknown(table: Table, n: int | None) -> Finding:
-    """Why the number of samples is unknown. Only a full SparseDrive table whose percentages fit no number is suspicious."""
+    """Explain why the number of samples is unknown. It is suspicious only in a full SparseDrive table, if no sample count matches its percentages."""
     rates = [name for name in RATES if name in table.rows]
     if not rates:
         return Finding("set", "no collision row: the number of samples and the set are unknown.", open="the set")
@@ -83,7 +83,7 @@ def _unknown(table: Table, n: int | None) -> Finding:
         sentence = f"the rates are not counts of {size} samples, nuScenes val's number under this protocol: another set, number or unit."
         return Finding("set", sentence + hint, False, (), "Give the number of scored samples with --samples.", "the set")
     if any(table.averages.get(name) for name in rates):
-        sentence = f"no number of samples up to {LARGEST_SET} gives these percentages"
+        sentence = f"the percentages are not counts of any set of up to {LARGEST_SET} samples"
     elif stated:
         sentence = f"the percentages are not counts of {size} samples"
     else:
