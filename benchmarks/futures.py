@@ -96,15 +96,15 @@ def main() -> None:
             inputs, targets = batch.inputs, batch.targets
             assert inputs.occupancy is not None
             assert targets.occupancy is not None
-            way = agent.way(inputs)
-            candidates = speed_profiles(way, torch.tensor(ACCELERATIONS))
+            base = agent.base_path(inputs)
+            candidates = speed_profiles(base, torch.tensor(ACCELERATIONS))
             now = movable_maps(inputs.occupancy[:, -1:], voxels).expand(-1, FUTURE_STEPS, -1, -1)
             then = carried(movable_maps(targets.occupancy, voxels), targets.now_T_frame, agent)
             imagined = agent.forecaster.taken(inputs)
             part = {"candidates": candidates.numpy(), "true": targets.path.numpy()}
             for name, maps in (("present occupancy", now), ("true occupancy", then), ("imagined", imagined)):
                 part[name] = read_along(candidates, maps, fine, inputs.ego_T_lidar)[..., 0].numpy()
-            kept.append((inputs, way, imagined.half(), then.half()))
+            kept.append((inputs, base, imagined.half(), then.half()))
             batches.append((inputs.tokens, part))
     tokens = [token for some, _ in batches for token in some]
     found = {key: np.concatenate([part[key] for _, part in batches]) for key in batches[0][1]}
@@ -162,11 +162,11 @@ def main() -> None:
     other = torch.tensor(partners(scenes, commands))
     for title, ii in (("ii off", False), ("ii on", True), ("shuffled", True), ("oracle", True)):
         collision, far, overlap, start = [], [], [], 0
-        for inputs, way, imagined, then in kept:
-            rows = slice(start, start + len(way))
-            start += len(way)
+        for inputs, base, imagined, then in kept:
+            rows = slice(start, start + len(base.path))
+            start += len(base.path)
             scene = {"ii on": imagined, "shuffled": scenes_imagined[other[rows]], "oracle": then}.get(title)
-            outcomes = agent.choose(inputs, way, agent.scene(inputs, False) if scene is None else scene.float(), ii).outcomes
+            outcomes = agent.choose(inputs, base, agent.scene(inputs, False) if scene is None else scene.float(), ii).outcomes
             collision.append(outcomes.collision)
             far.append(outcomes.distance_m)
             overlap.append(outcomes.overlap)

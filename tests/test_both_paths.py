@@ -15,7 +15,7 @@ from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, OccupancyFrames
 from iidrive.data.source import scenes
 from iidrive.data.town.source import Town, TownConfig
 from iidrive.models import cpu, repeatable
-from iidrive.models.candidates import shifted, speed_profiles
+from iidrive.models.candidates import BasePath, shifted, speed_profiles
 from iidrive.models.cpu.convolve import EnlargedConv, convolve_columns
 from iidrive.models.forecast import Forecaster
 from iidrive.models.layers import CellAttention, CellGrid, DeformableAttention, planar_transform, read_grid
@@ -86,7 +86,7 @@ def test_maps_are_read_the_same_inside_at_the_edge_and_outside(agree: Callable[.
 
 def test_paths_at_other_speeds_and_beside(agree: Callable[..., None]) -> None:
     paths, added = given(3, 6, 2), torch.tensor([0.0, -2.0, 1.0], dtype=torch.float64)
-    agree(lambda: speed_profiles(paths, added), [paths])
+    agree(lambda: speed_profiles(BasePath.alone(paths), added), [paths])
     agree(lambda: shifted(paths, 0.7), [paths])
 
 

@@ -19,6 +19,7 @@ from iidrive.data.town.record import EGO_T_LIDAR
 from iidrive.data.town.source import Town, TownConfig
 from iidrive.models.candidates import (
     LIDAR_TO_CENTRE_M,
+    BasePath,
     along,
     footprints,
     headings,
@@ -42,7 +43,7 @@ def straight(speed_mps: float) -> torch.Tensor:
 
 def test_the_first_profile_is_the_path_and_braking_stops() -> None:
     bend = torch.tensor([[[0.1, 3.0], [0.5, 6.0], [1.5, 9.0], [3.0, 11.5], [5.0, 13.5], [7.5, 15.0]]])
-    found = speed_profiles(bend, ADDED)
+    found = speed_profiles(BasePath.alone(bend), ADDED)
     assert found.shape == (1, len(ADDED), 6, 2)
     torch.testing.assert_close(found[:, 0], bend, atol=1e-5, rtol=0)
     hardest = found[0, -1]
@@ -52,13 +53,13 @@ def test_the_first_profile_is_the_path_and_braking_stops() -> None:
 
 
 def test_a_constant_acceleration_drives_as_far_as_it_should() -> None:
-    found = speed_profiles(straight(5.0), torch.tensor([0.0, 2.0, -1.0]))
+    found = speed_profiles(BasePath.alone(straight(5.0)), torch.tensor([0.0, 2.0, -1.0]))
     assert torch.allclose(found[0, :, -1, 1], torch.tensor([15.0, 15.0 + 9.0, 15.0 - 4.5]), atol=0.2)
     assert (found[..., 0].abs() < 1e-6).all()
 
 
 def test_who_stands_goes_straight_ahead() -> None:
-    found = speed_profiles(torch.zeros(1, 6, 2), torch.tensor([0.0, 1.0, -2.0]))
+    found = speed_profiles(BasePath.alone(torch.zeros(1, 6, 2)), torch.tensor([0.0, 1.0, -2.0]))
     assert (found[0, 0] == 0).all()
     assert found[0, 2].abs().max() < 0.04
     assert found[0, 1, -1, 0] == 0
@@ -155,7 +156,7 @@ def test_labels_agree_with_the_protocol(source: Town) -> None:
     batch = clips.batch(range(len(clips)))
     assert batch.targets.boxes is not None
     assert batch.targets.boxes.shape[1:] == (MOST_BOXES, 7, 5)
-    candidates = torch.cat([speed_profiles(batch.targets.path, ADDED), speed_profiles(1.3 * batch.targets.path, ADDED)], 1)
+    candidates = torch.cat([speed_profiles(BasePath.alone(k * batch.targets.path), ADDED) for k in (1.0, 1.3)], 1)
     found = collisions(candidates, batch.targets, batch.inputs.ego_T_lidar).numpy()
     cases = truth(source, tracks)
     row = {token: k for k, token in enumerate(cases.token)}
@@ -205,7 +206,7 @@ def test_the_head_sees_who_stands_in_the_way() -> None:
     head = OutcomeHead(16)
     optimiser = torch.optim.AdamW(head.parameters(), 1e-2)
     way = straight(6.0).expand(32, 6, 2)
-    candidates = speed_profiles(way, ADDED)
+    candidates = speed_profiles(BasePath.alone(way), ADDED)
     for _ in range(150):
         distance = torch.rand(32) * 25 + 5
         maps = torch.zeros(32, 6, 80, 80)

@@ -33,7 +33,7 @@ STAGES = ("tokenizer", "world", "planner")
 
 def recipe_in(precision: str) -> Recipe:
     """Three steps of eight samples per stage, all logged."""
-    stages_ = {f"train_{name}": getattr(TINY, f"train_{name}") for name in (*STAGES, "motion", "flow", "ego_mlp")}
+    stages_ = {f"train_{name}": getattr(TINY, f"train_{name}") for name in (*STAGES, "motion", "flow", "route", "ego_mlp")}
     brief = {k: replace(v, samples=24, batch=8, log_every=8, save_every=24, precision=precision) for k, v in stages_.items()}
     return replace(TINY, **brief)
 
@@ -88,7 +88,7 @@ def test_every_stage_gives_the_same_on_any_number_of_processes(
 ) -> None:
     for size in SIZES:
         run_together(size, train_all, tmp_path / str(size), precision, given)
-    for name in (*STAGES, "world/motion", "world/flow"):
+    for name in (*STAGES, "world/motion", "world/flow", "planner/route"):
         alone = checkpoint.load_tensors(tmp_path / "1" / name, "training.safetensors")
         assert alone[next(k for k in alone if k.startswith("module."))].dtype == (torch.float64 if precision == "64" else torch.float32)
         for size in SIZES[1:]:

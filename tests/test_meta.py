@@ -17,13 +17,14 @@ from no_host import no_host
 from torch import Tensor, nn
 
 from iidrive.core.batch import Batch, Inputs, Targets
-from iidrive.core.scene import FUTURE_STEPS, GridSpec
+from iidrive.core.scene import FUTURE_STEPS, ROUTE_AHEAD, ROUTE_BEHIND, GridSpec
 from iidrive.data.town.source import Town, TownConfig
 from iidrive.models.baselines import EgoMLP, copy_warped
 from iidrive.models.forecast import Forecaster
 from iidrive.models.layers import CellGrid
 from iidrive.models.occupancy_flow import FlowLearner
 from iidrive.models.planner import Agent, Planner
+from iidrive.models.route import RouteHead, RouteLearner
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
 from iidrive.pipeline.on_device import confusion
@@ -40,7 +41,7 @@ from iidrive.training.state import State, Trainable, TrainTask
 META = torch.device("meta")
 ROWS, PAST, CLASSES = 2, 6, 18
 MODELS = {(r.tokenizer, r.world, r.planner, r.ego_mlp): r for r in reversed([recipe() for recipe in RECIPES.values()])}
-"""One recipe for each set of models: `demo` has those of `small`."""
+"""One recipe for each set of models."""
 
 
 @pytest.fixture(scope="module", params=MODELS.values(), ids=lambda recipe: recipe.name)
@@ -95,6 +96,7 @@ def batch(recipe: Recipe, past: int = PAST) -> Batch:
             torch.empty(ROWS, FUTURE_STEPS, *fine, 2),
             torch.empty(ROWS, 3, moments, 5),
             true(3, moments),
+            torch.empty(ROWS, ROUTE_BEHIND + 1 + ROUTE_AHEAD, 2),
         )
     return Batch(inputs, targets, 0.5)
 
@@ -133,6 +135,10 @@ def test_training_steps(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None
         train_step(monkeypatch, world.prior, world.prior, recipe.train_motion, whole)
     if world.flow is not None:
         train_step(monkeypatch, FlowLearner(tokenizer, world.flow), world.flow, recipe.train_flow, whole)
+    if recipe.planner.route.points:
+        with META:
+            head = RouteHead(recipe.planner.route, recipe.planner.latent_width, tokenizer.cells)
+        train_step(monkeypatch, RouteLearner(tokenizer, head), head, recipe.train_route, whole)
     train_step(monkeypatch, forecaster, world, recipe.train_world, whole)
     with META:
         ego_mlp = EgoMLP(recipe.ego_mlp)

@@ -326,7 +326,7 @@ def test_outcome_losses_train_the_head_but_not_the_world_model(boxed: Batch, cho
     loss, parts = chooser.loss(boxed)
     assert {"collision", "distance", "collision_ii", "distance_ii"} < set(parts)
     loss.backward()
-    assert [n for n, p in chooser.planner.named_parameters() if p.grad is None] == []
+    assert {n.split(".")[0] for n, p in chooser.planner.named_parameters() if p.grad is None} == {"route"}
     assert all(p.grad is None for p in chooser.forecaster.parameters())
     off = Agent(chooser.forecaster, chooser.planner, train_ii=False)
     assert not any("ii" in name for name in off.loss(boxed)[1])

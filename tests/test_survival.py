@@ -31,7 +31,7 @@ from iidrive.training.options import RunOptions, StopRequested
 TINY = replace(recipes.tiny(), town=replace(recipes.tiny().town, train_scenes=2, test_scenes=1, keyframes=14))
 OFTEN = {
     f"train_{name}": replace(getattr(TINY, f"train_{name}"), samples=20, batch=2, log_every=2, save_every=2, validate_every=0)
-    for name in ("tokenizer", "motion", "world", "planner")
+    for name in ("tokenizer", "motion", "world", "route", "planner")
 }
 RECIPE = replace(TINY, **OFTEN)
 """A checkpoint after every step, so that most kills happen while one is written or shortly before or after."""
@@ -66,7 +66,7 @@ def train_alone(folder: Path, delay_s: float) -> None:
 
 def everything(folder: Path) -> dict[str, torch.Tensor]:
     """All weights and training state of all stages."""
-    names = ("tokenizer", "world/motion", "world", "planner")
+    names = ("tokenizer", "world/motion", "world", "planner/route", "planner")
     files = ("weights.safetensors", "training.safetensors")
     return {f"{n}/{f}/{k}": v for n in names for f in files for k, v in checkpoint.load_tensors(folder / n, f).items()}
 
@@ -110,7 +110,12 @@ def test_thirty_kills_change_nothing(straight: Path, tmp_path: Path) -> None:
 
 def _made(folder: Path) -> set[str]:
     """Complete checkpoints and token files."""
-    patterns = ("*/checkpoints/samples-*", "world/motion/checkpoints/samples-*", "tokens/scenes/*.safetensors")
+    patterns = (
+        "*/checkpoints/samples-*",
+        "world/motion/checkpoints/samples-*",
+        "planner/route/checkpoints/samples-*",
+        "tokens/scenes/*.safetensors",
+    )
     return {str(path.relative_to(folder)) for pattern in patterns for path in folder.glob(pattern)}
 
 

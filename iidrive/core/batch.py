@@ -2,7 +2,7 @@
 
 Inputs and targets are separate types, so a model cannot read the future by mistake.
 
-Shapes: B samples, T input frames, S future steps, H = S + 1 times (now and every step), X Y Z voxels, n tokens, N boxes.
+Shapes: B samples, T input frames, S future steps, H = S + 1 times (now and every step), X Y Z voxels, n tokens, N boxes, R points of a route.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ class Targets:
         flow_m: (B,S,X,Y,2) backward flow: from a cell at a step to where the same road user is now, metres; NaN where unknown.
         boxes: (B,N,H,5) tracked boxes now and at every step: x, y, heading, length, width, metres and radians, current ego frame.
         boxes_known: (B,N,H) true where a track has a box.
+        route: (B,R,2) the route around the ego, current ego frame, metres; NaN where unknown (data/routes.py).
     """
 
     now_T_frame: Float[Tensor, "B S 4 4"]
@@ -81,6 +82,7 @@ class Targets:
     flow_m: Float[Tensor, "B S X Y 2"] | None = None
     boxes: Float[Tensor, "B N H 5"] | None = None
     boxes_known: Bool[Tensor, "B N H"] | None = None
+    route: Float[Tensor, "B R 2"] | None = None
 
     def to(self, device: torch.device) -> Targets:
         """Copy to `device`."""

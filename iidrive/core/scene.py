@@ -39,6 +39,12 @@ STEP_S = 0.5
 FUTURE_STEPS = 6
 """Positions in a plan: 0.5 s, 1.0 s, … 3.0 s ahead."""
 
+ROUTE_STEP_M = 0.5
+"""Distance between two points of a route in training targets, metres."""
+
+ROUTE_BEHIND, ROUTE_AHEAD = 16, 94
+"""Points of a route in training targets behind and ahead of the one nearest to the ego."""
+
 
 def _fixed(value: Array) -> Array:
     """The same array, now read-only, because it is cached and shared."""
@@ -373,6 +379,7 @@ class Scene:
         conflict: the conflict that the scene was built around; None if there is none.
         intended: (t,6,3) for scenes whose ego was disturbed: the path that the expert driver would have taken from each keyframe, six steps
             of x, y, yaw of the rear axle, metres and radians, global frame. It is a training target. The keyframes hold the driven path.
+        route_m: (n,2) planned route of the ego, global frame, metres; None if the data have none. It is a training target.
 
     Raises:
         DataError: if times do not increase or a token is repeated.
@@ -383,6 +390,7 @@ class Scene:
     map: VectorMap
     conflict: Conflict | None = None
     intended: Float[Array, "t 6 3"] | None = None
+    route_m: Float[Array, "n 2"] | None = None
 
     def __post_init__(self) -> None:
         times = [k.timestamp_us for k in self.keyframes]

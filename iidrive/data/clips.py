@@ -18,7 +18,7 @@ from iidrive.core import geometry
 from iidrive.core.batch import Batch, Inputs, Targets
 from iidrive.core.errors import DataError
 from iidrive.core.scene import FUTURE_STEPS, GridSpec, Scene, Trajectory
-from iidrive.data.source import Source, intended_path, scenes, true_path
+from iidrive.data.source import Source, intended_path, route_line, scenes, true_path
 
 Array = np.ndarray
 Frames = Callable[[str, Array], Array]
@@ -42,6 +42,7 @@ class EgoTrack:
         path: (T,6,2) true path of each keyframe (see `source.true_path`), metres.
         path_valid: (T,6) false after the scene's end.
         intended: (T,6,2) path that the expert driver would have taken from each keyframe (see `source.intended_path`), metres.
+        route_m: (n,2) line that the ego is to follow (see `source.route_line`), global frame, metres.
     """
 
     name: str
@@ -53,6 +54,7 @@ class EgoTrack:
     path: Array
     path_valid: Array
     intended: Array
+    route_m: Array
 
     def true_path(self, index: int) -> Trajectory:
         """The true path from keyframe `index` on (see `source.true_path`)."""
@@ -74,6 +76,7 @@ class EgoTrack:
             np.stack([p.points_m for p in paths]),
             np.stack([p.valid for p in paths]),
             np.stack([p.points_m for p in intended]),
+            route_line(scene),
         )
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from iidrive.core import geometry
 from iidrive.core.scene import (
     FUTURE_STEPS,
+    ROUTE_STEP_M,
     Boxes,
     CommandSource,
     GridSpec,
@@ -113,6 +114,27 @@ def intended_path(scene: Scene, index: int) -> Trajectory:
     poses = np.stack([Pose.from_xy_yaw(*pose).matrix for pose in scene.intended[index]])
     points = (lidar_T_global @ poses @ ego_T_lidar)[:, :2, 3]
     return Trajectory(points.astype(np.float32), "lidar", "lidar_top", true.valid)
+
+
+def route_line(scene: Scene) -> Float[Array, "n 2"]:
+    """The line that the ego is to follow, as points `ROUTE_STEP_M` apart, global frame, metres.
+
+    It is the planned route, or the path that LIDAR_TOP drove if the data have no routes. It is a training target.
+    """
+    driven = np.stack([k.global_T_lidar[:2, 3] for k in scene.keyframes])
+    line = driven if scene.route_m is None else scene.route_m
+    kept = [line[0]]
+    for point in line[1:]:
+        if np.hypot(*(point - kept[-1])) >= _STANDS_M:
+            kept.append(point)
+    points = np.stack(kept)
+    arc = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
+    at = np.arange(0.0, arc[-1] + 1e-9, ROUTE_STEP_M)
+    return np.stack([np.interp(at, arc, points[:, axis]) for axis in (0, 1)], -1)
+
+
+_STANDS_M = 0.05
+"""A point nearer than this to the one before adds nothing to a route, metres."""
 
 
 def boxes_ahead(scene: Scene, index: int) -> tuple[Boxes | None, ...]:

@@ -6,8 +6,10 @@ y forward), metres.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from iidrive.core.footprint import EGO_SIZE_M
@@ -25,12 +27,35 @@ _SHIFT_M = 12.0
 """A shifted path moves sideways over its whole length, or over this distance if it is longer, metres."""
 
 
-def speed_profiles(paths: Float[Tensor, "B S 2"], added_mps2: Float[Tensor, "A"]) -> Float[Tensor, "B A S 2"]:
-    """The same paths at other speeds: the constant accelerations `added_mps2` are added to the path's own speed, without driving backwards.
+@dataclass(frozen=True)
+class BasePath:
+    """The path that candidates vary.
+
+    Attributes:
+        path: (B,S,2) the base path, one point per step.
+        line: (B,N,2) the line that it and its candidates follow, from the ego on: the route ahead, or the base path itself.
+    """
+
+    path: Float[Tensor, "B S 2"]
+    line: Float[Tensor, "B N 2"]
+
+    @staticmethod
+    def alone(path: Float[Tensor, "B S 2"]) -> BasePath:
+        """A base path whose candidates follow itself."""
+        return BasePath(path, path)
+
+    def select(self, rows: Int[Tensor, "b"]) -> BasePath:
+        """The samples at these rows of the batch."""
+        return BasePath(self.path[rows], self.line[rows])
+
+
+def speed_profiles(base: BasePath, added_mps2: Float[Tensor, "A"]) -> Float[Tensor, "B A S 2"]:
+    """The base path at other speeds: the constant accelerations `added_mps2` are added to its own speed, without driving backwards.
 
     After stopping by braking, the ego creeps on by 5 mm per step. Evaluators derive a heading from the path, and a path that does not move
-    would look like a turn to the side. Beyond its end, a path continues straight.
+    would look like a turn to the side. Beyond its end, a line continues straight.
     """
+    paths = base.path
     hops = torch.diff(paths, dim=1, prepend=torch.zeros_like(paths[:, :1]))
     length = hops.norm(dim=-1)
     count = hops.shape[1] * _PIECES
@@ -40,7 +65,7 @@ def speed_profiles(paths: Float[Tensor, "B S 2"], added_mps2: Float[Tensor, "A"]
     speed = (own + added).clamp(min=0)
     stopped = ((speed <= _STOPPED_MPS).cummax(2).values) & (own[..., :1] + added <= 0) & (added_mps2 < 0)[:, None]
     gone = running_sum(torch.where(stopped, _CREEP_M / STEP_S, speed), 2)[..., _PIECES - 1 :: _PIECES] * (STEP_S / _PIECES)
-    return along(paths, gone)
+    return along(base.line, gone)
 
 
 _STOPPED_MPS = 0.01

@@ -1,7 +1,8 @@
-"""The planner: it predicts a base path (`way`), varies it into candidates, and chooses the one with the lowest predicted cost.
+"""The planner: it predicts a base path, varies it into candidates, and chooses the one with the lowest predicted cost.
 
 - From ego motion and command it proposes K corrections of the path expected by the world model's motion prior.
 - Each proposal samples the current latent along its waypoints and corrects itself, twice. The best-scored proposal is the base path.
+- With a route head (`route.py`) the base path keeps its distances and takes its shape from the route ahead.
 - If the base path leaves the road shown by the current tokens, a path shifted sideways replaces it.
 - Candidates follow the base path at other speeds (`candidates.py`). A head predicts their outcomes (`outcomes.py`), and the cheapest is the
   plan.
@@ -18,7 +19,7 @@ points, E features of a point. Paths are LIDAR_TOP positions in the current lida
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -29,12 +30,15 @@ from iidrive.core.batch import Batch, Inputs
 from iidrive.core.errors import ConfigError
 from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES
 from iidrive.models.baselines import ctrv
-from iidrive.models.candidates import smoothed, smoothing, speed_profiles
+from iidrive.models.candidates import BasePath, along, smoothed, smoothing, speed_profiles
 from iidrive.models.ego_motion import MOTION, ego_status, lidar_path, step_before
 from iidrive.models.forecast import CurrentOccupancy, Forecaster
-from iidrive.models.layers import CellGrid, ResBlock, constant, mlp, planar, transform_inverse
+from iidrive.models.layers import CellGrid, ResBlock, constant, planar, transform_inverse
 from iidrive.models.losses import Counts, masked_mean
 from iidrive.models.outcomes import OutcomeHead, Outcomes, collisions, on_the_road
+from iidrive.models.repeatable import running_sum
+from iidrive.models.route import RouteConfig, RouteHead
+from iidrive.models.waypoints import WaypointRefiner
 from iidrive.models.world import Imagined
 
 
@@ -59,6 +63,7 @@ class PlannerConfig:
         road_m: cost of a path whose corners are off the road at all steps, in metres of sideways shift.
         smooth: weight of a candidate's squared third differences relative to its squared distance from the unsmoothed path; 0 for no
             smoothing.
+        route: settings of the route head; with 0 points the best proposal gives the base path its shape too. Only used with candidates.
     """
 
     latent_width: int = 128
@@ -75,6 +80,7 @@ class PlannerConfig:
     shifts_m: tuple[float, ...] = ()
     road_m: float = 40.0
     smooth: float = 0.0
+    route: RouteConfig = field(default_factory=RouteConfig)
 
     def __post_init__(self) -> None:
         if self.width % 8:
@@ -83,6 +89,8 @@ class PlannerConfig:
             raise ConfigError(f"the planner's history must be 1 to 5 motions (clips have five past keyframes); found {self.history}.")
         if self.accelerations and self.accelerations[0] != 0:
             raise ConfigError(f"accelerations must begin with 0, for the base path at its own speed; found {self.accelerations}.")
+        if self.shifts_m and self.route.points:
+            raise ConfigError("shifts_m are for planners without a route head (route.points 0): the route keeps to the road by itself.")
         if self.shifts_m and self.shifts_m[0] != 0:
             raise ConfigError(f"shifts_m must begin with 0, for the base path itself; found {self.shifts_m}.")
 
@@ -112,35 +120,6 @@ class Choice:
         return self.candidates[torch.arange(len(self.candidates), device=self.candidates.device), self.cost_m.argmin(1)]
 
 
-class WaypointRefiner(nn.Module):
-    """Predicts corrections of paths from map features sampled at their waypoints and at four points around each."""
-
-    def __init__(self, config: PlannerConfig, cells: CellGrid) -> None:
-        super().__init__()
-        self.cells, width = cells, config.width
-        reach = config.reach_m
-        around = torch.tensor([[0.0, 0.0], [reach, 0.0], [-reach, 0.0], [0.0, reach], [0.0, -reach]])
-        self.register_buffer("around", around, persistent=False)
-        self.around: Tensor
-        self.point = mlp(len(around) * width + 2, width, width)
-        self.path = mlp(FUTURE_STEPS * width + width, 2 * width, width)
-        self.correct = nn.Linear(width, FUTURE_STEPS * 2 + 1)
-        nn.init.zeros_(self.correct.weight)
-        nn.init.zeros_(self.correct.bias)
-
-    def read(self, maps: Float[Tensor, "B D x y"], points_m: Float[Tensor, "B P 2"]) -> Float[Tensor, "B P E"]:
-        """Features (B,P,E) of points in the maps' ego frame, metres."""
-        values = self.cells.read(maps, points_m[:, :, None] + self.around)
-        return torch.cat([values.permute(0, 2, 3, 1).flatten(2), points_m / 20], -1)
-
-    def forward(self, read: Float[Tensor, "B K S E"], state: Float[Tensor, "B K D"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the new state, the corrections of the paths (B,K,S,2) and of the scores (B,K)."""
-        points = self.point(read).flatten(2)
-        state = state + self.path(torch.cat([points, state], -1))
-        out = self.correct(F.relu(state))
-        return state, out[..., :-1].unflatten(-1, (FUTURE_STEPS, 2)), out[..., -1]
-
-
 class Planner(nn.Module):
     """Network that predicts proposals from a latent, ego motion and command, and the outcomes of candidates."""
 
@@ -155,7 +134,9 @@ class Planner(nn.Module):
         self.present = nn.Sequential(nn.Conv2d(config.latent_width, width, 1), ResBlock(width, width, 8))
         self.overview = nn.Sequential(nn.AvgPool2d(4), nn.Conv2d(width, width, 3, padding=1), nn.ReLU())
         self.attend = nn.MultiheadAttention(width, 4, batch_first=True)
-        self.refiners = nn.ModuleList(WaypointRefiner(config, cells) for _ in range(config.refinements))
+        around = tuple((config.reach_m * x, config.reach_m * y) for x, y in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)))
+        self.refiners = nn.ModuleList(WaypointRefiner(width, FUTURE_STEPS, around, cells) for _ in range(config.refinements))
+        self.route = RouteHead(config.route, config.latent_width, cells) if config.accelerations and config.route.points else None
         if config.accelerations:
             self.outcomes = OutcomeHead(width)
             self.register_buffer("accelerations", torch.tensor(config.accelerations), persistent=False)
@@ -164,7 +145,7 @@ class Planner(nn.Module):
             self.smoothing: Tensor
         else:
             self.future = nn.Sequential(nn.Conv2d(config.latent_width, width, 1), nn.ReLU())
-            self.ii_refiner = WaypointRefiner(config, cells)
+            self.ii_refiner = WaypointRefiner(width, FUTURE_STEPS, around, cells)
 
     def forward(
         self, inputs: Inputs, latent: Float[Tensor, "B C x y"], base: Float[Tensor, "B S 2"]
@@ -186,12 +167,21 @@ class Planner(nn.Module):
             stages.append(Proposals(stages[-1].paths + shift, stages[-1].scores + score))
         return stages, state
 
-    def candidates(self, inputs: Inputs, way: Float[Tensor, "B S 2"]) -> Float[Tensor, "B A S 2"]:
+    def base_path(self, inputs: Inputs, latent: Float[Tensor, "B C x y"], plan: Proposals) -> BasePath:
+        """The best proposal. With a route head, its distances along the route ahead."""
+        path = drivable(plan.best())
+        if self.route is None:
+            return BasePath.alone(path)
+        gone = running_sum(torch.diff(path, dim=1, prepend=torch.zeros_like(path[:, :1])).norm(dim=-1), 1)
+        line = self.route(inputs, latent)[-1]
+        return BasePath(drivable(along(line, gone[:, None])[:, 0]), line)
+
+    def candidates(self, inputs: Inputs, base: BasePath) -> Float[Tensor, "B A S 2"]:
         """Candidates: the base path at other speeds, the first at its own. With `smooth`, each continues the ego's past motion smoothly."""
-        paths = speed_profiles(way, self.accelerations)
-        if not self.config.smooth:
-            return paths
-        return drivable(smoothed(paths, step_before(inputs, way), self.smoothing).flatten(0, 1)).view_as(paths)
+        paths = speed_profiles(base, self.accelerations)
+        if self.config.smooth:
+            paths = smoothed(paths, step_before(inputs, base.path), self.smoothing)
+        return drivable(paths.flatten(0, 1)).view_as(paths)
 
     def refine(self, inputs: Inputs, plan: Proposals, state: Float[Tensor, "B K D"], imagined: Imagined) -> Proposals:
         """The regressor's ii branch: correct proposals with the forecast latent of each waypoint's time."""
@@ -206,11 +196,13 @@ class Planner(nn.Module):
 
 
 class Agent(nn.Module):
-    """A planner with the frozen forecaster that provides its latents and forecasts."""
+    """A planner with the frozen forecaster that provides its latents and forecasts. Its route head is frozen too."""
 
     def __init__(self, forecaster: Forecaster, planner: Planner, train_ii: bool) -> None:
         super().__init__()
         self.forecaster, self.planner, self.train_ii = forecaster.eval().requires_grad_(False), planner, train_ii
+        if planner.route is not None:
+            planner.route.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Agent:
         """Set the mode of the planner. The forecaster stays in eval mode."""
@@ -228,7 +220,7 @@ class Agent(nn.Module):
         assert inputs.codes is not None
         if self.planner.config.accelerations:
             return self.choice(inputs, ii).best()
-        stages, state = self.planner(inputs, self.forecaster.latents(inputs.codes[:, -1]), self._base(inputs))
+        stages, state = self.planner(inputs, self.forecaster.latents(inputs.codes[:, -1]), self._prior_path(inputs))
         plan = self.planner.refine(inputs, stages[-1], state, self.forecaster.imagine(inputs, FUTURE_STEPS)) if ii else stages[-1]
         return drivable(plan.best())
 
@@ -238,34 +230,35 @@ class Agent(nn.Module):
         if not self.planner.config.accelerations:
             return torch.stack([self.plan(inputs, ii) for ii in (False, True)], 1)
         seen = self.forecaster.current_occupancy(inputs)
-        way = self.way(inputs, seen)
-        return torch.stack([self.choose(inputs, way, self.scene(inputs, ii, seen), ii).best() for ii in (False, True)], 1)
+        base = self.base_path(inputs, seen)
+        return torch.stack([self.choose(inputs, base, self.scene(inputs, ii, seen), ii).best() for ii in (False, True)], 1)
 
     @torch.no_grad()
     def choice(self, inputs: Inputs, ii: bool) -> Choice:
         """Candidates of a batch and their predicted outcomes. Only for a planner with candidates."""
         seen = None if ii and not self.planner.config.shifts_m else self.forecaster.current_occupancy(inputs)
-        return self.choose(inputs, self.way(inputs, seen), self.scene(inputs, ii, seen), ii)
+        return self.choose(inputs, self.base_path(inputs, seen), self.scene(inputs, ii, seen), ii)
 
     @torch.no_grad()
     def choice_in(self, inputs: Inputs, scene: Float[Tensor, "B S X Y"]) -> Choice:
         """As `choice` with ii, with a given forecast instead of the world model's: (B,S,X,Y) occupancy probabilities of road users."""
-        return self.choose(inputs, self.way(inputs), scene, True)
+        return self.choose(inputs, self.base_path(inputs), scene, True)
 
     @torch.no_grad()
-    def way(self, inputs: Inputs, seen: CurrentOccupancy | None = None) -> Float[Tensor, "B S 2"]:
-        """The base path: the best-scored proposal, shifted sideways if it leaves the road.
+    def base_path(self, inputs: Inputs, seen: CurrentOccupancy | None = None) -> BasePath:
+        """The path that candidates vary (see `Planner.base_path`), shifted sideways if it leaves the road and `shifts_m` are given.
 
         `seen` is the current occupancy, if it has been computed already.
         """
         assert inputs.codes is not None
         config, grid = self.planner.config, self.forecaster.flow_grid
-        stages, _ = self.planner(inputs, self.forecaster.latents(inputs.codes[:, -1]), self._base(inputs))
-        way = drivable(stages[-1].best())
+        latent = self.forecaster.latents(inputs.codes[:, -1])
+        stages, _ = self.planner(inputs, latent, self._prior_path(inputs))
+        base = self.planner.base_path(inputs, latent, stages[-1])
         if not config.shifts_m or grid is None:
-            return way
+            return base
         off_road = (seen or self.forecaster.current_occupancy(inputs)).off_road
-        return on_the_road(way, off_road, grid, inputs.ego_T_lidar, config.shifts_m, config.road_m)
+        return BasePath.alone(on_the_road(base.path, off_road, grid, inputs.ego_T_lidar, config.shifts_m, config.road_m))
 
     @torch.no_grad()
     def scene(self, inputs: Inputs, ii: bool, seen: CurrentOccupancy | None = None) -> Float[Tensor, "B S X Y"]:
@@ -274,14 +267,14 @@ class Agent(nn.Module):
             return self.forecaster.taken(inputs)
         return (seen or self.forecaster.current_occupancy(inputs)).taken[:, None].expand(-1, FUTURE_STEPS, -1, -1)
 
-    def choose(self, inputs: Inputs, way: Float[Tensor, "B S 2"], scene: Float[Tensor, "B S X Y"], ii: bool) -> Choice:
-        """Candidates along a base path and their predicted outcomes in a scene.
+    def choose(self, inputs: Inputs, base: BasePath, scene: Float[Tensor, "B S X Y"], ii: bool) -> Choice:
+        """Candidates of a base path and their predicted outcomes in a scene.
 
         `ii` says whether the scene is a forecast. A head that was not trained with forecasts treats it like a current scene.
         """
         assert self.forecaster.flow_grid is not None
-        candidates = self.planner.candidates(inputs, way)
-        outcomes = self.planner.outcomes(candidates, way, scene, ii and self.train_ii, self.forecaster.flow_grid, inputs.ego_T_lidar)
+        candidates = self.planner.candidates(inputs, base)
+        outcomes = self.planner.outcomes(candidates, base.path, scene, ii and self.train_ii, self.forecaster.flow_grid, inputs.ego_T_lidar)
         config = self.planner.config
         return Choice(candidates, outcomes, outcomes.cost(config.collision_m, config.overlap_m, self.planner.accelerations > 0))
 
@@ -296,13 +289,16 @@ class Agent(nn.Module):
         """
         inputs, targets = batch.inputs, batch.targets
         assert inputs.codes is not None
-        stages, state = self.planner(inputs, self.forecaster.latents(inputs.codes[:, -1]), self._base(inputs))
+        latent = self.forecaster.latents(inputs.codes[:, -1])
+        stages, state = self.planner(inputs, latent, self._prior_path(inputs))
         counts = counts or self.counts(batch)
         losses = [masked_mean(self._distance(stage, targets.path, targets.valid), counts["samples"]) for stage in stages]
         parts = {"plan": losses[-1], "first": 0.2 * torch.stack(losses[:-1]).mean()}
         some = self._with_ii(batch)
         if self.planner.config.accelerations:
-            parts |= self._outcome_losses(batch, stages[-1].best().detach(), some, counts)
+            with torch.no_grad():
+                base = self.planner.base_path(inputs, latent, stages[-1])
+            parts |= self._outcome_losses(batch, base, some, counts)
             return torch.stack(list(parts.values())).sum(), parts
         if self.train_ii:
             parts["plan_ii"] = torch.zeros_like(parts["plan"])
@@ -313,22 +309,22 @@ class Agent(nn.Module):
             parts["plan_ii"] = masked_mean(self._distance(refined, targets.path[some], targets.valid[some]), counts["samples_ii"])
         return torch.stack(list(parts.values())).sum(), parts
 
-    def _outcome_losses(self, batch: Batch, way: Float[Tensor, "B S 2"], some: list[int], counts: Counts) -> dict[str, Tensor]:
+    def _outcome_losses(self, batch: Batch, base: BasePath, some: list[int], counts: Counts) -> dict[str, Tensor]:
         """Losses of outcomes for the rows `some`: cross entropy of collisions and error of distances, without ii and, if trained, with
         ii.
         """
         names = [("collision", "distance"), ("collision_ii", "distance_ii")][: 1 + self.train_ii]
         if not some:
-            return {name: way.new_zeros(()) for pair in names for name in pair}
+            return {name: base.path.new_zeros(()) for pair in names for name in pair}
         rows = constant(some, batch.inputs.command)
         inputs, targets = batch.inputs.select(some), batch.targets.select(rows)
-        way, valid = drivable(way[rows]), targets.valid
-        candidates = self.planner.candidates(inputs, way)
-        met = collisions(candidates, targets, inputs.ego_T_lidar).to(way.dtype)
+        base, valid = base.select(rows), targets.valid
+        candidates = self.planner.candidates(inputs, base)
+        met = collisions(candidates, targets, inputs.ego_T_lidar).to(base.path.dtype)
         distance = ((candidates - targets.path[:, None]).norm(dim=-1) * valid[:, None]).sum(-1) / valid.sum(1).clamp(min=1)[:, None]
         parts = {}
         for ii, (collision, distance_name) in zip((False, True), names, strict=False):
-            found = self.choose(inputs, way, self.scene(inputs, ii), ii).outcomes
+            found = self.choose(inputs, base, self.scene(inputs, ii), ii).outcomes
             entropy = F.binary_cross_entropy_with_logits(found.collision, met, reduction="none").mean(1)
             parts[collision] = masked_mean((entropy.sum(-1) * valid.all(1)).sum(), counts["samples_ii"])
             off = (found.distance_m - distance).abs().mean(1)
@@ -344,7 +340,7 @@ class Agent(nn.Module):
         return [row for row, place in enumerate(places) if math.ceil((place + 1) * share) > math.ceil(place * share)]
 
     @torch.no_grad()
-    def _base(self, inputs: Inputs) -> Tensor:
+    def _prior_path(self, inputs: Inputs) -> Tensor:
         """The path that proposals correct: from the world model's motion prior, or constant turn rate and velocity if it has none."""
         prior = self.forecaster.world.prior
         return ctrv(inputs) if prior is None else lidar_path(prior(inputs), inputs.ego_T_lidar)

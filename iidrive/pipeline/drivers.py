@@ -106,7 +106,7 @@ def planning(agent: Agent, arm: TestII) -> Plan:
     def oracle(inputs: Inputs, scenes: Sequence[DrivenScene]) -> Tensor:
         grid = agent.forecaster.flow_grid
         assert grid is not None
-        states = follow(joined_states(scenes), reference(agent.way(inputs).numpy(force=True).astype(np.float64), LEVER_M), STEPS)
+        states = follow(joined_states(scenes), reference(agent.base_path(inputs).path.numpy(force=True).astype(np.float64), LEVER_M), STEPS)
         taken = [true_occupancy(scene, [s.select(np.array([row])) for s in states], grid) for row, scene in enumerate(scenes)]
         return agent.choice_in(inputs, torch.from_numpy(np.stack(taken)).to(inputs.now_T_frame)).best()
 

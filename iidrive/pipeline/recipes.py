@@ -19,6 +19,7 @@ from iidrive.models.iiworld.quirks import Quirk
 from iidrive.models.occupancy_flow import FlowConfig
 from iidrive.models.planner import PlannerConfig
 from iidrive.models.quantise import QuantiserConfig
+from iidrive.models.route import RouteConfig
 from iidrive.models.tokenizer import TokenizerConfig
 from iidrive.models.world import WorldConfig
 from iidrive.training.optim import TrainConfig
@@ -38,6 +39,7 @@ class Recipe:
         train_motion: how the world model's motion prior is trained, before the world model.
         train_flow: how the world model's occupancy flow is trained, before the world model.
         train_world: how the world model is trained.
+        train_route: how the planner's route head is trained, before the planner.
         train_planner: how the planner is trained.
         train_ego_mlp: how `ego-mlp` is trained.
         town: the synthetic towns, if the data are towns.
@@ -54,6 +56,7 @@ class Recipe:
     train_motion: TrainConfig = field(default_factory=TrainConfig)
     train_flow: TrainConfig = field(default_factory=TrainConfig)
     train_world: TrainConfig = field(default_factory=TrainConfig)
+    train_route: TrainConfig = field(default_factory=TrainConfig)
     train_planner: TrainConfig = field(default_factory=TrainConfig)
     train_ego_mlp: TrainConfig = field(default_factory=TrainConfig)
     town: TownConfig = field(default_factory=TownConfig)
@@ -117,10 +120,10 @@ def small() -> Recipe:
         width=48,
         ii_fraction=0.25,
         accelerations=ACCELERATIONS,
-        shifts_m=SHIFTS_M,
         collision_m=40.0,
         overlap_m=80.0,
         smooth=3.0,
+        route=RouteConfig(points=12),
     )
     base = TrainConfig(weight_decay=1e-2, max_grad_norm=1.0, ema_decay=0.995, ema_warmup_steps=100.0)
     return Recipe(
@@ -133,6 +136,7 @@ def small() -> Recipe:
         replace(base, samples=102400, batch=64, learning_rate=1e-3, warmup=1280, log_every=6400, save_every=51200, ema_decay=0.99),
         replace(base, samples=36_000, batch=6, learning_rate=2e-3, warmup=300, log_every=600, save_every=6000),
         replace(base, samples=5600, batch=2, learning_rate=1e-3, warmup=100, log_every=80, save_every=1600),
+        replace(base, samples=48_000, batch=16, learning_rate=1e-3, warmup=640, log_every=1600, save_every=8000),
         replace(base, samples=96_000, batch=16, learning_rate=1e-3, warmup=640, log_every=1600, save_every=8000),
         replace(base, samples=102400, batch=64, learning_rate=1e-3, warmup=1280, log_every=6400, save_every=51200, ema_decay=0.99),
         TownConfig(train_scenes=220, test_scenes=24, swerves=0.75, lapses=0.75),
@@ -145,6 +149,7 @@ def demo() -> Recipe:
     return replace(
         r,
         name="demo",
+        planner=replace(r.planner, shifts_m=SHIFTS_M, route=RouteConfig()),
         train_tokenizer=replace(r.train_tokenizer, samples=1000),
         train_motion=replace(r.train_motion, samples=64000),
         train_flow=replace(r.train_flow, samples=6000, batch=4, log_every=600),
@@ -170,12 +175,13 @@ def tiny() -> Recipe:
         world=replace(
             r.world, width=16, heads=4, decoder_layers=1, feed_forward=32, plan_width=16, prior_width=16, flow=FlowConfig(width=8, lifted=4)
         ),
-        planner=replace(r.planner, latent_width=16, width=16, proposals=3),
+        planner=replace(r.planner, latent_width=16, width=16, proposals=3, route=RouteConfig(points=8, width=16, refinements=1)),
         ego_mlp=EgoMLPConfig(hidden=16),
         train_tokenizer=replace(brief, batch=2),
         train_motion=brief,
         train_flow=brief,
         train_world=brief,
+        train_route=brief,
         train_planner=brief,
         train_ego_mlp=brief,
         town=replace(r.town, train_scenes=16, test_scenes=4, swerves=0.0, lapses=0.0),
@@ -200,11 +206,18 @@ def full() -> Recipe:
         "full",
         TokenizerConfig(mirror="clip"),
         WorldConfig(flow=FlowConfig(width=64)),
-        PlannerConfig(accelerations=ACCELERATIONS, shifts_m=SHIFTS_M, collision_m=40.0, overlap_m=80.0, smooth=3.0),
+        PlannerConfig(
+            accelerations=ACCELERATIONS,
+            collision_m=40.0,
+            overlap_m=80.0,
+            smooth=3.0,
+            route=RouteConfig(points=12, width=64),
+        ),
         train_tokenizer=stage1,
         train_motion=replace(stage1, samples=256_000, learning_rate=1e-3, save_every=128_000, micro_batch=0),
         train_flow=replace(stage1, samples=12 * 1999 * 64, learning_rate=1e-3, micro_batch=16),
         train_world=replace(stage1, samples=48 * 1999 * 64, learning_rate=1e-3, step_at=36 / 48, micro_batch=8),
+        train_route=replace(stage1, samples=12 * 1999 * 64, learning_rate=5e-4, micro_batch=16),
         train_planner=replace(stage1, samples=12 * 1999 * 64, learning_rate=5e-4, micro_batch=16),
         train_ego_mlp=replace(stage1, samples=128_000, learning_rate=1e-3, save_every=64_000, micro_batch=0),
     )

@@ -14,36 +14,32 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from iidrive.core.classes import OCC_CLASSES
 from iidrive.core.config_io import to_plain
 from iidrive.core.errors import CheckpointError, ConfigError, DataError
-from iidrive.core.lineage import INITIAL, Lineage, Parent, joined
+from iidrive.core.lineage import joined
 from iidrive.core.scene import GridSpec
-from iidrive.data.box_tracks import BoxTargets, FlowTargets
+from iidrive.data.box_tracks import BoxTargets
 from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, OccupancyFrames, keyframes, read_tracks
-from iidrive.data.joint import Joint, mixture, parts_of, splits_of, tracks_of
-from iidrive.data.scene_lists import is_list
+from iidrive.data.joint import Joint, mixture, parts_of, tracks_of
 from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache
 from iidrive.models.baselines import EgoMLP
 from iidrive.models.compute import ComputeConfig
-from iidrive.models.ego_motion import MotionPrior
 from iidrive.models.forecast import Forecaster
 from iidrive.models.losses import class_weights, presence_weights
-from iidrive.models.occupancy_flow import FlowLearner, FlowNet
 from iidrive.models.planner import Agent, Planner
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
 from iidrive.pipeline import token_check
 from iidrive.pipeline.load import LoadedTokenizer, Place, load_forecaster, load_tokenizer, require_width
+from iidrive.pipeline.manifests import new_manifest, start_from
 from iidrive.pipeline.recipes import Recipe
+from iidrive.pipeline.train_parts import train_flow, train_prior, train_route
 from iidrive.pipeline.validate import by_source, held_out, validate_planner, validate_tokenizer, validate_world
-from iidrive.runtime.distributed import ProcessGroup
-from iidrive.runtime.run_folder import Run, code_version
+from iidrive.runtime.run_folder import Run
 from iidrive.training import checkpoint
-from iidrive.training.checkpoint import Checkpoint, Manifest
 from iidrive.training.loop import fit
 from iidrive.training.optim import TrainConfig
 from iidrive.training.options import RunOptions
@@ -78,7 +74,7 @@ def train_tokenizer(recipe: Recipe, source: Source, split: str, run: Run, option
     spec = ClipSpec(past=past, future=1, full_future=False, first=past)
     occupancy = OccupancyFrames(source, config.grid, keyframes(tracks))
     clips = ClipDataset(tracks, spec, occupancy, mixture=mixture(source, tracks, recipe.shares))
-    manifest = start_from(options.init, tokenizer, _manifest("tokenizer", config, training, source, split, recipe))
+    manifest = start_from(options.init, tokenizer, new_manifest("tokenizer", config, training, source, split, recipe))
     validate = partial(by_source, partial(validate_tokenizer, tokenizer), held_out(source, training))
     path = fit(TrainTask(tokenizer, tokenizer, manifest, config, tokenizer.prepare, validate), clips, training, run, options)
     options.process_group.barrier()
@@ -122,18 +118,18 @@ def train_world(
     tracks = read_tracks(source, split)
     zero, found = token_check.check(stage1.model, stage1.checkpoint.manifest, cache, source, tracks, allow)
     forecaster = Forecaster(stage1.computing(compute).model, world)
-    others = bool(options.init) or (options.resume != "off" and _started_from_others(run))
+    others = _starts_from_others(run, options)
     for part in (world.prior, world.flow):
         if part is not None and others:  # its weights come with the checkpoint
             part.requires_grad_(False)
     if world.prior is not None and not others:
-        _train_prior(recipe, world.prior, source, split, tracks, run.below("motion"), options)
+        train_prior(recipe, world.prior, source, split, tracks, run.below("motion"), options)
     if world.flow is not None and not others:
         require_boxes(source, tracks, "train the world model without occupancy flow (--recipe.world.flow.width 0)")
-        _train_flow(recipe, world.flow, stage1, compute, cache, source, split, tracks, run.below("flow"), options)
+        train_flow(recipe, world.flow, stage1, compute, cache, source, split, tracks, run.below("flow"), options)
     occupancy = OccupancyFrames(source, stage1.model.config.grid, keyframes(tracks)) if config.voxel_weight else None
     clips = ClipDataset(tracks, ClipSpec(), occupancy, cache, future=True, mixture=mixture(source, tracks, recipe.shares))
-    manifest = _manifest("world", config, training, source, split, recipe, (stage1.checkpoint,))
+    manifest = new_manifest("world", config, training, source, split, recipe, (stage1.checkpoint,))
     manifest = replace(manifest, metrics=zero.metrics(), marks=joined(stage1.checkpoint.manifest.marks, marks, found))
     manifest = start_from(options.init, world, manifest, allow, stage1.manifest.origins)
     validate = partial(by_source, partial(validate_world, forecaster, process_group=options.process_group), held_out(source, training))
@@ -164,7 +160,7 @@ def train_planner(
     marks = cache.require(stage2.lineage, allow)
     require_width("planner's latent_width", config.latent_width, stage1.model)
     torch.manual_seed(training.seed)
-    agent = Agent(stage2.model, Planner(config, stage1.model.cells), train_ii)
+    planner = Planner(config, stage1.model.cells)
     tracks = read_tracks(source, split)
     zero, found = token_check.check(stage1.model, stage1.checkpoint.manifest, cache, source, tracks, allow)
     if config.accelerations and stage2.model.flow_grid is None:
@@ -174,17 +170,19 @@ def train_planner(
         )
     if config.accelerations:
         require_boxes(source, tracks, "plan without candidates (--recipe.planner.accelerations [])")
+    if planner.route is not None and not _route_is_given(run, options):
+        compute = compute_config(training, options)
+        train_route(recipe, planner.route, stage1, compute, cache, source, split, tracks, run.below("route"), options)
+    agent = Agent(stage2.model, planner, train_ii)
     labels, mixed = BoxTargets(source) if config.accelerations else None, mixture(source, tracks, recipe.shares)
     clips = ClipDataset(tracks, ClipSpec(intended=True), codes=cache, labels=labels, mixture=mixed)
     parents = (stage1.checkpoint, stage2.checkpoint)
-    manifest = _manifest("planner", config, training, source, split, recipe, parents, {"train_ii": train_ii})
+    manifest = new_manifest("planner", config, training, source, split, recipe, parents, {"train_ii": train_ii})
     manifest = replace(manifest, metrics=zero.metrics(), marks=joined(stage2.manifest.marks, marks, found))
-    manifest = start_from(options.init, agent.planner, manifest, allow, stage2.manifest.origins)
+    manifest = start_from(options.init, planner, manifest, allow, stage2.manifest.origins, "route")
     validate = partial(by_source, partial(validate_planner, agent, process_group=options.process_group), held_out(source, training))
-    apart = (agent.planner.outcomes,) if config.accelerations else ()
-    return fit(
-        TrainTask(agent, agent.planner, manifest, config, validate=validate, clipped_separately=apart), clips, training, run, options
-    )
+    apart = (planner.outcomes,) if config.accelerations else ()
+    return fit(TrainTask(agent, planner, manifest, config, validate=validate, clipped_separately=apart), clips, training, run, options)
 
 
 def train_ego_mlp(recipe: Recipe, source: Source, split: str, run: Run, options: RunOptions | None = None) -> Path:
@@ -194,7 +192,7 @@ def train_ego_mlp(recipe: Recipe, source: Source, split: str, run: Run, options:
     model = EgoMLP(config)
     tracks = read_tracks(source, split)
     clips = ClipDataset(tracks, ClipSpec(intended=True), mixture=mixture(source, tracks, recipe.shares))
-    manifest = _manifest("ego-mlp", config, training, source, split, recipe)
+    manifest = new_manifest("ego-mlp", config, training, source, split, recipe)
     return fit(TrainTask(model, model, manifest, config), clips, training, run, options)
 
 
@@ -227,112 +225,18 @@ def require_boxes(source: Source, tracks: list[EgoTrack], otherwise: str) -> Non
             )
 
 
-def start_from(init: str, module: nn.Module, manifest: Manifest, allow: bool = False, fine_tuned_from: tuple[Parent, ...] = ()) -> Manifest:
-    """Initialise a model from the checkpoint `init` ("": keep its weights). Returns the manifest with that checkpoint as an ancestor.
-
-    A checkpoint of a later stage stands for its own model of this kind: `town-small` is a planner, and gives its tokenizer to a tokenizer.
-    `fine_tuned_from` are the checkpoints that the parent's own training started from: a model of theirs may be trained on with the fine-tuned parent.
-
-    Raises:
-        CheckpointError: for a checkpoint of another kind or architecture.
-        LineageError: for a world model or planner with other parents; with `allow` a mark is added instead.
-    """
-    if not init:
-        return manifest
-    found = checkpoint.read(init)
-    if any(parent.kind == manifest.kind for parent in found.manifest.parents):
-        found = checkpoint.read(found.parent_path(manifest.kind))
-    found.require_kind(manifest.kind)
-    marks: list[tuple[str, ...]] = []
-    for parent in manifest.parents[-1:]:
-        if found.manifest.parent(parent.kind).fingerprint not in [origin.fingerprint for origin in fine_tuned_from]:
-            marks.append(found.require_parent(parent.kind, Lineage(parent.kind, parent.fingerprint, parent.path), allow))
-    checkpoint.load_weights(module, found.weights(), init)
-    origin = Parent(INITIAL + found.manifest.kind, str(found.folder.resolve()), found.manifest.fingerprint)
-    above = (*manifest.parents, origin)
-    return replace(manifest, parents=above, marks=joined(manifest.marks, found.manifest.marks, *marks)).also_trained_on(found.manifest)
-
-
-def _train_prior(
-    recipe: Recipe, prior: MotionPrior, source: Source, split: str, tracks: list[EgoTrack], run: Run, options: RunOptions
-) -> None:
-    """Train the world model's motion prior from ego poses, or resume its training; then freeze it.
-
-    Only rank 0 trains, because a step is shorter than one all-reduce.
-    """
-    config = {"width": recipe.world.prior_width, "history": recipe.world.history}
-    manifest = _manifest("motion", config, recipe.train_motion, source, split, recipe)
-    resume = "off" if options.resume == "off" else "auto"
-    process_group = options.process_group
-    Run.start(run.folder, {"what": "train motion prior", "config": manifest.training}, resume != "off", process_group)
-    alone = replace(options, process_group=ProcessGroup(), resume=resume, stop_at=None)
-    with process_group.raise_on_all_ranks():
-        if process_group.is_rank_zero:
-            clips = ClipDataset(tracks, ClipSpec(), mixture=mixture(source, tracks, recipe.shares))
-            fit(TrainTask(prior, prior, manifest, config), clips, recipe.train_motion, run, alone)
-    if not process_group.is_rank_zero:
-        weights = checkpoint.load_tensors(run.folder)
-        checkpoint.load_weights(prior.to(next(iter(weights.values())).dtype), weights, str(run.folder))
-    prior.requires_grad_(False)
-
-
-def _train_flow(
-    recipe: Recipe,
-    net: FlowNet,
-    stage1: LoadedTokenizer,
-    compute: ComputeConfig,
-    cache: TokenCache,
-    source: Source,
-    split: str,
-    tracks: list[EgoTrack],
-    run: Run,
-    options: RunOptions,
-) -> None:
-    """Train the world model's occupancy flow on the same tokens, or resume its training; then freeze it."""
-    learner = FlowLearner(stage1.computing(compute).model, net)
-    manifest = _manifest("flow", recipe.world.flow, recipe.train_flow, source, split, recipe, (stage1.checkpoint,))
-    resume = "off" if options.resume == "off" else "auto"
-    Run.start(run.folder, {"what": "train occupancy flow", "config": manifest.training}, resume != "off", options.process_group)
-    labels = FlowTargets(source, net.fine)
-    clips = ClipDataset(tracks, ClipSpec(), codes=cache, labels=labels, mixture=mixture(source, tracks, recipe.shares))
-    to_its_end = replace(options, resume=resume, stop_at=None)
-    fit(TrainTask(learner, net, manifest, recipe.world.flow), clips, recipe.train_flow, run, to_its_end)
-    net.requires_grad_(False)
-
-
-def _started_from_others(run: Run) -> bool:
-    """Whether the training of a resumed run was initialised from other weights."""
+def _starts_from_others(run: Run, options: RunOptions) -> bool:
+    """Whether a training starts from other weights, or a resumed one did."""
+    if options.init or options.resume == "off":
+        return bool(options.init)
     for path in checkpoint.newest_first(run.folder):
         with suppress(CheckpointError):  # a damaged checkpoint is reported when training resumes
             return bool(checkpoint.read_manifest(path).origins)
     return False
 
 
-def _manifest(
-    kind: checkpoint.Kind,
-    config: Any,
-    training: TrainConfig,
-    source: Source,
-    split: str,
-    recipe: Recipe,
-    parents: tuple[Checkpoint, ...] = (),
-    about: dict[str, Any] | None = None,
-) -> Manifest:
-    data = {**source.identity(), "split": split, "occupancy": source.occupancy_source, "command": source.command_source}
-    entries = [_trained_on(kind, part, own) for part, own in splits_of(source, split)]
-    if isinstance(source, Joint):
-        data["shares"] = dict(recipe.shares)
-        for part, entry in zip(source.sources, entries, strict=True):
-            entry |= {"occupancy": part.occupancy_source, "command": part.command_source, "share": recipe.shares.get(part.name)}
-    about = {"recipe": recipe.name, "town": to_plain(recipe.town), "trained_on": entries, **(about or {})}
-    above = tuple(parent.as_parent for parent in parents)
-    made = Manifest(kind, "", to_plain(config), 0, code_version(), to_plain(data), to_plain(training), {}, about, above)
-    return made.also_trained_on(*(parent.manifest for parent in parents))
-
-
-def _trained_on(kind: checkpoint.Kind, source: Source, split: str) -> dict[str, Any]:
-    """One source that trains a model."""
-    own: dict[str, Any] = {"kind": kind, "source": source.name, "seed": source.identity().get("seed"), "split": split}
-    if is_list(split):
-        own["scenes"] = list(source.scene_names(split))  # the file may change or go
-    return own
+def _route_is_given(run: Run, options: RunOptions) -> bool:
+    """Whether the route head's weights come with the checkpoint that a planner's training starts from, so that it need not be trained."""
+    if options.init:
+        return bool(checkpoint.read_manifest(options.init).architecture.get("route", {}).get("points"))
+    return _starts_from_others(run, options) and not run.below("route").folder.exists()

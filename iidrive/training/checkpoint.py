@@ -38,7 +38,7 @@ from iidrive.training import shipped
 FORMAT = 2
 """Version of the format. Since version 2, config fields and parameters have other names than in iidrive 0.1.0."""
 
-Kind = Literal["tokenizer", "motion", "flow", "world", "planner", "ego-mlp"]
+Kind = Literal["tokenizer", "motion", "flow", "world", "route", "planner", "ego-mlp"]
 
 
 @dataclass(frozen=True)

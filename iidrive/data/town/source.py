@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -96,8 +97,9 @@ class Town:
         return tuple(f"town-{split}-{k:05d}" for k in range(scene_counts(self.config)[split]))
 
     def scene(self, name: str) -> Scene:
-        """One scene. Raises DataError for a name that no split has."""
-        return self._world(name).scene
+        """One scene, with its planned route. Raises DataError for a name that no split has."""
+        world = self._world(name)
+        return replace(world.scene, route_m=world.route.points)
 
     def route(self, name: str) -> Route:
         """Planned route of a scene's ego. Its commands come from this route."""
