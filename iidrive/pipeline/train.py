@@ -147,13 +147,17 @@ def train_planner(
     options: RunOptions | None = None,
     allow: bool = False,
     tokenizer: Place | LoadedTokenizer | None = None,
+    route: Run | None = None,
 ) -> Path:
     """Train the planner, with or without the predicted future (`train_ii`). `allow` as in `train_world`; marks of the world model are inherited.
+
+    The route head is trained first, in the run folder `route` (default: `route` below `run`). A route head that is complete there is used as it is, so
+    that several planners can share one.
 
     Raises:
         LineageError: if the world model's tokenizer is missing, for tokens of another tokenizer, or tokens that fail the 0 s check.
     """
-    options = options or RunOptions()
+    options, route = options or RunOptions(), route or run.below("route")
     config, training = recipe.planner, recipe.train_planner
     stage2 = load_forecaster(world, tokenizer, allow, compute_config(training, options))
     stage1 = stage2.tokenizer
@@ -170,9 +174,9 @@ def train_planner(
         )
     if config.accelerations:
         require_boxes(source, tracks, "plan without candidates (--recipe.planner.accelerations [])")
-    if planner.route is not None and not _route_is_given(run, options):
+    if planner.route is not None and not _route_is_given(run, route, options):
         compute = compute_config(training, options)
-        train_route(recipe, planner.route, stage1, compute, cache, source, split, tracks, run.below("route"), options)
+        train_route(recipe, planner.route, stage1, compute, cache, source, split, tracks, route, options)
     agent = Agent(stage2.model, planner, train_ii)
     labels, mixed = BoxTargets(source) if config.accelerations else None, mixture(source, tracks, recipe.shares)
     clips = ClipDataset(tracks, ClipSpec(intended=True), codes=cache, labels=labels, mixture=mixed)
@@ -235,8 +239,8 @@ def _starts_from_others(run: Run, options: RunOptions) -> bool:
     return False
 
 
-def _route_is_given(run: Run, options: RunOptions) -> bool:
+def _route_is_given(run: Run, route: Run, options: RunOptions) -> bool:
     """Whether the route head's weights come with the checkpoint that a planner's training starts from, so that it need not be trained."""
     if options.init:
         return bool(checkpoint.read_manifest(options.init).architecture.get("route", {}).get("points"))
-    return _starts_from_others(run, options) and not run.below("route").folder.exists()
+    return _starts_from_others(run, options) and not route.folder.exists()

@@ -111,10 +111,11 @@ class StudyConfig:
 
 @dataclass(frozen=True)
 class Base:
-    """What all arms share: a world model, and its tokens of the training scenes."""
+    """What all arms share: a world model, its tokens of the training scenes, and the run folder of the route head."""
 
     world: Path
     cache: TokenCache
+    route: Path
 
 
 def study(recipe: Recipe, town: Town, out: Path, config: StudyConfig, world: str = "") -> dict[str, object]:
@@ -164,7 +165,7 @@ def prepare(recipe: Recipe, town: Town, out: Path, world: str) -> Base:
         tokenizer = train_tokenizer(recipe, town, "train", begin("tokenizer"), auto)
         train_world(recipe, tokenizer, _tokens(tokenizer, town, out), town, "train", begin("world"), auto)
     found = checkpoint.read(world or out / "world")
-    return Base(found.path, _tokens(found.parent_path("tokenizer"), town, out))
+    return Base(found.path, _tokens(found.parent_path("tokenizer"), town, out), out / "route")
 
 
 def _tokens(tokenizer: str | Path, town: Town, out: Path) -> TokenCache:
@@ -174,10 +175,10 @@ def _tokens(tokenizer: str | Path, town: Town, out: Path) -> TokenCache:
 
 
 def trained(recipe: Recipe, town: Town, base: Base, folder: Path, weights: Weights, seed: int, rate: float) -> Path:
-    """Train a planner, or continue its training, and return its checkpoint."""
+    """Train a planner, or continue its training, and return its checkpoint. All planners have the same route head, which is trained once."""
     own = recipe_of(recipe, weights, seed, rate)
     run = Run.start(folder, describe("train planner", own, town, "train"), resume=True)
-    return train_planner(own, base.world, base.cache, town, "train", run, weights != "present", RunOptions(resume="auto"))
+    return train_planner(own, base.world, base.cache, town, "train", run, weights != "present", RunOptions(resume="auto"), route=Run(base.route))
 
 
 def tuned(recipe: Recipe, town: Town, base: Base, out: Path, weights: Weights, tries: int) -> float:
