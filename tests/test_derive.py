@@ -343,11 +343,11 @@ def test_other_folders_are_left_alone(nuscenes: Path, tmp_path: Path) -> None:
 def test_towns_have_nothing_to_derive(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     town = Town(TownConfig(train_scenes=1, keyframes=4))
     assert not isinstance(town, HasSweeps)
-    with pytest.raises(ConfigError, match="known exactly"):
+    with pytest.raises(ConfigError, match="known exactly") as error:
         write_occupancy(town, [], tmp_path)
     with pytest.raises(SystemExit):
         main(["occupancy", "--out", str(tmp_path / "x")])
-    assert "towns have exact occupancy" in " ".join(capsys.readouterr().err.split())
+    assert str(error.value) in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "x").exists()
 
 

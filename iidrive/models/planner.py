@@ -85,6 +85,8 @@ class PlannerConfig:
             raise ConfigError(f"accelerations must begin with 0, for the base path at its own speed; found {self.accelerations}.")
         if self.shifts_m and self.shifts_m[0] != 0:
             raise ConfigError(f"shifts_m must begin with 0, for the base path itself; found {self.shifts_m}.")
+        if not 0 <= self.smooth < float("inf"):
+            raise ConfigError(f"smooth must be 0 or a positive number; found {self.smooth}.")
 
 
 @dataclass(frozen=True)
