@@ -11,10 +11,13 @@ import pickle
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import fuzz_changes as change
+import fuzz_maps
 import numpy as np
 import tiny_nuscenes
 import torch
@@ -37,9 +40,10 @@ from iidrive.pipeline import recipes
 from iidrive.pipeline.published_file import read_published
 from iidrive.scoring.cases import FARTHEST_M, read_cases, write_cases
 from iidrive.scoring.predictions import align, write_predictions
+from iidrive.scoring.protocols import PROTOCOLS
 from iidrive.scoring.readers import read_paths, read_tokens
 from iidrive.scoring.sampled import read_runs
-from iidrive.scoring.score import score, write_per_sample
+from iidrive.scoring.score import score, score_possible, write_per_sample
 from iidrive.training import checkpoint
 from iidrive.training.checkpoint import Manifest, Parent
 
@@ -47,6 +51,10 @@ TOKENS = ("sample0", "sample1", "sample2")
 PATHS = np.stack([along((0.1 * i, 1.0)) for i in range(3)])
 CAR = (0.0, 5.0, 0.0, 4.0, 2.0, 1.5, 0.1)
 CASES = make_cases(list(PATHS), [(0, 1, CAR), (1, 2, CAR)])
+LEFT_OUT = ("token", "scene", "pred", "lidar_pose", "ego_pose")
+"""Arrays that a cases file need not have."""
+EGO_FRAME = ("stp3", "admlp", "bevplanner")
+"""Protocols that need the ego's poses."""
 NAMES = ("encoder.conv.weight", "encoder.conv.bias", "norm.running_mean")
 
 
@@ -173,14 +181,23 @@ def _paths(marker: str) -> dict[str, Kind]:
 # ------------------------------------------------------------------------------------------------------------------- arrays
 
 
-def _scored(path: Path) -> Any:
+def _scored(path: Path) -> dict[str, Any]:
+    """What cases say and their scores. A protocol that lacks data is left out."""
     cases = read_cases(path)
-    return [cases.token, [score(cases, cases.true_path() + np.float32(0.4), name).average for name in ("sparsedrive", "uniad", "vad")]]
+    found, _ = score_possible(cases, cases.true_path() + np.float32(0.4), tuple(PROTOCOLS))
+    own = {"token": cases.token if cases.own_tokens else None, "scene": cases.scene}
+    own |= {"pred": None if cases.pred is None else cases.pred[cases.full]}  # others may hold NaN
+    return {name: value for name, value in own.items() if value is not None} | {one.protocol: one.average for one in found}
 
 
 def _rows(path: Path) -> Any:
     (run,) = read_runs(str(path), None)
     return [run.token, run.L2, run.hit, run.gt_col, run.scene, run.marks]
+
+
+def _whole_rows() -> list[Any]:
+    found = score(CASES, CASES.true_path() + np.float32(0.4)).steps
+    return [CASES.token, *(found.per_step[name] for name in ("L2", "obj_box_col", "obj_col"))]
 
 
 def _grid() -> np.ndarray:
@@ -193,10 +210,35 @@ def _grid() -> np.ndarray:
 def _arrays(marker: str) -> dict[str, Kind]:
     npz: tuple[Change, ...] = (change.sealed_bytes, change.npz_same(marker), change.npz_absurd, change.npz_code(marker), change.npz_headers)
 
+    made, plans = random_cases(3, 8, 3)
+    pose = np.concatenate([np.zeros((8, 1, 3)), np.concatenate([plans, np.zeros((8, 6, 1))], 2)], 1)
+    made = replace(made, scene=tuple("aaabbbcc"), pred=plans, lidar_pose=pose, ego_pose=pose)
+
     def cases(folder: Path) -> Path:
         folder.mkdir(parents=True)
-        write_cases(folder / "cases.npz", random_cases(3, 8, 3)[0])
+        write_cases(folder / "cases.npz", made)
         return folder / "cases.npz"
+
+    def less(raw: bytes, rng: np.random.Generator) -> tuple[bytes, Any]:
+        arrays = change.opened(raw)
+        del arrays[LEFT_OUT[int(rng.integers(len(LEFT_OUT)))]]
+        return change.packed(arrays, bool(rng.integers(2))), "any"
+
+    def cases_absurd(raw: bytes, rng: np.random.Generator) -> tuple[bytes, Any]:
+        out, expected = change.npz_absurd(raw, rng)
+        lost = set(LEFT_OUT) - set(change.opened(out))
+        return out, "any" if lost else expected
+
+    def cases_agree(raw: bytes, value: dict[str, Any]) -> bool:
+        """Whether what is there is what the whole file says, and all that the arrays allow is there."""
+        lost = set(LEFT_OUT) - set(change.opened(raw))
+        silent = lost | (set(EGO_FRAME) if lost & {"lidar_pose", "ego_pose"} else set())
+        return equal(value, {name: one for name, one in whole_cases().items() if name not in silent})
+
+    @cache
+    def whole_cases() -> dict[str, Any]:
+        said = {"token": made.token, "scene": made.scene, "pred": plans[made.full]}
+        return said | {one: score(made, made.true_path() + np.float32(0.4), one).average for one in PROTOCOLS}
 
     def rows(folder: Path) -> Path:
         folder.mkdir(parents=True)
@@ -207,6 +249,13 @@ def _arrays(marker: str) -> dict[str, Kind]:
         folder.mkdir(parents=True)
         np.savez_compressed(folder / "labels.npz", semantics=_grid(), mask_camera=np.ones((200, 200, 16), np.uint8))
         return folder / "labels.npz"
+
+    def rows_less(raw: bytes, rng: np.random.Generator) -> tuple[bytes, Any]:
+        out, expected = change.npz_absurd(raw, rng)
+        return out, expected if "scene" in change.opened(out) else "any"
+
+    def rows_agree_whole(raw: bytes, value: list[Any]) -> bool:
+        return (value[-2] is None) is ("scene" not in change.opened(raw)) and equal(value[:-2], _whole_rows())
 
     def sparse(folder: Path) -> Path:
         folder.mkdir(parents=True)
@@ -231,8 +280,8 @@ def _arrays(marker: str) -> dict[str, Kind]:
         return folder / "classes.txt"
 
     return {
-        "cases": Kind(cases, _scored, npz),
-        "scores by sample": Kind(rows, _rows, npz),
+        "cases": Kind(cases, _scored, (*npz[:2], cases_absurd, less, *npz[3:]), agrees=cases_agree),
+        "scores by sample": Kind(rows, _rows, (*npz[:2], rows_less, *npz[3:]), agrees=rows_agree_whole),
         "occupancy: npz": Kind(
             occupancy, grids, (change.sealed_bytes, change.npz_same(marker), change.npz_code(marker), change.npz_headers)
         ),
@@ -402,6 +451,18 @@ def _strict(raw: bytes, value: Any) -> bool:
     return True
 
 
+def _said(says: Callable[[bytes, Any], bool]) -> Callable[[bytes, Any], bool]:
+    """`says`, which finds nothing in a file that it cannot read."""
+
+    def said(raw: bytes, value: Any) -> bool:
+        try:
+            return says(raw, value)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+            return False
+
+    return said
+
+
 def _folders() -> dict[str, Kind]:
     def nuscenes(path: Path) -> Any:
         shutil.rmtree(path.parent / "cache", ignore_errors=True)
@@ -412,12 +473,21 @@ def _folders() -> dict[str, Kind]:
         return change.json_twice(raw, rng)[0], "same or refused"  # not every file is read
 
     jsons = (change.any_bytes, change.json_same, change.json_absurd, twice)
+
+    def map_absurd(raw: bytes, rng: np.random.Generator) -> tuple[bytes, Any]:
+        return change.json_absurd(raw, rng)[0], "any"  # a lane fewer is another map
+
+    maps = (change.any_bytes, change.json_same, map_absurd, twice)
     found = {
         "nuScenes: tables": Kind(
             lambda folder: tiny_nuscenes.make(folder / "nuscenes", keyframes=4), nuscenes, jsons, "v1.0-mini/*.json", _strict
         ),
         "nuScenes: map": Kind(
-            lambda folder: tiny_nuscenes.make(folder / "nuscenes", keyframes=2), nuscenes, jsons, "tinytown.json", _strict
+            lambda folder: tiny_nuscenes.make(folder / "nuscenes", keyframes=2),
+            nuscenes,
+            maps,
+            "tinytown.json",
+            _said(fuzz_maps.nuscenes_says),
         ),
     }
     try:
@@ -456,7 +526,7 @@ def _folders() -> dict[str, Kind]:
         return tiny_av2.make(folder / "av2", {"val": ("log-b",)}, moments=41)
 
     found["AV2: tables"] = Kind(make, av2, (change.any_bytes, columns_absurd), "*.feather")
-    found["AV2: map"] = Kind(make, av2, jsons, "log_map*.json", _strict)
+    found["AV2: map"] = Kind(make, av2, maps, "log_map*.json", _said(fuzz_maps.av2_says))
     return found
 
 
@@ -466,4 +536,4 @@ def _scene(scene: Any) -> Any:
         for k in scene.keyframes
     ]
     assert all(np.isfinite(np.asarray(value)).all() for frame in frames for value in frame[2:6])
-    return [scene.name, frames, {layer: shape.normalize().wkt for layer, shape in scene.map.layers.items()}]
+    return [scene.name, frames, fuzz_maps.plain(scene)]

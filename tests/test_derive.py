@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -365,7 +366,16 @@ def test_argoverse_sweeps_and_ground(tmp_path: Path) -> None:
     source = AV2(AV2Config(str(root), str(tmp_path / "cache")))
     with pytest.raises(DataError, match=r"log-b_ground_height_surface____MIA.npy: where its pixels lie"):
         source.ground(source.scene("log-b"))
-    (log / "map" / "log-b___img_Sim2_city.json").write_text('{"R": [1.0, 0.0, 0.0, 1.0], "t": [100.0, 100.0], "s": 2.0}')
+    place = log / "map" / "log-b___img_Sim2_city.json"
+    for change in ({"t": [1e300, 100.0]}, {"t": [100.0, True]}, {"R": ["1.0", 0.0, 0.0, 1.0]}, {"s": float("nan")}, {"s": -2.0}, {"s": []}):
+        place.write_text(json.dumps({"R": [1.0, 0.0, 0.0, 1.0], "t": [100.0, 100.0], "s": 2.0} | change))
+        with pytest.raises(DataError, match=r"Sim2_city\.json: expected R, t and s"):
+            source.ground(source.scene("log-b"))
+    place.write_text('{"R": [1.0, 0.0, 0.0, 1.0], "t": [100.0, 100.0], "s": 2.0}')
+    np.save(log / "map" / "log-b_ground_height_surface____MIA.npy", np.where(heights == 2.5, np.float16(np.inf), heights))
+    with pytest.raises(DataError, match=r"MIA\.npy: expected heights of at most 10000 m"):
+        source.ground(source.scene("log-b"))
+    np.save(log / "map" / "log-b_ground_height_surface____MIA.npy", heights)
     ground = source.ground(source.scene("log-b"))
     assert ground is not None
     np.testing.assert_array_equal(
@@ -387,9 +397,11 @@ def test_argoverse_sweeps_and_ground(tmp_path: Path) -> None:
         derived.occupancy(other, 0, OCC3D_GRID)
     with pytest.raises(DataError, match=r"a folder that `iidrive occupancy` wrote"):
         AV2(AV2Config(str(root), str(tmp_path / "cache"), str(tmp_path)))
-    (log / "sensors" / "lidar" / "x.feather").touch()
-    with pytest.raises(DataError, match=r"x\.feather: a sweep is named by its moment"):
-        list(source.sweeps(scene_, 1))
+    for name in ("x", "9" * 30):
+        (log / "sensors" / "lidar" / f"{name}.feather").touch()
+        with pytest.raises(DataError, match=rf"{name}\.feather: a sweep is named by its moment"):
+            list(source.sweeps(scene_, 1))
+        (log / "sensors" / "lidar" / f"{name}.feather").unlink()
 
 
 def test_the_layout_is_that_of_real_labels(shared: Path, nuscenes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
