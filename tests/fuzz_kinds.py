@@ -477,6 +477,17 @@ def _folders() -> dict[str, Kind]:
     def map_absurd(raw: bytes, rng: np.random.Generator) -> tuple[bytes, Any]:
         return change.json_absurd(raw, rng)[0], "any"  # a lane fewer is another map
 
+    def swept(path: Path) -> Any:
+        source = NuScenes(NuScenesConfig(str(path), cache=str(path.parent / "cache")))
+        found = [sweep for name in source.scene_names("all") for sweep in source.sweeps(source.scene(name), 1)]
+        assert all(np.isfinite(sweep.points_m).all() and np.abs(sweep.points_m).max(initial=0) < 2e7 for sweep in found)
+        return [[sweep.timestamp_us, sweep.points_m, sweep.origin_m] for sweep in found]
+
+    def with_sweeps(folder: Path) -> Path:
+        root = tiny_nuscenes.make(folder / "nuscenes", keyframes=3)
+        tiny_nuscenes.lay_sweeps(root, np.array([[1.0, 10.0, -0.5], [0.0, 6.0, 0.5]]), 3)
+        return root
+
     maps = (change.any_bytes, change.json_same, map_absurd, twice)
     found = {
         "nuScenes: tables": Kind(
@@ -489,6 +500,8 @@ def _folders() -> dict[str, Kind]:
             "tinytown.json",
             _said(fuzz_maps.nuscenes_says),
         ),
+        "nuScenes: sweeps": Kind(with_sweeps, swept, (change.any_bytes,), "samples/scene*"),
+        "nuScenes: tables of sweeps": Kind(with_sweeps, swept, jsons, "v1.0-mini/[cs]*.json", _strict),
     }
     try:
         import tiny_av2

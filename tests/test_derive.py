@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from shapely import box as rectangle
 from tiny_av2 import FIRST_NS, STEP_NS
 from tiny_av2 import make as make_av2
 from tiny_av2 import write as write_feather
-from tiny_nuscenes import make
+from tiny_nuscenes import edit, lay_sweeps, make
 
 from iidrive.cli.main import main
 from iidrive.core import geometry
@@ -263,16 +266,6 @@ def test_surfaces_follow_the_ground() -> None:
 # ------------------------------------------------------------------------------------------------------------------- files
 
 
-def lay_sweeps(root: Path, points: np.ndarray) -> None:
-    """Write every LIDAR_TOP file that the tiny tables name, with the same points in the lidar's frame."""
-    (root / "samples" / "LIDAR_TOP").mkdir(parents=True)
-    columns = np.concatenate([points, np.zeros((len(points), 2))], 1).astype(np.float32)
-    for token in ("scene-0103", "scene-0916"):
-        for k in range(8):
-            for kind in ("lidar", "sweep"):
-                columns.tofile(root / "samples" / f"{token}-sample-{k:02d}-{kind}")
-
-
 @pytest.fixture
 def nuscenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -302,8 +295,34 @@ def test_damaged_sweeps_name_their_file(nuscenes: Path, tmp_path: Path) -> None:
         read_points(file)
     file.unlink()
     source = NuScenes(str(nuscenes))
-    with pytest.raises(DataError, match=r"scene-0103-sample-00-lidar: cannot be read.*--sweeps 0"):
+    with pytest.raises(DataError, match=r"scene-0103-sample-00-lidar: no such file.*--sweeps 0"):
         write_occupancy(source, ["scene-0103"], tmp_path / "gts", 1)
+    os.mkfifo(file)
+    with pytest.raises(DataError, match="not a regular file"):
+        read_points(file)
+    far = tmp_path / "far.bin"
+    np.array([[1, 2, 3, 0, 0], [1e30, 0, 0, 0, 0]], np.float32).tofile(far)
+    with pytest.raises(DataError, match=r"far\.bin: 1 of 2 points are farther away than 10000 m"):
+        read_points(far)
+
+
+SWEEP_DAMAGE: dict[str, tuple[str, Callable[[list[dict[str, Any]]], object], str]] = {
+    "a time that is text": ("sample_data", lambda r: r[0].update(timestamp="now"), r"sample_data.*timestamp now; expected an integer"),
+    "a time beyond int64": ("sample_data", lambda r: r[0].update(timestamp=10**20), r"sample_data.*expected an integer"),
+    "a list as file": ("sample_data", lambda r: r[0].update(filename=[]), r"sample_data.*filename \[\]; expected a string"),
+    "a sweep twice": ("sample_data", lambda r: r.append({**r[0], "token": "copy"}), "the sweep samples/scene-0103-sample-00-sweep of"),
+    "a pose twice": ("ego_pose", lambda r: r.append({**r[0], "translation": [0, 0, 9]}), r"ego_pose.*appears twice"),
+}
+
+
+@pytest.mark.parametrize("name", SWEEP_DAMAGE)
+def test_damaged_tables_of_sweeps_are_named(name: str, nuscenes: Path) -> None:
+    """The first record is of a sweep between keyframes, which nothing else reads."""
+    table, change, message = SWEEP_DAMAGE[name]
+    lay_sweeps(nuscenes, np.array([[1.0, 10.0, -0.5]]))
+    edit(nuscenes, table, change)
+    with pytest.raises(DataError, match=message):
+        list(NuScenes(str(nuscenes)).sweeps(NuScenes(str(nuscenes)).scene("scene-0103"), 1))
 
 
 def test_derived_files_are_never_taken_for_labels(nuscenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
