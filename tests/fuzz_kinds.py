@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 
 from iidrive.analysis.doctor.doctor import doctor
 from iidrive.analysis.doctor.printed import read_tables
+from iidrive.analysis.lineage_of import describe, trace
 from iidrive.cli.parser import read_recipe
 from iidrive.core.class_tables import OCC3D, read_table
 from iidrive.core.classes import OCC_CLASSES
@@ -51,6 +52,7 @@ TOKENS = ("sample0", "sample1", "sample2")
 PATHS = np.stack([along((0.1 * i, 1.0)) for i in range(3)])
 CAR = (0.0, 5.0, 0.0, 4.0, 2.0, 1.5, 0.1)
 CASES = make_cases(list(PATHS), [(0, 1, CAR), (1, 2, CAR)])
+CHANGE = {"samples": 2, "field": "learning_rate", "from": 1e-3, "to": 1e-4}
 LEFT_OUT = ("token", "scene", "pred", "lidar_pose", "ego_pose")
 """Arrays that a cases file need not have."""
 EGO_FRAME = ("stp3", "admlp", "bevplanner")
@@ -410,24 +412,52 @@ def _weights(marker: str) -> dict[str, Kind]:
     def own(folder: Path) -> Path:
         weights = {name: tensor.clone() for name, tensor in state.items()}
         architecture, parents = {"width": 4}, (Parent("tokenizer", "/there", "aa"),)
+        about = {"trained_on": [{"kind": "world", "source": "town", "seed": 0, "split": "train"}], "changes": [CHANGE]}
         mark = checkpoint.fingerprint(architecture, weights, parents)
         manifest = Manifest(
-            "world", mark, architecture, 8, "code", {"name": "town"}, {"batch": 2}, {"mIoU": 0.5}, {"seed": 1}, parents, ("MARK",)
+            "world", mark, architecture, 8, "code", {"name": "town"}, {"batch": 2}, {"mIoU": 0.5}, about, parents, ("MARK",)
         )
         return checkpoint.save(folder / "run" / "checkpoints" / "samples-000000008", manifest, weights)
 
     def loaded(path: Path) -> Any:
+        for lineage in trace(path):
+            assert describe(lineage).replace("\n", "").isprintable()
         found = checkpoint.read(path)
         said = to_plain(found.manifest) | {
             "parents": [parent.fingerprint for parent in found.manifest.parents]
         }  # where they lie may change
         return [said, {name: tensor.numpy() for name, tensor in sorted(found.weights().items())}]
 
+    def unsealed(path: Path) -> Path:
+        whole = json.loads((path / "manifest.json").read_text())
+        del whole["seal"]
+        (path / "manifest.json").write_text(json.dumps(whole))
+        return path
+
+    def told(path: Path) -> Any:
+        """What `iidrive lineage` prints, which must be there after every change that is not refused."""
+        (lineage,) = trace(path)
+        said = describe(lineage)
+        assert said.replace("\n", "").isprintable()
+        return said.replace(str(path), "").split("\n")
+
+    def manifest_absurd(raw: bytes, rng: np.random.Generator) -> tuple[bytes, Any]:
+        return change.json_absurd(raw, rng)[0], "any"  # without a seal, what it says is believed
+
+    def manifest_agrees(raw: bytes, value: Any) -> bool:
+        tree = json.loads(raw)
+        about = tree.get("about", {})
+        count = len(about.get("trained_on", [])) + len(about.get("changes", [])) + len(tree.get("marks", [])) + len(tree.get("parents", []))
+        return len(value) <= 1 + count and tree["kind"] in value[0]
+
     return {
         "weights: torch": Kind(published("pth"), plain, (change.any_bytes, _torch_code(marker))),
         "weights: torch, old": Kind(published("old"), plain, (change.any_bytes,)),
         "weights: safetensors": Kind(published("safetensors"), plain, (change.any_bytes,)),
         "checkpoint: weights": Kind(own, loaded, (change.sealed_bytes,), "weights.safetensors"),
+        "checkpoint: unsealed manifest": Kind(
+            lambda folder: unsealed(own(folder)), told, (change.json_same, manifest_absurd), "manifest.json", manifest_agrees
+        ),
         "checkpoint: manifest": Kind(own, loaded, (change.json_same, change.json_absurd, change.sealed_bytes), "manifest.json"),
     }
 
