@@ -108,6 +108,16 @@ def test_facts_that_commands_read_have_a_type(part: str, value: dict[str, Any], 
         checkpoint.read_manifest(path)
 
 
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_checkpoint_without_a_file_of_weights_is_named(folder: bool, tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path / "x", MANIFEST, {"a": torch.ones(1)})
+    (path / "weights.safetensors").unlink()
+    if folder:
+        (path / "weights.safetensors").mkdir()
+    with pytest.raises(CheckpointError, match=rf"weights\.safetensors is {'a folder' if folder else 'missing'}"):
+        checkpoint.read(path)
+
+
 @pytest.mark.parametrize("name", ["9" * 5000, "a\0b", ""])
 def test_names_that_no_system_allows_are_names_of_nothing(name: str, tmp_path: Path) -> None:
     path = checkpoint.save(tmp_path / "x", MANIFEST, {"a": torch.ones(1)})

@@ -199,8 +199,15 @@ def find(path: str | Path) -> Path:
         CheckpointError: if there is none.
     """
     path = shipped.place(path) or Path(path)
-    if all(os.path.isfile(path / name) for name in ("manifest.json", "weights.safetensors")):  # False for names that no system allows
+    manifest, weights = path / "manifest.json", path / "weights.safetensors"
+    if os.path.isfile(manifest) and os.path.isfile(weights):  # os.path: False, not an error, for names that no system allows
         return path
+    if os.path.isfile(manifest):
+        kind = "a folder" if os.path.isdir(weights) else "missing"
+        raise CheckpointError(
+            f"{path}: no checkpoint: beside its manifest.json, weights.safetensors is {kind}. Give a run folder of `iidrive train`, or copy the "
+            "checkpoint again."
+        )
     newest = newest_first(path)
     if not newest:
         if os.path.isfile(path):
