@@ -11,10 +11,13 @@ import pickle
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import fuzz_changes as change
+import fuzz_maps
 import numpy as np
 import tiny_nuscenes
 import torch
@@ -26,6 +29,7 @@ from safetensors.torch import save_file
 
 from iidrive.analysis.doctor.doctor import doctor
 from iidrive.analysis.doctor.printed import read_tables
+from iidrive.analysis.lineage_of import describe, trace
 from iidrive.cli.parser import read_recipe
 from iidrive.core.class_tables import OCC3D, read_table
 from iidrive.core.classes import OCC_CLASSES
@@ -37,9 +41,10 @@ from iidrive.pipeline import recipes
 from iidrive.pipeline.published_file import read_published
 from iidrive.scoring.cases import FARTHEST_M, read_cases, write_cases
 from iidrive.scoring.predictions import align, write_predictions
+from iidrive.scoring.protocols import PROTOCOLS
 from iidrive.scoring.readers import read_paths, read_tokens
 from iidrive.scoring.sampled import read_runs
-from iidrive.scoring.score import score, write_per_sample
+from iidrive.scoring.score import score, score_possible, write_per_sample
 from iidrive.training import checkpoint
 from iidrive.training.checkpoint import Manifest, Parent
 
@@ -47,6 +52,11 @@ TOKENS = ("sample0", "sample1", "sample2")
 PATHS = np.stack([along((0.1 * i, 1.0)) for i in range(3)])
 CAR = (0.0, 5.0, 0.0, 4.0, 2.0, 1.5, 0.1)
 CASES = make_cases(list(PATHS), [(0, 1, CAR), (1, 2, CAR)])
+CHANGE = {"samples": 2, "field": "learning_rate", "from": 1e-3, "to": 1e-4}
+LEFT_OUT = ("token", "scene", "pred", "lidar_pose", "ego_pose")
+"""Arrays that a cases file need not have."""
+EGO_FRAME = ("stp3", "admlp", "bevplanner")
+"""Protocols that need the ego's poses."""
 NAMES = ("encoder.conv.weight", "encoder.conv.bias", "norm.running_mean")
 
 
@@ -173,14 +183,23 @@ def _paths(marker: str) -> dict[str, Kind]:
 # ------------------------------------------------------------------------------------------------------------------- arrays
 
 
-def _scored(path: Path) -> Any:
+def _scored(path: Path) -> dict[str, Any]:
+    """What cases say and their scores. A protocol that lacks data is left out."""
     cases = read_cases(path)
-    return [cases.token, [score(cases, cases.true_path() + np.float32(0.4), name).average for name in ("sparsedrive", "uniad", "vad")]]
+    found, _ = score_possible(cases, cases.true_path() + np.float32(0.4), tuple(PROTOCOLS))
+    own = {"token": cases.token if cases.own_tokens else None, "scene": cases.scene}
+    own |= {"pred": None if cases.pred is None else cases.pred[cases.full]}  # others may hold NaN
+    return {name: value for name, value in own.items() if value is not None} | {one.protocol: one.average for one in found}
 
 
 def _rows(path: Path) -> Any:
     (run,) = read_runs(str(path), None)
     return [run.token, run.L2, run.hit, run.gt_col, run.scene, run.marks]
+
+
+def _whole_rows() -> list[Any]:
+    found = score(CASES, CASES.true_path() + np.float32(0.4)).steps
+    return [CASES.token, *(found.per_step[name] for name in ("L2", "obj_box_col", "obj_col"))]
 
 
 def _grid() -> np.ndarray:
@@ -193,10 +212,35 @@ def _grid() -> np.ndarray:
 def _arrays(marker: str) -> dict[str, Kind]:
     npz: tuple[Change, ...] = (change.sealed_bytes, change.npz_same(marker), change.npz_absurd, change.npz_code(marker), change.npz_headers)
 
+    made, plans = random_cases(3, 8, 3)
+    pose = np.concatenate([np.zeros((8, 1, 3)), np.concatenate([plans, np.zeros((8, 6, 1))], 2)], 1)
+    made = replace(made, scene=tuple("aaabbbcc"), pred=plans, lidar_pose=pose, ego_pose=pose)
+
     def cases(folder: Path) -> Path:
         folder.mkdir(parents=True)
-        write_cases(folder / "cases.npz", random_cases(3, 8, 3)[0])
+        write_cases(folder / "cases.npz", made)
         return folder / "cases.npz"
+
+    def less(raw: bytes, rng: np.random.Generator) -> tuple[bytes, Any]:
+        arrays = change.opened(raw)
+        del arrays[LEFT_OUT[int(rng.integers(len(LEFT_OUT)))]]
+        return change.packed(arrays, bool(rng.integers(2))), "any"
+
+    def cases_absurd(raw: bytes, rng: np.random.Generator) -> tuple[bytes, Any]:
+        out, expected = change.npz_absurd(raw, rng)
+        lost = set(LEFT_OUT) - set(change.opened(out))
+        return out, "any" if lost else expected
+
+    def cases_agree(raw: bytes, value: dict[str, Any]) -> bool:
+        """Whether what is there is what the whole file says, and all that the arrays allow is there."""
+        lost = set(LEFT_OUT) - set(change.opened(raw))
+        silent = lost | (set(EGO_FRAME) if lost & {"lidar_pose", "ego_pose"} else set())
+        return equal(value, {name: one for name, one in whole_cases().items() if name not in silent})
+
+    @cache
+    def whole_cases() -> dict[str, Any]:
+        said = {"token": made.token, "scene": made.scene, "pred": plans[made.full]}
+        return said | {one: score(made, made.true_path() + np.float32(0.4), one).average for one in PROTOCOLS}
 
     def rows(folder: Path) -> Path:
         folder.mkdir(parents=True)
@@ -207,6 +251,13 @@ def _arrays(marker: str) -> dict[str, Kind]:
         folder.mkdir(parents=True)
         np.savez_compressed(folder / "labels.npz", semantics=_grid(), mask_camera=np.ones((200, 200, 16), np.uint8))
         return folder / "labels.npz"
+
+    def rows_less(raw: bytes, rng: np.random.Generator) -> tuple[bytes, Any]:
+        out, expected = change.npz_absurd(raw, rng)
+        return out, expected if "scene" in change.opened(out) else "any"
+
+    def rows_agree_whole(raw: bytes, value: list[Any]) -> bool:
+        return (value[-2] is None) is ("scene" not in change.opened(raw)) and equal(value[:-2], _whole_rows())
 
     def sparse(folder: Path) -> Path:
         folder.mkdir(parents=True)
@@ -231,8 +282,8 @@ def _arrays(marker: str) -> dict[str, Kind]:
         return folder / "classes.txt"
 
     return {
-        "cases": Kind(cases, _scored, npz),
-        "scores by sample": Kind(rows, _rows, npz),
+        "cases": Kind(cases, _scored, (*npz[:2], cases_absurd, less, *npz[3:]), agrees=cases_agree),
+        "scores by sample": Kind(rows, _rows, (*npz[:2], rows_less, *npz[3:]), agrees=rows_agree_whole),
         "occupancy: npz": Kind(
             occupancy, grids, (change.sealed_bytes, change.npz_same(marker), change.npz_code(marker), change.npz_headers)
         ),
@@ -361,24 +412,52 @@ def _weights(marker: str) -> dict[str, Kind]:
     def own(folder: Path) -> Path:
         weights = {name: tensor.clone() for name, tensor in state.items()}
         architecture, parents = {"width": 4}, (Parent("tokenizer", "/there", "aa"),)
+        about = {"trained_on": [{"kind": "world", "source": "town", "seed": 0, "split": "train"}], "changes": [CHANGE]}
         mark = checkpoint.fingerprint(architecture, weights, parents)
         manifest = Manifest(
-            "world", mark, architecture, 8, "code", {"name": "town"}, {"batch": 2}, {"mIoU": 0.5}, {"seed": 1}, parents, ("MARK",)
+            "world", mark, architecture, 8, "code", {"name": "town"}, {"batch": 2}, {"mIoU": 0.5}, about, parents, ("MARK",)
         )
         return checkpoint.save(folder / "run" / "checkpoints" / "samples-000000008", manifest, weights)
 
     def loaded(path: Path) -> Any:
+        for lineage in trace(path):
+            assert describe(lineage).replace("\n", "").isprintable()
         found = checkpoint.read(path)
         said = to_plain(found.manifest) | {
             "parents": [parent.fingerprint for parent in found.manifest.parents]
         }  # where they lie may change
         return [said, {name: tensor.numpy() for name, tensor in sorted(found.weights().items())}]
 
+    def unsealed(path: Path) -> Path:
+        whole = json.loads((path / "manifest.json").read_text())
+        del whole["seal"]
+        (path / "manifest.json").write_text(json.dumps(whole))
+        return path
+
+    def told(path: Path) -> Any:
+        """What `iidrive lineage` prints, which must be there after every change that is not refused."""
+        (lineage,) = trace(path)
+        said = describe(lineage)
+        assert said.replace("\n", "").isprintable()
+        return said.replace(str(path), "").split("\n")
+
+    def manifest_absurd(raw: bytes, rng: np.random.Generator) -> tuple[bytes, Any]:
+        return change.json_absurd(raw, rng)[0], "any"  # without a seal, what it says is believed
+
+    def manifest_agrees(raw: bytes, value: Any) -> bool:
+        tree = json.loads(raw)
+        about = tree.get("about", {})
+        count = len(about.get("trained_on", [])) + len(about.get("changes", [])) + len(tree.get("marks", [])) + len(tree.get("parents", []))
+        return len(value) <= 1 + count and tree["kind"] in value[0]
+
     return {
         "weights: torch": Kind(published("pth"), plain, (change.any_bytes, _torch_code(marker))),
         "weights: torch, old": Kind(published("old"), plain, (change.any_bytes,)),
         "weights: safetensors": Kind(published("safetensors"), plain, (change.any_bytes,)),
         "checkpoint: weights": Kind(own, loaded, (change.sealed_bytes,), "weights.safetensors"),
+        "checkpoint: unsealed manifest": Kind(
+            lambda folder: unsealed(own(folder)), told, (change.json_same, manifest_absurd), "manifest.json", manifest_agrees
+        ),
         "checkpoint: manifest": Kind(own, loaded, (change.json_same, change.json_absurd, change.sealed_bytes), "manifest.json"),
     }
 
@@ -402,6 +481,18 @@ def _strict(raw: bytes, value: Any) -> bool:
     return True
 
 
+def _said(says: Callable[[bytes, Any], bool]) -> Callable[[bytes, Any], bool]:
+    """`says`, which finds nothing in a file that it cannot read."""
+
+    def said(raw: bytes, value: Any) -> bool:
+        try:
+            return says(raw, value)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+            return False
+
+    return said
+
+
 def _folders() -> dict[str, Kind]:
     def nuscenes(path: Path) -> Any:
         shutil.rmtree(path.parent / "cache", ignore_errors=True)
@@ -412,13 +503,35 @@ def _folders() -> dict[str, Kind]:
         return change.json_twice(raw, rng)[0], "same or refused"  # not every file is read
 
     jsons = (change.any_bytes, change.json_same, change.json_absurd, twice)
+
+    def map_absurd(raw: bytes, rng: np.random.Generator) -> tuple[bytes, Any]:
+        return change.json_absurd(raw, rng)[0], "any"  # a lane fewer is another map
+
+    def swept(path: Path) -> Any:
+        source = NuScenes(NuScenesConfig(str(path), cache=str(path.parent / "cache")))
+        found = [sweep for name in source.scene_names("all") for sweep in source.sweeps(source.scene(name), 1)]
+        assert all(np.isfinite(sweep.points_m).all() and np.abs(sweep.points_m).max(initial=0) < 2e7 for sweep in found)
+        return [[sweep.timestamp_us, sweep.points_m, sweep.origin_m] for sweep in found]
+
+    def with_sweeps(folder: Path) -> Path:
+        root = tiny_nuscenes.make(folder / "nuscenes", keyframes=3)
+        tiny_nuscenes.lay_sweeps(root, np.array([[1.0, 10.0, -0.5], [0.0, 6.0, 0.5]]), 3)
+        return root
+
+    maps = (change.any_bytes, change.json_same, map_absurd, twice)
     found = {
         "nuScenes: tables": Kind(
             lambda folder: tiny_nuscenes.make(folder / "nuscenes", keyframes=4), nuscenes, jsons, "v1.0-mini/*.json", _strict
         ),
         "nuScenes: map": Kind(
-            lambda folder: tiny_nuscenes.make(folder / "nuscenes", keyframes=2), nuscenes, jsons, "tinytown.json", _strict
+            lambda folder: tiny_nuscenes.make(folder / "nuscenes", keyframes=2),
+            nuscenes,
+            maps,
+            "tinytown.json",
+            _said(fuzz_maps.nuscenes_says),
         ),
+        "nuScenes: sweeps": Kind(with_sweeps, swept, (change.any_bytes,), "samples/scene*"),
+        "nuScenes: tables of sweeps": Kind(with_sweeps, swept, jsons, "v1.0-mini/[cs]*.json", _strict),
     }
     try:
         import tiny_av2
@@ -456,7 +569,7 @@ def _folders() -> dict[str, Kind]:
         return tiny_av2.make(folder / "av2", {"val": ("log-b",)}, moments=41)
 
     found["AV2: tables"] = Kind(make, av2, (change.any_bytes, columns_absurd), "*.feather")
-    found["AV2: map"] = Kind(make, av2, jsons, "log_map*.json", _strict)
+    found["AV2: map"] = Kind(make, av2, maps, "log_map*.json", _said(fuzz_maps.av2_says))
     return found
 
 
@@ -466,4 +579,4 @@ def _scene(scene: Any) -> Any:
         for k in scene.keyframes
     ]
     assert all(np.isfinite(np.asarray(value)).all() for frame in frames for value in frame[2:6])
-    return [scene.name, frames, {layer: shape.normalize().wkt for layer, shape in scene.map.layers.items()}]
+    return [scene.name, frames, fuzz_maps.plain(scene)]

@@ -21,6 +21,7 @@ from iidrive.core.scene import OCC3D_GRID, GridSpec
 from iidrive.data import Data
 from iidrive.data.av2.categories import CATEGORY, WITHOUT_COUNTERPART
 from iidrive.data.av2.log import AXLE_HEIGHT_M, keyframe_moments, read_log
+from iidrive.data.av2.map import map_file, read_map
 from iidrive.data.av2.source import AV2, AV2Config
 from iidrive.data.source import true_path
 from iidrive.data.town.source import TownConfig
@@ -245,6 +246,16 @@ POSES, CALIBRATION = "city_SE3_egovehicle.feather", "calibration/egovehicle_SE3_
             "map/log_map_archive_log-b____MIA_city_1.json",
             "finite x and y",
         ),
+        *(
+            (in_map(lambda m, change=change: m["lane_segments"]["11"].update(change)), "map/log_map_archive_log-b____MIA_city_1.json", said)
+            for change, said in (
+                ({"id": float("nan")}, "lane 11 has the id nan"),
+                ({"id": 12}, "lane 11 has the id 12"),
+                ({"successors": "x"}, "and the successors x"),
+                ({"successors": [True]}, "and the successors [True]"),
+                ({"left_lane_mark_type": "DOUBLE_SOLID_YELLOG"}, "marks by name"),
+            )
+        ),
     ],
 )
 def test_a_damaged_log_is_left_out_and_named_and_the_others_are_read(
@@ -265,6 +276,25 @@ def test_a_damaged_log_is_left_out_and_named_and_the_others_are_read(
     listed.write_text("log-b\nlog-c\n")
     with pytest.raises(DataError, match=r"complete.txt: log log-b cannot be read: .*log-b"):
         source.scene_names(str(listed))
+
+
+@pytest.mark.parametrize("names", [("1", "11"), ("11", "1")])
+def test_a_shared_boundary_is_yellow_if_one_lane_says_so(names: tuple[str, str], tmp_path: Path) -> None:
+    """Lanes 1 and 11 share y = 4. The order of the lanes in the file does not matter."""
+    log = tiny_av2.log(tmp_path / "log-b")
+
+    def change(whole: dict[str, Any]) -> None:
+        lanes = whole["lane_segments"]
+        whole["lane_segments"] = {name: lanes[name] for name in names}
+        lanes["1"]["left_lane_mark_type"] = "DASHED_WHITE"
+
+    in_map(change)(log)
+    path = map_file(log)
+    assert path is not None
+    layers = read_map(path).layers
+    assert layers["road_divider"].bounds == (-50, 4, 40, 4)
+    assert layers["lane_divider"].bounds == (-50, 0, 40, 8)
+    assert layers["lane_divider"].length == 180
 
 
 def test_one_broken_log_among_many(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from iidrive.training import checkpoint
 from iidrive.training.checkpoint import Manifest, Parent
 
 MANIFEST = Manifest("world", "bb", {"width": 4}, 8, "code", {"name": "town"}, parents=(Parent("tokenizer", "/there", "aa"),))
+
+ENTRY = {"kind": "tokenizer", "source": "town", "seed": 0, "split": "train"}
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -78,6 +81,49 @@ def test_what_a_manifest_says_is_sealed(tmp_path: Path) -> None:
     checkpoint.amend(path, {"IoU": 0.7})
     assert checkpoint.read_manifest(path).metrics == {"mIoU": 0.5, "IoU": 0.7}
     assert "seal" in json.loads(file.read_text())
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("about", {"trained_on": [5]}, "trained_on must be a list of entries"),
+        ("about", {"trained_on": [{"source": "town"}]}, "an entry of trained_on has no valid 'kind'"),
+        ("about", {"trained_on": [ENTRY | {"seed": [1]}]}, "no valid 'seed'"),
+        ("about", {"trained_on": [ENTRY | {"share": "x"}]}, "no valid 'share'"),
+        ("about", {"trained_on": [ENTRY | {"scenes": [1]}]}, "scenes of trained_on must be names"),
+        ("about", {"changes": [{"samples": 2}]}, "an entry of changes has no valid 'field'"),
+        ("about", {"town": [1]}, "town must hold settings"),
+        ("data", {"sources": {"a": 1}}, "sources must be a list of entries"),
+        ("metrics", {"tokens_mIoU": "0.9"}, "the metric tokens_mIoU must be a number"),
+        ("metrics", {"best": {"samples": 8}}, "an entry of metrics has no valid 'name'"),
+    ],
+)
+def test_facts_that_commands_read_have_a_type(part: str, value: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """In manifests without a seal too, as older versions wrote them."""
+    path = checkpoint.save(tmp_path / "x", MANIFEST, {"a": torch.ones(1)})
+    whole = json.loads((path / "manifest.json").read_text())
+    del whole["seal"]
+    (path / "manifest.json").write_text(json.dumps(whole | {part: value}))
+    with pytest.raises(CheckpointError, match=rf"manifest\.json: damaged manifest \(.*{message}"):
+        checkpoint.read_manifest(path)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_checkpoint_without_a_file_of_weights_is_named(folder: bool, tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path / "x", MANIFEST, {"a": torch.ones(1)})
+    (path / "weights.safetensors").unlink()
+    if folder:
+        (path / "weights.safetensors").mkdir()
+    with pytest.raises(CheckpointError, match=rf"weights\.safetensors is {'a folder' if folder else 'missing'}"):
+        checkpoint.read(path)
+
+
+@pytest.mark.parametrize("name", ["9" * 5000, "a\0b", ""])
+def test_names_that_no_system_allows_are_names_of_nothing(name: str, tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path / "x", MANIFEST, {"a": torch.ones(1)})
+    assert checkpoint.moved(name, path) == Path(name)
+    with pytest.raises(CheckpointError, match="no checkpoint here"):
+        checkpoint.find(tmp_path / f"{name}y")
 
 
 def test_weights_must_match_the_architecture() -> None:

@@ -303,6 +303,27 @@ def test_averages_are_those_of_score(files: Path) -> None:
     assert result.lines[0].a == pytest.approx(float((run.L2 @ WEIGHTS / 36).mean()))
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("sparsedrive_L2", 3.4e38, r"sparsedrive_L2 must be 0 to 1e\+06 m; found 3.4e\+38 \(1 such samples\)"),
+        ("sparsedrive_L2", -0.5, "sparsedrive_L2 must be 0 to"),
+        ("sparsedrive_L2", np.nan, "sparsedrive_L2 must be 0 to"),
+        ("sparsedrive_obj_box_col", 2, "sparsedrive_obj_box_col may hold only 0 and 1"),
+        ("sparsedrive_gt_col", -1, "sparsedrive_gt_col may hold only 0 and 1"),
+        ("evaluated_full_future", 0.5, "evaluated_full_future may hold only 0 and 1"),
+    ],
+)
+def test_numbers_that_no_score_can_have_are_refused(key: str, value: float, message: str, files: Path) -> None:
+    with np.load(files / "a-rows.npz") as rows:
+        arrays = {name: rows[name] for name in rows.files}
+    arrays[key] = arrays[key].astype(np.float64)
+    arrays[key][(5, 2)[: arrays[key].ndim]] = value
+    np.savez(files / "odd.npz", **arrays)
+    with pytest.raises(DataError, match=message):
+        read_runs(str(files / "odd.npz"), None)
+
+
 def test_clear_errors(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
         (["a.npz", "b.npz"], "add --cases CASES.npz"),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ from shapely import box as rectangle
 from tiny_av2 import FIRST_NS, STEP_NS
 from tiny_av2 import make as make_av2
 from tiny_av2 import write as write_feather
-from tiny_nuscenes import make
+from tiny_nuscenes import edit, lay_sweeps, make
 
 from iidrive.cli.main import main
 from iidrive.core import geometry
@@ -262,16 +266,6 @@ def test_surfaces_follow_the_ground() -> None:
 # ------------------------------------------------------------------------------------------------------------------- files
 
 
-def lay_sweeps(root: Path, points: np.ndarray) -> None:
-    """Write every LIDAR_TOP file that the tiny tables name, with the same points in the lidar's frame."""
-    (root / "samples" / "LIDAR_TOP").mkdir(parents=True)
-    columns = np.concatenate([points, np.zeros((len(points), 2))], 1).astype(np.float32)
-    for token in ("scene-0103", "scene-0916"):
-        for k in range(8):
-            for kind in ("lidar", "sweep"):
-                columns.tofile(root / "samples" / f"{token}-sample-{k:02d}-{kind}")
-
-
 @pytest.fixture
 def nuscenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -301,8 +295,34 @@ def test_damaged_sweeps_name_their_file(nuscenes: Path, tmp_path: Path) -> None:
         read_points(file)
     file.unlink()
     source = NuScenes(str(nuscenes))
-    with pytest.raises(DataError, match=r"scene-0103-sample-00-lidar: cannot be read.*--sweeps 0"):
+    with pytest.raises(DataError, match=r"scene-0103-sample-00-lidar: no such file.*--sweeps 0"):
         write_occupancy(source, ["scene-0103"], tmp_path / "gts", 1)
+    os.mkfifo(file)
+    with pytest.raises(DataError, match="not a regular file"):
+        read_points(file)
+    far = tmp_path / "far.bin"
+    np.array([[1, 2, 3, 0, 0], [1e30, 0, 0, 0, 0]], np.float32).tofile(far)
+    with pytest.raises(DataError, match=r"far\.bin: 1 of 2 points are farther away than 10000 m"):
+        read_points(far)
+
+
+SWEEP_DAMAGE: dict[str, tuple[str, Callable[[list[dict[str, Any]]], object], str]] = {
+    "a time that is text": ("sample_data", lambda r: r[0].update(timestamp="now"), r"sample_data.*timestamp now; expected an integer"),
+    "a time beyond int64": ("sample_data", lambda r: r[0].update(timestamp=10**20), r"sample_data.*expected an integer"),
+    "a list as file": ("sample_data", lambda r: r[0].update(filename=[]), r"sample_data.*filename \[\]; expected a string"),
+    "a sweep twice": ("sample_data", lambda r: r.append({**r[0], "token": "copy"}), "the sweep samples/scene-0103-sample-00-sweep of"),
+    "a pose twice": ("ego_pose", lambda r: r.append({**r[0], "translation": [0, 0, 9]}), r"ego_pose.*appears twice"),
+}
+
+
+@pytest.mark.parametrize("name", SWEEP_DAMAGE)
+def test_damaged_tables_of_sweeps_are_named(name: str, nuscenes: Path) -> None:
+    """The first record is of a sweep between keyframes, which nothing else reads."""
+    table, change, message = SWEEP_DAMAGE[name]
+    lay_sweeps(nuscenes, np.array([[1.0, 10.0, -0.5]]))
+    edit(nuscenes, table, change)
+    with pytest.raises(DataError, match=message):
+        list(NuScenes(str(nuscenes)).sweeps(NuScenes(str(nuscenes)).scene("scene-0103"), 1))
 
 
 def test_derived_files_are_never_taken_for_labels(nuscenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -343,11 +363,11 @@ def test_other_folders_are_left_alone(nuscenes: Path, tmp_path: Path) -> None:
 def test_towns_have_nothing_to_derive(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     town = Town(TownConfig(train_scenes=1, keyframes=4))
     assert not isinstance(town, HasSweeps)
-    with pytest.raises(ConfigError, match="known exactly"):
+    with pytest.raises(ConfigError, match="known exactly") as error:
         write_occupancy(town, [], tmp_path)
     with pytest.raises(SystemExit):
         main(["occupancy", "--out", str(tmp_path / "x")])
-    assert "towns have exact occupancy" in " ".join(capsys.readouterr().err.split())
+    assert str(error.value) in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "x").exists()
 
 
@@ -365,7 +385,16 @@ def test_argoverse_sweeps_and_ground(tmp_path: Path) -> None:
     source = AV2(AV2Config(str(root), str(tmp_path / "cache")))
     with pytest.raises(DataError, match=r"log-b_ground_height_surface____MIA.npy: where its pixels lie"):
         source.ground(source.scene("log-b"))
-    (log / "map" / "log-b___img_Sim2_city.json").write_text('{"R": [1.0, 0.0, 0.0, 1.0], "t": [100.0, 100.0], "s": 2.0}')
+    place = log / "map" / "log-b___img_Sim2_city.json"
+    for change in ({"t": [1e300, 100.0]}, {"t": [100.0, True]}, {"R": ["1.0", 0.0, 0.0, 1.0]}, {"s": float("nan")}, {"s": -2.0}, {"s": []}):
+        place.write_text(json.dumps({"R": [1.0, 0.0, 0.0, 1.0], "t": [100.0, 100.0], "s": 2.0} | change))
+        with pytest.raises(DataError, match=r"Sim2_city\.json: expected R, t and s"):
+            source.ground(source.scene("log-b"))
+    place.write_text('{"R": [1.0, 0.0, 0.0, 1.0], "t": [100.0, 100.0], "s": 2.0}')
+    np.save(log / "map" / "log-b_ground_height_surface____MIA.npy", np.where(heights == 2.5, np.float16(np.inf), heights))
+    with pytest.raises(DataError, match=r"MIA\.npy: expected heights of at most 10000 m"):
+        source.ground(source.scene("log-b"))
+    np.save(log / "map" / "log-b_ground_height_surface____MIA.npy", heights)
     ground = source.ground(source.scene("log-b"))
     assert ground is not None
     np.testing.assert_array_equal(
@@ -387,9 +416,11 @@ def test_argoverse_sweeps_and_ground(tmp_path: Path) -> None:
         derived.occupancy(other, 0, OCC3D_GRID)
     with pytest.raises(DataError, match=r"a folder that `iidrive occupancy` wrote"):
         AV2(AV2Config(str(root), str(tmp_path / "cache"), str(tmp_path)))
-    (log / "sensors" / "lidar" / "x.feather").touch()
-    with pytest.raises(DataError, match=r"x\.feather: a sweep is named by its moment"):
-        list(source.sweeps(scene_, 1))
+    for name in ("x", "9" * 30):
+        (log / "sensors" / "lidar" / f"{name}.feather").touch()
+        with pytest.raises(DataError, match=rf"{name}\.feather: a sweep is named by its moment"):
+            list(source.sweeps(scene_, 1))
+        (log / "sensors" / "lidar" / f"{name}.feather").unlink()
 
 
 def test_the_layout_is_that_of_real_labels(shared: Path, nuscenes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

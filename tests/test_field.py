@@ -23,7 +23,7 @@ from iidrive.data.nuscenes.source import NuScenes, NuScenesConfig
 from iidrive.scoring.accumulate import PlanningScore
 from iidrive.scoring.cases import write_cases
 from iidrive.scoring.occupancy import OccupancyScore
-from iidrive.scoring.predictions import Predictions
+from iidrive.scoring.predictions import Predictions, write_predictions
 from iidrive.scoring.readers import is_paths, read_paths
 from iidrive.scoring.score import score, to_json
 from iidrive.scoring.tables import format_scores
@@ -477,6 +477,22 @@ def test_control_characters_of_files_stay_in_files(tmp_path: Path, capsys: pytes
     said = capsys.readouterr().err
     assert "\x1b" not in said
     assert len(said) < 1000
+
+
+@pytest.mark.parametrize("command", ["score", "lineage"])
+def test_control_characters_of_lineages_are_escaped(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = "x\x1b[2J\ny"
+    lineage = {"links": [{"kind": odd, "path": odd, "fingerprint": odd}], "marks": [odd]}
+    write_cases(tmp_path / "c.npz", make_cases([along((0.0, 1.0))], [(0, 1, CAR)]))
+    write_predictions(tmp_path / "p.npz", ["sample0"], PATH[:1], {"lineage": lineage})
+    main(
+        ["lineage", str(tmp_path / "p.npz")]
+        if command == "lineage"
+        else ["score", str(tmp_path / "c.npz"), "--predictions", str(tmp_path / "p.npz")]
+    )
+    said = capsys.readouterr().out
+    assert "MISMATCH ALLOWED: x\\x1b[2J\\ny\n" in said
+    assert "\x1b" not in said
 
 
 def test_predictions_of_no_samples_are_refused() -> None:

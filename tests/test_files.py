@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,17 @@ def test_a_temporary_file_that_another_process_removed_is_written_again(tmp_path
 def test_writing_into_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         atomic.write(tmp_path / "no" / "a", b"")
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    """`write` on a full disk raises an error without a file name."""
+
+    def fill() -> None:
+        with atomic.whole(tmp_path / "tokens.bin") as temporary:
+            temporary.write_bytes(b"x")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left") as error:
+        fill()
+    assert error.value.filename == str(tmp_path / "tokens.bin")
+    assert not list(tmp_path.iterdir())

@@ -114,6 +114,8 @@ def test_zero_velocity_is_wrong_by_the_pedestrians_speed(folders: tuple[Path, Nu
     assert errors["pedestrian"] == pytest.approx(np.linalg.norm((places[1][walker] - places[0][walker])[:2]) / seconds, rel=1e-3)
     assert errors["car"] == pytest.approx(0, abs=1e-5)
     broken = next(tmp_path.glob("*/*/labels.npz"))
-    np.savez_compressed(broken, allow_pickle=False, semantics=np.load(broken)["semantics"], flow=np.zeros((3, 2), np.float32))
-    with pytest.raises(DataError, match="'flow' must hold finite velocities"):
-        score_folders(tmp_path, folder / "gts", tables, "all", rays=False)
+    semantics = np.load(broken)["semantics"]
+    for flow in (np.zeros((3, 2), np.float32), np.full((200, 200, 16, 2), 1e30, np.float32), np.full((200, 200, 16, 2), np.nan)):
+        np.savez_compressed(broken, allow_pickle=False, semantics=semantics, flow=flow)
+        with pytest.raises(DataError, match=r"'flow' must hold velocities .* of at most 1000 m/s"):
+            score_folders(tmp_path, folder / "gts", tables, "all", rays=False)

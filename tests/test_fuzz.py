@@ -47,6 +47,15 @@ FAULTY = {
 }
 
 
+MAPS = [
+    ("nuScenes: map", "tinytown.json", b'"y": 57', b'"y": 56'),
+    ("nuScenes: map", "tinytown.json", b'"segment_length": [0.0, 10.0', b'"segment_length": [0.0, 25.0'),
+    ("AV2: map", "log_map*.json", b'"successors": [11]', b'"successors": []'),
+    ("AV2: map", "log_map*.json", b'"lane_type": "BIKE"', b'"lane_type": "BUS"'),
+    ("AV2: map", "log_map*.json", b"DOUBLE_SOLID_YELLOW", b"SOLID_WHITE"),
+]
+
+
 @pytest.mark.parametrize("fault", FAULTY)
 def test_faults_are_seen(fault: str, watch: Watch, tmp_path: Path) -> None:
     """A reader with a fault is found out: the test above can fail."""
@@ -58,6 +67,17 @@ def test_faults_are_seen(fault: str, watch: Watch, tmp_path: Path) -> None:
 
     kind = Kind(write, lambda path: 5 if path.read_bytes() == b"whole" else FAULTY[fault](path), (lambda raw, rng: (raw + b"!", "same"),))
     assert run(fault, kind, 3, 0, tmp_path, watch).counts[fault] == 3
+
+
+@pytest.mark.parametrize(("name", "file", "old", "new"), MAPS)
+def test_a_map_that_says_something_else_is_seen(name: str, file: str, old: bytes, new: bytes, tmp_path: Path) -> None:
+    """The independent readings agree with the map that was read, and not with another one."""
+    kind = KINDS[name]
+    whole = kind.write(tmp_path)
+    value, raw = kind.read(whole), next(whole.rglob(file)).read_bytes()
+    assert kind.agrees(raw, value)
+    assert old in raw
+    assert not kind.agrees(raw.replace(old, new), value)
 
 
 def test_values_are_compared_whole() -> None:

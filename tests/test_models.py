@@ -350,6 +350,9 @@ def test_invalid_configs_are_refused() -> None:
         replace(RECIPE, world=replace(RECIPE.world, width=32))
     with pytest.raises(ConfigError, match="multiple of heads"):
         replace(RECIPE.world, heads=3)
+    for weight in (-0.5, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match=f"smooth must be 0 or a positive number; found {weight}"):
+            replace(RECIPE.planner, smooth=weight)
 
 
 def test_drivable_keeps_normal_driving_and_removes_noise_at_standstill() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from iidrive.analysis.lineage_of import describe, trace
 from iidrive.core.batch import Batch
 from iidrive.core.config_io import from_plain
 from iidrive.core.errors import CheckpointError, ConfigError, IIDriveError, LineageError
@@ -84,6 +85,8 @@ def test_a_training_can_resume_with_another_learning_rate_and_warns(tmp_path: Pa
     assert checkpoint.read_manifest(path).about["changes"] == [change]
     path = train_tokenizer(lower, town, "train", Run(tmp_path), RunOptions(resume="on"))
     assert checkpoint.read_manifest(path).about["changes"] == [change], "kept, and not noted twice"
+    (lineage,) = trace(tmp_path)
+    assert "learning_rate changed from 0.001 to 0.0001 after 2 samples" in describe(lineage)
 
 
 @pytest.mark.slow

@@ -9,11 +9,12 @@ from typing import Any
 
 from iidrive.core.errors import CheckpointError, DataError, LineageError
 from iidrive.core.lineage import Lineage, Parent, marked
-from iidrive.core.text import printable
+from iidrive.core.text import printable, printable_line
 from iidrive.core.untrusted.json_text import read_json
 from iidrive.data.tokens import TokenCache
 from iidrive.scoring.predictions import Predictions, read_predictions
 from iidrive.training import checkpoint, shipped
+from iidrive.training.checkpoint import Manifest
 
 
 def trace(path: str | Path) -> list[Lineage]:
@@ -32,12 +33,16 @@ def trace(path: str | Path) -> list[Lineage]:
 
 
 def describe(lineage: Lineage) -> str:
-    """The lineage as text: the chain, the recorded path of every ancestor and whether it is still there, the training data, and the marks."""
+    """The lineage as text: the chain, the recorded path of every ancestor and whether it is still there, the training data, settings that
+    changed on the way, and the marks."""
+    manifest = _manifest(lineage)
     lines = [f"{lineage.path}: {lineage}"]
     lines += [f"  {a.kind} {a.fingerprint}: {_now(a, lineage)}" for a in lineage.ancestors if a.path]
-    lines += [f"  {_data(entry)}" for entry in _trained_on(lineage)]
+    if manifest is not None:
+        lines += [f"  {_data(entry)}" for entry in manifest.trained_on]
+        lines += [f"  {c['field']} changed from {c['from']:g} to {c['to']:g} after {c['samples']} samples" for c in manifest.changes]
     lines += [f"  {marked(mark)}" for mark in lineage.marks]
-    return "\n".join(lines)
+    return "\n".join(map(printable_line, lines))
 
 
 def fit_together(lineages: Sequence[Lineage]) -> str:
@@ -53,12 +58,12 @@ def fit_together(lineages: Sequence[Lineage]) -> str:
     return "All of these descend from one tokenizer and at most one world model: they may be used together."
 
 
-def _trained_on(lineage: Lineage) -> tuple[dict[str, Any], ...]:
-    """What trained a checkpoint, as its manifest says; nothing for what is no checkpoint."""
+def _manifest(lineage: Lineage) -> Manifest | None:
+    """The manifest of a checkpoint; None for what is no checkpoint."""
     try:
-        return checkpoint.read_manifest(lineage.path).trained_on if lineage.fingerprint else ()
+        return checkpoint.read_manifest(lineage.path) if lineage.fingerprint else None
     except CheckpointError:
-        return ()
+        return None
 
 
 def _data(entry: Mapping[str, Any]) -> str:

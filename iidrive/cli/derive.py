@@ -26,8 +26,6 @@ def occupancy(
         sweeps: every n-th lidar sweep is read, if there are any; 0: none.
         where: scenes of nuScenes or Argoverse 2; default: the usual training split.
     """
-    if where.source.name == "town":
-        raise ConfigError("towns have exact occupancy, so there is nothing to derive: name --data nuscenes or --data av2, and --root PATH.")
     if sweeps < 0:
         raise ConfigError(f"--sweeps cannot be below 0; found {sweeps}.")
     source, split = where.open(recipes.small(), "train")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from iidrive.core.errors import LineageError
+from iidrive.core.text import printable
 
 MARKED = "MISMATCH ALLOWED"
 """First line of a table whose numbers were made with mismatched stages."""
@@ -27,6 +28,8 @@ WHY = {
     "world": "Latents of two separately trained world models are not comparable",
 }
 
+
+_LONGEST_MARK = 1000
 
 INITIAL = "initial "
 """Prefix of the kind of an ancestor whose weights a training started from."""
@@ -60,7 +63,8 @@ class Lineage:
     marks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return " ← ".join([f"{self.kind} {self.fingerprint}".strip(), *(f"{a.kind} {a.fingerprint}".strip() for a in self.ancestors)])
+        links = [f"{self.kind} {self.fingerprint}", *(f"{a.kind} {a.fingerprint}" for a in self.ancestors)]
+        return " ← ".join(printable(link.strip()) for link in links)
 
     def of(self, kind: str) -> str:
         """Fingerprint of the checkpoint of this kind in the chain; "" if there is none."""
@@ -128,7 +132,8 @@ def mark_lines(marks: Iterable[str]) -> str:
 
 def marked(mark: str) -> str:
     """A mark as it is printed, with `MISMATCH ALLOWED` or `TRAINED ON THESE SCENES` in front."""
-    return mark if mark.startswith(TRAINED_HERE) else f"{MARKED}: {mark}"
+    told = printable(mark, _LONGEST_MARK)
+    return told if told.startswith(TRAINED_HERE) else f"{MARKED}: {told}"
 
 
 def mark_numbers(scores: Mapping[str, Any], marks: Iterable[str]) -> dict[str, Any]:

@@ -34,6 +34,8 @@ KEYS: dict[Role, tuple[str, ...]] = {
 """Names of the class array. The first that a file has is read."""
 MASKS = ("mask_camera", "occ_mask_camera")
 OPTION: dict[Role, str] = {"predicted": "--classes", "labels": "--truth-classes"}
+FASTEST_MPS = 1e3
+"""Largest allowed predicted velocity along any axis. Larger values are treated as damaged data."""
 _WHOLE_NAMES = ("labels", "pred")
 _DEEPEST = 3
 MOST_FILES = 1 << 20
@@ -300,7 +302,7 @@ def read_flow(path: Path, times: int) -> Float[Array, "t 200 200 16 2"] | None:
     The array is (200,200,16,2) for the current time, or has all `times` along a first axis.
 
     Raises:
-        DataError: naming the file, if it is damaged or `flow` has another shape or holds NaN or infinity.
+        DataError: naming the file, if it is damaged or `flow` has another shape or holds NaN or more than `FASTEST_MPS`.
     """
     if path.suffix == ".npy":
         return None
@@ -311,9 +313,9 @@ def read_flow(path: Path, times: int) -> Float[Array, "t 200 200 16 2"] | None:
     if found is None:
         return None
     shape = (*OCC3D_GRID.shape, 2)
-    if found.shape not in (shape, (times, *shape)) or found.dtype.kind != "f" or not np.isfinite(found).all():
+    if found.shape not in (shape, (times, *shape)) or found.dtype.kind != "f" or not (np.abs(found) <= FASTEST_MPS).all():
         raise DataError(
-            f"{path}: 'flow' must hold finite velocities (m/s, x and y) in shape {shape} or {(times, *shape)}; "
+            f"{path}: 'flow' must hold velocities (x and y) of at most {FASTEST_MPS:g} m/s in shape {shape} or {(times, *shape)}; "
             f"found {found.dtype} {found.shape}. Write the file again."
         )
     return found.reshape(-1, *shape)

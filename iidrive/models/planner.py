@@ -93,6 +93,8 @@ class PlannerConfig:
             raise ConfigError("shifts_m are for planners without a route head (route.points 0): the route keeps to the road by itself.")
         if self.shifts_m and self.shifts_m[0] != 0:
             raise ConfigError(f"shifts_m must begin with 0, for the base path itself; found {self.shifts_m}.")
+        if not 0 <= self.smooth < float("inf"):
+            raise ConfigError(f"smooth must be 0 or a positive number; found {self.smooth}.")
 
 
 @dataclass(frozen=True)

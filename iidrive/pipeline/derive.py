@@ -39,7 +39,9 @@ def write_occupancy(
         DataError: as `files.begin`, or for a damaged sweep.
     """
     if not isinstance(source, HasSweeps):
-        raise ConfigError(f"{source.name}: its occupancy is known exactly, so there is nothing to derive.")
+        raise ConfigError(
+            f"{source.name}: its occupancy is known exactly, so there is nothing to derive; name --data nuscenes or --data av2, and --root PATH."
+        )
     identity = {key: value for key, value in source.identity().items() if not key.startswith("occupancy")}
     files.begin(folder, {"source": identity, "every": every})
     began, new, kept, sweeps = time.perf_counter(), 0, 0, 0

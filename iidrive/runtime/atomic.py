@@ -21,7 +21,7 @@ def whole(path: str | Path) -> Iterator[Path]:
 
     Raises:
         DataError: if `path` exists and is not a regular file.
-        OSError: if it cannot be written. The folder must exist.
+        OSError: naming `path`, if it cannot be written. The folder must exist.
     """
     require_regular(path)
     path = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
@@ -31,6 +31,10 @@ def whole(path: str | Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename in (None, str(temporary), temporary):  # a full disk names no file
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

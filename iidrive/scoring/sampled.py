@@ -15,7 +15,7 @@ from iidrive.core.errors import ConfigError, DataError
 from iidrive.core.scene import FUTURE_STEPS
 from iidrive.core.untrusted.npz import read_npz
 from iidrive.scoring import npz
-from iidrive.scoring.cases import Cases
+from iidrive.scoring.cases import FARTHEST_M, Cases
 from iidrive.scoring.predictions import Predictions
 from iidrive.scoring.protocols import protocol_named
 from iidrive.scoring.readers import is_paths, read_paths
@@ -27,6 +27,8 @@ _PER_SAMPLE = ("token", "evaluated_full_future", "sparsedrive_L2", "sparsedrive_
 _LIMIT = 1 << 28
 """Largest allowed size of all arrays of a per-sample file together, bytes."""
 _MORE = ("scene", "predictions_sha256", "marks")
+_LARGEST_L2_M = 10 * FARTHEST_M
+"""Largest allowed L2, metres: a planned path stays within `FARTHEST_M` along an axis, and a true one within six times that."""
 
 
 @dataclass(frozen=True)
@@ -178,8 +180,12 @@ def _per_sample(path: Path, found: Mapping[str, Array], cases: Cases | None) -> 
             keep = keep & np.array([t in scene_of for t in token], bool)
     kept = tuple(t for t, k in zip(token, keep, strict=True) if k)
     l2 = npz.numbers(found["sparsedrive_L2"], np.float64, shape, "sparsedrive_L2", where)
-    if not np.isfinite(l2[keep]).all():
-        raise DataError(f"{where}: sparsedrive_L2 holds NaN or infinity; score the predictions again.")
+    odd = ~((l2[keep] >= 0) & (l2[keep] <= _LARGEST_L2_M))
+    if odd.any():
+        raise DataError(
+            f"{where}: sparsedrive_L2 must be 0 to {_LARGEST_L2_M:g} m; found {l2[keep][odd][0]:g} "
+            f"({int(odd.any(axis=1).sum())} such samples); score the predictions again."
+        )
     return Sampled(
         where,
         kept,

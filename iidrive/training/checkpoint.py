@@ -34,6 +34,7 @@ from iidrive.core.untrusted.json_text import parse_json
 from iidrive.models import states
 from iidrive.runtime.run_folder import Run
 from iidrive.training import shipped
+from iidrive.training.facts import require_facts
 
 FORMAT = 2
 """Version of the format. Since version 2, config fields and parameters have other names than in iidrive 0.1.0."""
@@ -85,6 +86,11 @@ class Manifest:
         split.
         """
         return tuple(self.about.get("trained_on", ()))
+
+    @property
+    def changes(self) -> tuple[dict[str, Any], ...]:
+        """Settings that were changed when the training was resumed: for each, `samples` seen so far, `field`, `from` and `to`."""
+        return tuple(self.about.get("changes", ()))
 
     def also_trained_on(self, *others: Manifest) -> Manifest:
         """The manifest with the training data of other stages added to `trained_on`."""
@@ -168,13 +174,14 @@ def name(samples_seen: int) -> str:
 
 def newest_first(run: str | Path) -> list[Path]:
     """Checkpoint folders of a run, newest first."""
-    return sorted((Path(run) / "checkpoints").glob("samples-*"), reverse=True)
+    folder = Path(run) / "checkpoints"
+    return sorted(folder.glob("samples-*"), reverse=True) if os.path.isdir(folder) else []
 
 
 def verify_checksums(path: Path) -> None:
     """Verify the checksums of a checkpoint. Raises CheckpointError if a file is missing or differs."""
     for file, digest in read_manifest(path).files.items():
-        if not (path / file).is_file() or _digest(path / file) != digest:
+        if not os.path.isfile(path / file) or _digest(path / file) != digest:
             raise CheckpointError(f"{path / file}: damaged or missing.")
 
 
@@ -192,11 +199,18 @@ def find(path: str | Path) -> Path:
         CheckpointError: if there is none.
     """
     path = shipped.place(path) or Path(path)
-    if (path / "manifest.json").is_file() and (path / "weights.safetensors").is_file():
+    manifest, weights = path / "manifest.json", path / "weights.safetensors"
+    if os.path.isfile(manifest) and os.path.isfile(weights):  # os.path: False, not an error, for names that no system allows
         return path
+    if os.path.isfile(manifest):
+        kind = "a folder" if os.path.isdir(weights) else "missing"
+        raise CheckpointError(
+            f"{path}: no checkpoint: beside its manifest.json, weights.safetensors is {kind}. Give a run folder of `iidrive train`, or copy the "
+            "checkpoint again."
+        )
     newest = newest_first(path)
     if not newest:
-        if path.is_file():
+        if os.path.isfile(path):
             raise CheckpointError(
                 f"{path}: a file; expected the folder of a checkpoint. Convert II-World's weights (.pth) with `iidrive import ii-world`."
             )
@@ -217,6 +231,7 @@ def read_manifest(path: str | Path) -> Manifest:
         plain = parse_json(file.read_bytes(), "manifest.json")
         seal = plain.pop("seal", None) if isinstance(plain, dict) else None
         manifest = from_plain(Manifest, plain, str(file))
+        require_facts(manifest.data, manifest.metrics, manifest.about)
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror}). Use the checkpoint before it, or train again.") from None
     except (DataError, TypeError, ConfigError) as error:
@@ -330,9 +345,9 @@ def moved(recorded: str | Path, child: str | Path) -> Path:
         return recorded
     try:
         there = find(child).resolve().parents[2].joinpath(*recorded.parts[-3:])
-    except CheckpointError:
+    except (CheckpointError, IndexError):
         return recorded
-    return there if there.exists() else recorded
+    return there if os.path.exists(there) else recorded
 
 
 def require_kind(manifest: Manifest, kind: Kind, path: str | Path) -> None:

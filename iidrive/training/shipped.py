@@ -5,6 +5,7 @@ They are normal checkpoints without the state for resuming. Commands accept thes
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[1] / "weights"
@@ -49,4 +50,4 @@ def name_of(folder: Path) -> str | None:
 
 def exists(path: str | Path) -> bool:
     """Whether the path exists or is the name of weights that come with the package."""
-    return Path(path).exists() or place(path) is not None
+    return os.path.exists(path) or place(path) is not None  # os.path: False, not an error, for names that no system allows

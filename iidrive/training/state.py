@@ -215,7 +215,7 @@ class State:
 
     def _note_changes(self, before: Manifest) -> None:
         """Record in the manifest which settings changed when resuming, and after how many samples."""
-        changes = list(before.about.get("changes", ()))
+        changes = list(before.changes)
         for name in RECORDED:
             was, now = before.training.get(name), self.manifest.training.get(name)
             if was != now:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,9 @@ LAYERS = ("drivable_area", "ped_crossing", "lane_divider", "road_divider", "cent
 _DRIVEN = ("VEHICLE", "BUS")
 """Types of lanes that cars may drive on. The only other type is BIKE."""
 _TYPES = (*_DRIVEN, "BIKE")
-_MARK = re.compile(r"[A-Z_]{1,40}")
-"""Names of painted marks, such as DASHED_WHITE."""
+_STYLES = ("SOLID", "DASHED", "DOUBLE_SOLID", "DOUBLE_DASH", "SOLID_DASH", "DASH_SOLID")
+_MARKS = (*(f"{style}_{colour}" for style in _STYLES for colour in ("WHITE", "YELLOW")), "SOLID_BLUE", "NONE", "UNKNOWN")
+"""Kinds of painted marks."""
 
 
 def map_file(folder: Path) -> Path | None:
@@ -55,7 +55,7 @@ def read_map(path: Path) -> VectorMap:
     try:
         areas = [_polygon(_points(area["area_boundary"])) for area in raw["drivable_areas"].values()]
         crossings = [_crossing(_points(c["edge1"]), _points(c["edge2"])) for c in raw["pedestrian_crossings"].values()]
-        segments = [_checked(segment) for segment in raw["lane_segments"].values()]
+        segments = [_checked(name, segment) for name, segment in raw["lane_segments"].items()]
         marks = _marks(segments)
         lanes, junctions = _lanes([segment for segment in segments if segment["lane_type"] in _DRIVEN])
     except KeyError as error:
@@ -72,18 +72,17 @@ def read_map(path: Path) -> VectorMap:
     return VectorMap(layers, lanes, junctions)
 
 
-def _checked(segment: Any) -> Any:
-    """A lane. Raises ValueError for a type of lane that Argoverse 2 does not have, and for words and flags of another kind."""
+def _checked(name: str, segment: Any) -> Any:
+    """A lane. Raises ValueError for a type or a mark that Argoverse 2 does not have, an id that is not the lane's name, and odd successors."""
     marks = (segment["left_lane_mark_type"], segment["right_lane_mark_type"])
-    if (
-        segment["lane_type"] not in _TYPES
-        or not all(isinstance(mark, str) for mark in marks)
-        or type(segment["is_intersection"]) is not bool
-    ):
-        shown = {"lane_type": segment["lane_type"], "marks": marks, "is_intersection": segment["is_intersection"]}
+    number, after, inside = segment["id"], segment["successors"], segment["is_intersection"]
+    if segment["lane_type"] not in _TYPES or not all(mark in _MARKS for mark in marks) or type(inside) is not bool:
+        shown = {"lane_type": segment["lane_type"], "marks": marks, "is_intersection": inside}
         raise ValueError(
             f"a lane is a lane_type of {', '.join(_TYPES)}, marks by name, and is_intersection or not: {printable(shown, 100)}"
         )
+    if type(number) is not int or str(number) != name or not isinstance(after, list) or not all(type(one) is int for one in after):
+        raise ValueError(f"lane {printable(name)} has the id {printable(number)} and the successors {printable(after, 60)}")
     return segment
 
 
@@ -110,7 +109,7 @@ def _crossing(one: Float[Array, "n 2"], two: Float[Array, "m 2"]) -> shapely.Geo
 def _marks(segments: list[Any]) -> list[tuple[bool, Float[Array, "n 2"]]]:
     """Painted lane boundaries and whether each is yellow.
 
-    A boundary shared by two lanes has the same points in both and is returned once.
+    A boundary shared by two lanes has the same points in both and is returned once. It is yellow if either lane calls it yellow.
     """
     found: dict[bytes, tuple[bool, Array]] = {}
     for segment in segments:
@@ -119,7 +118,8 @@ def _marks(segments: list[Any]) -> list[tuple[bool, Float[Array, "n 2"]]]:
             if kind not in ("NONE", "UNKNOWN"):
                 line = _points(segment[f"{side}_lane_boundary"])
                 along = line if tuple(line[0]) <= tuple(line[-1]) else line[::-1]
-                found[along.tobytes()] = "YELLOW" in kind, line
+                key = along.tobytes()
+                found[key] = "YELLOW" in kind or (key in found and found[key][0]), line
     return list(found.values())
 
 

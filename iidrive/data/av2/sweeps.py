@@ -17,16 +17,17 @@ from jaxtyping import Float
 from iidrive.core import geometry
 from iidrive.core.errors import DataError
 from iidrive.core.text import printable, printable_line
-from iidrive.core.untrusted.json_text import read_json
+from iidrive.core.untrusted.json_text import all_numbers, read_json
 from iidrive.core.untrusted.npz import read_npy
 from iidrive.data.av2.log import POSES, poses
-from iidrive.data.av2.tables import AGAIN, Table
+from iidrive.data.av2.tables import AGAIN, FARTHEST_M, Table
 from iidrive.data.derive.sweeps import Sweep, hits_ego, read_cells
 
 Array = np.ndarray
 
 LIMIT = 1 << 28
 """Maximum size of a file of heights, bytes."""
+_HIGHEST_M = 1e4
 
 
 def read_sweeps(folder: Path, every: int, axle_T_lidar: Float[Array, "4 4"], ego_T_axle: Float[Array, "4 4"]) -> Iterator[Sweep]:
@@ -37,7 +38,7 @@ def read_sweeps(folder: Path, every: int, axle_T_lidar: Float[Array, "4 4"], ego
     """
     files = sorted((folder / "sensors" / "lidar").glob("*.feather"))
     for path in files:
-        if not path.stem.isdecimal():
+        if not path.stem.isdecimal() or int(path.stem) >= 1 << 63:
             raise DataError(f"{printable_line(str(path))}: a sweep is named by its moment in nanoseconds. {AGAIN}")
     files = sorted(files, key=lambda path: int(path.stem))[::every]
     if not files:
@@ -75,16 +76,21 @@ def read_ground(folder: Path) -> GroundHeights | None:
         return None
     heights = read_npy(files[0], LIMIT)
     where = printable_line(str(files[0]))
-    if heights.ndim != 2 or heights.dtype.kind != "f":
-        raise DataError(f"{where}: expected heights in rows and columns; found {heights.dtype} {heights.shape}. {AGAIN}")
+    if heights.ndim != 2 or heights.dtype.kind != "f" or (np.abs(heights) > _HIGHEST_M).any():
+        raise DataError(
+            f"{where}: expected heights of at most {_HIGHEST_M:g} m in rows and columns; found {heights.dtype} {heights.shape}. {AGAIN}"
+        )
     place = next(iter(sorted((folder / "map").glob("*___img_Sim2_city.json"))), None)
     if place is None:
         raise DataError(f"{where}: where its pixels lie, a file *___img_Sim2_city.json beside it says, and there is none. {AGAIN}")
     raw = read_json(place)
     try:
         rotation, shift, scale = np.array(raw["R"], float).reshape(2, 2), np.array(raw["t"], float).reshape(2), float(raw["s"])
-        if not (np.isfinite(rotation).all() and np.isfinite(shift).all() and 0 < scale < 1e6):
-            raise ValueError("numbers that are not finite")
+        given = np.array([*rotation.ravel(), *shift, scale])
+        if not all_numbers([raw["R"], raw["t"], [raw["s"]]]):
+            raise ValueError("something else than numbers")
+        if not ((np.abs(given) <= FARTHEST_M).all() and scale > 0):
+            raise ValueError("NaN or numbers that are too large")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{printable_line(str(place))}: expected R, t and s ({printable(str(error), 80)}). {AGAIN}") from error
     return GroundHeights(heights.astype(np.float64), rotation, shift, scale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,10 @@ from jaxtyping import Float
 
 from iidrive.core import geometry
 from iidrive.core.errors import DataError
+from iidrive.core.text import printable
+from iidrive.core.untrusted.files import read_bytes
 from iidrive.data.derive.sweeps import Sweep, hits_ego
-from iidrive.data.nuscenes.tables import by_token, field, follow, numbers, quaternions, records, table_file
+from iidrive.data.nuscenes.tables import by_token, field, follow, numbers, quaternions, records, table_file, text, whole
 
 Array = np.ndarray
 
@@ -21,6 +24,10 @@ FOLDERS = ("samples", "sweeps")
 """Folders of sweep files, below the root."""
 _COLUMNS = 5
 """x, y, z, intensity and ring, float32."""
+_FARTHEST_M = 1e4
+_LIMIT = 1 << 28
+"""Maximum size of a sweep's file, bytes."""
+_LATEST_US = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -51,16 +58,17 @@ def read_points(path: Path) -> Float[Array, "n 3"]:
     """The points of a `.pcd.bin` file in the lidar frame. Non-finite points are left out.
 
     Raises:
-        DataError: naming the file, if it is missing or incomplete.
+        DataError: naming the file, if it is missing or incomplete, or has a point farther away than 10 km.
     """
-    try:
-        raw = np.fromfile(path, np.float32)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}). Unpack the sweep again, or read none with --sweeps 0.") from None
-    if not len(raw) or len(raw) % _COLUMNS or path.stat().st_size % (4 * _COLUMNS):
-        raise DataError(f"{path}: {path.stat().st_size} bytes are no whole points of {_COLUMNS} numbers. Unpack the sweep again.")
-    points = raw.reshape(-1, _COLUMNS)[:, :3].astype(np.float64)
-    return points[np.isfinite(points).all(1)]
+    raw = read_bytes(path, _LIMIT, "unpack the sweep again, or read none with --sweeps 0")
+    if not raw or len(raw) % (4 * _COLUMNS):
+        raise DataError(f"{path}: {len(raw)} bytes are no whole points of {_COLUMNS} numbers. Unpack the sweep again.")
+    points = np.frombuffer(raw, "<f4").reshape(-1, _COLUMNS)[:, :3].astype(np.float64)
+    points = points[np.isfinite(points).all(1)]
+    far = int((np.abs(points) > _FARTHEST_M).any(1).sum())
+    if far:
+        raise DataError(f"{path}: {far} of {len(points)} points are farther away than {_FARTHEST_M:g} m. Unpack the sweep again.")
+    return points
 
 
 def find(folder: Path, root: Path) -> SweepFiles | None:
@@ -79,11 +87,12 @@ def find(folder: Path, root: Path) -> SweepFiles | None:
     found: dict[str, list[tuple[int, str, str, str]]] = {}
     table = paths["sample_data"]
     for record in records(table):
-        token, calibration = field(table, record, "token"), field(table, record, "calibrated_sensor_token")
+        token, calibration = text(table, record, "token"), field(table, record, "calibrated_sensor_token")
         sensor = follow(table, token, "calibrated_sensor_token", calibration, calibrated)[0]
         if channel.get(sensor) == "LIDAR_TOP":
             scene = follow(table, token, "sample_token", field(table, record, "sample_token"), scene_of)
-            row = (field(table, record, "timestamp"), field(table, record, "filename"), field(table, record, "ego_pose_token"), calibration)
+            time_us = whole(table, token, "timestamp", field(table, record, "timestamp"), _LATEST_US)
+            row = (time_us, text(table, record, "filename"), text(table, record, "ego_pose_token"), calibration)
             found.setdefault(str(name_of[scene]), []).append(row)
     poses = _poses(paths["ego_pose"], {row[2] for rows in found.values() for row in rows})
     lidars = _transforms(paths["calibrated_sensor"], {token: (entry[1], entry[2]) for token, entry in calibrated.items()})
@@ -93,19 +102,23 @@ def find(folder: Path, root: Path) -> SweepFiles | None:
     ego_T_lidar: dict[str, Array] = {}
     for scene, rows in found.items():
         rows.sort()
+        twice = next((name for name, count in Counter(row[1] for row in rows).items() if count > 1), None)
+        if twice is not None:
+            raise DataError(f"{table}: the sweep {printable(twice)} of {printable(scene)} appears twice. Unpack the table again.")
         times[scene] = np.array([row[0] for row in rows], np.int64)
-        files[scene] = tuple(str(row[1]) for row in rows)
+        files[scene] = tuple(row[1] for row in rows)
         global_T_ego[scene] = np.stack([follow(table, row[1], "ego_pose_token", row[2], poses) for row in rows])
         ego_T_lidar[scene] = np.stack([lidars[row[3]] for row in rows])
     return SweepFiles(root, times, files, global_T_ego, ego_T_lidar)
 
 
 def _poses(path: Path, wanted: set[str]) -> dict[str, Array]:
-    kept = {
-        token: (field(path, record, "translation"), field(path, record, "rotation"))
-        for record in records(path)
-        if (token := field(path, record, "token")) in wanted
-    }
+    kept: dict[str, tuple[Any, Any]] = {}
+    for record in records(path):
+        if (token := text(path, record, "token")) in wanted:
+            if token in kept:
+                raise DataError(f"{path}: token {printable(token)} appears twice. Unpack the table again.")
+            kept[token] = field(path, record, "translation"), field(path, record, "rotation")
     return _transforms(path, kept)
 
 
