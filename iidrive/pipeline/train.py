@@ -151,8 +151,8 @@ def train_planner(
 ) -> Path:
     """Train the planner, with or without the predicted future (`train_ii`). `allow` as in `train_world`; marks of the world model are inherited.
 
-    The route head is trained first, in the run folder `route` (default: `route` below `run`). A route head that is complete there is used as it is, so
-    that several planners can share one.
+    The route head is trained first, in the run folder `route` (default: `route` below `run`). If it is complete there, it is used as it is: several
+    planners can share one.
 
     Raises:
         LineageError: if the world model's tokenizer is missing, for tokens of another tokenizer, or tokens that fail the 0 s check.

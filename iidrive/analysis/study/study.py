@@ -178,7 +178,9 @@ def trained(recipe: Recipe, town: Town, base: Base, folder: Path, weights: Weigh
     """Train a planner, or continue its training, and return its checkpoint. All planners have the same route head, which is trained once."""
     own = recipe_of(recipe, weights, seed, rate)
     run = Run.start(folder, describe("train planner", own, town, "train"), resume=True)
-    return train_planner(own, base.world, base.cache, town, "train", run, weights != "present", RunOptions(resume="auto"), route=Run(base.route))
+    return train_planner(
+        own, base.world, base.cache, town, "train", run, weights != "present", RunOptions(resume="auto"), route=Run(base.route)
+    )
 
 
 def tuned(recipe: Recipe, town: Town, base: Base, out: Path, weights: Weights, tries: int) -> float:
