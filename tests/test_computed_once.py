@@ -23,6 +23,8 @@ from iidrive.pipeline.pictures import Sample, draw
 from iidrive.pipeline.tokens import codes_in_memory
 from iidrive.runtime.run_folder import Run
 
+pytestmark = pytest.mark.slow
+
 RECIPE = recipes.tiny()
 
 
