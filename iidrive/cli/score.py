@@ -22,7 +22,7 @@ from iidrive.core.lineage import joined, mark_lines, mark_numbers
 from iidrive.core.untrusted.files import require_regular
 from iidrive.data import DataName
 from iidrive.data.clips import read_tracks
-from iidrive.data.occupancy_files import looks_like_occupancy
+from iidrive.data.occupancy_grids import looks_like_occupancy
 from iidrive.pipeline import recipes
 from iidrive.pipeline.infer import truth as true_cases
 from iidrive.pipeline.pdm import TRUE_PATH, pdm
