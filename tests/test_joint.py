@@ -30,7 +30,7 @@ from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, Mixture, Occupan
 from iidrive.data.joint import Joint, mixture, tracks_of, values_by_source
 from iidrive.data.source import Source
 from iidrive.pipeline import recipes, token_check
-from iidrive.pipeline.evaluate import trained_here, trained_on
+from iidrive.pipeline.testset import trained_here, trained_on
 from iidrive.pipeline.tokens import tokens_folder, write_tokens
 from iidrive.pipeline.train import class_counts, start_from, train_ego_mlp, train_planner, train_tokenizer, train_world
 from iidrive.runtime.distributed import ProcessGroup

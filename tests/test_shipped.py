@@ -16,8 +16,8 @@ from iidrive.core.errors import CheckpointError
 from iidrive.data.town.source import Town, TownConfig
 from iidrive.pipeline import recipes
 from iidrive.pipeline.baselines import baseline
-from iidrive.pipeline.evaluate import TestSet
 from iidrive.pipeline.load import LoadedAgent, load
+from iidrive.pipeline.testset import TestSet
 from iidrive.runtime.run_folder import Run
 from iidrive.training import checkpoint, shipped
 

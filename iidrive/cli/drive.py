@@ -16,8 +16,8 @@ from iidrive.pipeline import recipes
 from iidrive.pipeline.arms import TestII
 from iidrive.pipeline.baselines import BASELINES
 from iidrive.pipeline.drivers import subject_of
-from iidrive.pipeline.evaluate import TestSet, town_of
 from iidrive.pipeline.recipes import Recipe
+from iidrive.pipeline.testset import TestSet, town_of
 from iidrive.pipeline.train import describe
 from iidrive.runtime.run_folder import Run
 

@@ -36,6 +36,7 @@ from iidrive.pipeline.arms import TestII
 from iidrive.pipeline.baselines import BASELINES
 from iidrive.pipeline.pages import evaluation_page
 from iidrive.pipeline.recipes import Recipe
+from iidrive.pipeline.testset import TestSet, about_line, town_of
 from iidrive.pipeline.train import describe
 from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run
@@ -107,7 +108,7 @@ def evaluate(
         )
     subject = planner if planner in BASELINES else checkpoint.read(planner)
     if not isinstance(subject, str):
-        recipe = replace(recipe, town=evaluation.town_of(subject.manifest, recipe.town, towns.given))
+        recipe = replace(recipe, town=town_of(subject.manifest, recipe.town, towns.given))
     source, split = where.open(recipe, "test")
     name = Path(planner).name if planner not in BASELINES else planner
     trained = train_split or source.usual_split("train")
@@ -127,7 +128,7 @@ def evaluate(
         run or f"runs/evaluate-{name}-{Path(split).stem if is_list(split) else split}{state}", about, process_group=process_group
     )
     use = evaluation.Use(test_ii, explain == "on", stages.world, stages.tokenizer, stages.allow_mismatch == "on")
-    on = evaluation.TestSet(source, split, started, pdm=protocol == "pdm")
+    on = TestSet(source, split, started, pdm=protocol == "pdm")
     result = evaluation.evaluate(subject, on, recipe, trained, use)
     print(result.text)
     if process_group.is_rank_zero:
@@ -160,7 +161,7 @@ def swap(
         towns: town fields set on the command line.
     """
     grid = swap_.grid_of(paths)
-    recipe = replace(recipe, town=evaluation.town_of(grid.worlds[0].manifest, recipe.town, towns.given))
+    recipe = replace(recipe, town=town_of(grid.worlds[0].manifest, recipe.town, towns.given))
     source, split = where.open(recipe, "test")
     started = Run.start(run, describe("swap", recipe, source, split) | {"paths": paths, "scenes": scenes, "test_ii": test_ii})
     with counting("swap", grid.size) as tick:
@@ -215,12 +216,12 @@ def audit(
         marks = ()
         if model not in KINEMATIC and shipped.exists(model):
             manifest = checkpoint.read_manifest(model)
-            recipe, marks = replace(recipe, town=evaluation.town_of(manifest, recipe.town, towns.given)), manifest.marks
+            recipe, marks = replace(recipe, town=town_of(manifest, recipe.town, towns.given)), manifest.marks
         source, split = where.open(recipe, "test")
         with ExitStack() as shown:
             report = auditing.audit(make, source, split, samples, report=lambda total: shown.enter_context(counting("audit", total)))
         text, good, found = findings.format_audit(report), report.believable, mark_numbers(findings.to_json(report), marks)
-        text = f"{mark_lines(marks)}{evaluation.about_line(source, split, {'model': model})}\n{text}"
+        text = f"{mark_lines(marks)}{about_line(source, split, {'model': model})}\n{text}"
     print(text)
     if json:
         write_json(json, found)

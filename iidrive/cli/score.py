@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from iidrive.analysis.compare import compare as comparing
+from iidrive.analysis.compare.grid import format_grid
 from iidrive.analysis.compare.tables import compare_files as compare_table_files
 from iidrive.analysis.doctor import doctor as doctoring
 from iidrive.analysis.doctor import occupancy
@@ -223,7 +224,7 @@ def compare(files: list[str], cases: str = "", tables: bool = False, grid: bool 
     if tokens and not unnamed:
         raise ConfigError("--tokens is for predictions without sample tokens, but all of these files have their own: leave it out.")
     if grid:
-        print(comparing.grid([run for side in sides for run in side]))
+        print(format_grid([run for side in sides for run in side]))
         return
     print(f"A: {files[0]}\nB: {files[1]}")
     print(comparing.format_comparison(comparing.compare(sides[0], sides[1])))
