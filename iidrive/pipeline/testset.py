@@ -110,9 +110,10 @@ def town_of(manifest: Manifest, wanted: TownConfig, given: Sequence[str] = ()) -
 
 
 def about_line(source: Source, split: str, extra: Mapping[str, object] | None = None) -> str:
-    """The line above every table: data, split, source of occupancy and of commands."""
+    """The line above every table: data, split, seed of towns unless it is 0, source of occupancy and of commands."""
+    seed = source.identity().get("seed")
     parts = {
-        "data": f"{source.name} {split}",
+        "data": f"{source.name} {split}{f' of seed {seed}' if seed else ''}",
         "occupancy": source.occupancy_source,
         "command": COMMANDS[source.command_source],
         **(extra or {}),
