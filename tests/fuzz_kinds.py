@@ -35,7 +35,7 @@ from iidrive.core.class_tables import OCC3D, read_table
 from iidrive.core.classes import OCC_CLASSES
 from iidrive.core.config_io import to_plain
 from iidrive.data.nuscenes.source import NuScenes, NuScenesConfig
-from iidrive.data.occupancy_files import read_grids
+from iidrive.data.occupancy_grids import read_grids
 from iidrive.data.scene_lists import read_list
 from iidrive.pipeline import recipes
 from iidrive.pipeline.published_file import read_published

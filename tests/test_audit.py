@@ -17,7 +17,7 @@ from iidrive.analysis.leakage.audit import audit_samples, choose
 from iidrive.analysis.leakage.counterfactual import INPUTS, Change, Counterfactual, Wrapped
 from iidrive.analysis.leakage.findings import changed, format_audit, to_json
 from iidrive.analysis.leakage.plausible import format_plausibility, plausible
-from iidrive.analysis.leakage.subject import Pipeline, tokenizing
+from iidrive.analysis.leakage.subject import Pipeline, Sample, tokenizing
 from iidrive.cli.main import main
 from iidrive.core.batch import Batch
 from iidrive.core.errors import ConfigError
@@ -31,63 +31,66 @@ from iidrive.pipeline.load import load_tokenizer
 from iidrive.scoring.cases import write_cases
 from iidrive.scoring.predictions import write_predictions
 
-SAMPLES = choose(TOWN, "test", 4)
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    return choose(TOWN, "test", 4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PLANTED)
-def test_a_planted_leak_is_found_and_named(name: str) -> None:
-    found = audit_samples(PLANTED[name].make, TOWN, SAMPLES)
+def test_a_planted_leak_is_found_and_named(name: str, samples: list[Sample]) -> None:
+    found = audit_samples(PLANTED[name].make, TOWN, samples)
     named = {leak.input: leak for leak in found.leaks}
     assert not found.clean, format_audit(found)
     assert PLANTED[name].named in named, format_audit(found)
     leak = named[PLANTED[name].named]
-    assert 0 < leak.samples <= leak.of == len(SAMPLES)
+    assert 0 < leak.samples <= leak.of == len(samples)
     assert "LEAK" in format_audit(found)
     json.dumps(to_json(found), allow_nan=False)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CLEAN)
-def test_a_clean_model_has_no_leaks(name: str) -> None:
-    found = audit_samples(CLEAN[name], TOWN, SAMPLES)
+def test_a_clean_model_has_no_leaks(name: str, samples: list[Sample]) -> None:
+    found = audit_samples(CLEAN[name], TOWN, samples)
     assert found.clean, format_audit(found)
     assert found.believable, format_audit(found)
     assert not found.leaks
     assert "clean" in format_audit(found)
 
 
-def test_the_worth_of_a_leak_is_the_increase_of_l2_without_it() -> None:
+def test_the_worth_of_a_leak_is_the_increase_of_l2_without_it(samples: list[Sample]) -> None:
     """Half of the true path halves the error; replacing it by another path is worse than removing it."""
     leaky, honest = (
-        audit_samples(PLANTED["plan reads the true path"].make, TOWN, SAMPLES),
-        audit_samples(CLEAN["constant turn rate and velocity"], TOWN, SAMPLES),
+        audit_samples(PLANTED["plan reads the true path"].make, TOWN, samples),
+        audit_samples(CLEAN["constant turn rate and velocity"], TOWN, samples),
     )
     assert leaky.l2_m == pytest.approx(honest.l2_m / 2, rel=1e-5)
     assert max(leak.worth_m for leak in leaky.leaks if leak.input == "later poses") > honest.l2_m - leaky.l2_m
 
 
-def test_a_leak_at_the_first_keyframe_alone_is_found_there_alone() -> None:
-    found = audit_samples(PLANTED["velocity of the next pose at a scene's start"].make, TOWN, SAMPLES)
+def test_a_leak_at_the_first_keyframe_alone_is_found_there_alone(samples: list[Sample]) -> None:
+    found = audit_samples(PLANTED["velocity of the next pose at a scene's start"].make, TOWN, samples)
     leak = next(leak for leak in found.leaks if leak.input == "later poses")
-    assert leak.samples == sum(index == 0 for _, index in SAMPLES)
+    assert leak.samples == sum(index == 0 for _, index in samples)
 
 
-def test_an_oracle_command_is_declared_and_measured() -> None:
+def test_an_oracle_command_is_declared_and_measured(samples: list[Sample]) -> None:
     class Oracle(Wrapped):
         @property
         def command_source(self) -> CommandSource:
             return "oracle"
 
-    found = audit_samples(lambda: Pipeline(lambda b: {"plan": MLP.plan(b.inputs)}), Oracle(TOWN), SAMPLES)  # pyright: ignore
+    found = audit_samples(lambda: Pipeline(lambda b: {"plan": MLP.plan(b.inputs)}), Oracle(TOWN), samples)  # pyright: ignore
     assert found.clean
     assert [leak.input for leak in found.leaks] == ["oracle command (declared)"]
     assert np.isfinite(found.leaks[0].worth_m)
 
 
-def test_a_model_that_is_not_repeatable_is_not_audited() -> None:
+def test_a_model_that_is_not_repeatable_is_not_audited(samples: list[Sample]) -> None:
     with pytest.raises(ConfigError, match="different outputs for the same samples"):
-        audit_samples(lambda: Pipeline(lambda b: {"plan": torch.rand(len(b.inputs.tokens), 6, 2)}), TOWN, SAMPLES)
+        audit_samples(lambda: Pipeline(lambda b: {"plan": torch.rand(len(b.inputs.tokens), 6, 2)}), TOWN, samples)
 
 
 @pytest.mark.parametrize("value", ["other", "noise"])

@@ -10,7 +10,8 @@ import pytest
 from make_cases import random_cases
 from make_tables import PLAIN_EVENTS, PLAIN_L2, print_table
 
-from iidrive.analysis.compare.compare import METRICS, compare, format_comparison, grid
+from iidrive.analysis.compare.compare import METRICS, compare, format_comparison
+from iidrive.analysis.compare.grid import format_grid
 from iidrive.analysis.compare.tables import compare_tables
 from iidrive.analysis.doctor.printed import WEIGHTS, parse_tables, read_tables
 from iidrive.cli.main import main
@@ -281,7 +282,7 @@ def test_the_grid(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert printed.count("–") >= 2  # the cells that were not given
     cell = scored(read_cases(files / "cases.npz"), Predictions(np.zeros((80, 6, 2)), read_cases(files / "cases.npz").token))
     with pytest.raises(ConfigError, match="does not state train_ii and test_ii"):
-        grid([cell])
+        format_grid([cell])
 
 
 def test_missing_and_foreign_predictions_are_named(files: Path) -> None:

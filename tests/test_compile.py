@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from iidrive.core.batch import Inputs
 from iidrive.core.scene import FUTURE_STEPS
@@ -37,6 +37,14 @@ def agent() -> Agent:
         if not bool(p.any()):
             nn.init.normal_(p, std=0.05)
     return made
+
+
+def counting() -> Any:
+    """A backend that counts graphs, with nothing compiled before. Imported here, because torch's compiler takes seconds to import."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+    return CompileCounterWithBackend("eager")
 
 
 def inputs(agent: Agent, seed: int) -> Inputs:
@@ -84,8 +92,7 @@ def plan(agent: Agent, x: Inputs) -> Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize("run", [encode, decode, roll_out, plan])
 def test_whole_and_once(run: Callable[[Agent, Inputs], Tensor], agent: Agent) -> None:
-    torch._dynamo.reset()
-    backend = CompileCounterWithBackend("eager")
+    backend = counting()
     compiled = torch.compile(run, backend=backend, fullgraph=True, dynamic=False)
     with torch.no_grad():
         batches = [inputs(agent, seed) for seed in (1, 2)]
@@ -104,8 +111,7 @@ def test_a_step_serves_all_steps_of_a_roll_out(agent: Agent) -> None:
     """Compiled for the first one, whose memory lies in memory as it was observed, and for those after it; never again, whatever is rolled
     out.
     """
-    torch._dynamo.reset()
-    world, backend = agent.forecaster.world, CompileCounterWithBackend("eager")
+    world, backend = agent.forecaster.world, counting()
     step = torch.compile(world.step, backend=backend, fullgraph=True, dynamic=False)
     for seed, compiled in ((1, 2), (2, 2)):
         x = inputs(agent, seed)
@@ -121,14 +127,13 @@ def test_a_step_serves_all_steps_of_a_roll_out(agent: Agent) -> None:
 @pytest.mark.slow
 def test_a_break_and_a_second_compilation_would_be_found(agent: Agent) -> None:
     """A value that the host reads breaks the graph; one that it keeps compiles it anew."""
-    torch._dynamo.reset()
+    backend = counting()
 
     def reads(x: Tensor) -> Tensor:
         return x * 2 if bool(x.sum() > 0) else x
 
     with pytest.raises(torch._dynamo.exc.TorchDynamoException):
         torch.compile(reads, backend="eager", fullgraph=True)(torch.ones(3))
-    backend = CompileCounterWithBackend("eager")
     scaled = torch.compile(lambda x, by: x * by, backend=backend, fullgraph=True, dynamic=False)
     for by in (1.0, 2.0):
         scaled(torch.ones(3), by)

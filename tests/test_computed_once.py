@@ -18,10 +18,13 @@ from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
 from iidrive.pipeline import infer, recipes
 from iidrive.pipeline.choices import choices
-from iidrive.pipeline.evaluate import TestSet, reconstruction_miou
+from iidrive.pipeline.evaluate import reconstruction_miou
 from iidrive.pipeline.pictures import Sample, draw
+from iidrive.pipeline.testset import TestSet
 from iidrive.pipeline.tokens import codes_in_memory
 from iidrive.runtime.run_folder import Run
+
+pytestmark = pytest.mark.slow
 
 RECIPE = recipes.tiny()
 

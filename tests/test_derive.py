@@ -325,6 +325,7 @@ def test_damaged_tables_of_sweeps_are_named(name: str, nuscenes: Path) -> None:
         list(NuScenes(str(nuscenes)).sweeps(NuScenes(str(nuscenes)).scene("scene-0103"), 1))
 
 
+@pytest.mark.slow
 def test_derived_files_are_never_taken_for_labels(nuscenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, data = tmp_path / "gts", ["--data", "nuscenes", "--root", str(nuscenes)]
     main(["occupancy", *data, "--split", "mini_val", "--out", str(out)])
@@ -371,6 +372,7 @@ def test_towns_have_nothing_to_derive(capsys: pytest.CaptureFixture[str], tmp_pa
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_argoverse_sweeps_and_ground(tmp_path: Path) -> None:
     """Points are in the egovehicle frame, 0.31 m above the ground; heights lie on pixels of half a metre, shifted by 100 m."""
     pytest.importorskip("pyarrow")

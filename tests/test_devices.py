@@ -15,8 +15,9 @@ from iidrive.core.errors import ConfigError
 from iidrive.data.tokens import TokenCache
 from iidrive.data.town.source import Town
 from iidrive.pipeline import recipes
-from iidrive.pipeline.evaluate import TestSet, Use, evaluate
+from iidrive.pipeline.evaluate import Use, evaluate
 from iidrive.pipeline.recipes import Recipe
+from iidrive.pipeline.testset import TestSet
 from iidrive.pipeline.tokens import write_tokens
 from iidrive.pipeline.train import train_planner, train_tokenizer, train_world
 from iidrive.runtime.distributed import ProcessGroup

@@ -31,7 +31,7 @@ from iidrive.pipeline import recipes
 from iidrive.pipeline.arms import Passing
 from iidrive.pipeline.drive import drive_rows
 from iidrive.pipeline.drivers import planning, subject_of
-from iidrive.pipeline.evaluate import TestSet
+from iidrive.pipeline.testset import TestSet
 from iidrive.pipeline.tokens import scene_codes
 from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.run_folder import Run

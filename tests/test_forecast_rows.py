@@ -104,6 +104,7 @@ def test_true_flow_reaches_the_ceiling_for_movers_in_the_grid(scores: ForecastSc
     assert min(scores.figure("transport, true flow", "movers_precision")) > 0.8
 
 
+@pytest.mark.slow
 def test_on_the_usual_grid_true_flow_is_within_three_points(source: Town) -> None:
     scene, spec = source.scene(source.scene_names("test")[0]), recipes.COARSE_GRID
     moved = shown = MoverCounts.zero()

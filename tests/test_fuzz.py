@@ -29,7 +29,7 @@ def watch() -> Iterator[Watch]:
     found.on = False
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name == "recipe" else name for name in KINDS])
 def test_changed_inputs_end_in_a_sentence_or_the_right_value(name: str, watch: Watch, tmp_path: Path) -> None:
     kind = kinds(str(tmp_path / "ran"))[name]
     with warnings.catch_warnings():

@@ -313,6 +313,7 @@ runpy.run_path(script, run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_inputs_of_the_field(shared: Path, tmp_path: Path) -> None:
     """What mmcv, mmengine, DDP, torch.compile and EMA hooks left: one set of numbers, or what the file is. The same script, with a small model."""
     make = shared / "fixtures" / "field" / "ckpt" / "make.py"

@@ -61,6 +61,7 @@ def train_one(process_group: ProcessGroup, folder: Path) -> None:
     torch.save(model.state_dict(), folder / f"{process_group.rank}.pt")
 
 
+@pytest.mark.slow
 def test_all_processes_start_from_the_weights_of_the_first(tmp_path: Path) -> None:
     run_together(2, train_one, tmp_path)
     one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
@@ -158,6 +159,7 @@ def agree_by_host(process_group: ProcessGroup, folder: Path) -> None:
     (folder / "heard").touch()
 
 
+@pytest.mark.slow
 def test_processes_agree_through_the_gloo_group(tmp_path: Path) -> None:
     run_together(2, agree_by_host, tmp_path)
     assert (tmp_path / "heard").exists()

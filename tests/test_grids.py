@@ -142,6 +142,7 @@ def test_truth_of_seven_times_needs_no_order(world: Path, tmp_path: Path) -> Non
     assert any("no mask_camera" in note for note in result.notes)
 
 
+@pytest.mark.slow
 def test_origins_of_rays() -> None:
     """The lidar of every keyframe of the scene near this one, in its ego frame; at most eight."""
     scene = NuScenes(NuScenesConfig("root")).scene(SCENES[0])

@@ -6,7 +6,9 @@ import json
 import shlex
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,8 @@ from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, Mixture, Occupan
 from iidrive.data.joint import Joint, mixture, tracks_of, values_by_source
 from iidrive.data.source import Source
 from iidrive.pipeline import recipes, token_check
-from iidrive.pipeline.evaluate import trained_here, trained_on
 from iidrive.pipeline.manifests import start_from
+from iidrive.pipeline.testset import trained_here, trained_on
 from iidrive.pipeline.tokens import tokens_folder, write_tokens
 from iidrive.pipeline.train import class_counts, train_ego_mlp, train_planner, train_tokenizer, train_world
 from iidrive.runtime.distributed import ProcessGroup
@@ -48,9 +50,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make(tmp_path_factory.mktemp("joint"), keyframes=12)
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+@pytest.fixture(autouse=True, scope="module")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def opened_in(folder: Path) -> Source:
@@ -58,11 +62,12 @@ def opened_in(folder: Path) -> Source:
     return opened((Data(), Data("nuscenes", str(folder))), TOWN)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def joint(folder: Path) -> Source:
     return opened_in(folder)
 
 
+@cache
 def straight(length: int, name: str) -> EgoTrack:
     return replace(EgoTrack.of(straight_scene(length)), name=name)
 
@@ -191,6 +196,7 @@ def test_classes_are_counted_by_shares(joint: Source) -> None:
     np.testing.assert_array_equal(found[2:], class_counts(nuscenes, tracks_of(joint, nuscenes, tracks), spec, 6))
 
 
+@pytest.mark.slow
 def test_a_source_without_boxes_teaches_nothing_about_what_moves(tmp_path: Path) -> None:
     root = make(tmp_path / "n", keyframes=12)
     for table in ("sample_annotation", "instance"):
@@ -288,6 +294,7 @@ def test_every_source_stands_in_manifest_and_lineage(tmp_path: Path, joint: Sour
     assert trained_here(manifest, Data().open(TOWN), ["town-test-00000"]) == ()
 
 
+@pytest.mark.slow
 def test_all_stages_and_each_sources_numbers(tmp_path: Path, joint: Source) -> None:
     """Validation names both sources, and stage 1 keeps its reconstruction of each, which the 0 s test of one source alone is held against."""
     checked = {
@@ -359,6 +366,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_commands_take_several_sources_to_train_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

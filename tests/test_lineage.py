@@ -21,9 +21,10 @@ from iidrive.core.lineage import MARKED, Lineage, Parent, joined, mark_numbers, 
 from iidrive.data.clips import read_tracks
 from iidrive.data.tokens import TokenCache
 from iidrive.pipeline import token_check
-from iidrive.pipeline.evaluate import TestSet, Use, evaluate
+from iidrive.pipeline.evaluate import Use, evaluate
 from iidrive.pipeline.infer import truth
 from iidrive.pipeline.load import load_agent, load_forecaster, load_tokenizer
+from iidrive.pipeline.testset import TestSet
 from iidrive.pipeline.train import train_planner, train_world
 from iidrive.runtime.run_folder import Run
 from iidrive.scoring.cases import write_cases

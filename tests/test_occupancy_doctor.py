@@ -260,6 +260,7 @@ def test_paths_with_a_known_correction_point_to_the_doctor(tmp_path: Path, capsy
         assert ("iidrive doctor" in said) == bool(kind)
 
 
+@pytest.mark.slow
 def test_inputs_of_the_field(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A real frame with x and y exchanged, one mirrored, and SurroundOcc's rows, which are named after lidar sweeps."""
     gts = shared / "data" / "occ3d" / "gts"

@@ -19,7 +19,8 @@ from iidrive.core import class_tables
 from iidrive.core.class_tables import OCC3D, OPENOCC, SURROUNDOCC, UNIOCC
 from iidrive.core.classes import FREE, OCC, OCC_CLASSES
 from iidrive.core.errors import ConfigError, DataError
-from iidrive.data.occupancy_files import listed, read_grids
+from iidrive.data.occupancy_files import listed
+from iidrive.data.occupancy_grids import read_grids
 
 TOKENS = {"scene-1": ("a" * 32, "b" * 32), "scene-2": ("c" * 32,)}
 TRUTH = {token: drawn(k) for k, token in enumerate(t for tokens in TOKENS.values() for t in tokens)}

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from iidrive.cli.main import main
-from iidrive.data.clips import read_tracks
+from iidrive.data.clips import read_tracks, scored_clips
 from iidrive.data.town.source import Town, TownConfig
 from iidrive.models.baselines import KINEMATIC
 from iidrive.pipeline import infer
-from iidrive.pipeline.evaluate import TestSet, scored_clips
 from iidrive.pipeline.pages import forecast_table, worst_table
 from iidrive.pipeline.pictures import worst
+from iidrive.pipeline.testset import TestSet
 from iidrive.report.charts import Calibration, reliability_chart
 from iidrive.runtime.run_folder import Run
 from iidrive.scoring.forecast import ForecastScores, RowCounts

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from iidrive.core.errors import CheckpointError
 from iidrive.models.iiworld import keys as iiworld_keys
-from iidrive.models.iiworld.rollout import Carry, Drive, RollOut, losses, pose_matrix, roll_out
+from iidrive.models.iiworld.rollout import Drive, RollOut, StreamState, losses, pose_matrix, roll_out
 from iidrive.models.layers import BatchNorm
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldConfig, WorldModel
@@ -70,7 +70,7 @@ def numbers(transform: Tensor) -> Tensor:
     return torch.cat([transform[..., :3, :3].flatten(-2), transform[..., :3, 3]], -1)
 
 
-Streamed = dict[str, list[tuple[Drive, RollOut, Carry]]]
+Streamed = dict[str, list[tuple[Drive, RollOut, StreamState]]]
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +78,12 @@ def streamed(fixture: Fixture, published: dict[str, Tensor], latents: Tensor) ->
     """Samples 0, 1, 2 in order, each given what the one before carried on, in both modes."""
     out: Streamed = {}
     for mode, config in MODES.items():
-        world, carry, rows = model(published, config).eval(), None, []
+        world, state, rows = model(published, config).eval(), None, []
         for s in range(3):
             sample = drive(fixture, latents, s)
             with torch.no_grad():
-                made, carry = roll_out(world, sample, carry)
-            rows.append((sample, made, carry))
+                made, state = roll_out(world, sample, state)
+            rows.append((sample, made, state))
         out[mode] = rows
     return out
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from iidrive.core.errors import ConfigError
 from iidrive.models.iiworld.quirks import QUIRKS, Quirk
-from iidrive.models.iiworld.rollout import Carry, Drive, RollOut, begin, heading_rad, losses, quaternion_product, roll_out
+from iidrive.models.iiworld.rollout import Drive, RollOut, StreamState, begin, heading_rad, losses, quaternion_product, roll_out
 from iidrive.models.world import WorldModel
 from iidrive.pipeline import recipes
 
@@ -39,11 +39,11 @@ def drive() -> Drive:
     )
 
 
-def run(drive: Drive, *quirks: Quirk, carry: Carry | None = None) -> RollOut:
+def run(drive: Drive, *quirks: Quirk, state: StreamState | None = None) -> RollOut:
     torch.manual_seed(0)
     world = WorldModel(replace(CONFIG, quirks=quirks), TINY.tokenizer.cells(), TINY.tokenizer.grid).eval()
     with torch.no_grad():
-        return roll_out(world, drive, carry)[0]
+        return roll_out(world, drive, state)[0]
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -122,8 +122,8 @@ def test_rate_first(drive: Drive) -> None:
 def test_stale_pose(drive: Drive) -> None:
     """Only the sample that does not start a sequence changes."""
     still = begin(drive, None, (), 5)
-    far = Carry(still.motions, still.heading_rad + 1, still.position_m + 100)
-    fresh, stale = run(drive, carry=far), run(drive, "stale-pose", carry=far)
+    far = StreamState(still.motions, still.heading_rad + 1, still.position_m + 100)
+    fresh, stale = run(drive, state=far), run(drive, "stale-pose", state=far)
     assert same(fresh.velocity[:, 0], run(drive).velocity[:, 0])
     assert same(stale.velocity[0, 0], fresh.velocity[0, 0])
     assert stale.velocity[1, 0, 1] > 100 > fresh.velocity[1, 0, 1]

@@ -55,12 +55,12 @@ def forecaster() -> Forecaster:
 
 def test_a_window_holds_what_a_stream_would_have_carried(batch: Batch) -> None:
     latents = torch.zeros(4, 5, CONFIG.width, *TINY.tokenizer.latent_size)
-    drive, carry = recorded(batch.inputs, latents, CONFIG.quirks, 5, 6, (batch.targets, latents[:, :1].expand(-1, 6, -1, -1, -1)))
-    assert carry.motions[0].tolist() == [[0, 0, 1, 1, 1, 1, 0, 0, 0]] * 5, "nothing lies before a scene"
+    drive, state = recorded(batch.inputs, latents, CONFIG.quirks, 5, 6, (batch.targets, latents[:, :1].expand(-1, 6, -1, -1, -1)))
+    assert state.motions[0].tolist() == [[0, 0, 1, 1, 1, 1, 0, 0, 0]] * 5, "nothing lies before a scene"
     for k in (1, 2):
-        pushed = torch.cat([carry.motions[k, 1:], drive.motions[k, :1]])
-        torch.testing.assert_close(pushed[1:], carry.motions[k + 1, 1:], atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(pushed[0, :6], carry.motions[k + 1, 0, :6], atol=1e-4, rtol=1e-4)
+        pushed = torch.cat([state.motions[k, 1:], drive.motions[k, :1]])
+        torch.testing.assert_close(pushed[1:], state.motions[k + 1, 1:], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(pushed[0, :6], state.motions[k + 1, 0, :6], atol=1e-4, rtol=1e-4)
     assert drive.starts.tolist() == [True, False, False, False]
     torch.testing.assert_close(drive.next_T_now[:, 0].float(), torch.linalg.inv(batch.targets.now_T_frame[:, 0]), atol=1e-4, rtol=1e-4)
 

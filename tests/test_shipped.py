@@ -16,8 +16,8 @@ from iidrive.core.errors import CheckpointError
 from iidrive.data.town.source import Town, TownConfig
 from iidrive.pipeline import recipes
 from iidrive.pipeline.baselines import baseline
-from iidrive.pipeline.evaluate import TestSet
 from iidrive.pipeline.load import LoadedAgent, load
+from iidrive.pipeline.testset import TestSet, about_line
 from iidrive.runtime.run_folder import Run
 from iidrive.training import checkpoint, shipped
 
@@ -70,6 +70,12 @@ def test_no_test_scene_trained_them(tmp_path: Path) -> None:
     for split, marked in (("test", False), ("hard", False), ("val", False), ("train", True)):
         on = TestSet(town, split, Run(tmp_path), town.scene_names(split)[:1])
         assert bool(on.marks(checkpoint.read_manifest("town-small"))) == marked
+
+
+def test_tables_name_the_seed_of_other_towns() -> None:
+    """On these, `town-small` was not chosen."""
+    assert about_line(Town(TownConfig(seed=913)), "test").startswith("data: town test of seed 913 ·")
+    assert about_line(Town(TownConfig()), "test").startswith("data: town test ·")
 
 
 def test_the_shipped_ego_mlp_replaces_the_same_training(tmp_path: Path) -> None:

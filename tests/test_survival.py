@@ -176,6 +176,7 @@ def test_a_damaged_checkpoint_does_not_stay_the_newest(tmp_path: Path) -> None:
     assert not newest.exists()
 
 
+@pytest.mark.slow
 def test_without_an_undamaged_checkpoint_resuming_is_refused(tmp_path: Path) -> None:
     path = trained(tmp_path, 2)
     save_file({"x": torch.zeros(1)}, path / "weights.safetensors")
@@ -183,6 +184,7 @@ def test_without_an_undamaged_checkpoint_resuming_is_refused(tmp_path: Path) -> 
         trained(tmp_path, 4, "on")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_saves_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
     steps, before = [], signal.getsignal(number)
@@ -204,6 +206,7 @@ def test_a_signal_saves_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.slow
 def test_an_unreadable_sample_is_named_and_the_training_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = OccupancyFrames.__call__
     calls = []
@@ -223,6 +226,7 @@ def test_an_unreadable_sample_is_named_and_the_training_is_saved(tmp_path: Path,
     assert checkpoint.read_manifest(tmp_path).samples_seen > 0
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, calls = checkpoint.save_file, []
 

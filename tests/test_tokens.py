@@ -139,6 +139,7 @@ def test_missing_scenes_and_keyframes_are_named(tmp_path: Path) -> None:
         cache(NAMES[1], np.array([0]))
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_and_missing_byte_is_detected(tmp_path: Path) -> None:
     """One bit of every byte of a file, and every fifth length."""
     cache, _ = write(tmp_path, NAMES[:1])

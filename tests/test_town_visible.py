@@ -31,7 +31,7 @@ def street(spec: GridSpec, *things: tuple[str, float, float, tuple[float, float,
     return grid
 
 
-@pytest.mark.parametrize("spec", [COARSE, OCC3D_GRID], ids=["coarse", "fine"])
+@pytest.mark.parametrize("spec", [COARSE, pytest.param(OCC3D_GRID, marks=pytest.mark.slow)], ids=["coarse", "fine"])
 def test_a_van_hides_pedestrians_behind_it(spec: GridSpec) -> None:
     van, person = ("vehicle.truck", 11.2, 0.0, (6.0, 2.4, 2.8)), (0.65, 0.65, 1.75)
     adult = "human.pedestrian.adult"

@@ -76,6 +76,7 @@ def test_more_steps_than_a_plan_has_are_refused() -> None:
         follow(car(1.0), reference(np.zeros((1, 6, 2)), LEVER_M), 31)
 
 
+@pytest.mark.slow
 def test_the_true_path_of_a_town_is_driven_within_a_tenth_of_a_metre() -> None:
     town = Town(TownConfig(train_scenes=1, val_scenes=1, test_scenes=1))
     scene, live = town.scene("town-train-00000"), town.live("town-train-00000")

@@ -248,6 +248,7 @@ def test_unknown_home_folders_are_refused() -> None:
         expanded("a\0b")
 
 
+@pytest.mark.slow
 def test_a_terminal_that_only_knows_ascii(tmp_path: Path) -> None:
     """The arrow of a chain is escaped there, not an error."""
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}

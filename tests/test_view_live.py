@@ -132,6 +132,7 @@ def test_a_browser_shows_it(live: LiveView, tmp_path: Path) -> None:
     assert outside == []
 
 
+@pytest.mark.slow
 def test_views_of_a_scene_are_those_of_its_samples(tmp_path: Path) -> None:
     source = Town(TownConfig(test_scenes=1, keyframes=14))
     found = checkpoint.read("town-small")
@@ -159,6 +160,7 @@ def test_predictions_have_views_where_they_have_paths() -> None:
         views_of_subject(replace(some, token=("a", "b")), source, track.name)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_served_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for options, said in (
         (["--live", "--out", "other.html"], "--live writes no file"),

@@ -118,6 +118,7 @@ _LOOK = """
   const frame = () => new Promise(requestAnimationFrame);
   const picture = async () => { await frame(); await frame(); return canvas.toDataURL(); };
   found.ready = document.documentElement.dataset.ready;
+  found.scrolls = document.documentElement.scrollHeight > innerHeight;
   await wait(500);
   found.colours = [colours(0), colours(1)];
   const first = await picture();
@@ -157,6 +158,7 @@ def test_the_browser_shows_both_and_asks_nobody(tmp_path: Path) -> None:
     assert tab.said == []
     assert tab.requests == [page.resolve().as_uri()]
     assert found["ready"] == "yes"
+    assert not found["scrolls"], "only the column beside the scene scrolls"
     assert min(found["colours"]) > 8, "both panels show more than their background"
     assert found["counts"] == [{"ground": 30, "static": 0, "users": 1}] * 2
     assert found["moved"]

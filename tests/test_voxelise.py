@@ -143,6 +143,7 @@ def test_overlaps_holes_and_ring_directions_of_polygons():
     assert not polygon_mask(shapely.Polygon(), np.eye(2), np.zeros(2), (3, 3)).any()
 
 
+@pytest.mark.slow
 def test_fast_enough_for_training():
     rng = np.random.default_rng(2)
     many = boxes(*[("vehicle.car", (*rng.uniform(-38, 38, 2), 0.8), (4.5, 1.9, 1.6), a) for a in rng.uniform(-3, 3, 120)])

@@ -24,7 +24,7 @@ def start(function: Callable[..., object], *arguments: object) -> ForkServerProc
 
 
 def run_together(size: int, function: Callable[..., object], *arguments: object) -> None:
-    """`function(team, *arguments)` in `size` processes; raises if one of them fails."""
+    """`function(process_group, *arguments)` in `size` processes; raises if one of them fails."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from iidrive.cli.options import DataOptions, Switch, TownFields, enter, require_scene, write_json
+from iidrive.cli.options import DataOptions, DriveOptions, TownFields, enter, require_scene, write_json
 from iidrive.core.config_io import to_plain
 from iidrive.core.errors import ConfigError
 from iidrive.models.baselines import KINEMATIC
@@ -16,11 +16,10 @@ from iidrive.pipeline import recipes
 from iidrive.pipeline.arms import TestII
 from iidrive.pipeline.baselines import BASELINES
 from iidrive.pipeline.drivers import subject_of
-from iidrive.pipeline.evaluate import TestSet, town_of
 from iidrive.pipeline.recipes import Recipe
+from iidrive.pipeline.testset import TestSet, town_of
 from iidrive.pipeline.train import describe
 from iidrive.runtime.run_folder import Run
-from iidrive.simulation.loop import LoopConfig
 
 _SEVERAL: Mapping[str, tuple[TestII, ...]] = {"both": ("off", "on"), "all": ("off", "on", "shuffled", "oracle")}
 
@@ -30,11 +29,7 @@ def drive(
     test_ii: Literal["off", "on", "shared", "shuffled", "oracle", "both", "all"] = "both",
     scenes: int = 0,
     scene: str = "",
-    agents: Literal["reactive", "replay"] = "reactive",
-    displace: Switch = "off",
-    delay_s: float = 0.0,
-    drop: float = 0.0,
-    go_on: Switch = "off",
+    drives: DriveOptions = DriveOptions(),  # noqa: B008
     baselines: Literal["auto", "on", "off"] = "auto",
     json: str = "",
     run: str = "",
@@ -51,11 +46,7 @@ def drive(
         test_ii: the future that the planner uses; both (off and on) and all: one row each, and paired differences.
         scenes: number of scenes to drive; the split is enlarged if needed; 0: all its scenes.
         scene: drive only the scene of this name.
-        agents: reactive: others react to the ego; replay: they repeat the recorded scene.
-        displace: start beside the path, rotated, and at another speed.
-        delay_s: planning delay, at most 0.5 s; meanwhile the car follows the previous plan.
-        drop: fraction of occupancy columns that look free to the planner.
-        go_on: continue after an at-fault contact or off the road.
+        drives: how the scenes are driven.
         baselines: also drive the baselines; auto: those without weights, and ego-mlp if the planner is trained.
         json: also write the scores to this file.
         run: run folder to write; default: runs/drive-PLANNER-SPLIT. Existing drives in it are reused.
@@ -76,7 +67,7 @@ def drive(
     require_scene(scene, names, split)
     names = (scene,) if scene else names
     name = Path(planner).name.replace(":", "-")
-    loop = LoopConfig(agents, displace == "on", go_on == "on", delay_s=delay_s, dropped=drop)
+    loop = drives.loop
     about = describe("drive", recipe, source, split) | {"planner": planner, "test_ii": test_ii, "loop": to_plain(loop)}
     started = Run.start(run or f"runs/drive-{name}-{split}", about, resume=True, process_group=process_group)
     source.prepare(names)

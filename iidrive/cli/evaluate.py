@@ -14,7 +14,17 @@ from iidrive.analysis.leakage import findings
 from iidrive.analysis.leakage import plausible as plausibility
 from iidrive.analysis.leakage.subject import of_checkpoint
 from iidrive.analysis.swap import swap as swap_
-from iidrive.cli.options import DataOptions, RecipeGiven, Switch, TownFields, choose_threads, enter, read_plans, write_json
+from iidrive.cli.options import (
+    DataOptions,
+    RecipeGiven,
+    StageOptions,
+    Switch,
+    TownFields,
+    choose_threads,
+    enter,
+    read_plans,
+    write_json,
+)
 from iidrive.core.errors import ConfigError, unknown
 from iidrive.core.lineage import mark_lines, mark_numbers
 from iidrive.data.scene_lists import is_list
@@ -26,6 +36,7 @@ from iidrive.pipeline.arms import TestII
 from iidrive.pipeline.baselines import BASELINES
 from iidrive.pipeline.pages import evaluation_page
 from iidrive.pipeline.recipes import Recipe
+from iidrive.pipeline.testset import TestSet, about_line, town_of
 from iidrive.pipeline.train import describe
 from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run
@@ -63,9 +74,7 @@ def evaluate(
     run: str = "",
     recipe: Recipe = recipes.small(),  # noqa: B008
     where: DataOptions = DataOptions(),  # noqa: B008
-    world: str = "",
-    tokenizer: str = "",
-    allow_mismatch: Switch = "off",
+    stages: StageOptions = StageOptions(),  # noqa: B008
     explain: Switch = "off",
     protocol: Literal["sparsedrive", "pdm"] = "sparsedrive",
     train_split: str = "",
@@ -81,9 +90,7 @@ def evaluate(
         json: file to write the scores to.
         run: run folder to write; default: runs/evaluate-PLANNER-SPLIT.
         recipe: the towns and the training of ego-mlp (a checkpoint's own towns are used, except --recipe.town fields).
-        world: run folder or checkpoint of stage 2; default: the planner's own.
-        tokenizer: run folder or checkpoint of stage 1; default: the world model's own.
-        allow_mismatch: allow mismatched stages; all results are marked.
+        stages: other stages to evaluate on.
         train_split: scenes to train ego-mlp on; default: the usual training split.
         explain: also write RUN/choices.jsonl: predicted and true collisions of every candidate of every sample.
         protocol: pdm: also follow every plan for 3 s and compute EPDMS.
@@ -93,7 +100,7 @@ def evaluate(
     process_group = enter(devices)
     if planner not in BASELINES and not shipped.exists(planner):
         raise ConfigError(f"{unknown('planner', planner, (*BASELINES, *shipped.names()))} Or give a run folder or checkpoint that exists.")
-    if planner in BASELINES and (world or tokenizer):
+    if planner in BASELINES and (stages.world or stages.tokenizer):
         raise ConfigError(f"{planner} has no world model and no tokenizer: leave out --world and --tokenizer.")
     if planner in BASELINES and test_ii != "off":
         raise ConfigError(
@@ -101,7 +108,7 @@ def evaluate(
         )
     subject = planner if planner in BASELINES else checkpoint.read(planner)
     if not isinstance(subject, str):
-        recipe = replace(recipe, town=evaluation.town_of(subject.manifest, recipe.town, towns.given))
+        recipe = replace(recipe, town=town_of(subject.manifest, recipe.town, towns.given))
     source, split = where.open(recipe, "test")
     name = Path(planner).name if planner not in BASELINES else planner
     trained = train_split or source.usual_split("train")
@@ -120,8 +127,8 @@ def evaluate(
     started = Run.start(
         run or f"runs/evaluate-{name}-{Path(split).stem if is_list(split) else split}{state}", about, process_group=process_group
     )
-    use = evaluation.Use(test_ii, explain == "on", world, tokenizer, allow_mismatch == "on")
-    on = evaluation.TestSet(source, split, started, pdm=protocol == "pdm")
+    use = evaluation.Use(test_ii, explain == "on", stages.world, stages.tokenizer, stages.allow_mismatch == "on")
+    on = TestSet(source, split, started, pdm=protocol == "pdm")
     result = evaluation.evaluate(subject, on, recipe, trained, use)
     print(result.text)
     if process_group.is_rank_zero:
@@ -154,7 +161,7 @@ def swap(
         towns: town fields set on the command line.
     """
     grid = swap_.grid_of(paths)
-    recipe = replace(recipe, town=evaluation.town_of(grid.worlds[0].manifest, recipe.town, towns.given))
+    recipe = replace(recipe, town=town_of(grid.worlds[0].manifest, recipe.town, towns.given))
     source, split = where.open(recipe, "test")
     started = Run.start(run, describe("swap", recipe, source, split) | {"paths": paths, "scenes": scenes, "test_ii": test_ii})
     with counting("swap", grid.size) as tick:
@@ -209,12 +216,12 @@ def audit(
         marks = ()
         if model not in KINEMATIC and shipped.exists(model):
             manifest = checkpoint.read_manifest(model)
-            recipe, marks = replace(recipe, town=evaluation.town_of(manifest, recipe.town, towns.given)), manifest.marks
+            recipe, marks = replace(recipe, town=town_of(manifest, recipe.town, towns.given)), manifest.marks
         source, split = where.open(recipe, "test")
         with ExitStack() as shown:
             report = auditing.audit(make, source, split, samples, report=lambda total: shown.enter_context(counting("audit", total)))
         text, good, found = findings.format_audit(report), report.believable, mark_numbers(findings.to_json(report), marks)
-        text = f"{mark_lines(marks)}{evaluation.about_line(source, split, {'model': model})}\n{text}"
+        text = f"{mark_lines(marks)}{about_line(source, split, {'model': model})}\n{text}"
     print(text)
     if json:
         write_json(json, found)

@@ -32,14 +32,14 @@ from jsonargparse import (
 from jsonargparse._actions import _ActionConfigLoad
 from jsonargparse._typehints import ActionTypeHint
 
-from iidrive.cli.options import DataOptions, RecipeGiven, TownFields, TrainOptions
+from iidrive.cli.options import DataOptions, DriveOptions, RecipeGiven, StageOptions, TownFields, TrainOptions
 from iidrive.core.config_io import from_plain, to_plain
 from iidrive.core.errors import ConfigError, DataError, unknown
 from iidrive.core.text import printable
 from iidrive.core.untrusted.yaml_text import read_yaml
 from iidrive.pipeline.recipes import RECIPES, Recipe, is_file, named
 
-FLAT = (DataOptions, TrainOptions)
+FLAT = (DataOptions, DriveOptions, StageOptions, TrainOptions)
 """Parameter types whose fields are top-level options."""
 RECIPE_HELP = "a name or FILE.yaml; --recipe.FIELD VALUE overrides a field (see `iidrive recipes`)."
 

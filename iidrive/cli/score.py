@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from iidrive.analysis.compare import compare as comparing
+from iidrive.analysis.compare.grid import format_grid
 from iidrive.analysis.compare.tables import compare_files as compare_table_files
 from iidrive.analysis.doctor import doctor as doctoring
 from iidrive.analysis.doctor import occupancy
@@ -22,7 +23,7 @@ from iidrive.core.lineage import joined, mark_lines, mark_numbers
 from iidrive.core.untrusted.files import require_regular
 from iidrive.data import DataName
 from iidrive.data.clips import read_tracks
-from iidrive.data.occupancy_files import looks_like_occupancy
+from iidrive.data.occupancy_grids import looks_like_occupancy
 from iidrive.pipeline import recipes
 from iidrive.pipeline.infer import truth as true_cases
 from iidrive.pipeline.pdm import TRUE_PATH, pdm
@@ -223,7 +224,7 @@ def compare(files: list[str], cases: str = "", tables: bool = False, grid: bool 
     if tokens and not unnamed:
         raise ConfigError("--tokens is for predictions without sample tokens, but all of these files have their own: leave it out.")
     if grid:
-        print(comparing.grid([run for side in sides for run in side]))
+        print(format_grid([run for side in sides for run in side]))
         return
     print(f"A: {files[0]}\nB: {files[1]}")
     print(comparing.format_comparison(comparing.compare(sides[0], sides[1])))

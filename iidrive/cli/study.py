@@ -13,8 +13,8 @@ from iidrive.core.errors import ConfigError
 from iidrive.data.town.source import Town
 from iidrive.pipeline import recipes
 from iidrive.pipeline.drive import enlarged
-from iidrive.pipeline.evaluate import town_of
 from iidrive.pipeline.recipes import Recipe
+from iidrive.pipeline.testset import town_of
 from iidrive.training import checkpoint
 
 DISTURBED = ("swerves", "lapses")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from iidrive.cli.options import DataOptions, Switch, TrainOptions, enter, finish, places_of_shard, start, tokens_of
+from iidrive.cli.options import DataOptions, Switch, TrainOptions, enter
+from iidrive.cli.training_run import finish, places_of_shard, start, tokens_of
 from iidrive.pipeline import recipes
 from iidrive.pipeline import train as training
 from iidrive.pipeline.load import load_tokenizer

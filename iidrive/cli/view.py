@@ -9,8 +9,8 @@ from iidrive.cli.options import DataOptions, Switch, TownFields, read_plans, req
 from iidrive.core.errors import ConfigError, unknown
 from iidrive.core.lineage import mark_lines
 from iidrive.pipeline import recipes
-from iidrive.pipeline.evaluate import town_of
 from iidrive.pipeline.recipes import Recipe
+from iidrive.pipeline.testset import town_of
 from iidrive.pipeline.view import film_of_subject, view_of_subject, views_of_subject
 from iidrive.report.video import SUFFIXES, write_video
 from iidrive.report.view.live import LiveView, require_viser

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from iidrive.core.errors import ConfigError, unknown
 from iidrive.data.av2.source import AV2, AV2Config
-from iidrive.data.joint import Joint, values_by_source
+from iidrive.data.joint import Joint, named_values
 from iidrive.data.nuscenes.source import NuScenes, NuScenesConfig
 from iidrive.data.source import Source
 from iidrive.data.town.source import Town, TownConfig
@@ -71,9 +71,9 @@ def _by_source(option: str, value: str, names: Sequence[str]) -> dict[str, str]:
     """Value of an option for each of the sources."""
     if len(names) == 1:
         return {names[0]: value} if value else {}
-    given = values_by_source(option, value, names)
-    takers = [name for name in names if name != "town"]
-    if len(given) == len(names) and set(given.values()) == {value}:
+    given = named_values(option, value, names)
+    if given is None:
+        takers = [name for name in names if name != "town"]
         if len(takers) > 1:
             raise ConfigError(
                 f"--{option} {value}: there are several sources, so say whose it is, as in --{option} {','.join(f'{n}=…' for n in takers)}."

@@ -161,7 +161,13 @@ def mixture(source: Source, tracks: Sequence[EgoTrack], shares: Mapping[str, flo
 
 
 def values_by_source(option: str, text: str, names: Sequence[str]) -> dict[str, str]:
-    """Parse the values of an option for several sources, as in `nuscenes=PATH,av2=PATH`. A value without a name applies to all sources.
+    """Parse the values of an option for several sources. A value without a name applies to all of them. Raises ConfigError as `named_values`."""
+    named = named_values(option, text, names)
+    return dict.fromkeys(names, text) if named is None else named
+
+
+def named_values(option: str, text: str, names: Sequence[str]) -> dict[str, str] | None:
+    """Parse values with the names of their sources, as in `nuscenes=PATH,av2=PATH`. None for a value without a name.
 
     Raises:
         ConfigError: for a source that is not in `names`, appears twice, or has no value.
@@ -170,7 +176,7 @@ def values_by_source(option: str, text: str, names: Sequence[str]) -> dict[str, 
         return {}
     pieces = re.split(r"(?:^|,)([a-z0-9_]+)=", text)
     if len(pieces) == 1:
-        return dict.fromkeys(names, text)
+        return None
     if pieces[0]:
         raise ConfigError(f"--{option} {text}: {pieces[0]} has no source's name before it; expected NAME=VALUE,NAME=VALUE.")
     given: dict[str, str] = {}

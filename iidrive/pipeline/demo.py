@@ -25,11 +25,12 @@ from iidrive.models.baselines import KINEMATIC
 from iidrive.pipeline import infer
 from iidrive.pipeline.baselines import BASELINES, Baseline, baseline
 from iidrive.pipeline.drive import drive_rows
-from iidrive.pipeline.evaluate import Assessment, TestSet, about_line, plan_and_score, reconstruction_miou, score_plans
+from iidrive.pipeline.evaluate import Assessment, plan_and_score, reconstruction_miou, score_plans
 from iidrive.pipeline.load import LoadedAgent, LoadedTokenizer, Place, load_agent, load_ego_mlp
 from iidrive.pipeline.pages import charts_of, forecast_table, worst_table
 from iidrive.pipeline.pictures import Bad, Sample, draw, telling, worst
 from iidrive.pipeline.recipes import Recipe
+from iidrive.pipeline.testset import TestSet, about_line
 from iidrive.pipeline.tokens import write_tokens
 from iidrive.pipeline.train import describe, train_planner, train_tokenizer, train_world
 from iidrive.pipeline.view import view_of

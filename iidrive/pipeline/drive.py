@@ -20,8 +20,9 @@ from iidrive.core.lineage import mark_lines, mark_numbers
 from iidrive.data.town.source import Town
 from iidrive.pipeline.arms import TestII
 from iidrive.pipeline.drivers import Driver, driver_of, drivers_of, subject_of
-from iidrive.pipeline.evaluate import Assessment, TestSet
+from iidrive.pipeline.evaluate import Assessment
 from iidrive.pipeline.recipes import Recipe, small
+from iidrive.pipeline.testset import TestSet
 from iidrive.report.drive_strip import DriveRow, drive_strip
 from iidrive.report.page import Page, Table, write_index
 from iidrive.runtime.progress import counting

@@ -19,9 +19,9 @@ from iidrive.models.planner import Agent
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.pipeline.arms import Passing, TestII, marks_of, require_candidates, uses_future
 from iidrive.pipeline.baselines import BASELINES, baseline
-from iidrive.pipeline.evaluate import TestSet, trained_on
 from iidrive.pipeline.load import load_agent, load_ego_mlp
 from iidrive.pipeline.recipes import Recipe
+from iidrive.pipeline.testset import TestSet, trained_on
 from iidrive.scoring.driving.tracking import STEPS, follow, reference
 from iidrive.simulation.driven import LEVER_M, DrivenScene
 from iidrive.simulation.foresight import true_occupancy

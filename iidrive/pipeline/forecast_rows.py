@@ -69,7 +69,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Seen:
+class BatchTruth:
     """Ground truth of a batch.
 
     `at`: scene and keyframe index of each sample. `movers`: movers at each horizon. `movers_seen`: only those inside the grid at t = 0.
@@ -92,7 +92,7 @@ class Truths:
         self.source, self.spec, self.limit = source, spec, scenes
         self.kept: dict[str, tuple[Scene, dict[int, MoverTruth]]] = {}
 
-    def of(self, clips: ClipDataset, rows: Sequence[int], batch: Batch, steps: Sequence[int]) -> Seen:
+    def of(self, clips: ClipDataset, rows: Sequence[int], batch: Batch, steps: Sequence[int]) -> BatchTruth:
         """The ground truth of samples `rows` of `clips`, which are those in `batch`, at horizons `steps`."""
         assert batch.inputs.occupancy is not None
         at, movers, inside_now = [], [], []
@@ -121,7 +121,7 @@ class Truths:
         real = real_grids(batch, steps)
         shown = movers_in(real)
         ceiling = _movers(shown, movers), _movers(shown, inside_now)
-        return Seen(tuple(at), tuple(movers), tuple(inside_now), corridors, unseen, ceiling)
+        return BatchTruth(tuple(at), tuple(movers), tuple(inside_now), corridors, unseen, ceiling)
 
     def _scene(self, name: str) -> tuple[Scene, dict[int, MoverTruth]]:
         if name not in self.kept:
@@ -177,14 +177,16 @@ def transport_rows(at: Sequence[tuple[Scene, int]], batch: Batch, spec: GridSpec
     return {"transport": Rows(made["transport"], own), "transport, true flow": Rows(made["transport, true flow"])}
 
 
-def count_rows(rows: Mapping[str, Rows], batch: Batch, steps: Sequence[int], spec: GridSpec, seen: Seen | None) -> dict[str, RowCounts]:
-    """Count every row of a batch against the truth. Without `seen`, only mIoU and IoU are counted."""
+def count_rows(
+    rows: Mapping[str, Rows], batch: Batch, steps: Sequence[int], spec: GridSpec, truth: BatchTruth | None
+) -> dict[str, RowCounts]:
+    """Count every row of a batch against the truth. Without `truth`, only mIoU and IoU are counted."""
     real, true = real_grids(batch, steps), true_frames(batch, steps)
     out = {}
     for name, row in rows.items():
         histogram = np.stack([metrics.confusion(real[:, h], row.labels[:, h]) for h in range(len(steps))])
         counts = RowCounts.zero(len(steps))
-        if seen is None:
+        if truth is None:
             out[name] = replace(counts, samples=len(real), histogram=histogram)
             continue
         labels, in_true_frame = row.labels, histogram
@@ -199,10 +201,10 @@ def count_rows(rows: Mapping[str, Rows], batch: Batch, steps: Sequence[int], spe
             in_true_frame = np.stack([metrics.confusion(real[:, h], labels[:, h]) for h in range(len(steps))])
             off = np.linalg.norm(row.now_T_frame[..., :2, 3] - true[..., :2, 3], axis=-1)
             path_m, paths = np.where(np.array(steps) > 0, off.sum(0), np.nan), len(real)
-        unseen = np.stack([metrics.confusion(real[:, h], labels[:, h], seen.unseen[:, h]) for h in range(len(steps))])
+        unseen = np.stack([metrics.confusion(real[:, h], labels[:, h], truth.unseen[:, h]) for h in range(len(steps))])
         found = movers_in(labels)
-        movers, inside_now = _movers(found, seen.movers), _movers(found, seen.movers_seen)
-        within = _movers(found, seen.movers, seen.corridor)
+        movers, inside_now = _movers(found, truth.movers), _movers(found, truth.movers_seen)
+        within = _movers(found, truth.movers, truth.corridor)
         out[name] = RowCounts(len(real), histogram, in_true_frame, unseen, movers, inside_now, within, path_m, paths)
     return out
 

@@ -98,12 +98,12 @@ def forecasts(
         oracle = source is not None and rows.start // batch % oracle_every == 0
         made = forecast_rows(forecaster, part, spec, steps, oracle)
         hear(rows, made["world model"].labels)
-        seen = None
+        truth = None
         if truths is not None:
-            seen = truths.of(clips, rows, part, steps)
-            made |= transport_rows(seen.at, part, spec, steps)
-            ceiling = ceiling[0] + seen.ceiling[0], ceiling[1] + seen.ceiling[1]
-        for name, counts in count_rows(made, part, steps, spec, seen).items():
+            truth = truths.of(clips, rows, part, steps)
+            made |= transport_rows(truth.at, part, spec, steps)
+            ceiling = ceiling[0] + truth.ceiling[0], ceiling[1] + truth.ceiling[1]
+        for name, counts in count_rows(made, part, steps, spec, truth).items():
             totals[name] = totals[name] + counts if name in totals else counts
         taken = made["world model"].taken
         if flow is not None and taken is not None:

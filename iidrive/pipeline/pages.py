@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from iidrive.core.scene import FUTURE_STEPS, STEP_S
-from iidrive.pipeline.evaluate import Assessment, TestSet, about_line
+from iidrive.pipeline.evaluate import Assessment
 from iidrive.pipeline.pictures import Bad, draw, worst
+from iidrive.pipeline.testset import TestSet, about_line
 from iidrive.report.charts import Calibration, Curve, planner_chart, reliability_chart
 from iidrive.report.page import Page, Table, write_index
 from iidrive.scoring.forecast import ForecastScores

@@ -15,7 +15,7 @@ from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack
 from iidrive.data.source import Source, window
 from iidrive.models.forecast import Forecaster
 from iidrive.pipeline import infer
-from iidrive.pipeline.evaluate import TestSet
+from iidrive.pipeline.testset import TestSet
 from iidrive.report.figures import ScenePanel, scene_figure, scene_picture
 from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import device

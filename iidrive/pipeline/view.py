@@ -23,10 +23,10 @@ from iidrive.models.outcomes import collisions
 from iidrive.models.planner import Agent
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.pipeline import infer
-from iidrive.pipeline.evaluate import trained_here
 from iidrive.pipeline.forecast_rows import frames_at, real_grids, true_frames
 from iidrive.pipeline.load import LoadedAgent, LoadedForecaster, load_agent, load_forecaster
 from iidrive.pipeline.pictures import film, telling
+from iidrive.pipeline.testset import trained_here
 from iidrive.pipeline.tokens import codes_before, codes_in_memory
 from iidrive.report.view.live import SceneViews
 from iidrive.report.view.page import Candidate, Panel, View

@@ -20,7 +20,8 @@ from iidrive.core.errors import ConfigError, DataError
 from iidrive.core.scene import FUTURE_STEPS, OCC3D_GRID, Scene
 from iidrive.data.flow import velocities
 from iidrive.data.nuscenes.source import NuScenes
-from iidrive.data.occupancy_files import OccFile, has_mask, listed, read_flow, read_grids, scenes_of
+from iidrive.data.occupancy_files import OccFile, listed, scenes_of
+from iidrive.data.occupancy_grids import has_mask, read_flow, read_grids
 from iidrive.scoring.flow_error import FlowErrors, flow_errors
 from iidrive.scoring.movers import MoverCounts, MoverTruth, count, mover_truth, movers_in
 from iidrive.scoring.npz import few

@@ -14,7 +14,8 @@ from iidrive.core.class_tables import OCC3D, TABLES, ClassTable, require_free
 from iidrive.core.classes import FREE, IGNORE, OCC_CLASSES
 from iidrive.core.errors import DataError
 from iidrive.core.text import printable
-from iidrive.data.occupancy_files import OPTION, OccFile, listed, read_grids
+from iidrive.data.occupancy_files import OccFile, listed
+from iidrive.data.occupancy_grids import OPTION, read_grids
 from iidrive.scoring.npz import few
 from iidrive.scoring.occupancy_sides import Written
 

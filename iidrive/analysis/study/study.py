@@ -30,10 +30,11 @@ from iidrive.pipeline.arms import planner_of
 from iidrive.pipeline.baselines import BASELINES
 from iidrive.pipeline.drive import EXPERT, Driven, draw, drive_all
 from iidrive.pipeline.drivers import Driver, drivers_of, planning
-from iidrive.pipeline.evaluate import Plan, TestSet
+from iidrive.pipeline.evaluate import Plan
 from iidrive.pipeline.infer import plans
 from iidrive.pipeline.load import LoadedAgent, load_agent, load_tokenizer
 from iidrive.pipeline.recipes import Recipe
+from iidrive.pipeline.testset import TestSet
 from iidrive.pipeline.tokens import tokens_folder, write_tokens
 from iidrive.pipeline.train import describe, train_planner, train_tokenizer, train_world
 from iidrive.report.page import Page, Table, write_index

@@ -27,8 +27,9 @@ from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.pipeline import infer
-from iidrive.pipeline.evaluate import TestSet, about_line, reconstruction_miou
+from iidrive.pipeline.evaluate import reconstruction_miou
 from iidrive.pipeline.load import load_agent, load_forecaster, load_tokenizer
+from iidrive.pipeline.testset import TestSet, about_line
 from iidrive.pipeline.tokens import tokens_folder, write_tokens
 from iidrive.runtime.run_folder import Run
 from iidrive.scoring import score

@@ -23,10 +23,11 @@ from iidrive.data.tokens import TokenCache
 from iidrive.models.baselines import KINEMATIC
 from iidrive.pipeline import infer
 from iidrive.pipeline.arms import planner_of
-from iidrive.pipeline.evaluate import Plan, TestSet, about_line, trained_on
+from iidrive.pipeline.evaluate import Plan
 from iidrive.pipeline.load import LoadedAgent, load_agent
 from iidrive.pipeline.pdm import pdm
 from iidrive.pipeline.recipes import Recipe
+from iidrive.pipeline.testset import TestSet, about_line, trained_on
 from iidrive.pipeline.tokens import tokens_folder, write_tokens
 from iidrive.pipeline.train import describe, train_planner, train_tokenizer, train_world
 from iidrive.runtime.run_folder import Run

@@ -15,7 +15,7 @@ from iidrive.core.errors import ConfigError, DataError
 from iidrive.core.scene import OCC3D_GRID, GridSpec, OccGrid, OccSource
 from iidrive.core.text import printable
 from iidrive.core.untrusted.npz import read_npz
-from iidrive.data.occupancy_files import read_grids
+from iidrive.data.occupancy_grids import read_grids
 
 Array = np.ndarray
 
@@ -27,7 +27,7 @@ def read(path: Path, spec: GridSpec, source: OccSource) -> OccGrid:
     """Read the occupancy of one keyframe and bring it onto the grid `spec`.
 
     A label file holds `semantics` and optionally `mask_camera`, uint8 (200,200,16) on `OCC3D_GRID`. A derived file, as `iidrive occupancy` writes it,
-    also holds `mask_lidar`: voxels where it is 0 are unknown (255). A predicted file may have any form that `occupancy_files.read_grids` reads,
+    also holds `mask_lidar`: voxels where it is 0 are unknown (255). A predicted file may have any form that `occupancy_grids.read_grids` reads,
     with a single grid. Its camera mask is not read.
 
     Raises:

@@ -1,7 +1,7 @@
 """Rollout of the published world model (I2-World, arXiv 2507.09144, github lzzzzzm/II-World), with the modules of `world.py`.
 
-Motions are in map axes, and poses are chained as quaternions. The published model keeps state in its modules. Here the state is a `Carry`,
-an argument and a return value: a sample gets the carry of the sample one keyframe earlier, or None at the start of a sequence. Mistakes of
+Motions are in map axes, and poses are chained as quaternions. The published model keeps state in its modules. Here the state is a `StreamState`,
+an argument and a return value: a sample gets the state of the sample one keyframe earlier, or None at the start of a sequence. Mistakes of
 the published code have names in `iiworld/quirks.py` and are reproduced only if the config lists them.
 
 Poses are float64, so that large map coordinates lose no precision. The published code uses float32 (0.1 mm of noise).
@@ -76,7 +76,7 @@ class Drive:
 
 
 @dataclass(frozen=True)
-class Carry:
+class StreamState:
     """State that is passed from sample to sample.
 
     Attributes:
@@ -105,17 +105,17 @@ class RollOut:
     next_T_now: Float64[Tensor, "B S 4 4"]
 
 
-def begin(drive: Drive, carry: Carry | None, quirks: Quirks, history: int) -> Carry:
-    """Initial carry of a sample: at rest at the current pose if its sequence starts or `carry` is None."""
+def begin(drive: Drive, state: StreamState | None, quirks: Quirks, history: int) -> StreamState:
+    """Initial state of a sample: at rest at the current pose if its sequence starts or `state` is None."""
     heading = heading_rad(drive.rotation[:, 0], "roll-for-yaw" in quirks)
     still = at_rest(quirks, drive.rotation).expand(len(drive.starts), history, 9)
-    if carry is None:
-        return Carry(still, heading, drive.position[:, 0])
+    if state is None:
+        return StreamState(still, heading, drive.position[:, 0])
     fresh = drive.starts if "stale-pose" in quirks else torch.ones_like(drive.starts)
-    return Carry(
-        torch.where(drive.starts[:, None, None], still, carry.motions),
-        torch.where(fresh, heading, carry.heading_rad),
-        torch.where(fresh[:, None], drive.position[:, 0], carry.position_m),
+    return StreamState(
+        torch.where(drive.starts[:, None, None], still, state.motions),
+        torch.where(fresh, heading, state.heading_rad),
+        torch.where(fresh[:, None], drive.position[:, 0], state.position_m),
     )
 
 
@@ -128,20 +128,20 @@ def at_rest(quirks: Quirks, like: Tensor) -> Float[Tensor, "M"]:
 def roll_out(
     world: WorldModel,
     drive: Drive,
-    carry: Carry | None = None,
+    state: StreamState | None = None,
     teach: Bool[Tensor, "B S"] | None = None,
     quirks: Quirks | None = None,
-) -> tuple[RollOut, Carry]:
-    """Roll out S steps. Returns the predictions and the carry for the next sample.
+) -> tuple[RollOut, StreamState]:
+    """Roll out S steps. Returns the predictions and the state for the next sample.
 
     Where `teach` is true (in training only), the recorded frame after a step replaces the predicted one. Gradients flow through the current
     latent and pose, not through memory and motion history. `quirks` override the config's.
     """
     quirks = world.config.quirks if quirks is None else quirks
-    carry = begin(drive, carry, quirks, world.config.history)
+    state = begin(drive, state, quirks, world.config.history)
     now, rotation, position = drive.latents[:, 0], drive.rotation[:, 0], drive.position[:, 0]
-    memory, motions = _memory(drive, quirks, world.config.history), carry.motions
-    heading, last = carry.heading_rad, carry.position_m
+    memory, motions = _memory(drive, quirks, world.config.history), state.motions
+    heading, last = state.heading_rad, state.position_m
     steps: list[tuple[Tensor, ...]] = []
     for k in range(drive.command.shape[1]):
         fused, plan = world.encode(now, motions.to(now.dtype))
@@ -170,8 +170,8 @@ def roll_out(
         rotation = torch.where(taught[:, None], drive.rotation[:, k + 1], next_rotation)
         position = torch.where(taught[:, None], drive.position[:, k + 1], next_position)
         memory = torch.cat([memory[:, 1:], now.detach()[:, None]], 1)
-    observed = torch.cat([carry.motions[:, 1:], drive.motions[:, :1]], 1)
-    return RollOut(*(torch.stack(parts, 1) for parts in zip(*steps, strict=True))), Carry(observed, heading, last)
+    observed = torch.cat([state.motions[:, 1:], drive.motions[:, :1]], 1)
+    return RollOut(*(torch.stack(parts, 1) for parts in zip(*steps, strict=True))), StreamState(observed, heading, last)
 
 
 def losses(config: WorldConfig, made: RollOut, drive: Drive) -> dict[str, Tensor]:

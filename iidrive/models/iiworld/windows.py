@@ -1,6 +1,6 @@
 """The published rollout (`iiworld/rollout.py`) on single clips instead of a stream.
 
-A clip has five keyframes before now, which is the length of the published motion history, so the carry can be computed from the clip. Two
+A clip has five keyframes before now, which is the length of the published motion history, so the state can be computed from the clip. Two
 things cannot: the end of the previous sample's rollout (the quirk `stale-pose` uses the current pose instead), and the commands of future
 keyframes (`future-commands` uses the current command at every step).
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from iidrive.core.batch import Inputs, Targets
 from iidrive.core.errors import ConfigError
 from iidrive.core.scene import STEP_S
-from iidrive.models.iiworld.rollout import Carry, Drive, Quirks, at_rest, heading_rad, losses, pose_matrix, roll_out, velocities
+from iidrive.models.iiworld.rollout import Drive, Quirks, StreamState, at_rest, heading_rad, losses, pose_matrix, roll_out, velocities
 from iidrive.models.layers import transform_inverse
 from iidrive.models.world import Imagined, WorldModel
 
@@ -28,8 +28,8 @@ def recorded(
     history: int,
     steps: int,
     targets: tuple[Targets, Float[Tensor, "B S C x y"]] | None = None,
-) -> tuple[Drive, Carry]:
-    """Input and carry of the rollout for clips. Without `targets` (targets and their latents), the ego stands still in the future."""
+) -> tuple[Drive, StreamState]:
+    """Input and state of the rollout for clips. Without `targets` (targets and their latents), the ego stands still in the future."""
     if inputs.global_T_now is None:
         raise ConfigError("motion=map needs the ego's pose in the map (global_T_now), but this batch has none.")
     now = inputs.now_T_frame.shape[1] - 1
@@ -50,14 +50,14 @@ def recorded(
     motions = torch.where(inputs.known[:, :-1, None], whole.motions[:, :now], at_rest(quirks, position))
     both, before = torch.cat([latents[:, -1:], latents_ahead], 1), latents[:, -history:-1]
     drive = Drive(both, rotation[:, now:], position[:, now:], velocity[:, now:-1], command, valid, starts, before)
-    return drive, Carry(motions[:, -history:], heading[:, now], position[:, now])
+    return drive, StreamState(motions[:, -history:], heading[:, now], position[:, now])
 
 
 def imagine(world: WorldModel, inputs: Inputs, latents: Float[Tensor, "B T C x y"], steps: int) -> Imagined:
     """Roll out from observed frames only, conditioned on the predicted motion (published task `high-level-control`)."""
     quirks: Quirks = [q for q in world.config.quirks if q != "true-motion"]
-    drive, carry = recorded(inputs, latents, quirks, world.config.history, steps)
-    made, _ = roll_out(world, drive, carry, quirks=quirks)
+    drive, state = recorded(inputs, latents, quirks, world.config.history, steps)
+    made, _ = roll_out(world, drive, state, quirks=quirks)
     now_T_map = transform_inverse(pose_matrix(drive.rotation[:, 0], drive.position[:, 0]))
     frames = now_T_map[:, None] @ pose_matrix(made.rotation, made.position)
     return Imagined(made.latents, frames.to(latents.dtype))
@@ -73,8 +73,8 @@ def loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The published losses of clips; see `rollout.losses`."""
     quirks = world.config.quirks
-    drive, carry = recorded(inputs, latents, quirks, world.config.history, truth.shape[1], (targets, truth))
-    made, _ = roll_out(world, drive, carry, teach)
+    drive, state = recorded(inputs, latents, quirks, world.config.history, truth.shape[1], (targets, truth))
+    made, _ = roll_out(world, drive, state, teach)
     parts = losses(world.config, made, drive)
     return torch.stack(list(parts.values())).sum(), parts
 

@@ -178,7 +178,7 @@ def _show(scene: Any, view: View, step: int, with_boxes: bool, with_paths: bool)
     for name, panel, aside in (("true", view.true, 0.0), ("imagined", view.imagined, -(_width_m(view.spec) + GAP_M))):
         if panel is not None:
             scene.add_frame(name, show_axes=False, position=(0.0, aside, 0.0))
-            scene.add_label(f"{name}/name", name, position=(0.0, _width_m(view.spec) / 2, 0.0))
+            scene.add_label(f"{name}/name", name, position=(view.spec.upper_m[0], 0.0, view.spec.upper_m[2]))
             made |= _show_panel(scene, name, panel, view, step, with_boxes, with_paths)
     return made
 
