@@ -76,9 +76,8 @@ def test_along_reads_points_of_the_path_and_beyond() -> None:
 def test_shifted_paths_run_beside() -> None:
     found = shifted(straight(10.0), 1.5)[0]
     assert torch.allclose(found[:, 1], straight(10.0)[0, :, 1])
-    assert float(found[-1, 0]) == pytest.approx(-1.5)
-    assert (torch.diff(found[:, 0]) < 0).all()
-    assert -0.2 < float(found[0, 0]) < 0
+    share = 5 / 12  # after 5 m of the 12 m over which it moves aside
+    assert found[:, 0].tolist() == pytest.approx([-1.5 * share**2 * (3 - 2 * share), -1.5 * (10 / 12) ** 2 * (3 - 20 / 12), *[-1.5] * 4])
     slow = shifted(straight(2.0), 1.5)[0]  # 6 m in all: halfway over
     assert float(slow[-1, 0]) == pytest.approx(-0.75)
 
@@ -239,11 +238,16 @@ def test_a_way_that_leaves_the_road_is_moved_back() -> None:
     off_road[:, :, :38] = 1.0  # y < -1.6 in the ego frame
     frame = torch.tensor(EGO_T_LIDAR.matrix, dtype=torch.float32)[None]
     middle = straight(8.0)
-    assert torch.equal(on_the_road(middle, off_road, grid, frame, SHIFTS_M, 40.0), middle)
+
+    def kept(path: torch.Tensor, road_m: float = 40.0) -> torch.Tensor:
+        base = on_the_road(BasePath(path, 2 * path), off_road, grid, frame, SHIFTS_M, road_m)
+        torch.testing.assert_close(
+            base.line[:, -1] - 2 * path[:, -1], base.path[:, -1] - path[:, -1], atol=0.05, rtol=0
+        )  # the line moves too
+        return base.path
+
+    assert torch.equal(kept(middle), middle)
     drifting = middle + torch.tensor([0.0, 0.1, 0.3, 0.6, 1.0, 1.4])[None, :, None] * torch.tensor([1.0, 0.0])
-    kept = on_the_road(drifting, off_road, grid, frame, SHIFTS_M, 40.0)
-    assert float(kept[0, -1, 0]) < 0.7
-    assert torch.equal(on_the_road(drifting, off_road, grid, frame, SHIFTS_M, 0.0), drifting)
-    torch.testing.assert_close(
-        on_the_road(drifting * torch.tensor([-1.0, 1.0]), off_road, grid, frame, SHIFTS_M, 40.0)[..., 0], -drifting[..., 0]
-    )
+    assert float(kept(drifting)[0, -1, 0]) < 0.7
+    assert torch.equal(kept(drifting, 0.0), drifting)
+    torch.testing.assert_close(kept(drifting * torch.tensor([-1.0, 1.0]))[..., 0], -drifting[..., 0])

@@ -117,14 +117,17 @@ def intended_path(scene: Scene, index: int) -> Trajectory:
 
 
 def route_line(scene: Scene) -> Float[Array, "n 2"]:
-    """The line that the ego is to follow, as points `ROUTE_STEP_M` apart, global frame, metres.
+    """The line that the ego is to follow, as points `ROUTE_STEP_M` apart, global frame, metres. It is a training target.
 
-    It is the planned route, or the path that LIDAR_TOP drove if the data have no routes. It is a training target.
+    It is the planned route, or the path that LIDAR_TOP drove if the data have no routes.
     """
-    driven = np.stack([k.global_T_lidar[:2, 3] for k in scene.keyframes])
-    line = driven if scene.route_m is None else scene.route_m
-    kept = [line[0]]
-    for point in line[1:]:
+    return _resampled(np.stack([k.global_T_lidar[:2, 3] for k in scene.keyframes]) if scene.route_m is None else scene.route_m)
+
+
+def _resampled(line_m: Float[Array, "n 2"]) -> Float[Array, "m 2"]:
+    """A line as points `ROUTE_STEP_M` apart along it, from its first point on. Standstill adds no points."""
+    kept = [line_m[0]]
+    for point in line_m[1:]:
         if np.hypot(*(point - kept[-1])) >= _STANDS_M:
             kept.append(point)
     points = np.stack(kept)

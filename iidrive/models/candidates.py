@@ -24,7 +24,7 @@ _LEAST_M = 0.1
 """A segment shorter than this is not used to compute a heading, metres."""
 
 _SHIFT_M = 12.0
-"""A shifted path moves sideways over its whole length, or over this distance if it is longer, metres."""
+"""A shifted path moves sideways over this distance, metres."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +120,11 @@ def headings(paths: Float[Tensor, "*B S 2"]) -> Float[Tensor, "*B S 2"]:
 
 
 def shifted(paths: Float[Tensor, "B S 2"], aside_m: float) -> Float[Tensor, "B S 2"]:
-    """Paths shifted to the left by `aside_m` (to the right if negative), smoothly up to their end. Short paths are shifted by less."""
+    """Paths shifted to the left by `aside_m` (to the right if negative), smoothly over their first 12 m. Shorter paths are shifted by less."""
     heading = headings(paths)
     left = torch.stack([-heading[..., 1], heading[..., 0]], -1)
     gone = running_sum(torch.diff(paths, dim=1, prepend=torch.zeros_like(paths[:, :1])).norm(dim=-1), 1)
-    share = gone / gone[:, -1:].clamp(min=_SHIFT_M)
+    share = (gone / _SHIFT_M).clamp(max=1)
     return paths + (aside_m * share.square() * (3 - 2 * share))[..., None] * left
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from iidrive.core.batch import Targets
 from iidrive.core.footprint import EGO_SIZE_M
 from iidrive.core.scene import FUTURE_STEPS, GridSpec
-from iidrive.models.candidates import LIDAR_TO_CENTRE_M, footprints, headings, rectangles_meet, shifted
+from iidrive.models.candidates import LIDAR_TO_CENTRE_M, BasePath, footprints, headings, rectangles_meet, shifted
 from iidrive.models.layers import constant, mlp, planar, read_grid
 
 _MARGINS_M = (0.0, 0.6, 1.5)
@@ -116,23 +116,24 @@ def read_along(
 
 
 def on_the_road(
-    way: Float[Tensor, "B S 2"],
+    base: BasePath,
     off_road: Float[Tensor, "B X Y"],
     grid: GridSpec,
     ego_T_lidar: Float[Tensor, "B 4 4"],
     shifts_m: tuple[float, ...],
     road_m: float,
-) -> Float[Tensor, "B S 2"]:
-    """Shift a path sideways (lidar frame) to the cheapest of `shifts_m`.
+) -> BasePath:
+    """Shift a base path and its line sideways (lidar frame), by the cheapest of `shifts_m`.
 
     The cost is |shift| in metres plus `road_m` times the mean off-road probability of the footprint's corners (with a small margin) over
     all steps. Outside the map counts as road.
     """
-    paths = torch.stack([shifted(way, aside) if aside else way for aside in shifts_m], 1)
-    maps = off_road[:, None].expand(-1, way.shape[1], -1, -1)
+    paths, lines = (torch.stack([shifted(p, aside) if aside else p for aside in shifts_m], 1) for p in (base.path, base.line))
+    maps = off_road[:, None].expand(-1, base.path.shape[1], -1, -1)
     off = read_along(paths, maps, grid, ego_T_lidar, (2, 2), _ROOM_M)[..., 1].mean(-1)
-    cost = road_m * off + constant([abs(aside) for aside in shifts_m], way)
-    return paths[torch.arange(len(way), device=way.device), cost.argmin(1)]
+    best = (road_m * off + constant([abs(aside) for aside in shifts_m], base.path)).argmin(1)
+    rows = torch.arange(len(best), device=best.device)
+    return BasePath(paths[rows, best], lines[rows, best])
 
 
 _ROOM_M = 0.2

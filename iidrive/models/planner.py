@@ -89,8 +89,6 @@ class PlannerConfig:
             raise ConfigError(f"the planner's history must be 1 to 5 motions (clips have five past keyframes); found {self.history}.")
         if self.accelerations and self.accelerations[0] != 0:
             raise ConfigError(f"accelerations must begin with 0, for the base path at its own speed; found {self.accelerations}.")
-        if self.shifts_m and self.route.points:
-            raise ConfigError("shifts_m are for planners without a route head (route.points 0): the route keeps to the road by itself.")
         if self.shifts_m and self.shifts_m[0] != 0:
             raise ConfigError(f"shifts_m must begin with 0, for the base path itself; found {self.shifts_m}.")
         if not 0 <= self.smooth < float("inf"):
@@ -260,7 +258,7 @@ class Agent(nn.Module):
         if not config.shifts_m or grid is None:
             return base
         off_road = (seen or self.forecaster.current_occupancy(inputs)).off_road
-        return BasePath.alone(on_the_road(base.path, off_road, grid, inputs.ego_T_lidar, config.shifts_m, config.road_m))
+        return on_the_road(base, off_road, grid, inputs.ego_T_lidar, config.shifts_m, config.road_m)
 
     @torch.no_grad()
     def scene(self, inputs: Inputs, ii: bool, seen: CurrentOccupancy | None = None) -> Float[Tensor, "B S X Y"]:

@@ -120,6 +120,7 @@ def small() -> Recipe:
         width=48,
         ii_fraction=0.25,
         accelerations=ACCELERATIONS,
+        shifts_m=SHIFTS_M,
         collision_m=40.0,
         overlap_m=80.0,
         smooth=3.0,
@@ -149,7 +150,7 @@ def demo() -> Recipe:
     return replace(
         r,
         name="demo",
-        planner=replace(r.planner, shifts_m=SHIFTS_M, route=RouteConfig()),
+        planner=replace(r.planner, route=RouteConfig()),
         train_tokenizer=replace(r.train_tokenizer, samples=1000),
         train_motion=replace(r.train_motion, samples=64000),
         train_flow=replace(r.train_flow, samples=6000, batch=4, log_every=600),
@@ -208,6 +209,7 @@ def full() -> Recipe:
         WorldConfig(flow=FlowConfig(width=64)),
         PlannerConfig(
             accelerations=ACCELERATIONS,
+            shifts_m=SHIFTS_M,
             collision_m=40.0,
             overlap_m=80.0,
             smooth=3.0,
