@@ -16,7 +16,7 @@ import shapely
 
 from iidrive.cli.cache import cache as show
 from iidrive.core.errors import ConfigError, DataError
-from iidrive.core.scene import GridSpec
+from iidrive.core.scene import GridSpec, Scene
 from iidrive.data.source import scenes
 from iidrive.data.town import source as town_source
 from iidrive.data.town import workers
@@ -47,6 +47,11 @@ def made() -> dict[str, World]:
 @pytest.fixture
 def cache(tmp_path: Path) -> SceneCache:
     return SceneCache(tmp_path / "towns", 50 * MB)
+
+
+def shown(world: World) -> Scene:
+    """The scene that `Town.scene` gives: with its planned route."""
+    return replace(world.scene, route_m=world.route.points)
 
 
 def bits(value: Any) -> Any:
@@ -83,7 +88,7 @@ def test_cached_scenes_equal_generated_ones(made: dict[str, World], cache: Scene
     monkeypatch.setattr(town_source, "make_world", never)
     warm = Town(CONFIG, cache)
     again = warm.scene(NAME)
-    assert bits(first) == bits(again) == bits(made[NAME].scene)
+    assert bits(first) == bits(again) == bits(shown(made[NAME]))
     assert bits(decode(encode(made[NAME]))) == bits(made[NAME])
     assert bits(cold.route(NAME)) == bits(warm.route(NAME))
     assert cold.occupancy(first, 2, SPEC).semantics.tobytes() == warm.occupancy(again, 2, SPEC).semantics.tobytes()
@@ -107,7 +112,7 @@ def test_a_damaged_file_is_regenerated_and_replaced(made: dict[str, World], cach
         "another scene": encode(made["town-train-00002"]),
     }[harm]
     path.write_bytes(bad)
-    assert bits(Town(CONFIG, cache).scene(NAME)) == bits(made[NAME].scene)
+    assert bits(Town(CONFIG, cache).scene(NAME)) == bits(shown(made[NAME]))
     assert path.read_bytes() == good
 
 
@@ -121,7 +126,7 @@ def test_scenes_do_not_depend_on_the_number_of_processes(
     monkeypatch.setattr(workers, "make_world", never)
     town.prepare(names, processes=2, report=lambda done, of: heard.append((done, of)))
     assert heard == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert [bits(s) for s in scenes(town, "train")] == [bits(w.scene) for w in made.values()]
+    assert [bits(s) for s in scenes(town, "train")] == [bits(shown(w)) for w in made.values()]
     heard.clear()
     Town(CONFIG, cache).prepare(names, processes=2, report=lambda done, of: heard.append((done, of)))
     assert heard == []
@@ -157,7 +162,7 @@ def test_a_kill_while_writing_leaves_no_readable_file(made: dict[str, World], ca
     left = list(cache.folder.rglob("*.tmp"))
     assert len(left) == 1
     assert cache.size().scenes == 0
-    assert bits(Town(CONFIG, cache).scene(NAME)) == bits(made[NAME].scene)
+    assert bits(Town(CONFIG, cache).scene(NAME)) == bits(shown(made[NAME]))
     assert cache.size().scenes == 1
     os.utime(left[0], (0, 0))
     SceneCache(cache.folder, cache.limit).write("key", "other", b"x")
@@ -191,7 +196,7 @@ def test_an_unwritable_folder_gives_one_warning(made: dict[str, World], tmp_path
     with pytest.warns(UserWarning, match="IIDRIVE_CACHE") as heard:
         found = [town.scene(name) for name in list(made)[:2]]
     assert len(heard) == 1
-    assert [bits(s) for s in found] == [bits(made[n].scene) for n in list(made)[:2]]
+    assert [bits(s) for s in found] == [bits(shown(made[n])) for n in list(made)[:2]]
 
 
 def test_the_key_depends_on_exactly_what_decides_a_scene() -> None:
