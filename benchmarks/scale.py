@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from iidrive.models.occupancy_flow import FlowLearner
+from iidrive.models.route import RouteLearner
 from iidrive.pipeline import recipes
 from iidrive.training.optim import TrainConfig
 
@@ -48,7 +49,8 @@ COUNTED = {
     "tokenizer": Counted(20_211_040, 1182.4e9, 1_624),
     "world": Counted(2_480_274, 125.6e9, 8_220),
     "flow": Counted(1_173_868, 10.5e9, 208),
-    "planner": Counted(424_238, 73.9e9, 2_455),
+    "route": Counted(620_067, 1.36e9, 520),
+    "planner": Counted(424_238, 74.3e9, 2_755),
 }
 WORKERS = (1, 2, 4)
 LARGE = ("tokenizer", "world")
@@ -325,19 +327,21 @@ def counted(stages: Sequence[str] = tuple(COUNTED)) -> dict[str, Counted]:
     frames = {key: getattr(batch.inputs, key)[:, -recipe.clip_frames :] for key in ("occupancy", "now_T_frame")}
     clip = replace(batch, inputs=replace(batch.inputs, **frames))
     forecaster, tokenizer = agent.forecaster, agent.forecaster.tokenizer
-    flow, found = forecaster.world.flow, {}
+    flow, route, found = forecaster.world.flow, agent.planner.route, {}
     assert flow is not None
+    assert route is not None
     parts = {
         "tokenizer": (tokenizer, tokenizer, clip),
         "world": (forecaster, forecaster.world, batch),
         "flow": (FlowLearner(tokenizer, flow), flow, batch),
+        "route": (RouteLearner(tokenizer, route), route, batch),
         "planner": (agent, agent.planner, batch),
     }
     for stage in stages:
         model, module, part = parts[stage]
         agent.requires_grad_(False)
         module.requires_grad_(True)
-        for frozen in (forecaster.world.prior, flow):  # trained separately, before the world model
+        for frozen in (forecaster.world.prior, flow, route):  # trained separately, before the world model or the planner
             if frozen is not None and frozen is not module:
                 frozen.requires_grad_(False)
         model.train()
