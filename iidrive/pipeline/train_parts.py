@@ -24,6 +24,7 @@ from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.run_folder import Run
 from iidrive.training import checkpoint
 from iidrive.training.loop import fit
+from iidrive.training.optim import TrainConfig
 from iidrive.training.options import RunOptions
 from iidrive.training.state import TrainTask
 
@@ -66,13 +67,9 @@ def train_flow(
     """Train the world model's occupancy flow on the same tokens, or resume its training; then freeze it."""
     learner = FlowLearner(stage1.computing(compute).model, net)
     manifest = new_manifest("flow", recipe.world.flow, recipe.train_flow, source, split, recipe, (stage1.checkpoint,))
-    resume = "off" if options.resume == "off" else "auto"
-    Run.start(run.folder, {"what": "train occupancy flow", "config": manifest.training}, resume != "off", options.process_group)
     labels = FlowTargets(source, net.fine)
     clips = ClipDataset(tracks, ClipSpec(), codes=cache, labels=labels, mixture=mixture(source, tracks, recipe.shares))
-    to_its_end = replace(options, resume=resume, stop_at=None)
-    fit(TrainTask(learner, net, manifest, recipe.world.flow), clips, recipe.train_flow, run, to_its_end)
-    net.requires_grad_(False)
+    _fit_to_the_end(TrainTask(learner, net, manifest, recipe.world.flow), clips, recipe.train_flow, run, options, "train occupancy flow")
 
 
 def train_route(
@@ -90,10 +87,14 @@ def train_route(
     """Train the planner's route head on the same tokens, or resume its training; then freeze it."""
     learner = RouteLearner(stage1.computing(compute).model, head)
     manifest = new_manifest("route", recipe.planner.route, recipe.train_route, source, split, recipe, (stage1.checkpoint,))
-    resume = "off" if options.resume == "off" else "auto"
-    Run.start(run.folder, {"what": "train route", "config": manifest.training}, resume != "off", options.process_group)
     spec = ClipSpec(full_future=False)  # the route is known at the end of a scene too
     clips = ClipDataset(tracks, spec, codes=cache, labels=RouteTargets(tracks), mixture=mixture(source, tracks, recipe.shares))
-    to_its_end = replace(options, resume=resume, stop_at=None)
-    fit(TrainTask(learner, head, manifest, recipe.planner.route), clips, recipe.train_route, run, to_its_end)
-    head.requires_grad_(False)
+    _fit_to_the_end(TrainTask(learner, head, manifest, recipe.planner.route), clips, recipe.train_route, run, options, "train route")
+
+
+def _fit_to_the_end(task: TrainTask, clips: ClipDataset, training: TrainConfig, run: Run, options: RunOptions, what: str) -> None:
+    """Train a part, or resume its training, and freeze it. `what`: how run.json names it."""
+    resume = "off" if options.resume == "off" else "auto"
+    Run.start(run.folder, {"what": what, "config": task.manifest.training}, resume != "off", options.process_group)
+    fit(task, clips, training, run, replace(options, resume=resume, stop_at=None))
+    task.module.requires_grad_(False)
