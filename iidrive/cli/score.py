@@ -11,6 +11,7 @@ import numpy as np
 
 from iidrive.analysis.compare import compare as comparing
 from iidrive.analysis.compare.grid import format_grid
+from iidrive.analysis.compare.navsim import compare_score_files, is_score_file
 from iidrive.analysis.compare.tables import compare_files as compare_table_files
 from iidrive.analysis.doctor import doctor as doctoring
 from iidrive.analysis.doctor import occupancy
@@ -195,13 +196,16 @@ def compare(files: list[str], cases: str = "", tables: bool = False, grid: bool 
 
     Args:
         files: A B: predictions (npz, pickle, JSON), per-sample files or run folders; several seeds of a side joined by
-            commas, folds of a seed by +; or two texts with tables.
+            commas, folds of a seed by +; or two texts with tables, or two score files of NAVSIM (csv).
         cases: ground truth of the samples, needed for predictions; it also gives the scenes of per-sample files.
         tables: A and B are printed tables (FILE#2 is the second table of a file); texts are recognised without it.
         grid: any number of files with train_ii and test_ii in their meta: print the 2×2 grid and compare rows and columns.
         samples: number of samples that the tables were scored on, if their digits do not determine it.
         tokens: sample tokens of predictions without tokens, in their order: one per line, or a JSON list.
     """
+    if not tables and files and all(is_score_file(file) for file in files):
+        print(compare_score_files(files))
+        return
     if tables or not any(holds_arrays(part) and not is_log(part) for file in files for seed in file.split(",") for part in pieces_of(seed)):
         if tokens:
             raise ConfigError("--tokens is for predictions without sample tokens, and tables have none: leave it out.")
