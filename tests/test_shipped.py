@@ -128,11 +128,11 @@ def test_a_wheel_is_installed_elsewhere_and_runs_the_demo(tmp_path: Path) -> Non
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(env)], check=True)
     python = str(env / "bin" / "python")
     install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
-    subprocess.run(install, check=True, capture_output=True)
+    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}  # pip would find the checkout there, and install nothing
+    subprocess.run(install, check=True, env=clean, capture_output=True)
     (site,) = (env / "lib").glob("python*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     work.mkdir()
-    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     where = subprocess.run([python, "-c", "import iidrive; print(iidrive.__file__)"], check=True, cwd=work, env=clean, capture_output=True)
     assert Path(where.stdout.decode().strip()).is_relative_to(site)
     found = subprocess.run([str(env / "bin" / "iidrive"), "demo", *SMALL], check=True, cwd=work, env=clean, capture_output=True, text=True)
