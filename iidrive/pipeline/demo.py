@@ -53,7 +53,7 @@ SHIPPED = "town-small"
 
 VIEW = "scene.html"
 
-DRIVEN = 4
+DRIVEN = 3
 """Number of test scenes driven in closed loop."""
 
 
