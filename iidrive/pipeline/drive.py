@@ -155,7 +155,10 @@ def drive_all(drivers: Sequence[Driver], on: TestSet, config: LoopConfig) -> Dri
 
 
 DRAWN = 3
-"""Number of drawn scenes: those in which the requested drivers differ most, or the only one scores worst."""
+"""Largest number of drawn scenes: those in which the requested drivers differ most, or the only one scores worst."""
+
+_DIFFERS = 0.05
+"""Scenes in which the requested drivers differ by less EPDMS than this (0 to 1) are not drawn, except the first."""
 
 
 def draw(driven: Driven, asked: Sequence[str], folder: Path) -> list[Path]:
@@ -163,7 +166,8 @@ def draw(driven: Driven, asked: Sequence[str], folder: Path) -> list[Path]:
     values = np.stack([driven.row(name).epdms for name in asked])
     telling = np.ptp(values, axis=0) if len(asked) > 1 else -values[0]
     pictures = []
-    for place in np.argsort(-telling, kind="stable")[:DRAWN].tolist():
+    order = np.argsort(-telling, kind="stable")[:DRAWN].tolist()
+    for place in order if len(asked) == 1 else [order[0], *(k for k in order[1:] if telling[k] >= _DIFFERS)]:
         expert = driven.drives[EXPERT][place]
         strips = [_strip_row(name, driven.row(name).scores[place], driven.drives[name][place]) for name in (EXPERT, *asked)]
         target = folder / f"drive-{expert.name}.png"
