@@ -119,25 +119,26 @@ def intended_path(scene: Scene, index: int) -> Trajectory:
 def route_line(scene: Scene) -> Float[Array, "n 2"]:
     """The line that the ego is to follow, as points `ROUTE_STEP_M` apart, global frame, metres. It is a training target.
 
-    It is the planned route, or the path that LIDAR_TOP drove if the data have no routes.
+    It is the planned route, or the path that LIDAR_TOP drove if the data have no routes. Standstill adds no points.
     """
-    return _resampled(np.stack([k.global_T_lidar[:2, 3] for k in scene.keyframes]) if scene.route_m is None else scene.route_m)
-
-
-def _resampled(line_m: Float[Array, "n 2"]) -> Float[Array, "m 2"]:
-    """A line as points `ROUTE_STEP_M` apart along it, from its first point on. Standstill adds no points."""
-    kept = [line_m[0]]
-    for point in line_m[1:]:
-        if np.hypot(*(point - kept[-1])) >= _STANDS_M:
-            kept.append(point)
-    points = np.stack(kept)
+    points = _driven(scene) if scene.route_m is None else scene.route_m
     arc = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
     at = np.arange(0.0, arc[-1] + 1e-9, ROUTE_STEP_M)
     return np.stack([np.interp(at, arc, points[:, axis]) for axis in (0, 1)], -1)
 
 
+def _driven(scene: Scene) -> Float[Array, "n 2"]:
+    """The positions of LIDAR_TOP, without those that are hardly farther than the one before."""
+    kept: list[Array] = []
+    for keyframe in scene.keyframes:
+        point = keyframe.global_T_lidar[:2, 3]
+        if not kept or np.hypot(*(point - kept[-1])) >= _STANDS_M:
+            kept.append(point)
+    return np.stack(kept)
+
+
 _STANDS_M = 0.05
-"""A point nearer than this to the one before adds nothing to a route, metres."""
+"""A keyframe nearer than this to the one before adds no point to a driven line, metres."""
 
 
 def boxes_ahead(scene: Scene, index: int) -> tuple[Boxes | None, ...]:

@@ -72,6 +72,11 @@ _STOPPED_MPS = 0.01
 _CREEP_M = 0.005
 
 
+def travelled(paths: Float[Tensor, "B S 2"]) -> Float[Tensor, "B S"]:
+    """Distance along each path from the ego to every point, metres."""
+    return running_sum(torch.diff(paths, dim=1, prepend=torch.zeros_like(paths[:, :1])).norm(dim=-1), 1)
+
+
 def along(paths: Float[Tensor, "B S 2"], gone_m: Float[Tensor, "B A N"]) -> Float[Tensor, "B A N 2"]:
     """Points of each path at the distances `gone_m` from its start.
 
@@ -123,8 +128,7 @@ def shifted(paths: Float[Tensor, "B S 2"], aside_m: float) -> Float[Tensor, "B S
     """Paths shifted to the left by `aside_m` (to the right if negative), smoothly over their first 12 m. Shorter paths are shifted by less."""
     heading = headings(paths)
     left = torch.stack([-heading[..., 1], heading[..., 0]], -1)
-    gone = running_sum(torch.diff(paths, dim=1, prepend=torch.zeros_like(paths[:, :1])).norm(dim=-1), 1)
-    share = (gone / _SHIFT_M).clamp(max=1)
+    share = (travelled(paths) / _SHIFT_M).clamp(max=1)
     return paths + (aside_m * share.square() * (3 - 2 * share))[..., None] * left
 
 

@@ -30,13 +30,12 @@ from iidrive.core.batch import Batch, Inputs
 from iidrive.core.errors import ConfigError
 from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES
 from iidrive.models.baselines import ctrv
-from iidrive.models.candidates import BasePath, along, smoothed, smoothing, speed_profiles
+from iidrive.models.candidates import BasePath, along, smoothed, smoothing, speed_profiles, travelled
 from iidrive.models.ego_motion import MOTION, ego_status, lidar_path, step_before
 from iidrive.models.forecast import CurrentOccupancy, Forecaster
 from iidrive.models.layers import CellGrid, ResBlock, constant, planar, transform_inverse
 from iidrive.models.losses import Counts, masked_mean
 from iidrive.models.outcomes import OutcomeHead, Outcomes, collisions, on_the_road
-from iidrive.models.repeatable import running_sum
 from iidrive.models.route import RouteConfig, RouteHead
 from iidrive.models.waypoints import WaypointRefiner
 from iidrive.models.world import Imagined
@@ -172,9 +171,8 @@ class Planner(nn.Module):
         path = drivable(plan.best())
         if self.route is None:
             return BasePath.alone(path)
-        gone = running_sum(torch.diff(path, dim=1, prepend=torch.zeros_like(path[:, :1])).norm(dim=-1), 1)
         line = self.route(inputs, latent)[-1]
-        return BasePath(drivable(along(line, gone[:, None])[:, 0]), line)
+        return BasePath(drivable(along(line, travelled(path)[:, None])[:, 0]), line)
 
     def candidates(self, inputs: Inputs, base: BasePath) -> Float[Tensor, "B A S 2"]:
         """Candidates: the base path at other speeds, the first at its own. With `smooth`, each continues the ego's past motion smoothly."""

@@ -214,7 +214,7 @@ class Cases:
 
     @property
     def note(self) -> str:
-        """Limitations of these cases, printed below the scores; empty if there are none."""
+        """Sentences to print below the scores: what these cases cannot show. Empty if there is nothing to say."""
         notes = []
         if not self.own_tokens:
             notes.append("The cases file has no sample tokens: predictions are joined by row, and a shuffled file would not be noticed.")
