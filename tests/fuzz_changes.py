@@ -341,3 +341,36 @@ def text_same(raw: bytes, rng: Rng) -> tuple[bytes, Expected]:
     else:
         text = "Notes of today.\n\n" + text + "\n\nThat was all.\n"
     return text.encode(), "same"
+
+
+def csv_same(raw: bytes, rng: Rng) -> tuple[bytes, Expected]:
+    """The same CSV table: rows in another order, quoted cells, an index column, a byte order mark, other line ends."""
+    head, *rows = [line.split(",") for line in raw.decode().splitlines()]
+    rng.shuffle(rows)
+    lines = [head, *rows]
+    if rng.random() < 0.3:
+        lines = [["", *head], *([str(k), *row] for k, row in enumerate(rows))]
+    if rng.random() < 0.3:
+        lines = [[f'"{cell}"' for cell in line] for line in lines]
+    text = ("\r\n" if rng.random() < 0.3 else "\n").join(map(",".join, lines))
+    return (b"\xef\xbb\xbf" if rng.random() < 0.3 else b"") + text.encode(), "same"
+
+
+def csv_absurd(raw: bytes, rng: Rng) -> tuple[bytes, Expected]:
+    """One number or name of a CSV table that nothing can mean, a cell more or fewer, a row or a column twice."""
+    head, *rows = [line.split(",") for line in raw.decode().splitlines()]
+    row, action = rows[int(rng.integers(len(rows)))], rng.random()
+    if action < 0.6:
+        name = str(rng.choice([name for name in head if name != "log_name"]))
+        odd = ["", "x\x1b[2J"] if name == "token" else ["", "nan", "inf", "1e300", "-0.5", "x\x1b[2J", "None"]
+        row[head.index(name)] = str(rng.choice(odd))
+    elif action < 0.7:
+        row.append("0.5")
+    elif action < 0.8:
+        row.pop()
+    elif action < 0.9:
+        rows.append(row)
+    else:
+        head.append(head[int(rng.integers(len(head)))])
+        rows = [[*one, "0.25"] for one in rows]
+    return "\n".join(map(",".join, [head, *rows])).encode(), "refused"

@@ -27,6 +27,7 @@ from make_cases import along, make_cases, random_cases
 from make_tables import print_table
 from safetensors.torch import save_file
 
+from iidrive.analysis.compare.navsim import read_score_file
 from iidrive.analysis.doctor.doctor import doctor
 from iidrive.analysis.doctor.printed import read_tables
 from iidrive.analysis.lineage_of import describe, trace
@@ -309,6 +310,11 @@ HTML = "<table><tr><td>metrics</td><td>1.0s</td><td>2.0s</td><td>3.0s</td></tr>"
 )
 
 
+NAVSIM = "token,log_name,valid,no_at_fault_collisions,drivable_area_compliance,ego_progress,comfort,score\n" + "".join(
+    f"{k:04x}c1,log-{k // 3},True,{float(k % 4 > 0)},1.0,{0.5 + k / 20},1.0,{float(k % 4 > 0) * (0.5 + k / 20)}\n" for k in range(8)
+)
+
+
 def _numbers(path: Path) -> Any:
     """What tables hold, without where they stand in the text; the findings are made too."""
     tables = read_tables(path)
@@ -345,6 +351,12 @@ def _texts() -> dict[str, Kind]:
         )
         for name, text in forms.items()
     }
+    found["NAVSIM's scores"] = Kind(
+        lambda folder: _text(folder / "scores.csv", NAVSIM),
+        _navsim,
+        (change.any_bytes, change.csv_same, change.csv_absurd),
+        agrees=_navsim_says,
+    )
     found["scene list"] = Kind(
         lambda folder: _text(folder / "list.json", '["scene-0103", "scene-0916"]'),
         lambda path: read_list(str(path)),
@@ -352,6 +364,22 @@ def _texts() -> dict[str, Kind]:
         agrees=lambda raw, value: not raw.lstrip().startswith(b"[") or list(value) == json.loads(raw),
     )
     return found
+
+
+def _navsim(path: Path) -> Any:
+    found = read_score_file(path)
+    rows = zip(found.token, *found.scene.values(), *(value.tolist() for value in found.values.values()), strict=True)
+    return [list(found.values), {row[0]: list(row[1:]) for row in rows}]
+
+
+def _navsim_says(raw: bytes, value: Any) -> bool:
+    """Whether every valid row of the table, read without a CSV reader, is there with its numbers."""
+    head, *rows = [[cell.strip().strip('"') for cell in line.split(",")] for line in raw.decode("utf-8-sig").splitlines() if line.strip()]
+    names, found = value
+    told = [dict(zip(head, row, strict=True)) for row in rows]
+    told = [row for row in told if not row["token"].lower().startswith(("average", "mean", "overall"))]
+    said = {row["token"]: [row["log_name"], *(float(row[n]) for n in names)] for row in told if row["valid"].lower() in ("true", "1")}
+    return said == found
 
 
 def _text(path: Path, text: str) -> Path:

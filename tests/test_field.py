@@ -229,6 +229,23 @@ def test_without_boxes_collision_rates_are_not_zero(tmp_path: Path, capsys: pyte
     assert not collected.compute()["sparsedrive"].events
 
 
+def test_without_a_true_future_nothing_is_zero() -> None:
+    cases = make_cases([along((0.0, 1.0))] * 2, [(0, 1, CAR)])
+    none = replace(cases, gt_ego_fut_masks=np.zeros((2, 6), bool))
+    for protocol in ("sparsedrive", "uniad", "vad", "occworld"):
+        with pytest.raises(DataError, match="nothing to score"):
+            score(none, cases.true_path(), protocol)
+    short = replace(cases, gt_ego_fut_masks=np.arange(6) < np.array([[4], [3]]))
+    with pytest.raises(DataError, match=r"no sample has a future keyframe at 2\.5 s"):
+        score(short, cases.true_path(), "uniad")
+    one = replace(cases, gt_ego_fut_masks=np.arange(6) < np.array([[4], [6]]))
+    assert score(one, cases.true_path() + np.float32(1), "uniad").per_step["L2"][5] > 0
+    collected = PlanningScore("uniad")
+    collected.update(short, cases.true_path())
+    with pytest.raises(DataError, match=r"2\.5 s"):
+        collected.compute()
+
+
 def test_boxes_that_a_protocol_ignores_are_not_obstacles() -> None:
     cases = make_cases([along((0.0, 1.0))], [(0, 1, CAR), (0, 2, CAR)])
     unseen = replace(cases, box_valid=np.zeros(2, bool))
@@ -269,6 +286,12 @@ def test_unused_categories_and_unknown_records_are_not_errors(tiny: Path) -> Non
     np.testing.assert_array_equal(opened(tiny).scene("scene-0103").keyframes[0].boxes.label, before.label)
     tiny_nuscenes.edit(tiny, "category", lambda r: r[0].update(name=["a", "list"]))
     with pytest.raises(DataError, match=r"category\.json.*expected a string"):
+        opened(tiny)
+
+
+def test_a_scene_name_with_control_characters_is_refused(tiny: Path) -> None:
+    tiny_nuscenes.edit(tiny, "scene", lambda r: r[0].update(name="x\x1b[2J\n"))
+    with pytest.raises(DataError, match=r"scene\.json: record .* has name x\\x1b\[2J\\n; expected a string without control characters"):
         opened(tiny)
 
 

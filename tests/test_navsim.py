@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +85,7 @@ def test_samples_of_a_log_are_one_group(tmp_path: Path) -> None:
     [
         ("d" * 16 + ",True,1,1,nan,1,1,0.5", "ego_progress must be a number from 0 to 1; found nan"),
         ("d" * 16 + ",True,1,1,0.5,1,1,71.2", "score must be a number from 0 to 1; found 71.2"),
-        ("d" * 16 + ",True,1,1,0.5,1,1", "score must be a number from 0 to 1; found None"),
+        ("d" * 16 + ",True,1,1,0.5,1,1", "line 3: the row has fewer cells than the header"),
         ("a" * 16 + ",True,1,1,0.5,1,1,0.5", "is there twice"),
     ],
 )
@@ -117,3 +117,24 @@ def test_compare_recognises_them(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not is_score_file(tmp_path / "missing.csv")
     main(["compare", *sides])
     assert "400 samples in common" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    {
+        "a cell more": (lambda lines: [*lines[:3], lines[3] + ",0.5", *lines[4:]], "line 4: the row has more cells"),
+        "a cell fewer": (lambda lines: [*lines[:3], lines[3].rsplit(",", 1)[0], *lines[4:]], "line 4: the row has fewer cells"),
+        "a column twice": (
+            lambda lines: [line + f",{'score' if k == 0 else 0.5}" for k, line in enumerate(lines)],
+            "column score is there twice",
+        ),
+        "valid is a word": (lambda lines: [line.replace("True", "maybe") for line in lines], "line 2: valid must be True or False"),
+        "no token": (lambda lines: [lines[0], "," + lines[1].split(",", 1)[1]], "a sample token must be text"),
+        "an open quote": (lambda lines: [*lines, '"abc'], "not a CSV table"),
+    }.values(),
+)
+def test_rows_that_do_not_fit_are_refused(tmp_path: Path, change: Callable[[list[str]], list[str]], told: str) -> None:
+    lines = [HEAD, *(row(*one) for one in draws(1)[:6])]
+    (tmp_path / "a.csv").write_text("\n".join(change(lines)) + "\n")
+    with pytest.raises(DataError, match=told):
+        read_score_file(tmp_path / "a.csv")

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int64
 
 from iidrive.core.errors import DataError
-from iidrive.core.scene import FUTURE_STEPS
+from iidrive.core.scene import FUTURE_STEPS, STEP_S
 from iidrive.scoring import npz
 from iidrive.scoring.cases import Cases
 from iidrive.scoring.planning.setting import PlanningSteps, prepare
@@ -102,11 +102,16 @@ def aggregate(
     """Average a protocol's per-sample values. If `obstacles` is false, collision rates are NaN and `note` says why.
 
     Raises:
-        DataError: if no sample is evaluated.
+        DataError: if no sample is evaluated, or none has a future keyframe at some step: its distance would be 0 without a comparison.
     """
     n = int(steps.evaluated.sum())
     if n == 0:
         raise DataError(f"{where}: none of the {len(token)} samples has {FUTURE_STEPS} future keyframes, so there is nothing to score.")
+    lacking = np.flatnonzero(~steps.exists[steps.evaluated].any(axis=0))
+    if len(lacking):
+        raise DataError(
+            f"{where}: no sample has a future keyframe at {STEP_S * (lacking[0] + 1):.1f} s, so there is nothing to score at that step."
+        )
     per_step: dict[str, Array] = {}
     events: dict[str, Array] = {}
     for name in protocol.rows:

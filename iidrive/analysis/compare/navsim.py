@@ -6,6 +6,7 @@ Rows that hold averages are left out; averages are computed again, and compared 
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from iidrive.core.errors import ConfigError, DataError
 from iidrive.core.text import aligned, printable, printable_line
 from iidrive.core.untrusted.files import decode, read_bytes
 from iidrive.scoring import npz
+from iidrive.scoring.readers.rows import token_name
 from iidrive.scoring.stats import ALPHA, Test, holm, paired, samples_needed
 
 Array = np.ndarray
@@ -91,33 +93,34 @@ def read_score_file(path: str | Path) -> ScoreFile:
     """Read a score file.
 
     Raises:
-        DataError: naming file and line, for values that are no numbers in [0, 1], repeated tokens, or a file without a valid row.
+        DataError: naming file and line, for values that are no numbers in [0, 1], rows that do not fit the header, repeated tokens, or a file
+            without a valid row.
     """
     where = printable_line(str(path))
-    rows = csv.DictReader(decode(read_bytes(path, _LIMIT), where).splitlines())
-    columns = [name for name in PARTS if name in (rows.fieldnames or ())]
-    if SCORE not in columns or "token" not in (rows.fieldnames or ()):
-        raise DataError(f"{where}: expected a CSV table with the columns token and {SCORE}, as NAVSIM's run_pdm_score.py writes it.")
-    scenes = [name for name in _SCENE_COLUMNS if name in (rows.fieldnames or ())]
+    rows = csv.DictReader(io.StringIO(decode(read_bytes(path, _LIMIT), where), newline=""), strict=True)
+    columns, scenes = _columns(rows, where)
     values: dict[str, dict[str, float]] = {}
     scene: dict[str, list[str]] = {name: [] for name in scenes}
     averages: list[float] = []
     failed = 0
     try:
         for row in rows:
-            token = (row["token"] or "").strip()
             at = f"{where}, line {rows.line_num}"
-            if not token or token.lower().startswith(_AVERAGES):
+            if None in row or None in row.values():
+                raise DataError(f"{at}: the row has {'more' if None in row else 'fewer'} cells than the header. Write the file again.")
+            token = row["token"].strip()
+            if token.lower().startswith(_AVERAGES):
                 averages += [_number(row, SCORE, at)] * (token.lower() == "average")
                 continue
-            if (row.get("valid") or "True").strip().lower() in ("false", "0"):
+            token_name(token, rows.line_num, where)
+            if not _valid(row, at):
                 failed += 1
                 continue
             if token in values:
                 raise DataError(f"{at}: token {printable(token, 40)} is there twice. Keep one row per token.")
             values[token] = {name: _number(row, name, at) for name in columns}
             for name in scenes:
-                scene[name].append((row[name] or "").strip())
+                scene[name].append(row[name].strip())
     except csv.Error as error:
         raise DataError(f"{where}, line {rows.line_num}: not a CSV table ({error}).") from error
     if not values:
@@ -127,9 +130,29 @@ def read_score_file(path: str | Path) -> ScoreFile:
     return ScoreFile(str(path), tuple(values), found, {k: tuple(v) for k, v in scene.items()}, notes)
 
 
-def _number(row: Mapping[str, str | None], name: str, at: str) -> float:
+def _columns(rows: csv.DictReader[str], where: str) -> tuple[list[str], list[str]]:
+    """Columns with values and columns with scenes that the header names."""
     try:
-        value = float((row[name] or "").strip())
+        header = list(rows.fieldnames or ())
+    except csv.Error as error:
+        raise DataError(f"{where}, line 1: not a CSV table ({error}).") from error
+    if not {SCORE, "token"} <= set(header):
+        raise DataError(f"{where}: expected a CSV table with the columns token and {SCORE}, as NAVSIM's run_pdm_score.py writes it.")
+    if twice := [name for name in header if header.count(name) > 1]:
+        raise DataError(f"{where}: the column {printable(twice[0], 40)} is there twice. Keep one.")
+    return [name for name in PARTS if name in header], [name for name in _SCENE_COLUMNS if name in header]
+
+
+def _valid(row: Mapping[str, str], at: str) -> bool:
+    said = row.get("valid", "true").strip().lower()
+    if said not in ("true", "1", "false", "0"):
+        raise DataError(f"{at}: valid must be True or False; found {printable(row['valid'], 40)}.")
+    return said in ("true", "1")
+
+
+def _number(row: Mapping[str, str], name: str, at: str) -> float:
+    try:
+        value = float(row[name].strip())
     except ValueError:
         value = math.nan
     if not 0 <= value <= 1:

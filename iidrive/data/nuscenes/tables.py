@@ -113,11 +113,13 @@ def text(path: Path, record: Record, name: str) -> str:
     """One field of a record that must be a string.
 
     Raises:
-        DataError: naming the file and the record's token, if the field is missing or not a string.
+        DataError: naming the file and the record's token, if the field is missing, not a string, or holds control characters.
     """
     value = field(path, record, name)
-    if not isinstance(value, str):
-        raise DataError(f"{path}: record {_token(record)} has {name} {printable(value)}; expected a string. Unpack the table again.")
+    if not isinstance(value, str) or not value.isprintable():
+        raise DataError(
+            f"{path}: record {_token(record)} has {name} {printable(value)}; expected a string without control characters. Unpack the table again."
+        )
     return value
 
 

@@ -58,7 +58,7 @@ def bevplanner(setting: Setting) -> PlanningSteps:
         any_step = np.logical_or.accumulate(value, axis=1)[:, 1::2]
         found = np.where(full, any_step.astype(np.float32), np.float32(np.nan))
         detail |= {f"{name}_{h}s": found[:, h - 1] for h in (1, 2, 3)}
-    return PlanningSteps(setting.full, setting.full, per_step, {**detail, "obj_box_col_step": obj_box_col})
+    return PlanningSteps(setting.cases.gt_ego_fut_masks, setting.full, per_step, {**detail, "obj_box_col_step": obj_box_col})
 
 
 def paths(setting: Setting) -> tuple[Float32[Array, "n 6 2"], Float32[Array, "n 6 2"]]:

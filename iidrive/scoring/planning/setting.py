@@ -33,25 +33,30 @@ VEHICLES = ("car", "truck", "construction_vehicle", "bus", "trailer", "motorcycl
 class PlanningSteps:
     """Per-sample results of a protocol.
 
-    `full`: the sample has six future keyframes. `evaluated`: the sample counts. `per_step`: (n,6) arrays by row name, bool for collisions and
-    float32 metres for distances. `detail`: the arrays of the per-sample file, under the evaluator's own names.
+    `exists`: the sample has a future keyframe at the step. `evaluated`: the sample counts. `per_step`: (n,6) arrays by row name, bool for
+    collisions and float32 metres for distances. `detail`: the arrays of the per-sample file, under the evaluator's own names.
     """
 
-    full: Bool[Array, "n"]
+    exists: Bool[Array, "n 6"]
     evaluated: Bool[Array, "n"]
     per_step: Mapping[str, Array]
     detail: Mapping[str, Array]
 
+    @property
+    def full(self) -> Bool[Array, "n"]:
+        """Whether the sample has all six future keyframes."""
+        return self.exists.all(axis=1)
+
     def take(self, rows: Int[Array, "k"]) -> PlanningSteps:
         """The given samples, in that order."""
         cut = [{name: value[rows] for name, value in group.items()} for group in (self.per_step, self.detail)]
-        return PlanningSteps(self.full[rows], self.evaluated[rows], *cut)
+        return PlanningSteps(self.exists[rows], self.evaluated[rows], *cut)
 
 
 def joined(parts: Sequence[PlanningSteps]) -> PlanningSteps:
     """Concatenate the samples of all parts."""
     groups = [{name: np.concatenate([getattr(p, g)[name] for p in parts]) for name in getattr(parts[0], g)} for g in ("per_step", "detail")]
-    return PlanningSteps(np.concatenate([p.full for p in parts]), np.concatenate([p.evaluated for p in parts]), *groups)
+    return PlanningSteps(np.concatenate([p.exists for p in parts]), np.concatenate([p.evaluated for p in parts]), *groups)
 
 
 @dataclass(frozen=True)

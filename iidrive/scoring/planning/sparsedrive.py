@@ -64,7 +64,9 @@ def sparsedrive(setting: Setting) -> PlanningSteps:
     counted = full[:, None]
     yaw = {"yaw_gt": np.where(counted, yaw_gt, np.float32(0)), "yaw_pred": np.where(counted, yaw_pred, np.float32(0))}
     per_step = {"obj_col": gt_col, "obj_box_col": found, "L2": distance}
-    return PlanningSteps(full, full, per_step, {"gt_col": gt_col, "pred_col_raw": raw, "obj_box_col": found, "L2": distance, **yaw})
+    return PlanningSteps(
+        cases.gt_ego_fut_masks, full, per_step, {"gt_col": gt_col, "pred_col_raw": raw, "obj_box_col": found, "L2": distance, **yaw}
+    )
 
 
 def sparsedrive_hits(

@@ -37,7 +37,9 @@ def stp3(setting: Setting) -> PlanningSteps:
         DataError: if the cases have no ego poses.
     """
     per_step = _per_step(setting, _looked_up(setting, setting.true)[0], *_looked_up(setting, setting.path), setting.distance())
-    return PlanningSteps(setting.full, setting.full, per_step, _detail(setting, per_step, ("obj_col", "obj_box_col", "L2")))
+    return PlanningSteps(
+        setting.cases.gt_ego_fut_masks, setting.full, per_step, _detail(setting, per_step, ("obj_col", "obj_box_col", "L2"))
+    )
 
 
 def admlp(setting: Setting) -> PlanningSteps:
@@ -55,7 +57,7 @@ def admlp(setting: Setting) -> PlanningSteps:
         still = (np.abs(setting.path[:, : 2 * h]).max(axis=(1, 2)) < np.float32(_STILL_M))[:, None]
         found = _per_step(setting, true, np.where(still, still_hit, planned), never, np.where(still, still_distance, distance))
         per_step |= {name if h == 3 else f"{name}_{h}s": value for name, value in found.items()}
-    return PlanningSteps(setting.full, setting.full, per_step, _detail(setting, per_step, ("obj_box_col", "L2")))
+    return PlanningSteps(setting.cases.gt_ego_fut_masks, setting.full, per_step, _detail(setting, per_step, ("obj_box_col", "L2")))
 
 
 def _looked_up(setting: Setting, path: Float32[Array, "n 6 2"]) -> tuple[Bool[Array, "n 6"], Bool[Array, "n 6"]]:

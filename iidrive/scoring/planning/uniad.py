@@ -49,7 +49,7 @@ def uniad(setting: Setting) -> PlanningSteps:
     distance = np.where(mask, setting.distance(), np.float32(0))
     per_step = {"obj_col": obj_col, "obj_box_col": obj_box_col, "L2": distance}
     detail = {"obj_col": obj_col.astype(np.float32), "obj_box_col": obj_box_col.astype(np.float32), "L2": distance, "gt_box_coll": true}
-    return PlanningSteps(cases.full, np.ones(len(cases), bool), per_step, detail)
+    return PlanningSteps(mask, np.ones(len(cases), bool), per_step, detail)
 
 
 def corners(box: Array) -> Float32[Array, "k 4 2"]:

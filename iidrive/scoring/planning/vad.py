@@ -43,7 +43,7 @@ def _evaluate(setting: Setting, within_m: tuple[float, float] | None) -> Plannin
     distance = np.where(full, setting.distance(), np.float32(0))
     per_step = {"obj_col": obj_col, "obj_box_col": obj_box_col, "L2": distance}
     detail = {f"{name}_{h}s": horizon(value, 2 * h, setting.full) for name, value in per_step.items() for h in (1, 2, 3)}
-    return PlanningSteps(setting.full, setting.full, per_step, {**detail, "obj_box_col_step": obj_box_col})
+    return PlanningSteps(setting.cases.gt_ego_fut_masks, setting.full, per_step, {**detail, "obj_box_col_step": obj_box_col})
 
 
 def horizon(value: Array, steps: int, evaluated: Bool[Array, "n"]) -> Float32[Array, "n"]:
