@@ -164,6 +164,15 @@ def test_lists_that_expand_without_end_are_refused(content: bytes, tmp_path: Pat
         plain_pickle.to_array(found)
 
 
+def test_a_file_that_was_appended_to_is_refused(tmp_path: Path) -> None:
+    """The second pickle may hold the newer paths."""
+    (tmp_path / "p.pkl").write_bytes(pickle.dumps({"a": 1}) + pickle.dumps({"a": 2}))
+    with pytest.raises(
+        DataError, match=r"p\.pkl: there is more after the first pickle.*was the file appended to\? Write everything in one pickle"
+    ):
+        plain_pickle.load(tmp_path / "p.pkl")
+
+
 def test_a_large_memo_index_allocates_nothing(tmp_path: Path) -> None:
     assert plain_pickle.load(pickled(tmp_path / "p.pkl", b"\x80\x02Nr\xff\xff\xff\x7f.")) is None
 

@@ -39,8 +39,8 @@ def load(path: str | Path) -> Any:
     """Read a pickle: dicts, lists, tuples, text, numbers, and objects that `to_array` converts to arrays.
 
     Raises:
-        DataError: naming the file, if it is damaged or too large, asks for more memory than a file of its size can need, or names any
-            other class or function. That class or function is not imported.
+        DataError: naming the file, if it is damaged or too large, holds more than one pickle, asks for more memory than a file of its size
+            can need, or names any other class or function. That class or function is not imported.
     """
     where = printable_line(str(path))
     if require_file(path) > LIMIT:
@@ -86,8 +86,9 @@ def load_torch(path: str | Path) -> Any:
 
 
 def _loaded(content: memoryview, where: str, part: Callable[[str, int], bytes] | None = None) -> Any:
+    interpreter = Interpreter(content, part)
     try:
-        return Interpreter(content, part).run()
+        value = interpreter.run()
     except RefusedError as error:
         raise DataError(
             f"{where}: the pickle asks for {error}; only dicts, lists, tuples, text, numbers, NumPy arrays and PyTorch tensors are "
@@ -97,6 +98,12 @@ def _loaded(content: memoryview, where: str, part: Callable[[str, int], bytes] |
         raise DataError(f"{where}: not a readable pickle ({error}); write the paths as JSON or npz.") from None
     except Exception as error:  # a damaged pickle can fail in any way
         raise DataError(f"{where}: not a readable pickle ({one_line(error)}); it may be truncated: write it again.") from error
+    if interpreter.at < len(content):
+        raise DataError(
+            f"{where}: there is more after the first pickle, which ends at byte {interpreter.at} of {len(content)}; was the file appended to? "
+            "Write everything in one pickle."
+        )
+    return value
 
 
 def to_array(value: Any) -> Array:
