@@ -94,6 +94,39 @@ def test_plus_minus_is_kept() -> None:
     assert parse_tables(FORMS["plus minus"])[0].rows["obj_box_col"].spread[0] == pytest.approx(0.00004)
 
 
+@pytest.mark.parametrize(
+    ("name", "cells", "half"),
+    [
+        ("L2 (cm)", "23.88 | 35.95 | 104.06", 5e-5),
+        ("L2 [mm]", "238.8 | 359.5 | 1040.6", 5e-5),
+        ("L2 (cm)", "0.2388 m | 0.3595 m | 1.0406 m", 5e-5),
+    ],
+)
+def test_units_of_lengths(name: str, cells: str, half: float) -> None:
+    """A unit beside the name holds for the row, unless the cells state their own."""
+    by_row = parse_tables(f"| metrics | 1s | 2s | 3s |\n| {name} | {cells} |")[0]
+    by_column = parse_tables(f"| Method | {name} 1s | {name} 2s | {name} 3s |\n| Ours | {cells} |")[0]
+    for table in (by_row, by_column):
+        assert table.rows["L2"].columns == pytest.approx((0.2388, 0.3595, 1.0406))
+        assert table.rows["L2"].halves[0] == pytest.approx(half)
+
+
+def test_rates_per_thousand() -> None:
+    table = parse_tables(
+        "| metrics | 1s | 2s | 3s | avg |\n| L2 [m] | 0.4 | 0.7 | 1.0 | 0.7 |\n| obj_box_col (‰) | 0.20 | 0.73 | 3.09 | 1.34 |"
+    )[0]
+    assert table.rows["obj_box_col"].columns == pytest.approx((0.0002, 0.00073, 0.00309))
+    assert table.rows["obj_box_col"].average == pytest.approx(0.00134)
+
+
+def test_lines_that_a_terminal_wrapped_are_refused(tmp_path: Path) -> None:
+    """The second half of the header is no second line of names: values would move to later times."""
+    path = tmp_path / "t.txt"
+    path.write_text("\n".join(f"{line[:40]}\n{line[40:]}" for line in print_table().splitlines()[:7]))
+    with pytest.raises(DataError, match="two lines of the header name different times; if a terminal wrapped the lines, join them"):
+        read_tables(path)
+
+
 # ------------------------------------------------------------------------------------------------------------------- other shapes
 
 

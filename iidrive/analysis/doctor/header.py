@@ -38,6 +38,13 @@ def columns_of(grid: Grid) -> list[Column]:
     return _spread(out, groups) if groups else out
 
 
+def times_differ(grid: Grid) -> bool:
+    """Whether two lines of a header name different times, as those of a table do whose lines a terminal has wrapped."""
+    times = [[t for t in (time_of(plain(cell)) for cell in cells) if t is not None] for cells in grid.header]
+    several = [line for line in times if len(line) >= 2]
+    return any(line != several[0] for line in several[1:])
+
+
 def _spread(columns: list[Column], groups: list[tuple[str, ...]]) -> list[Column]:
     """Assign the names of a shorter header line to the runs of times below, in order."""
     names = [name for name in map(quantity, map(plain, groups[0])) if name]

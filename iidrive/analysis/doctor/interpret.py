@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from iidrive.analysis.doctor.header import Column, columns_of, runs_of
+from iidrive.analysis.doctor.header import Column, columns_of, runs_of, times_differ
 from iidrive.analysis.doctor.readers.cells import absent, damaged, number, plain
 from iidrive.analysis.doctor.readers.found import Grid, Values
-from iidrive.analysis.doctor.readers.names import AVERAGE, is_row_name, quantity, says_box, single, time_of
+from iidrive.analysis.doctor.readers.names import AVERAGE, factor_of, is_row_name, quantity, says_box, single, time_of
 from iidrive.core.scene import FUTURE_STEPS, STEP_S
 from iidrive.core.text import printable
 
@@ -30,6 +30,7 @@ class Rows:
     cells: dict[str, dict[float, str]] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     percent: set[str] = field(default_factory=set)
+    factors: dict[str, float] = field(default_factory=dict)
     style: str = ""
     label: str = ""
     title: str = ""
@@ -45,6 +46,13 @@ class Rows:
         """Times of the columns in order, without the average."""
         return tuple(sorted({time for row in self.cells.values() for time in row if time != AVERAGE}))
 
+    def name_unit(self, row: str, words: str) -> None:
+        """Store the unit that the name of a row or column states."""
+        if "%" in words:
+            self.percent.add(row)
+        elif (factor := factor_of(words)) is not None:
+            self.factors[row] = factor
+
     def put(self, row: str, time: float, cell: str, label: str = "") -> None:
         """Store a cell. A cell that is not a number is recorded as unreadable; an absent one is skipped."""
         if absent(cell):
@@ -57,6 +65,8 @@ class Rows:
 
 def of_grid(grid: Grid, above: Sequence[str], key: int) -> tuple[list[Rows], list[str]]:
     """The tables of one grid, and what could not be read in it. `above`: the lines before the grid, the nearest last."""
+    if times_differ(grid):
+        return [], [f"line {grid.first + 1}: two lines of the header name different times; if a terminal wrapped the lines, join them"]
     columns = columns_of(grid)
     timed = [c for c in columns if (c.time is not None and c.at > 0) or (c.time is not None and not c.row)]
     named = [c for c in columns if c.row]
@@ -106,8 +116,7 @@ def _times_down(grid: Grid, named: Sequence[Column], key: int) -> tuple[list[Row
             into = step if twice and single(column.name) else out
             into.put(column.row, time, cells[column.at], column.name)
             into.labels[column.row] = column.name
-            if "%" in column.name:
-                into.percent.add(column.row)
+            into.name_unit(column.row, column.name)
     if not any("iou" in c.name.lower() or "traj" in c.name.lower() or single(c.name) for c in named):
         out.style = step.style = ""
     elif twice and step.cells:
@@ -153,8 +162,9 @@ def _times_across(
             for column in run:
                 if column.at < len(cells) and column.time is not None:
                     rows.put(name, column.time, cells[column.at], f"{label} {name}")
-                if "%" in column.name or (name == "obj_box_col" and notes):
-                    rows.percent.add(name)
+                rows.name_unit(name, column.name)
+            if name == "obj_box_col" and notes and name not in rows.factors:
+                rows.percent.add(name)
             if name == "obj_box_col" and not any(says_box(c.name) for c in run) and not notes:
                 rows.notes.append("a collision column that names neither point nor box is read as the box's")
         _cut(rows, grid, at, cells, len(columns))
@@ -222,8 +232,7 @@ def _quantities_down(
                 rows.label, rows.block = printable(label, 80), (grid.first, grid.last)
         rows.last = at
         rows.labels[name] = label
-        if "%" in label:
-            rows.percent.add(name)
+        rows.name_unit(name, label)
         for column, cell in zip(timed, values, strict=False):
             if column.time is not None:
                 rows.put(name, column.time, cell)
@@ -260,8 +269,7 @@ def _averages_down(grid: Grid, columns: Sequence[Column], named: Sequence[Column
             place = column.at + shift
             if 0 <= place < len(cells) and name in ("L2", "obj_col", "obj_box_col"):
                 rows.put(name, AVERAGE if column.time is None else column.time, cells[place], f"{label} {name}")
-                if "%" in column.name:
-                    rows.percent.add(name)
+                rows.name_unit(name, column.name)
         if rows.cells:
             yield rows
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import isfinite, nan
 
 from iidrive.analysis.doctor.interpret import Rows
-from iidrive.analysis.doctor.readers.cells import Number, number
+from iidrive.analysis.doctor.readers.cells import Number, number, plain
 from iidrive.analysis.doctor.readers.names import AVERAGE
 from iidrive.analysis.doctor.table import Row, State
 from iidrive.core.scene import FUTURE_STEPS
@@ -66,6 +66,8 @@ def _scaled(cell: Number | None, scale: float, precise: bool) -> tuple[float, fl
 def _scale(name: str, cells: Mapping[float, Number | None], rows: Rows, averages: Mapping[str, float]) -> tuple[float, str]:
     """The factor for printed values, and the unit if it is a guess."""
     found = [n for n in cells.values() if n is not None]
+    if name in rows.factors and not any(plain(cell)[-1:] in ("m", "%") for cell in rows.cells[name].values()):
+        return rows.factors[name], ""
     if name == "L2":
         return 1.0, ""
     if name in ("mIoU", "IoU"):

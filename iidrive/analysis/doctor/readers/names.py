@@ -15,6 +15,8 @@ _MIOU = re.compile(r"(?<![a-z])miou(?![a-z])")
 _IOU = re.compile(r"(?<![a-z])iou(?![a-z])")
 _TIME = re.compile(r"(?<![\d.,])(\d{1,2}(?:[.,]\d{1,2})?)\s?(?:s|secs?|seconds?|秒)(?![a-z0-9])")
 _AVERAGE = re.compile(r"(?<![a-z])(?:avg|average|mean|ave)(?![a-z])|平均|均值")
+_UNIT = re.compile(r"(?<![a-z])(cm|mm)(?![a-z])|‰")
+_FACTORS = {"cm": 0.01, "mm": 0.001, "‰": 0.001}
 AVERAGE = -1.0
 """Time value that stands for the column of averages."""
 
@@ -38,6 +40,12 @@ def quantity(words: str) -> str:
 def says_box(words: str) -> bool:
     """Whether the name of a collision column mentions the box."""
     return _BOX.search(_normal(words)) is not None
+
+
+def factor_of(words: str) -> float | None:
+    """The factor of a unit that a name states, to metres or fractions of 1: 0.01 for cm, 0.001 for mm and ‰. None for other units and no unit."""
+    found = _UNIT.search(_normal(words[:_LONGEST]))
+    return _FACTORS[found[0]] if found else None
 
 
 def single(words: str) -> bool:
