@@ -86,6 +86,19 @@ FORMS: dict[str, tuple[object, str]] = {
         "a table",
     ),
     "a name around it": ({"predictions": {t: p.tolist() for t, p in zip(TOKENS, PATH, strict=True)}}, "a table"),
+    "the truth beside it": (
+        [{"token": t, "traj_gt": p * 0, "pred": p} for t, p in zip(TOKENS, PATH, strict=True)],
+        "rows with a token each",
+    ),
+    "columns": ({"token": TOKENS, "trajectory": PATH.tolist()}, "columns of tokens and paths"),
+    "columns of arrays": (
+        {"sample_tokens": np.array(TOKENS), "trajs": PATH, "gt_trajs": PATH * 0, "note": "x"},
+        "columns of tokens and paths",
+    ),
+    "a DataFrame's JSON": (
+        {"token": {str(i): t for i, t in enumerate(TOKENS)}, "path": {str(i): p.tolist() for i, p in enumerate(PATH)}},
+        "columns of tokens and paths",
+    ),
     "answers in rows": ([{"token": t, "GPT": text(p)} for t, p in zip(TOKENS, PATH, strict=True)], "rows with a token"),
 }
 
@@ -147,6 +160,10 @@ def test_arrays_as_others_write_them(name: str, tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
+    "only the truth": (
+        {t: {"gt_trajectory": p} for t, p in zip(TOKENS, PATH, strict=True)},
+        "has only the true path, 'gt_trajectory', and no plan",
+    ),
     "turned": ({t: p.T for t, p in zip(TOKENS, PATH, strict=True)}, r"found \(2, 6\)\. Turn it, so that a row is a point"),
     "in one row": ({t: p.ravel() for t, p in zip(TOKENS, PATH, strict=True)}, r"found \(12,\)\. Reshape it to \(6, 2\)"),
     "as text": (
@@ -157,6 +174,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
         {**dict(zip(TOKENS, PATH, strict=True)), "t1": PATH[1][:5], "t3": PATH[3][:4]},
         r"sample t1 must have shape \(6, 2\).*found \(5, 2\).*2 of 5 paths are bad: sample t1, sample t3",
     ),
+    "columns that differ": ({"token": TOKENS[:3], "trajectory": PATH}, r"found 3 tokens and, beside them, 'trajectory' \(5\)"),
+    "two columns of paths": ({"token": TOKENS, "a": PATH, "b": PATH}, r"several columns that may be the paths, 'a', 'b'"),
     "eight steps": ({t: np.zeros((8, 2)) for t in TOKENS}, r"found \(8, 2\).*If the points are 0.5 s apart, write the first 6"),
     "seven without the present": ({t: np.ones((7, 2)) for t in TOKENS}, r"its first point is not the ego at t = 0"),
     "any third column": ({t: np.concatenate([p, p * 100], 1)[:, :3] for t, p in zip(TOKENS, PATH, strict=True)}, "is not the heading"),
@@ -179,6 +198,13 @@ def test_results_that_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message) as error:
         read_paths(tmp_path / "r.pkl")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("kind", "told"), [("c8", "complex64"), ([("token", "U4"), ("path", "f4", (6, 2))], r"\[\('token'")])
+def test_arrays_of_other_kinds_are_named(kind: Any, told: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "r.npy", np.zeros((N, 6), kind))
+    with pytest.raises(DataError, match=rf"r\.npy: the array must be numbers of shape \(6, 2\); found {told}"):
+        read_paths(tmp_path / "r.npy")
 
 
 # ------------------------------------------------------------------------------------------------------------------- cases

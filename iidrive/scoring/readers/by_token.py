@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ PATH_KEYS = ("trajectory", "final_planning", "planning_traj", "pred_traj")
 """Keys that are tried first for the path of a row."""
 _INNER = ("img_bbox", "pts_bbox")
 """Keys that hold the predictions in mmdetection3d's rows."""
+_TRUTH = re.compile(r"(?<![a-z])(?:gt|ground_?truth|truth|true|labels?|targets?)(?![a-z])", re.IGNORECASE)
+"""Names of true paths, which are never read as plans."""
 
 
 def is_submission(value: Any) -> bool:
@@ -40,7 +43,7 @@ def read_table(value: Mapping[Any, Any], where: str) -> Rows:
 
 
 def path_in(value: Any) -> Any:
-    """The path of an entry: the entry itself, or the only value of a dict that can be a path.
+    """The path of an entry: the entry itself, or the only value of a dict that can be a path and is not named as the true one.
 
     Raises:
         DataError: if a dict has no such value, or several.
@@ -53,14 +56,22 @@ def path_in(value: Any) -> Any:
     for key in _INNER:
         if isinstance(value.get(key), dict):
             return path_in(value[key])
-    found = [key for key, inner in value.items() if may_be_path(inner)]
+    paths = [key for key, inner in value.items() if may_be_path(inner)]
+    found = [key for key in paths if not is_truth(key)]
     if len(found) == 1:
         return value[found[0]]
     if found:
         raise DataError(
             f"an entry has several values that may be the path, {', '.join(map(repr, found[:4]))}: name the right one 'trajectory'."
         )
+    if paths:
+        raise DataError(f"an entry has only the true path, {paths[0]!r}, and no plan: name the plan 'trajectory'.")
     raise DataError(f"an entry has no path of six points; found {keys_of(value)}.")
+
+
+def is_truth(key: Any) -> bool:
+    """Whether a key names the true path, as `gt_trajectory` does."""
+    return isinstance(key, str) and _TRUTH.search(key) is not None
 
 
 def may_be_path(value: Any) -> bool:

@@ -18,6 +18,7 @@ from iidrive.core.untrusted.npz import member_names, read_npy, read_npz
 from iidrive.scoring import npz
 from iidrive.scoring.predictions import Predictions, read_predictions
 from iidrive.scoring.readers.by_token import is_submission, is_table, read_submission, read_table
+from iidrive.scoring.readers.columns import is_columns, read_columns
 from iidrive.scoring.readers.listed_rows import is_listed, read_listed, token_key
 from iidrive.scoring.readers.rows import Rows, named, token_name, unnamed, what
 from iidrive.scoring.readers.shapes import numbers
@@ -41,6 +42,7 @@ _MARKED: tuple[tuple[str, Callable[[Any], bool], Callable[[Any, str], Rows]], ..
     ("a nuScenes submission (meta, results)", is_submission, read_submission),
 )
 _OTHERS: tuple[tuple[Callable[[Any], bool], Callable[[Any, str], Rows]], ...] = (
+    (is_columns, read_columns),
     (is_texts, read_texts),
     (is_listed, read_listed),
     (is_sparsedrive, read_sparsedrive),

@@ -70,6 +70,8 @@ def numbers(value: Any, what: str) -> Array:
         raise DataError(f"{what} is not an array of numbers of shape {SHAPE}: its rows differ in length.") from error
     if found.dtype.kind not in "fiu" or _has_boolean(value):
         held = "booleans" if found.dtype.kind == "b" or _has_boolean(value) else _named(value)
+        if found.dtype.kind in "cV":
+            held = printable(str(found.dtype), 60)
         raise DataError(f"{what} must be numbers of shape {SHAPE}; found {held}.")
     return found
 
