@@ -80,6 +80,44 @@ def test_samples_of_a_log_are_one_group(tmp_path: Path) -> None:
     assert "independent" not in text
 
 
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_files_that_a_spreadsheet_wrote_again(tmp_path: Path, mark: str) -> None:
+    """With quotes, and with decimal commas where the mark is no comma."""
+    lines = [HEAD, *(row(*one) for one in draws(1)[:5])]
+    want = score_of(written(tmp_path / "a.csv", lines[1:], index=False))
+    if mark != ",":
+        lines = [line.replace(",", mark).replace(".", ",") for line in lines]
+    quoted = [mark.join(f'"{cell}"' for cell in line.split(mark)) for line in lines]
+    for text in (lines, quoted):
+        (tmp_path / "b.csv").write_text("\r\n".join(text) + "\r\n")
+        assert is_score_file(tmp_path / "b.csv")
+        assert score_of(str(tmp_path / "b.csv")) == want
+
+
+def test_two_kinds_of_score_are_not_compared(tmp_path: Path) -> None:
+    lines = [row(*one) for one in draws(1)[:5]]
+    one = written(tmp_path / "one.csv", lines)
+    two = written(tmp_path / "two.csv", [f"{line},1.0" for line in lines], f"{HEAD.replace('comfort', 'history_comfort')},lane_keeping")
+    with pytest.raises(
+        DataError, match=r"one\.csv holds PDMS \(NAVSIM v1\) and .*two\.csv EPDMS \(NAVSIM v2\), which are different scores"
+    ):
+        compare_score_files([one, two])
+
+
+def test_what_a_score_file_lacks_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [row(*one) for one in draws(1)[:5]]
+    whole = written(tmp_path / "whole.csv", lines)
+    other = written(tmp_path / "other.csv", lines, HEAD.replace(",score", ",pdm_score"))
+    (tmp_path / "notes.txt").write_text("L2 0.1")
+    for files, message in (
+        ([whole, other], "other.csv: expected a CSV table with the columns token and score"),
+        ([whole, str(tmp_path / "notes.txt")], "whole.csv is a score file of NAVSIM, which is compared with another score file"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["compare", *files])
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -206,6 +206,10 @@ def compare(files: list[str], cases: str = "", tables: bool = False, grid: bool 
     if not tables and files and all(is_score_file(file) for file in files):
         print(compare_score_files(files))
         return
+    if not tables and (csv := [file for file in files if is_score_file(file)]):
+        raise ConfigError(
+            f"{csv[0]} is a score file of NAVSIM, which is compared with another score file; found {len(files)} files, {len(csv)} of them such."
+        )
     if tables or not any(holds_arrays(part) and not is_log(part) for file in files for seed in file.split(",") for part in pieces_of(seed)):
         if tokens:
             raise ConfigError("--tokens is for predictions without sample tokens, and tables have none: leave it out.")

@@ -1,6 +1,7 @@
 """Comparison of two score files of NAVSIM (`run_pdm_score.py`): one row per token, with the parts of PDMS or EPDMS.
 
-Rows that hold averages are left out; averages are computed again, and compared with those of the file. Rows that are not valid have no score.
+Spreadsheets write such files again with semicolons or tabs, quotes and decimal commas. These are read, too. Rows that hold averages are left
+out; averages are computed again, and compared with those of the file. Rows that are not valid have no score.
 """
 
 from __future__ import annotations
@@ -41,6 +42,12 @@ PARTS: Mapping[str, str] = {
 }
 """Columns that are compared, and their short names. Other columns are ignored."""
 
+_OF_SCORE: Mapping[str, tuple[str, ...]] = {
+    "EPDMS (NAVSIM v2)": ("traffic_light_compliance", "lane_keeping", "history_comfort", "two_frame_extended_comfort"),
+    "PDMS (NAVSIM v1)": ("comfort",),
+}
+"""Which score a file holds: the first of which it has a column."""
+
 _SCENE_COLUMNS = ("log_name", "log", "scene")
 """Columns that say which samples belong together. The first that both files have is used."""
 
@@ -80,13 +87,20 @@ class Part:
 
 
 def is_score_file(path: str | Path) -> bool:
-    """Whether a file is a CSV table with the columns `token` and `score`."""
+    """Whether a file is a CSV table with the columns `token` and at least one of `PARTS`."""
     path = Path(path)
-    if path.suffix != ".csv" or not path.is_file():
+    if path.suffix not in (".csv", ".tsv") or not path.is_file():
         return False
     with open(path, "rb") as file:
-        head = file.readline(1 << 16)
-    return {"token", SCORE} <= {cell.strip() for cell in head.decode("utf-8-sig", "replace").rstrip("\r\n").split(",")}
+        head = file.readline(1 << 16).decode("utf-8-sig", "replace")
+    cells = {cell.strip('\r\n "') for cell in head.split(_mark_of(head))}
+    return "token" in cells and not cells.isdisjoint(PARTS)
+
+
+def _mark_of(text: str) -> str:
+    """The mark between the cells of a table: the one that its first line has most of."""
+    head = text.split("\n", 1)[0]
+    return max((",", ";", "\t"), key=head.count)
 
 
 def read_score_file(path: str | Path) -> ScoreFile:
@@ -97,7 +111,11 @@ def read_score_file(path: str | Path) -> ScoreFile:
             without a valid row.
     """
     where = printable_line(str(path))
-    rows = csv.DictReader(io.StringIO(decode(read_bytes(path, _LIMIT), where), newline=""), strict=True)
+    text = decode(read_bytes(path, _LIMIT), where)
+    mark = _mark_of(text)
+    if mark != ",":
+        text = text.replace(",", ".")  # decimal commas
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=mark)
     columns, scenes = _columns(rows, where)
     values: dict[str, dict[str, float]] = {}
     scene: dict[str, list[str]] = {name: [] for name in scenes}
@@ -184,6 +202,11 @@ def compare_score_files(files: Sequence[str], resamples: int = 9999) -> str:
     if len(files) != 2:
         raise ConfigError(f"compare takes two sides, A and B; found {len(files)}.")
     a, b = (read_score_file(path) for path in files)
+    kinds = [next((kind for kind, own in _OF_SCORE.items() if not file.values.keys().isdisjoint(own)), "") for file in (a, b)]
+    if all(kinds) and kinds[0] != kinds[1]:
+        raise DataError(
+            f"{a.name} holds {kinds[0]} and {b.name} {kinds[1]}, which are different scores. Score both by one version of NAVSIM."
+        )
     shared = set(a.token) & set(b.token)
     if not shared:
         raise DataError(f"{a.name} and {b.name} have no token in common; were they run on different splits?")
