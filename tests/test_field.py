@@ -18,7 +18,7 @@ from make_cases import along, make_cases
 
 from iidrive.cli.main import main
 from iidrive.core.classes import FREE
-from iidrive.core.errors import DataError
+from iidrive.core.errors import ConfigError, DataError
 from iidrive.data.nuscenes.source import NuScenes, NuScenesConfig
 from iidrive.scoring.accumulate import PlanningScore
 from iidrive.scoring.cases import write_cases
@@ -348,6 +348,23 @@ def test_custom_splits(tiny: Path, tmp_path: Path) -> None:
         source.scene_names(str(tmp_path / "list.json"))
 
 
+def test_official_splits_are_not_replaced(tiny: Path) -> None:
+    (tiny / "v1.0-mini" / "splits.json").write_text('{"mini_val": ["scene-0103"]}')
+    source = opened(tiny)
+    assert source.scene_names("mini_val") == ("scene-0103", "scene-0916")
+    assert any("splits.json has a mini_val of its own: the official mini_val is used" in note for note in source.missing())
+    (tiny / "v1.0-mini" / "splits.json").write_text('{"mini_val": ["scene-0916", "scene-0103"]}')
+    assert not any("splits.json" in note for note in opened(tiny).missing())
+
+
+def test_a_list_without_a_scene_of_these_tables_shows_its_names(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("0103\n0916\n")
+    with pytest.raises(
+        ConfigError, match=r"none of the 2 scenes of split '.*list\.txt' \(0103, 0916\); its scenes are named like scene-0103"
+    ):
+        opened(tiny).scene_names(str(tmp_path / "list.txt"))
+
+
 def test_explicit_folders_without_a_match_are_errors(tiny: Path) -> None:
     path = tiny / "all" / "gts" / "scene-0103" / "scene-0103-sample-00" / "labels.npz"
     path.parent.mkdir(parents=True)
@@ -372,6 +389,7 @@ def at_12_hz(records: list[dict[str, Any]]) -> None:
 
 
 DAMAGE: dict[str, tuple[str, Any, str]] = {
+    "a sample lost": ("sample", lambda r: r.pop(3), r"points to next 'scene-0103-sample-03', which is not in sample\.json"),
     "a box of 1e300 m": ("sample_annotation", lambda r: r[3].update(translation=[1e300, 0, 0]), "expected numbers of at most 1e\\+07"),
     "an integer of 400 digits": ("sample_annotation", lambda r: r[3].update(translation=[10**400, 0, 0]), "expected 3 finite"),
     "one pose for two samples": ("sample_data", shared_pose, "share the ego pose"),

@@ -198,7 +198,7 @@ def test_invalid_splits_are_refused(tiny):
     assert source.scene_names("all") == source.scene_names("mini_val") == ("scene-0103", "scene-0916")
     with pytest.raises(ConfigError, match="Did you mean 'mini_val'"):
         source.scene_names("minival")
-    with pytest.raises(ConfigError, match=r"no scene of split 'test'.*mini_val, all"):
+    with pytest.raises(ConfigError, match=r"none of the 150 scenes of split 'test'.*mini_val, all"):
         source.scene_names("test")
     with pytest.raises(DataError, match=r"'val' has 150 scenes.*lacks 148.*scene-0003"):
         source.scene_names("val")

@@ -94,7 +94,9 @@ class NuScenes:
         self._index, self._cache_notes = index.load(self.folder, cache)
         self._scene_number = {str(name): s for s, name in enumerate(self._index.scene_name)}
         self._map_folders = tuple(dict.fromkeys(base / "maps" / sub for base in (self.root, given) for sub in ("expansion", "")))
-        self._splits = {**splits_beside(self.folder), **SPLITS}
+        beside_tables = splits_beside(self.folder)
+        self._renamed = [split for split, names in beside_tables.items() if split in SPLITS and set(names) != set(SPLITS[split])]
+        self._splits = {**beside_tables, **SPLITS}
         self._maps: dict[str, LocationMap | None] = {}
         self._listed: dict[tuple[Path, str], frozenset[str]] = {}
         self._sweeps: tuple[sweeps.SweepFiles | None] | None = None
@@ -160,7 +162,11 @@ class NuScenes:
             return wanted
         whole = ", ".join([*(s for s, names in self._splits.items() if all(n in have for n in names)), "all"])
         if len(absent) == len(wanted):
-            raise ConfigError(f"{self.folder} has no scene of split '{split}'; splits that it has: {whole}.")
+            names = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
+            raise ConfigError(
+                f"{self.folder} has none of the {len(wanted)} scenes of split '{split}' ({names}); its scenes are named like {next(iter(have))}. "
+                f"Splits that it has: {whole}."
+            )
         listed = ", ".join(absent[:8]) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
         raise DataError(
             f"{self.folder}: split '{split}' has {len(wanted)} scenes, but scene.json lacks {len(absent)} of them ({listed}). "
@@ -215,6 +221,10 @@ class NuScenes:
     def missing(self) -> tuple[str, ...]:
         """One sentence for each thing that this copy of nuScenes lacks, and what is used instead. Parses the maps of all locations."""
         index, out = self._index, list(self._cache_notes)
+        out += [
+            f"{self.folder / 'splits.json'} has a {split} of its own: the official {split} is used, as in the devkit; name yours otherwise"
+            for split in self._renamed
+        ]
         if not len(index.box_label):
             out.append("sample_annotation.json is empty, as in v1.0-test: there are no boxes, so collisions cannot be scored")
         unknown_points = int((index.box_lidar_points < 0).sum())

@@ -156,7 +156,7 @@ def follow(path: Path, token: str, name: str, target: str, known: Mapping[str, A
         DataError: if `target` is not in `known`.
     """
     if not isinstance(target, str) or target not in known:
-        where = name.removesuffix("_token")
+        where = path.stem if name in ("prev", "next") else name.removesuffix("_token").removeprefix("first_").removeprefix("last_")
         raise DataError(
             f"{path}: record {printable(token)} points to {name} '{printable(target)}', which is not in {where}.json. "
             "The tables are from different archives; unpack them again from one archive."
