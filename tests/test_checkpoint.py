@@ -49,7 +49,13 @@ def test_damage_is_named(tmp_path: Path) -> None:
         checkpoint.find(tmp_path)
     path = checkpoint.save(tmp_path / "c", MANIFEST, {"a": torch.ones(100)})
     file = path / "weights.safetensors"
-    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors: a file of a checkpoint; give its folder, .*c\.$"):
+        checkpoint.find(file)
+    whole = file.read_bytes()
+    file.write_bytes(checkpoint.LFS_POINTER + b".github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors: a Git LFS pointer.*git lfs pull"):
+        checkpoint.load_tensors(path)
+    file.write_bytes(whole[:50])
     with pytest.raises(CheckpointError, match=r"weights\.safetensors: damaged"):
         checkpoint.load_tensors(path)
     (path / "manifest.json").write_text("{")

@@ -16,7 +16,7 @@ from three_runs import RECIPE, TOWN, Chain, train_chain
 
 from iidrive.analysis import lineage_of
 from iidrive.cli.main import main
-from iidrive.core.errors import ConfigError, DataError, LineageError
+from iidrive.core.errors import CheckpointError, ConfigError, DataError, LineageError
 from iidrive.core.lineage import MARKED, Lineage, Parent, joined, mark_numbers, matched
 from iidrive.data.clips import read_tracks
 from iidrive.data.tokens import TokenCache
@@ -30,6 +30,7 @@ from iidrive.runtime.run_folder import Run
 from iidrive.scoring.cases import write_cases
 from iidrive.scoring.predictions import read_predictions
 from iidrive.training import checkpoint
+from iidrive.training.checkpoint import Manifest
 from iidrive.training.options import RunOptions
 
 TINY = ["--recipe", "tiny", "--recipe.town.train_scenes", "2", "--recipe.town.test_scenes", "1", "--recipe.town.keyframes", "12"]
@@ -198,6 +199,21 @@ def test_lineages_are_printed_for_any_path(chains: list[Chain], tmp_path: Path, 
         lineage_of.trace(tmp_path / "ctrv" / "run.json")
     np.savez(tmp_path / "p.npz", pred=np.zeros((3, 6, 2), np.float32))
     assert "unknown origin" in str(lineage_of.trace(tmp_path / "p.npz")[0])
+
+
+def test_what_has_no_lineage_is_named(tmp_path: Path) -> None:
+    manifest = Manifest("tokenizer", "0" * 16, {}, 8, "x", {})
+    (checkpoint.save(tmp_path / "c", manifest, {"a": torch.ones(1)}) / "weights.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"c: no checkpoint: beside its manifest\.json, weights\.safetensors is missing"):
+        lineage_of.trace(tmp_path)
+    torch.save({"a": torch.ones(1)}, tmp_path / "w.pth")
+    with pytest.raises(DataError, match=r"w\.pth: weights of another project have no lineage here.*iidrive import ii-world"):
+        lineage_of.trace(tmp_path / "w.pth")
+    (tmp_path / "t.txt").write_text("hello")
+    with pytest.raises(
+        DataError, match=r"t\.txt: neither a predictions file \(\.npz\) nor scores \(\.json\): not readable as JSON.*[^.]\.$"
+    ):
+        lineage_of.trace(tmp_path / "t.txt")
 
 
 @pytest.mark.slow

@@ -16,6 +16,9 @@ from iidrive.scoring.predictions import Predictions, read_predictions
 from iidrive.training import checkpoint, shipped
 from iidrive.training.checkpoint import Manifest
 
+_WEIGHTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+"""Suffixes of weights, which have a lineage only in the folder of a checkpoint."""
+
 
 def trace(path: str | Path) -> list[Lineage]:
     """The lineages of everything at a path, down to two folder levels below.
@@ -58,6 +61,15 @@ def fit_together(lineages: Sequence[Lineage]) -> str:
     return "All of these descend from one tokenizer and at most one world model: they may be used together."
 
 
+def _is_checkpoints(manifest: Path) -> bool:
+    """Whether a manifest is that of a checkpoint rather than of a token cache."""
+    try:
+        found = read_json(manifest)
+    except DataError:
+        return False
+    return isinstance(found, dict) and "architecture" in found
+
+
 def _manifest(lineage: Lineage) -> Manifest | None:
     """The manifest of a checkpoint; None for what is no checkpoint."""
     try:
@@ -91,10 +103,15 @@ def _of_file(path: Path) -> list[Lineage]:
         return [checkpoint.read_manifest(path.parent).lineage(path.parent)]
     if path.suffix == ".npz":
         return [lineage_of_predictions(read_predictions(path))]
+    if path.suffix in _WEIGHTS:
+        raise DataError(
+            f"{path}: weights of another project have no lineage here. Convert II-World's with `iidrive import ii-world`, and give the folder."
+        )
     try:
         about = read_json(path).get("about", {})
     except (DataError, AttributeError) as error:
-        raise DataError(f"{path}: neither a predictions file (.npz) nor scores (.json): {error}.") from None
+        said = str(error).removeprefix(f"{path}: ").rstrip(".")
+        raise DataError(f"{path}: neither a predictions file (.npz) nor scores (.json): {said}.") from None
     return [_placed(about["lineage"], str(path))] if isinstance(about, dict) and "lineage" in about else []
 
 
@@ -114,6 +131,8 @@ def _of_folder(folder: Path, depth: int) -> list[Lineage]:
     if (folder / "weights.safetensors").is_file() or any((folder / "checkpoints").glob("samples-*")):
         return [checkpoint.read_manifest(folder).lineage(folder)]
     if (folder / "manifest.json").is_file():
+        if _is_checkpoints(folder / "manifest.json"):
+            checkpoint.find(folder)  # raises the error that says what is missing
         return [TokenCache(folder).lineage]
     found = [item for file in sorted(folder.glob("predictions*.npz")) for item in _of_file(file)]
     if (folder / "scores.json").is_file():

@@ -39,6 +39,9 @@ from iidrive.training.facts import require_facts
 FORMAT = 2
 """Version of the format. Since version 2, config fields and parameters have other names than in iidrive 0.1.0."""
 
+LFS_POINTER = b"version https://git-lfs"
+"""How a file begins that stands for one in Git LFS."""
+
 Kind = Literal["tokenizer", "motion", "flow", "world", "route", "planner", "ego-mlp"]
 
 
@@ -211,6 +214,8 @@ def find(path: str | Path) -> Path:
     newest = newest_first(path)
     if not newest:
         if os.path.isfile(path):
+            if os.path.isfile(path.parent / "manifest.json"):
+                raise CheckpointError(f"{path}: a file of a checkpoint; give its folder, {path.parent}.")
             raise CheckpointError(
                 f"{path}: a file; expected the folder of a checkpoint. Convert II-World's weights (.pth) with `iidrive import ii-world`."
             )
@@ -304,6 +309,9 @@ def load_tensors(path: str | Path, name: str = "weights.safetensors") -> dict[st
     except FileNotFoundError:
         raise CheckpointError(f"{file}: missing.") from None
     except SafetensorError as error:
+        with open(file, "rb") as opened:
+            if opened.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise CheckpointError(f"{file}: a Git LFS pointer, not weights. Fetch the file itself with `git lfs pull`.") from None
         raise CheckpointError(f"{file}: damaged ({error}). Use the checkpoint before it, or train again.") from None
 
 
