@@ -252,6 +252,8 @@ REFUSED: dict[str, tuple[dict[str, np.ndarray], list[str], str]] = {
     "axes, y up": ({"semantics": drawn(0).transpose(0, 2, 1)[None]}, [], "axes are in another order"),
     "scores last": ({"semantics": np.zeros((*SHAPE, 18), np.uint8)}, [], "argmax over the last axis"),
     "scores first": ({"semantics": np.zeros((18, *SHAPE), np.float16)}, [], "argmax over the first axis"),
+    "one-hot": ({"semantics": np.stack([drawn(0) == k for k in range(18)]).astype(np.uint8)}, [], "argmax over the first axis"),
+    "one-hot booleans": ({"semantics": np.stack([drawn(0) == k for k in range(18)])}, [], "argmax over the first axis"),
     "flat": ({"semantics": drawn(0).reshape(-1)}, [], "a flattened grid"),
     "another grid": ({"semantics": np.zeros((512, 512, 40), np.uint8)}, [], "not Occ3D's grid"),
     "fractions": ({"semantics": drawn(0) + 0.5}, [], "with fractions"),

@@ -149,7 +149,9 @@ def _shaped(array: Array, name: str, where: str) -> Array:
     ones = len(shape) - 4
     if ones > 0 and shape[:ones] == (1,) * ones:
         array = array.reshape(shape[ones:])
-    scores = array.ndim == 4 and array.dtype.kind == "f" and len(OCC_CLASSES) - 2 <= len(array) <= len(OCC_CLASSES) + 2
+    scores = array.ndim == 4 and len(OCC_CLASSES) - 2 <= len(array) <= len(OCC_CLASSES) + 2
+    if scores and array.dtype.kind in "iu":  # as many times, unless they are one-hot
+        scores = array.shape[1:] == grid and bool((array.sum(axis=0) == 1).all())
     if array.ndim in (3, 4) and array.shape[-3:] == grid and array.size and not scores:
         return array.reshape(-1, *grid)
     raise DataError(
