@@ -432,6 +432,9 @@ def test_training_logs_are_not_paths(tmp_path: Path) -> None:
         ("a.log.json", '{"env_info": 1}\n{"mode": "val", "L2": 0.6, "obj_box_col": 0.1}\n', True),
         ("b.json", '{"token": [[0, 0]]}', False),
         ("c.json", "[1, 2", False),
+        ("metrics.json", '{\n "plan_L2_1s": 0.3,\n "plan_obj_box_col_1s": 0.001\n}', True),
+        ("beside.json", '{"L2": 0.3, "predictions": {"a": [[0, 0]]}}', False),
+        ("nested.json", '{"L2": {"1s": 0.3}, "obj_box_col": {"1s": 0.001}}', True),
         ("d.txt", '{"mode": "val"}', False),
     ):
         (tmp_path / name).write_text(text)

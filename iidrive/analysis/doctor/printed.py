@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from iidrive.analysis.doctor.assemble import Reading, read
 from iidrive.analysis.doctor.decode import Decoded, decode
 from iidrive.analysis.doctor.readers.lines import read_text
+from iidrive.analysis.doctor.readers.names import quantity
 from iidrive.analysis.doctor.table import RATES, ROWS, WEIGHTS, Row, Table
 from iidrive.core.errors import DataError
 from iidrive.core.text import printable
@@ -46,19 +48,24 @@ def read_tables(path: str | Path) -> list[Table]:
 
 
 def is_log(path: str | Path) -> bool:
-    """Whether a file is a training log of JSON lines, as mmcv's `*.log.json` and mmengine's `scalars.json` are, rather than one JSON value."""
+    """Whether a JSON file holds no paths but a training log in lines, as mmcv's `*.log.json` and mmengine's `scalars.json` do, or metrics."""
     if Path(path).suffix != ".json" or not Path(path).is_file():
         return False
     with open(path, "rb") as file:
-        lines = file.read(65536).decode("utf-8", errors="replace").split("\n")[:8]
-    for line in lines:
+        start = file.read(65536).decode("utf-8", errors="replace")
+    for line in (start, *start.split("\n")[:8]):
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and record.keys() & {"mode", "epoch", "iter", "step", "lr"}:
+        if isinstance(record, dict) and (record.keys() & {"mode", "epoch", "iter", "step", "lr"} or _is_metrics(record)):
             return True
     return False
+
+
+def _is_metrics(record: dict[str, Any]) -> bool:
+    """Whether a JSON object holds errors and rates, such as `{"L2_1s": 0.3}`, and beside them nothing long enough for paths."""
+    return any(map(quantity, record)) and all(quantity(name) or not isinstance(value, dict | list) for name, value in record.items())
 
 
 def _nothing(reading: Reading) -> str:
