@@ -66,6 +66,21 @@ def test_one_scene_of_some_is_found_and_named(scenes: int) -> None:
     assert found >= 31, found
 
 
+@pytest.mark.parametrize("scenes", [4, 10])
+def test_half_of_the_scenes_are_found(scenes: int) -> None:
+    """None of them stands out from the others alone. Never is another scene named."""
+    rng, found = np.random.default_rng(scenes), 0
+    known = {f"scene-{k}" for k in range(scenes // 2)}
+    for _ in range(40):
+        error, steady, scene = drives(rng, scenes)
+        among = np.isin(scene, list(known))
+        error[among] = leaked(rng, int(among.sum()))
+        named = {part.name.removeprefix("scene ") for part in known_parts(error, steady, scene)}
+        assert named <= known
+        found += bool(named)
+    assert found >= 26, found
+
+
 def test_every_other_sample_is_found_with_scenes_and_without() -> None:
     rng, found, without = np.random.default_rng(3), 0, 0
     for _ in range(40):

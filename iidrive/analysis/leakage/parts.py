@@ -40,7 +40,8 @@ class Rules:
             standard deviation is estimated by the median absolute deviation.
         least_spread: lower bound of that standard deviation.
         enough: smallest number of other scenes for the `spread` test.
-        alone: with fewer other scenes, the error ratio of every other scene must be larger by this factor.
+        alone: or, with any number of other scenes, every scene outside of a group must have an error ratio larger by this factor than every
+            scene in it. The group may be a single scene.
     """
 
     fewest: int = 8
@@ -123,19 +124,30 @@ def _scenes(error_m: Array, steady_m: Array, scene: Array, evident: Array, ratio
     members = [(name, (scene == name) & evident) for name in dict.fromkeys(scene.tolist())]
     judged = [(name, member) for name, member in members if member.sum() >= rules.fewest]
     level = np.array([ratio[member].mean() for _, member in judged])
+    low = _below_gap(level, rules)
+    below = np.any([judged[k][1] for k in low], axis=0) if low else np.zeros(len(ratio), bool)
     found = []
     for k, (name, member) in enumerate(judged):
-        if not _near(error_m, steady_m, member, evident & ~member, ratio, rules):
+        if not _near(error_m, steady_m, member, evident & ~member & ~below, ratio, rules):
             continue
         others = np.delete(level, k)
         if len(others) >= rules.enough:
             middle = np.median(others)
             far = middle - level[k] > rules.spread * max(1.4826 * np.median(abs(others - middle)), rules.least_spread)
         else:
-            far = len(others) > 0 and others.min() - level[k] > np.log(rules.alone)
-        if far:
+            far = False
+        if far or k in low:
             found.append(_part(f"scene {name}", member, error_m, steady_m))
     return found
+
+
+def _below_gap(level: Array, rules: Rules) -> set[int]:
+    """The scenes below the widest gap between the sorted levels, if it is wider than `alone`. Of several that leak, none stands out alone."""
+    order = np.argsort(level)
+    gaps = np.diff(level[order])
+    if not len(gaps) or gaps.max() <= np.log(rules.alone):
+        return set()
+    return set(order[: int(gaps.argmax()) + 1].tolist())
 
 
 def _part(name: str, member: Array, error_m: Array, steady_m: Array) -> Part:
