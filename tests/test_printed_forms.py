@@ -352,6 +352,7 @@ def test_every_protocol_of_ours_is_read_back() -> None:
         ("{\\bf 0.72}", 0.72),
         ("0{,}72", 0.72),
         ("$0.72\\pm0.01$", 0.72),
+        ("$\\mathbf{0.72}{\\scriptstyle\\pm0.01}$", 0.72),
     ],
 )
 def test_marks_stand_around_numbers_and_never_within(cell: str, value: float | None) -> None:

@@ -15,7 +15,7 @@ _NUMBER = re.compile(
 )
 _MARKUP = re.compile(
     r"(?:<sup>[^<>]{0,20}</sup>|</?[a-zA-Z][^<>]{0,200}>|\$|\*{1,3}|~~|`|[↑↓†‡{}]|\^\{[^{}]{0,20}\}|\^\w"
-    r"|\\(?:rm|bf|it|small|tiny|scriptsize|hline)\b)+"
+    r"|\\(?:rm|bf|it|small|tiny|scriptsize|scriptstyle|hline)\b)+"
 )
 _SPECIAL = re.compile(r"[\\<>$*~`↑↓†‡^{}\[]")
 _LINK = re.compile(r"\[([^\[\]]{1,80})\]\([^()]{0,300}\)")
