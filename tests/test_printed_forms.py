@@ -195,6 +195,29 @@ def test_ways_of_printing_plan_lines(line: str, name: str) -> None:
     assert table.rows["L2"].columns == (0.5, 1.0, 1.5)
 
 
+@pytest.mark.parametrize(
+    ("line", "join"),
+    [
+        ("planning/L2_{h}s: {a}  planning/col_{h}s: {b}", "  "),
+        ("wandb:      val/L2_{h}s {a}\nwandb: val/obj_box_col_{h}s {b}", "\n"),
+        ('"L2_{h}s": {a}, "obj_box_col_{h}s": {b}', ", "),
+    ],
+)
+def test_names_with_times_of_any_logger(line: str, join: str) -> None:
+    text = join.join(line.format(h=h, a=0.3 * h, b=f"{0.0005 * h:.4f}") for h in (1, 2, 3))
+    (table,) = parse_tables(f"2026 - mmengine - INFO - Epoch(val) [24][6019/6019]  {text}  data_time: 0.0024" if "plan" in text else text)
+    assert table.follows.name == table.follows.averaging == ""
+    assert table.rows["L2"].columns == pytest.approx((0.3, 0.6, 0.9))
+    assert table.rows["obj_box_col"].columns == pytest.approx((0.0005, 0.0010, 0.0015))
+    assert ("names neither point nor box" in " ".join(table.notes)) == ("/col" in line)
+
+
+def test_methods_as_columns_are_not_read_as_one(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("name VAD Ours\nL2_1s 0.41 0.30\nL2_2s 0.70 0.60\nL2_3s 1.05 0.97\n")
+    with pytest.raises(DataError, match="no table found"):
+        read_tables(tmp_path / "t.txt")
+
+
 def test_methods_as_rows() -> None:
     text = """
 | Method | L2 (m) 1s | L2 (m) 2s | L2 (m) 3s | Col. (%) 1s | Col. (%) 2s | Col. (%) 3s |
@@ -352,6 +375,7 @@ def test_every_protocol_of_ours_is_read_back() -> None:
         ("{\\bf 0.72}", 0.72),
         ("0{,}72", 0.72),
         ("$0.72\\pm0.01$", 0.72),
+        ("$0.72_{\\pm 0.01}$", 0.72),
         ("$\\mathbf{0.72}{\\scriptstyle\\pm0.01}$", 0.72),
     ],
 )

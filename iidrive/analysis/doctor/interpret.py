@@ -303,7 +303,7 @@ def _bare(grid: Grid, key: int) -> tuple[list[Rows], list[str]]:
 
 def of_values(values: Values) -> Rows:
     """Named values as rows."""
-    rows = Rows(values.form, values.first, values.last, style=values.style, label=values.label, header=True)
+    rows = Rows(values.form, values.first, values.last, style=values.style, label=values.label, header=True, notes=list(values.notes))
     for (name, time), cell in values.cells.items():
         seconds = AVERAGE if time == "avg" else time_of(time)
         if seconds is not None:

@@ -42,6 +42,8 @@ def follow(rows: Rows, heading: str) -> Follows:
     times = rows.times
     if rows.style == "dict" and times:
         return Follows("", "", "a dict of lists does not say whether its values are means up to a time or values at that time")
+    if rows.style == "named":
+        return Follows("", "", "names such as L2_1s do not say whether their values are means up to a time or values at that time")
     half_seconds = len(times) >= FUTURE_STEPS and all(abs(t - STEP_S * (k + 1)) < 1e-6 for k, t in enumerate(times))
     with_average = any(AVERAGE in row for row in rows.cells.values())
     if half_seconds and with_average and not rows.label:

@@ -25,6 +25,7 @@ _DROPPED = re.compile(
     r"\\(?:cite[a-z]{0,8}|ref|rowcolor|cellcolor|color|textcolor|footnotemark|label)\s?(?:\[[^\[\]]{0,60}\])?\{[^{}]{0,200}\}"
 )
 _ARROWS = re.compile(r"\\(?:downarrow|uparrow|dagger|ddagger|ast|star|checkmark|quad|,|;|!)")
+_BELOW = re.compile(r"[_^]\{\s?±")
 _FIGURES = frozenset("0123456789.,")
 _ABSENT = frozenset({"", "-", "--", "---", "–", "—", "n/a", "na", "none", "null", "/"})
 _LIKE = re.compile(r"[-+]?[\dOoIlBSZ|]{1,12}\s?[.,:]\s?[\dOoIlBSZ|]{1,40}\s?%?(?:[eE][-+]?\d{1,9})?")
@@ -56,7 +57,7 @@ def plain(cell: str) -> str:
             if shorter == text:
                 break
             text = shorter
-        text = _ARROWS.sub("", text)
+        text = _BELOW.sub("±", _ARROWS.sub("", text))
     if "](" in text:
         text = _LINK.sub(r"\1", text)
     return _MARKUP.sub(_without, text.replace("{,}", ",")).strip()

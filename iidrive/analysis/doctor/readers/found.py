@@ -27,7 +27,7 @@ class Grid:
 class Values:
     """Named numbers outside a grid: `cells` by row name (`L2`, `obj_box_col`, …) and column (`1s`, `0.5s`, `avg`), as printed.
 
-    `style`: the output format: vad, step (SSR's second set), stp3, occworld, bevplanner, log, dict or slashes.
+    `style`: the output format: vad, step (SSR's second set), stp3, occworld, bevplanner, named, log, dict or slashes.
     """
 
     form: str
@@ -36,6 +36,7 @@ class Values:
     style: str
     cells: Mapping[tuple[str, str], str]
     label: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,10 @@ _PLAN = re.compile(
     rf"(?<![A-Za-z\d])plan_(?P<row>L2|obj_col|obj_box_col)(?P<kind>_stp3|_single)?_(?P<time>\d(?:\.\d)?s|avg|mean)"
     rf"[\"']?(?P<mark>\s{{0,8}}[:=|]\s{{0,8}}|\s{{1,8}}is\s{{1,8}}|\s{{1,60}})(?:[\w.]{{0,20}}\()?(?P<value>{_NUMBER})(?![\w.])"
 )
+_NAMED = re.compile(
+    rf"(?<![A-Za-z\d_])(?P<row>L2|obj_col|obj_box_col|col|collision)_(?P<time>\d(?:\.\d)?s|avg|mean)[\"']?"
+    rf"(?:\s{{0,8}}[:=]\s{{0,8}}(?:[\w.]{{0,20}}\()?|\s{{1,60}}(?=\S{{1,60}}\s{{0,8}}$))(?P<value>{_NUMBER})(?![\w.])"
+)
 _RANK = re.compile(r"(?<![\d:])\d{1,3}:$")
 _MEANS = re.compile(rf"\bavg_(l2|obj_col|obj_box_col|col)(\s{{1,8}}is\s{{1,8}}|\s{{0,8}}[:= ]\s{{0,8}})({_NUMBER})(?![\w.])", re.IGNORECASE)
 _AVERAGES = re.compile(
@@ -23,31 +27,42 @@ _RUN = re.compile(r"(?<![\d./])(\d{1,4}(?:\.\d{1,8})?%?(?:\s?/\s?\d{1,4}\.\d{1,8
 _LIST = re.compile(r"(?<![A-Za-z0-9_])(obj_col|obj_box_col|L2)[\"']?\s{0,4}[:=]\s{0,4}(?:[\w.]{0,20}\()?\[([-+\d.eE, ]{9,300})\]")
 _STYLES = re.compile(r"(uniad|st-?p-?3|vad|sparsedrive|occworld|bev-?planner)", re.IGNORECASE)
 _STEPS = ("0.5s", "1s", "1.5s", "2s", "2.5s", "3s")
+_ANY = "a collision rate that names neither point nor box is read as the box's"
 _FAR = 12
 """Largest distance between two lines of one block, in lines."""
 
 
 def read_plan_lines(lines: Sequence[str]) -> list[Values]:
-    """Blocks of `plan_…` values with each name once. SSR's second set (`_stp3_`) and the copies of other ranks are separate blocks."""
+    """Blocks of `plan_…` values, or of the same names without `plan_`, with each name once.
+
+    SSR's second set (`_stp3_`) and the copies of other ranks are separate blocks.
+    """
     open_: dict[str, dict[tuple[str, str], str]] = {}
     span: dict[str, tuple[int, int]] = {}
     style: dict[str, str] = {}
     out: list[Values] = []
+    notes: set[str] = set()
 
     def close(name: str) -> None:
         if len(open_[name]) > 1:
-            out.append(Values("plan lines", *span[name], style[name], open_[name]))
+            out.append(Values("plan lines", *span[name], style[name], open_[name], notes=tuple(notes) if style[name] == "named" else ()))
         del open_[name]
+        notes.clear()
 
     for at, line in enumerate(lines):
         means = "avg_" in line
-        if "plan_L2" not in line and "plan_obj" not in line and not means:
+        others = "plan_" not in line and ("L2_" in line or "col_" in line or "collision_" in line)
+        if "plan_L2" not in line and "plan_obj" not in line and not means and not others:
             continue
         if '"mode": "train"' in line:
             continue
         found = [(m["kind"] or "", m["row"], m["time"].replace("mean", "avg"), m["value"], _style(m, line)) for m in _PLAN.finditer(line)]
         if means:
-            found += [("", _mean_row(m[1]), "avg", m[3], "") for m in _MEANS.finditer(line)]
+            found += [("", _row(m[1]), "avg", m[3], "") for m in _MEANS.finditer(line)]
+        for m in _NAMED.finditer(line) if others else ():  # averages without times are read as log lines
+            time = m["time"].replace("mean", "avg")
+            found.append(("", _row(m["row"]), time, m["value"], "" if time == "avg" else "named"))
+            notes |= {_ANY} if m["row"] in ("col", "collision") else set()
         for kind, row, time, value, how in found:
             if kind in open_ and ((row, time) in open_[kind] or at - span[kind][1] > _FAR):
                 close(kind)
@@ -61,8 +76,12 @@ def read_plan_lines(lines: Sequence[str]) -> list[Values]:
     return sorted(out, key=lambda v: v.first)
 
 
-def _mean_row(name: str) -> str:
-    return {"l2": "L2", "col": "obj_box_col"}.get(name.lower(), name.lower())
+def _has_times(line: str) -> bool:
+    return "s" in line and any(m["time"] not in ("avg", "mean") for m in _NAMED.finditer(line))
+
+
+def _row(name: str) -> str:
+    return {"l2": "L2", "col": "obj_box_col", "collision": "obj_box_col"}.get(name.lower(), name.lower())
 
 
 def _style(found: re.Match[str], line: str) -> str:
@@ -85,7 +104,7 @@ def read_logs(lines: Sequence[str]) -> Iterator[Values]:
     for at, line in enumerate(lines):
         if "L2" not in line and "obj_" not in line:
             continue
-        if '"mode": "train"' in line or "plan_" in line or " events per step" in line:
+        if '"mode": "train"' in line or "plan_" in line or " events per step" in line or _has_times(line):
             continue
         listed = _lists(line) if "[" in line else {}
         if listed:
