@@ -45,7 +45,7 @@ class PlanningSteps:
     @property
     def full(self) -> Bool[Array, "n"]:
         """Whether the sample has all six future keyframes."""
-        return self.exists.all(axis=1)
+        return np.asarray(self.exists.all(axis=1))
 
     def take(self, rows: Int[Array, "k"]) -> PlanningSteps:
         """The given samples, in that order."""
