@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache
 from iidrive.models.baselines import KINEMATIC
 from iidrive.pipeline import infer
+from iidrive.pipeline.arms import TestII
 from iidrive.pipeline.baselines import BASELINES, Baseline, baseline
-from iidrive.pipeline.drive import drive_rows
+from iidrive.pipeline.drive import drive_all, drive_rows
+from iidrive.pipeline.drivers import drivers_of
 from iidrive.pipeline.evaluate import Assessment, plan_and_score, reconstruction_miou, score_plans
 from iidrive.pipeline.load import LoadedAgent, LoadedTokenizer, Place, load_agent, load_ego_mlp
 from iidrive.pipeline.pages import charts_of, forecast_table, worst_table
@@ -36,6 +38,7 @@ from iidrive.pipeline.train import describe, train_planner, train_tokenizer, tra
 from iidrive.pipeline.view import view_of
 from iidrive.report.page import Page, Table, write_index
 from iidrive.report.view.page import write_view
+from iidrive.runtime.beside import beside
 from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run, peak_memory_gb
 from iidrive.scoring.forecast import ForecastScores
@@ -52,6 +55,8 @@ SHIPPED = "town-small"
 """The shipped weights that the demo evaluates."""
 
 VIEW = "scene.html"
+
+STATES: tuple[TestII, ...] = ("off", "on")
 
 DRIVEN = 3
 """Number of test scenes driven in closed loop."""
@@ -71,10 +76,15 @@ def show(recipe: Recipe, data: Data, out: Path) -> None:
     began = time.perf_counter()
     on = _begin(recipe, data, out, {"weights": SHIPPED}, ("tokens-test", "pictures", "rollouts"))
     mlp = checkpoint.read(f"{SHIPPED}/ego-mlp")
-    beside = {name: Baseline(KINEMATIC[name], Lineage(name)) for name in KINEMATIC}
-    beside["ego-mlp"] = Baseline(load_ego_mlp(mlp).plan, on.judged(mlp))
-    driven = _drive(recipe, on)
-    _shown(SHIPPED, recipe, load_agent(SHIPPED), beside, on, began, driven)
+    baselines = {name: Baseline(KINEMATIC[name], Lineage(name)) for name in KINEMATIC}
+    baselines["ego-mlp"] = Baseline(load_ego_mlp(mlp).plan, on.judged(mlp))
+    with beside(_drive_alone, recipe, data, out) as wait:
+
+        def driven() -> Assessment:
+            wait()
+            return _drive(recipe, on)
+
+        _shown(SHIPPED, recipe, load_agent(SHIPPED), baselines, on, began, driven)
     print("Train your own in minutes and see both in one table: iidrive demo --train")
 
 
@@ -85,8 +95,8 @@ def run(recipe: Recipe, data: Data, out: Path) -> None:
     on = _begin(recipe, data, out, {}, old)
     train = on.source.usual_split("train")
     trained = train_all(recipe, on.source, train, out)
-    beside = {name: baseline(name, recipe, on.source, train, on.run) for name in BASELINES}
-    _shown("planner", recipe, load_agent(trained.planner), beside, on, began)
+    baselines = {name: baseline(name, recipe, on.source, train, on.run) for name in BASELINES}
+    _shown("planner", recipe, load_agent(trained.planner), baselines, on, began)
 
 
 def _begin(recipe: Recipe, data: Data, out: Path, about: dict[str, str], old: tuple[str, ...]) -> TestSet:
@@ -101,27 +111,36 @@ def _begin(recipe: Recipe, data: Data, out: Path, about: dict[str, str], old: tu
 
 
 def _drive(recipe: Recipe, on: TestSet) -> Assessment:
-    """Drive the first test scenes in closed loop."""
-    names = on.source.scene_names(on.split)[:DRIVEN]
-    some = TestSet(on.source, on.split, on.run, tuple(names))
-    return drive_rows(checkpoint.read(SHIPPED), ("off", "on"), some, recipe, LoopConfig(), ())
+    """Score the drives through the first test scenes in closed loop. Drives that are not in the run folder are made."""
+    return drive_rows(checkpoint.read(SHIPPED), STATES, _first(on), recipe, LoopConfig(), ())
+
+
+def _drive_alone(recipe: Recipe, data: Data, out: Path) -> None:
+    """Make these drives, in the run folder."""
+    source = data.open(recipe.town)
+    on = _first(TestSet(source, source.usual_split("test"), Run(out)))
+    drive_all(drivers_of(checkpoint.read(SHIPPED), STATES, on, recipe), on, LoopConfig())
+
+
+def _first(on: TestSet) -> TestSet:
+    return TestSet(on.source, on.split, on.run, tuple(on.source.scene_names(on.split)[:DRIVEN]))
 
 
 def _shown(
     name: str,
     recipe: Recipe,
     loaded: LoadedAgent,
-    beside: Mapping[str, Baseline],
+    baselines: Mapping[str, Baseline],
     on: TestSet,
     began: float,
-    driven: Assessment | None = None,
+    drive: Callable[[], Assessment] | None = None,
 ) -> None:
-    """Score the models, print and draw the results, and write the page."""
+    """Score the models, print and draw the results, and write the page. `drive` gives the results of the closed loop."""
     source, out = on.source, on.run.folder
     tokenizer = loaded.model.forecaster.tokenizer
     cache = _tokens(loaded.world.tokenizer, source, on.split, out / "tokens-test")
     clips = scored_clips(on.tracks, cache, source, tokenizer.config.grid)
-    scores, plans = score_all(name, recipe, loaded, beside, clips.without_occupancy(), on)
+    scores, plans = score_all(name, recipe, loaded, baselines, clips.without_occupancy(), on)
     states = [f"{name}, ii off", f"{name}, ii on"]
     shown, bad = telling(on.tracks), worst(scores[states[1]], on.tracks)
     drawn = {row for row, sample in enumerate(clips.samples) if Sample(*sample) in (*shown, *(one.sample for one in bad))}
@@ -132,7 +151,8 @@ def _shown(
 
     forecast = infer.forecasts(loaded.model.forecaster, clips, tokenizer.config.grid, source=source, hear=hear)
     reconstruction = reconstruction_miou(tokenizer, cache, on, forecast)
-    about = about_line(source, on.split, {"weights": name} if driven else {"recipe": recipe.name})
+    about = about_line(source, on.split, {"weights": name} if drive else {"recipe": recipe.name})
+    driven = drive() if drive else None
     summary = _beside_earlier(name, summary_table(scores), on)
     seconds = time.perf_counter() - began
     print(f"\n{about}\n")
@@ -188,13 +208,13 @@ def train_all(recipe: Recipe, source: Source, split: str, out: Path) -> Trained:
 
 
 def score_all(
-    name: str, recipe: Recipe, loaded: LoadedAgent, beside: Mapping[str, Baseline], clips: ClipDataset, on: TestSet
+    name: str, recipe: Recipe, loaded: LoadedAgent, baselines: Mapping[str, Baseline], clips: ClipDataset, on: TestSet
 ) -> tuple[dict[str, Scores], Plans]:
     """Scores and plans of the baselines and of the planner `name` with ii off and on, on the same samples."""
     bare = scored_clips(on.tracks)
     scores: dict[str, Scores] = {}
     plans: Plans = {}
-    for known, made in beside.items():
+    for known, made in baselines.items():
         heading, about = about_line(on.source, on.split, {"planner": known}), {"planner": known, "split": on.split}
         scores[known], plans[known] = plan_and_score(known, made.plan, bare, on, about, heading, made.lineage)
     tokens, paths = infer.plans(loaded.model.both, clips, on.run.process_group)
