@@ -229,7 +229,7 @@ POSES, CALIBRATION = "city_SE3_egovehicle.feather", "calibration/egovehicle_SE3_
         (column("tx_m", float("nan")), "annotations.feather", "column 'tx_m' holds nan"),
         (column("ty_m", float("inf"), 0, POSES), POSES, "column 'ty_m' holds inf"),
         (column("tx_m", 9e4, 10, POSES), POSES, "the car moves"),
-        (column("length_m", -4.0), "annotations.feather", "negative size"),
+        (column("length_m", -4.0), "annotations.feather", "expected more than 0"),
         (column("qw", 3.0), "annotations.feather", "the quaternion in row 0 has norm"),
         (
             column("category", "REGULAR_VEHICEL"),

@@ -73,7 +73,12 @@ BROKEN = {
     "null in pose": ("ego_pose", lambda r: r[5].update(rotation=[1, None, 0, 0]), r"ego_pose\.json.*scene-0103-sample-01-lidar.*rotation"),
     "quaternion of no rotation": ("ego_pose", lambda r: r[5].update(rotation=[2, 0, 0, 0]), r"ego_pose\.json.*norm 2\.0000"),
     "dangling sensor": ("calibrated_sensor", lambda r: r[0].update(sensor_token="gone"), r"calibrated_sensor\.json.*'gone'"),
-    "negative size": ("sample_annotation", put("size", [1.0, -2.0, 1.0]), r"sample_annotation\.json.*sample-01-human.*negative size"),
+    "no size": ("sample_annotation", put("size", [0.0, 0.0, 0.0]), r"sample_annotation\.json.*sample-01-human.*each must be larger than 0"),
+    "negative size": (
+        "sample_annotation",
+        put("size", [1.0, -2.0, 1.0]),
+        r"sample_annotation\.json.*sample-01-human.*each must be larger than 0",
+    ),
     "infinite box": (
         "sample_annotation",
         put("translation", [1.0, float("inf"), 1.0]),

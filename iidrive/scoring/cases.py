@@ -72,7 +72,7 @@ class Cases:
     unknown. `where` names the file in messages.
 
     Raises:
-        DataError: for the first of: wrong shape or type, NaN or infinity where a value is used, a negative box size, an unknown class name,
+        DataError: for the first of: wrong shape or type, NaN or infinity where a value is used, a box without area, an unknown class name,
             an index out of range, a duplicate token.
     """
 
@@ -184,12 +184,12 @@ class Cases:
                 f"{where}: box_agent must be 0..{MOST_AGENTS - 1}; found {int(self.box_agent[row])} in row {row} ({int(bad.sum())} such rows)."
             )
         self._check_agents()
-        negative = self.box[:, 3:6] < 0
-        if negative.any():
-            row = int(np.argmax(negative.any(axis=1)))
+        empty = (self.box[:, 3:5] <= 0).any(axis=1) | (self.box[:, 5] < 0)
+        if empty.any():
+            row = int(np.argmax(empty))
             raise DataError(
-                f"{where}: a box has a negative size: row {row}, sample {self.token[self.box_case[row]]}, length, width, height "
-                f"{self.box[row, 3:6].tolist()} m; sizes must be 0 or more."
+                f"{where}: a box has no area: row {row}, sample {self.token[self.box_case[row]]}, length, width, height "
+                f"{self.box[row, 3:6].tolist()} m; length and width must be larger than 0, and the height not negative."
             )
 
     def _check_agents(self) -> None:

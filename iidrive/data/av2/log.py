@@ -166,9 +166,11 @@ def _boxes(table: Table, at_ns: Int[Array, "k"], global_T_axle: Float[Array, "k 
             raise DataError(f"{where}: {unknown('category', name, (*CATEGORY, *WITHOUT_COUNTERPART))}")
     label_of = {name: CATEGORY_INDEX[CATEGORY[name]] for name in names}
     size = table.numbers(("length_m", "width_m", "height_m"), _LARGEST_M)
-    if (size < 0).any():
-        row = int(np.argmax((size < 0).any(axis=1)))
-        raise DataError(f"{where}: the cuboid of track {printable(track[row])} has the negative size {size[row].tolist()} m. {AGAIN}")
+    if (size <= 0).any():
+        row = int(np.argmax((size <= 0).any(axis=1)))
+        raise DataError(
+            f"{where}: the cuboid of track {printable(track[row])} has the size {size[row].tolist()} m; expected more than 0. {AGAIN}"
+        )
     twice = [pair for pair, count in Counter(zip(keyframe.tolist(), track.tolist(), strict=True)).items() if count > 1]
     if twice:
         k, name = twice[0]

@@ -25,7 +25,7 @@ from iidrive.runtime import atomic
 
 Array = np.ndarray
 
-FORMAT = 3
+FORMAT = 4
 """Version of the cache format. Increase it when the arrays or the checks below change, so that old cache files are rebuilt."""
 
 
@@ -100,7 +100,7 @@ def build(folder: Path) -> Index:
 
     Raises:
         DataError: naming the file and the record, for a missing or damaged table, a missing field, a dangling token, a pose or box that
-            is not finite, a negative size, an unknown category, a sample without its LIDAR_TOP keyframe.
+            is not finite, a size of 0 or less, an unknown category, a sample without its LIDAR_TOP keyframe.
     """
     paths = {table: table_file(folder, table) for table in TABLES}
     keyframes, scenes = _samples(paths)
@@ -282,11 +282,11 @@ def _boxes(paths: dict[str, Path], order: dict[str, int]) -> dict[str, Any]:
         name = text(paths["category"], {"token": instances[owner][0], "name": category}, "name")
         label_of[owner] = category_index(name, f"{paths['category']}, record {printable(instances[owner][0])}")
     width_length_height = numbers(path, tokens, "size", size, 3, _LARGEST_M)
-    negative = (width_length_height < 0).any(axis=1)
-    if negative.any():
-        i = int(np.argmax(negative))
+    empty = (width_length_height <= 0).any(axis=1)
+    if empty.any():
+        i = int(np.argmax(empty))
         raise DataError(
-            f"{path}: record {tokens[i]} has the negative size {width_length_height[i].tolist()} (width, length, height); "
+            f"{path}: record {tokens[i]} has the size {width_length_height[i].tolist()} (width, length, height), and each must be larger than 0; "
             "repair or drop the record."
         )
     turn = geometry.quaternion_to_matrix(quaternions(path, tokens, rotation))
