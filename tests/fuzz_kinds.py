@@ -187,7 +187,8 @@ def _paths(marker: str) -> dict[str, Kind]:
 def _scored(path: Path) -> dict[str, Any]:
     """What cases say and their scores. A protocol that lacks data is left out."""
     cases = read_cases(path)
-    found, _ = score_possible(cases, cases.true_path() + np.float32(0.4), tuple(PROTOCOLS))
+    path = cases.true_path() + np.float32(0.4)
+    found, _ = score_possible(cases, np.where(np.isfinite(path), path, np.float32(0)), tuple(PROTOCOLS))  # without a future it may hold NaN
     own = {"token": cases.token if cases.own_tokens else None, "scene": cases.scene}
     own |= {"pred": None if cases.pred is None else cases.pred[cases.full]}  # others may hold NaN
     return {name: value for name, value in own.items() if value is not None} | {one.protocol: one.average for one in found}

@@ -510,6 +510,7 @@ def test_a_stage_in_a_recipe_is_named(tmp_path: Path, capsys: pytest.CaptureFixt
     for content, message in (
         (b"train_world: {batch: 0}", "r.yaml: train_world: batch must be at least 1"),
         (b"train_world: {batch: x}", "r.yaml: --recipe.train_world.batch"),
+        (b"train_world: {group: ~}", "r.yaml: train_world.group: expected int, found None"),
         (b"town: ~", "r.yaml: town must hold fields"),
         (b"\xff\xfet\x00", "r.yaml: not text in UTF-8"),
         (b"- 1", "r.yaml: expected names and values"),
