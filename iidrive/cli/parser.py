@@ -275,13 +275,13 @@ def read_recipe(text: str, prog: str = "iidrive recipes") -> Recipe:
 def _instantiated(parser: Parser, parsed: Any) -> Any:
     """The parsed values as config objects. A ConfigError about a recipe names the stage and, if there is one, the file."""
     file = f"{parser.recipe_file}: " if parser.recipe_file else ""
-    plain = parsed.get("recipe")
-    for name, hint in get_type_hints(Recipe).items() if plain is not None else ():
-        if dataclasses.is_dataclass(hint):
-            try:  # jsonargparse takes null for a value of any type
-                from_plain(hint, plain[name].as_dict(), name)  # pyright: ignore[reportArgumentType]
-            except ConfigError as error:
-                raise ConfigError(f"{file}{'' if str(error).startswith(name) else f'{name}: '}{error}") from error
+    if (plain := parsed.get("recipe")) is not None:
+        for name, hint in get_type_hints(Recipe).items():
+            if dataclasses.is_dataclass(hint):
+                try:  # jsonargparse takes null for a value of any type
+                    from_plain(hint, plain[name].as_dict(), name)  # pyright: ignore[reportArgumentType]
+                except ConfigError as error:
+                    raise ConfigError(f"{file}{'' if str(error).startswith(name) else f'{name}: '}{error}") from error
     try:
         return parser.instantiate(parsed)
     except ConfigError as error:
