@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiny_nuscenes
 import torch
-from make_cases import along, make_cases
+from make_cases import along, make_cases, random_cases
 
 from iidrive.cli.main import main
 from iidrive.core.classes import FREE
@@ -24,6 +24,7 @@ from iidrive.scoring.accumulate import PlanningScore
 from iidrive.scoring.cases import write_cases
 from iidrive.scoring.occupancy import OccupancyScore
 from iidrive.scoring.predictions import Predictions, write_predictions
+from iidrive.scoring.protocols import PROTOCOLS
 from iidrive.scoring.readers import is_paths, read_paths
 from iidrive.scoring.score import score, to_json
 from iidrive.scoring.tables import format_scores
@@ -270,6 +271,17 @@ def test_without_a_true_future_nothing_is_zero() -> None:
     collected.update(short, cases.true_path())
     with pytest.raises(DataError, match=r"2\.5 s"):
         collected.compute()
+
+
+def test_poses_beyond_the_true_path_may_hold_anything() -> None:
+    cases, path = random_cases(3, 8, 3)
+    pose = np.concatenate([np.zeros((8, 1, 3)), np.concatenate([path, np.zeros((8, 6, 1))], 2)], 1)
+    row, step = np.argwhere(~cases.gt_ego_fut_masks)[-1]
+    odd = pose.copy()
+    odd[row, step + 1] = np.inf
+    whole, damaged = (replace(cases, lidar_pose=one, ego_pose=one) for one in (pose, odd))
+    for protocol in PROTOCOLS:
+        assert to_json(score(damaged, path, protocol)) == to_json(score(whole, path, protocol))
 
 
 def test_boxes_that_a_protocol_ignores_are_not_obstacles() -> None:

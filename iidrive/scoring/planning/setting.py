@@ -179,9 +179,18 @@ DETECTION_OF: dict[str, str] = {
 
 
 def needs_poses(cases: Cases) -> tuple[Float[Array, "n 7 3"], Float[Array, "n 7 3"]]:
-    """The lidar and ego poses, needed by protocols in the ego frame. Raises DataError if the cases have none."""
+    """The lidar and ego poses, needed by protocols in the ego frame; 0 where not finite, as they may be beyond the true path.
+
+    Raises:
+        DataError: if the cases have none.
+    """
     if cases.lidar_pose is None or cases.ego_pose is None:
         raise DataError(
             f"{cases.where}: a protocol in the ego frame needs `lidar_pose` and `ego_pose` (n,7,3); add them or leave the protocol out."
         )
-    return cases.lidar_pose, cases.ego_pose
+    return _finite(cases.lidar_pose), _finite(cases.ego_pose)
+
+
+def _finite(pose: Float[Array, "n 7 3"]) -> Float[Array, "n 7 3"]:
+    finite = np.isfinite(pose)
+    return pose if finite.all() else np.where(finite, pose, 0)
