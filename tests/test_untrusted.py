@@ -266,3 +266,12 @@ def test_a_terminal_that_only_knows_ascii(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert b"\\u2190" in done.stdout
     assert done.stdout.isascii()
+
+
+def test_a_damaged_name_of_an_array_is_noticed(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", semantics=np.zeros(3, np.uint8), mask_camera=np.ones(3, np.uint8))
+    raw = (tmp_path / "a.npz").read_bytes()
+    at = raw.rindex(b"mask_camera")
+    (tmp_path / "a.npz").write_bytes(raw[: at + 5] + b"C" + raw[at + 6 :])
+    with pytest.raises(DataError, match="not a readable npz archive"):
+        read_npz(tmp_path / "a.npz", ("semantics", "mask_camera"))

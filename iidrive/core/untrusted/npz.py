@@ -97,6 +97,8 @@ def _arrays(archive: zipfile.ZipFile, keys: Collection[str] | None, limit: int, 
         raise DataError(
             f"{where}: array names must be unique; repeated: {len(again)} name{'s' * (len(again) > 1)} ({shown}); write the file again."
         )
+    for member in members:  # a damaged name would be taken for another array that is not needed
+        archive.open(member).close()  # compares both copies of the name, and reads nothing else
     wanted = [(name, member) for name, member in zip(names, members, strict=True) if keys is None or name in keys]
     total = 0
     headers: dict[str, Header] = {}
