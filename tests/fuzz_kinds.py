@@ -201,7 +201,7 @@ def _rows(path: Path) -> Any:
 
 def _whole_rows() -> list[Any]:
     found = score(CASES, CASES.true_path() + np.float32(0.4)).steps
-    return [CASES.token, *(found.per_step[name] for name in ("L2", "obj_box_col", "obj_col"))]
+    return [CASES.token, found.per_step["L2"].astype(np.float64), *(found.per_step[name] for name in ("obj_box_col", "obj_col"))]
 
 
 def _grid() -> np.ndarray:
