@@ -356,7 +356,7 @@ def _texts() -> dict[str, Kind]:
         lambda folder: _text(folder / "scores.csv", NAVSIM),
         _navsim,
         (change.any_bytes, change.csv_same, change.csv_absurd),
-        agrees=_navsim_says,
+        agrees=_said(_navsim_says),
     )
     found["scene list"] = Kind(
         lambda folder: _text(folder / "list.json", '["scene-0103", "scene-0916"]'),
@@ -379,7 +379,11 @@ def _navsim_says(raw: bytes, value: Any) -> bool:
     names, found = value
     told = [dict(zip(head, row, strict=True)) for row in rows]
     told = [row for row in told if not row["token"].lower().startswith(("average", "mean", "overall"))]
-    said = {row["token"]: [row["log_name"], *(float(row[n]) for n in names)] for row in told if row["valid"].lower() in ("true", "1")}
+    said = {
+        row["token"]: [*(row[n] for n in head if n == "log_name"), *(float(row[n]) for n in names)]
+        for row in told
+        if row["valid"].lower() in ("true", "1")
+    }
     return said == found
 
 
