@@ -327,6 +327,13 @@ def test_unused_categories_and_unknown_records_are_not_errors(tiny: Path) -> Non
         opened(tiny)
 
 
+@pytest.mark.parametrize("name", ["", "..", "../elsewhere", "a\\b"])
+def test_a_scene_name_that_is_no_folder_is_refused(tiny: Path, name: str) -> None:
+    tiny_nuscenes.edit(tiny, "scene", lambda r: r[0].update(name=name))
+    with pytest.raises(DataError, match=r"scene\.json: record scene-0103-token has name .*expected the name of a folder"):
+        opened(tiny)
+
+
 def test_a_scene_name_with_control_characters_is_refused(tiny: Path) -> None:
     tiny_nuscenes.edit(tiny, "scene", lambda r: r[0].update(name="x\x1b[2J\n"))
     with pytest.raises(DataError, match=r"scene\.json: record .* has name x\\x1b\[2J\\n; expected a string without control characters"):

@@ -20,7 +20,7 @@ from iidrive.core.errors import DataError
 from iidrive.core.scene import STEP_S
 from iidrive.core.text import printable
 from iidrive.data.commands import oracle_commands
-from iidrive.data.nuscenes.tables import TABLES, by_token, field, follow, numbers, quaternions, records, table_file, text, whole
+from iidrive.data.nuscenes.tables import TABLES, by_token, field, file_name, follow, numbers, quaternions, records, table_file, text, whole
 from iidrive.runtime import atomic
 
 Array = np.ndarray
@@ -129,6 +129,7 @@ def _samples(paths: dict[str, Path]) -> tuple[list[tuple[str, int]], list[tuple[
     if not scenes:
         raise DataError(f"{paths['scene']} holds no scenes; unpack the table again.")
     for token, (_, _, scene_token) in samples.items():
+        file_name(paths["sample"], {"token": token}, "token")
         follow(paths["sample"], token, "scene_token", scene_token, scenes)
     keyframes: list[tuple[str, int]] = []
     out: list[tuple[str, str, int]] = []
@@ -136,7 +137,7 @@ def _samples(paths: dict[str, Path]) -> tuple[list[tuple[str, int]], list[tuple[
         if out and out[-1][0] == name:
             raise DataError(f"{paths['scene']}: the name {name} appears twice. Unpack the table again.")
         (location,) = follow(paths["scene"], token, "log_token", log_token, logs)
-        text(paths["scene"], {"token": token, "name": name}, "name")
+        file_name(paths["scene"], {"token": token, "name": name}, "name")
         text(paths["log"], {"token": log_token, "location": location}, "location")
         follow(paths["scene"], token, "first_sample_token", first, samples)
         chain: list[tuple[str, int]] = []

@@ -123,6 +123,20 @@ def text(path: Path, record: Record, name: str) -> str:
     return value
 
 
+def file_name(path: Path, record: Record, name: str) -> str:
+    """As `text`, for values that name a folder or a file, as scenes and samples do in folders of labels.
+
+    Raises:
+        DataError: also if the value is empty, `.`, `..`, or contains `/` or a backslash.
+    """
+    value = text(path, record, name)
+    if value in ("", ".", "..") or "/" in value or "\\" in value:
+        raise DataError(
+            f"{path}: record {_token(record)} has {name} '{printable(value)}'; expected the name of a folder or a file. Unpack the table again."
+        )
+    return value
+
+
 def _token(record: Record) -> str:
     return printable(record.get("token", "?"))
 
