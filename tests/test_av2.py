@@ -236,6 +236,7 @@ POSES, CALIBRATION = "city_SE3_egovehicle.feather", "calibration/egovehicle_SE3_
             "annotations.feather",
             "unknown category 'REGULAR_VEHICEL'. Did you mean 'REGULAR_VEHICLE'?",
         ),
+        (column("track_uuid", "y" * 300), "annotations.feather", "column 'track_uuid' holds 'yyy"),
         (column("track_uuid", None), "annotations.feather", "column 'track_uuid' is empty in 1 of"),
         (double, "annotations.feather", "track log-b-car-1 appears twice"),
         (fewer_poses, POSES, "no pose at 315970000500000000 ns"),

@@ -33,6 +33,10 @@ def require_pyarrow() -> None:
         ) from error
 
 
+_LONGEST = 200
+"""Largest length of a name, characters."""
+
+
 class Table:
     """The content of one feather file."""
 
@@ -80,11 +84,11 @@ class Table:
         return column
 
     def texts(self, name: str) -> Array:
-        """A column of text, as an (n,) array of str. Raises DataError if it is missing or holds anything else."""
+        """A column of names, as an (n,) array of str. Raises DataError if it is missing, or a value is no printable text of 1 to 200 characters."""
         values = self._column(name).to_pylist()
-        bad = next((value for value in values if not isinstance(value, str) or not value), None)
+        bad = next((value for value in values if not (isinstance(value, str) and 0 < len(value) <= _LONGEST and value.isprintable())), None)
         if bad is not None:
-            raise DataError(f"{self.where}: column '{name}' holds {printable(repr(bad))}; expected text. {AGAIN}")
+            raise DataError(f"{self.where}: column '{name}' holds {printable(repr(bad), 60)}; expected a name. {AGAIN}")
         return np.array(values, dtype=object)
 
     def whole(self, name: str) -> Int[Array, "n"]:
