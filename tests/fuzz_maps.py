@@ -59,7 +59,7 @@ def av2_says(raw: bytes, scenes: Sequence[Any]) -> bool:
     driven = {}
     for segment in segments:
         left, right = _points(segment["left_lane_boundary"]), _points(segment["right_lane_boundary"])
-        if segment["lane_type"] in ("VEHICLE", "BUS") and Polygon([*left, *right[::-1]]).area > 0:
+        if segment["lane_type"] in ("VEHICLE", "BUS") and _valid([*left, *right[::-1]]).area > 0:
             driven[str(_whole(segment["id"]))] = (segment, left, right)
     marked: dict[bool, list[Any]] = {False: [], True: []}
     for segment in segments:
