@@ -57,6 +57,7 @@ SHIPPED = "town-small"
 VIEW = "scene.html"
 
 STATES: tuple[TestII, ...] = ("off", "on")
+"""What the planner is driven with."""
 
 DRIVEN = 3
 """Number of test scenes driven in closed loop."""

@@ -23,7 +23,7 @@ from iidrive.core.errors import CheckpointError
 from iidrive.core.text import printable, printable_line
 from iidrive.core.untrusted.npz import member_names
 from iidrive.models.iiworld.given_names import COUNTERS, plain_names
-from iidrive.training.checkpoint import LFS_POINTER
+from iidrive.training.checkpoint import LFS_POINTER, LFS_TOLD
 
 State = dict[str, Tensor]
 Choice = Literal["", "on", "off"]
@@ -175,7 +175,7 @@ def _require_weights(path: Path, where: str) -> None:
             f"{where}: a web page, not weights: the server asked for a confirmation or a login. Download the file in a browser, or with its key."
         )
     if text.startswith(LFS_POINTER):
-        raise CheckpointError(f"{where}: a Git LFS pointer, not weights. Fetch the file itself with `git lfs pull`.")
+        raise CheckpointError(f"{where}: {LFS_TOLD}")
     if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")):
         raise CheckpointError(f"{where}: a compressed archive, not weights. Unpack it, and give the .pth file in it.")
 

@@ -41,6 +41,8 @@ FORMAT = 2
 
 LFS_POINTER = b"version https://git-lfs"
 """How a file begins that stands for one in Git LFS."""
+LFS_TOLD = "a Git LFS pointer, not weights. Fetch the file itself with `git lfs pull`."
+"""What such a file is, for messages."""
 
 Kind = Literal["tokenizer", "motion", "flow", "world", "route", "planner", "ego-mlp"]
 
@@ -311,7 +313,7 @@ def load_tensors(path: str | Path, name: str = "weights.safetensors") -> dict[st
     except SafetensorError as error:
         with open(file, "rb") as opened:
             if opened.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise CheckpointError(f"{file}: a Git LFS pointer, not weights. Fetch the file itself with `git lfs pull`.") from None
+                raise CheckpointError(f"{file}: {LFS_TOLD}") from None
         raise CheckpointError(f"{file}: damaged ({error}). Use the checkpoint before it, or train again.") from None
 
 

@@ -97,9 +97,10 @@ def _arrays(archive: zipfile.ZipFile, keys: Collection[str] | None, limit: int, 
         raise DataError(
             f"{where}: array names must be unique; repeated: {len(again)} name{'s' * (len(again) > 1)} ({shown}); write the file again."
         )
-    for member in members:  # a damaged name would be taken for another array that is not needed
-        archive.open(member).close()  # compares both copies of the name, and reads nothing else
     wanted = [(name, member) for name, member in zip(names, members, strict=True) if keys is None or name in keys]
+    for name, member in zip(names, members, strict=True):
+        if keys is not None and name not in keys:  # perhaps a needed array whose name is damaged
+            archive.open(member).close()  # compares both copies of the name, and reads nothing else
     total = 0
     headers: dict[str, Header] = {}
     for name, member in wanted:
