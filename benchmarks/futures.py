@@ -29,7 +29,7 @@ from iidrive.data.clips import read_tracks, scored_clips
 from iidrive.data.town.source import Town, TownConfig
 from iidrive.models.candidates import speed_profiles
 from iidrive.models.layers import grid_centres, planar, read_grid, transform_inverse
-from iidrive.models.outcomes import Outcomes, read_along
+from iidrive.models.outcomes import Costs, Outcomes, read_along
 from iidrive.models.planner import Agent
 from iidrive.pipeline.arms import partners
 from iidrive.pipeline.infer import truth
@@ -172,7 +172,7 @@ def main() -> None:
             overlap.append(outcomes.overlap)
         outcomes = Outcomes(torch.cat(collision), torch.cat(far), torch.cat(overlap))
         for collision_m, overlap_m in WEIGHTS_M if ii else [w for w in WEIGHTS_M if not w[1]]:
-            cost = outcomes.cost(collision_m, overlap_m, agent.planner.accelerations > 0).numpy()
+            cost = outcomes.cost(Costs(collision_m, overlap_m), agent.planner.accelerations > 0).numpy()
             show(f"head: {title}, {collision_m:g} and {overlap_m:g} m", cost - cost.min(1, keepdims=True))
 
 

@@ -29,7 +29,8 @@ from iidrive.models.candidates import (
     smoothing,
     speed_profiles,
 )
-from iidrive.models.outcomes import OutcomeHead, Outcomes, collisions, on_the_road
+from iidrive.models.outcome_labels import collisions
+from iidrive.models.outcomes import Costs, OutcomeHead, Outcomes, on_the_road, sample
 from iidrive.pipeline.infer import truth
 from iidrive.pipeline.recipes import ACCELERATIONS, SHIFTS_M
 from iidrive.scoring.planning.sparsedrive import sparsedrive_hits, sparsedrive_yaw
@@ -191,7 +192,7 @@ def test_nobody_flees_forwards() -> None:
     """The faster candidate would meet nobody, the unchanged one somebody: braking is worth it, speeding up is not."""
     unsure = torch.tensor([[[0.0] * 6, [-9.0] * 6, [-9.0] * 6]])
     made = Outcomes(unsure, torch.tensor([[0.0, 1.0, 1.0]]), torch.tensor([[1.0, 0.0, 0.0]]))
-    cost = made.cost(10.0, 20.0, torch.tensor([False, True, False]))
+    cost = made.cost(Costs(10.0, 20.0), torch.tensor([False, True, False]))
     assert cost[0].tolist() == pytest.approx([50.0, 51.0, 1.0], abs=0.1)
 
 
@@ -218,14 +219,14 @@ def test_the_head_sees_who_stands_in_the_way() -> None:
         known = torch.ones(32, 1, 7, dtype=torch.bool)
         targets = Targets(torch.eye(4).expand(32, 6, 4, 4), zero.bool(), way, zero, boxes=boxes, boxes_known=known)
         met = collisions(candidates, targets, turn.expand(32, 4, 4)).float()
-        found = head(candidates, way, maps, True, grid, turn.expand(32, 4, 4))
+        found = head(sample(candidates, way, maps, True, grid, turn.expand(32, 4, 4)))
         loss = torch.nn.functional.binary_cross_entropy_with_logits(found.collision, met)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     right = (found.collision > 0) == (met > 0.5)
     assert right.float().mean() > 0.95
-    cost = found.cost(20.0, 0.0, ADDED > 0)
+    cost = found.cost(Costs(20.0, 0.0), ADDED > 0)
     free = ~met.bool().any(-1)
     chosen = cost.argmin(1)
     assert free[torch.arange(32), chosen][free.any(1)].float().mean() > 0.9

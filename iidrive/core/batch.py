@@ -69,6 +69,8 @@ class Targets:
         flow_m: (B,S,X,Y,2) backward flow: from a cell at a step to where the same road user is now, metres; NaN where unknown.
         boxes: (B,N,H,5) tracked boxes now and at every step: x, y, heading, length, width, metres and radians, current ego frame.
         boxes_known: (B,N,H) true where a track has a box.
+        drivable: (B,X,Y) true for cells of `ROAD_GRID` whose centre is in the drivable area of the map (data/outcome_targets.py).
+        road_known: (B,) false for samples without a map.
         route: (B,R,2) the route around the ego, current ego frame, metres; NaN where unknown (data/routes.py).
     """
 
@@ -82,6 +84,8 @@ class Targets:
     flow_m: Float[Tensor, "B S X Y 2"] | None = None
     boxes: Float[Tensor, "B N H 5"] | None = None
     boxes_known: Bool[Tensor, "B N H"] | None = None
+    drivable: Bool[Tensor, "B X Y"] | None = None
+    road_known: Bool[Tensor, "B"] | None = None
     route: Float[Tensor, "B R 2"] | None = None
 
     def to(self, device: torch.device) -> Targets:

@@ -199,6 +199,10 @@ OCC3D_GRID = GridSpec()
 """200x200x16 voxels of 0.4 m; x, y in [-40, 40], z in [-1, 5.4] m of the ego frame."""
 
 
+ROAD_GRID = GridSpec((160, 160, 1), (-32.0, -32.0, 0.0), 0.4)
+"""Cells of the drivable area in training targets, current ego frame."""
+
+
 @dataclass(frozen=True)
 class OccGrid:
     """Semantic occupancy around the ego at one keyframe.

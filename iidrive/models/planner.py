@@ -19,11 +19,11 @@ points, E features of a point. Paths are LIDAR_TOP positions in the current lida
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from iidrive.core.batch import Batch, Inputs
@@ -35,7 +35,8 @@ from iidrive.models.ego_motion import MOTION, ego_status, lidar_path, step_befor
 from iidrive.models.forecast import CurrentOccupancy, Forecaster
 from iidrive.models.layers import CellGrid, ResBlock, constant, planar, transform_inverse
 from iidrive.models.losses import Counts, masked_mean
-from iidrive.models.outcomes import OutcomeHead, Outcomes, collisions, on_the_road
+from iidrive.models.outcome_labels import OutcomeLabels, outcome_labels
+from iidrive.models.outcomes import Costs, OutcomeHead, Outcomes, Quality, QualityHead, on_the_road, sample
 from iidrive.models.route import RouteConfig, RouteHead
 from iidrive.models.waypoints import WaypointRefiner
 from iidrive.models.world import Imagined
@@ -62,6 +63,11 @@ class PlannerConfig:
         road_m: cost of a path whose corners are off the road at all steps, in metres of sideways shift.
         smooth: weight of a candidate's squared third differences relative to its squared distance from the unsmoothed path; 0 for no
             smoothing.
+        quality_width: channels of the head that predicts time to collision, road, progress and comfort; 0 for no such head.
+        ttc_m: cost of a step with a predicted time to collision below 1 s, metres. It needs the quality head, and so do the next three.
+        off_road_m: cost of a step predicted to be off the road, metres.
+        progress_m: cost of making no progress, metres.
+        comfort_m: cost of a candidate that is predicted to be uncomfortable, metres.
         route: settings of the route head; with 0 points the best proposal gives the base path its shape too. Only used with candidates.
     """
 
@@ -79,6 +85,11 @@ class PlannerConfig:
     shifts_m: tuple[float, ...] = ()
     road_m: float = 40.0
     smooth: float = 0.0
+    quality_width: int = 0
+    ttc_m: float = 0.0
+    off_road_m: float = 0.0
+    progress_m: float = 0.0
+    comfort_m: float = 0.0
     route: RouteConfig = field(default_factory=RouteConfig)
 
     def __post_init__(self) -> None:
@@ -92,6 +103,13 @@ class PlannerConfig:
             raise ConfigError(f"shifts_m must begin with 0, for the base path itself; found {self.shifts_m}.")
         if not 0 <= self.smooth < float("inf"):
             raise ConfigError(f"smooth must be 0 or a positive number; found {self.smooth}.")
+        needing = [name for name in ("ttc_m", "off_road_m", "progress_m", "comfort_m") if getattr(self, name)]
+        if needing and not self.quality_width:
+            raise ConfigError(f"{', '.join(needing)} weigh outcomes that the quality head predicts: set quality_width, or leave them 0.")
+
+    def costs(self) -> Costs:
+        """Costs of a candidate's outcomes."""
+        return Costs(self.collision_m, self.overlap_m, self.ttc_m, self.off_road_m, self.progress_m, self.comfort_m)
 
 
 @dataclass(frozen=True)
@@ -145,6 +163,7 @@ class Planner(nn.Module):
         else:
             self.future = nn.Sequential(nn.Conv2d(config.latent_width, width, 1), nn.ReLU())
             self.ii_refiner = WaypointRefiner(width, FUTURE_STEPS, around, cells)
+        self.quality = QualityHead(config.quality_width) if config.accelerations and config.quality_width else None
 
     def forward(
         self, inputs: Inputs, latent: Float[Tensor, "B C x y"], base: Float[Tensor, "B S 2"]
@@ -229,13 +248,14 @@ class Agent(nn.Module):
             return torch.stack([self.plan(inputs, ii) for ii in (False, True)], 1)
         seen = self.forecaster.current_occupancy(inputs)
         base = self.base_path(inputs, seen)
-        return torch.stack([self.choose(inputs, base, self.scene(inputs, ii, seen), ii).best() for ii in (False, True)], 1)
+        return torch.stack([self.choose(inputs, base, self.scene(inputs, ii, seen), ii, seen).best() for ii in (False, True)], 1)
 
     @torch.no_grad()
     def choice(self, inputs: Inputs, ii: bool) -> Choice:
         """Candidates of a batch and their predicted outcomes. Only for a planner with candidates."""
-        seen = None if ii and not self.planner.config.shifts_m else self.forecaster.current_occupancy(inputs)
-        return self.choose(inputs, self.base_path(inputs, seen), self.scene(inputs, ii, seen), ii)
+        needed = not ii or self.planner.config.shifts_m or self.planner.quality is not None
+        seen = self.forecaster.current_occupancy(inputs) if needed else None
+        return self.choose(inputs, self.base_path(inputs, seen), self.scene(inputs, ii, seen), ii, seen)
 
     @torch.no_grad()
     def choice_in(self, inputs: Inputs, scene: Float[Tensor, "B S X Y"]) -> Choice:
@@ -265,16 +285,24 @@ class Agent(nn.Module):
             return self.forecaster.taken(inputs)
         return (seen or self.forecaster.current_occupancy(inputs)).taken[:, None].expand(-1, FUTURE_STEPS, -1, -1)
 
-    def choose(self, inputs: Inputs, base: BasePath, scene: Float[Tensor, "B S X Y"], ii: bool) -> Choice:
+    def choose(
+        self, inputs: Inputs, base: BasePath, scene: Float[Tensor, "B S X Y"], ii: bool, seen: CurrentOccupancy | None = None
+    ) -> Choice:
         """Candidates of a base path and their predicted outcomes in a scene.
 
-        `ii` says whether the scene is a forecast. A head that was not trained with forecasts treats it like a current scene.
+        `ii` says whether the scene is a forecast. A head that was not trained with forecasts treats it like a current scene. `seen` is the
+        current occupancy, if it has been computed already.
         """
-        assert self.forecaster.flow_grid is not None
-        candidates = self.planner.candidates(inputs, base)
-        outcomes = self.planner.outcomes(candidates, base.path, scene, ii and self.train_ii, self.forecaster.flow_grid, inputs.ego_T_lidar)
-        config = self.planner.config
-        return Choice(candidates, outcomes, outcomes.cost(config.collision_m, config.overlap_m, self.planner.accelerations > 0))
+        planner, grid = self.planner, self.forecaster.flow_grid
+        assert grid is not None
+        candidates = planner.candidates(inputs, base)
+        sampled = sample(candidates, base.path, scene, ii and self.train_ii, grid, inputs.ego_T_lidar)
+        outcomes = planner.outcomes(sampled)
+        if planner.quality is not None:
+            off_road = (seen or self.forecaster.current_occupancy(inputs)).off_road
+            before = step_before(inputs, base.path)
+            outcomes = replace(outcomes, quality=planner.quality(sampled, candidates, off_road, before, grid, inputs.ego_T_lidar))
+        return Choice(candidates, outcomes, outcomes.cost(planner.config.costs(), planner.accelerations > 0))
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Numbers of valid elements of a batch: samples with a future step, and those of them that are also planned with ii."""
@@ -308,25 +336,27 @@ class Agent(nn.Module):
         return torch.stack(list(parts.values())).sum(), parts
 
     def _outcome_losses(self, batch: Batch, base: BasePath, some: list[int], counts: Counts) -> dict[str, Tensor]:
-        """Losses of outcomes for the rows `some`: cross entropy of collisions and error of distances, without ii and, if trained, with
-        ii.
+        """Losses of outcomes for the rows `some`, without ii and, if trained, with ii: cross entropy of what happens or not, error of
+        distance and progress.
         """
-        names = [("collision", "distance"), ("collision_ii", "distance_ii")][: 1 + self.train_ii]
+        names = ["collision", "distance", *(("quality",) if self.planner.quality is not None else ())]
+        modes = (("", False), ("_ii", True))[: 1 + self.train_ii]
         if not some:
-            return {name: base.path.new_zeros(()) for pair in names for name in pair}
+            return {name + suffix: base.path.new_zeros(()) for suffix, _ in modes for name in names}
         rows = constant(some, batch.inputs.command)
         inputs, targets = batch.inputs.select(some), batch.targets.select(rows)
         base, valid = base.select(rows), targets.valid
-        candidates = self.planner.candidates(inputs, base)
-        met = collisions(candidates, targets, inputs.ego_T_lidar).to(base.path.dtype)
-        distance = ((candidates - targets.path[:, None]).norm(dim=-1) * valid[:, None]).sum(-1) / valid.sum(1).clamp(min=1)[:, None]
+        candidates, seen = self.planner.candidates(inputs, base), self.forecaster.current_occupancy(inputs)
+        truth = outcome_labels(candidates, targets, inputs.ego_T_lidar, step_before(inputs, base.path))
+        whole, begun = valid.all(1), valid.any(1)
         parts = {}
-        for ii, (collision, distance_name) in zip((False, True), names, strict=False):
-            found = self.choose(inputs, base, self.scene(inputs, ii), ii).outcomes
-            entropy = F.binary_cross_entropy_with_logits(found.collision, met, reduction="none").mean(1)
-            parts[collision] = masked_mean((entropy.sum(-1) * valid.all(1)).sum(), counts["samples_ii"])
-            off = (found.distance_m - distance).abs().mean(1)
-            parts[distance_name] = 0.2 * masked_mean((off * valid.any(1)).sum(), counts["samples_ii"])
+        for suffix, ii in modes:
+            found = self.choose(inputs, base, self.scene(inputs, ii, seen), ii, seen).outcomes
+            parts["collision" + suffix] = masked_mean((_entropy(found.collision, truth.collision) * whole).sum(), counts["samples_ii"])
+            off = (found.distance_m - truth.distance_m).abs().mean(1)
+            parts["distance" + suffix] = 0.2 * masked_mean((off * begun).sum(), counts["samples_ii"])
+            if found.quality is not None:
+                parts["quality" + suffix] = masked_mean((_quality_loss(found.quality, truth) * whole).sum(), counts["samples_ii"])
         return parts
 
     def _with_ii(self, batch: Batch) -> list[int]:
@@ -349,6 +379,18 @@ class Agent(nn.Module):
         expected = (plan.scores.softmax(1) * distance).sum(1)
         per_sample = expected + self.planner.config.best_weight * distance.min(1).values
         return (per_sample * valid.any(1)).sum()
+
+
+def _entropy(logits: Float[Tensor, "B A *s"], truth: Bool[Tensor, "B A *s"]) -> Float[Tensor, "B"]:
+    """Cross entropy, mean over candidates and sum over steps."""
+    return F.binary_cross_entropy_with_logits(logits, truth.to(logits.dtype), reduction="none").mean(1).flatten(1).sum(1)
+
+
+def _quality_loss(found: Quality, truth: OutcomeLabels) -> Float[Tensor, "B"]:
+    """Loss of the quality head for each sample."""
+    entropies = _entropy(found.ttc, truth.ttc) + _entropy(found.off_road, truth.off_road)
+    entropies = entropies + _entropy(found.uncomfortable[..., None], truth.uncomfortable[..., None])
+    return entropies + (found.progress - truth.progress).abs().mean(1)
 
 
 def drivable(paths: Float[Tensor, "B S 2"], per_forward: float = 1.0, least_m: float = 0.1) -> Float[Tensor, "B S 2"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -51,13 +52,13 @@ def _trained_on(kind: checkpoint.Kind, source: Source, split: str) -> dict[str, 
 
 
 def start_from(
-    init: str, module: nn.Module, manifest: Manifest, allow: bool = False, fine_tuned_from: tuple[Parent, ...] = (), new: str = ""
+    init: str, module: nn.Module, manifest: Manifest, allow: bool = False, fine_tuned_from: tuple[Parent, ...] = (), new: Sequence[str] = ()
 ) -> Manifest:
     """Initialise a model from the checkpoint `init` ("": keep its weights). Returns the manifest with that checkpoint as an ancestor.
 
     A checkpoint of a later stage stands for its own model of this kind: `town-small` is a planner, and gives its tokenizer to a tokenizer.
     `fine_tuned_from` are the checkpoints that the parent's own training started from: a model of theirs may be trained on with the fine-tuned parent.
-    `new` is the name of a part that the checkpoint may lack. It then keeps its own weights.
+    `new` are the names of parts that the checkpoint may lack. They then keep their own weights.
 
     Raises:
         CheckpointError: for a checkpoint of another kind or architecture.
@@ -74,8 +75,9 @@ def start_from(
         if found.manifest.parent(parent.kind).fingerprint not in [origin.fingerprint for origin in fine_tuned_from]:
             marks.append(found.require_parent(parent.kind, Lineage(parent.kind, parent.fingerprint, parent.path), allow))
     weights = found.weights()
-    if new and not any(_of(new, name) for name in weights):
-        weights |= {name: value for name, value in module.state_dict().items() if _of(new, name)}
+    for part in new:
+        if not any(_of(part, name) for name in weights):
+            weights |= {name: value for name, value in module.state_dict().items() if _of(part, name)}
     checkpoint.load_weights(module, weights, init)
     origin = Parent(INITIAL + found.manifest.kind, str(found.folder.resolve()), found.manifest.fingerprint)
     above = (*manifest.parents, origin)

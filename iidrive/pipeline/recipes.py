@@ -124,6 +124,7 @@ def small() -> Recipe:
         collision_m=40.0,
         overlap_m=80.0,
         smooth=3.0,
+        quality_width=32,
         route=RouteConfig(points=12),
     )
     base = TrainConfig(weight_decay=1e-2, max_grad_norm=1.0, ema_decay=0.995, ema_warmup_steps=100.0)
@@ -213,6 +214,7 @@ def full() -> Recipe:
             collision_m=40.0,
             overlap_m=80.0,
             smooth=3.0,
+            quality_width=32,
             route=RouteConfig(points=12, width=64),
         ),
         train_tokenizer=stage1,

@@ -20,9 +20,9 @@ from iidrive.core.config_io import to_plain
 from iidrive.core.errors import CheckpointError, ConfigError, DataError
 from iidrive.core.lineage import joined
 from iidrive.core.scene import GridSpec
-from iidrive.data.box_tracks import BoxTargets
 from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, OccupancyFrames, keyframes, read_tracks
 from iidrive.data.joint import Joint, mixture, parts_of, tracks_of
+from iidrive.data.outcome_targets import OutcomeTargets
 from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache
 from iidrive.models.baselines import EgoMLP
@@ -178,14 +178,14 @@ def train_planner(
         compute = compute_config(training, options)
         train_route(recipe, planner.route, stage1, compute, cache, source, split, tracks, route, options)
     agent = Agent(stage2.model, planner, train_ii)
-    labels, mixed = BoxTargets(source) if config.accelerations else None, mixture(source, tracks, recipe.shares)
+    labels, mixed = OutcomeTargets(source) if config.accelerations else None, mixture(source, tracks, recipe.shares)
     clips = ClipDataset(tracks, ClipSpec(intended=True), codes=cache, labels=labels, mixture=mixed)
     parents = (stage1.checkpoint, stage2.checkpoint)
     manifest = new_manifest("planner", config, training, source, split, recipe, parents, {"train_ii": train_ii})
     manifest = replace(manifest, metrics=zero.metrics(), marks=joined(stage2.manifest.marks, marks, found))
-    manifest = start_from(options.init, planner, manifest, allow, stage2.manifest.origins, "route")
+    manifest = start_from(options.init, planner, manifest, allow, stage2.manifest.origins, ("route", "quality"))
     validate = partial(by_source, partial(validate_planner, agent, process_group=options.process_group), held_out(source, training))
-    apart = (planner.outcomes,) if config.accelerations else ()
+    apart = tuple(head for head in (getattr(planner, "outcomes", None), planner.quality) if head is not None)
     return fit(TrainTask(agent, planner, manifest, config, validate=validate, clipped_separately=apart), clips, training, run, options)
 
 

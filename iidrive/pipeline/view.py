@@ -19,7 +19,7 @@ from iidrive.data.box_tracks import BoxTargets
 from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, Frames, OccupancyFrames, read_tracks, scored_clips
 from iidrive.data.source import Source
 from iidrive.models.forecast import Forecaster
-from iidrive.models.outcomes import collisions
+from iidrive.models.outcome_labels import collisions
 from iidrive.models.planner import Agent
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.pipeline import infer

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.signal import savgol_filter
 
+from iidrive.core.comfort import Limits
 from iidrive.scoring.driving.rollout import Ego, Rollout
 from iidrive.scoring.driving.tracking import DT_S
 
@@ -18,19 +19,6 @@ Array = np.ndarray
 
 _ORDER, _SMOOTH, _SLOPE = 2, 8, 15
 """Savitzky-Golay filter: polynomial order, window length for values, window length for derivatives (time steps)."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Comfort limits, in units of metres, seconds and radians."""
-
-    jerk: float = 8.37
-    lateral_acceleration: float = 4.89
-    brake: float = -4.05
-    accelerate: float = 2.40
-    yaw_acceleration: float = 1.93
-    longitudinal_jerk: float = 4.13
-    yaw_rate: float = 0.95
 
 
 def comfortable(ego: Ego, limits: Limits | None = None) -> Bool[Array, "t"]:
