@@ -43,6 +43,7 @@ from iidrive.simulation.foresight import true_occupancy
 from iidrive.simulation.kept import read_rollout, write_rollout
 from iidrive.simulation.loop import LoopConfig, Starts, begin, drive_expert, drive_scenes
 from iidrive.simulation.observer import Observer
+from iidrive.simulation.perception import Perception
 
 CONFIG = TownConfig(train_scenes=0, val_scenes=0, test_scenes=4, keyframes=17)
 NAMES = tuple(f"town-test-{k:05d}" for k in range(3))
@@ -156,18 +157,39 @@ def test_a_delayed_plan_is_followed_late(town: Town) -> None:
 @pytest.mark.slow
 def test_dropped_columns_are_free_and_depend_on_the_seed(town: Town, agent: Agent) -> None:
     tokenizer, scene = agent.forecaster.tokenizer, DrivenScene(town, NAMES[0])
-    seen = [Observer(tokenizer, share).observe([scene]).codes for share in (0.0, 0.3, 0.3)]
+    seen = [Observer(tokenizer, Perception(share)).observe([scene]).codes for share in (0.0, 0.3, 0.3)]
     assert seen[0] is not None
     assert seen[1] is not None
     assert seen[2] is not None
     assert torch.equal(seen[1], seen[2])
     assert not torch.equal(seen[0], seen[1])
     grid = np.full((40, 40, 4), 11, np.uint8)
-    kept = Observer(tokenizer, 0.3)._seen(grid, (1, 2))
+    kept = Perception(0.3).occupancy(grid, (1, 2))
     gone = (kept == FREE).all(-1)
     assert (kept[~gone] == 11).all()
     assert 0.25 < gone.mean() < 0.35
-    assert Observer(tokenizer)._seen(grid, (1, 2)) is grid
+    assert Perception().occupancy(grid, (1, 2)) is grid
+
+
+@pytest.mark.slow
+def test_road_users_at_wrong_distances_stay_on_their_line_of_sight(town: Town, agent: Agent) -> None:
+    tokenizer, scene = agent.forecaster.tokenizer, DrivenScene(town, NAMES[0])
+    seen = [Observer(tokenizer, Perception(depth_error=error)).observe([scene]).codes for error in (0.0, 0.2, 0.2)]
+    assert seen[0] is not None
+    assert seen[1] is not None
+    assert seen[2] is not None
+    assert torch.equal(seen[1], seen[2])
+    assert not torch.equal(seen[0], seen[1])
+    moment = scene.keyframes[-1]
+    here = moment.global_T_ego.translation_m[:2]
+    moved = Perception(depth_error=0.2).boxes(moment.boxes, here, (1, 2))
+    before, after = (boxes.centre_m[:, :2] - here for boxes in (moment.boxes, moved))
+    near, far = np.hypot(*before.T), np.hypot(*after.T)
+    assert np.abs(before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]).max() < 1e-6 * near.max() * far.max()
+    assert 0.1 < np.std(far / near - 1) < 0.3
+    assert Perception().boxes(moment.boxes, here, (1, 2)) is moment.boxes
+    with pytest.raises(ConfigError, match="depth_error must be"):
+        LoopConfig(depth_error=-0.1)
 
 
 @pytest.mark.slow

@@ -135,6 +135,7 @@ class DriveOptions:
         displace: start beside the path, rotated, and at another speed.
         delay_s: planning delay, at most 0.5 s; meanwhile the car follows the previous plan.
         drop: fraction of occupancy columns that look free to the planner.
+        depth_error: relative error of the distances of boxes in the planner's input.
         go_on: continue after an at-fault contact or off the road.
     """
 
@@ -142,12 +143,14 @@ class DriveOptions:
     displace: Switch = "off"
     delay_s: float = 0.0
     drop: float = 0.0
+    depth_error: float = 0.0
     go_on: Switch = "off"
 
     @property
     def loop(self) -> LoopConfig:
         """The config of the closed loop. Raises ConfigError for a delay or fraction out of range."""
-        return LoopConfig(self.agents, self.displace == "on", self.go_on == "on", delay_s=self.delay_s, dropped=self.drop)
+        displace, go_on = self.displace == "on", self.go_on == "on"
+        return LoopConfig(self.agents, displace, go_on, delay_s=self.delay_s, dropped=self.drop, depth_error=self.depth_error)
 
 
 @dataclass(frozen=True)

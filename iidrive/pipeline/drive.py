@@ -198,6 +198,7 @@ def _written(driven: Driven, asked: Sequence[Driver], on: TestSet, config: LoopC
     line += " · displaced starts" if config.displace else ""
     line += f" · plans {config.delay_s:g} s late" if config.delay_s else ""
     line += f" · {100 * config.dropped:g} % of columns dropped" if config.dropped else ""
+    line += f" · road users seen {100 * config.depth_error:g} % too near or too far" if config.depth_error else ""
     body = "\n".join([f"{mark_lines(lineage.marks)}{line}", text(rows, differences), *driven.notes(), _BY_CONSTRUCTION])
     plain = {row.name: row.to_json() for row in rows}
     values = {

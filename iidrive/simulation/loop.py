@@ -24,6 +24,7 @@ from iidrive.scoring.driving.tracking import DT_S, CarState, Reference, follow, 
 from iidrive.simulation.displace import Start, drawn
 from iidrive.simulation.driven import LEVER_M, STEPS_PER_KEYFRAME, Agents, DrivenScene
 from iidrive.simulation.observer import Observer
+from iidrive.simulation.perception import Perception
 
 Array = np.ndarray
 Plan = Callable[[Inputs, Sequence[DrivenScene]], Tensor]
@@ -42,6 +43,7 @@ class LoopConfig:
         together: scenes per group; the plans of a group are one forward pass.
         delay_s: planning time, seconds. Until then the ego follows the previous plan. At most the time between two plans.
         dropped: fraction of occupancy columns set to free in the planner's input, drawn again for every keyframe.
+        depth_error: standard deviation of the error of a road user's distance in the planner's input, as a fraction of the distance.
     """
 
     agents: Agents = "reactive"
@@ -51,12 +53,15 @@ class LoopConfig:
     together: int = 16
     delay_s: float = 0.0
     dropped: float = 0.0
+    depth_error: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.delay_s <= STEP_S:
             raise ConfigError(f"delay_s must be from 0 to {STEP_S} s, the time between two plans; found {self.delay_s:g}.")
         if not 0 <= self.dropped <= 1:
             raise ConfigError(f"dropped must be from 0 to 1; found {self.dropped:g}.")
+        if not 0 <= self.depth_error <= 1:
+            raise ConfigError(f"depth_error must be from 0 to 1; found {self.depth_error:g}.")
 
 
 class Starts:
@@ -83,7 +88,7 @@ def drive_scenes(names: Sequence[str], starts: Starts, plan: Plan, tokenizer: To
         tokenizer: encodes the occupancy for the planner; None for a planner that reads no codes.
     """
     config = starts.config
-    scenes, observer = [starts(name) for name in names], Observer(tokenizer, config.dropped)
+    scenes, observer = [starts(name) for name in names], Observer(tokenizer, Perception(config.dropped, config.depth_error))
     late = round(config.delay_s / DT_S)
     before: dict[str, tuple[Reference, CarState]] = {}
     while active := [scene for scene in scenes if not scene.over]:

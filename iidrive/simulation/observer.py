@@ -9,16 +9,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 
 from iidrive.core import geometry
 from iidrive.core.batch import Inputs
-from iidrive.core.classes import FREE
 from iidrive.data.town.config import scene_seed
 from iidrive.data.town.record import EGO_T_LIDAR
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.runtime.run_folder import device
 from iidrive.simulation.driven import PAST, DrivenScene
+from iidrive.simulation.perception import Perception
 
 Array = np.ndarray
 
@@ -29,9 +28,9 @@ class Observer:
     Every keyframe is encoded once, together with the earlier keyframes that the tokenizer uses.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None, dropped: float = 0.0) -> None:
-        """`dropped`: fraction of the occupancy's columns that are set to free, drawn for every keyframe from the scene's seed."""
-        self.tokenizer, self.dropped = tokenizer, dropped
+    def __init__(self, tokenizer: Tokenizer | None, perception: Perception | None = None) -> None:
+        """`perception`: errors of the occupancy; default: none."""
+        self.tokenizer, self.perception = tokenizer, perception or Perception()
         self._maps: dict[str, list[torch.Tensor]] = {}
         self._codes: dict[str, list[torch.Tensor]] = {}
 
@@ -57,20 +56,16 @@ class Observer:
             global_T_now=torch.from_numpy(poses[:, -1]),
         ).to(device())
 
-    def _seen(self, semantics: UInt8[Array, "X Y Z"], seed: tuple[int, ...]) -> UInt8[Array, "X Y Z"]:
-        if not self.dropped:
-            return semantics
-        gone = np.random.default_rng(seed).random(semantics.shape[:2]) < self.dropped
-        return np.where(gone[..., None], np.uint8(FREE), semantics)
-
     def _encode(self, tokenizer: Tokenizer, scenes: Sequence[DrivenScene]) -> None:
         """Encode each scene's earliest keyframe that has no codes yet."""
         grids, seen, back = [], [], []
         for scene in scenes:
             number = len(self._codes[scene.name])
             moment = scene.keyframes[number]
-            grid = scene.town.seen_at(scene.name, moment.global_T_ego, EGO_T_LIDAR, moment.boxes, tokenizer.config.grid)
-            grids.append(torch.from_numpy(self._seen(grid.semantics, (*scene_seed(scene.town.config, scene.name), 6, number))))
+            seed = (*scene_seed(scene.town.config, scene.name), 6, number)
+            boxes = self.perception.boxes(moment.boxes, moment.global_T_ego.translation_m[:2], seed)
+            grid = scene.town.seen_at(scene.name, moment.global_T_ego, EGO_T_LIDAR, boxes, tokenizer.config.grid)
+            grids.append(torch.from_numpy(self.perception.occupancy(grid.semantics, seed)))
             rows = (number - np.arange(tokenizer.config.quantiser.history, -1, -1)).clip(min=0)
             seen.append(rows)
             back.append([scene.keyframes[row].global_T_ego.matrix for row in rows])
