@@ -117,6 +117,25 @@ def test_a_damaged_file_is_regenerated_and_replaced(made: dict[str, World], cach
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("harm", ["", "cut", "bytes"])
+def test_a_cached_raster_equals_a_made_one(made: dict[str, World], cache: SceneCache, harm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    town = Town(CONFIG, cache)
+    scene = town.scene(NAME)
+    first = town.occupancy(scene, 1, SPEC).semantics
+    path = cache.path(cache_key(CONFIG), f"{NAME}@0.25")
+    content = path.read_bytes()
+    if harm:
+        path.write_bytes(content[: len(content) // 2] if harm == "cut" else content[:-40] + bytes(40))
+    else:
+        monkeypatch.setattr(town_source, "rasterise", None)  # nothing is made again
+    np.testing.assert_array_equal(Town(CONFIG, cache).occupancy(scene, 1, SPEC).semantics, first)
+    assert path.read_bytes() == content, "a damaged file is replaced"
+    assert cache.size().scenes == 1
+    monkeypatch.undo()
+    coarse = Town(replace(CONFIG, raster_m=0.5), cache).occupancy(scene, 1, SPEC).semantics
+    assert (coarse != first).any()
+
+
 def test_scenes_do_not_depend_on_the_number_of_processes(
     made: dict[str, World], cache: SceneCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:

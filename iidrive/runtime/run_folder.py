@@ -172,7 +172,8 @@ def repeat_bits(on: bool) -> None:
     on = on and torch.cuda.is_available()
     if on:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(on)
+    if on != torch.are_deterministic_algorithms_enabled():  # setting it imports the compiler, which takes a second or two
+        torch.use_deterministic_algorithms(on)
 
 
 def peak_memory_gb() -> float:

@@ -1,6 +1,7 @@
-"""Disk cache of generated scenes: one file per scene, written atomically, verified when read, with a size limit.
+"""Disk cache of generated scenes: one file per scene, and one for its raster, written atomically, verified when read, with a size limit.
 
     ${IIDRIVE_CACHE:-${XDG_CACHE_HOME:-~/.cache}/iidrive}/towns/<key>/<scene>.safetensors
+                                                                     <scene>@<cell, metres>.safetensors
 
 The key depends on everything that decides a scene, so files are never stale. Several processes may read, write and clear the cache at the
 same time. If the folder cannot be written, there is one warning and scenes are generated every time.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,8 @@ BYTES_VARIABLE = "IIDRIVE_CACHE_BYTES"
 USUAL_BYTES = 2_000_000_000
 
 SUFFIX = ".safetensors"
+RASTER = "@"
+"""What follows the scene's name in the name of its raster."""
 RECENT_S = 600.0
 """A file's time of last use is updated only if it is older than this, seconds."""
 LEFTOVER_S = 3600.0
@@ -128,8 +132,7 @@ class SceneCache:
 
     def size(self) -> Size:
         """Number and total size of the cached scenes."""
-        entries = self._entries()
-        return Size(len(entries), sum(e.bytes for e in entries))
+        return _total(self._entries())
 
     def clear(self) -> Size:
         """Remove all scenes. Returns what was removed. Raises OSError if a file cannot be removed."""
@@ -137,7 +140,7 @@ class SceneCache:
         for entry in entries:
             entry.path.unlink(missing_ok=True)
         self._tidy(0.0)
-        return Size(len(entries), sum(e.bytes for e in entries))
+        return _total(entries)
 
     def _files(self, pattern: str) -> list[_Entry]:
         found = []
@@ -173,3 +176,7 @@ class SceneCache:
         for folder in self.folder.glob("*/"):
             with suppress(OSError):  # not empty
                 folder.rmdir()
+
+
+def _total(entries: Sequence[_Entry]) -> Size:
+    return Size(sum(RASTER not in e.path.name for e in entries), sum(e.bytes for e in entries))

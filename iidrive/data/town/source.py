@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Literal
 
@@ -21,13 +22,13 @@ from iidrive.core.errors import ConfigError, DataError, unknown
 from iidrive.core.scene import Boxes, CommandSource, GridSpec, OccGrid, OccSource, Pose, Scene
 from iidrive.data.scene_lists import is_list, read_list
 from iidrive.data.town import workers
-from iidrive.data.town.cache import SceneCache
+from iidrive.data.town.cache import RASTER, SceneCache
 from iidrive.data.town.config import ALL_SPLITS, SPLITS, VERSION, TownConfig, scene_counts, scene_seed
 from iidrive.data.town.live import LiveScene
 from iidrive.data.town.record import paint_boxes
 from iidrive.data.town.route import Route
 from iidrive.data.town.static import Raster, column_table, rasterise, static_columns
-from iidrive.data.town.stored import cache_key, decode, encode
+from iidrive.data.town.stored import cache_key, decode, decode_raster, encode, encode_raster
 from iidrive.data.town.visibility import visible
 from iidrive.data.town.world import World, make_world, route_reach
 
@@ -207,12 +208,31 @@ class Town:
 
     def _raster(self, name: str) -> Raster:
         if name not in self._rasters:
-            world = self._world(name)
-            driven = np.array([k.global_T_ego.translation_m[:2] for k in world.scene.keyframes])
-            path = np.concatenate([driven, world.route.points[: route_reach(self.config)]])
-            low, high = path.min(0) - SEEN_AROUND_M, path.max(0) + SEEN_AROUND_M
-            self._rasters[name] = rasterise(world.surroundings(), low, high, self.config.raster_m)
+            self._rasters[name] = self._stored_raster(name) or self._made_raster(name)
             while len(self._rasters) > KEPT_RASTERS:
                 self._rasters.popitem(last=False)
         self._rasters.move_to_end(name)
         return self._rasters[name]
+
+    def _stored_raster(self, name: str) -> Raster | None:
+        """Read a scene's raster from the disk cache. None if it is absent or damaged."""
+        content = self._cache.read(self._key, raster_name(name, self.config)) if self._cache else None
+        if content is not None:
+            with suppress(DataError):
+                return decode_raster(content, self.config.raster_m)
+        return None
+
+    def _made_raster(self, name: str) -> Raster:
+        world = self._world(name)
+        driven = np.array([k.global_T_ego.translation_m[:2] for k in world.scene.keyframes])
+        path = np.concatenate([driven, world.route.points[: route_reach(self.config)]])
+        low, high = path.min(0) - SEEN_AROUND_M, path.max(0) + SEEN_AROUND_M
+        raster = rasterise(world.surroundings(), low, high, self.config.raster_m)
+        if self._cache:
+            self._cache.write(self._key, raster_name(name, self.config), encode_raster(raster))
+        return raster
+
+
+def raster_name(name: str, config: TownConfig) -> str:
+    """Name of a scene's raster in the cache."""
+    return f"{name}{RASTER}{config.raster_m:g}"

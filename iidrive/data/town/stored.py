@@ -1,4 +1,4 @@
-"""Lossless serialisation of a scene: a safetensors file with numbers, geometries as WKB, text as JSON, and a checksum."""
+"""Lossless serialisation of a scene: a safetensors file with numbers, geometries as WKB, text as JSON, and a checksum. And of its raster."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import struct
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -23,7 +24,7 @@ from iidrive.core.scene import MANOEUVRES, Boxes, Command, Conflict, Junction, K
 from iidrive.data.town.config import VERSION, TownConfig
 from iidrive.data.town.record import EGO_T_LIDAR
 from iidrive.data.town.route import Gate, Route, Zebra
-from iidrive.data.town.static import Surroundings
+from iidrive.data.town.static import Raster, Surroundings
 from iidrive.data.town.world import World
 
 Array = np.ndarray
@@ -123,6 +124,23 @@ def decode(content: bytes) -> World:
         return _world(tensors, json.loads(tensors["words"].tobytes()))
     except (SafetensorError, struct.error, ValueError, KeyError, TypeError, IndexError, shapely.errors.GEOSException) as error:
         raise DataError(f"a stored scene is damaged: {error}.") from error
+
+
+def encode_raster(raster: Raster) -> bytes:
+    """Serialise a raster, compressed. zlib keeps a checksum."""
+    packed = np.frombuffer(zlib.compress(np.ascontiguousarray(raster.codes).tobytes(), 1), np.uint8)
+    return safetensors.save({"packed": packed, "shape": np.array(raster.codes.shape, np.int64), "origin": raster.origin})
+
+
+def decode_raster(content: bytes, cell_m: float) -> Raster:
+    """Deserialise a raster with cells of `cell_m` metres. Raises DataError if the bytes are truncated or damaged."""
+    try:
+        tensors = safetensors.load(content)
+        rows, columns = (int(n) for n in tensors["shape"])
+        codes = np.frombuffer(zlib.decompress(tensors["packed"].tobytes()), np.uint8).reshape(rows, columns)
+        return Raster(codes, tensors["origin"], cell_m)
+    except (SafetensorError, zlib.error, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"a stored raster is damaged: {error}.") from error
 
 
 def _checksum(content: bytes) -> str:
