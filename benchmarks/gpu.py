@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from iidrive.core.batch import Batch, Inputs, Targets
-from iidrive.core.scene import FUTURE_STEPS, ROUTE_AHEAD, ROUTE_BEHIND
+from iidrive.core.scene import FUTURE_STEPS, ROAD_GRID, ROUTE_AHEAD, ROUTE_BEHIND
 from iidrive.models.compute import ComputeConfig
 from iidrive.models.forecast import Forecaster
 from iidrive.models.planner import Agent, Planner
@@ -95,6 +95,8 @@ def inputs_of(recipe: Recipe, size: int, place: torch.device) -> Batch:
             torch.zeros(size, FUTURE_STEPS, 2 * x, 2 * y, 2),
             torch.ones(size, 8, FUTURE_STEPS + 1, 5),
             torch.ones(size, 8, FUTURE_STEPS + 1, dtype=torch.bool),
+            torch.ones(size, *ROAD_GRID.shape[:2], dtype=torch.bool),
+            torch.ones(size, dtype=torch.bool),
             torch.zeros(size, ROUTE_BEHIND + 1 + ROUTE_AHEAD, 2),
         )
     return Batch(inputs, targets, 0.5)

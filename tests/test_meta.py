@@ -17,7 +17,7 @@ from no_host import no_host
 from torch import Tensor, nn
 
 from iidrive.core.batch import Batch, Inputs, Targets
-from iidrive.core.scene import FUTURE_STEPS, ROUTE_AHEAD, ROUTE_BEHIND, GridSpec
+from iidrive.core.scene import FUTURE_STEPS, ROAD_GRID, ROUTE_AHEAD, ROUTE_BEHIND, GridSpec
 from iidrive.data.town.source import Town, TownConfig
 from iidrive.models.baselines import EgoMLP, copy_warped
 from iidrive.models.forecast import Forecaster
@@ -96,6 +96,8 @@ def batch(recipe: Recipe, past: int = PAST) -> Batch:
             torch.empty(ROWS, FUTURE_STEPS, *fine, 2),
             torch.empty(ROWS, 3, moments, 5),
             true(3, moments),
+            true(*ROAD_GRID.shape[:2]),
+            torch.ones(ROWS, dtype=torch.bool),
             torch.empty(ROWS, ROUTE_BEHIND + 1 + ROUTE_AHEAD, 2),
         )
     return Batch(inputs, targets, 0.5)

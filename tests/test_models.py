@@ -10,8 +10,8 @@ from torch import nn
 
 from iidrive.core.batch import Batch, Inputs, Targets
 from iidrive.core.errors import ConfigError
-from iidrive.data.box_tracks import BoxTargets
 from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, OccupancyFrames, draws
+from iidrive.data.outcome_targets import OutcomeTargets
 from iidrive.data.source import scenes
 from iidrive.data.town.source import Town, TownConfig
 from iidrive.models.ego_motion import motion_between, past_motions
@@ -290,9 +290,10 @@ def chooser(agent: Agent) -> Agent:
 
 @pytest.fixture(scope="module")
 def boxed(batch: Batch) -> Batch:
-    clips = ClipDataset([EgoTrack.of(scene) for scene in scenes(TOWN, "train")], ClipSpec(past=5), labels=BoxTargets(TOWN))
+    clips = ClipDataset([EgoTrack.of(scene) for scene in scenes(TOWN, "train")], ClipSpec(past=5), labels=OutcomeTargets(TOWN))
     found = clips.batch([0, 6]).targets
-    return replace(batch, targets=replace(batch.targets, boxes=found.boxes, boxes_known=found.boxes_known))
+    known = {name: getattr(found, name) for name in ("boxes", "boxes_known", "drivable", "road_known")}
+    return replace(batch, targets=replace(batch.targets, **known))
 
 
 def test_a_planner_with_candidates_plans_one_of_them(boxed: Batch, chooser: Agent) -> None:
@@ -324,7 +325,7 @@ def test_with_ii_only_the_scene_differs(boxed: Batch, chooser: Agent, monkeypatc
 
 def test_outcome_losses_train_the_head_but_not_the_world_model(boxed: Batch, chooser: Agent) -> None:
     loss, parts = chooser.loss(boxed)
-    assert {"collision", "distance", "collision_ii", "distance_ii"} < set(parts)
+    assert {"collision", "distance", "quality", "collision_ii", "distance_ii", "quality_ii"} < set(parts)
     loss.backward()
     assert {n.split(".")[0] for n, p in chooser.planner.named_parameters() if p.grad is None} == {"route"}
     assert all(p.grad is None for p in chooser.forecaster.parameters())
