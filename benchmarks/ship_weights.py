@@ -30,12 +30,13 @@ def ship(planner: str, ego_mlp: str, name: str, made_by: Sequence[str]) -> Path:
         "ego-mlp": checkpoint.read(ego_mlp),
     }
     folder = shipped.FOLDER / name
+    weights = {kind: found.weights() for kind, found in models.items()}  # before any is replaced: some may be in the set already
     for kind, found in models.items():
         shutil.rmtree(folder / kind, ignore_errors=True)
         manifest = _named(found, name)
         if kind == "planner":
             manifest = replace(manifest, about={**manifest.about, "made_by": list(made_by)})
-        checkpoint.save(folder / kind, manifest, found.weights())
+        checkpoint.save(folder / kind, manifest, weights[kind])
         checkpoint.read(folder / kind).weights()
     return folder
 
