@@ -39,6 +39,15 @@ def test_the_runs_are_what_the_notes_say() -> None:
     assert "--recipe.train_world.seed 1" in lines("r4", Setting(Path("o")))[7], "without files, another seed stands in"
 
 
+def test_the_command_shows_what_it_would_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for name in ("r1", "r5"):
+        main(["reproduce", name, "--show", "on", "--out", str(tmp_path / "o"), "--recipe", "tiny"])
+        shown = capsys.readouterr().out.replace("\n", " ")
+        for line in lines(name, Setting(tmp_path / "o", recipe=("--recipe", "tiny"))):
+            assert line.split(" --")[0] in shown
+    assert not (tmp_path / "o").exists()
+
+
 def test_a_stage_uses_as_many_devices_as_divide_its_step() -> None:
     setting = Setting(Path("o"), 8, shares={"tokenizer": 2, "world": 12, "planner": 16})
     assert [setting.devices_of(stage) for stage in ("tokenizer", "world", "planner", "evaluate")] == [2, 6, 8, 8]

@@ -28,6 +28,7 @@ from jsonargparse import (
     ActionConfigFile,  # pyright: ignore[reportPrivateImportUsage]
     ArgumentParser,
     DefaultHelpFormatter,
+    Namespace,
 )
 from jsonargparse._actions import _ActionConfigLoad
 from jsonargparse._typehints import ActionTypeHint
@@ -241,7 +242,8 @@ def _shorten(parser: Parser, helps: dict[str, str]) -> None:
             action.metavar = "N"
     for group in parser._action_groups[2:]:
         group.title = group.description = None
-    words = [str(action.metavar or action.dest).upper() for action in parser._get_positional_actions()]
+    words = [str(action.metavar or action.dest) for action in parser._get_positional_actions()]
+    words = [word if word.startswith("{") else word.upper() for word in words]
     parser.usage = " ".join([parser.prog, "[options]", *words])
 
 
@@ -275,7 +277,7 @@ def read_recipe(text: str, prog: str = "iidrive recipes") -> Recipe:
 def _instantiated(parser: Parser, parsed: Any) -> Any:
     """The parsed values as config objects. A ConfigError about a recipe names the stage and, if there is one, the file."""
     file = f"{parser.recipe_file}: " if parser.recipe_file else ""
-    if (plain := parsed.get("recipe")) is not None:
+    if isinstance(plain := parsed.get("recipe"), Namespace):
         for name, hint in get_type_hints(Recipe).items():
             if dataclasses.is_dataclass(hint):
                 try:  # jsonargparse takes null for a value of any type
