@@ -40,9 +40,11 @@ def test_demo_on_towns_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_stage_by_stage_on_real_scenes(
     nuscenes_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Train on mini_val's shorter split, test on it: the commands fit together and ii is switched freely at test time."""
+    """Train on mini_val's two scenes, test on one of them: the commands fit together and ii is switched freely at test time."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    real = ["--data", "nuscenes", "--root", str(nuscenes_root), "--split", "mini_val"]
+    data = ["--data", "nuscenes", "--root", str(nuscenes_root), "--split"]
+    (tmp_path / "one.txt").write_text("scene-0103\n")
+    real, tested = [*data, "mini_val"], [*data, str(tmp_path / "one.txt")]
     stage1, stage2, tokens = str(tmp_path / "tok"), str(tmp_path / "world"), str(tmp_path / "tokens")
     main(["train", "tokenizer", "--run", stage1, *real, "--recipe", "tiny"])
     main(["tokens", stage1, tokens, *real])
@@ -53,7 +55,7 @@ def test_stage_by_stage_on_real_scenes(
         expected = {}
         for test in ("on", "off"):
             out = tmp_path / f"{train}-{test}.json"
-            main(["evaluate", planner, *real, "--test-ii", test, "--json", str(out), "--run", str(tmp_path / f"e-{train}-{test}")])
+            main(["evaluate", planner, *tested, "--test-ii", test, "--json", str(out), "--run", str(tmp_path / f"e-{train}-{test}")])
             found = json.loads(out.read_text())
             assert (found["about"]["train_ii"], found["about"]["test_ii"]) == (train, test)
             assert found["about"]["occupancy"] == "derived"
