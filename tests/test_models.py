@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, OccupancyFrames,
 from iidrive.data.outcome_targets import OutcomeTargets
 from iidrive.data.source import scenes
 from iidrive.data.town.source import Town, TownConfig
+from iidrive.models.candidates import CREEP_M, BasePath
 from iidrive.models.ego_motion import motion_between, past_motions
 from iidrive.models.forecast import Forecaster
 from iidrive.models.layers import CellGrid, Norm
@@ -22,6 +24,7 @@ from iidrive.models.quantise import QuantiserConfig, ResidualQuantiser
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
 from iidrive.pipeline import recipes
+from iidrive.scoring.planning.sparsedrive import sparsedrive_yaw
 
 RECIPE = recipes.tiny()
 REGRESSOR = replace(RECIPE.planner, accelerations=())
@@ -306,6 +309,18 @@ def test_a_planner_with_candidates_plans_one_of_them(boxed: Batch, chooser: Agen
         torch.testing.assert_close(alone.cost_m, choice.cost_m[:1], atol=1e-4, rtol=1e-4)
     spread = (choice.candidates[:, :, -1] - choice.candidates[:, :1, -1]).norm(dim=-1).amax(1)
     assert (spread > 2).any()  # metres at 3 s
+
+
+def test_a_candidate_that_stops_keeps_its_heading(boxed: Batch, chooser: Agent) -> None:
+    """Repeated points have no heading: SparseDrive's evaluator would turn the car to the side."""
+    gone = torch.tensor([1.6, 2.8, 3.6, 4.0, 4.1, 4.1])
+    base = BasePath.alone(torch.stack([torch.zeros(6), gone], -1).expand(2, -1, -1))
+    found = chooser.planner.candidates(boxed.inputs, base)
+    hops = torch.diff(found, dim=2, prepend=torch.zeros_like(found[:, :, :1])).norm(dim=-1)
+    assert hops.min() >= 0.99 * CREEP_M
+    assert (hops[:, :, -1] < 2 * CREEP_M).sum() > 6, "most of them have stopped"
+    yaw = sparsedrive_yaw(found.flatten(0, 1).numpy())
+    assert np.abs(yaw - np.pi / 2).max() < 0.3
 
 
 def test_with_ii_only_the_scene_differs(boxed: Batch, chooser: Agent, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,12 +64,13 @@ def speed_profiles(base: BasePath, added_mps2: Float[Tensor, "A"]) -> Float[Tens
     added = added_mps2[:, None] * time
     speed = (own + added).clamp(min=0)
     stopped = ((speed <= _STOPPED_MPS).cummax(2).values) & (own[..., :1] + added <= 0) & (added_mps2 < 0)[:, None]
-    gone = running_sum(torch.where(stopped, _CREEP_M / STEP_S, speed), 2)[..., _PIECES - 1 :: _PIECES] * (STEP_S / _PIECES)
+    gone = running_sum(torch.where(stopped, CREEP_M / STEP_S, speed), 2)[..., _PIECES - 1 :: _PIECES] * (STEP_S / _PIECES)
     return along(base.line, gone)
 
 
 _STOPPED_MPS = 0.01
-_CREEP_M = 0.005
+CREEP_M = 0.005
+"""Least distance that a candidate moves per step, metres."""
 
 
 def travelled(paths: Float[Tensor, "B S 2"]) -> Float[Tensor, "B S"]:

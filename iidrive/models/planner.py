@@ -30,7 +30,7 @@ from iidrive.core.batch import Batch, Inputs
 from iidrive.core.errors import ConfigError
 from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES
 from iidrive.models.baselines import ctrv
-from iidrive.models.candidates import BasePath, along, smoothed, smoothing, speed_profiles, travelled
+from iidrive.models.candidates import CREEP_M, BasePath, along, smoothed, smoothing, speed_profiles, travelled
 from iidrive.models.ego_motion import MOTION, ego_status, lidar_path, step_before
 from iidrive.models.forecast import CurrentOccupancy, Forecaster
 from iidrive.models.layers import CellGrid, ResBlock, constant, planar, transform_inverse
@@ -194,11 +194,14 @@ class Planner(nn.Module):
         return BasePath(drivable(along(line, travelled(path)[:, None])[:, 0]), line)
 
     def candidates(self, inputs: Inputs, base: BasePath) -> Float[Tensor, "B A S 2"]:
-        """Candidates: the base path at other speeds, the first at its own. With `smooth`, each continues the ego's past motion smoothly."""
+        """Candidates: the base path at other speeds, the first at its own. With `smooth`, each continues the ego's past motion smoothly.
+
+        Where a candidate stands, it creeps on by 5 mm per step: evaluators derive a heading from the path, and repeated points have none.
+        """
         paths = speed_profiles(base, self.accelerations)
         if self.config.smooth:
             paths = smoothed(paths, step_before(inputs, base.path), self.smoothing)
-        return drivable(paths.flatten(0, 1)).view_as(paths)
+        return drivable(paths.flatten(0, 1), creep_m=CREEP_M).view_as(paths)
 
     def refine(self, inputs: Inputs, plan: Proposals, state: Float[Tensor, "B K D"], imagined: Imagined) -> Proposals:
         """The regressor's ii branch: correct proposals with the forecast latent of each waypoint's time."""
@@ -393,19 +396,19 @@ def _quality_loss(found: Quality, truth: OutcomeLabels) -> Float[Tensor, "B"]:
     return entropies + (found.progress - truth.progress).abs().mean(1)
 
 
-def drivable(paths: Float[Tensor, "B S 2"], per_forward: float = 1.0, least_m: float = 0.1) -> Float[Tensor, "B S 2"]:
+def drivable(paths: Float[Tensor, "B S 2"], per_forward: float = 1.0, least_m: float = 0.1, creep_m: float = 0.0) -> Float[Tensor, "B S 2"]:
     """Paths (lidar frame, metres) without steps that no car can drive: backwards, or sideways by more than `per_forward` times forwards.
 
     Each step is judged by the heading before it. The heading starts straight ahead and follows every step longer than `least_m`; a shorter
     step keeps it. Normal driving is not changed. Noise of a few centimetres at standstill, which would look like turning on the spot, is
-    removed.
+    removed. Every step goes forwards by at least `creep_m`.
     """
     heading = constant((0.0, 1.0), paths).expand(len(paths), 2)
     hops = torch.diff(paths, dim=1, prepend=torch.zeros_like(paths[:, :1]))
     points, here = [], torch.zeros_like(paths[:, 0])
     for hop in hops.unbind(1):
         left = torch.stack([-heading[:, 1], heading[:, 0]], -1)
-        forward = (hop * heading).sum(-1, keepdim=True).clamp(min=0)
+        forward = (hop * heading).sum(-1, keepdim=True).clamp(min=creep_m)
         reach = per_forward * forward * (forward > least_m)
         sideways = (hop * left).sum(-1, keepdim=True)
         kept = forward * heading + torch.maximum(torch.minimum(sideways, reach), -reach) * left
