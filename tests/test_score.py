@@ -109,6 +109,19 @@ def test_by_hand(small: Scores) -> None:
     assert samples_sentence(small) == "scored 2 samples; skipped 1: the scene ends before 3.0 s."
 
 
+def test_a_plan_that_repeats_a_point_is_told_that_it_faces_right() -> None:
+    beside = (2.3, 3.0, 0.0, 0.4, 0.4, 1.0, 0.0)
+    cases = make_cases([along(FORWARD)], [(0, step, beside) for step in range(1, 7)])
+    stops = np.array([[[0, 1], [0, 2], [0, 3], [0, 3], [0, 3], [0, 3]]], np.float32)
+    told = format_scores(score(cases, stops)).splitlines()[-1]
+    assert told.startswith("3 of 3 obj_box_col events are at steps at which the plan repeats a point.")
+    creeps = stops + np.array([0, 0.005]) * np.array([0, 0, 0, 1, 2, 3])[:, None]
+    found = score(cases, creeps.astype(np.float32))
+    assert found.events["obj_box_col"].sum() == 0
+    assert not found.note
+    assert not score(cases, np.zeros_like(stops)).note, "a plan that stands all the time faces forwards"
+
+
 def test_the_checksum_sentence_distinguishes_three_cases(small: Scores) -> None:
     n = NUSCENES_VAL_SAMPLES
     assert "the ground truth is complete and unchanged" in checksum_sentence(with_events(small, n, obj_col=NUSCENES_VAL_OBJ_COL))

@@ -16,6 +16,7 @@ from iidrive.core.scene import FUTURE_STEPS, STEP_S
 from iidrive.scoring import npz
 from iidrive.scoring.cases import Cases
 from iidrive.scoring.planning.setting import PlanningSteps, prepare
+from iidrive.scoring.planning.sparsedrive import HEADLESS
 from iidrive.scoring.protocols import Protocol, protocol_named
 
 Array = np.ndarray
@@ -126,8 +127,24 @@ def aggregate(
         for name in events:
             per_step[name], columns[name] = np.full_like(per_step[name], np.nan), np.full_like(columns[name], np.nan)
         events = {}
+    elif told := _headless(steps):
+        note = f"{note} {told}" if note else told
     average = {name: averaged(value, protocol.averaged) for name, value in columns.items()}
     return Scores(protocol.name, n, len(token) - n, per_step, columns, average, events, steps, token, note)
+
+
+def _headless(steps: PlanningSteps) -> str:
+    """A note on collisions at steps at which a plan repeats a point, if there are any."""
+    if HEADLESS not in steps.per_step:
+        return ""
+    met = steps.per_step["obj_box_col"][steps.evaluated]
+    count = int((met & steps.per_step[HEADLESS][steps.evaluated]).sum())
+    if not count:
+        return ""
+    return (
+        f"{count} of {int(met.sum())} obj_box_col events are at steps at which the plan repeats a point. It has no heading there, and this evaluator "
+        "turns the car to face right. Let a plan that stops go on by a few millimetres per step."
+    )
 
 
 def _mean(value: Array) -> Float32[Array, "6"]:

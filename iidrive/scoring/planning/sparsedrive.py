@@ -44,6 +44,18 @@ def sparsedrive_yaw(path: Float32[Array, "n 6 2"]) -> Float32[Array, "n 6"]:
     return torch.where(still[:, None], torch.tensor(np.pi / 2, dtype=torch.float32), yaw).numpy()
 
 
+HEADLESS = "obj_box_col_headless"
+"""Name of `without_heading` among a sample's values."""
+
+
+def without_heading(path: Float32[Array, "n 6 2"]) -> Bool[Array, "n 6"]:
+    """Steps whose heading is that of a hop of length 0, so that the evaluator turns the car to face right. None if the whole path stands still."""
+    padded = np.concatenate([np.zeros_like(path[:, :1]), path], axis=1)
+    hop = np.concatenate([padded[:, 2:] - padded[:, :-2], padded[:, -1:] - padded[:, -2:-1]], axis=1)
+    moves = np.linalg.norm(path[:, -1] - path[:, 0], axis=-1) >= _STILL_M
+    return (hop == 0).all(axis=-1) & moves[:, None]
+
+
 def sparsedrive(setting: Setting) -> PlanningSteps:
     """Collisions and distances of samples with a full future.
 
@@ -63,7 +75,7 @@ def sparsedrive(setting: Setting) -> PlanningSteps:
     found = raw & ~gt_col
     counted = full[:, None]
     yaw = {"yaw_gt": np.where(counted, yaw_gt, np.float32(0)), "yaw_pred": np.where(counted, yaw_pred, np.float32(0))}
-    per_step = {"obj_col": gt_col, "obj_box_col": found, "L2": distance}
+    per_step = {"obj_col": gt_col, "obj_box_col": found, "L2": distance, HEADLESS: without_heading(path)}
     return PlanningSteps(
         cases.gt_ego_fut_masks, full, per_step, {"gt_col": gt_col, "pred_col_raw": raw, "obj_box_col": found, "L2": distance, **yaw}
     )
