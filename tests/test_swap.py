@@ -44,10 +44,11 @@ def test_matched_pairs_are_diagnosed_by_where_the_gap_begins() -> None:
 
 
 def test_sentences_about_planners_and_tokenizers() -> None:
-    assert "the mismatch, as that tokenizer is as good" in diagnosis.swapped_chain(3.58, 0.71, True)
-    assert "which is lower" in diagnosis.swapped_chain(3.58, 0.71, False)
-    assert "no visible cost" in diagnosis.swapped_chain(0.72, 0.71, True)
-    assert "not among these" in diagnosis.swapped_chain(0.72, None, True)
+    assert "the mismatch, as that tokenizer is as good" in diagnosis.swapped_chain((3.58, 2), (0.71, 2), True)
+    assert "which is lower" in diagnosis.swapped_chain((3.58, 2), (0.71, 2), False)
+    assert diagnosis.swapped_chain((0.72, 11), (0.71, 2), True).endswith("no visible cost in L2; 11 collision events, 2 with its own.")
+    assert diagnosis.swapped_chain((0.72, -1), (0.71, -1), True).endswith("no visible cost in L2.")
+    assert "not among these" in diagnosis.swapped_chain((0.72, 0), None, True)
     assert "equally good;" in diagnosis.tokenizers(0.80, 0.81, 0.002, 0.002, 0.3)
     assert "does not mean the same in both" in diagnosis.tokenizers(0.80, 0.81, 0.002, 0.002, 0.3)
     assert "one tokenizer is better" in diagnosis.tokenizers(0.5, 0.8, 0.9, 0.002, 0.9)

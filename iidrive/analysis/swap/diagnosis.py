@@ -68,16 +68,22 @@ def tokenizers(first: float, second: float, equal: float, chance: float, informa
     return f"{quality}; {codes}: the same code does not mean the same in both."
 
 
-def swapped_chain(found_m: float, own_m: float | None, as_good: bool) -> str:
-    """Diagnosis of a planner with another tokenizer or world model: average L2, metres. `as_good`: the other tokenizer is as good as its own."""
-    if own_m is None:
-        return f"L2 {found_m:.2f} m with other stages than its own, which are not among these."
-    if found_m <= own_m / NEAR:
-        return f"L2 {found_m:.2f} m, {own_m:.2f} m with its own stages: no visible cost."
-    cause = (
-        "the mismatch, as that tokenizer is as good as its own" if as_good else "the mismatch or that tokenizer's quality, which is lower"
-    )
-    return f"L2 {found_m:.2f} m, {own_m:.2f} m with its own stages: {cause}."
+def swapped_chain(found: tuple[float, int], own: tuple[float, int] | None, as_good: bool) -> str:
+    """Diagnosis of a planner with another tokenizer or world model, from average L2 (metres) and collision events (-1 without obstacles).
+
+    `own` are those of its own stages, `as_good`: the other tokenizer is as good as its own.
+    """
+    if own is None:
+        return f"L2 {found[0]:.2f} m with other stages than its own, which are not among these."
+    cause = "no visible cost in L2"
+    if found[0] > own[0] / NEAR:
+        cause = (
+            "the mismatch, as that tokenizer is as good as its own"
+            if as_good
+            else "the mismatch or that tokenizer's quality, which is lower"
+        )
+    met = "" if min(found[1], own[1]) < 0 else f"; {found[1]} collision events, {own[1]} with its own"
+    return f"L2 {found[0]:.2f} m, {own[0]:.2f} m with its own stages: {cause}{met}."
 
 
 def _percent(fraction: float) -> str:

@@ -232,7 +232,7 @@ def findings(result: Swap) -> list[str]:
         mine = chains.get((*home, p)) if home else None
         good = bool(home) and result.reconstruction[t] >= diagnosis.NEAR * result.reconstruction[home[0]]
         name = f"tokenizer {t + 1} + world {w + 1} + planner {p + 1}"
-        out.append(f"{name}: {diagnosis.swapped_chain(chain.l2_m, mine.l2_m if mine else None, good)}")
+        out.append(f"{name}: {diagnosis.swapped_chain((chain.l2_m, chain.events), (mine.l2_m, mine.events) if mine else None, good)}")
     for (i, j), levels in result.agreements.items():
         cells = np.array([x.codes for x in levels]) / sum(x.codes for x in levels)
         equal, chance, shared = (float(cells @ [getattr(x, k) for x in levels]) for k in ("equal", "chance", "information"))
