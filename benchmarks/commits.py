@@ -1,8 +1,9 @@
-"""Samples per second of the trainings of two checkouts, measured alternately.
+"""Samples per second of the trainings of two checkouts, measured at the same time.
 
-    python benchmarks/commits.py OLD_CHECKOUT NEW_CHECKOUT [--recipe small] [--towns 24] [--rounds 2]
+    python benchmarks/commits.py OLD_CHECKOUT NEW_CHECKOUT [--recipe small] [--towns 8] [--rounds 1]
 
-Both checkouts run in this Python environment, with one thread unless OMP_NUM_THREADS says otherwise. Each trains a tokenizer, then a world model on
+Both checkouts run in this Python environment, side by side and with one thread each unless OMP_NUM_THREADS says otherwise, so other programs slow
+both. Each trains a tokenizer, then a world model on
 it, then a planner on that, for a few hundred samples each. The speed of a stage is that of its log lines after the first, read from `metrics.jsonl`.
 A stage that only one of them has, has one value.
 """
@@ -18,6 +19,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 STAGES = {
@@ -31,12 +33,12 @@ STAGES = {
 """Stage → where its metrics are, below the folder of a round."""
 
 SAMPLES = {
-    "tokenizer": (400, 80),
-    "motion": (102400, 25600),
-    "flow": (720, 144),
-    "world": (160, 32),
-    "route": (3200, 640),
-    "planner": (1920, 384),
+    "tokenizer": (240, 40),
+    "motion": (12800, 3200),
+    "flow": (360, 72),
+    "world": (80, 16),
+    "route": (1280, 320),
+    "planner": (960, 192),
 }
 """Stage → samples of the training and between two log lines."""
 
@@ -72,14 +74,16 @@ def main() -> None:
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
     parser.add_argument("--recipe", default="small")
-    parser.add_argument("--towns", type=int, default=24)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--towns", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
     speeds: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for _ in range(options.rounds):
-        for side in ("old", "new"):
-            with tempfile.TemporaryDirectory() as folder:
-                for stage, speed in run(getattr(options, side).resolve(), Path(folder), options.recipe, options.towns).items():
+        with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
+            sides = {side: getattr(options, side).resolve() for side in ("old", "new")}
+            runs = {side: pool.submit(run, at, Path(folder) / side, options.recipe, options.towns) for side, at in sides.items()}
+            for side, done in runs.items():
+                for stage, speed in done.result().items():
                     speeds[stage][side].append(speed)
     print("| samples per second | old | new | new / old |\n|---|---|---|---|")
     for stage, sides in speeds.items():

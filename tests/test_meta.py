@@ -97,7 +97,7 @@ def batch(recipe: Recipe, past: int = PAST) -> Batch:
             torch.empty(ROWS, 3, moments, 5),
             true(3, moments),
             true(*ROAD_GRID.shape[:2]),
-            torch.ones(ROWS, dtype=torch.bool),
+            true(),
             torch.empty(ROWS, ROUTE_BEHIND + 1 + ROUTE_AHEAD, 2),
         )
     return Batch(inputs, targets, 0.5)

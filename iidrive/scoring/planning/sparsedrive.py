@@ -10,6 +10,7 @@ import numpy as np
 import shapely
 import torch
 from jaxtyping import Bool, Float, Float32, Int
+from torch import Tensor
 
 from iidrive.core.errors import DataError
 from iidrive.core.geometry import turned_corners
@@ -36,11 +37,8 @@ def sparsedrive_yaw(path: Float32[Array, "n 6 2"]) -> Float32[Array, "n 6"]:
 
     Computed by PyTorch in float32 as in the evaluator, because the rounding decides between boxes that barely touch.
     """
-    points = torch.from_numpy(np.ascontiguousarray(path, np.float32))
-    padded = torch.cat([torch.zeros_like(points[:, :1]), points], dim=1)
-    hop = torch.cat([padded[:, 2:] - padded[:, :-2], padded[:, -1:] - padded[:, -2:-1]], dim=1)
+    hop, still = _hops(path)
     yaw = torch.atan2(hop[..., 1], hop[..., 0])
-    still = torch.linalg.norm(points[:, -1] - points[:, 0], dim=-1) < _STILL_M
     return torch.where(still[:, None], torch.tensor(np.pi / 2, dtype=torch.float32), yaw).numpy()
 
 
@@ -50,10 +48,16 @@ HEADLESS = "obj_box_col_headless"
 
 def without_heading(path: Float32[Array, "n 6 2"]) -> Bool[Array, "n 6"]:
     """Steps whose heading is that of a hop of length 0, so that the evaluator turns the car to face right. None if the whole path stands still."""
-    padded = np.concatenate([np.zeros_like(path[:, :1]), path], axis=1)
-    hop = np.concatenate([padded[:, 2:] - padded[:, :-2], padded[:, -1:] - padded[:, -2:-1]], axis=1)
-    moves = np.linalg.norm(path[:, -1] - path[:, 0], axis=-1) >= _STILL_M
-    return (hop == 0).all(axis=-1) & moves[:, None]
+    hop, still = _hops(path)
+    return ((hop == 0).all(-1) & ~still[:, None]).numpy()
+
+
+def _hops(path: Float32[Array, "n 6 2"]) -> tuple[Float32[Tensor, "n 6 2"], Bool[Tensor, "n"]]:
+    """The hop that gives each step its heading, and whether the whole path stands still."""
+    points = torch.from_numpy(np.ascontiguousarray(path, np.float32))
+    padded = torch.cat([torch.zeros_like(points[:, :1]), points], dim=1)
+    hop = torch.cat([padded[:, 2:] - padded[:, :-2], padded[:, -1:] - padded[:, -2:-1]], dim=1)
+    return hop, torch.linalg.norm(points[:, -1] - points[:, 0], dim=-1) < _STILL_M
 
 
 def sparsedrive(setting: Setting) -> PlanningSteps:
