@@ -74,6 +74,22 @@ class _NextBoxes(Wrapped):
         return replace(grid, semantics=labels)
 
 
+class _Nearest(Wrapped):
+    """Occupancy with as many cars drawn as the present boxes are metres away from the ego, or as the map has metres to its corner."""
+
+    def __init__(self, real: Source, reads_map: bool) -> None:
+        super().__init__(real)
+        self.reads_map = reads_map
+
+    def occupancy(self, scene: Scene, index: int, spec):  # pyright: ignore[reportMissingParameterType]
+        grid = self.real.occupancy(scene, index, spec)
+        labels, now = grid.semantics.copy(), scene.keyframes[index]
+        points = np.array([[*scene.map.layers["drivable_area"].bounds[:2]]]) if self.reads_map else now.boxes.centre_m[:, :2]
+        away = np.linalg.norm(points - now.global_T_ego.translation_m[:2], axis=1)
+        labels.ravel()[: round(float(away.sum()))] = 4
+        return replace(grid, semantics=labels)
+
+
 def _smoothed(scene: Scene, i: int) -> Pose:
     """A pose filter that looks one keyframe ahead."""
     near = scene.keyframes[i : i + 2]
@@ -220,6 +236,22 @@ PLANTED: dict[str, Planted] = {
             wrap=_NextBoxes,
         ),
         "later boxes",
+    ),
+    "boxes of the present": Planted(
+        lambda: Pipeline(
+            lambda b: {"plan": ctrv(b.inputs) + b.inputs.occupancy[:, -1].float().mean((1, 2, 3))[:, None, None]},  # pyright: ignore
+            occupancy=GRID,
+            wrap=partial(_Nearest, reads_map=False),
+        ),
+        "boxes up to now",
+    ),
+    "the map": Planted(
+        lambda: Pipeline(
+            lambda b: {"plan": ctrv(b.inputs) + b.inputs.occupancy[:, -1].float().mean((1, 2, 3))[:, None, None]},  # pyright: ignore
+            occupancy=GRID,
+            wrap=partial(_Nearest, reads_map=True),
+        ),
+        "map and route",
     ),
     "tokens made a keyframe early": Planted(lambda: Pipeline(_planned, _early), "tokens that saw later keyframes"),
     "stored tokens that saw the future": Planted(lambda: Pipeline(_planned, ENCODE, _stored), "tokens that saw later keyframes"),

@@ -19,7 +19,6 @@ from iidrive.core.scene import (
     Observation,
     OccGrid,
     OccSource,
-    Pose,
     Scene,
     Target,
     Trajectory,
@@ -106,14 +105,14 @@ def intended_path(scene: Scene, index: int) -> Trajectory:
 
     It is the true path in scenes whose ego was not disturbed. Frames and units are those of `true_path`.
     """
-    true = true_path(scene, index)
     if scene.intended is None:
-        return true
-    now = scene.keyframes[index]
-    lidar_T_global, ego_T_lidar = geometry.invert(now.global_T_lidar), now.ego_T_lidar.matrix
-    poses = np.stack([Pose.from_xy_yaw(*pose).matrix for pose in scene.intended[index]])
-    points = (lidar_T_global @ poses @ ego_T_lidar)[:, :2, 3]
-    return Trajectory(points.astype(np.float32), "lidar", "lidar_top", true.valid)
+        return true_path(scene, index)
+    now, poses = scene.keyframes[index], scene.intended[index]
+    lidar = now.ego_T_lidar.translation_m
+    xy = geometry.placed(poses[:, :2], poses[:, 2], lidar[:2])
+    points = geometry.apply(geometry.invert(now.global_T_lidar), np.column_stack([xy, np.full(len(xy), lidar[2])]))
+    valid = np.arange(FUTURE_STEPS) < len(scene) - 1 - index
+    return Trajectory(points[:, :2].astype(np.float32), "lidar", "lidar_top", valid)
 
 
 def route_line(scene: Scene) -> Float[Array, "n 2"]:

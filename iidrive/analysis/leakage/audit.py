@@ -13,7 +13,18 @@ from pathlib import Path
 
 import numpy as np
 
-from iidrive.analysis.leakage.counterfactual import INPUTS, Change, Counterfactual, OtherCommands, Renamed, Value, blank
+from iidrive.analysis.leakage.counterfactual import (
+    INPUTS,
+    LABELS,
+    Change,
+    Counterfactual,
+    Label,
+    OtherCommands,
+    Renamed,
+    Unlabelled,
+    Value,
+    blank,
+)
 from iidrive.analysis.leakage.findings import Answers, Audit, Leak, changed, l2, worth
 from iidrive.analysis.leakage.plausible import Plausibility, plausible
 from iidrive.analysis.leakage.subject import Hook, Make, Pipeline, Sample, View, of_checkpoint, unchanged
@@ -130,9 +141,13 @@ class _Round:
         metres, voxels = worth(before, after, self.path[which], self.full[which])
         return Leak(name, count, int(which.sum()), metres, voxels) if count else None
 
+    @property
+    def now(self) -> dict[str, int]:
+        """The current keyframe of every compared scene."""
+        return {name: index for (name, index), counts in zip(self.rows, self.compared, strict=True) if counts}
+
     def view(self, change: Change, hook: Hook = unchanged, source: bool = True, tokens: bool = True) -> View:
-        now = {name: index for (name, index), counts in zip(self.rows, self.compared, strict=True) if counts}
-        other = Counterfactual(self.source, now, change)
+        other = Counterfactual(self.source, self.now, change)
         shown = other if source else self.source
         return View(shown, other, hook, stored=False) if tokens else replace(self.real, source=shown, hook=hook)
 
@@ -157,7 +172,7 @@ def _round(make: Make, source: Source, rows: Sequence[Sample], plans: dict[Sampl
     )
     if "plan" in before:
         plans |= {row: plan for row, plan, counts in zip(rows, before["plan"], compared, strict=True) if counts}
-    leaks = [*_future(now), *_others(now), *_names(now)]
+    leaks = [*_future(now), *_labels(now), *_others(now), *_names(now)]
     if source.command_source == "oracle":
         leak = now.leak("oracle command (declared)", now.ask(replace(view, source=OtherCommands(source))))
         if leak:
@@ -181,6 +196,20 @@ def _future(now: _Round) -> list[Leak]:
     leaks.append(now.leak("targets of the batch", now.ask(replace(now.real, hook=blank))))
     named = [leak for leak in leaks if leak]
     return named or [leak for leak in [_least(at_once)] if leak]
+
+
+def _labels(now: _Round) -> list[Leak]:
+    """Effect of labels that no model is given at test time: boxes up to now, and the map."""
+
+    def leak(name: str, labels: frozenset[Label]) -> Leak | None:
+        other = Unlabelled(now.source, now.now, labels)
+        return now.leak(name, now.ask(View(other, other, stored=False)))
+
+    together = leak("boxes and map together", frozenset(LABELS))
+    if not together:
+        return []
+    named = [leak("boxes up to now", frozenset({"boxes"})), leak("map and route", frozenset({"map"}))]
+    return [one for one in named if one] or [together]
 
 
 def _others(now: _Round) -> list[Leak]:

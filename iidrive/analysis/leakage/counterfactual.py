@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
+import shapely
 import torch
 from torch import Tensor
 
 from iidrive.core.batch import Batch
 from iidrive.core.classes import FREE
-from iidrive.core.scene import MANOEUVRES, Boxes, Command, CommandSource, GridSpec, Keyframe, OccGrid, OccSource, Pose, Scene
+from iidrive.core.scene import MANOEUVRES, Boxes, Command, CommandSource, GridSpec, Keyframe, OccGrid, OccSource, Pose, Scene, VectorMap
 from iidrive.data.source import Source
 
 Array = np.ndarray
@@ -25,6 +26,14 @@ Value = Literal["other", "noise"]
 
 INPUTS: tuple[Input, ...] = get_args(Input)
 """Inputs that can be replaced in later keyframes."""
+
+Label = Literal["boxes", "map"]
+
+LABELS: tuple[Label, ...] = get_args(Label)
+"""Labels of the present that no model is given at test time."""
+
+MOVED_M = (23.0, -17.0)
+"""How far a replaced map lies from the real one, metres."""
 
 RENAMED = "renamed-"
 
@@ -136,6 +145,34 @@ class Counterfactual(Wrapped):
         return replace(keyframe, **changed)  # pyright: ignore[reportArgumentType]
 
 
+class Unlabelled(Wrapped):
+    """A source whose labels are replaced: boxes up to the current keyframe, or the map with the planned route, or both.
+
+    Occupancy is that of the real scene, even where a source computes it from boxes: a model is given occupancy.
+    """
+
+    def __init__(self, real: Source, now: Mapping[str, int], labels: frozenset[Label] = frozenset(LABELS)) -> None:
+        super().__init__(real)
+        self.now, self.labels = dict(now), labels
+
+    def scene(self, name: str) -> Scene:
+        """The scene with other labels. Scenes that are not in `now` are unchanged."""
+        scene = self.real.scene(name)
+        if name not in self.now:
+            return scene
+        if "boxes" in self.labels:
+            seen, later = scene.keyframes[: self.now[name] + 1], scene.keyframes[self.now[name] + 1 :]
+            scene = replace(scene, keyframes=(*(replace(k, boxes=_stranger(k)) for k in seen), *later))
+        if "map" in self.labels:
+            route = None if scene.route_m is None else scene.route_m + MOVED_M
+            scene = replace(scene, map=_moved(scene.map), route_m=route, conflict=None)
+        return scene
+
+    def occupancy(self, scene: Scene, index: int, spec: GridSpec) -> OccGrid:
+        """As in the real source."""
+        return self.real.occupancy(self.real.scene(scene.name), index, spec)
+
+
 class Renamed(Wrapped):
     """The same scenes with other scene names and sample tokens. A model that looks samples up by name cannot find them."""
 
@@ -178,6 +215,17 @@ def blank(batch: Batch) -> Batch:
         return torch.full_like(value, torch.nan if value.is_floating_point() else FREE if key == "occupancy" else 0)
 
     return replace(batch, targets=replace(batch.targets, **{k: blanked(k, v) for k, v in vars(batch.targets).items()}))  # pyright: ignore[reportArgumentType]
+
+
+def _moved(real: VectorMap) -> VectorMap:
+    """The map, elsewhere."""
+
+    def moved(shape: Any) -> Any:
+        return shapely.transform(shape, lambda points: points + MOVED_M)
+
+    lanes = [replace(lane, polygon=moved(lane.polygon), centreline_m=lane.centreline_m + MOVED_M) for lane in real.lanes]
+    junctions = [replace(junction, polygon=moved(junction.polygon)) for junction in real.junctions]
+    return VectorMap({name: moved(shape) for name, shape in real.layers.items()}, lanes, junctions)
 
 
 def _stranger(now: Keyframe) -> Boxes:

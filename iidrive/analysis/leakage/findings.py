@@ -123,7 +123,7 @@ def format_audit(audit: Audit) -> str:
     elif reasons:
         lines.append("no leak found, but the score is implausible: check the data below the source (docs/audit.md, What it cannot see).")
     else:
-        lines.append("clean: no later keyframe, no other sample of the batch and no earlier call changes the outputs.")
+        lines.append("clean: no later keyframe, no box, no map, no other sample of the batch and no earlier call changes the outputs.")
     return "\n".join(lines)
 
 

@@ -129,7 +129,7 @@ def study(recipe: Recipe, town: Town, out: Path, config: StudyConfig, world: str
     base = prepare(recipe, town, out, world)
     rates: dict[Weights, float] = {weights: tuned(recipe, town, base, out, weights, config.tries) for weights in config.weights}
     agents: dict[tuple[Weights, int], LoadedAgent] = {
-        (weights, seed): load_agent(trained(recipe, town, base, out / "planners" / f"{weights}-{seed}", weights, seed, rates[weights]))
+        (weights, seed): load_agent(trained(recipe, town, base, out, weights, seed, rates[weights]))
         for weights in rates
         for seed in range(config.seeds)
     }
@@ -175,13 +175,20 @@ def _tokens(tokenizer: str | Path, town: Town, out: Path) -> TokenCache:
         return write_tokens(used, town, names, tokens_folder(out, used, town), tick)
 
 
-def trained(recipe: Recipe, town: Town, base: Base, folder: Path, weights: Weights, seed: int, rate: float) -> Path:
-    """Train a planner, or continue its training, and return its checkpoint. All planners have the same route head, which is trained once."""
+def trained(recipe: Recipe, town: Town, base: Base, out: Path, weights: Weights, seed: int, rate: float) -> Path:
+    """Train a planner, or continue its training, and return its checkpoint. All planners have the same route head, which is trained once.
+
+    The run folder is named by kind, seed and rate, so that the planner with the chosen rate is not trained again.
+    """
     own = recipe_of(recipe, weights, seed, rate)
-    run = Run.start(folder, describe("train planner", own, town, "train"), resume=True)
+    run = Run.start(_folder(out, weights, seed, rate), describe("train planner", own, town, "train"), resume=True)
     return train_planner(
         own, base.world, base.cache, town, "train", run, weights != "present", RunOptions(resume="auto"), route=Run(base.route)
     )
+
+
+def _folder(out: Path, weights: Weights, seed: int, rate: float) -> Path:
+    return out / "planners" / f"{weights}-{seed}-x{rate:g}"
 
 
 def tuned(recipe: Recipe, town: Town, base: Base, out: Path, weights: Weights, tries: int) -> float:
@@ -192,8 +199,8 @@ def tuned(recipe: Recipe, town: Town, base: Base, out: Path, weights: Weights, t
     arm = next(arm for arm in ARMS if arm.key == CHOSEN_IN[weights])
     costs = []
     for rate in RATES[:tries]:
-        loaded = load_agent(trained(recipe, town, base, out / "tries" / f"{weights}-x{rate:g}", weights, 0, rate))
-        values = open_loop(_plan(loaded, arm, on), _clips(loaded, on), on, out / "tries" / f"{weights}-x{rate:g}.json")
+        loaded = load_agent(trained(recipe, town, base, out, weights, 0, rate))
+        values = open_loop(_plan(loaded, arm, on), _clips(loaded, on), on, _kept(on, arm, loaded))
         costs.append(float(values["L2"].mean() + EVENT_M * values["events"].sum() / len(on.cases.token)))
     return RATES[int(np.argmin(costs))]
 
@@ -231,8 +238,7 @@ def _open(name: str, on: TestSet, recipe: Recipe, agents: Mapping[tuple[Weights,
         rows = []
         for seed in range(config.seeds):
             loaded = agents[arm.weights, seed]
-            kept = on.run.folder / f"{arm.key.replace(' ', '-')}-{seed}.json"
-            rows.append(open_loop(_plan(loaded, arm, on), _clips(loaded, on), on, kept))
+            rows.append(open_loop(_plan(loaded, arm, on), _clips(loaded, on), on, _kept(on, arm, loaded)))
         values[arm.key] = {metric: np.stack([row[metric] for row in rows]) for metric in rows[0]}
     others, bare = {}, scored_clips(on.tracks)
     for driver in _baselines(on, recipe):
@@ -241,9 +247,11 @@ def _open(name: str, on: TestSet, recipe: Recipe, agents: Mapping[tuple[Weights,
 
 
 def open_loop(plan: Plan, clips: ClipDataset, on: TestSet, kept: Path) -> dict[str, Float[Array, "s"]]:
-    """Collision events and mean L2 (metres) of every scene; read from `kept` if they were computed before."""
+    """Collision events and mean L2 (metres) of every scene; read from `kept` if they were computed for as many scenes before."""
     if kept.is_file():
-        return {name: np.array(values) for name, values in parse_json(kept.read_text(), str(kept)).items()}
+        found = {name: np.array(values) for name, values in parse_json(kept.read_text(), str(kept)).items()}
+        if all(len(column) == len(on.tracks) for column in found.values()):
+            return found
     tokens, paths = plans(plan, clips)
     cases = on.cases
     found = score(cases, align(cases, Predictions(paths, tokens, {}, kept.stem)))
@@ -256,6 +264,11 @@ def open_loop(plan: Plan, clips: ClipDataset, on: TestSet, kept: Path) -> dict[s
     kept.parent.mkdir(parents=True, exist_ok=True)
     Run(kept.parent).write_text(kept.name, json.dumps({name: column.tolist() for name, column in values.items()}))
     return values
+
+
+def _kept(on: TestSet, arm: Arm, loaded: LoadedAgent) -> Path:
+    """Where the open-loop results of an arm are kept: named by the planner's fingerprint, so that another planner's are never read."""
+    return on.run.folder / f"{arm.key.replace(' ', '-')}-{loaded.manifest.fingerprint}.json"
 
 
 def _closed(
