@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from iidrive.analysis.study import study
 from iidrive.analysis.study.arms import ARMS, CHOSEN_IN, LEFT_OUT, NONE, recipe_of
 from iidrive.analysis.study.results import Setting, rank_correlations
 from iidrive.analysis.study.study import StudyConfig
@@ -83,6 +85,33 @@ def test_invalid_studies_are_refused() -> None:
     assert few.weights == ("present", "ii")
 
 
+def test_the_learning_rate_is_that_of_the_cheapest_planner_on_val(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half the rate has a larger L2 but fewer collision events. Which tries there are is decided by their number."""
+    events = {1.0: 3, 0.5: 1, 2.0: 0}
+    asked = []
+
+    def trained(recipe: object, town: object, base: object, out: Path, weights: str, seed: int, rate: float) -> float:
+        asked.append((weights, seed, rate))
+        return rate
+
+    monkeypatch.setattr(study, "trained", trained)
+    monkeypatch.setattr(study, "load_agent", lambda rate: SimpleNamespace(rate=rate, manifest=SimpleNamespace(fingerprint=f"{rate}")))
+    monkeypatch.setattr(study, "TestSet", lambda town, split, run: SimpleNamespace(run=run, cases=SimpleNamespace(token=range(100))))
+    monkeypatch.setattr(study, "_plan", lambda loaded, arm, on: loaded)
+    monkeypatch.setattr(study, "_clips", lambda loaded, on: None)
+
+    def open_loop(loaded: SimpleNamespace, clips: None, on: object, kept: Path) -> dict[str, np.ndarray]:
+        assert kept.name == f"shared-{loaded.rate}.json", "results are kept by planner"
+        return {"L2": np.full(4, 0.7 if loaded.rate == 1 else 0.8), "events": np.array([events[loaded.rate], 0, 0, 0])}
+
+    monkeypatch.setattr(study, "open_loop", open_loop)
+    recipe, nothing = recipes.tiny(), SimpleNamespace()
+    for tries, best in ((1, 1.0), (2, 0.5), (3, 2.0)):
+        asked.clear()
+        assert study.tuned(recipe, nothing, nothing, tmp_path, "ii", tries) == best  # pyright: ignore[reportArgumentType]
+        assert asked == [("ii", 0, rate) for rate in study.RATES[:tries]] * (tries > 1)
+
+
 @pytest.mark.slow
 def test_the_command_runs_every_arm_and_resumes(tmp_path: Path) -> None:
     options = [
@@ -111,7 +140,7 @@ def test_the_command_runs_every_arm_and_resumes(tmp_path: Path) -> None:
     assert "town's driver" in found["settings"]["closed loop, test"]["others"]
     page = (tmp_path / "index.html").read_text()
     assert "Does a world model help the planner?" in page
-    assert {folder.name for folder in (tmp_path / "planners").iterdir()} == {"present-0", "ii-0", "regressor-0"}
+    assert {folder.name for folder in (tmp_path / "planners").iterdir()} == {"present-0-x1", "ii-0-x1", "regressor-0-x1"}
     drives = sorted(tmp_path.glob("closed-*/rollouts/*/*.npz"))
     before = {path: path.stat().st_mtime_ns for path in drives}
     main(["study", "ii", *options, *town])
