@@ -16,9 +16,12 @@ from iidrive.data.box_tracks import BoxTracks, FlowTargets, SceneBoxes, flow_lab
 from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack
 from iidrive.data.flow import flow
 from iidrive.data.town.source import Town, TownConfig
+from iidrive.models.forecast import Forecaster
 from iidrive.models.occupancy_flow import FlowConfig, FlowLearner, FlowNet
+from iidrive.models.planner import Agent, Planner
 from iidrive.models.road_users import transported
 from iidrive.models.tokenizer import Tokenizer
+from iidrive.models.world import WorldModel
 from iidrive.pipeline import recipes
 from iidrive.pipeline.tokens import codes_in_memory
 from iidrive.scoring.movers import MoverCounts, count, mover_truth, movers_in, tracks_inside
@@ -183,3 +186,23 @@ def test_it_is_told_of_the_egos_motion_in_no_other_way_than_by_the_frames(clips:
     with torch.no_grad():
         a, b = (model.of(i, tokenizer.latent_of(inputs.codes)) for i in (inputs, moved))
     assert (a.taken == b.taken).all()
+
+
+def test_a_held_scene_is_that_of_now_at_every_step() -> None:
+    torch.manual_seed(0)
+    town = Town(TownConfig(seed=907, train_scenes=0, val_scenes=0, test_scenes=1, keyframes=9))
+    tokenizer = Tokenizer(TINY.tokenizer).eval()
+    forecaster = Forecaster(tokenizer, WorldModel(TINY.world, tokenizer.cells, tokenizer.config.grid))
+    tracks = [EgoTrack.of(town.scene(town.scene_names("test")[0]))]
+    clips = ClipDataset(tracks, ClipSpec(full_future=False), codes=codes_in_memory(tokenizer, town, tracks))
+    inputs = clips.batch([0, 1]).inputs
+    agents = [Agent(forecaster, Planner(replace(TINY.planner, held=held), tokenizer.cells), True) for held in (False, True)]
+    moving, held = (agent.scene(inputs, True) for agent in agents)
+    assert held.shape == moving.shape
+    assert all(torch.equal(held[:, k], held[:, 0]) for k in range(held.shape[1]))
+    flow = forecaster.imagine(inputs, 1).flow
+    assert flow is not None
+    assert torch.equal(held[:, 0], flow.taken[:, 0].sigmoid())
+    assert torch.equal(moving, flow.taken[:, 1:].sigmoid())
+    now = [agent.scene(inputs, False) for agent in agents]
+    assert torch.equal(*now), "without ii, both read the tokens of now"

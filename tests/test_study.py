@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,9 +27,12 @@ def setting(shared: np.ndarray, none: np.ndarray, metric: str = "EPDMS", name: s
 
 
 def test_arms_differ_as_described() -> None:
-    assert {arm.key for arm in ARMS} | set(LEFT_OUT) == {"none", "loss only", "shared", "per candidate", "shuffled", "oracle", "regressor"}
+    assert {arm.key for arm in ARMS} | set(LEFT_OUT) == {
+        *("none", "held", "loss only", "shared", "per candidate", "shuffled", "oracle", "regressor")
+    }
     recipe = recipes.demo()
     assert recipe_of(recipe, "regressor", 0).planner.accelerations == ()
+    assert recipe_of(recipe, "held", 0) == replace(recipe, planner=replace(recipe.planner, held=True))
     assert recipe_of(recipe, "ii", 3, 0.5).train_planner.seed == 3
     assert recipe_of(recipe, "ii", 3, 0.5).train_planner.learning_rate == recipe.train_planner.learning_rate / 2
     assert recipe_of(recipe, "present", 0) == recipe

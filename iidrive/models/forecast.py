@@ -131,10 +131,14 @@ class Forecaster(nn.Module):
         return None if self.world.flow is None else self.world.flow.fine
 
     @torch.no_grad()
-    def taken(self, inputs: Inputs) -> Float[Tensor, "B S X Y"]:
-        """Probability that a road user occupies each cell at every future step, from the occupancy flow, in the current ego frame."""
+    def taken(self, inputs: Inputs, held: bool = False) -> Float[Tensor, "B S X Y"]:
+        """Probability that a road user occupies each cell at every future step, from the occupancy flow, in the current ego frame.
+
+        With `held`, that of now at every step.
+        """
         assert self.world.flow is not None
-        return self.world.flow.of(inputs, self._observed_latents(inputs)).taken[:, 1:].sigmoid()
+        found = self.world.flow.of(inputs, self._observed_latents(inputs)).taken.sigmoid()
+        return found[:, :1].expand_as(found[:, 1:]) if held else found[:, 1:]
 
     @torch.no_grad()
     def current_occupancy(self, inputs: Inputs) -> CurrentOccupancy:

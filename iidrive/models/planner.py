@@ -68,6 +68,8 @@ class PlannerConfig:
         off_road_m: cost of a step predicted to be off the road, metres.
         progress_m: cost of making no progress, metres.
         comfort_m: cost of a candidate that is predicted to be uncomfortable, metres.
+        held: with ii, hold the world model's occupancy of now at every step instead of its forecast. A control: it reads the same history with
+            the same costs, but no future.
         route: settings of the route head; with 0 points the best proposal gives the base path its shape too. Only used with candidates.
     """
 
@@ -90,6 +92,7 @@ class PlannerConfig:
     off_road_m: float = 0.0
     progress_m: float = 0.0
     comfort_m: float = 0.0
+    held: bool = False
     route: RouteConfig = field(default_factory=RouteConfig)
 
     def __post_init__(self) -> None:
@@ -283,9 +286,9 @@ class Agent(nn.Module):
 
     @torch.no_grad()
     def scene(self, inputs: Inputs, ii: bool, seen: CurrentOccupancy | None = None) -> Float[Tensor, "B S X Y"]:
-        """Occupancy probabilities of road users at every step: the forecast with ii, the current occupancy without."""
+        """Occupancy probabilities of road users at every step: the forecast with ii (see `PlannerConfig.held`), the current occupancy without."""
         if ii:
-            return self.forecaster.taken(inputs)
+            return self.forecaster.taken(inputs, self.planner.config.held)
         return (seen or self.forecaster.current_occupancy(inputs)).taken[:, None].expand(-1, FUTURE_STEPS, -1, -1)
 
     def choose(

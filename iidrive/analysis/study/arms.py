@@ -9,10 +9,11 @@ from typing import Literal
 from iidrive.pipeline.arms import TestII
 from iidrive.pipeline.recipes import Recipe
 
-Weights = Literal["present", "ii", "regressor"]
-"""Trained planners: without imagined futures, with them, and without candidates (a regressor that corrects its proposals)."""
+Weights = Literal["present", "held", "ii", "regressor"]
+"""Trained planners: without imagined futures, with the world model's scene of now held still, with imagined futures, and without candidates (a
+regressor that corrects its proposals)."""
 
-ArmName = Literal["none", "loss only", "shared", "shuffled", "oracle", "regressor"]
+ArmName = Literal["none", "held", "loss only", "shared", "shuffled", "oracle", "regressor"]
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,13 @@ class Arm:
     what: str
 
 
-WEIGHTS: tuple[Weights, ...] = ("present", "ii", "regressor")
+WEIGHTS: tuple[Weights, ...] = ("present", "held", "ii", "regressor")
 
 NONE: ArmName = "none"
 
 ARMS = (
     Arm(NONE, "present", "off", "never saw an imagined future; plans by the present"),
+    Arm("held", "held", "on", "reads the same history with the same costs as `shared`, but the world model's scene of now is held still"),
     Arm("loss only", "ii", "off", "saw imagined futures in training; plans by the present"),
     Arm("shared", "ii", "shared", "plans by one imagined future for all candidates"),
     Arm("shuffled", "ii", "shuffled", "plans by what was imagined for another scene (placebo)"),
@@ -38,7 +40,7 @@ ARMS = (
     Arm("regressor", "regressor", "on", "has no candidates: corrects its proposals by the imagined latents"),
 )
 
-CHOSEN_IN: Mapping[Weights, ArmName] = {"present": NONE, "ii": "shared", "regressor": "regressor"}
+CHOSEN_IN: Mapping[Weights, ArmName] = {"present": NONE, "held": "held", "ii": "shared", "regressor": "regressor"}
 """The arm with which the learning rate of each kind of planner is chosen."""
 
 LEFT_OUT: Mapping[str, str] = {"per candidate": "no world model here was trained to imagine what others do about a candidate"}
@@ -48,5 +50,9 @@ LEFT_OUT: Mapping[str, str] = {"per candidate": "no world model here was trained
 def recipe_of(recipe: Recipe, weights: Weights, seed: int, rate: float = 1.0) -> Recipe:
     """The recipe for training one planner. `rate` is a factor on the learning rate."""
     training = replace(recipe.train_planner, seed=seed, learning_rate=recipe.train_planner.learning_rate * rate)
-    planner = replace(recipe.planner, accelerations=()) if weights == "regressor" else recipe.planner
+    planner = recipe.planner
+    if weights == "regressor":
+        planner = replace(planner, accelerations=())
+    elif weights == "held":
+        planner = replace(planner, held=True)
     return replace(recipe, planner=planner, train_planner=training)
