@@ -23,7 +23,8 @@ SCENES = tuple(f"scene-{k}" for k in range(12))
 
 def setting(shared: np.ndarray, none: np.ndarray, metric: str = "EPDMS", name: str = "closed") -> Setting:
     values = {NONE: {metric: none}, "shared": {metric: shared}, "oracle": {metric: none}}
-    return Setting(name, SCENES, ("a",) * 6 + ("b",) * 6, values, {"still": {metric: none[0]}})
+    kinds = {"manoeuvre": ("left",) * 12, "conflict": ("a",) * 6 + ("b",) * 6}
+    return Setting(name, SCENES, kinds, values, {"still": {metric: none[0]}})
 
 
 def test_arms_differ_as_described() -> None:
@@ -44,10 +45,10 @@ def test_differences_average_seeds_and_pair_scenes() -> None:
     hard = rng.random(12)
     none = np.stack([hard, hard])
     better = setting(np.stack([hard + 0.3, hard + 0.1]), none)
-    test, p = better.differences("EPDMS")["shared"]
+    test, p = better.differences("EPDMS")["shared against none"]
     assert test.difference == pytest.approx(0.2)
     assert p == pytest.approx(2 * 2 / 2**12)  # two arms are compared, so that the smaller p counts twice
-    assert better.differences("EPDMS")["oracle"][1] == 1
+    assert better.differences("EPDMS")["oracle against none"][1] == 1
     said = better.sentences()
     assert said[0].endswith(": better.")
     assert said[1].endswith("no difference that these scenes can show.")
@@ -57,13 +58,25 @@ def test_differences_average_seeds_and_pair_scenes() -> None:
     assert worse.sentences()[0].endswith(": worse.")
 
 
+def test_the_future_is_compared_with_the_scene_that_stands_still() -> None:
+    rng = np.random.default_rng(0)
+    none, gain = rng.random((2, 12)), rng.random(12)
+    values = {NONE: {"EPDMS": none}, "held": {"EPDMS": none + 0.1}, "shared": {"EPDMS": none + 0.1 + gain}}
+    found = Setting("closed", SCENES, {}, values, {}).differences("EPDMS")
+    assert list(found) == ["held against none", "shared against none", "shared against held"]
+    assert found["shared against held"][0].difference == pytest.approx(gain.mean())
+    without = Setting("closed", SCENES, {}, {arm: values[arm] for arm in (NONE, "shared")}, {})
+    assert list(without.differences("EPDMS")) == ["shared against none"]
+
+
 def test_results_by_kind_of_scene() -> None:
     none = np.zeros((1, 12))
     found = setting(np.repeat([[1.0, 0.5]], 6, axis=1).reshape(1, 12), none)
-    lines = found.by_kind("EPDMS").splitlines()
-    assert lines[0].split() == ["EPDMS,", "points", "a", "(6)", "b", "(6)"]
+    assert list(found.kind_tables()) == ["closed, by conflict: EPDMS, points"], "all have the same manoeuvre"
+    lines = found.by_kind("conflict", "EPDMS")
+    assert lines[0] == ["EPDMS, points", "a (6)", "b (6)"]
     values = found.mean("shared", "EPDMS")
-    assert lines[2].split() == ["shared", f"{100 * values[:6].mean():.3g}", f"{100 * values[6:].mean():.3g}"]
+    assert lines[2] == ["shared", f"{100 * values[:6].mean():.3g}", f"{100 * values[6:].mean():.3g}"]
     assert "still" in found.table()
     assert found.to_json()["arms"]["per candidate"] is None
 
@@ -74,10 +87,14 @@ def test_rank_correlation_of_open_and_closed_loop() -> None:
     quality = np.array([0.1, 0.5, 0.9])
     closed = {name: {"EPDMS": np.full((1, 12), q) + 0.01 * np.arange(12)} for name, q in zip(("none", "b", "c"), quality, strict=True)}
     opened = {name: {"L2": np.full((1, 12), q)} for name, q in zip(("none", "b", "c"), quality, strict=True)}
-    found = rank_correlations(Setting("open", SCENES, ("",) * 12, opened, {}), Setting("closed", SCENES, ("",) * 12, closed, {}))
+    found = rank_correlations(Setting("open", SCENES, {}, opened, {}), Setting("closed", SCENES, {}, closed, {}))
     assert [(one.metric, one.rho, one.planners) for one in found] == [("L2", pytest.approx(1.0), 3)]
     two = {name: opened[name] for name in ("none", "b")}
-    assert rank_correlations(Setting("open", SCENES, ("",) * 12, two, {}), Setting("closed", SCENES, ("",) * 12, closed, {})) == []
+    assert rank_correlations(Setting("open", SCENES, {}, two, {}), Setting("closed", SCENES, {}, closed, {})) == []
+    hard = 10 * np.arange(12)  # some scenes are much harder, in both tests
+    both = {name: {"EPDMS": np.array([hard + q])} for name, q in zip(("none", "b", "c"), quality, strict=True)}
+    same = rank_correlations(Setting("open", SCENES, {}, both, {}), Setting("closed", SCENES, {}, both, {}))[0]
+    assert (same.low, same.high) == (1, 1), "the same scenes are drawn for both"
 
 
 def test_invalid_studies_are_refused() -> None:
@@ -141,7 +158,10 @@ def test_the_command_runs_every_arm_and_resumes(tmp_path: Path) -> None:
         assert set(setting_["arms"]) == {"none", "shared", "shuffled", "oracle", "regressor"} | set(LEFT_OUT)
         assert setting_["scenes"] == 2
         assert "ego-mlp" in setting_["others"]
-    assert "town's driver" in found["settings"]["closed loop, test"]["others"]
+    assert all("town's driver" in setting_["others"] for setting_ in found["settings"].values())
+    expert = found["settings"]["open loop, test"]["others"]["town's driver"]
+    assert (expert["L2"], expert["EPDMS"] > 0) == (0, True)
+    assert {one["metric"] for one in found["misleads"]} == {"events", "L2", "EPDMS"}
     page = (tmp_path / "index.html").read_text()
     assert "Does a world model help the planner?" in page
     assert {folder.name for folder in (tmp_path / "planners").iterdir()} == {"present-0-x1", "ii-0-x1", "regressor-0-x1"}

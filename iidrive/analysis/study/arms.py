@@ -40,6 +40,9 @@ ARMS = (
     Arm("regressor", "regressor", "on", "has no candidates: corrects its proposals by the imagined latents"),
 )
 
+FORESIGHT: tuple[ArmName, ArmName] = ("shared", "held")
+"""The arms that differ in nothing but the future: in one the world model's scene moves, in the other it stands still."""
+
 CHOSEN_IN: Mapping[Weights, ArmName] = {"present": NONE, "held": "held", "ii": "shared", "regressor": "regressor"}
 """The arm with which the learning rate of each kind of planner is chosen."""
 

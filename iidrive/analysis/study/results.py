@@ -1,4 +1,4 @@
-"""Results of the study: values by arm, seed and scene; differences from the arm without ii, paired by scene and corrected; sentences.
+"""Results of the study: values by arm, seed and scene; differences between arms, paired by scene and corrected; sentences.
 
 Shapes: s scenes, k seeds, p planners.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import rankdata
 
-from iidrive.analysis.study.arms import ARMS, LEFT_OUT, NONE
+from iidrive.analysis.study.arms import ARMS, FORESIGHT, LEFT_OUT, NONE
 from iidrive.core.text import aligned
 from iidrive.scoring.stats import ALPHA, Test, holm, mean_interval, paired
 
@@ -32,14 +32,14 @@ METRICS: Mapping[str, tuple[str, float, bool]] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """Results of one test: `values` (k,s) of k seeds and s scenes, by arm and metric. `kinds`: the kind of each scene.
+    """Results of one test: `values` (k,s) of k seeds and s scenes, by arm and metric. `kinds`: the kind of each scene, by what it is a kind of.
 
     `others`: values (s,) of baselines and other planners, by name and metric.
     """
 
     name: str
     scenes: tuple[str, ...]
-    kinds: tuple[str, ...]
+    kinds: Mapping[str, tuple[str, ...]]
     values: Mapping[str, Mapping[str, Float[Array, "k s"]]]
     others: Mapping[str, Mapping[str, Float[Array, "s"]]]
 
@@ -52,12 +52,17 @@ class Setting:
         """An arm's values per scene, averaged over seeds."""
         return self.values[arm][metric].mean(0)
 
+    @property
+    def comparisons(self) -> dict[str, tuple[str, str]]:
+        """Every arm with the arm without ii, and the forecast with the scene that is held still. Keys are used in tables and JSON."""
+        found = {f"{arm} against {NONE}": (arm, NONE) for arm in self.values if arm != NONE}
+        return found | ({" against ".join(FORESIGHT): FORESIGHT} if self.values.keys() >= set(FORESIGHT) else {})
+
     def differences(self, metric: str) -> dict[str, tuple[Test, float]]:
-        """By arm, its paired difference from the arm without ii, and the p-value corrected for the number of arms (Holm)."""
-        arms = [arm for arm in self.values if arm != NONE]
+        """Of every comparison, the difference paired by scene, and the p-value corrected for the number of comparisons (Holm)."""
         cluster = np.arange(len(self.scenes))
-        tests = [paired(self.mean(arm, metric), self.mean(NONE, metric), cluster) for arm in arms]
-        return dict(zip(arms, zip(tests, holm([test.p for test in tests]), strict=True), strict=True))
+        tests = [paired(self.mean(arm, metric), self.mean(other, metric), cluster) for arm, other in self.comparisons.values()]
+        return dict(zip(self.comparisons, zip(tests, holm([test.p for test in tests]), strict=True), strict=True))
 
     def table(self) -> str:
         """One line per arm: means with intervals over scenes."""
@@ -76,26 +81,36 @@ class Setting:
             lines.append([name, *cells])
         return lines
 
-    def by_kind(self, metric: str) -> str:
-        """Means as text: one line per arm, one column per kind of scene."""
-        scale, kinds = METRICS[metric][1], sorted(set(self.kinds))
-        lines = [[METRICS[metric][0], *(f"{kind} ({self.kinds.count(kind)})" for kind in kinds)]]
-        place = np.array(self.kinds)
+    def by_kind(self, of: str, metric: str) -> list[list[str]]:
+        """The cells of a table of means: a header, and one line per arm with one column per kind of scene."""
+        scale, own = METRICS[metric][1], self.kinds[of]
+        kinds, place = sorted(set(own)), np.array(own)
+        lines = [[METRICS[metric][0], *(f"{kind} ({own.count(kind)})" for kind in kinds)]]
         for arm in self.values:
             lines.append([arm, *(f"{scale * self.mean(arm, metric)[place == kind].mean():.3g}" for kind in kinds)])
-        return aligned(lines)
+        return lines
+
+    def kind_tables(self) -> dict[str, list[list[str]]]:
+        """`by_kind` for everything that distinguishes the scenes, by title."""
+        metrics = [metric for metric in ("EPDMS", "at_fault", "events") if metric in self.metrics]
+        return {
+            f"{self.name}, by {of}: {METRICS[m][0]}": self.by_kind(of, m)
+            for of, own in self.kinds.items()
+            if len(set(own)) > 1
+            for m in metrics
+        }
 
     def sentences(self) -> list[str]:
         """One sentence per metric and arm: the difference, its interval and its significance."""
         said = []
         for metric in self.metrics:
             what, scale, more = METRICS[metric]
-            for arm, (test, p) in self.differences(metric).items():
+            for name, (test, p) in self.differences(metric).items():
                 good = (test.difference > 0) == more
                 verdict = "no difference that these scenes can show" if p > ALPHA else "better" if good else "worse"
                 low, high = scale * test.low, scale * test.high
                 found = f"{what} {scale * test.difference:+.3g} [{low:+.3g}, {high:+.3g}], corrected p {p:.3g}"
-                said.append(f"{self.name}, {arm} against {NONE}: {found}: {verdict}.")
+                said.append(f"{self.name}, {name}: {found}: {verdict}.")
         return said
 
     def to_json(self) -> dict[str, Any]:
@@ -104,7 +119,9 @@ class Setting:
             arm: {m: {"mean": float(self.mean(arm, m).mean()), "by_seed": self.values[arm][m].mean(1).tolist()} for m in self.metrics}
             for arm in self.values
         }
-        differences = {m: {arm: {**asdict(test), "p_corrected": p} for arm, (test, p) in self.differences(m).items()} for m in self.metrics}
+        differences = {
+            m: {name: {**asdict(test), "p_corrected": p} for name, (test, p) in self.differences(m).items()} for m in self.metrics
+        }
         others = {name: {m: float(values[m].mean()) for m in self.metrics} for name, values in self.others.items()}
         return {"scenes": len(self.scenes), "arms": {**arms, **dict.fromkeys(LEFT_OUT)}, "differences": differences, "others": others}
 
@@ -128,8 +145,11 @@ class RankCorrelation:
 
 
 def rank_correlations(open_loop: Setting, closed_loop: Setting, resamples: int = 1999) -> list[RankCorrelation]:
-    """Rank correlation of each open-loop metric with closed-loop EPDMS, over all planners (arms, seeds and others) in both settings."""
-    found = []
+    """Rank correlation of each open-loop metric with closed-loop EPDMS, over all planners (arms, seeds and others) in both settings.
+
+    The bootstrap draws scenes. If both settings have the same scenes, it draws the same ones for both.
+    """
+    found, same = [], open_loop.scenes == closed_loop.scenes
     score = _planners(closed_loop, "EPDMS")
     for metric in open_loop.metrics:
         values = _planners(open_loop, metric)
@@ -139,7 +159,8 @@ def rank_correlations(open_loop: Setting, closed_loop: Setting, resamples: int =
         a, b = np.stack([values[n] for n in names]), np.stack([score[n] for n in names])
         rng, drawn = np.random.default_rng(16), []
         for _ in range(resamples):
-            at, to = rng.integers(0, a.shape[1], a.shape[1]), rng.integers(0, b.shape[1], b.shape[1])
+            at = rng.integers(0, a.shape[1], a.shape[1])
+            to = at if same else rng.integers(0, b.shape[1], b.shape[1])
             drawn.append(_rank(a[:, at].mean(1), b[:, to].mean(1)))
         known = np.array(drawn)[np.isfinite(drawn)]
         low, high = np.quantile(known, (0.025, 0.975)) if len(known) else (np.nan, np.nan)
@@ -165,6 +186,5 @@ def report(settings: Sequence[Setting], fixed: Sequence[str]) -> str:
     parts = ["\n".join(fixed), arms]
     for setting in settings:
         parts.append("\n".join([f"{setting.name}, {len(setting.scenes)} scenes", setting.table(), *setting.sentences()]))
-        if len(set(setting.kinds)) > 1:
-            parts.append(setting.by_kind("EPDMS" if "EPDMS" in setting.metrics else "events"))
+        parts += [f"{title}\n{aligned(lines)}" for title, lines in setting.kind_tables().items()]
     return "\n\n".join(parts)

@@ -33,6 +33,7 @@ from iidrive.pipeline.drivers import Driver, drivers_of, planning
 from iidrive.pipeline.evaluate import Plan
 from iidrive.pipeline.infer import plans
 from iidrive.pipeline.load import LoadedAgent, load_agent, load_tokenizer
+from iidrive.pipeline.pdm import pdm
 from iidrive.pipeline.recipes import Recipe
 from iidrive.pipeline.testset import TestSet
 from iidrive.pipeline.tokens import tokens_folder, write_tokens
@@ -238,29 +239,48 @@ def _open(name: str, on: TestSet, recipe: Recipe, agents: Mapping[tuple[Weights,
         rows = []
         for seed in range(config.seeds):
             loaded = agents[arm.weights, seed]
-            rows.append(open_loop(_plan(loaded, arm, on), _clips(loaded, on), on, _kept(on, arm, loaded)))
+            rows.append(open_loop(_plan(loaded, arm, on), _clips(loaded, on), on, _kept(on, arm, loaded), with_pdm=True))
         values[arm.key] = {metric: np.stack([row[metric] for row in rows]) for metric in rows[0]}
     others, bare = {}, scored_clips(on.tracks)
     for driver in _baselines(on, recipe):
-        others[driver.name] = open_loop(lambda inputs, plan=driver.plan: plan(inputs, ()), bare, on, on.run.folder / f"{driver.name}.json")
-    return Setting(name, tuple(track.name for track in on.tracks), _manoeuvres(on), values, others)
+        kept = on.run.folder / f"{driver.name}.json"
+        others[driver.name] = open_loop(lambda inputs, plan=driver.plan: plan(inputs, ()), bare, on, kept, with_pdm=True)
+    cases, folder = on.cases, on.run.folder
+    true = tuple(np.asarray(cases.token)[cases.full]), cases.true_path()[cases.full]
+    others[EXPERT] = _stored(folder / "expert.json", on, True) or _scored(*true, on, folder / "expert.json", True)
+    return Setting(name, tuple(track.name for track in on.tracks), {"manoeuvre": _manoeuvres(on)}, values, others)
 
 
-def open_loop(plan: Plan, clips: ClipDataset, on: TestSet, kept: Path) -> dict[str, Float[Array, "s"]]:
-    """Collision events and mean L2 (metres) of every scene; read from `kept` if they were computed for as many scenes before."""
-    if kept.is_file():
-        found = {name: np.array(values) for name, values in parse_json(kept.read_text(), str(kept)).items()}
-        if all(len(column) == len(on.tracks) for column in found.values()):
-            return found
-    tokens, paths = plans(plan, clips)
+def open_loop(plan: Plan, clips: ClipDataset, on: TestSet, kept: Path, with_pdm: bool = False) -> dict[str, Float[Array, "s"]]:
+    """Collision events and mean L2 (metres) of every scene and, `with_pdm`, the EPDMS of its plans, each followed among the recorded boxes.
+
+    Results are read from `kept` if they were computed for as many scenes before.
+    """
+    return _stored(kept, on, with_pdm) or _scored(*plans(plan, clips), on, kept, with_pdm)
+
+
+def _stored(kept: Path, on: TestSet, with_pdm: bool) -> dict[str, Float[Array, "s"]]:
+    """The results in a file; empty if it does not exist, or holds others."""
+    if not kept.is_file():
+        return {}
+    found = {name: np.array(values) for name, values in parse_json(kept.read_text(), str(kept)).items()}
+    fits = all(len(column) == len(on.tracks) for column in found.values()) and ("EPDMS" in found) >= with_pdm
+    return found if fits else {}
+
+
+def _scored(tokens: Sequence[str], paths: Float[Array, "n 6 2"], on: TestSet, kept: Path, with_pdm: bool) -> dict[str, Float[Array, "s"]]:
     cases = on.cases
-    found = score(cases, align(cases, Predictions(paths, tokens, {}, kept.stem)))
+    found = score(cases, align(cases, Predictions(paths, tuple(tokens), {}, kept.stem)))
     place, steps = {track.name: k for k, track in enumerate(on.tracks)}, found.steps
     rows = np.flatnonzero(steps.evaluated)
     scene = np.array([place[name] for name in np.asarray(cases.scene)[rows]])
     events, far = steps.per_step["obj_box_col"][rows].sum(-1), steps.per_step["L2"][rows].mean(-1)
     counted = np.bincount(scene, minlength=len(place))
     values = {"events": np.bincount(scene, events, len(place)), "L2": np.bincount(scene, far, len(place)) / np.maximum(counted, 1)}
+    if with_pdm:
+        followed = pdm(kept.stem, on.source, on.tracks, dict(zip(tokens, paths, strict=True))).plans
+        at = np.array([place[name] for name in followed.scenes])
+        values["EPDMS"] = np.bincount(at, followed.epdms, len(place)) / np.maximum(np.bincount(at, minlength=len(place)), 1)
     kept.parent.mkdir(parents=True, exist_ok=True)
     Run(kept.parent).write_text(kept.name, json.dumps({name: column.tolist() for name, column in values.items()}))
     return values
@@ -286,7 +306,9 @@ def _closed(
         rows = [_by_scene(driven.row(f"{arm.key}, seed {seed}")) for seed in range(config.seeds)]
         values[arm.key] = {metric: np.stack([row[metric] for row in rows]) for metric in rows[0]}
     others = {row.name: _by_scene(row) for row in driven.rows if row.name in (*BASELINES, EXPERT)}
-    kinds = tuple(scene.conflict.kind if scene.conflict else kind for scene, kind in zip(_scenes(on), _manoeuvres(on), strict=True))
+    kinds = {"manoeuvre": _manoeuvres(on)}
+    if any(scene.conflict for scene in _scenes(on)):
+        kinds["conflict"] = tuple(scene.conflict.kind if scene.conflict else "none" for scene in _scenes(on))
     return Setting(name, tuple(score.name for score in driven.rows[0].scores), kinds, values, others), driven
 
 
@@ -326,7 +348,8 @@ def _page(settings: Sequence[Setting], fixed: Sequence[str], correlations: Seque
     for setting in settings:
         header, *lines = setting.lines()
         tables.append((f"{setting.name}, {len(setting.scenes)} scenes: means and 95 % intervals over scenes", Table(header, lines)))
-        tables.append((f"{setting.name}: against the arm without ii, paired by scene, corrected by Holm", "\n".join(setting.sentences())))
+        tables.append((f"{setting.name}: differences paired by scene, corrected by Holm", "\n".join(setting.sentences())))
+        tables += [(title, Table(lines[0], lines[1:])) for title, lines in setting.kind_tables().items()]
     if correlations:
         tables.append(("Rank correlation of open loop and closed loop", "\n".join(correlations)))
     lead = "The same planner, with and without a world model's imagined future."
