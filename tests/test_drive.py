@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +21,10 @@ from iidrive.cli.main import main
 from iidrive.core.batch import Inputs
 from iidrive.core.classes import FREE
 from iidrive.core.errors import ConfigError, DataError
+from iidrive.core.lineage import Lineage
 from iidrive.core.scene import GridSpec
 from iidrive.data.box_tracks import FlowTargets
-from iidrive.data.clips import EgoTrack, scored_clips
+from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, scored_clips
 from iidrive.data.town.source import Town, TownConfig
 from iidrive.models.baselines import KINEMATIC, ctrv
 from iidrive.models.forecast import Forecaster
@@ -28,9 +32,9 @@ from iidrive.models.planner import Agent, Planner
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
 from iidrive.pipeline import recipes
-from iidrive.pipeline.arms import Passing
-from iidrive.pipeline.drive import drive_rows
-from iidrive.pipeline.drivers import planning, subject_of
+from iidrive.pipeline.arms import Placebo
+from iidrive.pipeline.drive import code_digest, drive_all, drive_rows
+from iidrive.pipeline.drivers import Driver, driver_of, planning, source_of, subject_of
 from iidrive.pipeline.testset import TestSet
 from iidrive.pipeline.tokens import scene_codes
 from iidrive.runtime.distributed import ProcessGroup
@@ -329,6 +333,98 @@ def test_a_custom_planner_function_can_drive(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.slow
+def test_an_edited_planner_function_is_driven_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def km(speed: float) -> float:
+        (tmp_path / "edited.py").write_text(
+            "import torch\n\n\ndef plan(inputs):\n"
+            f"    path = torch.tensor([0.0, {speed}]) * torch.arange(1, 7)[:, None]\n"
+            "    return path.expand(len(inputs.tokens), 6, 2)\n"
+        )
+        sys.modules.pop("edited", None)
+        importlib.invalidate_caches()
+        options = ["--baselines", "off", "--json", str(tmp_path / "s.json"), *TOWN_OPTIONS]
+        main(["drive", "edited:plan", "--run", str(tmp_path / "run"), *options])
+        return json.loads((tmp_path / "s.json").read_text())["km"]
+
+    first = km(0.5)
+    files = {f: f.stat().st_mtime_ns for f in tmp_path.glob("run/rollouts/edited*/*.npz")}
+    assert km(0.5) == first
+    assert {f: f.stat().st_mtime_ns for f in tmp_path.glob("run/rollouts/edited*/*.npz")} == files
+    assert km(1.0) > first
+
+
+def first_plan(inputs: Inputs) -> torch.Tensor:
+    return ctrv(inputs)
+
+
+def test_the_source_of_a_function_is_known_only_if_its_name_says_what_it_does() -> None:
+    assert source_of(first_plan)
+    assert source_of(first_plan) != source_of(standing_path)
+    assert source_of(first_plan) == source_of(first_plan)
+
+    def inner(inputs: Inputs) -> torch.Tensor:
+        return ctrv(inputs)
+
+    for unknown in (inner, lambda inputs: ctrv(inputs), partial(first_plan), len, torch.nn.Linear(1, 1)):
+        assert source_of(unknown) is None
+    assert source_of(partial(first_plan), "test_drive:first_plan"), "a module says what it holds under a name"
+    assert source_of(len, "builtins:len") is None
+
+
+@pytest.mark.slow
+def test_a_function_of_unknown_source_is_driven_again(town: Town, tmp_path: Path) -> None:
+    called = []
+
+    def plan(inputs: Inputs) -> torch.Tensor:
+        called.append(len(inputs.tokens))
+        return ctrv(inputs)
+
+    on = TestSet(town, "test", Run(tmp_path), NAMES[:1])
+    for expected in (2, 4):
+        drive_all([driver_of(plan, "plan")], on, LoopConfig(moments=11))
+        assert len(called) == expected
+    assert len(list(tmp_path.glob("rollouts/plan-*"))) == 1
+
+
+def test_drives_are_named_by_the_code_that_makes_them(tmp_path: Path) -> None:
+    for name in ("simulation", "models/cpu", "cli"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "a.py").write_text("x = 1\n")
+    digest = code_digest(tmp_path)
+    (tmp_path / "cli" / "a.py").write_text("x = 2\n")
+    assert code_digest(tmp_path) == digest
+    for name in ("simulation", "models/cpu"):
+        (tmp_path / name / "a.py").write_text("x = 2\n")
+        assert code_digest(tmp_path) != digest
+        digest = code_digest(tmp_path)
+    assert code_digest() == code_digest()
+
+
+@pytest.mark.slow
+def test_a_replayed_scene_leaves_the_table_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, options = tmp_path / "run", ["--scenes", "2", *TOWN_OPTIONS]
+    main(["drive", "ctrv", "--run", str(run), *options])
+    before = {f: (f.read_bytes(), f.stat().st_mtime_ns) for f in run.rglob("*") if f.is_file()}
+    table = json.loads((run / "drive.json").read_text())
+    main(["drive", "ctrv", "--run", str(run), "--scene", "town-test-00001", *options])
+    assert f"page: {run / 'replay' / 'town-test-00001' / 'index.html'}" in capsys.readouterr().out
+    assert {f: (f.read_bytes(), f.stat().st_mtime_ns) for f in before} == before
+    assert {f.relative_to(run).parts[0] for f in run.rglob("*") if f.is_file() and f not in before} == {"replay"}
+    replayed = run / "replay" / "town-test-00001"
+    assert not list(replayed.glob("rollouts/*/*.npz")), "the drives of the table are replayed"
+    alone = json.loads((replayed / "drive.json").read_text())
+    assert alone["scenes"] == 1
+    assert table["scenes"] == 2
+    lines = [[json.loads(line) for line in (folder / "scenes.jsonl").read_text().splitlines()] for folder in (run, replayed)]
+    assert [line for line in lines[0] if line["scene"] == "town-test-00001"] == lines[1]
+    main(["drive", "ctrv", "--run", str(tmp_path / "new"), "--scene", "town-test-00001", *options])
+    assert [f.name for f in (tmp_path / "new").iterdir()] == ["replay"]
+
+
+@pytest.mark.slow
 def test_from_python(tmp_path: Path) -> None:
     town = Town(replace(CONFIG, keyframes=9))
     driven = iidrive.drive(ctrv, town, scenes=1, run=tmp_path / "a")
@@ -347,6 +443,11 @@ def test_models_that_do_not_plan_are_refused(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def agent() -> Agent:
+    return make_agent()
+
+
+def make_agent() -> Agent:
+    """A planner with candidates that reads the forecast, with random weights."""
     torch.manual_seed(0)
     tokenizer = Tokenizer(RECIPE.tokenizer).eval()
     world = WorldModel(RECIPE.world, tokenizer.cells, tokenizer.config.grid)
@@ -368,17 +469,64 @@ def test_every_arm_drives_and_the_placebo_uses_another_scene(town: Town, agent: 
     ends = {arm: np.stack([one.ego.xy_m[-1] for one in rollouts]) for arm, rollouts in found.items()}
     assert (ends["on"] == ends["shared"]).all()
     assert all((ends[arm] != ends["on"]).any() for arm in ("off", "shuffled", "oracle"))
-    with pytest.raises(ConfigError, match="two scenes"):
-        drive_scenes(NAMES[:1], Starts(town, config), planning(agent, "shuffled"), tokenizer)
 
 
-def test_the_placebo_passes_forecasts_between_scenes_with_the_same_command() -> None:
-    inputs = Inputs(("a", "b", "c"), *(torch.zeros(3, 1) for _ in range(3)), torch.tensor([2, 0, 2]), torch.zeros(3, 4, 4))  # pyright: ignore
-    scenes = torch.arange(3.0)[:, None, None, None]
-    passing = Passing()
-    assert passing(["a", "b", "c"], inputs, scenes).flatten().tolist() == [2, 2, 0]
-    # c has ended; what was imagined for it last is still there
-    assert passing(["a", "b"], inputs.select([0, 1]), 10 + scenes[:2]).flatten().tolist() == [2, 2]
+@pytest.mark.slow
+def test_the_placebo_is_a_sample_of_the_scene_before_with_the_same_command(town: Town, agent: Agent) -> None:
+    tokenizer = agent.forecaster.tokenizer
+    placebo = Placebo(town, tokenizer)
+    commands = {name: EgoTrack.of(town.scene(name)).command for name in town.scene_names("test")}
+    assert len({int(c) for track in commands.values() for c in track}) > 1, "the scenes need two commands, or this tests little"
+    for name in commands:
+        number = int(name[-5:])
+        others = sorted((other for other in commands if other != name), key=lambda other: (other > name, abs(int(other[-5:]) - number)))
+        for keyframe in (0, 7, 16):
+            for command in range(3):
+                track, at = placebo.elsewhere(name, keyframe, command)
+                wanted = next((other for other in others if command in commands[other]), None)
+                assert track.name == (wanted or others[0])
+                if wanted is None:
+                    assert at == keyframe
+                else:
+                    assert commands[wanted][at] == command
+                    assert abs(at - keyframe) == np.abs(np.flatnonzero(commands[wanted] == command) - keyframe).min()
+    made = placebo(NAMES[:2], [9, 3], [0, 0])
+    for row, name in enumerate(NAMES[:2]):
+        track, at = placebo.elsewhere(name, [9, 3][row], 0)
+        clips = ClipDataset([track], ClipSpec(full_future=False), codes=lambda n, rows: scene_codes(tokenizer, town, town.scene(n))[rows])
+        alone = clips.batch([at]).inputs
+        assert made.tokens[row] == track.tokens[at]
+        assert alone.codes is not None
+        assert made.codes is not None
+        assert torch.equal(made.codes[row], alone.codes[0])
+        assert torch.equal(made.now_T_frame[row], alone.now_T_frame[0])
+    lonely = Town(replace(CONFIG, test_scenes=1))
+    with pytest.raises(ConfigError, match="two scenes in the split"):
+        Placebo(lonely, tokenizer).elsewhere(NAMES[0], 0, 0)
+
+
+def shuffled_drive(process_group: ProcessGroup, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    agent = make_agent()
+    driver = Driver("planner, ii shuffled", planning(agent, "shuffled"), agent.forecaster.tokenizer, Lineage("planner", "made"))
+    on = TestSet(Town(CONFIG), "test", Run(folder, process_group))
+    drive_all([driver], on, LoopConfig(together=2, go_on=True))
+
+
+@pytest.mark.slow
+def test_the_placebo_does_not_depend_on_processes_or_a_resume(tmp_path: Path) -> None:
+    def found(folder: str) -> dict[str, bytes]:
+        return {f.name: f.read_bytes() for f in (tmp_path / folder).glob("rollouts/planner-ii-shuffled-*/*.npz")}
+
+    run_together(1, shuffled_drive, tmp_path / "one")
+    first = found("one")
+    assert len(first) == 4
+    run_together(2, shuffled_drive, tmp_path / "two")
+    assert found("two") == first
+    for name in ("town-test-00002", "town-test-00003"):
+        next((tmp_path / "one").glob(f"rollouts/planner-ii-shuffled-*/{name}.npz")).unlink()
+    run_together(1, shuffled_drive, tmp_path / "one")
+    assert found("one") == first
 
 
 @pytest.mark.slow

@@ -233,6 +233,22 @@ def test_rows_have_rates_and_none_at_zero_km() -> None:
         Row("x", (scored(FREE),), ())
 
 
+def test_a_part_that_some_drives_lack_is_said_with_the_reason_and_their_number() -> None:
+    ended = replace(planned([5.0]), planned_moments=81, ended="off road")
+    drives = [planned([5.0] * 16), planned([5.0] * 16), ended]
+    found = row("planner", drives)
+    assert found.scores[2].absent["EC"] == "the drive ended before its second plan"
+    assert found.to_json()["absent"] == {
+        "TLC": "this source has no traffic lights",
+        "EC": "the drive ended before its second plan in 1 of 3 drives",
+    }
+    assert found.to_json()["parts"]["EC"] == 1
+    assert found.absent() == {**found.absent(), **row("planner", drives[::-1]).absent()}, "the order of the drives does not matter"
+    assert "left out, EC: the drive ended before its second plan in 1 of 3 drives (planner)" in text([found, row("free", [FREE] * 3)])
+    assert row("ended", [ended]).absent()["EC"] == "the drive ended before its second plan"
+    assert row("free", [FREE]).absent()["EC"] == "this driver makes no plans"
+
+
 @pytest.mark.slow
 def test_differences_are_paired_by_scene() -> None:
     crash = rollout(straight(), others(81, ((30.0, 0.0), 0.0, CAR, True)))

@@ -45,7 +45,7 @@ def drive(
             paths (B,6,2).
         test_ii: the future that the planner uses; both (off and on) and all: one row each, and paired differences.
         scenes: number of scenes to drive; the split is enlarged if needed; 0: all its scenes.
-        scene: drive only the scene of this name.
+        scene: drive only the scene of this name; results go to RUN/replay/SCENE.
         drives: how the scenes are driven.
         baselines: also drive the baselines; auto: those without weights, and ego-mlp if the planner is trained.
         json: also write the scores to this file.
@@ -69,12 +69,13 @@ def drive(
     name = Path(planner).name.replace(":", "-")
     loop = drives.loop
     about = describe("drive", recipe, source, split) | {"planner": planner, "test_ii": test_ii, "loop": to_plain(loop)}
-    started = Run.start(run or f"runs/drive-{name}-{split}", about, resume=True, process_group=process_group)
+    table = Path(run or f"runs/drive-{name}-{split}")
+    started = Run.start(table / "replay" / scene if scene else table, about, resume=True, process_group=process_group)
     source.prepare(names)
     on = TestSet(source, split, started, tuple(names))
     arms = _SEVERAL[test_ii] if test_ii in ("both", "all") else (test_ii,)
     few = tuple(KINEMATIC) if isinstance(subject, str) and baselines == "auto" else BASELINES
-    result = driving.drive_rows(subject, arms, on, recipe, loop, () if baselines == "off" else few)
+    result = driving.drive_rows(subject, arms, on, recipe, loop, () if baselines == "off" else few, table)
     print(f"{result.text}\npage: {started.folder / 'index.html'}")
     if json and process_group.is_rank_zero:
         write_json(json, result.scores)

@@ -5,7 +5,8 @@ Proposal, candidates, planning head, history and costs are the same in all arms.
 - `off`: the current scene, as if all objects stood still; the world model's prediction is not computed;
 - `shared`: one predicted scene for all candidates, independent of what the ego does;
 - `on`: a predicted scene for each candidate, if the world model was trained to predict reactions to it. No world model is yet, so it equals `shared`;
-- `shuffled`: the predicted scene of a sample of another scene with the same command. A placebo: realistic, but without information;
+- `shuffled`: the predicted scene of a sample of another scene with the same command. A placebo: realistic, but without information. In
+  closed loop the sample is recorded too (`Placebo`), so it does not depend on how other scenes are driven;
 - `oracle`: the true future. A deliberate leak, marked in all output, which shows the value of a perfect world model.
 """
 
@@ -16,15 +17,18 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from iidrive.core.batch import Inputs
 from iidrive.core.errors import ConfigError
 from iidrive.data.box_tracks import FlowTargets
-from iidrive.data.clips import ClipDataset
+from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack
 from iidrive.data.source import Source
+from iidrive.data.town.config import ALL_SPLITS, scene_seed
+from iidrive.data.town.source import Town
 from iidrive.models.planner import Agent, Choice
+from iidrive.models.tokenizer import Tokenizer
+from iidrive.pipeline.tokens import scene_codes
 
 TestII = Literal["off", "on", "shared", "shuffled", "oracle"]
 
@@ -110,27 +114,53 @@ def partners(scenes: Sequence[str], commands: Sequence[int]) -> list[int]:
     return out
 
 
-class Passing:
-    """Shuffled scenes in closed loop: each scene plans with the last predicted scene of another one, with the same command if there is one."""
+class Placebo:
+    """Shuffled inputs in closed loop: what the ego of another scene of the town sees, driven by the town's own driver.
 
-    def __init__(self) -> None:
-        self._last: dict[str, tuple[int, Tensor]] = {}
+    Which sample a scene gets depends only on its name, keyframe and command. So it does not depend on the scenes that are driven with it, on
+    the number of processes, or on what was driven before. Tracks and codes of the other scenes are kept in memory.
+    """
 
-    def __call__(self, names: Sequence[str], inputs: Inputs, imagined: Tensor) -> Tensor:
-        """Predicted scenes (B,S,X,Y), exchanged between the scenes `names`.
+    def __init__(self, town: Town, tokenizer: Tokenizer) -> None:
+        """`tokenizer`: makes the codes of the other scenes."""
+        self.town, self.tokenizer = town, tokenizer
+        self._tracks: dict[str, EgoTrack] = {}
+        self._codes: dict[str, np.ndarray] = {}
+
+    def __call__(self, names: Sequence[str], keyframes: Sequence[int], commands: Sequence[int]) -> Inputs:
+        """Inputs of the samples of `elsewhere`, one for each scene of `names` at its keyframe with its command."""
+        found = [self.elsewhere(*asked) for asked in zip(names, keyframes, commands, strict=True)]
+        clips = ClipDataset([track for track, _ in found], ClipSpec(full_future=False), codes=self._frames)
+        first = np.cumsum([0, *(len(track.tokens) for track, _ in found[:-1])])
+        return clips.batch([int(start) + at for start, (_, at) in zip(first, found, strict=True)]).inputs
+
+    def elsewhere(self, name: str, keyframe: int, command: int) -> tuple[EgoTrack, int]:
+        """The scene and keyframe that the scene `name` is given at one of its keyframes.
+
+        It is the nearest scene before it in its split in which the command occurs, else the nearest one after it; there, the nearest keyframe
+        with the command. If no other scene has the command, it is the same keyframe of the scene before it (of the second one for the first).
 
         Raises:
-            ConfigError: if there is only one scene.
+            ConfigError: if the split has only one scene.
         """
-        commands = inputs.command.tolist()
-        self._last |= {name: (command, scene) for name, command, scene in zip(names, commands, imagined, strict=True)}
-        order = sorted(self._last)
-        if len(order) < 2:
-            raise ConfigError("--test-ii shuffled needs at least two scenes, to take the imagined future from another scene.")
-        out = []
-        for name, command in zip(names, commands, strict=True):
-            at = order.index(name)
-            others = order[at + 1 :] + order[:at]
-            same = [other for other in others if self._last[other][0] == command]
-            out.append(self._last[(same or others)[0]][1])
-        return torch.stack(out)
+        _, split, number = scene_seed(self.town.config, name)
+        everyone = self.town.scene_names(ALL_SPLITS[split])
+        others = [*everyone[:number][::-1], *everyone[number + 1 :]]
+        if not others:
+            raise ConfigError("--test-ii shuffled needs at least two scenes in the split, to take the imagined future from another scene.")
+        for other in others:
+            same = np.flatnonzero(self._track(other).command == command)
+            if len(same):
+                return self._track(other), int(same[np.abs(same - keyframe).argmin()])
+        track = self._track(others[0])
+        return track, min(keyframe, len(track.tokens) - 1)
+
+    def _track(self, name: str) -> EgoTrack:
+        if name not in self._tracks:
+            self._tracks[name] = EgoTrack.of(self.town.scene(name))
+        return self._tracks[name]
+
+    def _frames(self, name: str, rows: np.ndarray) -> np.ndarray:
+        if name not in self._codes:
+            self._codes[name] = scene_codes(self.tokenizer, self.town, self.town.scene(name))
+        return self._codes[name][rows]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,6 +18,7 @@ from iidrive.core.batch import Inputs
 from iidrive.core.config_io import to_plain
 from iidrive.core.errors import ConfigError
 from iidrive.core.lineage import mark_lines, mark_numbers
+from iidrive.core.version import VERSION
 from iidrive.data.town.source import Town
 from iidrive.pipeline.arms import TestII
 from iidrive.pipeline.drivers import Driver, driver_of, drivers_of, subject_of
@@ -29,7 +31,7 @@ from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run
 from iidrive.scoring.driving.epdms import DriveScore, score_drive
 from iidrive.scoring.driving.rollout import Rollout
-from iidrive.scoring.driving.summary import DIFFERENCES, Difference, Row, table, text
+from iidrive.scoring.driving.summary import DIFFERENCES, Difference, Row, left_out_parts, table, text
 from iidrive.scoring.driving.tracking import DT_S
 from iidrive.simulation.driven import road_of
 from iidrive.simulation.kept import read_rollout, write_rollout
@@ -86,7 +88,8 @@ def drive(
         scenes: number of scenes; 0: all scenes of the split.
         test_ii: the predicted futures to plan with, one row each.
         config: closed-loop settings.
-        run: run folder; existing drives in it are reused.
+        run: run folder; drives in it are reused. Those of a function are reused only if it is an unchanged function of a source file, not a
+            lambda, a function made by another one, or an object.
 
     Raises:
         ConfigError: for a model that does not plan, a planner that never moves, or an unknown split.
@@ -101,25 +104,34 @@ def drive(
 
 
 def drive_rows(
-    subject: str | Checkpoint, test_ii: Sequence[TestII], on: TestSet, recipe: Recipe, config: LoopConfig, beside: Sequence[str]
+    subject: str | Checkpoint,
+    test_ii: Sequence[TestII],
+    on: TestSet,
+    recipe: Recipe,
+    config: LoopConfig,
+    beside: Sequence[str],
+    table: Path | None = None,
 ) -> Assessment:
     """Drive a planner, the town's own driver and the baselines `beside` through the scenes of a test set, and score them.
 
-    Existing drives in the run folder are reused. Writes `drive.txt`, `drive.json` and `scenes.jsonl`.
+    Existing drives in the run folder are reused, and those in the run folder `table` if it is given. Writes `drive.txt`, `drive.json` and
+    `scenes.jsonl`.
 
     Raises:
         ConfigError: as `drive_all` does.
     """
     asked = drivers_of(subject, test_ii, on, recipe)
     known = [driver.name for driver in asked]
-    driven = drive_all([d for name in beside if name not in known for d in drivers_of(name, (), on, recipe)] + asked, on, config)
+    driven = drive_all([d for name in beside if name not in known for d in drivers_of(name, (), on, recipe)] + asked, on, config, table)
     if on.run.process_group.is_rank_zero:
         draw(driven, known, on.run.folder / "pictures")
     return _written(driven, asked, on, config)
 
 
-def drive_all(drivers: Sequence[Driver], on: TestSet, config: LoopConfig) -> Driven:
+def drive_all(drivers: Sequence[Driver], on: TestSet, config: LoopConfig, table: Path | None = None) -> Driven:
     """Drive the town's own driver and `drivers` through the scenes of a test set, and score them.
+
+    Existing drives in the run folder are reused, and those in the run folder `table` if it is given.
 
     Raises:
         ConfigError: for data other than towns, for scenes without a road, and for a planner that never moves.
@@ -131,7 +143,8 @@ def drive_all(drivers: Sequence[Driver], on: TestSet, config: LoopConfig) -> Dri
     starts = Starts(town, config)
     own = starts if config.agents == "reactive" else Starts(town, replace(config, agents="reactive"))  # others react to their own driver
     roads = {name: road_of(town, name) for name in names}
-    expert = _kept(EXPERT, names, on, config, "", partial(drive_expert, starts=own))
+    kept = _Drives(on, config, code_digest(), table)
+    expert = kept.of(EXPERT, names, partial(drive_expert, starts=own))
     left_out = tuple(one.name for one in expert if not roads[one.name].drives_on(one.ego.centre_m[:1]).all())
     names = tuple(name for name in names if name not in left_out)
     if not names:
@@ -142,7 +155,7 @@ def drive_all(drivers: Sequence[Driver], on: TestSet, config: LoopConfig) -> Dri
     drives = {EXPERT: expert}
     for driver in drivers:
         make = partial(drive_scenes, starts=starts, plan=driver.plan, tokenizer=driver.tokenizer)
-        found = _kept(driver.name, names, on, config, str(driver.lineage), make)
+        found = kept.of(driver.name, names, make, str(driver.lineage), driver.source)
         scores = tuple(score_drive(one, roads[one.name], best) for one, best in zip(found, expert, strict=True))
         rows.append(Row(driver.name, scores, reference_scores))
         drives[driver.name] = found
@@ -233,7 +246,8 @@ def _page(driven: Driven, asked: Sequence[str], differences: Sequence[Difference
     tables.append(("Every scene: EPDMS, and how the drive ended", Table(headings, scenes)))
     strips = sorted((on.run.folder / "pictures").glob("drive-*.png"))
     pictures = [(f"{path.stem.removeprefix('drive-')} driven in closed loop", f"pictures/{path.name}") for path in strips]
-    write_index(on.run.folder, Page(f"iidrive: {asked[-1]} at the wheel", line, [], tables, pictures, [*driven.notes(), _BY_CONSTRUCTION]))
+    notes = [*left_out_parts(driven.rows), *driven.notes(), _BY_CONSTRUCTION]
+    write_index(on.run.folder, Page(f"iidrive: {asked[-1]} at the wheel", line, [], tables, pictures, notes))
 
 
 def _ending(score: DriveScore) -> str:
@@ -248,23 +262,65 @@ _BY_CONSTRUCTION = (
 )
 
 
-def _kept(
-    row: str, names: Sequence[str], on: TestSet, config: LoopConfig, lineage: str, make: Callable[..., list[Rollout]]
-) -> list[Rollout]:
-    """The drives of some scenes: those in the run folder, and the missing ones, which the processes of the group share."""
-    group = on.run.process_group
-    mark = hashlib.sha256(json.dumps([row, lineage, asdict(config), on.source.identity()], sort_keys=True, default=str).encode())
-    folder = on.run.folder / "rollouts" / f"{row.replace(' ', '-').replace(',', '').replace(chr(39), '')}-{mark.hexdigest()[:8]}"
-    together = [tuple(names[k : k + config.together]) for k in range(0, len(names), config.together)]
-    with group.raise_on_all_ranks(), counting(f"drive: {row}", len(together), group) as tick:
-        for some in group.shard(together):
-            files = [folder / f"{name}.npz" for name in some]
-            if not all(file.is_file() for file in files):
-                for file, rollout in zip(files, make(names=some), strict=True):
-                    write_rollout(file, rollout)
-            tick(some[-1])
-    group.barrier()
-    return [read_rollout(folder / f"{name}.npz") for name in names]
+PACKAGE = Path(__file__).resolve().parents[1]
+"""The folder of iidrive's source files."""
+
+_DECIDE = (
+    *("core/*.py", "data/*.py", "data/town/*.py", "models/**/*.py", "scoring/driving/*.py", "simulation/*.py"),
+    *("pipeline/arms.py", "pipeline/drivers.py", "pipeline/load.py", "pipeline/tokens.py"),
+)
+"""Source files of iidrive that decide how a scene is driven."""
+
+
+def code_digest(package: Path = PACKAGE) -> str:
+    """Digest of iidrive's version and of its source files that decide how a scene is driven. `package` is the package's folder."""
+    digest = hashlib.sha256(VERSION.encode())
+    for file in sorted({file for pattern in _DECIDE for file in package.glob(pattern)}):
+        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Drives:
+    """Drives in the run folder, named by all that decides them. `table`: a run folder whose drives are read too, if it has them."""
+
+    on: TestSet
+    config: LoopConfig
+    code: str
+    table: Path | None
+
+    def of(
+        self, row: str, names: Sequence[str], make: Callable[..., list[Rollout]], lineage: str = "", source: str | None = ""
+    ) -> list[Rollout]:
+        """The drives of some scenes: the stored ones, and the missing ones, which the processes of the group share.
+
+        `lineage` and `source` are those of the driver. If its source is unknown (None), all its drives are made again.
+        """
+        group, folder = self.on.run.process_group, self.on.run.folder
+        label = self._label(row, lineage, source)
+        if source is None:
+            if group.is_rank_zero:
+                shutil.rmtree(folder / label, ignore_errors=True)
+            group.barrier()
+
+        def place(name: str) -> Path:
+            given = (self.table or folder) / label / f"{name}.npz"
+            return given if source is not None and given.is_file() else folder / label / f"{name}.npz"
+
+        together = [tuple(names[k : k + self.config.together]) for k in range(0, len(names), self.config.together)]
+        with group.raise_on_all_ranks(), counting(f"drive: {row}", len(together), group) as tick:
+            for some in group.shard(together):
+                if not all(place(name).is_file() for name in some):
+                    for name, rollout in zip(some, make(names=some), strict=True):
+                        write_rollout(folder / label / f"{name}.npz", rollout)
+                tick(some[-1])
+        group.barrier()
+        return [read_rollout(place(name)) for name in names]
+
+    def _label(self, row: str, lineage: str, source: str | None) -> str:
+        identity = [row, lineage, source, asdict(self.config), self.on.source.identity(), self.code]
+        mark = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+        return f"rollouts/{row.replace(' ', '-').replace(',', '').replace(chr(39), '')}-{mark[:8]}"
 
 
 def enlarged(recipe: Recipe, split: str, scenes: int) -> Recipe:

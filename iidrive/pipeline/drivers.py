@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,15 +19,16 @@ from iidrive.core.batch import Inputs
 from iidrive.core.errors import ConfigError, unknown
 from iidrive.core.lineage import Lineage, joined
 from iidrive.core.scene import FUTURE_STEPS
+from iidrive.data.town.source import Town
 from iidrive.models.planner import Agent
 from iidrive.models.tokenizer import Tokenizer
-from iidrive.pipeline.arms import Passing, TestII, marks_of, require_candidates, uses_future
+from iidrive.pipeline.arms import Placebo, TestII, marks_of, require_candidates, uses_future
 from iidrive.pipeline.baselines import BASELINES, baseline
 from iidrive.pipeline.load import load_agent, load_ego_mlp
 from iidrive.pipeline.recipes import Recipe
 from iidrive.pipeline.testset import TestSet, trained_on
 from iidrive.scoring.driving.tracking import STEPS, follow, reference
-from iidrive.simulation.driven import LEVER_M, DrivenScene
+from iidrive.simulation.driven import LEVER_M, PAST, DrivenScene
 from iidrive.simulation.foresight import true_occupancy
 from iidrive.simulation.loop import Plan, joined_states
 from iidrive.training import checkpoint, shipped
@@ -51,7 +56,8 @@ def subject_of(planner: str) -> str | Checkpoint:
 class Driver:
     """A planner that can drive in closed loop: row name, plan function, tokenizer of its codes (None: it needs no codes), and lineage.
 
-    `ought_to_move`: whether plans that never leave the origin are an error.
+    `ought_to_move`: whether plans that never leave the origin are an error. `source`: digest of the source of a function, which has no
+    fingerprint; None if its source cannot be read, so that its drives cannot be recognised later.
     """
 
     name: str
@@ -60,6 +66,7 @@ class Driver:
     lineage: Lineage
     about: Mapping[str, object] = field(default_factory=dict)
     ought_to_move: bool = True
+    source: str | None = ""
 
 
 def drivers_of(subject: str | Checkpoint, test_ii: Sequence[TestII], on: TestSet, recipe: Recipe) -> list[Driver]:
@@ -72,7 +79,7 @@ def drivers_of(subject: str | Checkpoint, test_ii: Sequence[TestII], on: TestSet
         made = baseline(subject, recipe, on.source, on.source.usual_split("train"), on.run)
         return [Driver(subject, _blind(made.plan), None, made.lineage, ought_to_move=subject != "still")]
     if isinstance(subject, str):
-        return [Driver(subject, _blind(imported(subject)), None, Lineage(subject))]
+        return [Driver(subject, _blind(imported(subject)), None, Lineage(subject), source=source_of(_found(subject), subject))]
     kind, about = subject.manifest.kind, {"trained on": trained_on(subject.manifest)}
     if kind == "ego-mlp":
         return [Driver("ego-mlp", _blind(load_ego_mlp(subject).plan), None, on.judged(subject), about)]
@@ -92,16 +99,19 @@ def drivers_of(subject: str | Checkpoint, test_ii: Sequence[TestII], on: TestSet
 
 def driver_of(plan: Callable[[Inputs], Tensor], name: str) -> Driver:
     """A driver from any function from a batch of inputs to paths (B,6,2) of LIDAR_TOP, lidar frame, metres."""
-    return Driver(name, _blind(plan), None, Lineage(name))
+    return Driver(name, _blind(plan), None, Lineage(name), source=source_of(plan))
 
 
 def planning(agent: Agent, arm: TestII) -> Plan:
     """The closed-loop plan function of a planner for an arm of `--test-ii`. Raises ConfigError for an arm that the planner does not support."""
     require_candidates(agent, arm)
-    passing = Passing()
+    placebos: dict[Town, Placebo] = {}
 
     def shuffled(inputs: Inputs, scenes: Sequence[DrivenScene]) -> Tensor:
-        return agent.choice_in(inputs, passing([scene.name for scene in scenes], inputs, agent.scene(inputs, True))).best()
+        town, keyframes = scenes[0].town, [len(scene.keyframes) - 1 - PAST for scene in scenes]
+        placebo = placebos.setdefault(town, Placebo(town, agent.forecaster.tokenizer))
+        theirs = placebo([scene.name for scene in scenes], keyframes, inputs.command.tolist()).to(inputs.command.device)
+        return agent.choice_in(inputs, agent.scene(theirs, True)).best()
 
     def oracle(inputs: Inputs, scenes: Sequence[DrivenScene]) -> Tensor:
         grid = agent.forecaster.flow_grid
@@ -125,11 +135,7 @@ def imported(name: str) -> Callable[[Inputs], Tensor]:
     Raises:
         ConfigError: if the module or function does not exist, or, when called, if the function returns anything else.
     """
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{name}: expected an importable module:function of a planner ({error}).") from None
+    found = _found(name)
     if not callable(found):
         raise ConfigError(f"{name} cannot be called; expected a function from a batch of inputs to paths (B,6,2).")
 
@@ -141,3 +147,35 @@ def imported(name: str) -> Callable[[Inputs], Tensor]:
         return made
 
     return plan
+
+
+def _found(name: str) -> Any:
+    """What `module:function` names. Raises ConfigError if it does not exist."""
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{name}: expected an importable module:function of a planner ({error}).") from None
+
+
+def source_of(plan: Callable[..., object], name: str = "") -> str | None:
+    """Digest of what a planner function is: its module and name, and the source file of the module.
+
+    None where these do not say what the function does, or where no source file can be read: a lambda, a function made by another one, an
+    object, a builtin, or what was typed into an interactive session. What else the function reads, such as other modules or weights, is not
+    in the digest.
+
+    Args:
+        plan: the function.
+        name: where it was found, as `module:function`. If not given, `plan` must be what its own module has under its name.
+    """
+    own, called = str(getattr(plan, "__module__", "")), str(getattr(plan, "__qualname__", ""))
+    if not name and getattr(sys.modules.get(own), called, None) is not plan:
+        return None
+    digest = hashlib.sha256(f"{name} {own}:{called}".encode())
+    for module in {name.partition(":")[0] or own: None, own: None}:
+        file = Path(getattr(sys.modules.get(module), "__file__", None) or "")
+        if file.suffix != ".py" or not file.is_file():
+            return None
+        digest.update(file.read_bytes())
+    return digest.hexdigest()

@@ -135,8 +135,9 @@ def score_drive(rollout: Rollout, road: Road | None, expert: Rollout | None = No
         else:
             best, _ = stations(expert.ego.centre_m, line)
             windows["EP"] = np.array([_progress(gone, best, span, len(along)) for gone, span in zip(progress, spans, strict=True)])
-    if len(rollout.plan_speed_mps) < 2:
-        absent["EC"] = "this driver makes no plans"
+    plans = len(rollout.plan_speed_mps)
+    if plans < 2:
+        absent["EC"] = "the drive ended before its second plan" if plans else "this driver makes no plans"
     else:
         windows["EC"] = _consistency(rollout, spans)
     ordered = {name: windows[name] for name in WEIGHTS if name in windows}

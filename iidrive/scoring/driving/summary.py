@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -68,11 +69,17 @@ class Row:
         return count / self.kilometres if self.kilometres > 0 else None
 
     def absent(self) -> dict[str, str]:
-        """Parts that cannot be scored, with the reason."""
-        return {name: reason for score in self.scores[:1] for name, reason in score.absent.items()}
+        """Parts that cannot be scored, with the reason, and in how many of the drives if not in all."""
+        found: dict[str, list[str]] = {}
+        for part in PARTS:
+            counts = Counter(score.absent[part] for score in self.scores if part in score.absent)
+            for reason, count in counts.items():
+                some = f" in {count} of {len(self.scores)} drives" if count < len(self.scores) else ""
+                found.setdefault(part, []).append(reason + some)
+        return {part: "; ".join(reasons) for part, reasons in found.items()}
 
     def parts(self) -> dict[str, float | None]:
-        """Every part, averaged over drives; None if it cannot be scored."""
+        """Every part, averaged over the drives in which it can be scored; None if there is none."""
         found = {}
         for name in PARTS:
             values = [value for score in self.scores if (value := score.parts[name]) is not None]
@@ -155,12 +162,16 @@ def table(rows: Sequence[Row], joined: bool = False) -> list[list[str]]:
 
 def text(rows: Sequence[Row], differences: Sequence[Difference] = ()) -> str:
     """The table, the parts that are left out, and the differences of planners."""
+    return "\n".join([aligned(table(rows)), *left_out_parts(rows), *(difference.sentence() for difference in differences)])
+
+
+def left_out_parts(rows: Sequence[Row]) -> list[str]:
+    """One line per part and reason for which it is left out, with the rows."""
     absent: dict[str, list[str]] = {}
     for row in rows:
         for part, reason in row.absent().items():
             absent.setdefault(f"{part}: {reason}", []).append(row.name)
-    notes = [f"left out, {what} ({'all rows' if len(who) == len(rows) else ', '.join(who)})" for what, who in absent.items()]
-    return "\n".join([aligned(table(rows)), *notes, *(difference.sentence() for difference in differences)])
+    return [f"left out, {what} ({'all rows' if len(who) == len(rows) else ', '.join(who)})" for what, who in absent.items()]
 
 
 @dataclass(frozen=True)
