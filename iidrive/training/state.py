@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from iidrive.core.batch import Batch
+from iidrive.core.config_io import from_plain, to_plain
 from iidrive.core.errors import CheckpointError, ConfigError, LineageError
 from iidrive.models.losses import Counts
 from iidrive.runtime.run_folder import Run, code_version
@@ -184,6 +185,8 @@ class State:
         task = self.task
         for name in ("architecture", "training", "data", "about", "marks"):
             before, now = _decisive(name, manifest), _decisive(name, self.manifest)
+            if name == "architecture" and is_dataclass(task.architecture):  # options that are newer than the checkpoint had their defaults
+                before = to_plain(from_plain(type(task.architecture), manifest.architecture, f"{path}, architecture"))
             if before != now:
                 raise CheckpointError(
                     f"{path}: it was trained with another config ({name} differs{_difference(before, now)}). Resume with the same config, "
