@@ -9,27 +9,36 @@ Every call is timed with synchronisation before and after. Inputs are on the dev
 - `train …`: loss, gradients, clipping and AdamW of one batch of a stage;
 - `loader …`: samples per second that worker processes prepare from compressed labels and from tokens.
 
-`frames a second` is samples times frames per sample (six per forecast). Modes: float32, tf32, bf16, compiled (torch.compile of the expensive parts),
-graph (a CUDA graph of the whole call), plain (float32 without shortcuts, see `benchmarks/plain.py`). The tests marked `gpu` run first. No measurement
-begins after `--minutes`. Published for II-World: 37 frames per second on an RTX 4090, without tokenizer and decoder and without synchronisation, and
-2.9 GB for training. That measures something else, so it is not directly comparable with any row here.
+`frames a second` is samples times frames per sample (six per forecast). Modes: float32, bf16, tf32, graph (a CUDA graph of the whole call), plain
+(float32 without shortcuts, see `benchmarks/plain.py`), compiled (torch.compile of the expensive parts).
 
-    python benchmarks/gpu.py                                    # recipe full; prints the table, writes gpu.json
+The tests marked `gpu` run first, for `--tests-minutes` at most. Then the rows are measured, the most important ones first. After `--minutes` the
+script ends and names the rows that were not measured. A worker process measures. If a row fails or takes longer than `--row-seconds`, the table
+says so, and a new process measures the rows after it. The JSON and the table (gpu.json, gpu.md) are written after every row, and the output of the
+tests to gpu.tests.txt.
+
+    python benchmarks/gpu.py                                    # recipe full
     python benchmarks/gpu.py --recipe tiny --seconds 0.1 --loader 2          # on a CPU
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import os
+import queue
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
-from itertools import chain
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import asdict, astuple, dataclass, replace
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,23 +52,84 @@ from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
 from iidrive.pipeline import recipes
 from iidrive.pipeline.recipes import Recipe
+from iidrive.runtime import atomic
 from iidrive.runtime.run_folder import allow_tf32, device, environment, peak_memory_gb
 from iidrive.training.prefetch import Order, Steps, feed
 
-MODES = ("float32", "plain", "tf32", "bf16", "graph", "compiled")
 PAST, CLASSES = 6, 18
+MODES = {"float32": 0, "bf16": 1, "graph": 2, "plain": 3, "tf32": 4, "compiled": 8}
+"""Modes, and how late each is measured. Compilation takes longest, so it comes last."""
+FRAMES = {"tokenizer": 1, "forecast": FUTURE_STEPS, "forecast, frames": FUTURE_STEPS, "plan": 1}
+"""Calls without gradients, and the frames that one makes of a sample."""
+TRAININGS = ("train planner", "train world", "train tokenizer")
+LATER = {"call": 0, "train": 2, "second batch size": 4, "loader": 4.5}
+"""How late the others are measured, on the scale of `MODES`."""
+
+PUBLISHED = {"forecast": "37 frames/s [1]", "train world": "2.9 GB [2]", "train tokenizer": "2.9 GB [2]"}
+NOTES = (
+    "[1] Published for II-World on an RTX 4090. Its timer leaves out tokenizer and decoder and does not synchronise, so it measures something else.",
+    "[2] Published for II-World: memory to train.",
+)
+HEAD = "| case | mode | batch | ms | frames, steps or samples a second | peak GB | published |\n|---|---|---|---|---|---|---|"
 
 
 @dataclass(frozen=True)
-class Row:
-    """A measurement: median seconds per call, frames or steps per second, and peak memory in GiB (on a CPU: of the process)."""
+class Task:
+    """A row to measure."""
 
     case: str
     mode: str
     batch: int
-    seconds: float
-    per_second: float
-    peak_gb: float
+
+    @property
+    def kind(self) -> str:
+        """call, train or loader."""
+        return "call" if self.case in FRAMES else self.case.split()[0]
+
+    def __str__(self) -> str:
+        return f"{self.case} ({self.mode}, batch {self.batch})"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measurement: median seconds per call, frames or steps per second, and peak memory in GiB (on a CPU: of the process). Or an error."""
+
+    case: str
+    mode: str
+    batch: int
+    seconds: float = 0.0
+    per_second: float = 0.0
+    peak_gb: float = 0.0
+    error: str = ""
+
+    def __str__(self) -> str:
+        found = f"{self.seconds * 1e3:.1f} | {self.per_second:.1f} | {self.peak_gb:.2f}"
+        return f"| {self.case} | {self.mode} | {self.batch} | {f'{self.error} | |' if self.error else found} | {PUBLISHED.get(self.case, '')} |"
+
+
+def failed(task: Task, error: object) -> Row:
+    """The row of a task that failed, with the first line of the error."""
+    kind = f"{type(error).__name__}: " if isinstance(error, Exception) else ""
+    text = next(iter(str(error).splitlines()), "").replace("|", "/")[:200]
+    return Row(task.case, task.mode, task.batch, error=f"failed: {kind}{text}")
+
+
+def tasks(recipe: Recipe, modes: Sequence[str], sizes: Sequence[int], loader: bool) -> list[Task]:
+    """All rows, the most important first. Rows that use the same models are neighbours."""
+    calls = [case for case in FRAMES if case != "forecast" or recipe.world.motion != "map"]
+    found = {Task(case, mode, size): MODES[mode] for mode in modes for size in sizes for case in calls}
+    found |= {Task(case, mode, size): MODES[mode] for mode in modes for size in sizes for case in TRAININGS if mode != "graph"}
+    late = {task: rank + LATER[task.kind] + LATER["second batch size"] * sizes.index(task.batch) for task, rank in found.items()}
+    if loader:
+        late |= {Task(f"loader {of}", f"{n} workers", 8): LATER["loader"] for of in ("tokenizer", "world") for n in (0, 2, 4)}
+    if not torch.cuda.is_available():
+        late = {task: rank for task, rank in late.items() if task.mode != "graph"}
+    return sorted(late, key=lambda task: (late[task], _group(task)))
+
+
+def _group(task: Task) -> tuple[str, str, int]:
+    """Rows that are measured with the same models, or the same data."""
+    return (task.kind, "", 0) if task.kind == "loader" else (task.kind, task.mode, task.batch)
 
 
 def inputs_of(recipe: Recipe, size: int, place: torch.device) -> Batch:
@@ -115,50 +185,55 @@ def agent_of(recipe: Recipe, mode: str, place: torch.device) -> Agent:
     return agent
 
 
-def calls(agent: Agent, batch: Batch) -> Iterator[tuple[str, int, Callable[[], Tensor]]]:
-    """Calls timed without gradients: (name, frames per sample, call)."""
+def call_of(case: str, agent: Agent, batch: Batch) -> Callable[[], Tensor]:
+    """A call without gradients."""
     forecaster, inputs = agent.forecaster, batch.inputs
     tokenizer = forecaster.tokenizer
-    assert inputs.occupancy is not None
-    frame, clip = inputs.occupancy[:, -1], tokenizer.encode(inputs.occupancy[:, -5:].flatten(0, 1)).unflatten(0, (-1, 5))
-    past, seen = tokenizer.align(clip, inputs.now_T_frame[:, -5:])
-    state = forecaster.initial_state(inputs) if forecaster.world.config.motion != "map" else None
-    yield "tokenizer", 1, lambda: tokenizer.labels(tokenizer.quantiser(tokenizer.encode(frame), past, seen).latent)
-    if state is not None:
-        yield "forecast", FUTURE_STEPS, lambda: forecaster.world.imagine(state, inputs.command).latents
-    yield "forecast, frames", FUTURE_STEPS, lambda: forecaster.forecast(inputs, range(1, FUTURE_STEPS + 1))[0]
-    yield "plan", 1, lambda: agent.plan(inputs, ii=True)
+    if case == "tokenizer":
+        assert inputs.occupancy is not None
+        frame, clip = inputs.occupancy[:, -1], tokenizer.encode(inputs.occupancy[:, -5:].flatten(0, 1)).unflatten(0, (-1, 5))
+        past, seen = tokenizer.align(clip, inputs.now_T_frame[:, -5:])
+        return lambda: tokenizer.labels(tokenizer.quantiser(tokenizer.encode(frame), past, seen).latent)
+    if case == "forecast":
+        state = forecaster.initial_state(inputs)
+        return lambda: forecaster.world.imagine(state, inputs.command).latents
+    if case == "forecast, frames":
+        return lambda: forecaster.forecast(inputs, range(1, FUTURE_STEPS + 1))[0]
+    return lambda: agent.plan(inputs, ii=True)
 
 
-def train_steps(agent: Agent, recipe: Recipe, batch: Batch) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Training steps: (name, call). The tokenizer comes last, because it is frozen in the others."""
+@contextmanager
+def train_step(case: str, agent: Agent, recipe: Recipe, batch: Batch) -> Iterator[Callable[[], object]]:
+    """A training step. At the end the stage is frozen again, without gradients."""
     forecaster, tokenizer = agent.forecaster, agent.forecaster.tokenizer
     frames = {key: getattr(batch.inputs, key)[:, -recipe.clip_frames :] for key in ("occupancy", "now_T_frame")}
-    clip = replace(batch, inputs=replace(batch.inputs, **frames))
-    yield "train planner", _train_step(agent, agent.planner, batch)
-    yield "train world", _train_step(forecaster, forecaster.world, batch)
-    yield "train tokenizer", _train_step(tokenizer, tokenizer, clip)
-
-
-def _train_step(model: Tokenizer | Forecaster | Agent, module: nn.Module, batch: Batch) -> Callable[[], object]:
+    model, module, part = {
+        "train planner": (agent, agent.planner, batch),
+        "train world": (forecaster, forecaster.world, batch),
+        "train tokenizer": (tokenizer, tokenizer, replace(batch, inputs=replace(batch.inputs, **frames))),
+    }[case]
     module.requires_grad_(True)
     optimiser = torch.optim.AdamW(module.parameters(), lr=1e-6, fused=batch.targets.valid.is_cuda)
     model.train()
 
     def step() -> Tensor:
         optimiser.zero_grad(set_to_none=True)
-        model.loss(batch)[0].backward()
+        model.loss(part)[0].backward()
         norm = nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimiser.step()
         return norm
 
-    return step
+    try:
+        yield step
+    finally:
+        module.requires_grad_(False).zero_grad(set_to_none=True)
+        model.eval()
 
 
 def captured(call: Callable[[], Tensor]) -> Callable[[], object]:
     """The call, captured as a CUDA graph."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
         for _ in range(3):
             call()
     torch.cuda.synchronize()
@@ -168,12 +243,17 @@ def captured(call: Callable[[], Tensor]) -> Callable[[], object]:
     return graph.replay
 
 
-def measured(case: str, mode: str, size: int, frames: int, call: Callable[[], object], seconds: float) -> Row:
+def reset_peak() -> None:
+    """Forget the peak memory so far."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def measured(task: Task, frames: int, call: Callable[[], object], seconds: float) -> Row:
     """Repeat a call for some seconds, after two warm-up calls."""
     on_gpu = torch.cuda.is_available()
     wait = torch.cuda.synchronize if on_gpu else (lambda: None)
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
     times: list[float] = []
     for k in range(1000):
         wait()
@@ -186,25 +266,31 @@ def measured(case: str, mode: str, size: int, frames: int, call: Callable[[], ob
             break
     median = sorted(times)[len(times) // 2]
     peak_gb = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else peak_memory_gb()
-    return Row(case, mode, size, median, frames / median, peak_gb)
+    return Row(task.case, task.mode, task.batch, median, frames / median, peak_gb)
 
 
-def measure(recipe: Recipe, modes: Sequence[str], sizes: Sequence[int], seconds: float) -> Iterator[Row]:
-    """Measure all rows of the models. Mode graph is skipped on a CPU."""
+@contextmanager
+def models(recipe: Recipe, first: Task, seconds: float) -> Iterator[Callable[[Task], Row]]:
+    """All models in the mode of a task, which measure it and others of the same mode and batch size."""
     place = device()
-    for mode, size in ((mode, size) for mode in modes for size in sizes):
-        if mode == "graph" and place.type != "cuda":
-            continue
-        allow_tf32(mode == "tf32")
-        with plainly() if mode == "plain" else nullcontext():
-            agent, batch = agent_of(recipe, mode, place), inputs_of(recipe, size, place)
+    allow_tf32(first.mode == "tf32")
+    with plainly() if first.mode == "plain" else nullcontext():
+        agent, batch = agent_of(recipe, first.mode, place), inputs_of(recipe, first.batch, place)
+
+        def row(task: Task) -> Row:
+            if task.case not in FRAMES:
+                reset_peak()
+                with train_step(task.case, agent, recipe, batch) as step:
+                    return measured(task, 1, step, seconds)
             with torch.no_grad():
-                for case, frames, call in calls(agent, batch):
-                    yield measured(case, mode, size, size * frames, captured(call) if mode == "graph" else call, seconds)
-            if mode != "graph":
-                for case, step in train_steps(agent, recipe, batch):
-                    yield measured(case, mode, size, 1, step, seconds)
-        allow_tf32(False)
+                call = call_of(task.case, agent, batch)
+                reset_peak()
+                return measured(task, task.batch * FRAMES[task.case], captured(call) if task.mode == "graph" else call, seconds)
+
+        try:
+            yield row
+        finally:
+            allow_tf32(False)
 
 
 def plainly() -> AbstractContextManager[None]:
@@ -214,53 +300,176 @@ def plainly() -> AbstractContextManager[None]:
     return without()
 
 
-def loading(scenes: int, seconds: float) -> Iterator[Row]:
+@contextmanager
+def loaders(scenes: int, seconds: float) -> Iterator[Callable[[Task], Row]]:
     """Full-size samples per second by number of worker processes, in steps of eight. 0 workers: the training process itself."""
     from training import data
 
     with data("", scenes) as kinds:
-        for (name, clips), workers in (
-            (kind, workers) for kind in zip(("tokenizer", "world"), kinds, strict=True) for workers in (0, 2, 4)
-        ):
-            order = Order(0, 8, 8 * 10_000)
-            fed = iter(feed(Steps(clips, order, [range(8)]), order.steps(0, order.samples), workers))
-            yield measured(f"loader {name}", f"{workers} workers", 8, 8, lambda fed=fed: next(fed), seconds)
-            del fed  # ends its processes
+        of_tokenizer, of_world = kinds
+
+        def row(task: Task) -> Row:
+            reset_peak()
+            order = Order(0, task.batch, task.batch * 10_000)
+            steps = Steps(of_world if task.case == "loader world" else of_tokenizer, order, [range(task.batch)])
+            fed = iter(feed(steps, order.steps(0, order.samples), int(task.mode.split()[0])))
+            return measured(task, task.batch, lambda: next(fed), seconds)
+
+        yield row
 
 
-def tests_on_gpu() -> str:
-    """Run the tests that need a GPU, if there is one, and return the outcome."""
+def measure(recipe: Recipe, todo: Sequence[Task], seconds: float, scenes: int) -> Iterator[Row]:
+    """Measure rows in this process. One that fails says so."""
+    for (kind, *_), group in groupby(todo, _group):
+        left = list(group)
+        try:
+            with loaders(scenes, seconds) if kind == "loader" else models(recipe, left[0], seconds) as row:
+                while left:
+                    try:
+                        found = row(left[0])
+                    except Exception as error:
+                        found = failed(left[0], error)
+                    left.pop(0)
+                    yield found
+        except Exception as error:  # the models could not be made
+            yield from (failed(task, error) for task in left)
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def supervised(todo: Sequence[Task], command: Sequence[str], row_s: float, end: float) -> Iterator[Row]:
+    """Rows from processes `command TASKS`, which print each as a line of JSON, until the monotonic time `end`.
+
+    After a row that fails or takes longer than `row_s` seconds a new process goes on, because an error may leave a GPU unusable for the old one.
+    """
+    left = list(todo)
+    while left and time.monotonic() < end:
+        process = subprocess.Popen(
+            [*command, json.dumps([astuple(t) for t in left])], stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        lines: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=_pass_on, args=(process, lines), daemon=True).start()
+        try:
+            row = None
+            while left and (row is None or not row.error):
+                row = _next_row(left[0], process, lines, row_s, end)
+                if row is None:
+                    return
+                left.pop(0)
+                yield row
+        finally:
+            _kill(process)
+
+
+def _next_row(task: Task, process: subprocess.Popen[str], lines: queue.Queue[str | None], row_s: float, end: float) -> Row | None:
+    """The next row that a process prints; None when the time is up."""
+    due = time.monotonic() + row_s
+    while True:
+        try:
+            line = lines.get(timeout=max(0.0, min(due, end) - time.monotonic()))
+        except queue.Empty:
+            return None if time.monotonic() >= end else failed(task, f"took longer than {row_s:g} s")
+        if line is None:
+            return failed(task, f"the process ended with status {process.wait()}")
+        if line.startswith('{"case": '):
+            return Row(**json.loads(line))
+        print(line, end="", file=sys.stderr)
+
+
+def _pass_on(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.put(line)
+    lines.put(None)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """End a process and its children. It leads a session of its own."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def tests_on_gpu(seconds: float, told: Path) -> str:
+    """Run the tests that need a GPU, if there is one, for some seconds at most. Their output goes to `told`. Returns the outcome."""
     if not torch.cuda.is_available():
         return "not run: no GPU"
-    ended = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(Path(__file__).parents[1] / "tests")], check=False)
-    return "passed" if ended.returncode == 0 else f"pytest ended with status {ended.returncode}"
+    files = map(str, sorted((Path(__file__).parents[1] / "tests").glob("test_gpu*.py")))
+    return limited([sys.executable, "-m", "pytest", "-vv", "-rfEs", "--tb=short", "-m", "gpu", *files], seconds, told)
+
+
+def limited(command: Sequence[str], seconds: float, told: Path) -> str:
+    """Run a command for some seconds at most. Returns how it ended, with the last line of its output. Prints failed and skipped tests."""
+    with told.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+        try:
+            status = f"status {process.wait(seconds)}"
+        except subprocess.TimeoutExpired:
+            status = f"stopped after {seconds:g} s"
+        finally:
+            _kill(process)
+    lines = told.read_text(errors="replace").splitlines()
+    print("\n".join(line for line in lines if line.startswith(("FAILED", "ERROR", "SKIPPED"))))
+    return f"{status}: {lines[-1].strip('= ') if lines else 'no output'} (see {told.name})"
+
+
+def write(out: Path, rows: Sequence[Row], dropped: Sequence[Task], about: dict[str, Any]) -> None:
+    """Write the JSON and the table, each at once."""
+    found = {**about, "complete": not dropped, "dropped": [str(task) for task in dropped], "rows": [asdict(row) for row in rows]}
+    atomic.write(out, json.dumps(found, indent=2) + "\n")
+    missing = [f"Not measured: {'; '.join(map(str, dropped))}."] if dropped else []
+    machine = f"{about['environment']['device']}, torch {torch.__version__}, recipe {about['recipe']}"
+    lines = [machine, "", HEAD, *map(str, rows), "", *NOTES, f"Tests: {about['gpu tests']}.", *missing]
+    atomic.write(out.with_suffix(".md"), "\n".join(lines) + "\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    found = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    found.add_argument("--recipe", default="full", choices=list(recipes.RECIPES))
+    found.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
+    found.add_argument("--batch", nargs="+", type=int, default=[1, 8])
+    found.add_argument("--seconds", type=float, default=1.0, help="per row, without warm-up")
+    found.add_argument("--row-seconds", type=float, default=120.0, help="limit of a row with warm-up and compilation")
+    found.add_argument("--minutes", type=float, default=8.0, help="end after this time, with the tests")
+    found.add_argument("--tests-minutes", type=float, default=2.5, help="limit of the tests; 0: no tests")
+    found.add_argument("--loader", type=int, default=10, help="number of scenes with synthetic labels for the loaders; 0: no loaders")
+    found.add_argument("--out", default="gpu.json")
+    found.add_argument("--worker", default="", help=argparse.SUPPRESS)
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print a table, write JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--recipe", default="full", choices=list(recipes.RECIPES))
-    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
-    parser.add_argument("--batch", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--seconds", type=float, default=2.0, help="per row, without warm-up")
-    parser.add_argument("--minutes", type=float, default=8.0, help="begin no measurement after this time")
-    parser.add_argument("--loader", type=int, default=10, help="number of scenes with synthetic labels for the loaders; 0: no loaders")
-    parser.add_argument("--out", default="gpu.json")
-    options = parser.parse_args(arguments)
-    began = time.perf_counter()
-    passed = tests_on_gpu()
-    print("| case | mode | batch | ms | frames, steps or samples a second | peak GB |\n|---|---|---|---|---|---|")
-    rows, complete = [], True
-    models = measure(recipes.named(options.recipe), options.modes, options.batch, options.seconds)
-    for row in chain(models, loading(options.loader, options.seconds) if options.loader else ()):
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parser().parse_args(arguments)
+    recipe, end = recipes.named(options.recipe), time.monotonic() + 60 * options.minutes
+    if options.worker:
+        todo = [Task(*task) for task in json.loads(options.worker)]
+        for row in measure(recipe, todo, options.seconds, options.loader):
+            print(json.dumps(asdict(row)), flush=True)
+        return
+    out, todo = Path(options.out), tasks(recipe, options.modes, options.batch, options.loader > 0)
+    about: dict[str, Any] = {
+        "environment": environment(),
+        "recipe": options.recipe,
+        "published": [PUBLISHED, *NOTES],
+        "gpu tests": "running",
+    }
+    write(out, [], todo, about)
+    limit = 60 * min(options.tests_minutes, options.minutes)
+    about["gpu tests"] = tests_on_gpu(limit, out.with_suffix(".tests.txt")) if limit else "not run"
+    print(f"tests: {about['gpu tests']}\n\n{HEAD}", flush=True)
+    rows: list[Row] = []
+    write(out, rows, todo, about)
+    for row in supervised(todo, [sys.executable, __file__, *arguments, "--worker"], options.row_seconds, end):
         rows.append(row)
-        print(f"| {row.case} | {row.mode} | {row.batch} | {row.seconds * 1e3:.1f} | {row.per_second:.1f} | {row.peak_gb:.2f} |", flush=True)
-        if time.perf_counter() - began > 60 * options.minutes:
-            complete = False
-            print(f"stopped after {options.minutes:g} minutes; use --modes or --batch to measure the missing rows")
-            break
-    about = {"environment": environment(), "recipe": options.recipe, "gpu tests": passed, "complete": complete}
-    Path(options.out).write_text(json.dumps({**about, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
+        print(row, flush=True)
+        write(out, rows, todo[len(rows) :], about)
+    dropped = todo[len(rows) :]
+    print("", *NOTES, sep="\n")
+    if dropped:
+        print(f"Not measured within {options.minutes:g} minutes: {'; '.join(map(str, dropped))}. Use --modes or --batch to measure them.")
 
 
 if __name__ == "__main__":

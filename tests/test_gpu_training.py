@@ -1,10 +1,13 @@
-"""GPU training features that can be tested on a CPU: identical initial weights, the TF32 setting, out-of-memory messages."""
+"""GPU training features that can be tested on a CPU: identical initial weights, the TF32 setting, the deterministic mode."""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,15 +15,18 @@ import torch
 from together import run_together
 from torch import Tensor
 
+from iidrive.analysis.leakage.subject import Pipeline, View, tokenizing
 from iidrive.core.batch import Batch
 from iidrive.core.errors import ConfigError, IIDriveError
 from iidrive.data.clips import ClipDataset, ClipSpec, read_tracks
 from iidrive.data.town.source import Town, TownConfig
 from iidrive.models.baselines import EgoMLP, EgoMLPConfig
+from iidrive.models.tokenizer import Tokenizer
+from iidrive.pipeline import recipes
 from iidrive.runtime import distributed
 from iidrive.runtime.distributed import ProcessGroup
-from iidrive.runtime.run_folder import Run, allow_tf32, device
-from iidrive.training import checkpoint
+from iidrive.runtime.run_folder import Run, allow_tf32, device, environment
+from iidrive.training import checkpoint, loop
 from iidrive.training.checkpoint import Manifest
 from iidrive.training.loop import fit
 from iidrive.training.optim import EMA, TrainConfig
@@ -37,6 +43,7 @@ def train(
     config: TrainConfig = CONFIG,
     process_group: ProcessGroup | None = None,
     options: RunOptions | None = None,
+    validate: Callable[[], tuple[dict[str, float], str]] | None = None,
 ) -> Path:
     """Four steps of the smallest model. Every process starts with different weights."""
     process_group = process_group or ProcessGroup()
@@ -46,8 +53,9 @@ def train(
         with torch.no_grad():
             model.net[0].weight.add_(process_group.rank)  # pyright: ignore[reportOperatorIssue, reportCallIssue]
 
-    task = TrainTask(model, model, Manifest("ego-mlp", "", {}, 0, "", {}), {}, prepare)
-    return fit(task, clips, config, Run.start(folder, {}, process_group=process_group), options or RunOptions(process_group))
+    task = TrainTask(model, model, Manifest("ego-mlp", "", {}, 0, "", {}), {}, prepare, validate)
+    options = options or RunOptions(process_group)
+    return fit(task, clips, config, Run.start(folder, {}, options.resume == "on", process_group), options)
 
 
 def made() -> EgoMLP:
@@ -87,20 +95,71 @@ def test_tf32_is_one_setting_and_changes_nothing_on_a_cpu(tmp_path: Path, monkey
     allow_tf32(False)
 
 
-def test_out_of_memory_errors_name_options_that_save_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def loss(self: EgoMLP, batch: Batch, counts: object = None) -> tuple[Tensor, dict[str, Tensor]]:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+def test_run_json_has_the_state_of_tf32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the computation, not torch's default, which rounds convolutions."""
 
-    monkeypatch.setattr(EgoMLP, "loss", loss)
-    expected = (
-        r"too little memory for 4 samples at once.*micro_batch_size 2 \(the same.*activation_checkpointing on.*train_ego_mlp.precision bf16"
-    )
-    with pytest.raises(IIDriveError, match=expected):
-        train(tmp_path, made())
-    last = ParallelConfig(activation_checkpointing=True).out_of_memory(replace(CONFIG, precision="bf16"), "world", 1)
-    assert last == "the GPU has too little memory for 1 samples at once. Use one of: a GPU with more memory."
-    with pytest.raises(torch.OutOfMemoryError), distributed._connected(ProcessGroup(0, 2)):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+    def told(name: str) -> dict[str, bool]:
+        return json.loads((tmp_path / name).read_text())["environment"]["tf32"]
+
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = False, True
+    assert environment()["tf32"] == {"products": False, "convolutions": True}
+    run = Run.start(tmp_path, {})
+    assert told("run.json") == {"products": False, "convolutions": False}
+    Run.start(tmp_path, {}, resume=True)
+    noted = []
+    for on in (True, False):
+        with monkeypatch.context() as patched:
+            patched.setattr(torch.cuda, "is_available", lambda: True)
+            allow_tf32(on)
+        run.note_tf32()
+        noted.append(told("run-2.json"))
+    assert noted == [{"products": on, "convolutions": on} for on in (True, False)]
+    assert told("run.json") == {"products": False, "convolutions": False}
+    (tmp_path / "run-2.json").write_text("{")
+    run.note_tf32()
+    Run(tmp_path / "none").note_tf32()
+
+
+def test_a_training_notes_its_own_state_of_tf32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its steps see it. Afterwards it is off again."""
+    seen, loss = [], EgoMLP.loss
+
+    def watched(self: EgoMLP, *given: Any) -> object:
+        seen.append(environment()["tf32"])
+        return loss(self, *given)
+
+    def allow(on: bool) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
+
+    monkeypatch.setattr(EgoMLP, "loss", watched)
+    monkeypatch.setattr(loop, "allow_tf32", allow)  # as on a GPU
+    for precision in ("32", "tf32"):
+        train(tmp_path / precision, made(), replace(CONFIG, precision=precision))
+        told = json.loads((tmp_path / precision / "run.json").read_text())["environment"]["tf32"]
+        assert told == seen[-1] == {"products": precision == "tf32", "convolutions": precision == "tf32"}
+        assert not any(environment()["tf32"].values())
+
+
+def test_an_audit_computes_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tolerance of 1 mm would not hold with it. Tokens and outputs are computed after it is disabled."""
+    seen = []
+    tokenizer, tokenize = Tokenizer(recipes.tiny().tokenizer), Tokenizer.tokenize_scene
+
+    def watched(self: Tokenizer, *given: Tensor) -> Tensor:
+        seen.append(environment()["tf32"])
+        return tokenize(self, *given)
+
+    def answer(batch: Batch) -> dict[str, Tensor]:
+        seen.append(environment()["tf32"])
+        return {"plan": batch.targets.path}
+
+    monkeypatch.setattr(Tokenizer, "tokenize_scene", watched)
+    town = Town(TownConfig(train_scenes=1, keyframes=14))
+    sample = (town.scene_names("train")[0], 5)
+    for encode in (tokenizing(tokenizer), None):
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        Pipeline(answer, encode)(View(town, town), [sample])
+    assert seen == [{"products": False, "convolutions": False}] * 3
 
 
 def test_an_operation_without_a_deterministic_version_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

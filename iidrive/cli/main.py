@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -161,6 +162,19 @@ COMMANDS: Mapping[str, Command | Group] = {
 }
 
 
+SAVE_MEMORY = (
+    ("iidrive train", "--parallel.micro_batch_size 1 (the same result, slower)"),
+    ("iidrive train", "--parallel.activation_checkpointing on (the same result, a tenth to a third slower)"),
+    ("iidrive demo", "--recipe tiny (smaller models)"),
+    ("iidrive drive", "--scene NAME (one scene at once)"),
+    ("iidrive audit", "--samples 4 (fewer samples at once, so fewer are audited)"),
+    ("iidrive", "end other programs on this GPU (nvidia-smi lists them)"),
+    ("iidrive", "CUDA_VISIBLE_DEVICES= before the command (computes on the CPU: the same up to rounding, but slower)"),
+    ("iidrive", "a GPU with more memory"),
+)
+"""What saves memory when a command runs out of it, by the beginning of the command's name."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Errors that a user can cause are printed as one sentence, with exit status 2."""
     for stream in (sys.stdout, sys.stderr):
@@ -212,6 +226,11 @@ def run(command: Command, prog: str, arguments: Sequence[str]) -> None:
         console.quiet &= isinstance(error, SharedError)  # rank-local errors are printed by that rank
         console.print(f"iidrive: {_shown(error)}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
+    except RuntimeError as error:  # in a training step or validation, the training loop has a message of its own
+        if not _is_out_of_memory(error):
+            raise
+        console.print(f"iidrive: {_out_of_memory(prog, error)}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
     except OSError as error:
         name = _shown(str(error.filename or "a file"))
         console.print(f"iidrive: cannot read or write {name}: {error.strerror or error}.", markup=False, highlight=False, soft_wrap=True)
@@ -221,6 +240,19 @@ def run(command: Command, prog: str, arguments: Sequence[str]) -> None:
         sys.exit(130)
     finally:
         distributed.leave()
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError)
+
+
+def _out_of_memory(prog: str, error: object) -> str:
+    """Message for a GPU that is out of memory: what was asked of it, and what saves memory at which cost."""
+    found = re.search(r"Tried to allocate .*?(?:is free|\.$)", str(error), re.DOTALL | re.MULTILINE)
+    ways = [way for name, way in SAVE_MEMORY if prog.startswith(name)]
+    return f"the GPU has too little memory for `{prog}`{f' ({_shown(found[0])})' if found else ''}. Use one of: {'; '.join(ways)}."
 
 
 def _shown(error: object) -> str:

@@ -55,9 +55,22 @@ class Run:
         run.folder.mkdir(parents=True, exist_ok=True)
         before = len(list(run.folder.glob("run*.json"))) if resume else 0
         name = f"run-{before + 1}.json" if before else "run.json"
+        allow_tf32(False)  # a training may enable it for its steps, and notes it
         about = {**about, "processes": run.process_group.size, "environment": environment()}
         run.write_json(name, {"command": shlex.join(sys.argv), "started": now(), **about})
         return run
+
+    def note_tf32(self) -> None:
+        """Write whether TF32 is enabled now into the newest run.json or run-N.json, if the folder has one."""
+        files = sorted(self.folder.glob("run*.json"), key=lambda path: (len(path.name), path.name))
+        if not files or not self.process_group.is_rank_zero:
+            return
+        try:
+            found: Any = parse_json(files[-1].read_text(encoding="utf-8"), str(files[-1]))
+        except (DataError, OSError, UnicodeDecodeError):
+            return
+        if isinstance(found, dict) and isinstance(found.get("environment"), dict):
+            self.write_json(files[-1].name, {**found, "environment": {**found["environment"], "tf32": tf32()}})
 
     def below(self, name: str) -> Run:
         """A run in the subfolder `name`."""
@@ -128,6 +141,7 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "wait_policy": os.environ.get("OMP_WAIT_POLICY", ""),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "tf32": tf32(),
     }
 
 
@@ -160,6 +174,11 @@ def allow_tf32(on: bool) -> None:
     on = on and torch.cuda.is_available()
     torch.backends.cuda.matmul.allow_tf32 = on
     torch.backends.cudnn.allow_tf32 = on
+
+
+def tf32() -> dict[str, bool]:
+    """Whether TF32 is enabled now, for float32 matrix products and for convolutions. CPUs do not use it."""
+    return {"products": bool(torch.backends.cuda.matmul.allow_tf32), "convolutions": bool(torch.backends.cudnn.allow_tf32)}
 
 
 def repeat_bits(on: bool) -> None:

@@ -63,6 +63,8 @@ def fit(task: TrainTask, clips: ClipDataset, config: TrainConfig, run: Run, opti
     end = config.samples if options.stop_at is None else min(options.stop_at, config.samples)
     logs: dict[str, float] = {}
     path: Path | None = None
+    allow_tf32(config.precision == "tf32")
+    run.note_tf32()
     task.model.train()
     with stop_requests() as request, Progress(task.manifest.kind, config, run, options, state.seen) as progress:
         fed = iter(feed(steps, steps.order.steps(state.seen, end), options.parallel.workers_for(place)))
@@ -92,7 +94,12 @@ def fit(task: TrainTask, clips: ClipDataset, config: TrainConfig, run: Run, opti
                 state.ema.update(task.module, state.seen // config.batch)
             progress.step(state.seen, logs)
             if task.validate is not None and _due(state.seen, config.validate_every, config, end):
-                logs |= _validate(state, run, process_group)
+                try:
+                    logs |= _validate(state, run, process_group)
+                except torch.OutOfMemoryError:
+                    if process_group.size == 1:  # the other ranks are elsewhere, and would not take part
+                        _save(state, run, logs, process_group)
+                    raise IIDriveError(_out_of_memory_in_validation(state, process_group)) from None
             if state.seen >= end or _due(state.seen, config.save_every, config, end):
                 path = _save(state, run, logs, process_group)
     task.model.eval()
@@ -265,11 +272,13 @@ def _validate(state: State, run: Run, process_group: ProcessGroup) -> dict[str, 
     task.model.to(torch.float32)
     task.module.load_state_dict(dict(state.weights))
     task.model.eval()
-    with torch.no_grad():
-        numbers, text = task.validate()
-    task.model.to(state.precision.dtype)
-    task.module.load_state_dict(raw)
-    task.model.train()
+    try:
+        with torch.no_grad():
+            numbers, text = task.validate()
+    finally:
+        task.model.to(state.precision.dtype)
+        task.module.load_state_dict(raw)
+        task.model.train()
     name, value = next(iter(numbers.items()))
     if not state.best or value > state.best["value"]:
         state.best = {"name": name, "value": value, "samples": state.seen}
@@ -277,3 +286,12 @@ def _validate(state: State, run: Run, process_group: ProcessGroup) -> dict[str, 
         run.log({"samples": state.seen, **{f"validation_{k}": v for k, v in numbers.items()}})
         run.write_text(f"validation-{state.seen:09d}.txt", text + "\n")
     return {f"validation_{k}": v for k, v in numbers.items()}
+
+
+def _out_of_memory_in_validation(state: State, process_group: ProcessGroup) -> str:
+    kept = "The training so far is saved" if process_group.size == 1 else "The checkpoints written so far are complete"
+    return (
+        f"the GPU has too little memory to validate after {state.seen} samples. {kept}: continue with `--resume on` on a GPU with more memory, "
+        f"or after ending other programs on it. Or start again with --recipe.train_{_stage(state)}.validate_every 0 (no validation, so no best "
+        "checkpoint is kept)."
+    )
