@@ -76,6 +76,26 @@ def test_resuming_with_another_config_is_refused(tmp_path: Path, town: Town) -> 
 
 
 @pytest.mark.slow
+def test_an_option_that_is_newer_than_the_checkpoint_does_not_stop_a_resume(
+    tmp_path: Path, town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_tokenizer(SHORT, town, "train", Run.start(tmp_path, {}), RunOptions(stop_at=2))
+    read = checkpoint.read_manifest
+
+    def older(path: Path) -> checkpoint.Manifest:
+        manifest = read(path)
+        nested = {k: v for k, v in manifest.architecture["quantiser"].items() if k != "commitment"}
+        return replace(manifest, architecture={**manifest.architecture, "quantiser": nested})
+
+    monkeypatch.setattr(checkpoint, "read_manifest", older)
+    assert "commitment" not in older(checkpoint.find(tmp_path)).architecture["quantiser"]
+    train_tokenizer(SHORT, town, "train", Run(tmp_path), RunOptions(resume="on", stop_at=4))
+    other = replace(SHORT, tokenizer=replace(SHORT.tokenizer, quantiser=replace(SHORT.tokenizer.quantiser, commitment=0.5)))
+    with pytest.raises(CheckpointError, match="architecture differs"):
+        train_tokenizer(other, town, "train", Run(tmp_path), RunOptions(resume="on"))
+
+
+@pytest.mark.slow
 def test_a_training_can_resume_with_another_learning_rate_and_warns(tmp_path: Path, town: Town) -> None:
     train_tokenizer(SHORT, town, "train", Run.start(tmp_path, {}), RunOptions(stop_at=2))
     lower = replace(SHORT, train_tokenizer=replace(SHORT.train_tokenizer, learning_rate=1e-4))
@@ -303,7 +323,7 @@ def test_fine_tuning_starts_from_the_given_weights_and_records_them(tmp_path: Pa
 @pytest.mark.slow
 def test_validation_is_logged_and_does_not_change_the_training(tmp_path: Path, town: Town) -> None:
     def seen_to(recipe: recipes.Recipe, every: int) -> recipes.Recipe:
-        stages_ = {f"train_{n}": getattr(recipe, f"train_{n}") for n in ("tokenizer", "world", "planner")}
+        stages_ = {f"train_{n}": getattr(recipe, f"train_{n}") for n in ("tokenizer", "flow", "world", "planner")}
         return replace(recipe, **{k: replace(v, validate_every=every, validate_scenes=1) for k, v in stages_.items()})
 
     marks = []
@@ -313,7 +333,8 @@ def test_validation_is_logged_and_does_not_change_the_training(tmp_path: Path, t
         cache = write_tokens(tokenizer, town, town.scene_names("train"), folder / "tokens")
         world = train_world(recipe, tokenizer, cache, town, "train", Run.start(folder / "world", {}))
         planner = train_planner(recipe, world, cache, town, "train", Run.start(folder / "planner", {}), True)
-        marks.append([checkpoint.load_tensors(path) for path in (tokenizer, world, planner)])
+        flow = checkpoint.find(folder / "world/flow")
+        marks.append([checkpoint.load_tensors(path) for path in (tokenizer, flow, world, planner)])
     assert all(torch.equal(a[k], b[k]) for a, b in zip(*marks, strict=True) for k in a)
     assert "reconstruction mIoU" in (tmp_path / "with/tokenizer/validation-000000016.txt").read_text()
     assert "world model" in (tmp_path / "with/world/validation-000000008.txt").read_text()
@@ -323,6 +344,10 @@ def test_validation_is_logged_and_does_not_change_the_training(tmp_path: Path, t
     assert best["samples"] in (8, 16)
     rows = [json.loads(line) for line in (tmp_path / "with/world/metrics.jsonl").read_text().splitlines()]
     assert [row["samples"] for row in rows if "validation_mIoU" in row] == [8, 16]
+    assert "movers IoU at 1 / 2 / 3 s" in (tmp_path / "with/world/flow/validation-000000016.txt").read_text()
+    rows = [json.loads(line) for line in (tmp_path / "with/world/flow/metrics.jsonl").read_text().splitlines()]
+    assert [row["samples"] for row in rows if "validation_movers_IoU" in row] == [8, 16]
+    assert checkpoint.read_manifest(tmp_path / "with/world/flow").metrics["best"]["name"] == "movers_IoU"
     assert not list((tmp_path / "without").rglob("validation-*"))
 
 
