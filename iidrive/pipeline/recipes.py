@@ -1,6 +1,6 @@
 """Recipes: complete named configs of models and trainings.
 
-`tiny` is for tests. `demo` trains in a few minutes on two cores, `small` in about three hours. `full` is the published size, and `published` the same
+`tiny` is for tests. `demo` trains in about ten minutes on two cores, `small` in about three hours. `full` is the published size, and `published` the same
 with the arithmetic of the published code. Every field can be overridden on the command line.
 """
 
@@ -146,13 +146,13 @@ def small() -> Recipe:
 
 
 def demo() -> Recipe:
-    """The small models, trained for a few minutes."""
+    """The small models, trained for about ten minutes."""
     r = small()
     return replace(
         r,
         name="demo",
         planner=replace(r.planner, route=RouteConfig()),
-        train_tokenizer=replace(r.train_tokenizer, samples=1000),
+        train_tokenizer=replace(r.train_tokenizer, samples=3000),
         train_motion=replace(r.train_motion, samples=64000),
         train_flow=replace(r.train_flow, samples=6000, batch=4, log_every=600),
         train_world=replace(r.train_world, samples=160, log_every=20),
