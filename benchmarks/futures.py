@@ -2,12 +2,14 @@
 
     python benchmarks/futures.py PLANNER_RUN [--seed 907] [--scenes 60] [--split test]
 
-The towns have a seed that no recipe trains on. The proposal is the planner's plan before it chooses a speed.
+The towns have a seed that no recipe trains on. The proposal is the planner's plan before it chooses a speed. All rows choose among the planner's own
+candidates, which are smoothed and creep on where they stop. A planner without candidates gets ten plain speeds, and no `head` rows.
 
 - `rule` rows take the speed with the smallest change that is predicted to be free; if none is, the one with the fewest predicted collisions. A
   probability below a threshold counts as free.
-- `head` rows use the planner's outcome head, with several weights of collisions and overlap, and four scenes: ii off (the current scene), ii on
-  (imagined), shuffled (the imagined scene of a sample of another scene with the same command: a placebo) and oracle (the true future occupancy).
+- `head` rows use the planner's outcome head, with several weights of collisions and overlap, its own marked with a star, and four scenes: ii off (the
+  current scene), ii on (imagined), shuffled (the imagined scene of a sample of another scene with the same command: a placebo) and oracle (the true
+  future occupancy).
 
 Events are steps of SparseDrive's obj_box_col. Rows with true boxes or true occupancy use future information. Rows with current boxes use boxes, which
 the planner is not given. Thresholds and weights are chosen on `val`, never on the reported towns.
@@ -18,19 +20,21 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from iidrive.core import geometry
+from iidrive.core.batch import Inputs
 from iidrive.core.classes import MOVABLE
 from iidrive.core.scene import FUTURE_STEPS, STEP_S, Scene
 from iidrive.data.clips import read_tracks, scored_clips
 from iidrive.data.town.source import Town, TownConfig
-from iidrive.models.candidates import speed_profiles
+from iidrive.models.candidates import BasePath, speed_profiles
 from iidrive.models.layers import grid_centres, planar, read_grid, transform_inverse
-from iidrive.models.outcomes import Costs, Outcomes, read_along
-from iidrive.models.planner import Agent
+from iidrive.models.outcomes import read_along
+from iidrive.models.planner import Agent, PlannerConfig
 from iidrive.pipeline.arms import partners
 from iidrive.pipeline.infer import truth
 from iidrive.pipeline.load import load_agent
@@ -40,7 +44,23 @@ from iidrive.scoring.planning.sparsedrive import sparsedrive_hits, sparsedrive_y
 
 Array = np.ndarray
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.5)
-WEIGHTS_M = ((5.0, 0.0), (10.0, 0.0), (20.0, 0.0), (50.0, 0.0), (0.0, 10.0), (0.0, 20.0), (10.0, 10.0), (10.0, 20.0), (10.0, 30.0))
+COLLISION_M = (5.0, 10.0, 20.0, 40.0, 80.0)
+WEIGHTS_M = (*((c, 0.0) for c in COLLISION_M), (0.0, 20.0), (0.0, 80.0), (10.0, 20.0), (20.0, 40.0), (40.0, 80.0), (80.0, 160.0))
+"""Costs of a step with a predicted collision, and of a step whose whole footprint is occupied in the forecast, metres. Without a forecast nothing is
+occupied in it."""
+
+
+def weights_of(config: PlannerConfig, ii: bool) -> list[tuple[float, float]]:
+    """The weights to try, including the planner's own."""
+    tried = {*WEIGHTS_M, (config.collision_m, config.overlap_m)}
+    return sorted(tried if ii else {(collision_m, 0.0) for collision_m, _ in tried if collision_m})
+
+
+def candidates_of(agent: Agent, inputs: Inputs, base: BasePath) -> torch.Tensor:
+    """The candidates (B,A,S,2) that the planner chooses among; plain speeds if it has none."""
+    if agent.planner.config.accelerations:
+        return agent.planner.candidates(inputs, base)
+    return speed_profiles(base, torch.tensor(ACCELERATIONS))
 
 
 def believed_boxes(scene: Scene, index: int, moving: float) -> list[Array]:
@@ -96,15 +116,16 @@ def main() -> None:
             inputs, targets = batch.inputs, batch.targets
             assert inputs.occupancy is not None
             assert targets.occupancy is not None
-            base = agent.base_path(inputs)
-            candidates = speed_profiles(base, torch.tensor(ACCELERATIONS))
+            seen = agent.forecaster.current_occupancy(inputs)
+            base = agent.base_path(inputs, seen)
+            candidates = candidates_of(agent, inputs, base)
             now = movable_maps(inputs.occupancy[:, -1:], voxels).expand(-1, FUTURE_STEPS, -1, -1)
             then = carried(movable_maps(targets.occupancy, voxels), targets.now_T_frame, agent)
-            imagined = agent.forecaster.taken(inputs)
+            imagined = agent.scene(inputs, True, seen)
             part = {"candidates": candidates.numpy(), "true": targets.path.numpy()}
             for name, maps in (("present occupancy", now), ("true occupancy", then), ("imagined", imagined)):
                 part[name] = read_along(candidates, maps, fine, inputs.ego_T_lidar)[..., 0].numpy()
-            kept.append((inputs, base, imagined.half(), then.half()))
+            kept.append((replace(inputs, occupancy=None), base, seen, candidates, imagined.half(), then.half()))
             batches.append((inputs.tokens, part))
     tokens = [token for some, _ in batches for token in some]
     found = {key: np.concatenate([part[key] for _, part in batches]) for key in batches[0][1]}
@@ -159,21 +180,22 @@ def main() -> None:
     scenes = [clips.tracks[number].name for number, _ in clips.samples]
     commands = torch.cat([inputs.command for inputs, *_ in kept]).tolist()
     scenes_imagined = torch.cat([imagined for *_, imagined, _ in kept])
+    config = agent.planner.config
     other = torch.tensor(partners(scenes, commands))
     for title, ii in (("ii off", False), ("ii on", True), ("shuffled", True), ("oracle", True)):
-        collision, far, overlap, start = [], [], [], 0
-        for inputs, base, imagined, then in kept:
+        outcomes, start = [], 0
+        for inputs, base, seen, candidates, imagined, then in kept:
             rows = slice(start, start + len(base.path))
             start += len(base.path)
             scene = {"ii on": imagined, "shuffled": scenes_imagined[other[rows]], "oracle": then}.get(title)
-            outcomes = agent.choose(inputs, base, agent.scene(inputs, False) if scene is None else scene.float(), ii).outcomes
-            collision.append(outcomes.collision)
-            far.append(outcomes.distance_m)
-            overlap.append(outcomes.overlap)
-        outcomes = Outcomes(torch.cat(collision), torch.cat(far), torch.cat(overlap))
-        for collision_m, overlap_m in WEIGHTS_M if ii else [w for w in WEIGHTS_M if not w[1]]:
-            cost = outcomes.cost(Costs(collision_m, overlap_m), agent.planner.accelerations > 0).numpy()
-            show(f"head: {title}, {collision_m:g} and {overlap_m:g} m", cost - cost.min(1, keepdims=True))
+            choice = agent.choose(inputs, base, agent.scene(inputs, False, seen) if scene is None else scene.float(), ii, seen)
+            assert torch.equal(choice.candidates, candidates), "other candidates were scored than chosen among"
+            outcomes.append(choice.outcomes)
+        for collision_m, overlap_m in weights_of(config, ii):
+            costs = replace(config.costs(), collision_m=collision_m, overlap_m=overlap_m)
+            cost = torch.cat([found.cost(costs, agent.planner.accelerations > 0) for found in outcomes]).numpy()
+            own = (collision_m, overlap_m) == (config.collision_m, config.overlap_m if ii else 0.0)
+            show(f"head: {title}, {collision_m:g} and {overlap_m:g} m{' *' if own else ''}", cost - cost.min(1, keepdims=True))
 
 
 if __name__ == "__main__":

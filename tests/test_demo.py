@@ -34,6 +34,13 @@ def test_demo_on_towns_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     scores = json.loads(tables[0][2])
     assert scores["forecast"]["n"] == 20
     assert set(scores["planning"]) >= {"still", "planner, ii on"}
+    assert set(scores["choices"]) == {"planner, ii off", "planner, ii on"}
+    for state, found in scores["choices"].items():
+        assert found["spread_3s_m"] > 1
+        assert found["steps_met_oracle"] <= found["steps_met"]
+        sentence = f"the farthest ends {found['spread_3s_m']:.1f} m from the way at 3 s"
+        assert sentence in printed.split(f"{state}\n")[1], "below the planner's reference table"
+        assert sentence in (tmp_path / "a/index.html").read_text()
 
 
 @pytest.mark.slow

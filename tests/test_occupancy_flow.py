@@ -13,7 +13,7 @@ from iidrive.core.batch import Inputs
 from iidrive.core.classes import FREE, MOVABLE, OCC
 from iidrive.core.scene import GridSpec
 from iidrive.data.box_tracks import BoxTracks, FlowTargets, SceneBoxes, flow_labels
-from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack
+from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, scored_clips
 from iidrive.data.flow import flow
 from iidrive.data.town.source import Town, TownConfig
 from iidrive.models.forecast import Forecaster
@@ -22,8 +22,10 @@ from iidrive.models.planner import Agent, Planner
 from iidrive.models.road_users import transported
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
-from iidrive.pipeline import recipes
+from iidrive.pipeline import infer, recipes
 from iidrive.pipeline.tokens import codes_in_memory
+from iidrive.pipeline.validate import validate_flow
+from iidrive.runtime.distributed import ProcessGroup
 from iidrive.scoring.movers import MoverCounts, count, mover_truth, movers_in, tracks_inside
 
 GRID = recipes.COARSE_GRID
@@ -186,6 +188,31 @@ def test_it_is_told_of_the_egos_motion_in_no_other_way_than_by_the_frames(clips:
     with torch.no_grad():
         a, b = (model.of(i, tokenizer.latent_of(inputs.codes)) for i in (inputs, moved))
     assert (a.taken == b.taken).all()
+
+
+@pytest.mark.slow
+def test_validation_counts_the_movers_of_the_forecast_table() -> None:
+    torch.manual_seed(0)
+    town = Town(TownConfig(seed=908, train_scenes=0, val_scenes=0, test_scenes=1, keyframes=18))
+    tokenizer = Tokenizer(replace(TINY.tokenizer, class_weights=tuple(float(k % 4) for k in range(18)), prior=0.5)).eval()
+    world = WorldModel(TINY.world, tokenizer.cells, tokenizer.config.grid).eval()
+    assert world.flow is not None
+    assert world.flow.out.bias is not None
+    with torch.no_grad():  # random models that show road users in many cells
+        tokenizer.decoder.out[-1].weight.normal_(0, 0.5)
+        world.flow.out.weight.normal_(0, 1.0)
+        world.flow.out.bias.fill_(-1.0)
+    tracks = [EgoTrack.of(town.scene(town.scene_names("test")[0]))]
+    clips = scored_clips(tracks, codes_in_memory(tokenizer, town, tracks), town, tokenizer.config.grid)
+    table = infer.forecasts(Forecaster(tokenizer, world), clips, tokenizer.config.grid, source=town, oracle_every=1)
+    expected = table.figure("world model, true path (oracle)", "movers_IoU")[1:]
+    with torch.no_grad():
+        numbers, text = validate_flow(FlowLearner(tokenizer, world.flow).eval(), town, tracks, ProcessGroup())
+    assert list(numbers) == ["movers_IoU", "movers_IoU_1s", "movers_IoU_2s", "movers_IoU_3s"]
+    assert all(0 < value < 1 for value in numbers.values())
+    np.testing.assert_allclose(list(numbers.values())[1:], expected, rtol=1e-2)  # poses of the roll-out are chained in float32
+    assert numbers["movers_IoU"] == pytest.approx(np.mean(list(numbers.values())[1:]))
+    assert text.startswith("movers IoU at 1 / 2 / 3 s ")
 
 
 def test_a_held_scene_is_that_of_now_at_every_step() -> None:

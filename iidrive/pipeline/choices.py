@@ -1,30 +1,32 @@
 """A planner's choices among its candidates: predicted and true collisions and distances of every candidate of every sample.
 
-Shapes: n samples, A candidates, S steps.
+Shapes: n samples (B in a batch), A candidates, S steps, N boxes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from iidrive.core.batch import Inputs
-from iidrive.core.scene import FUTURE_STEPS
+from iidrive.core import geometry
+from iidrive.core.batch import Inputs, Targets
+from iidrive.core.classes import CATEGORIES
+from iidrive.core.scene import FUTURE_STEPS, STEP_S, Scene
 from iidrive.data.clips import ClipDataset
 from iidrive.data.outcome_targets import OutcomeTargets
 from iidrive.data.source import Source
 from iidrive.models.ego_motion import step_before
-from iidrive.models.outcome_labels import OutcomeLabels, outcome_labels
+from iidrive.models.outcome_labels import OutcomeLabels, collisions, outcome_labels
 from iidrive.models.outcomes import Quality
-from iidrive.models.planner import Choice
+from iidrive.models.planner import Agent, Choice
 from iidrive.pipeline.on_device import batches
 from iidrive.runtime.distributed import ProcessGroup
 
@@ -52,7 +54,9 @@ class Choices:
     Predicted: `steps_expected`, number of steps with a collision; `distance_expected_m` from the expert's path; `overlap` with the imagined scene;
     `cost_m`. True: `steps_met`, number of steps with a collision; `distance_m` from the true path. `apart_m`: distance of its end from the end of the
     unchanged proposal. `quality`: name of an outcome in QUALITIES → predicted and true values, each (n,A); empty without a quality head.
-    `paths` (n,6,2) are the chosen candidates, which are the plans: LIDAR_TOP in the lidar frame, metres.
+    `paths` (n,6,2) are the chosen candidates, which are the plans: LIDAR_TOP in the lidar frame, metres. At each of the six steps,
+    `collision_expected` (n,A,6) is the predicted probability of a collision, `collision` (n,A,6) the truth. `met_track` and `met_category` (n,A):
+    the box that a candidate meets first, "" for none.
     """
 
     tokens: tuple[str, ...]
@@ -67,6 +71,10 @@ class Choices:
     apart_m: Float[Array, "n A"]
     quality: Mapping[str, tuple[Float[Array, "n A"], Float[Array, "n A"]]] = field(default_factory=dict)
     paths: Float[Array, "n 6 2"] = field(default_factory=partial(np.zeros, (0, FUTURE_STEPS, 2), np.float32))
+    collision_expected: Float[Array, "n A 6"] = field(default_factory=partial(np.zeros, (0, 0, FUTURE_STEPS), np.float32))
+    collision: Bool[Array, "n A 6"] = field(default_factory=partial(np.zeros, (0, 0, FUTURE_STEPS), bool))
+    met_track: Shaped[Array, "n A"] = field(default_factory=partial(np.zeros, (0, 0), np.str_))
+    met_category: Shaped[Array, "n A"] = field(default_factory=partial(np.zeros, (0, 0), np.str_))
 
     def to_json(self) -> dict[str, Any]:
         """The summary and the number of failures by reason."""
@@ -124,18 +132,26 @@ class Choices:
         )
 
     def lines(self) -> str:
-        """One JSON object a sample: its token, the chosen candidate, and every candidate's figures."""
-        names = [one.name for one in fields(self) if one.name not in ("tokens", "accelerations", "chosen", "quality", "paths")]
+        """One JSON object a sample: its token, the chosen candidate, and for every candidate what was predicted and what it met."""
         out = []
         for i, token in enumerate(self.tokens):
-            table = {name: np.round(getattr(self, name)[i].astype(float), 4).tolist() for name in names}
+            table = {name: _rounded(getattr(self, name)[i]) for name in _OF_A_CANDIDATE}
             for name, (expected, true) in self.quality.items():
-                table[f"{name}_expected"], table[name] = (np.round(values[i].astype(float), 4).tolist() for values in (expected, true))
+                table[f"{name}_expected"], table[name] = _rounded(expected[i]), _rounded(true[i])
+            table |= {"collision_expected": _rounded(self.collision_expected[i]), "collision": self.collision[i].tolist()}
+            table["first_met_s"] = [(steps.index(True) + 1) * STEP_S if any(steps) else None for steps in self.collision[i].tolist()]
+            table |= {name: [told or None for told in getattr(self, name)[i].tolist()] for name in ("met_track", "met_category")}
             out.append(json.dumps({"token": token, "chosen": int(self.chosen[i]), "accelerations_mps2": list(self.accelerations), **table}))
         return "\n".join(out) + "\n"
 
 
-@torch.no_grad()
+_OF_A_CANDIDATE = ("steps_expected", "distance_expected_m", "overlap", "cost_m", "steps_met", "distance_m", "apart_m")
+
+
+def _rounded(values: Shaped[Array, "*s"]) -> list[Any]:
+    return np.round(values.astype(float), 4).tolist()
+
+
 def choices(
     choose: Callable[[Inputs], Choice],
     accelerations: tuple[float, ...],
@@ -145,26 +161,99 @@ def choices(
     batch: int = 64,
 ) -> Choices:
     """The choices of a planner with candidates on every sample, with true outcomes. The processes of a group share whole batches."""
+    (made,) = _choices(lambda inputs: [choose(inputs)], accelerations, clips, source, process_group, batch)
+    return made
+
+
+def choices_without_and_with_ii(
+    agent: Agent, clips: ClipDataset, source: Source, process_group: ProcessGroup | None = None, batch: int = 64
+) -> list[Choices]:
+    """As `choices`, for a planner without ii and with it. Both have the same candidates, so these and their true outcomes are computed once."""
+
+    def choose(inputs: Inputs) -> list[Choice]:
+        seen = agent.forecaster.current_occupancy(inputs)
+        base = agent.base_path(inputs, seen)
+        return [agent.choose(inputs, base, agent.scene(inputs, ii, seen), ii, seen) for ii in (False, True)]
+
+    return _choices(choose, agent.planner.config.accelerations, clips, source, process_group, batch)
+
+
+@torch.no_grad()
+def _choices(
+    choose: Callable[[Inputs], Sequence[Choice]],
+    accelerations: tuple[float, ...],
+    clips: ClipDataset,
+    source: Source,
+    process_group: ProcessGroup | None,
+    batch: int,
+) -> list[Choices]:
+    """One `Choices` for each `Choice` that `choose` returns of a batch. All of them have the same candidates."""
     process_group = process_group or ProcessGroup()
     labelled = clips.without_occupancy().with_labels(OutcomeTargets(source))
     made = {}
     for rows, part in batches(labelled, process_group.shard(range(0, len(labelled), batch)), batch):
-        choice = choose(part.inputs)
-        before = step_before(part.inputs, choice.candidates[:, 0])
-        truth = outcome_labels(choice.candidates, part.targets, part.inputs.ego_T_lidar, before)
-        met, off = truth.collision.sum(-1), truth.distance_m
-        apart = (choice.candidates[:, :, -1] - choice.candidates[:, :1, -1]).norm(dim=-1)
-        told = choice.outcomes.collision.sigmoid().sum(-1), choice.outcomes.distance_m, choice.outcomes.overlap, choice.cost_m
-        quality = _quality(choice.outcomes.quality, truth)
-        columns = choice.cost_m.argmin(1), *told, met, off, apart, choice.best().float(), *quality
-        made[rows.start] = part.inputs.tokens, [x.numpy(force=True) for x in columns]
+        each = choose(part.inputs)
+        candidates, frame = each[0].candidates, part.inputs.ego_T_lidar
+        truth = outcome_labels(candidates, part.targets, frame, step_before(part.inputs, candidates[:, 0]))
+        samples = [clips.samples[row] for row in rows]
+        places = [(source.scene(clips.tracks[number].name), index) for number, index in samples]
+        whom = first_met(candidates, truth.collision, part.targets, frame, places)
+        made[rows.start] = part.inputs.tokens, [[*_columns(choice, truth), *whom] for choice in each]
     found = {start: one for some in process_group.gather(made) for start, one in some.items()}
     ordered = [found[start] for start in sorted(found)]
-    columns = [np.concatenate(column) for column in zip(*(arrays for _, arrays in ordered), strict=True)]
     tokens = tuple(token for some, _ in ordered for token in some)
-    values, paths, rest = columns[:8], columns[8], columns[9:]
-    quality = {name: (rest[2 * k], rest[2 * k + 1]) for k, name in enumerate(QUALITIES)} if rest else {}
-    return Choices(tokens, accelerations, *values, quality=quality, paths=paths)
+    return [_joined(tokens, accelerations, parts) for parts in zip(*(each for _, each in ordered), strict=True)]
+
+
+def _columns(choice: Choice, truth: OutcomeLabels) -> list[Array]:
+    """Values of a batch in the order in which `_joined` reads them."""
+    told, apart = choice.outcomes, (choice.candidates[:, :, -1] - choice.candidates[:, :1, -1]).norm(dim=-1)
+    risk = told.collision.sigmoid()
+    columns = [choice.cost_m.argmin(1), risk.sum(-1), told.distance_m, told.overlap, choice.cost_m]
+    columns += [truth.collision.sum(-1), truth.distance_m, apart, choice.best().float(), risk, truth.collision]
+    return [column.numpy(force=True) for column in (*_quality(told.quality, truth), *columns)]
+
+
+def _joined(tokens: tuple[str, ...], accelerations: tuple[float, ...], parts: Sequence[Sequence[Array]]) -> Choices:
+    """Join the columns of all batches."""
+    *quality, chosen, risk, far, overlap, cost, met, off, apart, paths, collision_expected, collision, track, category = (
+        np.concatenate(column) for column in zip(*parts, strict=True)
+    )
+    pairs = {name: (quality[2 * k], quality[2 * k + 1]) for k, name in enumerate(QUALITIES)} if quality else {}
+    values = chosen, risk, far, overlap, cost, met, off, apart
+    return Choices(tokens, accelerations, *values, pairs, paths, collision_expected, collision, track, category)
+
+
+def first_met(
+    candidates: Float[Tensor, "B A S 2"],
+    collision: Bool[Tensor, "B A S"],
+    targets: Targets,
+    ego_T_lidar: Float[Tensor, "B 4 4"],
+    at: Sequence[tuple[Scene, int]],
+) -> tuple[Shaped[Array, "B A"], Shaped[Array, "B A"]]:
+    """Track and category of the box that each candidate meets at its first step with a `collision`; "" for none.
+
+    If it meets several boxes at that step, it is the one that comes nearest to where the ego is now. `at`: scene and keyframe of each sample.
+    """
+    assert targets.boxes is not None
+    assert targets.boxes_known is not None
+    hit, step = collision.any(-1).cpu(), collision.int().argmax(-1).cpu()
+    tracks, categories = np.full(hit.shape, "", object), np.full(hit.shape, "", object)
+    for b in hit.any(1).nonzero()[:, 0].tolist():
+        some = hit[b].nonzero()[:, 0]
+        boxes, known = targets.boxes[b].cpu(), targets.boxes_known[b].cpu()
+        alone = replace(targets, boxes=boxes[:, None], boxes_known=known[:, None])  # every box as a sample of its own
+        paths = candidates[b].cpu()[some].expand(len(boxes), -1, -1, -1)
+        touched = collisions(paths, alone, ego_T_lidar[b].cpu().expand(len(boxes), 4, 4))
+        scene, index = at[b]
+        ego_T_global = geometry.invert(scene.keyframes[index].global_T_ego.matrix)
+        for k, a in enumerate(some.tolist()):
+            when = int(step[b, a]) + 1
+            box = boxes[int(touched[:, k, when - 1].int().argmax()), when, :2].numpy()
+            there = scene.keyframes[index + when].boxes
+            away = np.linalg.norm(geometry.apply(ego_T_global, there.centre_m)[:, :2] - box, axis=1)
+            tracks[b, a], categories[b, a] = there.track[away.argmin()], CATEGORIES[there.label[away.argmin()]]
+    return tracks.astype(np.str_), categories.astype(np.str_)
 
 
 def _quality(expected: Quality | None, truth: OutcomeLabels) -> list[Tensor]:

@@ -25,12 +25,13 @@ from iidrive.models.baselines import KINEMATIC
 from iidrive.pipeline import infer
 from iidrive.pipeline.arms import TestII
 from iidrive.pipeline.baselines import BASELINES, Baseline, baseline
+from iidrive.pipeline.choices import Choices, choices_without_and_with_ii
 from iidrive.pipeline.drive import drive_all, drive_rows
 from iidrive.pipeline.drivers import drivers_of
 from iidrive.pipeline.evaluate import Assessment, plan_and_score, reconstruction_miou, score_plans
 from iidrive.pipeline.load import LoadedAgent, LoadedTokenizer, Place, load_agent, load_ego_mlp
 from iidrive.pipeline.pages import charts_of, forecast_table, worst_table
-from iidrive.pipeline.pictures import Bad, Sample, draw, telling, worst
+from iidrive.pipeline.pictures import Sample, draw, telling, worst
 from iidrive.pipeline.recipes import Recipe
 from iidrive.pipeline.testset import TestSet, about_line
 from iidrive.pipeline.tokens import write_tokens
@@ -141,7 +142,7 @@ def _shown(
     tokenizer = loaded.model.forecaster.tokenizer
     cache = _tokens(loaded.world.tokenizer, source, on.split, out / "tokens-test")
     clips = scored_clips(on.tracks, cache, source, tokenizer.config.grid)
-    scores, plans = score_all(name, recipe, loaded, baselines, clips.without_occupancy(), on)
+    scores, plans, made = score_all(name, recipe, loaded, baselines, clips.without_occupancy(), on)
     states = [f"{name}, ii off", f"{name}, ii on"]
     shown, bad = telling(on.tracks), worst(scores[states[1]], on.tracks)
     drawn = {row for row, sample in enumerate(clips.samples) if Sample(*sample) in (*shown, *(one.sample for one in bad))}
@@ -157,8 +158,9 @@ def _shown(
     summary = _beside_earlier(name, summary_table(scores), on)
     seconds = time.perf_counter() - began
     print(f"\n{about}\n")
-    for state in states:
-        print(f"{state}\n{format_scores(scores[state])}\n")
+    tables = {state: _reference(scores[state], made.get(state)) for state in states}
+    for state, table in tables.items():
+        print(f"{state}\n{table}\n")
     print(aligned([summary.header, *summary.rows]))
     print(f"\n{forecast.table()}\n\ntokenizer: reconstruction mIoU {100 * reconstruction:.2f} %")
     if driven:
@@ -172,18 +174,25 @@ def _shown(
         "forecast": forecast.to_json(),
         "reconstruction": reconstruction,
     }
+    if made:
+        values["choices"] = {state: one.to_json() for state, one in made.items()}
     if driven:
         values["drive"] = driven.scores
         strips = sorted((out / "pictures").glob("drive-*.png"))
         pictures = [(f"{path.stem.removeprefix('drive-')} driven in closed loop", f"pictures/{path.name}") for path in strips] + pictures
     on.run.write_json("scores.json", values)
     place = _saved(scores[states[0]], scores[states[1]], on)
-    page = _page(
-        name, recipe, on, about, [scores[state] for state in states], summary, forecast, reconstruction, pictures, seconds, driven, bad
-    )
+    failures = made[states[1]].failures() if made else {}
+    below = worst_table(bad, on, failures)
+    page = _page(name, recipe, on, about, tables, summary, forecast, reconstruction, pictures, seconds, driven, below)
     write_view(view_of(loaded.model, source, on.tracks[place.track].name, place.keyframe, codes=cache), out / VIEW)
     index = write_index(out, page)
     print(f"\n{seconds / 60:.1f} min, {peak_memory_gb():.1f} GB at most. Pictures and tables: {index}")
+
+
+def _reference(scores: Scores, made: Choices | None) -> str:
+    """The reference table of a planner and, if it has candidates, what it chose among."""
+    return format_scores(scores) if made is None else f"{format_scores(scores)}\n{made.text()}"
 
 
 def _saved(off: Scores, on_: Scores, on: TestSet) -> Sample:
@@ -210,15 +219,24 @@ def train_all(recipe: Recipe, source: Source, split: str, out: Path) -> Trained:
 
 def score_all(
     name: str, recipe: Recipe, loaded: LoadedAgent, baselines: Mapping[str, Baseline], clips: ClipDataset, on: TestSet
-) -> tuple[dict[str, Scores], Plans]:
-    """Scores and plans of the baselines and of the planner `name` with ii off and on, on the same samples."""
+) -> tuple[dict[str, Scores], Plans, dict[str, Choices]]:
+    """Scores and plans of the baselines and of the planner `name` with ii off and on, on the same samples.
+
+    Also what the planner chose among in each state; empty for a planner without candidates.
+    """
     bare = scored_clips(on.tracks)
     scores: dict[str, Scores] = {}
     plans: Plans = {}
     for known, made in baselines.items():
         heading, about = about_line(on.source, on.split, {"planner": known}), {"planner": known, "split": on.split}
         scores[known], plans[known] = plan_and_score(known, made.plan, bare, on, about, heading, made.lineage)
-    tokens, paths = infer.plans(loaded.model.both, clips, on.run.process_group)
+    choices: dict[str, Choices] = {}
+    if loaded.model.planner.config.accelerations:
+        each = choices_without_and_with_ii(loaded.model, clips, on.source, on.run.process_group)
+        choices = {f"{name}, ii {state}": one for state, one in zip(("off", "on"), each, strict=True)}
+        tokens, paths = each[0].tokens, np.stack([one.paths for one in each], 1)
+    else:
+        tokens, paths = infer.plans(loaded.model.both, clips, on.run.process_group)
     for k, state in enumerate(("off", "on")):
         about = {"planner": name, "split": on.split, "train_ii": "on", "test_ii": state}
         row = f"{name}, ii {state}"
@@ -227,7 +245,7 @@ def score_all(
         )
         judged = on.judged(loaded.checkpoint)
         scores[row], plans[row] = score_plans(Predictions(paths[:, k], tokens, where=f"{name}-ii-{state}"), on, about, heading, judged)
-    return scores, plans
+    return scores, plans, choices
 
 
 def _beside_earlier(name: str, summary: Table, on: TestSet) -> Table:
@@ -273,20 +291,20 @@ def _page(
     recipe: Recipe,
     on: TestSet,
     about: str,
-    states: list[Scores],
+    references: Mapping[str, str],
     summary: Table,
     forecast: ForecastScores,
     reconstruction: float,
     pictures: list[tuple[str, str]],
     seconds: float,
     driven: Assessment | None,
-    bad: list[Bad],
+    bad: Table,
 ) -> Page:
     tables: list[tuple[str, str | Table]] = [("All planners by the same protocol (SparseDrive's)", summary)]
     if driven:
         tables.append((f"The first {DRIVEN} scenes in closed loop, others react", driven.text))
-    tables += [(f"Reference table: {name}, ii {ii}", format_scores(scores)) for ii, scores in zip(("off", "on"), states, strict=True)]
-    tables.append((f"The worst samples of {name}, ii on, at most two of a scene", worst_table(bad, on)))
+    tables += [(f"Reference table: {state}", text) for state, text in references.items()]
+    tables.append((f"The worst samples of {name}, ii on, at most two of a scene", bad))
     tables.append(("Forecasting, percent; mIoU and IoU in the ego frame that each forecaster predicts", forecast_table(forecast)))
     tables.append(("All figures of the forecasts", forecast.table()))
     source = on.source

@@ -6,6 +6,7 @@ Each part has a folder of its own below the stage's run folder, is trained to it
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from iidrive.data.box_tracks import FlowTargets
 from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack
@@ -20,6 +21,7 @@ from iidrive.models.route import RouteHead, RouteLearner
 from iidrive.pipeline.load import LoadedTokenizer
 from iidrive.pipeline.manifests import new_manifest
 from iidrive.pipeline.recipes import Recipe
+from iidrive.pipeline.validate import by_source, held_out, validate_flow
 from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.run_folder import Run
 from iidrive.training import checkpoint
@@ -69,7 +71,10 @@ def train_flow(
     manifest = new_manifest("flow", recipe.world.flow, recipe.train_flow, source, split, recipe, (stage1.checkpoint,))
     labels = FlowTargets(source, net.fine)
     clips = ClipDataset(tracks, ClipSpec(), codes=cache, labels=labels, mixture=mixture(source, tracks, recipe.shares))
-    _fit_to_the_end(TrainTask(learner, net, manifest, recipe.world.flow), clips, recipe.train_flow, run, options, "train occupancy flow")
+    scenes = held_out(source, recipe.train_flow)
+    validate = partial(by_source, partial(validate_flow, learner, process_group=options.process_group), scenes)
+    task = TrainTask(learner, net, manifest, recipe.world.flow, validate=validate)
+    _fit_to_the_end(task, clips, recipe.train_flow, run, options, "train occupancy flow")
 
 
 def train_route(

@@ -6,16 +6,23 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
+import torch
 
+from iidrive.core.classes import FREE
+from iidrive.core.scene import STEP_S
 from iidrive.data.clips import EgoTrack, read_tracks, scored_clips
 from iidrive.data.joint import parts_of
 from iidrive.data.source import Source
 from iidrive.models.forecast import Forecaster
+from iidrive.models.occupancy_flow import FlowLearner
 from iidrive.models.planner import Agent
+from iidrive.models.road_users import transported
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.pipeline import infer, token_check
+from iidrive.pipeline.on_device import batches
 from iidrive.pipeline.tokens import codes_in_memory
 from iidrive.runtime.distributed import ProcessGroup
+from iidrive.scoring.movers import MoverCounts, count, mover_truth, movers_in
 from iidrive.scoring.predictions import Predictions, align
 from iidrive.scoring.score import score
 from iidrive.scoring.tables import format_scores
@@ -47,6 +54,36 @@ def validate_tokenizer(tokenizer: Tokenizer, source: Source, tracks: list[EgoTra
     """Reconstruction mIoU."""
     found = token_check.measure(tokenizer, source, tracks)
     return {"mIoU": found}, f"reconstruction mIoU {100 * found:.2f} %"
+
+
+def validate_flow(learner: FlowLearner, source: Source, tracks: list[EgoTrack], process_group: ProcessGroup, batch: int = 8) -> Validation:
+    """IoU of movers at 1, 2 and 3 s: present road users, decoded from tokens computed now, moved by the flow into the true future ego frames.
+
+    These are the movers of the forecast table's row with the true path. The first metric is their mean, 0 if nothing moves in these scenes.
+    """
+    tokenizer, net, grid = learner.tokenizer, learner.net, learner.tokenizer.config.grid
+    clips = scored_clips(tracks, codes_in_memory(tokenizer, source, tracks))
+    steps = [step for step in infer.HORIZON_STEPS if step > 0]
+    ahead = [step - 1 for step in steps]
+    totals = [MoverCounts.zero() for _ in steps]
+    for rows, part in batches(clips, process_group.shard(range(0, len(clips), batch)), batch):
+        assert part.inputs.codes is not None
+        latents = tokenizer.latent_of(part.inputs.codes[:, -net.history :])
+        made, present = net.of(part.inputs, latents), tokenizer.labels(latents[:, -1])
+        taken, frames = made.taken[:, steps].sigmoid(), part.targets.now_T_frame[:, ahead]
+        nothing = torch.full_like(present, FREE)[:, None].expand(-1, len(steps), *grid.shape)
+        labels = transported(nothing, present, taken, net.config.threshold, made.flow_m[:, ahead], frames, grid, net.fine)
+        found = movers_in(labels.numpy(force=True))
+        for b, row in enumerate(rows):
+            number, index = clips.samples[row]
+            scene = source.scene(clips.tracks[number].name)
+            for h, step in enumerate(steps):
+                totals[h] += count(found[b, h], mover_truth(scene, index + step, grid))
+    each = [sum(counts, MoverCounts.zero()) for counts in zip(*process_group.gather(totals), strict=True)]
+    values = {f"movers_IoU_{step * STEP_S:g}s": float(counts.iou()) for step, counts in zip(steps, each, strict=True)}
+    numbers = {name: value for name, value in values.items() if not np.isnan(value)}
+    shown = " / ".join(f"{100 * value:.2f}" for value in values.values())
+    return {"movers_IoU": float(np.mean(list(numbers.values()) or [0.0])), **numbers}, f"movers IoU at 1 / 2 / 3 s {shown} %"
 
 
 def validate_world(forecaster: Forecaster, source: Source, tracks: list[EgoTrack], process_group: ProcessGroup) -> Validation:
