@@ -65,6 +65,12 @@ def test_the_future_is_compared_with_the_scene_that_stands_still() -> None:
     found = Setting("closed", SCENES, {}, values, {}).differences("EPDMS")
     assert list(found) == ["held against none", "shared against none", "shared against held"]
     assert found["shared against held"][0].difference == pytest.approx(gain.mean())
+    asked = Setting("closed", SCENES, {}, values, {}).answers()
+    assert [line.split("?")[0] for line in asked] == [
+        "Does planning by an imagined future help",
+        "Is it the future that helps, and not the longer history",
+    ]
+    assert all(line.endswith(": better.") for line in asked)
     without = Setting("closed", SCENES, {}, {arm: values[arm] for arm in (NONE, "shared")}, {})
     assert list(without.differences("EPDMS")) == ["shared against none"]
 

@@ -30,6 +30,17 @@ METRICS: Mapping[str, tuple[str, float, bool]] = {
 """Metric → (title, display factor, whether higher is better)."""
 
 
+QUESTIONS: Mapping[str, str] = {
+    "shared against none": "Does planning by an imagined future help?",
+    "shared against held": "Is it the future that helps, and not the longer history?",
+    "loss only against none": "Does it help to have seen imagined futures in training only?",
+    "shuffled against none": "Does another scene's future help as well (it must not)?",
+    "oracle against none": "What would the true future be worth?",
+    "regressor against none": "Is a regressor as good as a choice among candidates without foresight?",
+}
+"""Comparison → the question that it answers."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """Results of one test: `values` (k,s) of k seeds and s scenes, by arm and metric. `kinds`: the kind of each scene, by what it is a kind of.
@@ -101,17 +112,16 @@ class Setting:
         }
 
     def sentences(self) -> list[str]:
-        """One sentence per metric and arm: the difference, its interval and its significance."""
-        said = []
-        for metric in self.metrics:
-            what, scale, more = METRICS[metric]
-            for name, (test, p) in self.differences(metric).items():
-                good = (test.difference > 0) == more
-                verdict = "no difference that these scenes can show" if p > ALPHA else "better" if good else "worse"
-                low, high = scale * test.low, scale * test.high
-                found = f"{what} {scale * test.difference:+.3g} [{low:+.3g}, {high:+.3g}], corrected p {p:.3g}"
-                said.append(f"{self.name}, {name}: {found}: {verdict}.")
-        return said
+        """One sentence per metric and comparison: the difference, its interval and its significance."""
+        return [
+            f"{self.name}, {name}: {_said(metric, *found)}." for metric in self.metrics for name, found in self.differences(metric).items()
+        ]
+
+    def answers(self) -> list[str]:
+        """The questions that these arms answer, each with one sentence about collisions: at-fault ones in closed loop, events in open loop."""
+        main = "at_fault" if "at_fault" in self.metrics else "events" if "events" in self.metrics else self.metrics[0]
+        found = self.differences(main)
+        return [f"{question} {self.name}: {_said(main, *found[name])}." for name, question in QUESTIONS.items() if name in found]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; arms that cannot be run are None."""
@@ -124,6 +134,12 @@ class Setting:
         }
         others = {name: {m: float(values[m].mean()) for m in self.metrics} for name, values in self.others.items()}
         return {"scenes": len(self.scenes), "arms": {**arms, **dict.fromkeys(LEFT_OUT)}, "differences": differences, "others": others}
+
+
+def _said(metric: str, test: Test, p: float) -> str:
+    what, scale, more = METRICS[metric]
+    verdict = "no difference that these scenes can show" if p > ALPHA else "better" if (test.difference > 0) == more else "worse"
+    return f"{what} {scale * test.difference:+.3g} [{scale * test.low:+.3g}, {scale * test.high:+.3g}], corrected p {p:.3g}: {verdict}"
 
 
 @dataclass(frozen=True)
@@ -183,7 +199,7 @@ def report(settings: Sequence[Setting], fixed: Sequence[str]) -> str:
     """The whole report as text: all tables and sentences."""
     done = settings[0].values
     arms = aligned([[arm.key, arm.what] for arm in ARMS if arm.key in done] + [[key, f"left out: {why}"] for key, why in LEFT_OUT.items()])
-    parts = ["\n".join(fixed), arms]
+    parts = ["\n".join(fixed), arms, "\n".join(answer for setting in settings for answer in setting.answers())]
     for setting in settings:
         parts.append("\n".join([f"{setting.name}, {len(setting.scenes)} scenes", setting.table(), *setting.sentences()]))
         parts += [f"{title}\n{aligned(lines)}" for title, lines in setting.kind_tables().items()]

@@ -344,7 +344,8 @@ def _manoeuvres(on: TestSet) -> tuple[str, ...]:
 
 def _page(settings: Sequence[Setting], fixed: Sequence[str], correlations: Sequence[str], pictures: list[tuple[str, str]]) -> Page:
     arms = aligned([[arm.key, arm.what] for arm in ARMS if arm.key in settings[0].values])
-    tables: list[tuple[str, str | Table]] = [("The arms", arms)]
+    answers = "\n".join(answer for setting in settings for answer in setting.answers())
+    tables: list[tuple[str, str | Table]] = [("Answers", answers), ("The arms", arms)]
     for setting in settings:
         header, *lines = setting.lines()
         tables.append((f"{setting.name}, {len(setting.scenes)} scenes: means and 95 % intervals over scenes", Table(header, lines)))
