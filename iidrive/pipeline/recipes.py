@@ -1,7 +1,7 @@
 """Recipes: complete named configs of models and trainings.
 
-`tiny` is for tests. `demo` trains in about ten minutes on two cores, `small` in about three hours. `full` is the published size, and `published` the same
-with the arithmetic of the published code. Every field can be overridden on the command line.
+`tiny` is for tests. `demo` trains in about ten minutes on two cores, `small` in about three hours. `full` is the published size, and `published` the
+same with the arithmetic of the published code. Every field can be overridden on the command line.
 """
 
 from __future__ import annotations
