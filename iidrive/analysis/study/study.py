@@ -7,7 +7,6 @@ existing results are reused.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,12 @@ import numpy as np
 from jaxtyping import Float
 
 from iidrive.analysis.study.arms import ARMS, CHOSEN_IN, LEFT_OUT, NONE, WEIGHTS, Arm, ArmName, Weights, recipe_of
+from iidrive.analysis.study.open_loop import of_true_path, open_loop
 from iidrive.analysis.study.results import Setting, rank_correlations, report
 from iidrive.core.config_io import to_plain
 from iidrive.core.errors import ConfigError
 from iidrive.core.scene import Scene
 from iidrive.core.text import aligned
-from iidrive.core.untrusted.json_text import parse_json
 from iidrive.data.clips import ClipDataset, scored_clips
 from iidrive.data.tokens import TokenCache
 from iidrive.data.town.source import Town
@@ -31,9 +30,7 @@ from iidrive.pipeline.baselines import BASELINES
 from iidrive.pipeline.drive import EXPERT, Driven, draw, drive_all
 from iidrive.pipeline.drivers import Driver, drivers_of, planning
 from iidrive.pipeline.evaluate import Plan
-from iidrive.pipeline.infer import plans
 from iidrive.pipeline.load import LoadedAgent, load_agent, load_tokenizer
-from iidrive.pipeline.pdm import pdm
 from iidrive.pipeline.recipes import Recipe
 from iidrive.pipeline.testset import TestSet
 from iidrive.pipeline.tokens import tokens_folder, write_tokens
@@ -42,8 +39,6 @@ from iidrive.report.page import Page, Table, write_index
 from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run
 from iidrive.scoring.driving.summary import Row
-from iidrive.scoring.predictions import Predictions, align
-from iidrive.scoring.score import score
 from iidrive.simulation.loop import LoopConfig
 from iidrive.training import checkpoint
 from iidrive.training.options import RunOptions
@@ -245,45 +240,8 @@ def _open(name: str, on: TestSet, recipe: Recipe, agents: Mapping[tuple[Weights,
     for driver in _baselines(on, recipe):
         kept = on.run.folder / f"{driver.name}.json"
         others[driver.name] = open_loop(lambda inputs, plan=driver.plan: plan(inputs, ()), bare, on, kept, with_pdm=True)
-    cases, folder = on.cases, on.run.folder
-    true = tuple(np.asarray(cases.token)[cases.full]), cases.true_path()[cases.full]
-    others[EXPERT] = _stored(folder / "expert.json", on, True) or _scored(*true, on, folder / "expert.json", True)
+    others[EXPERT] = of_true_path(on, on.run.folder / "expert.json")
     return Setting(name, tuple(track.name for track in on.tracks), {"manoeuvre": _manoeuvres(on)}, values, others)
-
-
-def open_loop(plan: Plan, clips: ClipDataset, on: TestSet, kept: Path, with_pdm: bool = False) -> dict[str, Float[Array, "s"]]:
-    """Collision events and mean L2 (metres) of every scene and, `with_pdm`, the EPDMS of its plans, each followed among the recorded boxes.
-
-    Results are read from `kept` if they were computed for as many scenes before.
-    """
-    return _stored(kept, on, with_pdm) or _scored(*plans(plan, clips), on, kept, with_pdm)
-
-
-def _stored(kept: Path, on: TestSet, with_pdm: bool) -> dict[str, Float[Array, "s"]]:
-    """The results in a file; empty if it does not exist, or holds others."""
-    if not kept.is_file():
-        return {}
-    found = {name: np.array(values) for name, values in parse_json(kept.read_text(), str(kept)).items()}
-    fits = all(len(column) == len(on.tracks) for column in found.values()) and ("EPDMS" in found) >= with_pdm
-    return found if fits else {}
-
-
-def _scored(tokens: Sequence[str], paths: Float[Array, "n 6 2"], on: TestSet, kept: Path, with_pdm: bool) -> dict[str, Float[Array, "s"]]:
-    cases = on.cases
-    found = score(cases, align(cases, Predictions(paths, tuple(tokens), {}, kept.stem)))
-    place, steps = {track.name: k for k, track in enumerate(on.tracks)}, found.steps
-    rows = np.flatnonzero(steps.evaluated)
-    scene = np.array([place[name] for name in np.asarray(cases.scene)[rows]])
-    events, far = steps.per_step["obj_box_col"][rows].sum(-1), steps.per_step["L2"][rows].mean(-1)
-    counted = np.bincount(scene, minlength=len(place))
-    values = {"events": np.bincount(scene, events, len(place)), "L2": np.bincount(scene, far, len(place)) / np.maximum(counted, 1)}
-    if with_pdm:
-        followed = pdm(kept.stem, on.source, on.tracks, dict(zip(tokens, paths, strict=True))).plans
-        at = np.array([place[name] for name in followed.scenes])
-        values["EPDMS"] = np.bincount(at, followed.epdms, len(place)) / np.maximum(np.bincount(at, minlength=len(place)), 1)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    Run(kept.parent).write_text(kept.name, json.dumps({name: column.tolist() for name, column in values.items()}))
-    return values
 
 
 def _kept(on: TestSet, arm: Arm, loaded: LoadedAgent) -> Path:
