@@ -126,6 +126,12 @@ def _from_target(batch: Batch) -> dict[str, Tensor]:
     return {"plan": 0.5 * ctrv(batch.inputs) + 0.5 * batch.targets.path}
 
 
+def _by_occupancy(batch: Batch) -> dict[str, Tensor]:
+    """Constant turn rate and velocity, shifted by the mean label of the present occupancy."""
+    assert batch.inputs.occupancy is not None
+    return {"plan": ctrv(batch.inputs) + batch.inputs.occupancy[:, -1].float().mean((1, 2, 3))[:, None, None]}
+
+
 def _first_frame(batch: Batch) -> dict[str, Tensor]:
     """Where nothing came before, the velocity is that of the next pose (II-World's converter)."""
     inputs = batch.inputs
@@ -223,7 +229,7 @@ PLANTED: dict[str, Planted] = {
     ),
     "occupancy of the next keyframe": Planted(
         lambda: Pipeline(
-            lambda b: {"plan": ctrv(b.inputs) + b.inputs.occupancy[:, -1].float().mean((1, 2, 3))[:, None, None]},  # pyright: ignore
+            _by_occupancy,
             occupancy=GRID,
             wrap=_NextOccupancy,
         ),
@@ -231,7 +237,7 @@ PLANTED: dict[str, Planted] = {
     ),
     "boxes of the next keyframe": Planted(
         lambda: Pipeline(
-            lambda b: {"plan": ctrv(b.inputs) + b.inputs.occupancy[:, -1].float().mean((1, 2, 3))[:, None, None]},  # pyright: ignore
+            _by_occupancy,
             occupancy=GRID,
             wrap=_NextBoxes,
         ),
@@ -239,7 +245,7 @@ PLANTED: dict[str, Planted] = {
     ),
     "boxes of the present": Planted(
         lambda: Pipeline(
-            lambda b: {"plan": ctrv(b.inputs) + b.inputs.occupancy[:, -1].float().mean((1, 2, 3))[:, None, None]},  # pyright: ignore
+            _by_occupancy,
             occupancy=GRID,
             wrap=partial(_Nearest, reads_map=False),
         ),
@@ -247,7 +253,7 @@ PLANTED: dict[str, Planted] = {
     ),
     "the map": Planted(
         lambda: Pipeline(
-            lambda b: {"plan": ctrv(b.inputs) + b.inputs.occupancy[:, -1].float().mean((1, 2, 3))[:, None, None]},  # pyright: ignore
+            _by_occupancy,
             occupancy=GRID,
             wrap=partial(_Nearest, reads_map=True),
         ),

@@ -203,7 +203,7 @@ def _labels(now: _Round) -> list[Leak]:
 
     def leak(name: str, labels: frozenset[Label]) -> Leak | None:
         other = Unlabelled(now.source, now.now, labels)
-        return now.leak(name, now.ask(View(other, other, stored=False)))
+        return now.leak(name, now.ask(View(other, other)))  # stored tokens stay: they hold no label of the present
 
     together = leak("boxes and map together", frozenset(LABELS))
     if not together:

@@ -145,7 +145,15 @@ class Counterfactual(Wrapped):
         return replace(keyframe, **changed)  # pyright: ignore[reportArgumentType]
 
 
-class Unlabelled(Wrapped):
+class _OfRealScenes(Wrapped):
+    """A source that changes scenes, but not their occupancy."""
+
+    def occupancy(self, scene: Scene, index: int, spec: GridSpec) -> OccGrid:
+        """That of the real scene."""
+        return self.real.occupancy(self.real.scene(scene.name), index, spec)
+
+
+class Unlabelled(_OfRealScenes):
     """A source whose labels are replaced: boxes up to the current keyframe, or the map with the planned route, or both.
 
     Occupancy is that of the real scene, even where a source computes it from boxes: a model is given occupancy.
@@ -168,10 +176,6 @@ class Unlabelled(Wrapped):
             scene = replace(scene, map=_moved(scene.map), route_m=route, conflict=None)
         return scene
 
-    def occupancy(self, scene: Scene, index: int, spec: GridSpec) -> OccGrid:
-        """As in the real source."""
-        return self.real.occupancy(self.real.scene(scene.name), index, spec)
-
 
 class Renamed(Wrapped):
     """The same scenes with other scene names and sample tokens. A model that looks samples up by name cannot find them."""
@@ -187,7 +191,7 @@ class Renamed(Wrapped):
         return self.real.occupancy(self.real.scene(real_name(scene.name)), index, spec)
 
 
-class OtherCommands(Wrapped):
+class OtherCommands(_OfRealScenes):
     """The same scenes with every command replaced by the next one in MANOEUVRES, to measure the effect of commands."""
 
     def scene(self, name: str) -> Scene:
@@ -195,10 +199,6 @@ class OtherCommands(Wrapped):
         scene = self.real.scene(name)
         commands = (Command(MANOEUVRES[(k.command.index + 1) % 3], k.command.source) for k in scene.keyframes)
         return replace(scene, keyframes=tuple(replace(k, command=c) for k, c in zip(scene.keyframes, commands, strict=True)))
-
-    def occupancy(self, scene: Scene, index: int, spec: GridSpec) -> OccGrid:
-        """As in the real source."""
-        return self.real.occupancy(self.real.scene(scene.name), index, spec)
 
 
 def real_name(name: str) -> str:
