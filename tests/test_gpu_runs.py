@@ -5,8 +5,6 @@ NCCL does not allow two processes on one GPU, so there they exchange gradients b
 
 from __future__ import annotations
 
-import os
-import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import pytest
 import torch
 from test_devices import curve, difference
 from test_gpu import GPU, GPU_MARKS
-from together import CONTEXT, run_together
+from together import connect, run_members, run_together
 
 from iidrive.data.town.source import Town
 from iidrive.pipeline import recipes
@@ -96,15 +94,12 @@ def assert_same(folder: Path, alone: Path) -> None:
         assert difference(one, other) < 1e-3, stage
 
 
-def on_one_card(rank: int, port: int, folder: Path, given: Path) -> None:
+def on_one_card(rank: int, size: int, port: int, folder: Path, given: Path) -> None:
     """A process that connects as one without a GPU does, by gloo, and then computes on the GPU."""
-    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0, "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in numbers.items()} | {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test"}
-    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(torch.cuda, "is_available", lambda: False)
         patched.setattr(torch.cuda, "device_count", lambda: 0)
-        process_group = distributed.join()
+        process_group = connect(rank, size, port)
     assert torch.cuda.is_available() == (GPU == "cuda")
     train_shared(process_group, folder, given)
     distributed.leave()
@@ -113,18 +108,7 @@ def on_one_card(rank: int, port: int, folder: Path, given: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("on", [pytest.param(GPU, marks=GPU_MARKS)])
 def test_two_processes_on_one_card(on: str, given: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    members = [CONTEXT.Process(target=on_one_card, args=(rank, port, tmp_path / "two", given)) for rank in range(2)]
-    for member in members:
-        member.start()
-    for member in members:
-        member.join(100)
-    codes = [member.exitcode for member in members]
-    for member in members:
-        member.kill()
-    assert codes == [0, 0]
+    run_members(2, on_one_card, tmp_path / "two", given)
     train_shared(ProcessGroup(), tmp_path / "one", given)
     assert_same(tmp_path / "two", tmp_path / "one")
 

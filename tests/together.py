@@ -25,10 +25,15 @@ def start(function: Callable[..., object], *arguments: object) -> ForkServerProc
 
 def run_together(size: int, function: Callable[..., object], *arguments: object) -> None:
     """`function(process_group, *arguments)` in `size` processes; raises if one of them fails."""
+    run_members(size, _member, function, *arguments)
+
+
+def run_members(size: int, member: Callable[..., object], *arguments: object) -> None:
+    """`member(rank, size, port, *arguments)` in `size` processes, which may connect by `connect`; raises if one of them fails."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    started = [CONTEXT.Process(target=_member, args=(rank, size, port, function, *arguments)) for rank in range(size)]
+    started = [CONTEXT.Process(target=member, args=(rank, size, port, *arguments)) for rank in range(size)]
     for process in started:
         process.start()
     for process in started:
@@ -44,12 +49,17 @@ def _alone(function: Callable[..., object], *arguments: object) -> None:
     function(*arguments)
 
 
-def _member(rank: int, size: int, port: int, function: Callable[..., object], *arguments: object) -> None:
+def connect(rank: int, size: int, port: int) -> distributed.ProcessGroup:
+    """Join the other processes as torchrun would have it. It uses one thread."""
     torch.set_num_threads(1)
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "GROUP_RANK": 0, "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in numbers.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test"}
     process_group = distributed.join()
     assert (process_group.rank, process_group.size) == (rank, size)
-    function(process_group, *arguments)
+    return process_group
+
+
+def _member(rank: int, size: int, port: int, function: Callable[..., object], *arguments: object) -> None:
+    function(connect(rank, size, port), *arguments)
     distributed.leave()

@@ -252,9 +252,14 @@ class Agent(nn.Module):
         """Plans without ii and with it (axis 1), equal to those of `plan`. Both use the same base path and the same current occupancy."""
         if not self.planner.config.accelerations:
             return torch.stack([self.plan(inputs, ii) for ii in (False, True)], 1)
+        return torch.stack([choice.best() for choice in self.both_choices(inputs)], 1)
+
+    @torch.no_grad()
+    def both_choices(self, inputs: Inputs) -> list[Choice]:
+        """As `choice`, without ii and with it. Both use the same base path and the same current occupancy."""
         seen = self.forecaster.current_occupancy(inputs)
         base = self.base_path(inputs, seen)
-        return torch.stack([self.choose(inputs, base, self.scene(inputs, ii, seen), ii, seen).best() for ii in (False, True)], 1)
+        return [self.choose(inputs, base, self.scene(inputs, ii, seen), ii, seen) for ii in (False, True)]
 
     @torch.no_grad()
     def choice(self, inputs: Inputs, ii: bool) -> Choice:

@@ -169,13 +169,7 @@ def choices_without_and_with_ii(
     agent: Agent, clips: ClipDataset, source: Source, process_group: ProcessGroup | None = None, batch: int = 64
 ) -> list[Choices]:
     """As `choices`, for a planner without ii and with it. Both have the same candidates, so these and their true outcomes are computed once."""
-
-    def choose(inputs: Inputs) -> list[Choice]:
-        seen = agent.forecaster.current_occupancy(inputs)
-        base = agent.base_path(inputs, seen)
-        return [agent.choose(inputs, base, agent.scene(inputs, ii, seen), ii, seen) for ii in (False, True)]
-
-    return _choices(choose, agent.planner.config.accelerations, clips, source, process_group, batch)
+    return _choices(agent.both_choices, agent.planner.config.accelerations, clips, source, process_group, batch)
 
 
 @torch.no_grad()

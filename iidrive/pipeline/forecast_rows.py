@@ -98,12 +98,9 @@ class Truths:
         at, movers, inside_now = [], [], []
         for row in rows:
             number, index = clips.samples[row]
-            scene, found = self._scene(clips.tracks[number].name)
-            for step in steps:
-                if index + step not in found:
-                    found[index + step] = mover_truth(scene, index + step, self.spec)
+            scene, _ = self._scene(clips.tracks[number].name)
             at.append((scene, index))
-            movers.append(tuple(found[index + step] for step in steps))
+            movers.append(self.movers(scene.name, [index + step for step in steps]))
             tracks = tracks_inside(scene, index, self.spec)
             inside_now.append(tuple(mover_truth(scene, index + step, self.spec, tracks) for step in steps))
         now_T_true = true_frames(batch, steps)
@@ -120,8 +117,16 @@ class Truths:
             unseen[b, h][~inside] = True
         real = real_grids(batch, steps)
         shown = movers_in(real)
-        ceiling = _movers(shown, movers), _movers(shown, inside_now)
+        ceiling = count_movers(shown, movers), count_movers(shown, inside_now)
         return BatchTruth(tuple(at), tuple(movers), tuple(inside_now), corridors, unseen, ceiling)
+
+    def movers(self, name: str, indices: Sequence[int]) -> tuple[MoverTruth, ...]:
+        """The movers at some keyframes of a scene."""
+        scene, found = self._scene(name)
+        for index in indices:
+            if index not in found:
+                found[index] = mover_truth(scene, index, self.spec)
+        return tuple(found[index] for index in indices)
 
     def _scene(self, name: str) -> tuple[Scene, dict[int, MoverTruth]]:
         if name not in self.kept:
@@ -203,8 +208,8 @@ def count_rows(
             path_m, paths = np.where(np.array(steps) > 0, off.sum(0), np.nan), len(real)
         unseen = np.stack([metrics.confusion(real[:, h], labels[:, h], truth.unseen[:, h]) for h in range(len(steps))])
         found = movers_in(labels)
-        movers, inside_now = _movers(found, truth.movers), _movers(found, truth.movers_seen)
-        within = _movers(found, truth.movers, truth.corridor)
+        movers, inside_now = count_movers(found, truth.movers), count_movers(found, truth.movers_seen)
+        within = count_movers(found, truth.movers, truth.corridor)
         out[name] = RowCounts(len(real), histogram, in_true_frame, unseen, movers, inside_now, within, path_m, paths)
     return out
 
@@ -241,9 +246,10 @@ def frames_at(now_T_future: torch.Tensor, steps: Sequence[int]) -> Float[Array, 
     return torch.cat([eye, frames], 1)[:, list(steps)].numpy(force=True)
 
 
-def _movers(
+def count_movers(
     found: Bool[Array, "B H X Y"], movers: Sequence[Sequence[MoverTruth]], within: Bool[Array, "B H X Y"] | None = None
 ) -> MoverCounts:
+    """Count the movers found in each sample of a batch at each horizon against the true ones, all cells or those `within` a mask."""
     horizons = [
         [count(found[b, h], truth, None if within is None else within[b, h]) for b, truth in enumerate(truths)]
         for h, truths in enumerate(zip(*movers, strict=True))

@@ -19,10 +19,11 @@ from iidrive.models.planner import Agent
 from iidrive.models.road_users import transported
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.pipeline import infer, token_check
+from iidrive.pipeline.forecast_rows import Truths, count_movers
 from iidrive.pipeline.on_device import batches
 from iidrive.pipeline.tokens import codes_in_memory
 from iidrive.runtime.distributed import ProcessGroup
-from iidrive.scoring.movers import MoverCounts, count, mover_truth, movers_in
+from iidrive.scoring.movers import MoverCounts, movers_in
 from iidrive.scoring.predictions import Predictions, align
 from iidrive.scoring.score import score
 from iidrive.scoring.tables import format_scores
@@ -65,7 +66,7 @@ def validate_flow(learner: FlowLearner, source: Source, tracks: list[EgoTrack], 
     clips = scored_clips(tracks, codes_in_memory(tokenizer, source, tracks))
     steps = [step for step in infer.HORIZON_STEPS if step > 0]
     ahead = [step - 1 for step in steps]
-    totals = [MoverCounts.zero() for _ in steps]
+    truths, total = Truths(source, grid), MoverCounts.zero(len(steps))
     for rows, part in batches(clips, process_group.shard(range(0, len(clips), batch)), batch):
         assert part.inputs.codes is not None
         latents = tokenizer.latent_of(part.inputs.codes[:, -net.history :])
@@ -73,14 +74,11 @@ def validate_flow(learner: FlowLearner, source: Source, tracks: list[EgoTrack], 
         taken, frames = made.taken[:, steps].sigmoid(), part.targets.now_T_frame[:, ahead]
         nothing = torch.full_like(present, FREE)[:, None].expand(-1, len(steps), *grid.shape)
         labels = transported(nothing, present, taken, net.config.threshold, made.flow_m[:, ahead], frames, grid, net.fine)
-        found = movers_in(labels.numpy(force=True))
-        for b, row in enumerate(rows):
-            number, index = clips.samples[row]
-            scene = source.scene(clips.tracks[number].name)
-            for h, step in enumerate(steps):
-                totals[h] += count(found[b, h], mover_truth(scene, index + step, grid))
-    each = [sum(counts, MoverCounts.zero()) for counts in zip(*process_group.gather(totals), strict=True)]
-    values = {f"movers_IoU_{step * STEP_S:g}s": float(counts.iou()) for step, counts in zip(steps, each, strict=True)}
+        at = [(clips.tracks[number].name, index) for number, index in (clips.samples[row] for row in rows)]
+        movers = [truths.movers(name, [index + step for step in steps]) for name, index in at]
+        total += count_movers(movers_in(labels.numpy(force=True)), movers)
+    shares = sum(process_group.gather(total), MoverCounts.zero(len(steps))).iou()
+    values = {f"movers_IoU_{step * STEP_S:g}s": float(share) for step, share in zip(steps, shares, strict=True)}
     numbers = {name: value for name, value in values.items() if not np.isnan(value)}
     shown = " / ".join(f"{100 * value:.2f}" for value in values.values())
     return {"movers_IoU": float(np.mean(list(numbers.values()) or [0.0])), **numbers}, f"movers IoU at 1 / 2 / 3 s {shown} %"

@@ -265,8 +265,9 @@ def _closed(
         values[arm.key] = {metric: np.stack([row[metric] for row in rows]) for metric in rows[0]}
     others = {row.name: _by_scene(row) for row in driven.rows if row.name in (*BASELINES, EXPERT)}
     kinds = {"manoeuvre": _manoeuvres(on)}
-    if any(scene.conflict for scene in _scenes(on)):
-        kinds["conflict"] = tuple(scene.conflict.kind if scene.conflict else "none" for scene in _scenes(on))
+    conflicts = tuple(scene.conflict.kind if scene.conflict else "none" for scene in _scenes(on))
+    if set(conflicts) != {"none"}:
+        kinds["conflict"] = conflicts
     return Setting(name, tuple(score.name for score in driven.rows[0].scores), kinds, values, others), driven
 
 
