@@ -121,7 +121,7 @@ def main() -> None:
             candidates = candidates_of(agent, inputs, base)
             now = movable_maps(inputs.occupancy[:, -1:], voxels).expand(-1, FUTURE_STEPS, -1, -1)
             then = carried(movable_maps(targets.occupancy, voxels), targets.now_T_frame, agent)
-            imagined = agent.scene(inputs, True, seen)
+            imagined = agent.scene(inputs, base, True, seen)
             part = {"candidates": candidates.numpy(), "true": targets.path.numpy()}
             for name, maps in (("present occupancy", now), ("true occupancy", then), ("imagined", imagined)):
                 part[name] = read_along(candidates, maps, fine, inputs.ego_T_lidar)[..., 0].numpy()
@@ -188,7 +188,7 @@ def main() -> None:
             rows = slice(start, start + len(base.path))
             start += len(base.path)
             scene = {"ii on": imagined, "shuffled": scenes_imagined[other[rows]], "oracle": then}.get(title)
-            choice = agent.choose(inputs, base, agent.scene(inputs, False, seen) if scene is None else scene.float(), ii, seen)
+            choice = agent.choose(inputs, base, agent.scene(inputs, base, False, seen) if scene is None else scene.float(), ii, seen)
             assert torch.equal(choice.candidates, candidates), "other candidates were scored than chosen among"
             outcomes.append(choice.outcomes)
         for collision_m, overlap_m in weights_of(config, ii):

@@ -168,6 +168,7 @@ def inputs_of(recipe: Recipe, size: int, place: torch.device) -> Batch:
             torch.ones(size, *ROAD_GRID.shape[:2], dtype=torch.bool),
             torch.ones(size, dtype=torch.bool),
             torch.zeros(size, ROUTE_BEHIND + 1 + ROUTE_AHEAD, 2),
+            poses[:, PAST:, :2, 3].flip(-1),
         )
     return Batch(inputs, targets, 0.5)
 

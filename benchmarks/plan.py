@@ -4,7 +4,8 @@
     python benchmarks/plan.py --recipes tiny --rounds 2
 
 Sixteen candidates everywhere. All cases of a recipe run alternately in one process, `--rounds` times, in batches of 16 samples and of one. Each
-number is a median. `read` is the choice alone: sixteen candidates read in a given scene.
+number is a median. `read` is the choice alone: sixteen candidates read in a given scene. `per candidate`: each candidate is read in a forecast of its
+own, in which others react to it.
 """
 
 from __future__ import annotations
@@ -44,11 +45,13 @@ def cases(agent: Agent, size: int, recipe: Recipe) -> dict[str, Callable[[], obj
     """The calls for a batch."""
     inputs = inputs_of(recipe, size, torch.device("cpu")).inputs
     seen = agent.forecaster.current_occupancy(inputs)
-    base, scene = agent.base_path(inputs, seen), agent.scene(inputs, True, seen)
+    base = agent.base_path(inputs, seen)
+    scene = agent.scene(inputs, base, True, seen, shared=True)
     return {
         "plan, ii off": lambda: agent.plan(inputs, ii=False),
-        "plan, ii on": lambda: agent.plan(inputs, ii=True),
-        "scene": lambda: agent.scene(inputs, True, seen),
+        "plan, ii on": lambda: agent.plan(inputs, ii=True, shared=True),
+        "per candidate": lambda: agent.plan(inputs, ii=True),
+        "scene": lambda: agent.scene(inputs, base, True, seen, shared=True),
         "read": lambda: agent.choose(inputs, base, scene, True),
         "roll-out": lambda: agent.forecaster.imagine(inputs, 6),
     }
@@ -61,20 +64,21 @@ def main() -> None:
     parser.add_argument("--recipes", default="demo,small")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
-    names = ("plan, ii off", "plan, ii on", "scene", "read", "roll-out")
-    header = ["recipe", "batch", *(f"{name}, ms a sample" for name in names), "plans/s, ii on", "on / off", "(roll-out + read) / roll-out"]
+    names = ("plan, ii off", "plan, ii on", "per candidate", "scene", "read", "roll-out")
+    header = ["recipe", "batch", *(f"{name}, ms a sample" for name in names), "plans/s, ii on", "plans/s, per candidate", "on / off"]
+    header.append("(roll-out + read) / roll-out")
     rows = [header]
     for name in arguments.recipes.split(","):
         recipe = recipes.named(name)
-        recipe = replace(recipe, planner=replace(recipe.planner, accelerations=CANDIDATES))
+        planner = replace(recipe.planner, accelerations=CANDIDATES, per_candidate=True)
+        recipe = replace(recipe, planner=planner, world=replace(recipe.world, reactions=recipe.reactions))
         agent = agent_of(recipe, "float32", torch.device("cpu"))
         for size in BATCHES:
             took = seconds(cases(agent, size, recipe), arguments.rounds)
             each = [f"{1000 * took[key] / size:.1f}" for key in names]
             ratio = f"{(took['roll-out'] + took['read']) / took['roll-out']:.2f}"
-            rows.append(
-                [name, str(size), *each, f"{size / took['plan, ii on']:.0f}", f"{took['plan, ii on'] / took['plan, ii off']:.2f}", ratio]
-            )
+            rates = [f"{size / took[key]:.0f}" for key in ("plan, ii on", "per candidate")]
+            rows.append([name, str(size), *each, *rates, f"{took['plan, ii on'] / took['plan, ii off']:.2f}", ratio])
     print(f"{torch.get_num_threads()} threads\n{aligned(rows)}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -18,9 +19,12 @@ from iidrive.core.scene import FUTURE_STEPS
 from iidrive.data.clips import OccupancyFrames, keyframes, read_tracks, scored_clips
 from iidrive.data.town.source import Town, TownConfig
 from iidrive.models.baselines import EgoMLP
+from iidrive.models.forecast import Forecaster
 from iidrive.models.occupancy_flow import FlowLearner
 from iidrive.models.planner import Agent
+from iidrive.models.reaction_loss import ReactionLearner
 from iidrive.models.route import RouteLearner
+from iidrive.models.world import WorldModel
 from iidrive.pipeline import infer, recipes
 from iidrive.pipeline.on_device import confusion
 from iidrive.pipeline.tokens import codes_in_memory
@@ -29,9 +33,10 @@ from iidrive.scoring import metrics
 
 BENCHMARK = load_benchmark()
 TINY = recipes.tiny()
-LOSSES = ("tokenizer", "motion", "flow", "world", "route", "planner", "ego-mlp")
-CHEAP = ("motion", "flow", "route", "planner", "ego-mlp")
+LOSSES = ("tokenizer", "motion", "flow", "reactions", "world", "route", "planner", "ego-mlp")
+CHEAP = ("motion", "flow", "reactions", "route", "planner", "ego-mlp")
 CPU = torch.device("cpu")
+REACTING = replace(TINY.world, reactions=TINY.reactions)
 
 
 def made() -> Agent:
@@ -59,10 +64,13 @@ def learner(name: str) -> tuple[nn.Module, nn.Module]:
     assert head is not None
     torch.manual_seed(2)
     mlp = EgoMLP(TINY.ego_mlp)
+    reactions = ReactionLearner(Forecaster(tokenizer, WorldModel(REACTING, tokenizer.cells, tokenizer.config.grid)))
+    nn.init.normal_(reactions.net.out.weight, std=0.05)
     return {
         "tokenizer": (tokenizer, tokenizer),
         "motion": (world.prior, world.prior),
         "flow": (FlowLearner(tokenizer, world.flow), world.flow),
+        "reactions": (reactions, reactions.net),
         "world": (forecaster, world),
         "route": (RouteLearner(tokenizer, head), head),
         "planner": (agent, agent.planner),

@@ -24,6 +24,7 @@ from iidrive.models.forecast import Forecaster
 from iidrive.models.layers import CellGrid
 from iidrive.models.occupancy_flow import FlowLearner
 from iidrive.models.planner import Agent, Planner
+from iidrive.models.reaction_loss import ReactionLearner
 from iidrive.models.route import RouteHead, RouteLearner
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
@@ -56,6 +57,13 @@ def made(recipe: Recipe) -> tuple[Tokenizer, Forecaster, Agent]:
         tokenizer = Tokenizer(replace(recipe.tokenizer, class_weights=weights, lovasz_weights=weights))
         forecaster = Forecaster(tokenizer, WorldModel(recipe.world, tokenizer.cells, tokenizer.config.grid))
         return tokenizer, forecaster, Agent(forecaster, Planner(recipe.planner, tokenizer.cells), train_ii=True)
+
+
+def reacting(recipe: Recipe, tokenizer: Tokenizer) -> Forecaster:
+    """A world model with a reaction net."""
+    with META:
+        world = WorldModel(replace(recipe.world, reactions=recipe.reactions), tokenizer.cells, tokenizer.config.grid)
+        return Forecaster(tokenizer, world)
 
 
 def batch(recipe: Recipe, past: int = PAST) -> Batch:
@@ -99,6 +107,7 @@ def batch(recipe: Recipe, past: int = PAST) -> Batch:
             true(*ROAD_GRID.shape[:2]),
             true(),
             torch.empty(ROWS, ROUTE_BEHIND + 1 + ROUTE_AHEAD, 2),
+            torch.empty(ROWS, FUTURE_STEPS, 2),
         )
     return Batch(inputs, targets, 0.5)
 
@@ -137,6 +146,8 @@ def test_training_steps(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None
         train_step(monkeypatch, world.prior, world.prior, recipe.train_motion, whole)
     if world.flow is not None:
         train_step(monkeypatch, FlowLearner(tokenizer, world.flow), world.flow, recipe.train_flow, whole)
+        learner = ReactionLearner(reacting(recipe, tokenizer))
+        train_step(monkeypatch, learner, learner.net, recipe.train_reactions, whole)
     if recipe.planner.route.points:
         with META:
             head = RouteHead(recipe.planner.route, recipe.planner.latent_width, tokenizer.cells)
@@ -152,17 +163,23 @@ def test_encoding_forecasting_and_planning(recipe: Recipe) -> None:
     tokenizer, forecaster, agent = made(recipe)
     inputs = batch(recipe).inputs
     assert inputs.occupancy is not None
+    own = None
+    if recipe.world.flow.width and recipe.planner.accelerations:
+        with META:
+            own = Agent(reacting(recipe, tokenizer), Planner(replace(recipe.planner, per_candidate=True), tokenizer.cells), train_ii=True)
     with no_host(), torch.no_grad():
         codes = tokenizer.tokenize(inputs.occupancy, inputs.now_T_frame).codes
         tokenizer.tokenize_scene(inputs.occupancy[0], inputs.now_T_frame[0].double())
         labels = tokenizer.labels(tokenizer.latent_of(codes))
         forecast, imagined = forecaster.forecast(inputs, (0, FUTURE_STEPS))
         plans = [agent.plan(inputs, ii) for ii in (False, True)]
+        if own is not None:
+            plans.append(own.plan(inputs, ii=True))
     assert codes.shape == (ROWS, sum(tokenizer.quantiser.level_cells))
     assert labels.shape == (ROWS, *recipe.tokenizer.grid.shape)
     assert forecast.shape == (ROWS, 2, *recipe.tokenizer.grid.shape)
     assert imagined.latents.shape == (ROWS, FUTURE_STEPS, recipe.world.width, *recipe.tokenizer.latent_size)
-    assert [plan.shape for plan in plans] == [(ROWS, FUTURE_STEPS, 2)] * 2
+    assert [plan.shape for plan in plans] == [(ROWS, FUTURE_STEPS, 2)] * len(plans)
 
 
 @pytest.mark.slow

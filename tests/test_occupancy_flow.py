@@ -224,12 +224,12 @@ def test_a_held_scene_is_that_of_now_at_every_step() -> None:
     clips = ClipDataset(tracks, ClipSpec(full_future=False), codes=codes_in_memory(tokenizer, town, tracks))
     inputs = clips.batch([0, 1]).inputs
     agents = [Agent(forecaster, Planner(replace(TINY.planner, held=held), tokenizer.cells), True) for held in (False, True)]
-    moving, held = (agent.scene(inputs, True) for agent in agents)
+    moving, held = (agent.scene(inputs, agent.base_path(inputs), True) for agent in agents)
     assert held.shape == moving.shape
     assert all(torch.equal(held[:, k], held[:, 0]) for k in range(held.shape[1]))
     flow = forecaster.imagine(inputs, 1).flow
     assert flow is not None
     assert torch.equal(held[:, 0], flow.taken[:, 0].sigmoid())
     assert torch.equal(moving, flow.taken[:, 1:].sigmoid())
-    now = [agent.scene(inputs, False) for agent in agents]
+    now = [agent.scene(inputs, agent.base_path(inputs), False) for agent in agents]
     assert torch.equal(*now), "without ii, both read the tokens of now"

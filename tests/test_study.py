@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from iidrive.analysis.study import study
-from iidrive.analysis.study.arms import ARMS, CHOSEN_IN, LEFT_OUT, NONE, recipe_of
+from iidrive.analysis.study.arms import ARMS, CHOSEN_IN, NONE, recipe_of
 from iidrive.analysis.study.results import Setting, rank_correlations
 from iidrive.analysis.study.study import StudyConfig
 from iidrive.cli.main import main
 from iidrive.core.errors import ConfigError
 from iidrive.pipeline import recipes
+from iidrive.training import checkpoint
 
 SCENES = tuple(f"scene-{k}" for k in range(12))
 
@@ -28,12 +29,11 @@ def setting(shared: np.ndarray, none: np.ndarray, metric: str = "EPDMS", name: s
 
 
 def test_arms_differ_as_described() -> None:
-    assert {arm.key for arm in ARMS} | set(LEFT_OUT) == {
-        *("none", "held", "loss only", "shared", "per candidate", "shuffled", "oracle", "regressor")
-    }
+    assert {arm.key for arm in ARMS} == {*("none", "held", "loss only", "shared", "per candidate", "shuffled", "oracle", "regressor")}
     recipe = recipes.demo()
     assert recipe_of(recipe, "regressor", 0).planner.accelerations == ()
     assert recipe_of(recipe, "held", 0) == replace(recipe, planner=replace(recipe.planner, held=True))
+    assert recipe_of(recipe, "reacting", 0) == replace(recipe, planner=replace(recipe.planner, per_candidate=True))
     assert recipe_of(recipe, "ii", 3, 0.5).train_planner.seed == 3
     assert recipe_of(recipe, "ii", 3, 0.5).train_planner.learning_rate == recipe.train_planner.learning_rate / 2
     assert recipe_of(recipe, "present", 0) == recipe
@@ -71,6 +71,8 @@ def test_the_future_is_compared_with_the_scene_that_stands_still() -> None:
         "Is it the future that helps, and not the longer history",
     ]
     assert all(line.endswith(": better.") for line in asked)
+    per = Setting("closed", SCENES, {}, {**values, "per candidate": values["held"]}, {}).comparisons
+    assert per["per candidate against shared"] == ("per candidate", "shared")
     without = Setting("closed", SCENES, {}, {arm: values[arm] for arm in (NONE, "shared")}, {})
     assert list(without.differences("EPDMS")) == ["shared against none"]
 
@@ -84,7 +86,7 @@ def test_results_by_kind_of_scene() -> None:
     values = found.mean("shared", "EPDMS")
     assert lines[2] == ["shared", f"{100 * values[:6].mean():.3g}", f"{100 * values[6:].mean():.3g}"]
     assert "still" in found.table()
-    assert found.to_json()["arms"]["per candidate"] is None
+    assert set(found.to_json()["arms"]) == {NONE, "shared", "oracle"}
 
 
 @pytest.mark.slow
@@ -156,12 +158,13 @@ def test_the_command_runs_every_arm_and_resumes(tmp_path: Path) -> None:
         str(tmp_path / "s.json"),
     ]
     town = [f"--recipe.town.{k}={v}" for k, v in {"train_scenes": 2, "val_scenes": 1, "test_scenes": 2, "keyframes": 9}.items()]
-    options += ["--tests", '["open", "closed"]', "--arms", '["none", "shared", "shuffled", "oracle", "regressor"]']
+    arms = ["none", "shared", "per candidate", "shuffled", "oracle", "regressor"]
+    options += ["--tests", '["open", "closed"]', "--arms", json.dumps(arms)]
     main(["study", "ii", *options, *town])
     found = json.loads((tmp_path / "s.json").read_text())
     assert list(found["settings"]) == ["open loop, test", "closed loop, test"]
     for setting_ in found["settings"].values():
-        assert set(setting_["arms"]) == {"none", "shared", "shuffled", "oracle", "regressor"} | set(LEFT_OUT)
+        assert set(setting_["arms"]) == set(arms)
         assert setting_["scenes"] == 2
         assert "ego-mlp" in setting_["others"]
     assert all("town's driver" in setting_["others"] for setting_ in found["settings"].values())
@@ -170,7 +173,12 @@ def test_the_command_runs_every_arm_and_resumes(tmp_path: Path) -> None:
     assert {one["metric"] for one in found["misleads"]} == {"events", "L2", "EPDMS"}
     page = (tmp_path / "index.html").read_text()
     assert "Does a world model help the planner?" in page
-    assert {folder.name for folder in (tmp_path / "planners").iterdir()} == {"present-0-x1", "ii-0-x1", "regressor-0-x1"}
+    assert {folder.name for folder in (tmp_path / "planners").iterdir()} == {
+        *("present-0-x1", "ii-0-x1", "reacting-0-x1", "regressor-0-x1")
+    }
+    own = checkpoint.read_manifest(tmp_path / "planners/reacting-0-x1")
+    assert own.parent("world").fingerprint == checkpoint.read_manifest(tmp_path / "reactions").fingerprint
+    assert own.parent("world").fingerprint != checkpoint.read_manifest(tmp_path / "world").fingerprint
     drives = sorted(tmp_path.glob("closed-*/rollouts/*/*.npz"))
     before = {path: path.stat().st_mtime_ns for path in drives}
     main(["study", "ii", *options, *town])

@@ -123,6 +123,9 @@ COMMANDS: Mapping[str, Command | Group] = {
         {
             "tokenizer": Command("stage 1: the scene tokenizer", lambda: _train().train_tokenizer, ("allow_mismatch",)),
             "world": Command("stage 2: the world model, on the tokens of a tokenizer", lambda: _train().train_world),
+            "reactions": Command(
+                "a world model's reactions to the ego's plans, for a forecast per candidate", lambda: _train().train_reactions
+            ),
             "planner": Command("the planner, on top of a world model", lambda: _train().train_planner),
         },
     ),

@@ -6,12 +6,17 @@ from pathlib import Path
 
 from iidrive.cli.options import DataOptions, Switch, TrainOptions, enter
 from iidrive.cli.training_run import finish, places_of_shard, start, tokens_of
+from iidrive.core.errors import ConfigError
+from iidrive.data.source import Source
+from iidrive.data.tokens import TokenCache
 from iidrive.pipeline import recipes
 from iidrive.pipeline import train as training
 from iidrive.pipeline.load import load_tokenizer
 from iidrive.pipeline.recipes import Recipe
 from iidrive.pipeline.tokens import tokens_folder
+from iidrive.runtime.distributed import ProcessGroup
 from iidrive.training import checkpoint
+from iidrive.training.checkpoint import Checkpoint
 
 
 def train_tokenizer(
@@ -58,6 +63,36 @@ def train_world(
     finish(path, where, recipe, train.run)
 
 
+def train_reactions(
+    world: str,
+    tokens: str = "",
+    train: TrainOptions = TrainOptions(run="runs/reactions"),  # noqa: B008
+    where: DataOptions = DataOptions(),  # noqa: B008
+    recipe: Recipe = recipes.small(),  # noqa: B008
+) -> None:
+    """Add a reaction net to a world model: what others do if the ego follows a given plan. It learns from branched simulations of towns.
+
+    Planners on the new world model can read each candidate in a forecast of its own: --recipe.planner.per_candidate true.
+
+    Args:
+        world: run folder or checkpoint of stage 2. Only the reaction net is trained.
+        tokens: token cache; default: that of the world model's run, else RUN/tokens.
+        train: run folder and parallelism.
+        where: scenes to branch: towns only.
+        recipe: models and trainings.
+    """
+    options, allow = train.enter(recipe.train_reactions), train.allow_mismatch == "on"
+    if options.init:
+        raise ConfigError("train reactions starts from the world model that it is given: leave --init out.")
+    source, split = where.open(recipe, "train")
+    stage2 = checkpoint.read(world)
+    stage2.require_kind("world")
+    about = training.describe("train reactions", recipe, source, split) | {"allow_mismatch": train.allow_mismatch}
+    started = start(train.run, about, options)
+    cache = _tokens_near(world, stage2, tokens, source, split, train.run, allow, options.process_group)
+    finish(training.train_reactions(recipe, stage2, cache, source, split, started, options, allow), where, recipe, train.run)
+
+
 def train_planner(
     world: str,
     train_ii: Switch = "on",
@@ -82,12 +117,18 @@ def train_planner(
     stage2.require_kind("world")
     about = training.describe("train planner", recipe, source, split) | {"allow_mismatch": train.allow_mismatch}
     started = start(train.run, about, options)
+    cache = _tokens_near(world, stage2, tokens, source, split, train.run, allow, options.process_group)
+    path = training.train_planner(recipe, stage2, cache, source, split, started, train_ii == "on", options, allow)
+    finish(path, where, recipe, train.run)
+
+
+def _tokens_near(
+    world: str, stage2: Checkpoint, tokens: str, source: Source, split: str, run: str, allow: bool, process_group: ProcessGroup
+) -> TokenCache:
+    """The token cache of a split for a stage on top of a world model: the given one, that of the world model's run, or one in RUN/tokens."""
     stage1 = load_tokenizer(stage2.parent_path("tokenizer"))
     near = tokens_folder(Path(world), stage1, source)
-    tokens = tokens or (str(near) if near.is_dir() else "")
-    cache = tokens_of(tokens, stage1, source, split, Path(train.run), allow, process_group=options.process_group)
-    path = training.train_planner(recipe, stage2, cache, source, split, started, train_ii == "on", options, allow, stage1)
-    finish(path, where, recipe, train.run)
+    return tokens_of(tokens or (str(near) if near.is_dir() else ""), stage1, source, split, Path(run), allow, process_group=process_group)
 
 
 def tokens(

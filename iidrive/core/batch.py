@@ -72,6 +72,7 @@ class Targets:
         drivable: (B,X,Y) true for cells of `ROAD_GRID` whose centre is in the drivable area of the map (data/outcome_targets.py).
         road_known: (B,) false for samples without a map.
         route: (B,R,2) the route around the ego, current ego frame, metres; NaN where unknown (data/routes.py).
+        driven: (B,S,2) path of the ego in the branch that `taken` is of, lidar frame, metres (simulation/branches.py).
     """
 
     now_T_frame: Float[Tensor, "B S 4 4"]
@@ -87,6 +88,7 @@ class Targets:
     drivable: Bool[Tensor, "B X Y"] | None = None
     road_known: Bool[Tensor, "B"] | None = None
     route: Float[Tensor, "B R 2"] | None = None
+    driven: Float[Tensor, "B S 2"] | None = None
 
     def to(self, device: torch.device) -> Targets:
         """Copy to `device`."""

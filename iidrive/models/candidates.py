@@ -6,6 +6,7 @@ y forward), metres.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -49,8 +50,9 @@ class BasePath:
         return BasePath(self.path[rows], self.line[rows])
 
 
-def speed_profiles(base: BasePath, added_mps2: Float[Tensor, "A"]) -> Float[Tensor, "B A S 2"]:
-    """The base path at other speeds: the constant accelerations `added_mps2` are added to its own speed, without driving backwards.
+def speed_profiles(base: BasePath, added_mps2: Float[Tensor, "A"], fastest_mps: float = math.inf) -> Float[Tensor, "B A S 2"]:
+    """The base path at other speeds: the constant accelerations `added_mps2` are added to its own speed, without driving backwards or faster
+    than `fastest_mps`.
 
     After stopping by braking, the ego creeps on by 5 mm per step. Evaluators derive a heading from the path, and a path that does not move
     would look like a turn to the side. Beyond its end, a line continues straight.
@@ -62,7 +64,7 @@ def speed_profiles(base: BasePath, added_mps2: Float[Tensor, "A"]) -> Float[Tens
     time = (torch.arange(count, device=paths.device, dtype=paths.dtype) + 1) * (STEP_S / _PIECES)
     own = (length / STEP_S).repeat_interleave(_PIECES, 1)[:, None]
     added = added_mps2[:, None] * time
-    speed = (own + added).clamp(min=0)
+    speed = (own + added).clamp(0, fastest_mps)
     stopped = ((speed <= _STOPPED_MPS).cummax(2).values) & (own[..., :1] + added <= 0) & (added_mps2 < 0)[:, None]
     gone = running_sum(torch.where(stopped, CREEP_M / STEP_S, speed), 2)[..., _PIECES - 1 :: _PIECES] * (STEP_S / _PIECES)
     return along(base.line, gone)

@@ -131,14 +131,25 @@ class Forecaster(nn.Module):
         return None if self.world.flow is None else self.world.flow.fine
 
     @torch.no_grad()
+    def occupancy_flow(self, inputs: Inputs) -> OccupancyFlow:
+        """Occupancy flow of samples, without rolling out the world model."""
+        assert self.world.flow is not None
+        return self.world.flow.of(inputs, self._observed_latents(inputs))
+
+    @torch.no_grad()
     def taken(self, inputs: Inputs, held: bool = False) -> Float[Tensor, "B S X Y"]:
         """Probability that a road user occupies each cell at every future step, from the occupancy flow, in the current ego frame.
 
         With `held`, that of now at every step.
         """
-        assert self.world.flow is not None
-        found = self.world.flow.of(inputs, self._observed_latents(inputs)).taken.sigmoid()
+        found = self.occupancy_flow(inputs).taken.sigmoid()
         return found[:, :1].expand_as(found[:, 1:]) if held else found[:, 1:]
+
+    @torch.no_grad()
+    def taken_for(self, inputs: Inputs, candidates: Float[Tensor, "B A S 2"]) -> Float[Tensor, "B A S X Y"]:
+        """As `taken`, if the ego follows each of the candidates (lidar frame, metres): the others react to it."""
+        assert self.world.reactions is not None
+        return self.world.reactions.of(self.occupancy_flow(inputs), candidates, inputs.ego_T_lidar).sigmoid()
 
     @torch.no_grad()
     def current_occupancy(self, inputs: Inputs) -> CurrentOccupancy:

@@ -7,8 +7,8 @@ U-Net at latent resolution reads all frames together. For each fine cell and ste
 where) and the backward flow (inter: how it moved there), as in the Waymo occupancy flow challenge (Mahjourian et al. 2022, arXiv
 2203.03875).
 
-Shapes: B batch, T frames (oldest first, the last is the current one), C latent channels, x, y latent cells, S future steps, H = S + 1 times
-(now, then the steps), X, Y fine cells (2x, 2y).
+Shapes: B batch, T frames (oldest first, the last is the current one), C latent channels, W features, x, y latent cells, S future steps,
+H = S + 1 times (now, then the steps), X, Y fine cells (2x, 2y).
 """
 
 from __future__ import annotations
@@ -58,10 +58,12 @@ class OccupancyFlow:
     Attributes:
         taken: (B,H,X,Y) logits that a road user occupies a cell, now and at every future step.
         flow_m: (B,S,X,Y,2) backward flow: from a cell at a step to where its road user is now, along x and y, metres.
+        features: (B,W,x,y) maps that both are made from, for the reaction net.
     """
 
     taken: Float[Tensor, "B H X Y"]
     flow_m: Float[Tensor, "B S X Y 2"]
+    features: Float[Tensor, "B W x y"]
 
 
 def fine_grid(grid: GridSpec, latent_size: tuple[int, int]) -> GridSpec:
@@ -70,7 +72,24 @@ def fine_grid(grid: GridSpec, latent_size: tuple[int, int]) -> GridSpec:
     return GridSpec((grid.shape[0] // voxels, grid.shape[1] // voxels, 1), grid.lower_m, grid.voxel_m * voxels)
 
 
-class FlowNet(nn.Module):
+class Pyramid(nn.Module):
+    """The coarser scales of a U-Net: two halvings, and back to the size of its input."""
+
+    def add_scales(self, width: int) -> None:
+        """Make the layers. `width`: channels at the input's size."""
+        self.down = nn.ModuleList(nn.Sequential(conv(low, 2 * width, 2), conv(2 * width, 2 * width)) for low in (width, 2 * width))
+        self.middle = conv(4 * width, 2 * width)
+        self.last = nn.Sequential(conv(3 * width, width), conv(width, width))
+
+    def fused(self, fine: Float[Tensor, "B W x y"]) -> Float[Tensor, "B W x y"]:
+        """Maps that have seen all scales."""
+        middle = self.down[0](fine)
+        coarse = self.down[1](middle)
+        middle = self.middle(torch.cat([_enlarged(coarse, middle), middle], 1))
+        return self.last(torch.cat([_enlarged(middle, fine), fine], 1))
+
+
+class FlowNet(Pyramid):
     """Predicts `OccupancyFlow` from the latents of past frames."""
 
     def __init__(
@@ -85,10 +104,8 @@ class FlowNet(nn.Module):
             )
         width, lifted = config.width, config.lifted
         self.lift = nn.Sequential(nn.Conv2d(latent_width, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, 4 * lifted, 1))
-        self.first = nn.Sequential(_conv(history * (4 * lifted + 1), width), _conv(width, width))
-        self.down = nn.ModuleList(nn.Sequential(_conv(low, 2 * width, 2), _conv(2 * width, 2 * width)) for low in (width, 2 * width))
-        self.middle = _conv(4 * width, 2 * width)
-        self.last = nn.Sequential(_conv(3 * width, width), _conv(width, width))
+        self.first = nn.Sequential(conv(history * (4 * lifted + 1), width), conv(width, width))
+        self.add_scales(width)
         self.out = nn.Conv2d(width, 4 * (1 + 3 * FUTURE_STEPS), 1)
         assert self.out.bias is not None
         with torch.no_grad():  # initially nothing is occupied and nothing moves
@@ -98,7 +115,7 @@ class FlowNet(nn.Module):
     @in_autocast
     def forward(
         self, latents: Float[Tensor, "B T C x y"], now_T_frame: Float[Tensor, "B T 4 4"], known: Bool[Tensor, "B T"]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The fields of an `OccupancyFlow`, as a tuple. `known` (B,T) is false before the scene began."""
         batch, frames = latents.shape[:2]
         lifted = F.pixel_shuffle(self.lift(latents.flatten(0, 1)), 2).unflatten(0, (batch, frames))
@@ -108,13 +125,9 @@ class FlowNet(nn.Module):
         seen = torch.cat([before, lifted[:, -1:]], 1) * known[:, :, None, None, None]
         maps = F.pixel_unshuffle(seen.flatten(1, 2), 2)
         told = known.to(maps.dtype)[:, :, None, None].expand(-1, -1, *maps.shape[2:])
-        fine = self.first(torch.cat([maps, told], 1))
-        middle = self.down[0](fine)
-        coarse = self.down[1](middle)
-        middle = self.middle(torch.cat([_enlarged(coarse, middle), middle], 1))
-        made = F.pixel_shuffle(self.out(self.last(torch.cat([_enlarged(middle, fine), fine], 1))), 2)
-        taken, flow = made.split([1 + FUTURE_STEPS, 2 * FUTURE_STEPS], 1)
-        return taken, _FLOW_M * flow.unflatten(1, (FUTURE_STEPS, 2)).permute(0, 1, 3, 4, 2)
+        features = self.fused(self.first(torch.cat([maps, told], 1)))
+        taken, flow = F.pixel_shuffle(self.out(features), 2).split([1 + FUTURE_STEPS, 2 * FUTURE_STEPS], 1)
+        return taken, _FLOW_M * flow.unflatten(1, (FUTURE_STEPS, 2)).permute(0, 1, 3, 4, 2), features
 
     def of(self, inputs: Inputs, latents: Float[Tensor, "B T C x y"]) -> OccupancyFlow:
         """Occupancy flow of samples, from the latents of all their frames."""
@@ -125,7 +138,8 @@ _FLOW_M = 4.0
 """Flow for a network output of 1, metres."""
 
 
-def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    """A 3x3 convolution with normalisation and SiLU."""
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1), Norm(8, outputs, silu=True))
 
 

@@ -126,7 +126,7 @@ class Sampled:
 def sample(
     candidates: Float[Tensor, "B A S 2"],
     base: Float[Tensor, "B S 2"],
-    maps: Float[Tensor, "B S X Y"],
+    maps: Float[Tensor, "B *A S X Y"],
     imagined: bool,
     grid: GridSpec,
     ego_T_lidar: Float[Tensor, "B 4 4"],
@@ -136,7 +136,7 @@ def sample(
     Args:
         candidates: (B,A,S,2) paths in the current lidar frame, metres.
         base: (B,S,2) the plan that the candidates vary, lidar frame, metres.
-        maps: (B,S,X,Y) occupancy probabilities of road users in the current ego frame.
+        maps: (B,S,X,Y) occupancy probabilities of road users in the current ego frame, or (B,A,S,X,Y) for each candidate.
         imagined: whether the maps are forecasts of their steps; false if all are the current map.
         grid: grid of the maps.
         ego_T_lidar: (B,4,4) LIDAR_TOP to ego frame.
@@ -210,13 +210,20 @@ class QualityHead(nn.Module):
 
 def read_along(
     candidates: Float[Tensor, "B A S 2"],
-    maps: Float[Tensor, "B S X Y"],
+    maps: Float[Tensor, "B *A S X Y"],
     grid: GridSpec,
     ego_T_lidar: Float[Tensor, "B 4 4"],
     lattice: tuple[int, int] = (9, 5),
     margin_m: float = 0.0,
 ) -> Float[Tensor, "B A S 2"]:
-    """Largest and mean value (last axis) of each step's map under the candidate's footprint at that step. Bilinear; 0 outside the map."""
+    """Largest and mean value (last axis) of each step's map under the candidate's footprint at that step. Bilinear; 0 outside the map.
+
+    The maps are the same for all candidates, or each has its own.
+    """
+    if maps.dim() == 5:
+        count = candidates.shape[1]
+        alone = candidates.flatten(0, 1)[:, None], maps.flatten(0, 1), grid, ego_T_lidar.repeat_interleave(count, 0), lattice, margin_m
+        return read_along(*alone).view(*candidates.shape[:3], 2)
     points = footprints(candidates, lattice, margin_m)
     ego = planar(ego_T_lidar, points.flatten(2, 3)).view_as(points).transpose(1, 2)
     found = read_grid(maps.flatten(0, 1)[:, None], ego.flatten(0, 1), grid)[:, 0]

@@ -6,8 +6,8 @@
 - If the base path leaves the road shown by the current tokens, a path shifted sideways replaces it.
 - Candidates follow the base path at other speeds (`candidates.py`). A head predicts their outcomes (`outcomes.py`), and the cheapest is the
   plan.
-- **ii**: outcomes are predicted from the world model's forecast of every step. Without ii they are predicted from the current scene, as if
-  all road users stood still, and the forecast is not computed.
+- **ii**: outcomes are predicted from the world model's forecast of every step: one for all candidates, or with `per_candidate` one for each.
+  Without ii they are predicted from the current scene, as if all road users stood still, and the forecast is not computed.
 
 Without candidates (`accelerations` empty: the *regressor*), the proposals are refined once more under ii by sampling the forecast latents
 at their waypoints, and the best-scored one is the plan. That refinement is initialised to zero, so an untrained ii branch changes nothing.
@@ -59,6 +59,8 @@ class PlannerConfig:
         accelerations: accelerations that candidates add to the base path's speed, m/s², starting with 0; empty for none (the regressor).
         collision_m: cost of a step with a predicted collision, metres of distance from the expert's path.
         overlap_m: cost of a step whose whole footprint is occupied in the forecast, metres of distance from the expert's path.
+        fastest_mps: speed that no candidate exceeds, m/s; 0 for no limit. In training, 0 stands for the speed that 0.1 % of the training paths'
+            steps exceed: an imitation does not know speeds at which nobody drove, and accelerates further there.
         shifts_m: sideways shifts of the base path to try before candidates are made, metres, starting with 0; empty for no shifts.
         road_m: cost of a path whose corners are off the road at all steps, in metres of sideways shift.
         smooth: weight of a candidate's squared third differences relative to its squared distance from the unsmoothed path; 0 for no
@@ -70,6 +72,7 @@ class PlannerConfig:
         comfort_m: cost of a candidate that is predicted to be uncomfortable, metres.
         held: with ii, hold the world model's occupancy of now at every step instead of its forecast. A control: it reads the same history with
             the same costs, but no future.
+        per_candidate: with ii, read each candidate in a forecast of its own, in which others react to it, if the world model has a reaction net.
         route: settings of the route head; with 0 points the best proposal gives the base path its shape too. Only used with candidates.
     """
 
@@ -84,6 +87,7 @@ class PlannerConfig:
     accelerations: tuple[float, ...] = ()
     collision_m: float = 10.0
     overlap_m: float = 20.0
+    fastest_mps: float = 0.0
     shifts_m: tuple[float, ...] = ()
     road_m: float = 40.0
     smooth: float = 0.0
@@ -93,6 +97,7 @@ class PlannerConfig:
     progress_m: float = 0.0
     comfort_m: float = 0.0
     held: bool = False
+    per_candidate: bool = False
     route: RouteConfig = field(default_factory=RouteConfig)
 
     def __post_init__(self) -> None:
@@ -104,8 +109,12 @@ class PlannerConfig:
             raise ConfigError(f"accelerations must begin with 0, for the base path at its own speed; found {self.accelerations}.")
         if self.shifts_m and self.shifts_m[0] != 0:
             raise ConfigError(f"shifts_m must begin with 0, for the base path itself; found {self.shifts_m}.")
+        if not 0 <= self.fastest_mps < float("inf"):
+            raise ConfigError(f"fastest_mps must be 0 or a positive number; found {self.fastest_mps}.")
         if not 0 <= self.smooth < float("inf"):
             raise ConfigError(f"smooth must be 0 or a positive number; found {self.smooth}.")
+        if self.per_candidate and (self.held or not self.accelerations):
+            raise ConfigError("per_candidate needs candidates, and a forecast that is not held: set accelerations, and leave held out.")
         needing = [name for name in ("ttc_m", "off_road_m", "progress_m", "comfort_m") if getattr(self, name)]
         if needing and not self.quality_width:
             raise ConfigError(f"{', '.join(needing)} weigh outcomes that the quality head predicts: set quality_width, or leave them 0.")
@@ -201,7 +210,7 @@ class Planner(nn.Module):
 
         Where a candidate stands, it creeps on by 5 mm per step: evaluators derive a heading from the path, and repeated points have none.
         """
-        paths = speed_profiles(base, self.accelerations)
+        paths = speed_profiles(base, self.accelerations, self.config.fastest_mps or math.inf)
         if self.config.smooth:
             paths = smoothed(paths, step_before(inputs, base.path), self.smoothing)
         return drivable(paths.flatten(0, 1), creep_m=CREEP_M).view_as(paths)
@@ -223,6 +232,10 @@ class Agent(nn.Module):
 
     def __init__(self, forecaster: Forecaster, planner: Planner, train_ii: bool) -> None:
         super().__init__()
+        if planner.config.per_candidate and forecaster.world.reactions is None:
+            raise ConfigError(
+                "planner.per_candidate needs a world model with a reaction net: train one with --recipe.world.reactions.width 16, or leave it out."
+            )
         self.forecaster, self.planner, self.train_ii = forecaster.eval().requires_grad_(False), planner, train_ii
         if planner.route is not None:
             planner.route.requires_grad_(False)
@@ -238,11 +251,11 @@ class Agent(nn.Module):
         return self.forecaster.compute_modules()
 
     @torch.no_grad()
-    def plan(self, inputs: Inputs, ii: bool) -> Float[Tensor, "B S 2"]:
-        """Plans of a batch, LIDAR_TOP positions in the current lidar frame, metres. Without `ii` no forecast is computed."""
+    def plan(self, inputs: Inputs, ii: bool, shared: bool = False) -> Float[Tensor, "B S 2"]:
+        """Plans of a batch, LIDAR_TOP positions in the current lidar frame, metres. Without `ii` no forecast is computed. `shared`: see `scene`."""
         assert inputs.codes is not None
         if self.planner.config.accelerations:
-            return self.choice(inputs, ii).best()
+            return self.choice(inputs, ii, shared).best()
         stages, state = self.planner(inputs, self.forecaster.latents(inputs.codes[:, -1]), self._prior_path(inputs))
         plan = self.planner.refine(inputs, stages[-1], state, self.forecaster.imagine(inputs, FUTURE_STEPS)) if ii else stages[-1]
         return drivable(plan.best())
@@ -259,19 +272,22 @@ class Agent(nn.Module):
         """As `choice`, without ii and with it. Both use the same base path and the same current occupancy."""
         seen = self.forecaster.current_occupancy(inputs)
         base = self.base_path(inputs, seen)
-        return [self.choose(inputs, base, self.scene(inputs, ii, seen), ii, seen) for ii in (False, True)]
+        return [self.choose(inputs, base, self.scene(inputs, base, ii, seen), ii, seen) for ii in (False, True)]
 
     @torch.no_grad()
-    def choice(self, inputs: Inputs, ii: bool) -> Choice:
-        """Candidates of a batch and their predicted outcomes. Only for a planner with candidates."""
+    def choice(self, inputs: Inputs, ii: bool, shared: bool = False) -> Choice:
+        """Candidates of a batch and their predicted outcomes. Only for a planner with candidates. `shared`: see `scene`."""
         needed = not ii or self.planner.config.shifts_m or self.planner.quality is not None
         seen = self.forecaster.current_occupancy(inputs) if needed else None
-        return self.choose(inputs, self.base_path(inputs, seen), self.scene(inputs, ii, seen), ii, seen)
+        base = self.base_path(inputs, seen)
+        return self.choose(inputs, base, self.scene(inputs, base, ii, seen, shared), ii, seen)
 
     @torch.no_grad()
-    def choice_in(self, inputs: Inputs, scene: Float[Tensor, "B S X Y"]) -> Choice:
-        """As `choice` with ii, with a given forecast instead of the world model's: (B,S,X,Y) occupancy probabilities of road users."""
-        return self.choose(inputs, self.base_path(inputs), scene, True)
+    def choice_in(self, inputs: Inputs, base: BasePath, scene: Float[Tensor, "B *A S X Y"]) -> Choice:
+        """As `choice` with ii, with a given forecast instead of the world model's: occupancy probabilities of road users, (B,S,X,Y) for all
+        candidates of the base path, or (B,A,S,X,Y) for each.
+        """
+        return self.choose(inputs, base, scene, True)
 
     @torch.no_grad()
     def base_path(self, inputs: Inputs, seen: CurrentOccupancy | None = None) -> BasePath:
@@ -290,14 +306,23 @@ class Agent(nn.Module):
         return on_the_road(base, off_road, grid, inputs.ego_T_lidar, config.shifts_m, config.road_m)
 
     @torch.no_grad()
-    def scene(self, inputs: Inputs, ii: bool, seen: CurrentOccupancy | None = None) -> Float[Tensor, "B S X Y"]:
-        """Occupancy probabilities of road users at every step: the forecast with ii (see `PlannerConfig.held`), the current occupancy without."""
+    def scene(
+        self, inputs: Inputs, base: BasePath, ii: bool, seen: CurrentOccupancy | None = None, shared: bool = False
+    ) -> Float[Tensor, "B *A S X Y"]:
+        """Occupancy probabilities of road users at every step: the forecast with ii, the current occupancy without.
+
+        The forecast is one for all candidates (B,S,X,Y), see `PlannerConfig.held`; or, with `PlannerConfig.per_candidate` and not `shared`,
+        one for each candidate of the base path (B,A,S,X,Y).
+        """
+        config = self.planner.config
+        if ii and config.per_candidate and not shared:
+            return self.forecaster.taken_for(inputs, self.planner.candidates(inputs, base))
         if ii:
-            return self.forecaster.taken(inputs, self.planner.config.held)
+            return self.forecaster.taken(inputs, config.held)
         return (seen or self.forecaster.current_occupancy(inputs)).taken[:, None].expand(-1, FUTURE_STEPS, -1, -1)
 
     def choose(
-        self, inputs: Inputs, base: BasePath, scene: Float[Tensor, "B S X Y"], ii: bool, seen: CurrentOccupancy | None = None
+        self, inputs: Inputs, base: BasePath, scene: Float[Tensor, "B *A S X Y"], ii: bool, seen: CurrentOccupancy | None = None
     ) -> Choice:
         """Candidates of a base path and their predicted outcomes in a scene.
 
@@ -362,7 +387,7 @@ class Agent(nn.Module):
         whole, begun = valid.all(1), valid.any(1)
         parts = {}
         for suffix, ii in modes:
-            found = self.choose(inputs, base, self.scene(inputs, ii, seen), ii, seen).outcomes
+            found = self.choose(inputs, base, self.scene(inputs, base, ii, seen), ii, seen).outcomes
             parts["collision" + suffix] = masked_mean((_entropy(found.collision, truth.collision) * whole).sum(), counts["samples_ii"])
             off = (found.distance_m - truth.distance_m).abs().mean(1)
             parts["distance" + suffix] = 0.2 * masked_mean((off * begun).sum(), counts["samples_ii"])

@@ -40,6 +40,7 @@ from iidrive.models.iiworld.quirks import Quirk
 from iidrive.models.layers import BatchNorm, CellGrid, DeformableAttention, identity, mlp, planar_transform, transform_inverse
 from iidrive.models.norm import Norm
 from iidrive.models.occupancy_flow import FlowConfig, FlowNet, OccupancyFlow
+from iidrive.models.reactions import ReactionConfig, ReactionNet
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class WorldConfig:
         start: initial weights: PyTorch's defaults (torch), or xavier for all matrices except the motion embedding's (published).
         prior_width: width of the motion prior.
         flow: settings of the occupancy flow of road users; without one, road users come from the decoder (published).
+        reactions: settings of the net that changes the occupancy flow for each candidate of the planner. It needs the occupancy flow.
         latent_weights: weight of the latent loss at each future step.
         trajectory_weight: weight of the ego's position error.
         rotation_weight: weight of the ego's heading error.
@@ -85,6 +87,7 @@ class WorldConfig:
     start: Literal["torch", "xavier"] = "torch"
     prior_width: int = 256
     flow: FlowConfig = field(default_factory=FlowConfig)
+    reactions: ReactionConfig = field(default_factory=ReactionConfig)
     latent_weights: tuple[float, ...] = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25)
     trajectory_weight: float = 0.01
     rotation_weight: float = 1.0
@@ -104,6 +107,8 @@ class WorldConfig:
             raise ConfigError(f"motion=map needs align=none and residual=none; found {self.align} and {self.residual}.")
         if self.motion == "map" and self.voxel_weight:
             raise ConfigError("motion=map has the published losses only: it needs voxel_weight=0.")
+        if self.reactions.width and not self.flow.width:
+            raise ConfigError("the reaction net corrects the occupancy flow: set flow.width, or leave reactions.width 0.")
         if self.quirks and self.motion != "map":
             raise ConfigError(f"quirks belong to the rollout in map axes: they need motion=map; found {self.motion}.")
 
@@ -313,17 +318,20 @@ class WorldModel(nn.Module):
         self.inter = InterDecoder(config, self.compute)
         self.change = Linear(width, width) if config.residual == "warped" else nn.Identity()
         self.flow = FlowNet(config.flow, width, config.history, cells, grid, self.compute) if config.flow.width else None
+        self.reactions: ReactionNet | None = None
+        if self.flow is not None and config.reactions.width:
+            self.reactions = ReactionNet(config.reactions, config.flow.width, self.flow.fine, self.compute)
         self._reset()
 
     def compute_modules(self) -> list[nn.Module]:
         """The modules that take most of the time. They are compiled and run in mixed precision."""
-        return [*self.intra, self.inter, *([] if self.flow is None else [self.flow])]
+        return [*self.intra, self.inter, *(net for net in (self.flow, self.reactions) if net is not None)]
 
     def _reset(self) -> None:
         """Initialise weights. If the config uses a base motion or latent, the plan head and the decoder start with zero corrections."""
         if self.config.start == "xavier":
             for name, p in self.named_parameters():
-                if p.dim() > 1 and not name.startswith(("motion_", "plan_query", "prior", "flow")):
+                if p.dim() > 1 and not name.startswith(("motion_", "plan_query", "prior", "flow", "reactions")):
                     nn.init.xavier_uniform_(p)
         if self.config.motion in ("prior", "last"):
             last = self.plan_head[2]

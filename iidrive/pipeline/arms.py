@@ -4,10 +4,12 @@ Proposal, candidates, planning head, history and costs are the same in all arms.
 
 - `off`: the current scene, as if all objects stood still; the world model's prediction is not computed;
 - `shared`: one predicted scene for all candidates, independent of what the ego does;
-- `on`: a predicted scene for each candidate, if the world model was trained to predict reactions to it. No world model is yet, so it equals `shared`;
+- `on`: a predicted scene for each candidate, in which others react to it, if planner and world model were trained so (`planner.per_candidate`).
+  Otherwise it equals `shared`;
 - `shuffled`: the predicted scene of a sample of another scene with the same command. A placebo: realistic, but without information. In
   closed loop the sample is recorded too (`Placebo`), so it does not depend on how other scenes are driven;
-- `oracle`: the true future. A deliberate leak, marked in all output, which shows the value of a perfect world model.
+- `oracle`: the true future: in open loop what was recorded, in closed loop a copy of the simulation, run once (the ego follows its base path), or
+  with `planner.per_candidate` once for each candidate. A deliberate leak, marked in all output, which shows the value of a perfect world model.
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ def chooser(agent: Agent, arm: TestII, clips: ClipDataset, source: Source) -> Ca
         return _shuffled(agent, clips)
     if arm == "oracle":
         return _oracle(agent, clips, source)
-    return partial(agent.choice, ii=uses_future(arm))
+    return partial(agent.choice, ii=uses_future(arm), shared=arm == "shared")
 
 
 def _shuffled(agent: Agent, clips: ClipDataset) -> Callable[[Inputs], Choice]:
@@ -78,9 +80,15 @@ def _shuffled(agent: Agent, clips: ClipDataset) -> Callable[[Inputs], Choice]:
 
     def choose(inputs: Inputs) -> Choice:
         theirs = bare.batch([other[row_of[token]] for token in inputs.tokens]).inputs.to(inputs.command.device)
-        return agent.choice_in(inputs, agent.scene(theirs, True))
+        return shuffled_choice(agent, inputs, theirs)
 
     return choose
+
+
+def shuffled_choice(agent: Agent, inputs: Inputs, theirs: Inputs) -> Choice:
+    """The choice among a sample's own candidates by what is imagined for another sample. With `per_candidate`, others react to the candidates."""
+    base = agent.base_path(inputs)
+    return agent.choice_in(inputs, base, agent.scene(theirs, base, True))
 
 
 def _oracle(agent: Agent, clips: ClipDataset, source: Source) -> Callable[[Inputs], Choice]:
@@ -92,7 +100,7 @@ def _oracle(agent: Agent, clips: ClipDataset, source: Source) -> Callable[[Input
     def choose(inputs: Inputs) -> Choice:
         taken = labelled.batch([row_of[token] for token in inputs.tokens]).targets.taken
         assert taken is not None
-        return agent.choice_in(inputs, taken[:, 1:].to(inputs.now_T_frame))
+        return agent.choice_in(inputs, agent.base_path(inputs), taken[:, 1:].to(inputs.now_T_frame))
 
     return choose
 

@@ -18,11 +18,11 @@ from torch import Tensor
 from iidrive.core.batch import Inputs
 from iidrive.core.errors import ConfigError, unknown
 from iidrive.core.lineage import Lineage, joined
-from iidrive.core.scene import FUTURE_STEPS
+from iidrive.core.scene import FUTURE_STEPS, GridSpec
 from iidrive.data.town.source import Town
 from iidrive.models.planner import Agent
 from iidrive.models.tokenizer import Tokenizer
-from iidrive.pipeline.arms import Placebo, TestII, marks_of, require_candidates, uses_future
+from iidrive.pipeline.arms import Placebo, TestII, marks_of, require_candidates, shuffled_choice, uses_future
 from iidrive.pipeline.baselines import BASELINES, baseline
 from iidrive.pipeline.load import load_agent, load_ego_mlp
 from iidrive.pipeline.recipes import Recipe
@@ -111,17 +111,25 @@ def planning(agent: Agent, arm: TestII) -> Plan:
         town, keyframes = scenes[0].town, [len(scene.keyframes) - 1 - PAST for scene in scenes]
         placebo = placebos.setdefault(town, Placebo(town, agent.forecaster.tokenizer))
         theirs = placebo([scene.name for scene in scenes], keyframes, inputs.command.tolist()).to(inputs.command.device)
-        return agent.choice_in(inputs, agent.scene(theirs, True)).best()
+        return shuffled_choice(agent, inputs, theirs).best()
 
     def oracle(inputs: Inputs, scenes: Sequence[DrivenScene]) -> Tensor:
         grid = agent.forecaster.flow_grid
         assert grid is not None
-        states = follow(joined_states(scenes), reference(agent.base_path(inputs).path.numpy(force=True).astype(np.float64), LEVER_M), STEPS)
-        taken = [true_occupancy(scene, [s.select(np.array([row])) for s in states], grid) for row, scene in enumerate(scenes)]
-        return agent.choice_in(inputs, torch.from_numpy(np.stack(taken)).to(inputs.now_T_frame)).best()
+        base = agent.base_path(inputs)
+        each = agent.planner.candidates(inputs, base).unbind(1) if agent.planner.config.per_candidate else [base.path]
+        taken = [_true_futures(scenes, path, grid) for path in each]
+        return agent.choice_in(inputs, base, (torch.stack(taken, 1) if len(taken) > 1 else taken[0]).to(inputs.now_T_frame)).best()
 
     special: dict[TestII, Plan] = {"shuffled": shuffled, "oracle": oracle}
-    return special.get(arm, _blind(partial(agent.plan, ii=uses_future(arm))))
+    return special.get(arm, _blind(partial(agent.plan, ii=uses_future(arm), shared=arm == "shared")))
+
+
+def _true_futures(scenes: Sequence[DrivenScene], paths: Tensor, grid: GridSpec) -> Tensor:
+    """Cells (B,S,X,Y) that others will occupy at every step while the ego of each scene follows a path (B,S,2), lidar frame, metres."""
+    states = follow(joined_states(scenes), reference(paths.numpy(force=True).astype(np.float64), LEVER_M), STEPS)
+    taken = [true_occupancy(scene, [s.select(np.array([row])) for s in states], grid) for row, scene in enumerate(scenes)]
+    return torch.from_numpy(np.stack(taken))
 
 
 def _blind(plan: Callable[[Inputs], Tensor]) -> Plan:

@@ -19,6 +19,7 @@ from iidrive.models.iiworld.quirks import Quirk
 from iidrive.models.occupancy_flow import FlowConfig
 from iidrive.models.planner import PlannerConfig
 from iidrive.models.quantise import QuantiserConfig
+from iidrive.models.reactions import ReactionConfig
 from iidrive.models.route import RouteConfig
 from iidrive.models.tokenizer import TokenizerConfig
 from iidrive.models.world import WorldConfig
@@ -33,12 +34,14 @@ class Recipe:
         name: name of the recipe in reports.
         tokenizer: stage 1, the scene tokenizer.
         world: stage 2, the world model.
+        reactions: the world model's reaction net, for planners with a forecast for each candidate.
         planner: the planner on top of the world model.
         ego_mlp: the baseline `ego-mlp`.
         train_tokenizer: how the tokenizer is trained.
         train_motion: how the world model's motion prior is trained, before the world model.
         train_flow: how the world model's occupancy flow is trained, before the world model.
         train_world: how the world model is trained.
+        train_reactions: how a reaction net is trained on a finished world model.
         train_route: how the planner's route head is trained, before the planner.
         train_planner: how the planner is trained.
         train_ego_mlp: how `ego-mlp` is trained.
@@ -62,6 +65,8 @@ class Recipe:
     town: TownConfig = field(default_factory=TownConfig)
     clip_frames: int = 5
     shares: dict[str, float] = field(default_factory=dict)
+    reactions: ReactionConfig = field(default_factory=lambda: ReactionConfig(16))
+    train_reactions: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
         for name, share in self.shares.items():
@@ -142,6 +147,7 @@ def small() -> Recipe:
         replace(base, samples=96_000, batch=16, learning_rate=1e-3, warmup=640, log_every=1600, save_every=8000),
         replace(base, samples=102400, batch=64, learning_rate=1e-3, warmup=1280, log_every=6400, save_every=51200, ema_decay=0.99),
         TownConfig(train_scenes=220, test_scenes=24, swerves=0.75, lapses=0.75),
+        train_reactions=replace(base, samples=24_000, batch=8, learning_rate=2e-3, warmup=320, log_every=800, save_every=8000),
     )
 
 
@@ -155,6 +161,7 @@ def demo() -> Recipe:
         train_tokenizer=replace(r.train_tokenizer, samples=3000),
         train_motion=replace(r.train_motion, samples=64000),
         train_flow=replace(r.train_flow, samples=6000, batch=4, log_every=600),
+        train_reactions=replace(r.train_reactions, samples=4800),
         train_world=replace(r.train_world, samples=160, log_every=20),
         train_planner=replace(r.train_planner, samples=1280, log_every=160, save_every=1280),
         train_ego_mlp=replace(r.train_ego_mlp, samples=64000),
@@ -182,6 +189,7 @@ def tiny() -> Recipe:
         train_tokenizer=replace(brief, batch=2),
         train_motion=brief,
         train_flow=brief,
+        train_reactions=brief,
         train_world=brief,
         train_route=brief,
         train_planner=brief,
@@ -220,6 +228,7 @@ def full() -> Recipe:
         train_tokenizer=stage1,
         train_motion=replace(stage1, samples=256_000, learning_rate=1e-3, save_every=128_000, micro_batch=0),
         train_flow=replace(stage1, samples=12 * 1999 * 64, learning_rate=1e-3, micro_batch=16),
+        train_reactions=replace(stage1, samples=12 * 1999 * 64, learning_rate=1e-3, micro_batch=16),
         train_world=replace(stage1, samples=48 * 1999 * 64, learning_rate=1e-3, step_at=36 / 48, micro_batch=8),
         train_route=replace(stage1, samples=12 * 1999 * 64, learning_rate=5e-4, micro_batch=16),
         train_planner=replace(stage1, samples=12 * 1999 * 64, learning_rate=5e-4, micro_batch=16),

@@ -5,7 +5,7 @@ Every stage follows the same steps: read the tracks of the scenes, build the mod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -19,17 +19,19 @@ from iidrive.core.classes import OCC_CLASSES
 from iidrive.core.config_io import to_plain
 from iidrive.core.errors import CheckpointError, ConfigError, DataError
 from iidrive.core.lineage import joined
-from iidrive.core.scene import GridSpec
+from iidrive.core.scene import STEP_S, GridSpec
 from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack, OccupancyFrames, keyframes, read_tracks
 from iidrive.data.joint import Joint, mixture, parts_of, tracks_of
 from iidrive.data.outcome_targets import OutcomeTargets
 from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache
+from iidrive.data.town.source import Town
 from iidrive.models.baselines import EgoMLP
 from iidrive.models.compute import ComputeConfig
 from iidrive.models.forecast import Forecaster
 from iidrive.models.losses import class_weights, presence_weights
 from iidrive.models.planner import Agent, Planner
+from iidrive.models.reaction_loss import ReactionLearner
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
 from iidrive.pipeline import token_check
@@ -37,8 +39,11 @@ from iidrive.pipeline.load import LoadedTokenizer, Place, load_forecaster, load_
 from iidrive.pipeline.manifests import new_manifest, start_from
 from iidrive.pipeline.recipes import Recipe
 from iidrive.pipeline.train_parts import train_flow, train_prior, train_route
-from iidrive.pipeline.validate import by_source, held_out, validate_planner, validate_tokenizer, validate_world
+from iidrive.pipeline.validate import by_source, held_out, validate_planner, validate_reactions, validate_tokenizer, validate_world
+from iidrive.runtime.distributed import ProcessGroup
+from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run
+from iidrive.simulation.branches import Branches
 from iidrive.training import checkpoint
 from iidrive.training.loop import fit
 from iidrive.training.optim import TrainConfig
@@ -107,6 +112,10 @@ def train_world(
     stage1 = load_tokenizer(tokenizer)
     marks = cache.require(stage1.checkpoint.lineage, allow)
     config, training = recipe.world, recipe.train_world
+    if config.reactions.width:
+        raise ConfigError(
+            "a reaction net is trained on a finished world model: leave world.reactions.width 0, then `iidrive train reactions`."
+        )
     require_width("world model's width", config.width, stage1.model)
     if (config.norm == "batch" or config.motion == "map") and not training.group:
         raise ConfigError(
@@ -136,6 +145,58 @@ def train_world(
     return fit(TrainTask(forecaster, world, manifest, config, validate=validate), clips, training, run, options)
 
 
+def train_reactions(
+    recipe: Recipe,
+    world: Place,
+    cache: TokenCache,
+    source: Source,
+    split: str,
+    run: Run,
+    options: RunOptions | None = None,
+    allow: bool = False,
+) -> Path:
+    """Add a reaction net to a world model and train it on branches of towns (see models/reactions.py). Nothing else of the world model changes.
+
+    Raises:
+        ConfigError: if the source has no towns, because recorded scenes cannot be branched; or for a world model without occupancy flow.
+        LineageError: for tokens of another tokenizer.
+    """
+    options = options or RunOptions()
+    training, compute = recipe.train_reactions, compute_config(recipe.train_reactions, options)
+    stage2 = load_forecaster(world, None, allow, compute)
+    stage1 = stage2.tokenizer
+    marks = cache.require(stage2.lineage, allow)
+    town = next((part for part in parts_of(source) if isinstance(part, Town)), None)
+    if town is None:
+        raise ConfigError(f"reactions are learned from branched simulations, and {source.name} cannot be branched: use --data town.")
+    if stage2.model.flow_grid is None or not recipe.reactions.width:
+        raise ConfigError("a reaction net corrects an occupancy flow: give a world model that has one, and a reactions.width above 0.")
+    torch.manual_seed(training.seed)
+    config = replace(stage2.model.world.config, reactions=recipe.reactions)
+    model = WorldModel(config, stage1.model.cells, stage1.model.config.grid, compute)
+    tracks = tracks_of(source, town, read_tracks(source, split))
+    labels = made_branches(Branches(town, stage2.model.flow_grid), [track.name for track in tracks], options.process_group)
+    learner = ReactionLearner(Forecaster(stage1.computing(compute).model, model))
+    manifest = new_manifest("world", config, training, source, split, recipe, (stage1.checkpoint,))
+    manifest = replace(manifest, metrics=stage2.manifest.metrics, marks=joined(stage2.manifest.marks, marks))
+    manifest = start_from(str(stage2.checkpoint.path), model, manifest, allow, stage2.manifest.origins, ("reactions",))
+    scenes = [one for one in held_out(source, training) if one[0] is town]
+    validate = partial(by_source, partial(validate_reactions, learner, process_group=options.process_group), scenes)
+    clips = ClipDataset(tracks, ClipSpec(), codes=cache, labels=labels)
+    return fit(TrainTask(learner, model, manifest, config, validate=validate), clips, training, run, options)
+
+
+def made_branches(branches: Branches, names: Sequence[str], process_group: ProcessGroup) -> Branches:
+    """Branches of scenes, made or read. The processes of a group share the work."""
+    mine = process_group.shard(names)
+    with counting("branches", len(names), process_group) as tick:
+        for name in mine:
+            branches.prepare(name)
+            tick(name)
+    process_group.barrier()
+    return branches
+
+
 def train_planner(
     recipe: Recipe,
     world: Place,
@@ -163,9 +224,11 @@ def train_planner(
     stage1 = stage2.tokenizer
     marks = cache.require(stage2.lineage, allow)
     require_width("planner's latent_width", config.latent_width, stage1.model)
+    tracks = read_tracks(source, split)
+    if config.accelerations and not config.fastest_mps:
+        config = replace(config, fastest_mps=fastest_mps(tracks))
     torch.manual_seed(training.seed)
     planner = Planner(config, stage1.model.cells)
-    tracks = read_tracks(source, split)
     zero, found = token_check.check(stage1.model, stage1.checkpoint.manifest, cache, source, tracks, allow)
     if config.accelerations and stage2.model.flow_grid is None:
         raise ConfigError(
@@ -187,6 +250,12 @@ def train_planner(
     validate = partial(by_source, partial(validate_planner, agent, process_group=options.process_group), held_out(source, training))
     apart = tuple(head for head in (getattr(planner, "outcomes", None), planner.quality) if head is not None)
     return fit(TrainTask(agent, planner, manifest, config, validate=validate, clipped_separately=apart), clips, training, run, options)
+
+
+def fastest_mps(tracks: Sequence[EgoTrack]) -> float:
+    """The speed that 0.1 % of the steps of all paths to learn from exceed, m/s, rounded up to 0.1."""
+    steps = [np.diff(track.intended, axis=1, prepend=0)[track.path_valid] for track in tracks]
+    return float(np.ceil(10 * np.quantile(np.linalg.norm(np.concatenate(steps), axis=-1) / STEP_S, 0.999)) / 10)
 
 
 def train_ego_mlp(recipe: Recipe, source: Source, split: str, run: Run, options: RunOptions | None = None) -> Path:

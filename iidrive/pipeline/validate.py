@@ -13,9 +13,11 @@ from iidrive.core.scene import STEP_S
 from iidrive.data.clips import EgoTrack, read_tracks, scored_clips
 from iidrive.data.joint import parts_of
 from iidrive.data.source import Source
+from iidrive.data.town.source import Town
 from iidrive.models.forecast import Forecaster
 from iidrive.models.occupancy_flow import FlowLearner
 from iidrive.models.planner import Agent
+from iidrive.models.reaction_loss import ReactionLearner
 from iidrive.models.road_users import transported
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.pipeline import infer, token_check
@@ -27,6 +29,7 @@ from iidrive.scoring.movers import MoverCounts, movers_in
 from iidrive.scoring.predictions import Predictions, align
 from iidrive.scoring.score import score
 from iidrive.scoring.tables import format_scores
+from iidrive.simulation.branches import Branches
 from iidrive.training.optim import TrainConfig
 
 Validation = tuple[dict[str, float], str]
@@ -82,6 +85,20 @@ def validate_flow(learner: FlowLearner, source: Source, tracks: list[EgoTrack], 
     numbers = {name: value for name, value in values.items() if not np.isnan(value)}
     shown = " / ".join(f"{100 * value:.2f}" for value in values.values())
     return {"movers_IoU": float(np.mean(list(numbers.values()) or [0.0])), **numbers}, f"movers IoU at 1 / 2 / 3 s {shown} %"
+
+
+def validate_reactions(
+    learner: ReactionLearner, source: Source, tracks: list[EgoTrack], process_group: ProcessGroup, batch: int = 8
+) -> Validation:
+    """How much of the forecast's cross entropy in branches of towns the reaction net takes away. The first metric is that fraction."""
+    assert isinstance(source, Town)
+    codes = codes_in_memory(learner.forecaster.tokenizer, source, tracks)
+    clips = scored_clips(tracks, codes).with_labels(Branches(source, learner.net.fine))
+    found = {rows.start: learner.entropies(part) for rows, part in batches(clips, process_group.shard(range(0, len(clips), batch)), batch)}
+    told = [torch.stack(one).numpy(force=True) for some in process_group.gather(found) for one in some.values()]
+    without, reacting = np.concatenate(told, 1).mean(1)
+    text = f"branches: cross entropy {without:.3f} without the reaction net, {reacting:.3f} with it"
+    return {"reaction_gain": float(1 - reacting / without), "entropy_without": float(without), "entropy": float(reacting)}, text
 
 
 def validate_world(forecaster: Forecaster, source: Source, tracks: list[EgoTrack], process_group: ProcessGroup) -> Validation:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import rankdata
 
-from iidrive.analysis.study.arms import ARMS, FORESIGHT, LEFT_OUT, NONE
+from iidrive.analysis.study.arms import ARMS, BESIDE, NONE
 from iidrive.core.text import aligned
 from iidrive.scoring.stats import ALPHA, Test, holm, mean_interval, paired
 
@@ -33,6 +33,7 @@ METRICS: Mapping[str, tuple[str, float, bool]] = {
 QUESTIONS: Mapping[str, str] = {
     "shared against none": "Does planning by an imagined future help?",
     "shared against held": "Is it the future that helps, and not the longer history?",
+    "per candidate against shared": "Does it help to imagine how others react to each plan?",
     "loss only against none": "Does it help to have seen imagined futures in training only?",
     "shuffled against none": "Does another scene's future help as well (it must not)?",
     "oracle against none": "What would the true future be worth?",
@@ -65,9 +66,9 @@ class Setting:
 
     @property
     def comparisons(self) -> dict[str, tuple[str, str]]:
-        """Every arm with the arm without ii, and the forecast with the scene that is held still. Keys are used in tables and JSON."""
-        found = {f"{arm} against {NONE}": (arm, NONE) for arm in self.values if arm != NONE}
-        return found | ({" against ".join(FORESIGHT): FORESIGHT} if self.values.keys() >= set(FORESIGHT) else {})
+        """Every arm with the arm without ii, and the pairs of BESIDE. Keys are used in tables and JSON."""
+        pairs = [*((arm, NONE) for arm in self.values if arm != NONE), *(pair for pair in BESIDE if self.values.keys() >= set(pair))]
+        return {" against ".join(pair): pair for pair in pairs}
 
     def differences(self, metric: str) -> dict[str, tuple[Test, float]]:
         """Of every comparison, the difference paired by scene, and the p-value corrected for the number of comparisons (Holm)."""
@@ -133,7 +134,7 @@ class Setting:
             m: {name: {**asdict(test), "p_corrected": p} for name, (test, p) in self.differences(m).items()} for m in self.metrics
         }
         others = {name: {m: float(values[m].mean()) for m in self.metrics} for name, values in self.others.items()}
-        return {"scenes": len(self.scenes), "arms": {**arms, **dict.fromkeys(LEFT_OUT)}, "differences": differences, "others": others}
+        return {"scenes": len(self.scenes), "arms": arms, "differences": differences, "others": others}
 
 
 def _said(metric: str, test: Test, p: float) -> str:
@@ -198,7 +199,7 @@ def _planners(setting: Setting, metric: str) -> dict[str, Float[Array, "s"]]:
 def report(settings: Sequence[Setting], fixed: Sequence[str]) -> str:
     """The whole report as text: all tables and sentences."""
     done = settings[0].values
-    arms = aligned([[arm.key, arm.what] for arm in ARMS if arm.key in done] + [[key, f"left out: {why}"] for key, why in LEFT_OUT.items()])
+    arms = aligned([[arm.key, arm.what] for arm in ARMS if arm.key in done])
     parts = ["\n".join(fixed), arms, "\n".join(answer for setting in settings for answer in setting.answers())]
     for setting in settings:
         parts.append("\n".join([f"{setting.name}, {len(setting.scenes)} scenes", setting.table(), *setting.sentences()]))

@@ -8,23 +8,24 @@ existing results are reused.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
-from iidrive.analysis.study.arms import ARMS, CHOSEN_IN, LEFT_OUT, NONE, WEIGHTS, Arm, ArmName, Weights, recipe_of
+from iidrive.analysis.study.arms import ARMS, CHOSEN_IN, NONE, WEIGHTS, Arm, ArmName, Weights, recipe_of
 from iidrive.analysis.study.open_loop import of_true_path, open_loop
 from iidrive.analysis.study.results import Setting, rank_correlations, report
-from iidrive.core.config_io import to_plain
+from iidrive.core.config_io import from_plain, to_plain
 from iidrive.core.errors import ConfigError
 from iidrive.core.scene import Scene
 from iidrive.core.text import aligned
 from iidrive.data.clips import ClipDataset, scored_clips
 from iidrive.data.tokens import TokenCache
 from iidrive.data.town.source import Town
+from iidrive.models.world import WorldConfig
 from iidrive.pipeline.arms import planner_of
 from iidrive.pipeline.baselines import BASELINES
 from iidrive.pipeline.drive import EXPERT, Driven, draw, drive_all
@@ -34,7 +35,7 @@ from iidrive.pipeline.load import LoadedAgent, load_agent, load_tokenizer
 from iidrive.pipeline.recipes import Recipe
 from iidrive.pipeline.testset import TestSet
 from iidrive.pipeline.tokens import tokens_folder, write_tokens
-from iidrive.pipeline.train import describe, train_planner, train_tokenizer, train_world
+from iidrive.pipeline.train import describe, train_planner, train_reactions, train_tokenizer, train_world
 from iidrive.report.page import Page, Table, write_index
 from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run
@@ -108,11 +109,22 @@ class StudyConfig:
 
 @dataclass(frozen=True)
 class Base:
-    """What all arms share: a world model, its tokens of the training scenes, and the run folder of the route head."""
+    """What all arms share: a world model, its tokens of the training scenes, and the run folder of the route head.
+
+    `reacting`: the same world model with a reaction net, for the planners that need one; None if no arm does.
+    """
 
     world: Path
     cache: TokenCache
     route: Path
+    reacting: Path | None = None
+
+    def world_of(self, weights: Weights) -> Path:
+        """The world model of a kind of planner."""
+        if weights != "reacting":
+            return self.world
+        assert self.reacting is not None
+        return self.reacting
 
 
 def study(recipe: Recipe, town: Town, out: Path, config: StudyConfig, world: str = "") -> dict[str, object]:
@@ -122,7 +134,7 @@ def study(recipe: Recipe, town: Town, out: Path, config: StudyConfig, world: str
         ConfigError: if the world model has no occupancy flow, which is needed to score candidates.
     """
     run = Run.start(out, describe("study ii", recipe, town, "test") | {"study": to_plain(config), "world": world}, resume=True)
-    base = prepare(recipe, town, out, world)
+    base = prepare(recipe, town, out, world, "reacting" in config.weights)
     rates: dict[Weights, float] = {weights: tuned(recipe, town, base, out, weights, config.tries) for weights in config.weights}
     agents: dict[tuple[Weights, int], LoadedAgent] = {
         (weights, seed): load_agent(trained(recipe, town, base, out, weights, seed, rates[weights]))
@@ -138,8 +150,7 @@ def study(recipe: Recipe, town: Town, out: Path, config: StudyConfig, world: str
     correlations = rank_correlations(opened, closed) if opened and closed else []
     text = report(settings, fixed) + "\n\n" + "\n".join(one.sentence() for one in correlations)
     values = {
-        "arms": {arm.key: arm.what for arm in config.done} | dict.fromkeys(LEFT_OUT),
-        "left_out": dict(LEFT_OUT),
+        "arms": {arm.key: arm.what for arm in config.done},
         "rates": rates,
         "settings": {setting.name: setting.to_json() for setting in settings},
         "misleads": [vars(one) for one in correlations],
@@ -151,8 +162,11 @@ def study(recipe: Recipe, town: Town, out: Path, config: StudyConfig, world: str
     return values
 
 
-def prepare(recipe: Recipe, town: Town, out: Path, world: str) -> Base:
-    """The given world model, or one trained here if `world` is empty; and its tokens of the training scenes."""
+def prepare(recipe: Recipe, town: Town, out: Path, world: str, reactions: bool) -> Base:
+    """The given world model, or one trained here if `world` is empty; and its tokens of the training scenes.
+
+    With `reactions`, a reaction net is added to it, unless it has one.
+    """
     auto = RunOptions(resume="auto")
 
     def begin(stage: str) -> Run:
@@ -162,7 +176,12 @@ def prepare(recipe: Recipe, town: Town, out: Path, world: str) -> Base:
         tokenizer = train_tokenizer(recipe, town, "train", begin("tokenizer"), auto)
         train_world(recipe, tokenizer, _tokens(tokenizer, town, out), town, "train", begin("world"), auto)
     found = checkpoint.read(world or out / "world")
-    return Base(found.path, _tokens(found.parent_path("tokenizer"), town, out), out / "route")
+    base = Base(found.path, _tokens(found.parent_path("tokenizer"), town, out), out / "route")
+    if not reactions:
+        return base
+    if from_plain(WorldConfig, found.manifest.architecture, str(found.path)).reactions.width:
+        return replace(base, reacting=base.world)
+    return replace(base, reacting=train_reactions(recipe, base.world, base.cache, town, "train", begin("reactions"), auto))
 
 
 def _tokens(tokenizer: str | Path, town: Town, out: Path) -> TokenCache:
@@ -179,7 +198,7 @@ def trained(recipe: Recipe, town: Town, base: Base, out: Path, weights: Weights,
     own = recipe_of(recipe, weights, seed, rate)
     run = Run.start(_folder(out, weights, seed, rate), describe("train planner", own, town, "train"), resume=True)
     return train_planner(
-        own, base.world, base.cache, town, "train", run, weights != "present", RunOptions(resume="auto"), route=Run(base.route)
+        own, base.world_of(weights), base.cache, town, "train", run, weights != "present", RunOptions(resume="auto"), route=Run(base.route)
     )
 
 
@@ -313,5 +332,4 @@ def _page(settings: Sequence[Setting], fixed: Sequence[str], correlations: Seque
     if correlations:
         tables.append(("Rank correlation of open loop and closed loop", "\n".join(correlations)))
     lead = "The same planner, with and without a world model's imagined future."
-    notes = [*fixed, *(f"{key}: left out, {why}" for key, why in LEFT_OUT.items())]
-    return Page("Does a world model help the planner?", lead, [], tables, pictures, notes)
+    return Page("Does a world model help the planner?", lead, [], tables, pictures, list(fixed))
