@@ -39,7 +39,7 @@ from iidrive.pipeline.testset import TestSet
 from iidrive.pipeline.tokens import scene_codes
 from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.run_folder import Run
-from iidrive.scoring.driving.rollout import Road
+from iidrive.scoring.driving.rollout import PAST_STEPS, Road
 from iidrive.scoring.driving.tracking import CarState
 from iidrive.simulation.displace import LATERAL_M, PACES, Start, drawn
 from iidrive.simulation.driven import PAST, DrivenScene, road_of
@@ -116,6 +116,25 @@ def test_history_before_the_start_is_from_the_warm_up(town: Town) -> None:
     live = town.live(NAMES[1], -2)
     assert scene.keyframes[3].global_T_ego.translation_m[:2] == pytest.approx(live.ego.xy_m)
     assert scene.keyframes[-1].boxes.track == town.scene(NAMES[1]).keyframes[0].boxes.track
+
+
+@pytest.mark.slow
+def test_the_past_of_a_drive_is_what_the_town_drove_before(town: Town) -> None:
+    live, states = town.live(NAMES[1], -3), []
+    for _ in range(PAST_STEPS):
+        states.append(live.ego)
+        live.step()
+    scene = DrivenScene(town, NAMES[1])
+    assert (scene.record.ego[0].xy_m == live.ego.xy_m).all(), "the last state of the past is 0.1 s before the start"
+    past = scene.rollout().past
+    assert (past.xy_m == np.array([ego.xy_m for ego in states])).all()
+    assert (past.yaw_rad == np.array([ego.heading_rad for ego in states])).all()
+    assert (past.speed_mps == np.array([ego.speed_mps for ego in states])).all()
+    displaced = DrivenScene(town, NAMES[1], start=Start(0.5, 0.1, 1.3))
+    for k, time in ((0, -1.5), (5, -1.0), (10, -0.5)):
+        keyframe = next(m for m in displaced.keyframes if m.time_s == time)
+        assert displaced.past.xy_m[k] == pytest.approx(keyframe.global_T_ego.translation_m[:2])
+    assert displaced.past.speed_mps == pytest.approx(1.3 * past.speed_mps)
 
 
 @pytest.mark.slow
@@ -251,6 +270,8 @@ def test_a_stored_drive_is_read_unchanged(town: Town, tmp_path: Path) -> None:
     assert (found.others.centre_m == rollout.others.centre_m).all()
     assert found.others.track == rollout.others.track
     assert (found.plan_speed_mps == rollout.plan_speed_mps).all()
+    assert len(rollout.past.yaw_rad) == PAST_STEPS
+    assert all((getattr(found.past, name) == getattr(rollout.past, name)).all() for name in ("xy_m", "yaw_rad", "speed_mps"))
     np.savez(tmp_path / "b.npz", name="x")
     with pytest.raises(DataError, match=r"b\.npz: not a file of `iidrive drive`"):
         read_rollout(tmp_path / "b.npz")
@@ -296,7 +317,12 @@ def test_the_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.Captur
     assert {name for name, value in scores["parts"].items() if value is None} == set(scores["absent"]) == {"TLC"}
     assert set(scores["rows"]) == {"town's driver", "still", "constant-velocity", "ctrv"}
     assert 0 <= scores["epdms"] <= 1
-    assert "scenes were sampled until no vehicle collided" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "scenes were sampled until no vehicle collided" in printed
+    assert 0 < scores["tracking_error_m"]["mean"] < scores["tracking_error_m"]["worst"] < 0.2
+    assert f"driver within {100 * scores['tracking_error_m']['mean']:.1f} cm on average" in printed
+    assert scores["at_fault_collisions_per_km_interval"] == [0, 0]
+    assert set(scores["parts_intervals"]) == {name for name, value in scores["parts"].items() if value is not None}
     lines = [json.loads(line) for line in (tmp_path / "run" / "scenes.jsonl").read_text().splitlines()]
     assert [line["scene"] for line in lines if line["planner"] == "still"] == ["town-test-00000", "town-test-00001"]
 
@@ -432,6 +458,12 @@ def test_from_python(tmp_path: Path) -> None:
     assert [row.name for row in driven.rows] == ["town's driver", "ctrv"]
     assert driven.row("ctrv").to_json() == named.row("ctrv").to_json()
     assert "ctrv" in driven.text()
+    assert driven.tracking is not None
+    assert driven.tracking == named.tracking
+    short = iidrive.drive(ctrv, town, scenes=1, config=LoopConfig(moments=11), run=tmp_path / "c")
+    assert short.tracking is None, "no plan of 3 s"
+    assert "tracking error" in driven.text()
+    assert "tracking error" not in short.text()
 
 
 def test_models_that_do_not_plan_are_refused(tmp_path: Path) -> None:

@@ -11,11 +11,13 @@ from driven import CAR, CENTRELINE, others, road, rollout, straight, street
 
 from iidrive.core.errors import DataError
 from iidrive.core.scene import VectorMap
+from iidrive.scoring.driving.comfort import comfortable
 from iidrive.scoring.driving.contacts import contacts
 from iidrive.scoring.driving.epdms import PARTS, DriveScore, score_drive
 from iidrive.scoring.driving.parts import stations
 from iidrive.scoring.driving.rollout import Ego, Road, Rollout
-from iidrive.scoring.driving.summary import Difference, Row, text
+from iidrive.scoring.driving.summary import Difference, Row, rates, text
+from iidrive.scoring.stats import ratio_interval
 
 FREE = rollout(straight())
 
@@ -153,6 +155,42 @@ def test_hard_braking_is_not_comfortable() -> None:
     assert scored(rollout(straight(speed=gentle))).windows["HC"].tolist() == [1, 1]
 
 
+def before(speed: np.ndarray) -> Ego:
+    """A past on the lane with these speeds, whose next state would be at x = 0."""
+    return Ego(np.stack([-0.1 * np.cumsum(speed[::-1])[::-1], np.zeros(len(speed))], -1), np.zeros(len(speed)), speed)
+
+
+def test_a_jerk_across_the_start_is_not_comfortable() -> None:
+    speeds_up = 5.0 - 0.2 * np.arange(15, 0, -1)  # 2 m/s²
+    brakes = np.clip(5.0 - 0.3 * np.arange(81), 0.5, 5.0)  # 3 m/s², from the first step on
+    drive = rollout(straight(speed=brakes))
+    assert scored(drive).windows["HC"].tolist() == [1, 1]
+    assert comfortable(rollout(before(speeds_up))).all()
+    assert scored(replace(drive, past=before(speeds_up))).windows["HC"].tolist() == [0, 1]
+    turned = replace(drive, ego=straight(), past=replace(before(np.full(15, 5.0)), yaw_rad=np.full(15, -0.5)))
+    assert scored(turned).windows["HC"].tolist() == [0, 1]
+
+
+def test_a_past_at_constant_speed_changes_no_comfort() -> None:
+    late = np.clip(8.0 - 0.5 * (np.arange(81) - 60), 0, 8.0)
+    for speed, wanted in ((np.full(81, 8.0), [1, 1]), (late, [1, 0])):
+        drive = rollout(straight(speed=speed))
+        alike = replace(drive, past=before(np.full(15, 8.0)))
+        assert scored(drive).windows["HC"].tolist() == scored(alike).windows["HC"].tolist() == wanted
+        assert comfortable(alike).tolist() == comfortable(drive).tolist()
+        assert scored(alike).epdms == scored(drive).epdms
+
+
+def test_an_uncomfortable_past_counts_in_the_first_window() -> None:
+    braked = before(np.concatenate([12.0 - 0.7 * np.arange(10), np.full(5, 5.0)]))
+    drive = replace(FREE, past=braked)
+    assert scored(drive).windows["HC"].tolist() == [0, 1]
+    assert {k: v for k, v in scored(drive).parts.items() if k != "HC"} == {k: v for k, v in scored(FREE).parts.items() if k != "HC"}
+    short = rollout(straight(seconds=0.5))
+    assert comfortable(short).all()
+    assert not comfortable(replace(short, past=braked)).all(), "past and drive together are longer than 1.5 s"
+
+
 def planned(speeds: list[float]) -> Rollout:
     drive = straight(seconds=0.5 * len(speeds))
     return Rollout(
@@ -231,6 +269,45 @@ def test_rows_have_rates_and_none_at_zero_km() -> None:
     assert " - " in text([standing]).splitlines()[1]
     with pytest.raises(DataError, match="same scenes"):
         Row("x", (scored(FREE),), ())
+
+
+def test_rows_have_intervals_of_parts_and_rates() -> None:
+    crash = rollout(straight(), others(81, ((30.0, 0.0), 0.0, CAR, True)))
+    found = row("two", [FREE, crash]).to_json()
+    assert found["parts_intervals"]["NC"] == (0, 1)
+    assert found["parts_intervals"]["DAC"] == (1, 1)
+    assert list(found["parts_intervals"]) == [name for name, value in found["parts"].items() if value is not None]
+    # of two scenes with 40 m each, one has a contact: draws have 0, 1 or 2 contacts in 80 m
+    assert found["at_fault_collisions_per_km_interval"] == pytest.approx((0, 25))
+    assert found["departures_per_km_interval"] == (0, 0)
+    assert found["interventions_per_km_interval"] == pytest.approx((0, 25))
+    standing = row("still", [rollout(straight(speed=0.0))])
+    assert standing.to_json()["interventions_per_km_interval"] is None
+    assert rates([standing])[1] == ["still", "-", "-", "-", "-"]
+    assert rates([row("two", [FREE, crash])])[1] == ["two", "12.50", "0.00-25.00", "0.00", "0.00-0.00"]
+    assert "12.50  0.00-25.00" in text([row("two", [FREE, crash])], per_km=True)
+    assert "12.50  0.00-25.00" not in text([row("two", [FREE, crash])])
+
+
+def test_intervals_of_a_part_are_over_the_drives_that_have_it() -> None:
+    calm, contradicts = planned([5.0] * 16), planned([5.0] * 16)
+    contradicts.plan_speed_mps[10] += 0.1 * np.arange(30)
+    drives = [replace(planned([5.0]), planned_moments=81), calm, contradicts]  # the first has no EC
+    found = row("planner", drives).parts_intervals()["EC"]
+    assert found == row("planner", drives[1:]).parts_intervals()["EC"] == pytest.approx((6 / 7, 1))
+    # drives of one scene are one cluster: nothing can be drawn
+    scores = row("planner", drives[1:]).scores
+    assert Row("one", scores, scores, ("a", "a")).parts_intervals()["EC"] == pytest.approx((13 / 14, 13 / 14))
+
+
+def test_intervals_of_ratios_divide_the_sums_of_whole_clusters() -> None:
+    count, amount, cluster = np.array([1.0, 0.0, 3.0, 2.0]), np.array([0.1, 0.5, 0.4, 1.0]), np.array([0, 0, 1, 2])
+    # each of the 27 draws of three clusters has more than 2.5 %: the interval is from the smallest to the largest ratio
+    assert ratio_interval(count, amount, cluster) == pytest.approx((1 / 0.6, 3 / 0.4))
+    assert ratio_interval(count, amount, np.zeros(4, int)) == pytest.approx((3, 3))
+    assert ratio_interval(np.zeros(4), amount, cluster) == (0, 0)
+    # a draw of the scene without distance alone has no ratio
+    assert ratio_interval(np.array([1.0, 1.0]), np.array([0.0, 1.0]), np.arange(2)) == pytest.approx((1, 2))
 
 
 def test_a_part_that_some_drives_lack_is_said_with_the_reason_and_their_number() -> None:

@@ -65,6 +65,18 @@ def test_starts_are_as_recorded() -> None:
     assert start.steer_rad[0] == 0
 
 
+def test_the_past_of_a_plan_is_the_recorded_ego_every_tenth_of_a_second() -> None:
+    recorded = RecordedScene.of(straight_scene(10, speed_mps=4.0))
+    past = recorded.past(4)
+    assert past.xy_m[:, 0] == pytest.approx(8.0 + 0.4 * np.arange(-15, 0))
+    assert past.speed_mps == pytest.approx(4.0)
+    assert past.yaw_rad == pytest.approx(0.0)
+    assert [len(recorded.past(k).yaw_rad) for k in range(4)] == [0, 5, 10, 15]
+    drive = recorded.drive(4, np.stack([np.zeros(6), 2.0 * np.arange(1, 7)], -1))
+    assert (drive.past.xy_m == past.xy_m).all()
+    assert drive.ego.xy_m[0] == pytest.approx([8.0, 0.0])
+
+
 @pytest.mark.slow
 def test_a_town_is_scored_with_its_lanes(tmp_path: Path) -> None:
     town = Town(TownConfig(train_scenes=0, val_scenes=0, test_scenes=2, keyframes=12))

@@ -33,7 +33,8 @@ from iidrive.scoring.driving.epdms import DriveScore, score_drive
 from iidrive.scoring.driving.rollout import Rollout
 from iidrive.scoring.driving.summary import DIFFERENCES, Difference, Row, left_out_parts, table, text
 from iidrive.scoring.driving.tracking import DT_S
-from iidrive.simulation.driven import road_of
+from iidrive.scoring.driving.tracking_error import TrackingError, tracking_error
+from iidrive.simulation.driven import LEVER_M, road_of
 from iidrive.simulation.kept import read_rollout, write_rollout
 from iidrive.simulation.loop import LoopConfig, Starts, drive_expert, drive_scenes
 from iidrive.training.checkpoint import Checkpoint
@@ -47,23 +48,29 @@ class Driven:
     """Results of several drivers in the same scenes.
 
     `rows`: one per driver, the town's own driver first. `drives`: rollouts by row name. `left_out`: scenes that start off the road and
-    cannot be scored.
+    cannot be scored. `tracking`: how closely the controller follows the town's own driver in these scenes; None if no drive has 3 s.
     """
 
     town: Town
     rows: tuple[Row, ...]
     drives: Mapping[str, Sequence[Rollout]]
     left_out: tuple[str, ...] = ()
+    tracking: TrackingError | None = None
 
     def text(self) -> str:
         """The table of all rows."""
-        return "\n".join([text(self.rows), *self.notes()])
+        return "\n".join([text(self.rows, per_km=True), *self.notes()])
 
     def notes(self) -> list[str]:
         """Notes below the table."""
-        if not self.left_out:
-            return []
-        return [f"left out, {len(self.left_out)} of the scenes: the map has no road where the ego starts ({', '.join(self.left_out)})"]
+        notes = []
+        if error := self.tracking:
+            cm = f"{100 * error.mean_m:.1f} cm on average and {100 * error.worst_m:.1f} cm at worst"
+            notes.append(f"tracking error: the controller follows the path of the {EXPERT} within {cm}")
+        if self.left_out:
+            scenes = f"{len(self.left_out)} of the scenes"
+            notes.append(f"left out, {scenes}: the map has no road where the ego starts ({', '.join(self.left_out)})")
+        return notes
 
     def row(self, name: str) -> Row:
         """The row of a driver."""
@@ -164,7 +171,7 @@ def drive_all(drivers: Sequence[Driver], on: TestSet, config: LoopConfig, table:
                 f"{driver.name} never moves: all of its paths stay at the origin, in {len(names)} scenes. Paths must be in metres, in the lidar "
                 "frame."
             )
-    return Driven(town, tuple(rows), drives, left_out)
+    return Driven(town, tuple(rows), drives, left_out, tracking_error([one.ego for one in expert], LEVER_M))
 
 
 DRAWN = 3
@@ -212,13 +219,14 @@ def _written(driven: Driven, asked: Sequence[Driver], on: TestSet, config: LoopC
     line += f" · plans {config.delay_s:g} s late" if config.delay_s else ""
     line += f" · {100 * config.dropped:g} % of columns dropped" if config.dropped else ""
     line += f" · road users seen {100 * config.depth_error:g} % too near or too far" if config.depth_error else ""
-    body = "\n".join([f"{mark_lines(lineage.marks)}{line}", text(rows, differences), *driven.notes(), _BY_CONSTRUCTION])
+    body = "\n".join([f"{mark_lines(lineage.marks)}{line}", text(rows, differences, per_km=True), *driven.notes(), _BY_CONSTRUCTION])
     plain = {row.name: row.to_json() for row in rows}
     values = {
         **plain[own[-1].name],
         "rows": plain,
         "differences": [difference.to_json() for difference in differences],
         "left_out": list(driven.left_out),
+        "tracking_error_m": driven.tracking.to_json() if driven.tracking else None,
     }
     scores = {**mark_numbers(values, lineage.marks), "about": about}
     on.run.write_text("drive.txt", body + "\n")

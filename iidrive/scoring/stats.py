@@ -99,6 +99,25 @@ def mean_interval(values: Float[Array, "n"], cluster: Int[Array, "n"], resamples
     return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
+def ratio_interval(
+    count: Float[Array, "n"], amount: Float[Array, "n"], cluster: Int[Array, "n"], resamples: int = 9999
+) -> tuple[float, float]:
+    """A 95 % interval of sum(count) / sum(amount) by bootstrap over clusters. If all counts are 0, or there is one cluster, both ends are the ratio.
+
+    `amount` is at least 0, and its sum is positive. Resamples whose amounts sum to 0 have no ratio and are ignored. The seed is fixed: equal
+    inputs give equal outputs.
+    """
+    ratio = float(count.sum() / amount.sum())
+    counts, amounts = np.bincount(cluster, count), np.bincount(cluster, amount)
+    k = len(amounts)
+    if k < 2 or not count.any():
+        return ratio, ratio
+    drawn = np.random.default_rng(_SEED).integers(0, k, (resamples, k))
+    above, below = counts[drawn].sum(1), amounts[drawn].sum(1)
+    low, high = np.percentile(above[below > 0] / below[below > 0], [2.5, 97.5])
+    return float(low), float(high)
+
+
 def _seeded() -> dict[str, Any]:
     """The random generator, under the argument name that every supported SciPy version accepts."""
     return {"random_state": np.random.default_rng(_SEED)}

@@ -19,7 +19,7 @@ from iidrive.data.town.route import Route
 from iidrive.data.town.source import Town
 from iidrive.data.town.traffic import EgoState
 from iidrive.scoring.driving.contacts import contacts
-from iidrive.scoring.driving.rollout import Ego, End, Others, Road, Rollout
+from iidrive.scoring.driving.rollout import PAST_STEPS, Ego, End, Others, Road, Rollout
 from iidrive.scoring.driving.tracking import DT_S, CarState, Reference
 from iidrive.simulation.displace import Start
 
@@ -63,13 +63,14 @@ class Record:
 
     def drive(self, last: int = 0) -> tuple[Ego, list[Cast]]:
         """Ego and other road users over the `last` time steps; 0 for all."""
-        states = self.ego[-last:]
-        xy, yaw, speed = (np.array([getattr(s, n) for s in states]) for n in ("xy_m", "heading_rad", "speed_mps"))
-        return Ego(xy, yaw, speed), self.casts[-last:]
+        return _states(self.ego[-last:]), self.casts[-last:]
 
 
 class DrivenScene:
-    """A scene in closed loop. `keyframes` are the ego's observations; the last is the current one."""
+    """A scene in closed loop.
+
+    `keyframes` are the ego's observations; the last is the current one. `past` is the ego every 0.1 s in the 1.5 s before the start.
+    """
 
     def __init__(self, town: Town, name: str, agents: Agents = "reactive", start: Start | None = None, moments: int | None = None) -> None:
         """The scene at its first keyframe.
@@ -87,14 +88,14 @@ class DrivenScene:
         self.road = road_of(town, name)
         self.moments = min(moments or 10**9, STEPS_PER_KEYFRAME * (len(scene) - 1) + 1)
         live = town.live(name, -PAST)
-        seen = [(live.ego, live.cast())]
+        recorded, casts = [live.ego], [live.cast()]
         before = live
         for step in range(PAST * STEPS_PER_KEYFRAME):
             before = live.copy() if step + 1 == PAST * STEPS_PER_KEYFRAME else before
             live.step()
+            recorded.append(live.ego)
             if (step + 1) % STEPS_PER_KEYFRAME == 0:
-                seen.append((live.ego, live.cast()))
-        recorded = [ego for ego, _ in seen]
+                casts.append(live.cast())
         egos = [start.displaced(ego, recorded[-1]) for ego in recorded] if start else recorded
         self.live = live
         if start and agents == "reactive":
@@ -102,9 +103,11 @@ class DrivenScene:
             self.live = before
         self._state = CarState.rolling(egos[-1].xy_m[None], np.array([egos[-1].heading_rad]), np.array([egos[-1].speed_mps]))
         self.record = Record([egos[-1]], [self.live.cast()])
+        self.past = _states(egos[-1 - PAST_STEPS : -1])
         times = (np.arange(-PAST, 1) * STEP_S).tolist()
-        casts = [cast for _, cast in seen[:-1]] + [self.live.cast()]
-        self.keyframes = [self._moment(ego, cast, time) for ego, cast, time in zip(egos, casts, times, strict=True)]
+        casts[-1] = self.live.cast()
+        at_keyframes = egos[::STEPS_PER_KEYFRAME]
+        self.keyframes = [self._moment(ego, cast, time) for ego, cast, time in zip(at_keyframes, casts, times, strict=True)]
         self._touched: set[str] = set()
 
     def copy(self) -> DrivenScene:
@@ -166,6 +169,7 @@ class DrivenScene:
             self.moments,
             self.record.ended,
             STEPS_PER_KEYFRAME,
+            self.past,
         )
 
     def _finish(self, steps: int, go_on: bool) -> None:
@@ -200,6 +204,11 @@ def road_of(town: Town, name: str) -> Road:
 
 LEVER_M = float(EGO_T_LIDAR.translation_m[0])
 """Distance from the rear axle forward to LIDAR_TOP, metres."""
+
+
+def _states(egos: list[EgoState]) -> Ego:
+    xy, yaw, speed = (np.array([getattr(s, n) for s in egos]) for n in ("xy_m", "heading_rad", "speed_mps"))
+    return Ego(xy, yaw, speed)
 
 
 def _others(casts: list[Cast], tracks: tuple[str, ...]) -> Others:

@@ -22,6 +22,7 @@ _PLANS = ("plan_speed_mps", "plan_yaw_rad")
 def write_rollout(path: Path, rollout: Rollout) -> None:
     """Write one drive atomically."""
     arrays: dict[str, Any] = {f"ego_{name}": getattr(rollout.ego, name) for name in _EGO}
+    arrays |= {f"past_{name}": getattr(rollout.past, name) for name in _EGO}
     arrays |= {f"others_{name}": np.asarray(getattr(rollout.others, name)) for name in _OTHERS}
     arrays |= {name: getattr(rollout, name) for name in _PLANS}
     counts = np.array([rollout.planned_moments, rollout.plan_every])
@@ -42,13 +43,17 @@ def read_rollout(path: Path) -> Rollout:
         if ended not in get_args(End):
             raise ValueError(f"a drive cannot end with '{ended}'")
         planned, every = (int(n) for n in found["counts"])
-        ego = Ego(*(found[f"ego_{name}"] for name in _EGO))
+        ego, past = (Ego(*(found[f"{whose}_{name}"] for name in _EGO)) for whose in ("ego", "past"))
         centre, yaw, size, present, agent, track = (found[f"others_{name}"] for name in _OTHERS)
         others = Others(centre, yaw, size, present, agent, tuple(track.tolist()))
         plans = [found[name] for name in _PLANS]
         moments = len(ego.yaw_rad)
-        if ego.xy_m.shape != (moments, 2) or others.centre_m.shape != (moments, len(others.track), 2):
+        if (
+            past.xy_m.shape != (len(past.yaw_rad), 2)
+            or ego.xy_m.shape != (moments, 2)
+            or others.centre_m.shape != (moments, len(others.track), 2)
+        ):
             raise ValueError("the shapes of its arrays do not match")
-        return Rollout(str(found["name"]), ego, others, plans[0], plans[1], planned, ended, every)  # pyright: ignore[reportArgumentType]
+        return Rollout(str(found["name"]), ego, others, plans[0], plans[1], planned, ended, every, past)  # pyright: ignore[reportArgumentType]
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise DataError(f"{path}: not a file of `iidrive drive` ({error}); delete it and drive the scene again.") from None

@@ -1,6 +1,6 @@
 """Comfort of a drive: accelerations, jerks and yaw rates compared with the limits of the public scorers.
 
-Shapes: T time steps of 0.1 s, P plans, K steps per plan.
+Shapes: T time steps of 0.1 s from the start on, H time steps before it, P plans, K steps per plan.
 """
 
 from __future__ import annotations
@@ -21,11 +21,21 @@ _ORDER, _SMOOTH, _SLOPE = 2, 8, 15
 """Savitzky-Golay filter: polynomial order, window length for values, window length for derivatives (time steps)."""
 
 
-def comfortable(ego: Ego, limits: Limits | None = None) -> Bool[Array, "t"]:
-    """Whether all limits hold at each time step. A drive shorter than 1.5 s has no derivatives and counts as comfortable."""
-    limits, n = limits or Limits(), len(ego.yaw_rad)
-    if n < _SLOPE:
-        return np.ones(n, bool)
+def comfortable(rollout: Rollout, limits: Limits | None = None) -> Bool[Array, "t"]:
+    """Whether all limits hold at each time step of a drive.
+
+    The driven past and the drive are one series, so a jerk across the start is noticed. Time step 0 also stands for the past: it is false if a
+    limit is exceeded at any of the past's steps. A past and drive that together are shorter than 1.5 s have no derivatives and count as comfortable.
+    """
+    past = len(rollout.past.yaw_rad)
+    good = _within(Ego.joined(rollout.past, rollout.ego), limits or Limits())
+    return np.concatenate([good[: past + 1].all(keepdims=True), good[past + 1 :]])
+
+
+def _within(ego: Ego, limits: Limits) -> Bool[Array, "t"]:
+    """Whether all limits hold at each state."""
+    if len(ego.yaw_rad) < _SLOPE:
+        return np.ones(len(ego.yaw_rad), bool)
     yaw = np.unwrap(ego.yaw_rad)
     raw = np.diff(ego.speed_mps, append=ego.speed_mps[-1:]) / DT_S
     sideways = ego.speed_mps * np.gradient(yaw, DT_S)

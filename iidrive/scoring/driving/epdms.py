@@ -118,7 +118,7 @@ def score_drive(rollout: Rollout, road: Road | None, expert: Rollout | None = No
         if not contact.at_fault:
             ignored[contact.other] = contact.moment
     windows["TTC"] = _never(about_to_collide(ego, others, road, ignored), spans)
-    windows["HC"] = _never(~comfortable(ego), spans)
+    windows["HC"] = _never(~comfortable(rollout), spans)
     progress = np.zeros(len(spans))
     if road is None or road.centreline_m is None:
         absent["LK"] = "this source has no centreline of the route"

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import shapely
 from jaxtyping import Bool, Float
+from scipy.interpolate import CubicSpline
 
 from iidrive.core import geometry
 from iidrive.core.classes import CATEGORIES
 from iidrive.core.scene import FUTURE_STEPS, Scene
 from iidrive.scoring.driving.epdms import DriveScore, score_drive
-from iidrive.scoring.driving.rollout import Ego, Others, Road, Rollout
+from iidrive.scoring.driving.rollout import NO_PAST, PAST_STEPS, Ego, Others, Road, Rollout
 from iidrive.scoring.driving.tracking import DT_S, STEPS, WHEELBASE_M, CarState, follow, reference
 
 Array = np.ndarray
@@ -96,6 +97,17 @@ class RecordedScene:
         steer = np.arctan(WHEELBASE_M * rate / speed) if speed > 0.5 else 0.0
         return CarState(self.pose[index][None, :2], np.array([yaw]), np.array([speed]), np.zeros(1), np.array([steer]))
 
+    def past(self, index: int) -> Ego:
+        """The recorded ego every 0.1 s in the 1.5 s before a keyframe, interpolated by cubic splines. Shorter near the scene's start."""
+        at = self.time_s[index] + np.arange(-PAST_STEPS, 0) * DT_S
+        at = at[at > self.time_s[0] - 1e-6]
+        if not len(at):
+            return NO_PAST
+        path = CubicSpline(self.time_s, np.column_stack([self.pose[:, :2], np.unwrap(self.pose[:, 2])]))
+        xy, yaw, moving = path(at)[:, :2], path(at)[:, 2], path(at, 1)[:, :2]
+        speed = moving[:, 0] * np.cos(yaw) + moving[:, 1] * np.sin(yaw)
+        return Ego(xy, geometry.wrap_angle(yaw), np.maximum(speed, 0.0))
+
     def drive(self, index: int, plan_m: Float[Array, "6 2"]) -> Rollout:
         """The rollout of a plan from a keyframe among the recorded objects."""
         keyframe = self.scene.keyframes[index]
@@ -103,7 +115,7 @@ class RecordedScene:
         states = [start, *follow(start, reference(np.asarray(plan_m)[None], float(keyframe.ego_T_lidar.translation_m[0])), STEPS)]
         xy, yaw, speed = (np.concatenate([getattr(s, name) for s in states]) for name in ("xy_m", "yaw_rad", "speed_mps"))
         none = np.zeros((0, 0))
-        return Rollout(keyframe.token, Ego(xy, yaw, speed), self.others(index), none, none, STEPS + 1)
+        return Rollout(keyframe.token, Ego(xy, yaw, speed), self.others(index), none, none, STEPS + 1, past=self.past(index))
 
     def score(self, index: int, plan_m: Float[Array, "6 2"], true_m: Float[Array, "6 2"]) -> tuple[DriveScore, DriveScore]:
         """The scores of a plan and of the recorded path, both followed by the same controller.

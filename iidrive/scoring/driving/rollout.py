@@ -1,12 +1,13 @@
 """A driven scene: the ego and all other objects every 0.1 s, and the road.
 
-Shapes: T time steps, n other objects, P plans, K steps per plan. Everything is in the global frame, in metres, radians and seconds.
+Shapes: T time steps, H time steps before the first, n other objects, P plans, K steps per plan. Everything is in the global frame, in metres,
+radians and seconds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Literal
 
@@ -66,6 +67,11 @@ class Ego:
     yaw_rad: Float[Array, "t"]
     speed_mps: Float[Array, "t"]
 
+    @staticmethod
+    def joined(first: Ego, then: Ego) -> Ego:
+        """The states of `first`, followed by those of `then`."""
+        return Ego(*(np.concatenate([getattr(ego, f.name) for ego in (first, then)]) for f in fields(Ego)))
+
     @cached_property
     def ahead(self) -> Float[Array, "t 2"]:
         """Unit vectors of the headings."""
@@ -93,12 +99,20 @@ class Ego:
         return np.asarray(shapely.polygons(self.corners_m + gone[:, None]))
 
 
+PAST_STEPS = 15
+"""Largest number of states before the start of a drive: 1.5 s, as in the public scorers."""
+
+NO_PAST = Ego(np.zeros((0, 2)), np.zeros(0), np.zeros(0))
+"""The past of a drive of which nothing before its start is known."""
+
+
 @dataclass(frozen=True)
 class Rollout:
     """One driven scene: `ego` and `others` every 0.1 s. Time step 0 is the start.
 
     `plan_speed_mps` (P,K) and `plan_yaw_rad` (P,K+1): references of the followed plans, one every `plan_every` time steps; headings are in the ego
     frame of the plan. Empty for an agent without plans. `planned_moments`: planned length of the drive in time steps. `ended`: why it ended early.
+    `past`: the ego at the H time steps before the start, the last one 0.1 s before it. Only comfort uses it.
     """
 
     name: str
@@ -109,6 +123,7 @@ class Rollout:
     planned_moments: int
     ended: End = ""
     plan_every: int = 5
+    past: Ego = NO_PAST
 
     @property
     def kilometres(self) -> float:

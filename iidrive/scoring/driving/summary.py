@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from iidrive.core.errors import DataError
 from iidrive.core.text import aligned
 from iidrive.scoring.driving.epdms import PARTS, DriveScore
-from iidrive.scoring.stats import Test, mean_interval, paired
+from iidrive.scoring.stats import Test, mean_interval, paired, ratio_interval
 
 Array = np.ndarray
 
@@ -68,6 +68,11 @@ class Row:
         """A count per kilometre; None at 0 km."""
         return count / self.kilometres if self.kilometres > 0 else None
 
+    def per_km_interval(self, counts: Float[Array, "s"]) -> tuple[float, float] | None:
+        """A 95 % interval over scenes of a count per kilometre, from the counts of every drive; None at 0 km."""
+        kilometres = np.array([score.kilometres for score in self.scores])
+        return ratio_interval(counts, kilometres, self.cluster) if self.kilometres > 0 else None
+
     def absent(self) -> dict[str, str]:
         """Parts that cannot be scored, with the reason, and in how many of the drives if not in all."""
         found: dict[str, list[str]] = {}
@@ -86,6 +91,17 @@ class Row:
             found[name] = float(np.mean(values)) if values else None
         return found
 
+    def parts_intervals(self) -> dict[str, tuple[float, float]]:
+        """A 95 % interval over scenes of every part's mean, over the drives in which it can be scored. Parts that cannot be scored are missing."""
+        found, cluster = {}, self.cluster
+        for name in PARTS:
+            values = [score.parts[name] for score in self.scores]
+            rows = np.array([value is not None for value in values])
+            if rows.any():
+                scored = np.array([value for value in values if value is not None])
+                found[name] = mean_interval(scored, np.unique(cluster[rows], return_inverse=True)[1])
+        return found
+
     def to_json(self) -> dict[str, Any]:
         """Plain values. A value is None only if `absent` has the reason, or for a rate at 0 km."""
         seconds = sum(score.seconds for score in self.scores)
@@ -98,9 +114,12 @@ class Row:
             "speed_mps": 1000 * self.kilometres / seconds if seconds else None,
             "at_fault_collisions": at_fault,
             "at_fault_collisions_per_km": self.per_km(at_fault),
+            "at_fault_collisions_per_km_interval": self.per_km_interval(self.at_fault),
             "departures": departures,
             "departures_per_km": self.per_km(departures),
+            "departures_per_km_interval": self.per_km_interval(self.departures),
             "interventions_per_km": self.per_km(at_fault + departures),
+            "interventions_per_km_interval": self.per_km_interval(self.at_fault + self.departures),
             "contacts_not_at_fault": sum(len(score.contacts) for score in self.scores) - at_fault,
             "finished": float(np.mean([score.finished for score in self.scores])),
             "epdms": float(self.epdms.mean()),
@@ -108,6 +127,7 @@ class Row:
             "epdms_expert_filter": float(self.forgiving.mean()),
             "forgiven": float((self.forgiving - self.epdms).mean()),
             "parts": self.parts(),
+            "parts_intervals": self.parts_intervals(),
             "absent": self.absent(),
         }
 
@@ -160,9 +180,22 @@ def table(rows: Sequence[Row], joined: bool = False) -> list[list[str]]:
     return lines
 
 
-def text(rows: Sequence[Row], differences: Sequence[Difference] = ()) -> str:
-    """The table, the parts that are left out, and the differences of planners."""
-    return "\n".join([aligned(table(rows)), *left_out_parts(rows), *(difference.sentence() for difference in differences)])
+def rates(rows: Sequence[Row]) -> list[list[str]]:
+    """A header and one line per planner: at-fault contacts and departures per kilometre, with 95 % intervals over scenes; `-` at 0 km."""
+    lines = [["per km", "at fault", INTERVAL, "off road", INTERVAL]]
+    for row in rows:
+        cells = [row.name]
+        for counts in (row.at_fault, row.departures):
+            rate, interval = row.per_km(counts.sum()), row.per_km_interval(counts)
+            cells += ["-", "-"] if rate is None or interval is None else [f"{rate:.2f}", f"{interval[0]:.2f}-{interval[1]:.2f}"]
+        lines.append(cells)
+    return lines
+
+
+def text(rows: Sequence[Row], differences: Sequence[Difference] = (), per_km: bool = False) -> str:
+    """The table, with `per_km` that of `rates` too, the parts that are left out, and the differences of planners."""
+    tables = [table(rows), rates(rows)] if per_km else [table(rows)]
+    return "\n".join([*map(aligned, tables), *left_out_parts(rows), *(difference.sentence() for difference in differences)])
 
 
 def left_out_parts(rows: Sequence[Row]) -> list[str]:

@@ -1,8 +1,11 @@
 """The controller: follows a plan of six waypoints with a kinematic bicycle model in steps of 0.1 s.
 
-A plan is a path of LIDAR_TOP. The rear axle follows LIDAR_TOP as a trailer follows its hitch, which determines the heading. Speed and curvature of
-this reference are smoothed by least squares. The car applies the reference's acceleration and steering plus feedback on its longitudinal and lateral
-errors.
+A plan is a path of LIDAR_TOP. The rear axle follows LIDAR_TOP as a trailer follows its hitch, which determines the heading. Speeds of this
+reference are smoothed by least squares.
+
+At every step the car starts from its own speed, acceleration and steering angle. It changes acceleration and curvature as little as is needed to be
+close to the plan's waypoints (ridge regression), and applies the first of these changes. A waypoint is a place at a time. So a car that is behind its
+plan catches up smoothly, even if it gets a new plan every 0.5 s that begins where the car is.
 
 Shapes: N cars, K = 30 steps of 0.1 s. Frames: plans are in the lidar frame of the time they were made, states in any fixed frame; metres, radians.
 """
@@ -33,11 +36,14 @@ STEER_RAD, STEER_RATE_RADPS = 0.65, 0.9
 BRAKE_MPS2, ACCELERATE_MPS2 = -7.0, 4.0
 """Acceleration limits."""
 
-_FADES_M = 3.0
-"""Decay length of the lateral error. The feedback is critically damped, so the error does not overshoot."""
+_EVERY = round(STEP_S / DT_S)
+"""Number of controller steps between two waypoints."""
 
-_FADES_S = 1.0
-"""Decay time of the longitudinal error, critically damped."""
+_ACCELERATION_COST, _CURVATURE_COST = 0.005, 10.0
+"""Squared distance from a waypoint (m²) that is worth a squared change of acceleration (m²/s⁴) or of curvature (1/m²) in one step."""
+
+_FIRST = 0.01
+"""The first change costs this share. If it costs as much as later ones, a car overshoots its plan, and a slow one swerves."""
 
 _FINER = 5
 """Substeps per step of the trailer model. Its heading lags by half a substep."""
@@ -45,8 +51,8 @@ _FINER = 5
 _STANDS_MPS = 0.03
 """A car that is slower than this, and whose reference is slower than this, is stopped."""
 
-_JERK, _BEND = 1e-4, 1e-2
-"""Least-squares weights of changes of acceleration and of curvature, relative to the squared errors of the path."""
+_JERK = 1e-4
+"""Least-squares weight of changes of acceleration, relative to the squared errors of the path."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +80,14 @@ class CarState:
 class Reference:
     """Reference trajectories of N cars over K steps, in the ego frame at their start.
 
-    Rear axles `xy_m` (N,K+1,2) and headings `yaw_rad` (N,K+1) begin with the start; speeds and curvatures (N,K) are those of each step.
+    Rear axles `xy_m` (N,K+1,2), headings `yaw_rad` (N,K+1) and distances driven forward `station_m` (N,K+1) begin with the start; speeds (N,K) are
+    those of each step. Every fifth step is at a waypoint. Before the first one the path leads there from the car, wherever the car is.
     """
 
     xy_m: Float[Array, "n k1 2"]
     yaw_rad: Float[Array, "n k1"]
     speed_mps: Float[Array, "n k"]
-    curvature_pm: Float[Array, "n k"]
+    station_m: Float[Array, "n k1"]
 
     def select(self, rows: Array) -> Reference:
         """The references of some cars."""
@@ -107,8 +114,7 @@ def reference(plans_m: Float[Array, "n 6 2"], lever_m: float) -> Reference:
     hop, turn = np.diff(path, axis=1), np.diff(heading, axis=1)
     middle = heading[:, :-1] + turn / 2
     gone = hop[..., 0] * np.cos(middle) + hop[..., 1] * np.sin(middle)
-    speed = _smooth_speeds(gone)
-    return Reference(path, heading, speed, _smooth_curvatures(turn, speed))
+    return Reference(path, heading, _smooth_speeds(gone), np.pad(np.cumsum(gone, axis=1), ((0, 0), (1, 0))))
 
 
 def _smooth_speeds(gone_m: Float[Array, "n k"]) -> Float[Array, "n k"]:
@@ -117,15 +123,6 @@ def _smooth_speeds(gone_m: Float[Array, "n k"]) -> Float[Array, "n k"]:
     jerk = np.diff(np.eye(k), n=2, axis=0) / DT_S**2
     normal = DT_S**2 * np.eye(k) + _JERK * DT_S**2 * jerk.T @ jerk
     return np.maximum(np.linalg.solve(normal, DT_S * gone_m.T).T, 0.0)
-
-
-def _smooth_curvatures(turn_rad: Float[Array, "n k"], speed_mps: Float[Array, "n k"]) -> Float[Array, "n k"]:
-    """Curvatures (1/m) whose turns are close to `turn_rad`, with small changes. Where the car stands, they follow the neighbouring steps."""
-    n, k = turn_rad.shape
-    change = np.diff(np.eye(k), axis=0) / DT_S
-    step = np.maximum(speed_mps, 1e-3) * DT_S
-    normal = step[:, :, None] ** 2 * np.eye(k) + _BEND * DT_S**2 * change.T @ change
-    return np.linalg.solve(normal, (step * turn_rad)[..., None])[..., 0].reshape(n, k)
 
 
 def follow(state: CarState, plan: Reference, steps: int, made_at: CarState | None = None, first: int = 0) -> list[CarState]:
@@ -163,20 +160,45 @@ def placed_by(own: CarState, at: CarState) -> CarState:
 
 
 def _commands(own: CarState, plan: Reference, k: int) -> tuple[Array, Array]:
-    """Acceleration and steering angle of step `k`: the reference's values plus feedback on the errors."""
-    last = plan.speed_mps.shape[1] - 1
-    cos, sin = np.cos(plan.yaw_rad[:, k]), np.sin(plan.yaw_rad[:, k])
+    """Acceleration and steering angle of step `k`. They depend on the car's state and on the waypoints after `k`."""
     off = own.xy_m - plan.xy_m[:, k]
-    along, beside = off[:, 0] * cos + off[:, 1] * sin, off[:, 1] * cos - off[:, 0] * sin
-    turned = wrap_angle(own.yaw_rad - plan.yaw_rad[:, k])
-    # The reference's speeds are those at the middle of each step. At the ends of a step, average with the neighbouring step.
-    before, here, after = (plan.speed_mps[:, j] for j in (max(k - 1, 0), k, min(k + 1, last)))
-    wish, then = (before + here) / 2, (here + after) / 2
-    acceleration = (then - wish) / DT_S + 2 / _FADES_S * (wish - own.speed_mps) - along / _FADES_S**2
-    bend = plan.curvature_pm[:, k] - beside / _FADES_M**2 - 2 / _FADES_M * np.sin(turned)
+    along = off[:, 0] * np.cos(plan.yaw_rad[:, k]) + off[:, 1] * np.sin(plan.yaw_rad[:, k])
+    way = plan.station_m[:, k:] - (plan.station_m[:, k] + along)[:, None]
+    waypoints = np.arange(_EVERY - k % _EVERY, STEPS - k + 1, _EVERY)  # steps from `k`
+    acceleration = own.acceleration_mps2 + _acceleration_change(own, way[:, waypoints], waypoints * DT_S, STEPS - k)
+    curvature = np.tan(own.steer_rad) / WHEELBASE_M + _curvature_change(own, way, waypoints, plan.xy_m[:, k:])
+    then = plan.speed_mps[:, k : k + 2].mean(1)  # the speeds are those at the middle of each step; this one is at the end of step `k`
     stands = (own.speed_mps < _STANDS_MPS) & (then < _STANDS_MPS)
     acceleration = np.where(stands, -own.speed_mps / DT_S, np.clip(acceleration, BRAKE_MPS2, ACCELERATE_MPS2))
-    return acceleration, np.where(stands, own.steer_rad, np.arctan(WHEELBASE_M * bend))
+    return acceleration, np.where(stands, own.steer_rad, np.arctan(WHEELBASE_M * curvature))
+
+
+def _acceleration_change(own: CarState, way_m: Float[Array, "n j"], time_s: Float[Array, "j"], steps: int) -> Float[Array, "n"]:
+    """Change of acceleration in the next of `steps` steps (m/s²) of cars whose waypoints are `way_m` ahead in `time_s`."""
+    unchanged = own.speed_mps[:, None] * time_s + own.acceleration_mps2[:, None] * time_s**2 / 2
+    effect = np.maximum(time_s[:, None] - np.arange(steps) * DT_S, 0.0) ** 2 / 2
+    return _first_change(effect, way_m - unchanged, _ACCELERATION_COST)
+
+
+def _curvature_change(own: CarState, way_m: Float[Array, "n k1"], waypoints: Array, path_m: Float[Array, "n k1 2"]) -> Float[Array, "n"]:
+    """Change of curvature in the next step (1/m) of cars whose reference is at `path_m`, `way_m` ahead, after each step. `waypoints` are steps."""
+    far = np.maximum(way_m, 0.0)
+    far[:, 0] = 0.0  # the next step begins at the car
+    turn = far[:, waypoints] * np.tan(own.steer_rad)[:, None] / WHEELBASE_M
+    chord, heading = far[:, waypoints] * np.sinc(turn / (2 * np.pi)), own.yaw_rad[:, None] + turn / 2
+    off = path_m[:, waypoints] - own.xy_m[:, None] - chord[..., None] * np.stack([np.cos(heading), np.sin(heading)], -1)
+    heading = heading + turn / 2
+    beside = off[..., 1] * np.cos(heading) - off[..., 0] * np.sin(heading)
+    effect = np.maximum(far[:, waypoints, None] - far[:, None, :-1], 0.0) ** 2 / 2
+    return _first_change(effect, beside, _CURVATURE_COST)
+
+
+def _first_change(effect: Float[Array, "*n j m"], missing: Float[Array, "n j"], cost: float) -> Float[Array, "n"]:
+    """The first of the M changes c that minimise |effect c - missing|² + cost (_FIRST c₀² + c₁² + c₂² + ...)."""
+    cheap = effect / cost
+    cheap[..., 0] /= _FIRST
+    solved = np.linalg.solve(effect @ np.swapaxes(cheap, -1, -2) + np.eye(effect.shape[-2]), missing[..., None])[..., 0]
+    return (cheap[..., 0] * solved).sum(-1)
 
 
 def bicycle_step(car: CarState, acceleration_mps2: Float[Array, "n"], steer_rad: Float[Array, "n"]) -> CarState:
