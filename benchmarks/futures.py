@@ -121,7 +121,7 @@ def main() -> None:
             candidates = candidates_of(agent, inputs, base)
             now = movable_maps(inputs.occupancy[:, -1:], voxels).expand(-1, FUTURE_STEPS, -1, -1)
             then = carried(movable_maps(targets.occupancy, voxels), targets.now_T_frame, agent)
-            imagined = agent.scene(inputs, base, True, seen)
+            imagined = agent.scene(inputs, base, True, seen, shared=True)
             part = {"candidates": candidates.numpy(), "true": targets.path.numpy()}
             for name, maps in (("present occupancy", now), ("true occupancy", then), ("imagined", imagined)):
                 part[name] = read_along(candidates, maps, fine, inputs.ego_T_lidar)[..., 0].numpy()

@@ -53,6 +53,24 @@ def test_the_first_profile_is_the_path_and_braking_stops() -> None:
     assert abs(float(gone.sum()) - 6.0**2 / 12) < 0.5
 
 
+def test_no_candidate_is_faster_than_the_limit_and_a_faster_ego_eases_down_to_it() -> None:
+    added = torch.tensor([0.0, 2.0, -2.0])
+
+    def speeds(own_mps: float, now_mps: float) -> torch.Tensor:
+        found = speed_profiles(BasePath.alone(straight(own_mps)), added, 12.0, torch.tensor([now_mps]))
+        return torch.diff(found[0, ..., 1], dim=1, prepend=torch.zeros(3, 1)) / 0.5
+
+    usual = speed_profiles(BasePath.alone(straight(8.0)), added)
+    found = speed_profiles(BasePath.alone(straight(8.0)), added, 12.0, torch.tensor([8.0]))
+    torch.testing.assert_close(found[:, [0, 2]], usual[:, [0, 2]])  # below the limit nothing changes
+    assert speeds(8.0, 8.0)[1, -1] == pytest.approx(12.0, abs=1e-4)
+    assert speeds(14.0, 11.0).max() <= 12.0 + 1e-4, "a proposal beyond the limit"
+    fast = speeds(14.0, 14.0)
+    torch.testing.assert_close(fast[0], torch.tensor([13.725, 13.225, 12.725, 12.225, 12.0, 12.0]), atol=0.03, rtol=0)
+    assert (fast[2] < fast[0] + 1e-4).all()
+    assert speed_profiles(BasePath.alone(straight(30.0)), added)[0, 0, -1, 1] == pytest.approx(90.0), "without a limit"
+
+
 def test_a_constant_acceleration_drives_as_far_as_it_should() -> None:
     found = speed_profiles(BasePath.alone(straight(5.0)), torch.tensor([0.0, 2.0, -1.0]))
     assert torch.allclose(found[0, :, -1, 1], torch.tensor([15.0, 15.0 + 9.0, 15.0 - 4.5]), atol=0.2)

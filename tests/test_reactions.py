@@ -10,6 +10,7 @@ import pytest
 import shapely
 import torch
 
+from iidrive.cli.main import main
 from iidrive.core.errors import ConfigError
 from iidrive.core.scene import GridSpec
 from iidrive.data.box_tracks import FlowTargets
@@ -33,9 +34,10 @@ from iidrive.pipeline.tokens import codes_in_memory, write_tokens
 from iidrive.pipeline.train import fastest_mps, train_planner, train_reactions, train_tokenizer, train_world
 from iidrive.runtime.run_folder import Run
 from iidrive.scoring.driving.tracking import CarState
-from iidrive.simulation.branches import Branches, branches
+from iidrive.simulation.branches import Branches, branches, plans_along
 from iidrive.simulation.foresight import branched_occupancy
 from iidrive.training import checkpoint
+from iidrive.training.options import RunOptions
 
 TINY = tiny()
 GRID = GridSpec((64, 64, 1), (-25.6, -25.6, -1.0), 0.8)
@@ -130,6 +132,17 @@ def test_branches_start_at_the_keyframe_and_do_not_depend_on_the_future(town: To
     assert len({round(float(h), 3) for h in hops[:, -1]}) > 3, "and are not all the same"
 
 
+def test_the_ends_of_scenes_and_routes() -> None:
+    short = Town(TownConfig(seed=907, train_scenes=1, val_scenes=0, test_scenes=0, keyframes=6))
+    found = branches(short, short.scene_names("train")[0], GRID)
+    assert found.driven.shape == (0, 6, 2)
+    assert found.taken.shape == (0, 7, 64, 64)
+    ended = np.full((1, 111, 2), np.nan, np.float32)
+    (plan,) = plans_along(ended, np.array([8.0]), np.array([0.0]))
+    np.testing.assert_allclose(plan[:, 1], 4.0 * np.arange(1, 7), atol=1e-4)
+    np.testing.assert_allclose(plan[:, 0], 0, atol=1e-4)
+
+
 def lives(town: Town, name: str, count: int) -> list:
     live, out = town.live(name), []
     for _ in range(count):
@@ -143,11 +156,15 @@ def test_branches_are_kept_and_a_damaged_file_is_made_again(town: Town, tmp_path
     name = town.scene_names("train")[0]
     cache = SceneCache(tmp_path)
     first = Branches(town, GRID, cache)(name, 3)
-    (file,) = [path for path in tmp_path.rglob("*.safetensors") if path.stem == name]
+    (file,) = [path for path in tmp_path.rglob("*.safetensors") if path.name.startswith(f"{name}@branches")]
+    assert cache.size().scenes == 0, "branches are not counted as scenes"
     whole = file.read_bytes()
-    file.write_bytes(whole[:100])
-    assert (Branches(town, GRID, cache)(name, 3)["taken"] == first["taken"]).all()
-    assert file.read_bytes() == whole
+    for damaged in (whole[:100], whole[:-1] + bytes([whole[-1] ^ 1])):
+        file.write_bytes(damaged)
+        assert (Branches(town, GRID, cache)(name, 3)["taken"] == first["taken"]).all()
+        assert file.read_bytes() == whole
+    aside = Branches(town, replace(GRID, lower_m=(-10.0, -25.6, -1.0)), cache)(name, 3)
+    assert (aside["taken"] != first["taken"]).any(), "another area has branches of its own"
 
     def fails(*_: object) -> None:
         raise AssertionError("made again")
@@ -170,7 +187,8 @@ def test_an_untrained_net_changes_nothing_and_learns_from_a_branch(town: Town) -
     without, reacting = learner.entropies(batch)
     assert torch.equal(without, reacting)
     trained = [name for name, p in learner.named_parameters() if p.requires_grad]
-    assert {name.split(".")[0] for name in trained} == {"net"} or all("reactions" in name or name.startswith("net.") for name in trained)
+    assert trained
+    assert {id(p) for p in learner.parameters() if p.requires_grad} == {id(p) for p in learner.net.parameters()}
     optimiser = torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], 1e-2)
     for _ in range(30):
         loss, _ = learner.loss(batch)
@@ -212,13 +230,13 @@ def test_arms_of_a_planner_with_one_forecast_per_candidate(town: Town) -> None:
 
 
 def test_what_does_not_fit_is_refused(town: Town) -> None:
-    with pytest.raises(ConfigError, match="a multiple of 8; found 12"):
+    with pytest.raises(ConfigError, match="multiple of 8; found 12"):
         ReactionConfig(12)
     with pytest.raises(ConfigError, match="corrects the occupancy flow"):
         WorldConfig(reactions=ReactionConfig(8))
     with pytest.raises(ConfigError, match="per_candidate needs candidates"):
         replace(TINY.planner, per_candidate=True, held=True)
-    with pytest.raises(ConfigError, match=r"needs a world model with a reaction net.*reactions\.width"):
+    with pytest.raises(ConfigError, match="needs a world model with a reaction net: add one with `iidrive train reactions"):
         Agent(forecaster(0), Planner(replace(TINY.planner, per_candidate=True), forecaster(0).tokenizer.cells), True)
 
 
@@ -246,6 +264,11 @@ def test_only_the_reaction_net_is_trained_and_planners_use_it(tmp_path: Path, to
     assert "cross entropy" in (tmp_path / "reactions/validation-000000016.txt").read_text()
     assert load_forecaster(reacting).model.world.reactions is not None
 
+    with pytest.raises(ConfigError, match="has width 8: set"):
+        train_reactions(replace(recipe, reactions=ReactionConfig(16)), reacting, cache, town, "train", Run.start(tmp_path / "wide", {}))
+    resumed = train_reactions(recipe, world, cache, town, "train", begin["reactions"], RunOptions(resume="on"))
+    assert checkpoint.read_manifest(resumed).fingerprint == manifest.fingerprint
+
     own = replace(recipe, planner=replace(recipe.planner, per_candidate=True))
     planner = load_agent(train_planner(own, reacting, cache, town, "train", begin["planner"], True)).model
     assert planner.planner.config.per_candidate
@@ -254,3 +277,23 @@ def test_only_the_reaction_net_is_trained_and_planners_use_it(tmp_path: Path, to
         train_planner(own, world, cache, town, "train", Run.start(tmp_path / "without", {}), True)
     again = train_reactions(recipe, reacting, cache, town, "train", begin["again"])
     assert checkpoint.read_manifest(again).origins[0].fingerprint == manifest.fingerprint, "it starts from the net that is there"
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It adds a net to a world model, and says how a planner uses it."""
+    sizes = {"train_scenes": 2, "val_scenes": 1, "test_scenes": 2, "keyframes": 9}
+    options = ["--recipe", "tiny", *(f"--recipe.town.{name}={count}" for name, count in sizes.items())]
+    main(["train", "tokenizer", "--run", str(tmp_path / "tokenizer"), *options])
+    main(["train", "world", str(tmp_path / "tokenizer"), "--run", str(tmp_path / "world"), *options])
+    main(["train", "reactions", str(tmp_path / "world"), "--run", str(tmp_path / "reactions"), *options])
+    told = capsys.readouterr().out
+    assert f"next: iidrive train planner {tmp_path / 'reactions'} --recipe.planner.per_candidate=true" in told
+    with pytest.raises(SystemExit):
+        main(["train", "reactions", str(tmp_path / "world"), "--init", "town-small", "--run", str(tmp_path / "a"), *options])
+    assert "leave --init out" in capsys.readouterr().err
+    still = [*options, "--recipe.world.flow.width=0", "--recipe.planner.accelerations=[]"]
+    main(["train", "world", str(tmp_path / "tokenizer"), "--run", str(tmp_path / "plain"), *still])
+    with pytest.raises(SystemExit):
+        main(["train", "reactions", str(tmp_path / "plain"), "--run", str(tmp_path / "b"), *options])
+    assert "a reaction net corrects an occupancy flow" in capsys.readouterr().err

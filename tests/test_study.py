@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +20,7 @@ from iidrive.analysis.study.study import StudyConfig
 from iidrive.cli.main import main
 from iidrive.core.errors import ConfigError
 from iidrive.pipeline import recipes
+from iidrive.runtime.run_folder import Run
 from iidrive.training import checkpoint
 
 SCENES = tuple(f"scene-{k}" for k in range(12))
@@ -119,7 +123,7 @@ def test_the_learning_rate_is_that_of_the_cheapest_planner_on_val(tmp_path: Path
     events = {1.0: 3, 0.5: 1, 2.0: 0}
     asked = []
 
-    def trained(recipe: object, town: object, base: object, out: Path, weights: str, seed: int, rate: float) -> float:
+    def trained(recipe: object, town: object, base: object, run: Run, weights: str, seed: int, rate: float) -> float:
         asked.append((weights, seed, rate))
         return rate
 
@@ -137,7 +141,7 @@ def test_the_learning_rate_is_that_of_the_cheapest_planner_on_val(tmp_path: Path
     recipe, nothing = recipes.tiny(), SimpleNamespace()
     for tries, best in ((1, 1.0), (2, 0.5), (3, 2.0)):
         asked.clear()
-        assert study.tuned(recipe, nothing, nothing, tmp_path, "ii", tries) == best  # pyright: ignore[reportArgumentType]
+        assert study.tuned(recipe, nothing, nothing, Run(tmp_path), "ii", tries) == best  # pyright: ignore[reportArgumentType]
         assert asked == [("ii", 0, rate) for rate in study.RATES[:tries]] * (tries > 1)
 
 
@@ -184,3 +188,18 @@ def test_the_command_runs_every_arm_and_resumes(tmp_path: Path) -> None:
     main(["study", "ii", *options, *town])
     assert json.loads((tmp_path / "s.json").read_text()) == found
     assert {path: path.stat().st_mtime_ns for path in drives} == before
+
+    before = rounded(tmp_path / "s.json")  # the ego-mlp of the test folder is trained again
+    for old in (*tmp_path.glob("closed-*/rollouts"), *tmp_path.glob("open-*")):
+        shutil.rmtree(old)
+    done = subprocess.run(
+        [sys.executable, "-m", "iidrive", "study", "ii", *options, *town, "--devices", "2"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Does planning by an imagined future help?") == 2, "one process prints, for each test"
+    assert rounded(tmp_path / "s.json") == before, "two processes drive and score the same planners alike"
+
+
+def rounded(path: Path) -> object:
+    """A JSON file's values, to nine digits after the point."""
+    return json.loads(path.read_text(), parse_float=lambda text: round(float(text), 9))

@@ -8,7 +8,7 @@ from pathlib import Path
 from iidrive.analysis.study.arms import ARMS, ArmName
 from iidrive.analysis.study.study import TESTS, StudyConfig, TestName, study
 from iidrive.analysis.transfer.transfer import transfer as transfer_
-from iidrive.cli.options import DataOptions, TownFields, write_json
+from iidrive.cli.options import DataOptions, TownFields, enter, write_json
 from iidrive.core.errors import ConfigError
 from iidrive.data.town.source import Town
 from iidrive.pipeline import recipes
@@ -30,6 +30,7 @@ def ii(
     tests: tuple[TestName, ...] = tuple(TESTS),
     arms: tuple[ArmName, ...] = tuple(arm.key for arm in ARMS),
     json: str = "",
+    devices: int = 0,
     recipe: Recipe = recipes.demo(),  # noqa: B008
     towns: TownFields = TownFields(),  # noqa: B008
 ) -> None:
@@ -44,17 +45,18 @@ def ii(
         tests: tests to run, of open, closed, hard and displaced.
         arms: arms to run: `none`, the reference of all comparisons, and at least one more.
         json: also write the results to this file.
+        devices: processes on this machine that train together and share the scenes of the tests.
         recipe: models and trainings, and the towns (a world model's own towns are used, except swerves, lapses and --recipe.town fields).
         towns: town fields set on the command line.
     """
-    config = StudyConfig(seeds, scenes, tries, tests, arms)
+    config, process_group = StudyConfig(seeds, scenes, tries, tests, arms), enter(devices)
     if world:
         given = (*towns.given, *DISTURBED)
         recipe = replace(recipe, town=town_of(checkpoint.read_manifest(world), recipe.town, given))
     for split in ("test", "hard"):
         recipe = enlarged(recipe, split, scenes)
-    found = study(recipe, Town(recipe.town), Path(out), config, world)
-    if json:
+    found = study(recipe, Town(recipe.town), Path(out), config, world, process_group)
+    if json and process_group.is_rank_zero:
         write_json(json, found)
 
 

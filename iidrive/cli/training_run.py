@@ -78,7 +78,7 @@ def finish(path: Path, where: DataOptions, recipe: Recipe, run: str) -> None:
         print(f"0 s check: its tokens decode at {found:.1f} % mIoU; stage 1 recorded {recorded:.1f} %")
     follow = {
         "tokenizer": ["train", "world", run],
-        "world": ["train", "planner", run],
+        "world": ["train", "planner", run, *(["--recipe.planner.per_candidate=true"] if _reacts(manifest) else [])],
         "planner": ["evaluate", run, "--test-ii", "on" if manifest.about.get("train_ii") else "off"],
     }
     made_with = [f"--recipe={Path(run) / 'recipe.json'}"] if recipe != recipes.small() else []
@@ -89,6 +89,10 @@ def finish(path: Path, where: DataOptions, recipe: Recipe, run: str) -> None:
             print(f"evaluate: {shlex.join(['iidrive', 'evaluate', run, *own])}")
     for own in each if manifest.kind == "planner" else [options]:
         print(f"next: {shlex.join(['iidrive', *follow[manifest.kind], *own])}")
+
+
+def _reacts(manifest: checkpoint.Manifest) -> bool:
+    return manifest.kind == "world" and bool(manifest.architecture.get("reactions", {}).get("width"))
 
 
 def _as_typed(data: Data) -> list[str]:

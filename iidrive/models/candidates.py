@@ -50,9 +50,11 @@ class BasePath:
         return BasePath(self.path[rows], self.line[rows])
 
 
-def speed_profiles(base: BasePath, added_mps2: Float[Tensor, "A"], fastest_mps: float = math.inf) -> Float[Tensor, "B A S 2"]:
+def speed_profiles(
+    base: BasePath, added_mps2: Float[Tensor, "A"], fastest_mps: float = math.inf, now_mps: Float[Tensor, "B"] | None = None
+) -> Float[Tensor, "B A S 2"]:
     """The base path at other speeds: the constant accelerations `added_mps2` are added to its own speed, without driving backwards or faster
-    than `fastest_mps`.
+    than `fastest_mps`. If the ego is faster than that at `now_mps`, the limit falls to it by 1 m/s².
 
     After stopping by braking, the ego creeps on by 5 mm per step. Evaluators derive a heading from the path, and a path that does not move
     would look like a turn to the side. Beyond its end, a line continues straight.
@@ -64,12 +66,14 @@ def speed_profiles(base: BasePath, added_mps2: Float[Tensor, "A"], fastest_mps: 
     time = (torch.arange(count, device=paths.device, dtype=paths.dtype) + 1) * (STEP_S / _PIECES)
     own = (length / STEP_S).repeat_interleave(_PIECES, 1)[:, None]
     added = added_mps2[:, None] * time
-    speed = (own + added).clamp(0, fastest_mps)
+    limit = own.new_full((), fastest_mps) if now_mps is None else (now_mps[:, None, None] - _EASES_MPS2 * time).clamp(min=fastest_mps)
+    speed = (own + added).clamp(min=0).minimum(limit)
     stopped = ((speed <= _STOPPED_MPS).cummax(2).values) & (own[..., :1] + added <= 0) & (added_mps2 < 0)[:, None]
     gone = running_sum(torch.where(stopped, CREEP_M / STEP_S, speed), 2)[..., _PIECES - 1 :: _PIECES] * (STEP_S / _PIECES)
     return along(base.line, gone)
 
 
+_EASES_MPS2 = 1.0
 _STOPPED_MPS = 0.01
 CREEP_M = 0.005
 """Least distance that a candidate moves per step, metres."""

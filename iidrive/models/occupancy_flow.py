@@ -47,8 +47,8 @@ class FlowConfig:
     threshold: float = 0.25
 
     def __post_init__(self) -> None:
-        if self.width % 8:
-            raise ConfigError(f"the occupancy flow's width must be a multiple of 8; found {self.width}.")
+        if self.width < 0 or self.width % 8:
+            raise ConfigError(f"the occupancy flow's width must be 0 or a positive multiple of 8; found {self.width}.")
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ class Outcomes:
         """Cost of each candidate, metres: the distance, plus the costs of what it is expected to meet.
 
         The risk of meeting others of a candidate that is `faster` than the first one (the unchanged plan) is at least that of the first.
-        Otherwise an ego that would be hit where it stands would accelerate, because the forecast does not know that the others react to it.
+        Otherwise an ego that would be hit where it stands would accelerate, because a shared forecast does not know that the others react to it.
+        The rule is the same with a forecast for each candidate, so that planners differ in nothing but what they read.
         """
         risk = costs.collision_m * self.collision.sigmoid().sum(-1) + costs.overlap_m * self.overlap
         rest = self.distance_m

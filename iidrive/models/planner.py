@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from iidrive.core.batch import Batch, Inputs
 from iidrive.core.errors import ConfigError
-from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES
+from iidrive.core.scene import FUTURE_STEPS, MANOEUVRES, STEP_S
 from iidrive.models.baselines import ctrv
 from iidrive.models.candidates import CREEP_M, BasePath, along, smoothed, smoothing, speed_profiles, travelled
 from iidrive.models.ego_motion import MOTION, ego_status, lidar_path, step_before
@@ -59,8 +59,9 @@ class PlannerConfig:
         accelerations: accelerations that candidates add to the base path's speed, m/s², starting with 0; empty for none (the regressor).
         collision_m: cost of a step with a predicted collision, metres of distance from the expert's path.
         overlap_m: cost of a step whose whole footprint is occupied in the forecast, metres of distance from the expert's path.
-        fastest_mps: speed that no candidate exceeds, m/s; 0 for no limit. In training, 0 stands for the speed that 0.1 % of the training paths'
-            steps exceed: an imitation does not know speeds at which nobody drove, and accelerates further there.
+        fastest_mps: speed that no candidate exceeds before smoothing, m/s; 0 for no limit. An ego that is faster already brakes gently to it.
+            In training, 0 stands for the speed that 0.1 % of the training paths' steps exceed: an imitation does not know speeds at which
+            nobody drove, and accelerates further there.
         shifts_m: sideways shifts of the base path to try before candidates are made, metres, starting with 0; empty for no shifts.
         road_m: cost of a path whose corners are off the road at all steps, in metres of sideways shift.
         smooth: weight of a candidate's squared third differences relative to its squared distance from the unsmoothed path; 0 for no
@@ -210,9 +211,10 @@ class Planner(nn.Module):
 
         Where a candidate stands, it creeps on by 5 mm per step: evaluators derive a heading from the path, and repeated points have none.
         """
-        paths = speed_profiles(base, self.accelerations, self.config.fastest_mps or math.inf)
+        before = step_before(inputs, base.path)
+        paths = speed_profiles(base, self.accelerations, self.config.fastest_mps or math.inf, before.norm(dim=-1) / STEP_S)
         if self.config.smooth:
-            paths = smoothed(paths, step_before(inputs, base.path), self.smoothing)
+            paths = smoothed(paths, before, self.smoothing)
         return drivable(paths.flatten(0, 1), creep_m=CREEP_M).view_as(paths)
 
     def refine(self, inputs: Inputs, plan: Proposals, state: Float[Tensor, "B K D"], imagined: Imagined) -> Proposals:
@@ -227,15 +229,20 @@ class Planner(nn.Module):
         return Proposals(plan.paths + shift, plan.scores + score)
 
 
+def require_reactions(config: PlannerConfig, forecaster: Forecaster) -> None:
+    """Raise ConfigError for a planner with a forecast for each candidate on a world model that has none."""
+    if config.per_candidate and forecaster.world.reactions is None:
+        raise ConfigError(
+            "planner.per_candidate needs a world model with a reaction net: add one with `iidrive train reactions WORLD`, or leave it out."
+        )
+
+
 class Agent(nn.Module):
     """A planner with the frozen forecaster that provides its latents and forecasts. Its route head is frozen too."""
 
     def __init__(self, forecaster: Forecaster, planner: Planner, train_ii: bool) -> None:
         super().__init__()
-        if planner.config.per_candidate and forecaster.world.reactions is None:
-            raise ConfigError(
-                "planner.per_candidate needs a world model with a reaction net: train one with --recipe.world.reactions.width 16, or leave it out."
-            )
+        require_reactions(planner.config, forecaster)
         self.forecaster, self.planner, self.train_ii = forecaster.eval().requires_grad_(False), planner, train_ii
         if planner.route is not None:
             planner.route.requires_grad_(False)

@@ -38,8 +38,8 @@ class ReactionConfig:
     width: int = 0
 
     def __post_init__(self) -> None:
-        if self.width % 8:
-            raise ConfigError(f"the reaction net's width must be a multiple of 8; found {self.width}.")
+        if self.width < 0 or self.width % 8:
+            raise ConfigError(f"the reaction net's width must be 0 or a positive multiple of 8; found {self.width}.")
 
 
 class ReactionNet(Pyramid):
@@ -96,11 +96,10 @@ def footprint_maps(candidates: Float[Tensor, "B A S 2"], grid: GridSpec, ego_T_l
     centre = planar(ego_T_lidar, candidates + LIDAR_TO_CENTRE_M * ahead)
     along = torch.einsum("bij,basj->basi", ego_T_lidar[:, :2, :2], ahead)
     here = grid_centres(grid, candidates)
-    out = None
-    for k, side in enumerate(EGO_SIZE_M):
-        axis = along if k == 0 else torch.stack([-along[..., 1], along[..., 0]], -1)
+
+    def share(axis: Float[Tensor, "B A S 2"], side_m: float) -> Float[Tensor, "B A S X Y"]:
         off = torch.einsum("xyi,basi->basxy", here, axis) - (centre * axis).sum(-1)[..., None, None]
-        share = (0.5 + (side / 2 - off.abs()) / grid.voxel_m).clamp(0, 1)
-        out = share if out is None else out * share
-    assert out is not None
-    return out
+        return (0.5 + (side_m / 2 - off.abs()) / grid.voxel_m).clamp(0, 1)
+
+    length, width = EGO_SIZE_M
+    return share(along, length) * share(torch.stack([-along[..., 1], along[..., 0]], -1), width)

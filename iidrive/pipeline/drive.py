@@ -29,9 +29,10 @@ from iidrive.report.drive_strip import DriveRow, drive_strip
 from iidrive.report.page import Page, Table, write_index
 from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run
+from iidrive.runtime.sources import PACKAGE, source_digest
 from iidrive.scoring.driving.epdms import DriveScore, score_drive
 from iidrive.scoring.driving.rollout import Rollout
-from iidrive.scoring.driving.summary import DIFFERENCES, Difference, Row, left_out_parts, table, text
+from iidrive.scoring.driving.summary import DIFFERENCES, Difference, Row, left_out_parts, rates, table, text
 from iidrive.scoring.driving.tracking import DT_S
 from iidrive.scoring.driving.tracking_error import TrackingError, tracking_error
 from iidrive.simulation.driven import LEVER_M, road_of
@@ -243,6 +244,8 @@ def _page(driven: Driven, asked: Sequence[str], differences: Sequence[Difference
     tables: list[tuple[str, str | Table]] = [
         ("Closed loop: EPDMS and its parts in percent, with 95 % intervals over scenes", Table(header, lines))
     ]
+    header, *lines = rates(driven.rows)
+    tables.append(("Events per kilometre, with 95 % intervals", Table(header, lines)))
     if differences:
         tables.append(("Differences, paired by scene, with 95 % intervals", Table(DIFFERENCES, [one.cells() for one in differences])))
     rows = [driven.row(name) for name in (EXPERT, *asked)]
@@ -270,9 +273,6 @@ _BY_CONSTRUCTION = (
 )
 
 
-PACKAGE = Path(__file__).resolve().parents[1]
-"""The folder of iidrive's source files."""
-
 _DECIDE = (
     *("core/*.py", "data/*.py", "data/town/*.py", "models/**/*.py", "scoring/driving/*.py", "simulation/*.py"),
     *("pipeline/arms.py", "pipeline/drivers.py", "pipeline/load.py", "pipeline/tokens.py"),
@@ -282,10 +282,7 @@ _DECIDE = (
 
 def code_digest(package: Path = PACKAGE) -> str:
     """Digest of iidrive's version and of its source files that decide how a scene is driven. `package` is the package's folder."""
-    digest = hashlib.sha256(VERSION.encode())
-    for file in sorted({file for pattern in _DECIDE for file in package.glob(pattern)}):
-        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
+    return hashlib.sha256(f"{VERSION} {source_digest(_DECIDE, package)}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)

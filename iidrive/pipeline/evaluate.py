@@ -253,7 +253,7 @@ def _scored(planned: Predictions, clips: ClipDataset, on: TestSet, about: dict[s
     numbers = scoring.to_json(scores)
     text = f"{mark_lines(lineage.marks)}{heading}\n{format_scores(scores)}"
     if on.pdm:
-        driven = pdm(planned.where, on.source, on.tracks, plans)
+        driven = pdm(planned.where, on.source, on.tracks, plans, on.run.process_group)
         text, numbers = f"{text}\n\n{driven.text()}", {**numbers, "pdm": driven.to_json()}
     text += f"\npredictions: {on.run.folder / f'predictions-{planned.where}.npz'}\nlineage: {lineage}"
     return Result(text, numbers, about, lineage, Shown(clips, scores, plans))

@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Float
 
 from iidrive.core.errors import DataError
-from iidrive.data.clips import EgoTrack
+from iidrive.data.clips import EgoTrack, keyframes
 from iidrive.data.source import Source
+from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.progress import counting
 from iidrive.scoring.driving.epdms import DriveScore
 from iidrive.scoring.driving.pdm import RecordedScene
@@ -46,31 +47,34 @@ class PdmScores:
         return {**self.plans.to_json(), "rows": {row.name: row.to_json() for row in (self.truth, self.plans)}, "left_out": self.left_out}
 
 
-def pdm(name: str, source: Source, tracks: Sequence[EgoTrack], plans: Mapping[str, Float[Array, "6 2"]]) -> PdmScores:
-    """Score plans (LIDAR_TOP paths by sample token, lidar frame, metres) of some scenes by EPDMS.
+def pdm(
+    name: str,
+    source: Source,
+    tracks: Sequence[EgoTrack],
+    plans: Mapping[str, Float[Array, "6 2"]],
+    process_group: ProcessGroup | None = None,
+) -> PdmScores:
+    """Score plans (LIDAR_TOP paths by sample token, lidar frame, metres) of some scenes by EPDMS. The processes of a group share the scenes.
 
     Raises:
         DataError: if no plan belongs to a sample with a full future.
     """
-    own: list[DriveScore] = []
-    human: list[DriveScore] = []
-    scenes: list[str] = []
-    left_out = 0
-    with counting("pdm", len(tracks)) as tick:
-        for track in tracks:
+    process_group = process_group or ProcessGroup()
+    made: dict[int, list[tuple[DriveScore, DriveScore]]] = {}
+    with counting("pdm", len(tracks), process_group) as tick:
+        for number in process_group.shard(range(len(tracks))):
+            track = tracks[number]
             recorded = RecordedScene.of(source.scene(track.name))
-            for index, token in enumerate(track.tokens):
-                if token not in plans or not track.path_valid[index].all():
-                    left_out += 1
-                    continue
-                mine, true = recorded.score(index, plans[token], track.path[index])
-                own.append(mine)
-                human.append(true)
-                scenes.append(track.name)
+            scored = [k for k, token in enumerate(track.tokens) if token in plans and track.path_valid[k].all()]
+            made[number] = [recorded.score(k, plans[track.tokens[k]], track.path[k]) for k in scored]
             tick(track.name)
-    if not own:
+    each = {number: pairs for some in process_group.gather(made) for number, pairs in some.items()}
+    pairs = [pair for number in range(len(tracks)) for pair in each[number]]
+    if not pairs:
         raise DataError(
             f"{name}: no plan belongs to a sample of these scenes with six future keyframes; are the sample tokens those of the data?"
         )
-    truth = tuple(human)
-    return PdmScores(Row(name, tuple(own), truth, tuple(scenes)), Row(TRUE_PATH, truth, truth, tuple(scenes)), left_out)
+    own, truth = zip(*pairs, strict=True)
+    scenes = tuple(track.name for number, track in enumerate(tracks) for _ in each[number])
+    left_out = keyframes(tracks) - len(pairs)
+    return PdmScores(Row(name, own, truth, scenes), Row(TRUE_PATH, truth, truth, scenes), left_out)

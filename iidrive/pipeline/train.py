@@ -30,7 +30,7 @@ from iidrive.models.baselines import EgoMLP
 from iidrive.models.compute import ComputeConfig
 from iidrive.models.forecast import Forecaster
 from iidrive.models.losses import class_weights, presence_weights
-from iidrive.models.planner import Agent, Planner
+from iidrive.models.planner import Agent, Planner, require_reactions
 from iidrive.models.reaction_loss import ReactionLearner
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
@@ -158,43 +158,45 @@ def train_reactions(
     """Add a reaction net to a world model and train it on branches of towns (see models/reactions.py). Nothing else of the world model changes.
 
     Raises:
-        ConfigError: if the source has no towns, because recorded scenes cannot be branched; or for a world model without occupancy flow.
-        LineageError: for tokens of another tokenizer.
+        ConfigError: for other data than towns, because recorded scenes cannot be branched; or for a world model without occupancy flow.
+        LineageError: for tokens of another tokenizer, or tokens that fail the 0 s check.
     """
     options = options or RunOptions()
     training, compute = recipe.train_reactions, compute_config(recipe.train_reactions, options)
-    stage2 = load_forecaster(world, None, allow, compute)
-    stage1 = stage2.tokenizer
-    marks = cache.require(stage2.lineage, allow)
-    town = next((part for part in parts_of(source) if isinstance(part, Town)), None)
-    if town is None:
+    if not isinstance(source, Town):
         raise ConfigError(f"reactions are learned from branched simulations, and {source.name} cannot be branched: use --data town.")
-    if stage2.model.flow_grid is None or not recipe.reactions.width:
+    stage2 = load_forecaster(world, None, allow, compute)
+    stage1, grid = stage2.tokenizer, stage2.model.flow_grid
+    if grid is None or not recipe.reactions.width:
         raise ConfigError("a reaction net corrects an occupancy flow: give a world model that has one, and a reactions.width above 0.")
+    given = stage2.model.world.config
+    if given.reactions.width not in (0, recipe.reactions.width):
+        raise ConfigError(f"this world model's reaction net has width {given.reactions.width}: set --recipe.reactions.width to it.")
+    marks = cache.require(stage2.lineage, allow)
+    tracks = read_tracks(source, split)
+    zero, found = token_check.check(stage1.model, stage1.checkpoint.manifest, cache, source, tracks, allow)
     torch.manual_seed(training.seed)
-    config = replace(stage2.model.world.config, reactions=recipe.reactions)
+    config = replace(given, reactions=recipe.reactions)
     model = WorldModel(config, stage1.model.cells, stage1.model.config.grid, compute)
-    tracks = tracks_of(source, town, read_tracks(source, split))
-    labels = made_branches(Branches(town, stage2.model.flow_grid), [track.name for track in tracks], options.process_group)
+    branches = Branches(source, grid)
+    clips = ClipDataset(tracks, ClipSpec(), codes=cache, labels=branches)
+    prepare_branches(branches, [track.name for track in tracks], options.process_group)
     learner = ReactionLearner(Forecaster(stage1.computing(compute).model, model))
     manifest = new_manifest("world", config, training, source, split, recipe, (stage1.checkpoint,))
-    manifest = replace(manifest, metrics=stage2.manifest.metrics, marks=joined(stage2.manifest.marks, marks))
+    manifest = replace(manifest, metrics=zero.metrics(), marks=joined(stage2.manifest.marks, marks, found))
     manifest = start_from(str(stage2.checkpoint.path), model, manifest, allow, stage2.manifest.origins, ("reactions",))
-    scenes = [one for one in held_out(source, training) if one[0] is town]
-    validate = partial(by_source, partial(validate_reactions, learner, process_group=options.process_group), scenes)
-    clips = ClipDataset(tracks, ClipSpec(), codes=cache, labels=labels)
-    return fit(TrainTask(learner, model, manifest, config, validate=validate), clips, training, run, options)
+    validate = partial(validate_reactions, learner, branches=branches, process_group=options.process_group)
+    task = TrainTask(learner, model, manifest, config, validate=partial(by_source, validate, held_out(source, training)), stage="reactions")
+    return fit(task, clips, training, run, options)
 
 
-def made_branches(branches: Branches, names: Sequence[str], process_group: ProcessGroup) -> Branches:
-    """Branches of scenes, made or read. The processes of a group share the work."""
-    mine = process_group.shard(names)
-    with counting("branches", len(names), process_group) as tick:
-        for name in mine:
+def prepare_branches(branches: Branches, names: Sequence[str], process_group: ProcessGroup) -> None:
+    """Make the branches of scenes that are not stored. The processes of a group share the work."""
+    with process_group.raise_on_all_ranks(), counting("branches", len(names), process_group) as tick:
+        for name in process_group.shard(names):
             branches.prepare(name)
             tick(name)
     process_group.barrier()
-    return branches
 
 
 def train_planner(
@@ -235,6 +237,7 @@ def train_planner(
             "candidates need the world model's occupancy flow, and this world model has none: train one with "
             "--recipe.world.flow.width 32, or plan without candidates: --recipe.planner.accelerations []."
         )
+    require_reactions(config, stage2.model)
     if config.accelerations:
         require_boxes(source, tracks, "plan without candidates (--recipe.planner.accelerations [])")
     if planner.route is not None and not _route_is_given(run, route, options):
@@ -254,8 +257,10 @@ def train_planner(
 
 def fastest_mps(tracks: Sequence[EgoTrack]) -> float:
     """The speed that 0.1 % of the steps of all paths to learn from exceed, m/s, rounded up to 0.1."""
-    steps = [np.diff(track.intended, axis=1, prepend=0)[track.path_valid] for track in tracks]
-    return float(np.ceil(10 * np.quantile(np.linalg.norm(np.concatenate(steps), axis=-1) / STEP_S, 0.999)) / 10)
+    steps = np.concatenate([np.diff(track.intended, axis=1, prepend=0)[track.path_valid] for track in tracks])
+    if not len(steps):
+        raise DataError("no keyframe has a future, so there is no path to learn from: the scenes are too short, or the split is empty.")
+    return max(0.1, float(np.ceil(10 * np.quantile(np.linalg.norm(steps, axis=-1) / STEP_S, 0.999)) / 10))
 
 
 def train_ego_mlp(recipe: Recipe, source: Source, split: str, run: Run, options: RunOptions | None = None) -> Path:

@@ -7,13 +7,13 @@ from functools import partial
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from iidrive.core.classes import FREE
 from iidrive.core.scene import STEP_S
 from iidrive.data.clips import EgoTrack, read_tracks, scored_clips
 from iidrive.data.joint import parts_of
 from iidrive.data.source import Source
-from iidrive.data.town.source import Town
 from iidrive.models.forecast import Forecaster
 from iidrive.models.occupancy_flow import FlowLearner
 from iidrive.models.planner import Agent
@@ -32,6 +32,7 @@ from iidrive.scoring.tables import format_scores
 from iidrive.simulation.branches import Branches
 from iidrive.training.optim import TrainConfig
 
+Array = np.ndarray
 Validation = tuple[dict[str, float], str]
 
 
@@ -88,15 +89,15 @@ def validate_flow(learner: FlowLearner, source: Source, tracks: list[EgoTrack], 
 
 
 def validate_reactions(
-    learner: ReactionLearner, source: Source, tracks: list[EgoTrack], process_group: ProcessGroup, batch: int = 8
+    learner: ReactionLearner, source: Source, tracks: list[EgoTrack], branches: Branches, process_group: ProcessGroup, batch: int = 8
 ) -> Validation:
-    """How much of the forecast's cross entropy in branches of towns the reaction net takes away. The first metric is that fraction."""
-    assert isinstance(source, Town)
-    codes = codes_in_memory(learner.forecaster.tokenizer, source, tracks)
-    clips = scored_clips(tracks, codes).with_labels(Branches(source, learner.net.fine))
-    found = {rows.start: learner.entropies(part) for rows, part in batches(clips, process_group.shard(range(0, len(clips), batch)), batch)}
-    told = [torch.stack(one).numpy(force=True) for some in process_group.gather(found) for one in some.values()]
-    without, reacting = np.concatenate(told, 1).mean(1)
+    """How much of the forecast's cross entropy in branches of scenes the reaction net takes away. The first metric is that fraction."""
+    clips = scored_clips(tracks, codes_in_memory(learner.forecaster.tokenizer, source, tracks)).with_labels(branches)
+    mine: dict[int, Float[Array, "2 b"]] = {}
+    for rows, part in batches(clips, process_group.shard(range(0, len(clips), batch)), batch):
+        mine[rows.start] = torch.stack(learner.entropies(part)).double().numpy(force=True)
+    found = {start: one for some in process_group.gather(mine) for start, one in some.items()}
+    without, reacting = np.concatenate([found[start] for start in sorted(found)], 1).mean(1)
     text = f"branches: cross entropy {without:.3f} without the reaction net, {reacting:.3f} with it"
     return {"reaction_gain": float(1 - reacting / without), "entropy_without": float(without), "entropy": float(reacting)}, text
 

@@ -1,8 +1,8 @@
 """Branches of recorded scenes: from a keyframe on, the ego follows another plan for three seconds, and the others react to it.
 
 They are the training labels of the reaction net (models/reactions.py). At each keyframe that has a full future, one plan is drawn: the ego
-follows its route at its present speed plus a constant acceleration. The draw depends on the scene and the keyframe only, not on what comes
-next, so a branch shows what the plan causes.
+follows its route at its present speed plus a constant acceleration. The acceleration is drawn by scene and keyframe, without regard to what
+comes next, so a branch shows what the plan causes.
 
 Shapes: K keyframes, H = S + 1 times (now, then S future steps), X, Y cells.
 """
@@ -10,31 +10,29 @@ Shapes: K keyframes, H = S + 1 times (now, then S future steps), X, Y cells.
 from __future__ import annotations
 
 import hashlib
-import sys
+import json
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
 import torch
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, UInt8
 from safetensors import SafetensorError
 
 from iidrive.core import geometry
+from iidrive.core.config_io import to_plain
 from iidrive.core.scene import FUTURE_STEPS, ROUTE_BEHIND, ROUTE_STEP_M, STEP_S, GridSpec
-from iidrive.data import box_tracks, routes
 from iidrive.data.clips import EgoTrack
 from iidrive.data.routes import windows
-from iidrive.data.town.cache import SceneCache
+from iidrive.data.town.cache import BESIDE, SceneCache
 from iidrive.data.town.config import scene_seed
 from iidrive.data.town.record import EGO_T_LIDAR
 from iidrive.data.town.source import Town
 from iidrive.data.town.stored import cache_key
-from iidrive.models import candidates
 from iidrive.models.candidates import BasePath, along, speed_profiles
-from iidrive.scoring.driving import tracking
+from iidrive.runtime.sources import source_digest
 from iidrive.scoring.driving.tracking import STEPS, CarState, follow, reference
-from iidrive.simulation import foresight
 from iidrive.simulation.driven import LEVER_M, STEPS_PER_KEYFRAME
 from iidrive.simulation.foresight import branched_occupancy
 
@@ -61,14 +59,18 @@ class SceneBranches:
 
 
 class Branches:
-    """Clip labels `driven` and `taken` by (scene name, keyframe); see `core.batch.Targets`. Branches are made once and kept in the scene cache."""
+    """Clip labels `driven` and `taken` by (scene name, keyframe); see `core.batch.Targets`.
+
+    They are made once, and kept beside the scene in the scene cache, with a checksum.
+    """
 
     def __init__(self, town: Town, grid: GridSpec, cache: SceneCache | None = None) -> None:
         """`grid`: grid of `taken`. `cache`: default: the default scene cache; not used if the town's config has `disk_cache` false."""
         self.town, self.grid = town, grid
         self._cache = (cache or SceneCache()) if town.config.disk_cache else None
-        cells = "x".join(map(str, grid.shape[:2]))
-        self._key = f"{cache_key(town.config)}-{cells}-{grid.voxel_m:g}-{_code()}"
+        self._key = cache_key(town.config) if self._cache else ""
+        decides = json.dumps([to_plain(grid), source_digest(_DECIDE)], sort_keys=True)
+        self._suffix = f"{BESIDE}branches-{hashlib.sha256(decides.encode()).hexdigest()[:16]}"
         self._kept: dict[str, tuple[Array, Array]] = {}
 
     def __call__(self, name: str, index: int) -> dict[str, Array]:
@@ -87,27 +89,35 @@ class Branches:
         return self._kept[name]
 
     def _stored(self, name: str) -> tuple[Array, Array] | None:
-        content = self._cache.read(self._key, name) if self._cache else None
+        content = self._cache.read(self._key, name + self._suffix) if self._cache else None
         if content is None:
             return None
-        try:
+        with suppress(SafetensorError, KeyError):
             found = safetensors.numpy.load(content)
-            return found["driven"], found["taken"]
-        except (SafetensorError, KeyError):
-            return None
+            if (found["sum"] == _sum(found["driven"], found["taken"])).all():
+                return found["driven"], found["taken"]
+        return None
 
     def _made(self, name: str) -> tuple[Array, Array]:
         made = branches(self.town, name, self.grid)
         packed = np.packbits(made.taken.reshape(len(made.taken), -1), axis=1)
         if self._cache:
-            self._cache.write(self._key, name, safetensors.numpy.save({"driven": made.driven, "taken": packed}))
+            arrays = {"driven": made.driven, "taken": packed, "sum": _sum(made.driven, packed)}
+            self._cache.write(self._key, name + self._suffix, safetensors.numpy.save(arrays))
         return made.driven, packed
 
 
+def _sum(driven: Array, packed: Array) -> UInt8[Array, "32"]:
+    """SHA-256 of the arrays of a file."""
+    return np.frombuffer(hashlib.sha256(driven.tobytes() + packed.tobytes()).digest(), np.uint8)
+
+
 def branches(town: Town, name: str, grid: GridSpec) -> SceneBranches:
-    """Branch a scene at every keyframe with a full future (about 0.1 s each)."""
+    """Branch a scene at every keyframe with a full future (about 40 ms each)."""
     track = EgoTrack.of(town.scene(name))
-    count = len(track.tokens) - FUTURE_STEPS
+    count = max(len(track.tokens) - FUTURE_STEPS, 0)
+    if not count:
+        return SceneBranches(np.zeros((0, FUTURE_STEPS, 2), np.float32), np.zeros((0, 1 + FUTURE_STEPS, *grid.shape[:2]), bool))
     live, starts = town.live(name), []
     for _ in range(count):
         starts.append(live.copy())
@@ -116,7 +126,7 @@ def branches(town: Town, name: str, grid: GridSpec) -> SceneBranches:
     egos = [start.ego for start in starts]
     speed = np.array([ego.speed_mps for ego in egos])
     added = np.array([np.random.default_rng((*scene_seed(town.config, name), 8, k)).uniform(*ADDED_MPS2) for k in range(count)])
-    plans = _plans(windows(track)[:count], speed, added)
+    plans = plans_along(windows(track)[:count], speed, added)
     state = CarState.rolling(np.stack([ego.xy_m for ego in egos]), np.array([ego.heading_rad for ego in egos]), speed)
     states = follow(state, reference(plans.astype(np.float64), LEVER_M), STEPS)
     taken = [
@@ -126,7 +136,7 @@ def branches(town: Town, name: str, grid: GridSpec) -> SceneBranches:
     return SceneBranches(plans, np.stack(taken))
 
 
-def _plans(route_m: Float32[Array, "k r 2"], speed_mps: Array, added_mps2: Array) -> Float32[Array, "k s 2"]:
+def plans_along(route_m: Float32[Array, "k r 2"], speed_mps: Array, added_mps2: Array) -> Float32[Array, "k s 2"]:
     """Plans along the route at the present speed plus a constant acceleration. `route_m` is in the ego frame, plans are in the lidar frame."""
     first = ROUTE_BEHIND + round(_REJOINS_M / ROUTE_STEP_M)
     lidar_T_ego = geometry.invert(EGO_T_LIDAR.matrix)
@@ -134,6 +144,8 @@ def _plans(route_m: Float32[Array, "k r 2"], speed_mps: Array, added_mps2: Array
     plans = []
     for line, speed, added in zip(ahead, speed_mps, added_mps2, strict=True):
         line = line[np.isfinite(line).all(-1)]
+        if not len(line):  # the route ends here: straight on
+            line = np.array([[_REJOINS_M, 0.0]])
         flat = np.concatenate([line, np.zeros((len(line), 1))], -1)
         own = torch.from_numpy(geometry.apply(lidar_T_ego, flat)[None, :, :2].astype(np.float32))
         gone = torch.arange(1, FUTURE_STEPS + 1, dtype=torch.float32) * (float(speed) * STEP_S)
@@ -142,9 +154,8 @@ def _plans(route_m: Float32[Array, "k r 2"], speed_mps: Array, added_mps2: Array
     return np.stack(plans)
 
 
-def _code() -> str:
-    """Hash of the source files that decide a branch, besides those of the town."""
-    return hashlib.sha256(b"".join(Path(module.__file__ or "").read_bytes() for module in _DECIDING)).hexdigest()[:12]
-
-
-_DECIDING = (sys.modules[__name__], foresight, tracking, candidates, routes, box_tracks)
+_DECIDE = (
+    *("core/*.py", "data/clips.py", "data/source.py", "data/routes.py", "data/box_tracks.py", "models/candidates.py", "models/layers.py"),
+    *("models/repeatable.py", "scoring/driving/tracking.py", "simulation/branches.py", "simulation/driven.py", "simulation/foresight.py"),
+)
+"""Source files that decide a branch, besides those of the town, which are part of the scene's key."""

@@ -20,7 +20,7 @@ from iidrive.data.town.source import Town
 from iidrive.data.town.traffic import EgoState
 from iidrive.scoring.driving.contacts import contacts
 from iidrive.scoring.driving.rollout import PAST_STEPS, Ego, End, Others, Road, Rollout
-from iidrive.scoring.driving.tracking import DT_S, CarState, Reference
+from iidrive.scoring.driving.tracking import DT_S, STEPS_PER_WAYPOINT, CarState, Reference
 from iidrive.simulation.displace import Start
 
 Array = np.ndarray
@@ -28,7 +28,7 @@ Array = np.ndarray
 PAST = 5
 """Keyframes before the first, as many as a clip's history."""
 
-STEPS_PER_KEYFRAME = round(STEP_S / DT_S)
+STEPS_PER_KEYFRAME = STEPS_PER_WAYPOINT
 
 Agents = Literal["reactive", "replay"]
 """Whether the other road users react to the simulated ego, or replay the recorded scene."""

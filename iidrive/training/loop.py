@@ -66,7 +66,7 @@ def fit(task: TrainTask, clips: ClipDataset, config: TrainConfig, run: Run, opti
     allow_tf32(config.precision == "tf32")
     run.note_tf32()
     task.model.train()
-    with stop_requests() as request, Progress(task.manifest.kind, config, run, options, state.seen) as progress:
+    with stop_requests() as request, Progress(task.name, config, run, options, state.seen) as progress:
         fed = iter(feed(steps, steps.order.steps(state.seen, end), options.parallel.workers_for(place)))
         while state.seen < end:
             made, problem = _next(fed)
@@ -159,7 +159,7 @@ def _end(process_group: ProcessGroup, stop: int, problem: IIDriveError | None, s
 
 def _stage(state: State) -> str:
     """Name of the trained stage in recipes."""
-    return state.manifest.kind.replace("-", "_")
+    return state.task.name.replace("-", "_")
 
 
 def _remedy(state: State, run: Run) -> str:

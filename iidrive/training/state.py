@@ -73,6 +73,7 @@ class TrainTask:
         architecture: config of the module, for the fingerprint.
         prepare: called with the first samples before the first step, the same on every process.
         validate: returns (metrics, text) of the current weights. The first metric selects the best checkpoint; larger is better.
+        stage: what is trained, as `train_STAGE` in a recipe names it; empty: the manifest's kind.
         clipped_separately: modules whose gradients are clipped separately. They learn a task of their own, and their large gradients would
             otherwise scale down all others.
     """
@@ -84,6 +85,12 @@ class TrainTask:
     prepare: Callable[[Batch], None] | None = None
     validate: Callable[[], tuple[dict[str, float], str]] | None = None
     clipped_separately: tuple[nn.Module, ...] = ()
+    stage: str = ""
+
+    @property
+    def name(self) -> str:
+        """The stage, or the manifest's kind."""
+        return self.stage or self.manifest.kind
 
 
 class Precision:

@@ -30,7 +30,7 @@ def open_loop(plan: Plan, clips: ClipDataset, on: TestSet, kept: Path, with_pdm:
 
     Results are read from `kept` if they were computed for as many scenes before.
     """
-    return _stored(kept, on, with_pdm) or _scored(*plans(plan, clips), on, kept, with_pdm)
+    return _stored(kept, on, with_pdm) or _scored(*plans(plan, clips, on.run.process_group), on, kept, with_pdm)
 
 
 def of_true_path(on: TestSet, kept: Path) -> dict[str, Float[Array, "s"]]:
@@ -59,9 +59,10 @@ def _scored(tokens: Sequence[str], paths: Float[Array, "n 6 2"], on: TestSet, ke
     counted = np.bincount(scene, minlength=len(place))
     values = {"events": np.bincount(scene, events, len(place)), "L2": np.bincount(scene, far, len(place)) / np.maximum(counted, 1)}
     if with_pdm:
-        followed = pdm(kept.stem, on.source, on.tracks, dict(zip(tokens, paths, strict=True))).plans
+        followed = pdm(kept.stem, on.source, on.tracks, dict(zip(tokens, paths, strict=True)), on.run.process_group).plans
         at = np.array([place[name] for name in followed.scenes])
         values["EPDMS"] = np.bincount(at, followed.epdms, len(place)) / np.maximum(np.bincount(at, minlength=len(place)), 1)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    Run(kept.parent).write_text(kept.name, json.dumps({name: column.tolist() for name, column in values.items()}))
+    Run(kept.parent, on.run.process_group).write_text(kept.name, json.dumps({name: column.tolist() for name, column in values.items()}))
+    on.run.process_group.barrier()
     return values

@@ -37,6 +37,7 @@ from iidrive.pipeline.testset import TestSet
 from iidrive.pipeline.tokens import tokens_folder, write_tokens
 from iidrive.pipeline.train import describe, train_planner, train_reactions, train_tokenizer, train_world
 from iidrive.report.page import Page, Table, write_index
+from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run
 from iidrive.scoring.driving.summary import Row
@@ -127,21 +128,26 @@ class Base:
         return self.reacting
 
 
-def study(recipe: Recipe, town: Town, out: Path, config: StudyConfig, world: str = "") -> dict[str, object]:
+def study(
+    recipe: Recipe, town: Town, out: Path, config: StudyConfig, world: str = "", process_group: ProcessGroup | None = None
+) -> dict[str, object]:
     """Run or continue a study below `out`, and write study.txt, study.json and index.html. `world`: run folder or checkpoint of a world model.
+
+    The processes of a group train together, and share the scenes of the tests.
 
     Raises:
         ConfigError: if the world model has no occupancy flow, which is needed to score candidates.
     """
-    run = Run.start(out, describe("study ii", recipe, town, "test") | {"study": to_plain(config), "world": world}, resume=True)
-    base = prepare(recipe, town, out, world, "reacting" in config.weights)
-    rates: dict[Weights, float] = {weights: tuned(recipe, town, base, out, weights, config.tries) for weights in config.weights}
+    about = describe("study ii", recipe, town, "test") | {"study": to_plain(config), "world": world}
+    run = Run.start(out, about, resume=True, process_group=process_group)
+    base = prepare(recipe, town, run, world, "reacting" in config.weights)
+    rates: dict[Weights, float] = {weights: tuned(recipe, town, base, run, weights, config.tries) for weights in config.weights}
     agents: dict[tuple[Weights, int], LoadedAgent] = {
-        (weights, seed): load_agent(trained(recipe, town, base, out, weights, seed, rates[weights]))
+        (weights, seed): load_agent(trained(recipe, town, base, run, weights, seed, rates[weights]))
         for weights in rates
         for seed in range(config.seeds)
     }
-    settings, pictures = tests(recipe, town, out, config, agents)
+    settings, pictures = tests(recipe, town, run, config, agents)
     fixed = [
         f"world model: {checkpoint.read_manifest(base.world).fingerprint}; {config.seeds} planner seeds per kind; recipe {recipe.name}",
         f"learning rate factor, chosen on val from {config.tries} tries each: {', '.join(f'{k} x {v:g}' for k, v in rates.items())}",
@@ -157,26 +163,27 @@ def study(recipe: Recipe, town: Town, out: Path, config: StudyConfig, world: str
     }
     run.write_text("study.txt", text + "\n")
     run.write_json("study.json", values)
-    write_index(out, _page(settings, fixed, [one.sentence() for one in correlations], pictures))
+    if run.process_group.is_rank_zero:
+        write_index(out, _page(settings, fixed, [one.sentence() for one in correlations], pictures))
     print(text)
     return values
 
 
-def prepare(recipe: Recipe, town: Town, out: Path, world: str, reactions: bool) -> Base:
+def prepare(recipe: Recipe, town: Town, run: Run, world: str, reactions: bool) -> Base:
     """The given world model, or one trained here if `world` is empty; and its tokens of the training scenes.
 
     With `reactions`, a reaction net is added to it, unless it has one.
     """
-    auto = RunOptions(resume="auto")
+    auto, out = RunOptions(run.process_group, resume="auto"), run.folder
 
     def begin(stage: str) -> Run:
-        return Run.start(out / stage, describe(f"train {stage}", recipe, town, "train"), resume=True)
+        return Run.start(out / stage, describe(f"train {stage}", recipe, town, "train"), True, run.process_group)
 
     if not world:
         tokenizer = train_tokenizer(recipe, town, "train", begin("tokenizer"), auto)
-        train_world(recipe, tokenizer, _tokens(tokenizer, town, out), town, "train", begin("world"), auto)
+        train_world(recipe, tokenizer, _tokens(tokenizer, town, run), town, "train", begin("world"), auto)
     found = checkpoint.read(world or out / "world")
-    base = Base(found.path, _tokens(found.parent_path("tokenizer"), town, out), out / "route")
+    base = Base(found.path, _tokens(found.parent_path("tokenizer"), town, run), out / "route")
     if not reactions:
         return base
     if from_plain(WorldConfig, found.manifest.architecture, str(found.path)).reactions.width:
@@ -184,60 +191,60 @@ def prepare(recipe: Recipe, town: Town, out: Path, world: str, reactions: bool) 
     return replace(base, reacting=train_reactions(recipe, base.world, base.cache, town, "train", begin("reactions"), auto))
 
 
-def _tokens(tokenizer: str | Path, town: Town, out: Path) -> TokenCache:
-    used, names = load_tokenizer(tokenizer), town.scene_names("train")
-    with counting("tokens", len(names)) as tick:
-        return write_tokens(used, town, names, tokens_folder(out, used, town), tick)
+def _tokens(tokenizer: str | Path, town: Town, run: Run) -> TokenCache:
+    used, names, process_group = load_tokenizer(tokenizer), town.scene_names("train"), run.process_group
+    with counting("tokens", len(names), process_group) as tick:
+        return write_tokens(used, town, names, tokens_folder(run.folder, used, town), tick, process_group=process_group)
 
 
-def trained(recipe: Recipe, town: Town, base: Base, out: Path, weights: Weights, seed: int, rate: float) -> Path:
+def trained(recipe: Recipe, town: Town, base: Base, run: Run, weights: Weights, seed: int, rate: float) -> Path:
     """Train a planner, or continue its training, and return its checkpoint. All planners have the same route head, which is trained once.
 
     The run folder is named by kind, seed and rate, so that the planner with the chosen rate is not trained again.
     """
-    own = recipe_of(recipe, weights, seed, rate)
-    run = Run.start(_folder(out, weights, seed, rate), describe("train planner", own, town, "train"), resume=True)
-    return train_planner(
-        own, base.world_of(weights), base.cache, town, "train", run, weights != "present", RunOptions(resume="auto"), route=Run(base.route)
-    )
+    own, process_group = recipe_of(recipe, weights, seed, rate), run.process_group
+    mine = Run.start(_folder(run.folder, weights, seed, rate), describe("train planner", own, town, "train"), True, process_group)
+    options, route = RunOptions(process_group, resume="auto"), Run(base.route, process_group)
+    return train_planner(own, base.world_of(weights), base.cache, town, "train", mine, weights != "present", options, route=route)
 
 
 def _folder(out: Path, weights: Weights, seed: int, rate: float) -> Path:
     return out / "planners" / f"{weights}-{seed}-x{rate:g}"
 
 
-def tuned(recipe: Recipe, town: Town, base: Base, out: Path, weights: Weights, tries: int) -> float:
+def tuned(recipe: Recipe, town: Town, base: Base, run: Run, weights: Weights, tries: int) -> float:
     """The learning rate factor with the lowest cost on `val`: mean L2 plus EVENT_M per collision event."""
     if tries == 1:
         return RATES[0]
-    on = TestSet(town, "val", Run(out / "val"))
+    on = TestSet(town, "val", run.below("val"))
     arm = next(arm for arm in ARMS if arm.key == CHOSEN_IN[weights])
     costs = []
     for rate in RATES[:tries]:
-        loaded = load_agent(trained(recipe, town, base, out, weights, 0, rate))
+        loaded = load_agent(trained(recipe, town, base, run, weights, 0, rate))
         values = open_loop(_plan(loaded, arm, on), _clips(loaded, on), on, _kept(on, arm, loaded))
         costs.append(float(values["L2"].mean() + EVENT_M * values["events"].sum() / len(on.cases.token)))
     return RATES[int(np.argmin(costs))]
 
 
 def tests(
-    recipe: Recipe, town: Town, out: Path, config: StudyConfig, agents: Mapping[tuple[Weights, int], LoadedAgent]
+    recipe: Recipe, town: Town, run: Run, config: StudyConfig, agents: Mapping[tuple[Weights, int], LoadedAgent]
 ) -> tuple[list[Setting], list[tuple[str, str]]]:
     """Results of every arm and baseline in every test, and pictures of the scenes in which planning with and without ii differ most."""
     settings, pictures = [], []
     for name, split, loop in (TESTS[test] for test in config.tests):
         names = town.scene_names(split)[: config.scenes or None]
         town.prepare(names)
-        folder = out / name.replace(", ", "-").replace(" ", "-")
-        folder.mkdir(parents=True, exist_ok=True)
-        on = TestSet(town, split, Run(folder), tuple(names))
+        own = run.below(name.replace(", ", "-").replace(" ", "-"))
+        own.folder.mkdir(parents=True, exist_ok=True)
+        on = TestSet(town, split, own, tuple(names))
         if loop is None:
             settings.append(_open(name, on, recipe, agents, config))
             continue
         setting, driven = _closed(name, on, recipe, agents, config, loop)
         settings.append(setting)
-        for path in draw(driven, (f"{NONE}, seed 0", f"{_foresight(config)}, seed 0"), folder / "pictures"):
-            pictures.append((f"{name}: {path.stem}", str(path.relative_to(out))))
+        if run.process_group.is_rank_zero:
+            for path in draw(driven, (f"{NONE}, seed 0", f"{_foresight(config)}, seed 0"), own.folder / "pictures"):
+                pictures.append((f"{name}: {path.stem}", str(path.relative_to(run.folder))))
     return settings, pictures
 
 

@@ -1,7 +1,9 @@
-"""Disk cache of generated scenes: one file per scene, and one for its raster, written atomically, verified when read, with a size limit.
+"""Disk cache of generated scenes: one file per scene, one for its raster, and one for its branches (simulation/branches.py), if they are needed.
+Files are written atomically and verified when read. Their total size is limited.
 
     ${IIDRIVE_CACHE:-${XDG_CACHE_HOME:-~/.cache}/iidrive}/towns/<key>/<scene>.safetensors
                                                                      <scene>@<cell, metres>.safetensors
+                                                                     <scene>@branches-<key>.safetensors
 
 The key depends on everything that decides a scene, so files are never stale. Several processes may read, write and clear the cache at the
 same time. If the folder cannot be written, there is one warning and scenes are generated every time.
@@ -25,8 +27,8 @@ BYTES_VARIABLE = "IIDRIVE_CACHE_BYTES"
 USUAL_BYTES = 2_000_000_000
 
 SUFFIX = ".safetensors"
-RASTER = "@"
-"""What follows the scene's name in the name of its raster."""
+BESIDE = "@"
+"""What follows the scene's name in the names of other files about it: its raster, and its branches."""
 RECENT_S = 600.0
 """A file's time of last use is updated only if it is older than this, seconds."""
 LEFTOVER_S = 3600.0
@@ -179,4 +181,4 @@ class SceneCache:
 
 
 def _total(entries: Sequence[_Entry]) -> Size:
-    return Size(sum(RASTER not in e.path.name for e in entries), sum(e.bytes for e in entries))
+    return Size(sum(BESIDE not in e.path.name for e in entries), sum(e.bytes for e in entries))

@@ -22,7 +22,7 @@ from iidrive.core.errors import ConfigError, DataError, unknown
 from iidrive.core.scene import Boxes, CommandSource, GridSpec, OccGrid, OccSource, Pose, Scene
 from iidrive.data.scene_lists import is_list, read_list
 from iidrive.data.town import workers
-from iidrive.data.town.cache import RASTER, SceneCache
+from iidrive.data.town.cache import BESIDE, SceneCache
 from iidrive.data.town.config import ALL_SPLITS, SPLITS, VERSION, TownConfig, scene_counts, scene_seed
 from iidrive.data.town.live import LiveScene
 from iidrive.data.town.record import paint_boxes
@@ -235,4 +235,4 @@ class Town:
 
 def raster_name(name: str, config: TownConfig) -> str:
     """Name of a scene's raster in the cache."""
-    return f"{name}{RASTER}{config.raster_m:g}"
+    return f"{name}{BESIDE}{config.raster_m:g}"

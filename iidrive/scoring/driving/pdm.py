@@ -9,6 +9,7 @@ Shapes: k keyframes, n other objects. Frames: plans are LIDAR_TOP in the lidar f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import shapely
@@ -103,10 +104,14 @@ class RecordedScene:
         at = at[at > self.time_s[0] - 1e-6]
         if not len(at):
             return NO_PAST
-        path = CubicSpline(self.time_s, np.column_stack([self.pose[:, :2], np.unwrap(self.pose[:, 2])]))
-        xy, yaw, moving = path(at)[:, :2], path(at)[:, 2], path(at, 1)[:, :2]
+        xy, yaw, moving = self._path(at)[:, :2], self._path(at)[:, 2], self._path(at, 1)[:, :2]
         speed = moving[:, 0] * np.cos(yaw) + moving[:, 1] * np.sin(yaw)
         return Ego(xy, geometry.wrap_angle(yaw), np.maximum(speed, 0.0))
+
+    @cached_property
+    def _path(self) -> CubicSpline:
+        """x, y and yaw of the recorded ego over time."""
+        return CubicSpline(self.time_s, np.column_stack([self.pose[:, :2], np.unwrap(self.pose[:, 2])]))
 
     def drive(self, index: int, plan_m: Float[Array, "6 2"]) -> Rollout:
         """The rollout of a plan from a keyframe among the recorded objects."""

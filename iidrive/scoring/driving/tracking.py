@@ -36,8 +36,8 @@ STEER_RAD, STEER_RATE_RADPS = 0.65, 0.9
 BRAKE_MPS2, ACCELERATE_MPS2 = -7.0, 4.0
 """Acceleration limits."""
 
-_EVERY = round(STEP_S / DT_S)
-"""Number of controller steps between two waypoints."""
+STEPS_PER_WAYPOINT = round(STEP_S / DT_S)
+"""Number of controller steps between two waypoints, and between two plans."""
 
 _ACCELERATION_COST, _CURVATURE_COST = 0.005, 10.0
 """Squared distance from a waypoint (m²) that is worth a squared change of acceleration (m²/s⁴) or of curvature (1/m²) in one step."""
@@ -164,7 +164,7 @@ def _commands(own: CarState, plan: Reference, k: int) -> tuple[Array, Array]:
     off = own.xy_m - plan.xy_m[:, k]
     along = off[:, 0] * np.cos(plan.yaw_rad[:, k]) + off[:, 1] * np.sin(plan.yaw_rad[:, k])
     way = plan.station_m[:, k:] - (plan.station_m[:, k] + along)[:, None]
-    waypoints = np.arange(_EVERY - k % _EVERY, STEPS - k + 1, _EVERY)  # steps from `k`
+    waypoints = np.arange(STEPS_PER_WAYPOINT - k % STEPS_PER_WAYPOINT, STEPS - k + 1, STEPS_PER_WAYPOINT)  # steps from `k`
     acceleration = own.acceleration_mps2 + _acceleration_change(own, way[:, waypoints], waypoints * DT_S, STEPS - k)
     curvature = np.tan(own.steer_rad) / WHEELBASE_M + _curvature_change(own, way, waypoints, plan.xy_m[:, k:])
     then = plan.speed_mps[:, k : k + 2].mean(1)  # the speeds are those at the middle of each step; this one is at the end of step `k`

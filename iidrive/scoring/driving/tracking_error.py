@@ -11,19 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from iidrive.core.scene import STEP_S
 from iidrive.scoring.driving.rollout import Ego
-from iidrive.scoring.driving.tracking import DT_S, STEPS, CarState, follow, reference
+from iidrive.scoring.driving.tracking import STEPS, STEPS_PER_WAYPOINT, CarState, follow, reference
 
 Array = np.ndarray
-
-_EVERY = round(STEP_S / DT_S)
-"""Time steps between two plans."""
 
 
 @dataclass(frozen=True)
 class TrackingError:
-    """Distance between the rear axles of the driven and the recorded car: its mean over all time steps after the start, and its largest value."""
+    """Distance between the rear axles of the driven and the recorded car: its mean over all time steps that a plan reaches, and its largest value."""
 
     mean_m: float
     worst_m: float
@@ -54,11 +50,11 @@ def _distances(recorded: Sequence[Ego], lever_m: float) -> Float[Array, "n t"]:
     lidar = xy + lever_m * ahead
     car = CarState.rolling(xy[:, 0], yaw[:, 0], speed[:, 0])
     off: list[Array] = []
-    plans = range(0, xy.shape[1] - STEPS, _EVERY)
+    plans = range(0, xy.shape[1] - STEPS, STEPS_PER_WAYPOINT)
     for now in plans:
-        points = lidar[:, now + _EVERY : now + STEPS + 1 : _EVERY]
+        points = lidar[:, now + STEPS_PER_WAYPOINT : now + STEPS + 1 : STEPS_PER_WAYPOINT]
         plan = reference(_seen(points, car, lever_m), lever_m)
-        states = follow(car, plan, STEPS if now == plans[-1] else _EVERY)
+        states = follow(car, plan, STEPS if now == plans[-1] else STEPS_PER_WAYPOINT)
         off += [np.hypot(*(state.xy_m - xy[:, now + k]).T) for k, state in enumerate(states, start=1)]
         car = states[-1]
     return np.stack(off, 1)
