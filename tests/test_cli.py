@@ -271,7 +271,7 @@ def test_runs_are_compared_without_a_cases_file(
         ("evalaute ctrv", "unknown command 'evalaute'. Did you mean 'evaluate'?"),
         ("train world-model", "unknown command 'world-model'. Did you mean 'world'?"),
         ("--test-ii on", "unknown option '--test-ii'"),
-        ("train", "iidrive train needs a command: tokenizer, world, planner. `iidrive train --help` lists every option."),
+        ("train", "iidrive train needs a command: tokenizer, world, reactions, planner. `iidrive train --help` lists every option."),
         ("evaluate", "`iidrive evaluate --help` lists every option."),
         ("swap", "`iidrive swap --help` lists every option."),
         ("", "`iidrive --help` lists every option."),

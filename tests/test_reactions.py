@@ -12,6 +12,7 @@ import torch
 
 from iidrive.cli.main import main
 from iidrive.core.errors import ConfigError
+from iidrive.core.footprint import EGO_CENTRE_M, EGO_SIZE_M
 from iidrive.core.scene import GridSpec
 from iidrive.data.box_tracks import FlowTargets
 from iidrive.data.clips import ClipDataset, ClipSpec, EgoTrack
@@ -217,6 +218,28 @@ def test_a_planner_reads_one_forecast_per_candidate(town: Town) -> None:
     own, common = agent.choice(inputs, True), agent.choice(inputs, True, shared=True)
     assert not torch.equal(own.outcomes.overlap, common.outcomes.overlap)
     assert torch.equal(agent.both(inputs)[:, 1], own.best())
+
+
+def test_only_followers_react_if_a_planner_counts_on_nobody_else(town: Town) -> None:
+    made = forecaster()
+    inputs = clips_of(town, made.tokenizer).batch([0, 9]).inputs
+    agents = [
+        Agent(made, Planner(replace(TINY.planner, per_candidate=True, counts_on=who), made.tokenizer.cells), True).eval()
+        for who in ("all", "followers")
+    ]
+    base = agents[0].base_path(inputs)
+    everybody, followers = (agent.scene(inputs, base, True) for agent in agents)
+    shared, flow = agents[0].scene(inputs, base, True, shared=True), made.occupancy_flow(inputs)
+    assert made.world.reactions is not None
+    fine = made.world.reactions.fine
+    x, y = np.meshgrid(fine.centres(0), fine.centres(1), indexing="ij")
+    origin = np.stack([x, y], -1) + flow.flow_m.detach().numpy()
+    behind = torch.from_numpy((origin[..., 0] < EGO_CENTRE_M - EGO_SIZE_M[0] / 2) & (abs(origin[..., 1]) < 2.5))
+    assert behind.any()
+    assert not behind.all()
+    for a in range(3):
+        assert torch.equal(followers[:, a][behind], everybody[:, a][behind])
+        assert torch.equal(followers[:, a][~behind], shared[~behind])
 
 
 def test_arms_of_a_planner_with_one_forecast_per_candidate(town: Town) -> None:

@@ -24,6 +24,7 @@ from iidrive.models.iiworld import windows as recorded_windows
 from iidrive.models.layers import constant, identity, transform_inverse
 from iidrive.models.losses import Counts, masked_mean, voxel_counts
 from iidrive.models.occupancy_flow import OccupancyFlow
+from iidrive.models.reactions import from_behind
 from iidrive.models.road_users import DRIVEABLE, ROAD_USERS, movable_classes, transported
 from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import Imagined, RolloutState, WorldModel
@@ -146,10 +147,16 @@ class Forecaster(nn.Module):
         return found[:, :1].expand_as(found[:, 1:]) if held else found[:, 1:]
 
     @torch.no_grad()
-    def taken_for(self, inputs: Inputs, candidates: Float[Tensor, "B A S 2"]) -> Float[Tensor, "B A S X Y"]:
-        """As `taken`, if the ego follows each of the candidates (lidar frame, metres): the others react to it."""
-        assert self.world.reactions is not None
-        return self.world.reactions.of(self.occupancy_flow(inputs), candidates, inputs.ego_T_lidar).sigmoid()
+    def taken_for(self, inputs: Inputs, candidates: Float[Tensor, "B A S 2"], followers: bool = False) -> Float[Tensor, "B A S X Y"]:
+        """As `taken`, if the ego follows each of the candidates (lidar frame, metres): the others react to it. With `followers`, only those
+        who are behind the ego now.
+        """
+        net, flow = self.world.reactions, self.occupancy_flow(inputs)
+        assert net is not None
+        reacting = net.of(flow, candidates, inputs.ego_T_lidar).sigmoid()
+        if not followers:
+            return reacting
+        return torch.where(from_behind(flow, net.fine)[:, None], reacting, flow.taken[:, None, 1:].sigmoid())
 
     @torch.no_grad()
     def current_occupancy(self, inputs: Inputs) -> CurrentOccupancy:

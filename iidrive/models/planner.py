@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -73,7 +74,8 @@ class PlannerConfig:
         comfort_m: cost of a candidate that is predicted to be uncomfortable, metres.
         held: with ii, hold the world model's occupancy of now at every step instead of its forecast. A control: it reads the same history with
             the same costs, but no future.
-        per_candidate: with ii, read each candidate in a forecast of its own, in which others react to it, if the world model has a reaction net.
+        per_candidate: with ii, read each candidate in a forecast of its own, in which others react to it. Needs a world model with a reaction net.
+        counts_on: with per_candidate, whose reactions a candidate is read with: those of all, or those of followers, who are behind the ego now.
         route: settings of the route head; with 0 points the best proposal gives the base path its shape too. Only used with candidates.
     """
 
@@ -99,6 +101,7 @@ class PlannerConfig:
     comfort_m: float = 0.0
     held: bool = False
     per_candidate: bool = False
+    counts_on: Literal["all", "followers"] = "all"
     route: RouteConfig = field(default_factory=RouteConfig)
 
     def __post_init__(self) -> None:
@@ -323,7 +326,7 @@ class Agent(nn.Module):
         """
         config = self.planner.config
         if ii and config.per_candidate and not shared:
-            return self.forecaster.taken_for(inputs, self.planner.candidates(inputs, base))
+            return self.forecaster.taken_for(inputs, self.planner.candidates(inputs, base), config.counts_on == "followers")
         if ii:
             return self.forecaster.taken(inputs, config.held)
         return (seen or self.forecaster.current_occupancy(inputs)).taken[:, None].expand(-1, FUTURE_STEPS, -1, -1)

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from iidrive.core.errors import ConfigError
-from iidrive.core.footprint import EGO_SIZE_M
+from iidrive.core.footprint import EGO_CENTRE_M, EGO_SIZE_M
 from iidrive.core.scene import FUTURE_STEPS, GridSpec
 from iidrive.models.candidates import LIDAR_TO_CENTRE_M, headings
 from iidrive.models.compute import ComputeConfig, in_autocast
@@ -82,6 +82,15 @@ class ReactionNet(Pyramid):
     ) -> Float[Tensor, "B A S X Y"]:
         """As `forward`, for an occupancy flow and candidates in the current lidar frame, metres."""
         return self(flow.features, flow.taken, footprint_maps(candidates, self.fine, ego_T_lidar))
+
+
+def from_behind(flow: OccupancyFlow, fine: GridSpec) -> Bool[Tensor, "B S X Y"]:
+    """Cells whose occupant, by the flow, is behind the ego now: behind its rear bumper, at most `_FOLLOWS_M` beside its axis."""
+    origin = grid_centres(fine, flow.flow_m) + flow.flow_m
+    return (origin[..., 0] < EGO_CENTRE_M - EGO_SIZE_M[0] / 2) & (origin[..., 1].abs() < _FOLLOWS_M)
+
+
+_FOLLOWS_M = 2.5
 
 
 def footprint_maps(candidates: Float[Tensor, "B A S 2"], grid: GridSpec, ego_T_lidar: Float[Tensor, "B 4 4"]) -> Float[Tensor, "B A S X Y"]:
