@@ -53,20 +53,20 @@ class Recipe:
     name: str = "small"
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     world: WorldConfig = field(default_factory=WorldConfig)
+    reactions: ReactionConfig = field(default_factory=lambda: ReactionConfig(16))
     planner: PlannerConfig = field(default_factory=PlannerConfig)
     ego_mlp: EgoMLPConfig = field(default_factory=EgoMLPConfig)
     train_tokenizer: TrainConfig = field(default_factory=TrainConfig)
     train_motion: TrainConfig = field(default_factory=TrainConfig)
     train_flow: TrainConfig = field(default_factory=TrainConfig)
     train_world: TrainConfig = field(default_factory=TrainConfig)
+    train_reactions: TrainConfig = field(default_factory=TrainConfig)
     train_route: TrainConfig = field(default_factory=TrainConfig)
     train_planner: TrainConfig = field(default_factory=TrainConfig)
     train_ego_mlp: TrainConfig = field(default_factory=TrainConfig)
     town: TownConfig = field(default_factory=TownConfig)
     clip_frames: int = 5
     shares: dict[str, float] = field(default_factory=dict)
-    reactions: ReactionConfig = field(default_factory=lambda: ReactionConfig(16))
-    train_reactions: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
         for name, share in self.shares.items():
@@ -137,17 +137,18 @@ def small() -> Recipe:
         "small",
         tokenizer,
         world,
+        ReactionConfig(16),
         planner,
         EgoMLPConfig(),
         replace(base, samples=9000, batch=2, learning_rate=4e-3, warmup=100, log_every=200, save_every=4000),
         replace(base, samples=102400, batch=64, learning_rate=1e-3, warmup=1280, log_every=6400, save_every=51200, ema_decay=0.99),
         replace(base, samples=36_000, batch=6, learning_rate=2e-3, warmup=300, log_every=600, save_every=6000),
         replace(base, samples=5600, batch=2, learning_rate=1e-3, warmup=100, log_every=80, save_every=1600),
+        replace(base, samples=24_000, batch=8, learning_rate=2e-3, warmup=320, log_every=800, save_every=8000),
         replace(base, samples=48_000, batch=16, learning_rate=1e-3, warmup=640, log_every=1600, save_every=8000),
         replace(base, samples=96_000, batch=16, learning_rate=1e-3, warmup=640, log_every=1600, save_every=8000),
         replace(base, samples=102400, batch=64, learning_rate=1e-3, warmup=1280, log_every=6400, save_every=51200, ema_decay=0.99),
         TownConfig(train_scenes=220, test_scenes=24, swerves=0.75, lapses=0.75),
-        train_reactions=replace(base, samples=24_000, batch=8, learning_rate=2e-3, warmup=320, log_every=800, save_every=8000),
     )
 
 
@@ -216,6 +217,7 @@ def full() -> Recipe:
         "full",
         TokenizerConfig(mirror="clip"),
         WorldConfig(flow=FlowConfig(width=64)),
+        ReactionConfig(32),
         PlannerConfig(
             accelerations=ACCELERATIONS,
             shifts_m=SHIFTS_M,
