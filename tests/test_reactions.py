@@ -202,7 +202,7 @@ def test_an_untrained_net_changes_nothing_and_learns_from_a_branch(town: Town) -
 def test_a_planner_reads_one_forecast_per_candidate(town: Town) -> None:
     made = forecaster()
     inputs = clips_of(town, made.tokenizer).batch([0, 9]).inputs
-    planner = Planner(replace(TINY.planner, per_candidate=True), made.tokenizer.cells)
+    planner = Planner(replace(TINY.planner, per_candidate=True, counts_on="all"), made.tokenizer.cells)
     agent = Agent(made, planner, True).eval()
     base = agent.base_path(inputs)
     scene, shared = agent.scene(inputs, base, True), agent.scene(inputs, base, True, shared=True)

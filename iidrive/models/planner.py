@@ -75,7 +75,8 @@ class PlannerConfig:
         held: with ii, hold the world model's occupancy of now at every step instead of its forecast. A control: it reads the same history with
             the same costs, but no future.
         per_candidate: with ii, read each candidate in a forecast of its own, in which others react to it. Needs a world model with a reaction net.
-        counts_on: with per_candidate, whose reactions a candidate is read with: those of all, or those of followers, who are behind the ego now.
+        counts_on: with per_candidate, whose reactions a candidate is read with: those of followers, who are behind the ego now and at fault if
+            they hit it, or those of all.
         route: settings of the route head; with 0 points the best proposal gives the base path its shape too. Only used with candidates.
     """
 
@@ -101,7 +102,7 @@ class PlannerConfig:
     comfort_m: float = 0.0
     held: bool = False
     per_candidate: bool = False
-    counts_on: Literal["all", "followers"] = "all"
+    counts_on: Literal["all", "followers"] = "followers"
     route: RouteConfig = field(default_factory=RouteConfig)
 
     def __post_init__(self) -> None:

@@ -35,7 +35,12 @@ ARMS = (
     Arm("held", "held", "on", "reads the same history with the same costs as `shared`, but the world model's scene of now is held still"),
     Arm("loss only", "ii", "off", "saw imagined futures in training; plans by the present"),
     Arm("shared", "ii", "shared", "plans by one imagined future for all candidates"),
-    Arm("per candidate", "reacting", "on", "plans by a future imagined for each candidate, in which others react to it"),
+    Arm(
+        "per candidate",
+        "reacting",
+        "on",
+        "plans by a future imagined for each candidate, in which followers (planner.counts_on: or all) react to it",
+    ),
     Arm("shuffled", "ii", "shuffled", "plans by what was imagined for another scene (placebo)"),
     Arm("oracle", "ii", "oracle", "plans by the true future (a leak on purpose)"),
     Arm("regressor", "regressor", "on", "has no candidates: corrects its proposals by the imagined latents"),
