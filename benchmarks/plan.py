@@ -52,7 +52,7 @@ def cases(agent: Agent, size: int, recipe: Recipe) -> dict[str, Callable[[], obj
         "plan, ii on": lambda: agent.plan(inputs, ii=True, shared=True),
         "per candidate": lambda: agent.plan(inputs, ii=True),
         "scene": lambda: agent.scene(inputs, base, True, seen, shared=True),
-        "read": lambda: agent.choose(inputs, base, scene, True),
+        "read": lambda: agent.choose(inputs, base, scene, True, seen),
         "roll-out": lambda: agent.forecaster.imagine(inputs, 6),
     }
 
