@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from iidrive.cli.options import DataOptions, Switch, TrainOptions, enter
@@ -11,12 +12,13 @@ from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache
 from iidrive.pipeline import recipes
 from iidrive.pipeline import train as training
-from iidrive.pipeline.load import load_tokenizer
+from iidrive.pipeline.load import LoadedTokenizer, load_tokenizer
 from iidrive.pipeline.recipes import Recipe
 from iidrive.pipeline.tokens import tokens_folder
-from iidrive.runtime.distributed import ProcessGroup
+from iidrive.runtime.run_folder import Run
 from iidrive.training import checkpoint
 from iidrive.training.checkpoint import Checkpoint
+from iidrive.training.options import RunOptions
 
 
 def train_tokenizer(
@@ -84,13 +86,9 @@ def train_reactions(
     options, allow = train.enter(recipe.train_reactions), train.allow_mismatch == "on"
     if options.init:
         raise ConfigError("train reactions starts from the world model that it is given: leave --init out.")
-    source, split = where.open(recipe, "train")
-    stage2 = checkpoint.read(world)
-    stage2.require_kind("world")
-    about = training.describe("train reactions", recipe, source, split) | {"allow_mismatch": train.allow_mismatch}
-    started = start(train.run, about, options)
-    cache = _tokens_near(world, stage2, tokens, source, split, train.run, allow, options.process_group)
-    finish(training.train_reactions(recipe, stage2, cache, source, split, started, options, allow), where, recipe, train.run)
+    begun = _on_world("train reactions", world, tokens, train, where, recipe, options)
+    path = training.train_reactions(recipe, begun.world, begun.cache, begun.source, begun.split, begun.run, options, allow, begun.tokenizer)
+    finish(path, where, recipe, train.run)
 
 
 def train_planner(
@@ -112,23 +110,37 @@ def train_planner(
         recipe: models and trainings.
     """
     options, allow = train.enter(recipe.train_planner), train.allow_mismatch == "on"
-    source, split = where.open(recipe, "train")
-    stage2 = checkpoint.read(world)
-    stage2.require_kind("world")
-    about = training.describe("train planner", recipe, source, split) | {"allow_mismatch": train.allow_mismatch}
-    started = start(train.run, about, options)
-    cache = _tokens_near(world, stage2, tokens, source, split, train.run, allow, options.process_group)
-    path = training.train_planner(recipe, stage2, cache, source, split, started, train_ii == "on", options, allow)
+    begun = _on_world("train planner", world, tokens, train, where, recipe, options)
+    path = training.train_planner(
+        recipe, begun.world, begun.cache, begun.source, begun.split, begun.run, train_ii == "on", options, allow, begun.tokenizer
+    )
     finish(path, where, recipe, train.run)
 
 
-def _tokens_near(
-    world: str, stage2: Checkpoint, tokens: str, source: Source, split: str, run: str, allow: bool, process_group: ProcessGroup
-) -> TokenCache:
-    """The token cache of a split for a stage on top of a world model: the given one, that of the world model's run, or one in RUN/tokens."""
+@dataclass(frozen=True)
+class _Begun:
+    """What a training on top of a world model starts with. The tokenizer is that of the world model, and so are the tokens."""
+
+    source: Source
+    split: str
+    run: Run
+    world: Checkpoint
+    tokenizer: LoadedTokenizer
+    cache: TokenCache
+
+
+def _on_world(what: str, world: str, tokens: str, train: TrainOptions, where: DataOptions, recipe: Recipe, options: RunOptions) -> _Begun:
+    """Start a training on top of a world model. `tokens`: token cache; by default that of the world model's run if there is one, else RUN/tokens."""
+    source, split = where.open(recipe, "train")
+    stage2 = checkpoint.read(world)
+    stage2.require_kind("world")
+    about = training.describe(what, recipe, source, split) | {"allow_mismatch": train.allow_mismatch}
+    started = start(train.run, about, options)
     stage1 = load_tokenizer(stage2.parent_path("tokenizer"))
     near = tokens_folder(Path(world), stage1, source)
-    return tokens_of(tokens or (str(near) if near.is_dir() else ""), stage1, source, split, Path(run), allow, process_group=process_group)
+    tokens, allow = tokens or (str(near) if near.is_dir() else ""), train.allow_mismatch == "on"
+    cache = tokens_of(tokens, stage1, source, split, Path(train.run), allow, process_group=options.process_group)
+    return _Begun(source, split, started, stage2, stage1, cache)
 
 
 def tokens(

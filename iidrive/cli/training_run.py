@@ -16,7 +16,7 @@ from iidrive.data import Data
 from iidrive.data.source import Source
 from iidrive.data.tokens import TokenCache
 from iidrive.pipeline import recipes
-from iidrive.pipeline.load import LoadedTokenizer, Place, load_tokenizer
+from iidrive.pipeline.load import LoadedTokenizer, Place, has_reactions, load_tokenizer
 from iidrive.pipeline.recipes import Recipe
 from iidrive.pipeline.tokens import tokens_folder, write_tokens
 from iidrive.runtime.distributed import ProcessGroup
@@ -78,7 +78,7 @@ def finish(path: Path, where: DataOptions, recipe: Recipe, run: str) -> None:
         print(f"0 s check: its tokens decode at {found:.1f} % mIoU; stage 1 recorded {recorded:.1f} %")
     follow = {
         "tokenizer": ["train", "world", run],
-        "world": ["train", "planner", run, *(["--recipe.planner.per_candidate=true"] if _reacts(manifest) else [])],
+        "world": ["train", "planner", run, *(["--recipe.planner.per_candidate=true"] if has_reactions(manifest) else [])],
         "planner": ["evaluate", run, "--test-ii", "on" if manifest.about.get("train_ii") else "off"],
     }
     made_with = [f"--recipe={Path(run) / 'recipe.json'}"] if recipe != recipes.small() else []
@@ -89,10 +89,6 @@ def finish(path: Path, where: DataOptions, recipe: Recipe, run: str) -> None:
             print(f"evaluate: {shlex.join(['iidrive', 'evaluate', run, *own])}")
     for own in each if manifest.kind == "planner" else [options]:
         print(f"next: {shlex.join(['iidrive', *follow[manifest.kind], *own])}")
-
-
-def _reacts(manifest: checkpoint.Manifest) -> bool:
-    return manifest.kind == "world" and bool(manifest.architecture.get("reactions", {}).get("width"))
 
 
 def _as_typed(data: Data) -> list[str]:

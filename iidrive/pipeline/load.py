@@ -91,6 +91,11 @@ def load(place: Place, allow: bool = False) -> LoadedTokenizer | LoadedForecaste
     return load_ego_mlp(found) if kind == "ego-mlp" else load_tokenizer(found)
 
 
+def has_reactions(manifest: Manifest) -> bool:
+    """Whether a checkpoint is a world model with a reaction net."""
+    return manifest.kind == "world" and bool(manifest.architecture.get("reactions", {}).get("width"))
+
+
 def load_tokenizer(place: Place | LoadedTokenizer) -> LoadedTokenizer:
     """Load a tokenizer. A tokenizer that is already loaded is returned unchanged.
 

@@ -154,6 +154,7 @@ def train_reactions(
     run: Run,
     options: RunOptions | None = None,
     allow: bool = False,
+    tokenizer: Place | LoadedTokenizer | None = None,
 ) -> Path:
     """Add a reaction net to a world model and train it on branches of towns (see models/reactions.py). Nothing else of the world model changes.
 
@@ -165,7 +166,7 @@ def train_reactions(
     training, compute = recipe.train_reactions, compute_config(recipe.train_reactions, options)
     if not isinstance(source, Town):
         raise ConfigError(f"reactions are learned from branched simulations, and {source.name} cannot be branched: use --data town.")
-    stage2 = load_forecaster(world, None, allow, compute)
+    stage2 = load_forecaster(world, tokenizer, allow, compute)
     stage1, grid = stage2.tokenizer, stage2.model.flow_grid
     if grid is None or not recipe.reactions.width:
         raise ConfigError("a reaction net corrects an occupancy flow: give a world model that has one, and a reactions.width above 0.")

@@ -18,20 +18,19 @@ from jaxtyping import Float
 from iidrive.analysis.study.arms import ARMS, CHOSEN_IN, NONE, WEIGHTS, Arm, ArmName, Weights, recipe_of
 from iidrive.analysis.study.open_loop import of_true_path, open_loop
 from iidrive.analysis.study.results import Setting, rank_correlations, report
-from iidrive.core.config_io import from_plain, to_plain
+from iidrive.core.config_io import to_plain
 from iidrive.core.errors import ConfigError
 from iidrive.core.scene import Scene
 from iidrive.core.text import aligned
 from iidrive.data.clips import ClipDataset, scored_clips
 from iidrive.data.tokens import TokenCache
 from iidrive.data.town.source import Town
-from iidrive.models.world import WorldConfig
 from iidrive.pipeline.arms import planner_of
 from iidrive.pipeline.baselines import BASELINES
 from iidrive.pipeline.drive import EXPERT, Driven, draw, drive_all
 from iidrive.pipeline.drivers import Driver, drivers_of, planning
 from iidrive.pipeline.evaluate import Plan
-from iidrive.pipeline.load import LoadedAgent, load_agent, load_tokenizer
+from iidrive.pipeline.load import LoadedAgent, has_reactions, load_agent, load_tokenizer
 from iidrive.pipeline.recipes import Recipe
 from iidrive.pipeline.testset import TestSet
 from iidrive.pipeline.tokens import tokens_folder, write_tokens
@@ -186,7 +185,7 @@ def prepare(recipe: Recipe, town: Town, run: Run, world: str, reactions: bool) -
     base = Base(found.path, _tokens(found.parent_path("tokenizer"), town, run), out / "route")
     if not reactions:
         return base
-    if from_plain(WorldConfig, found.manifest.architecture, str(found.path)).reactions.width:
+    if has_reactions(found.manifest):
         return replace(base, reacting=base.world)
     return replace(base, reacting=train_reactions(recipe, base.world, base.cache, town, "train", begin("reactions"), auto))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,11 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values. A value is None only if `absent` has the reason, or for a rate at 0 km."""
+        return dict(self._values)
+
+    @cached_property
+    def _values(self) -> dict[str, Any]:
+        """The values of `to_json`. Tables, pages and files ask for them, and the intervals take a quarter of a second."""
         seconds = sum(score.seconds for score in self.scores)
         at_fault, departures = int(self.at_fault.sum()), int(self.departures.sum())
         return {
@@ -184,9 +190,9 @@ def rates(rows: Sequence[Row]) -> list[list[str]]:
     """A header and one line per planner: at-fault contacts and departures per kilometre, with 95 % intervals over scenes; `-` at 0 km."""
     lines = [["per km", "at fault", INTERVAL, "off road", INTERVAL]]
     for row in rows:
-        cells = [row.name]
-        for counts in (row.at_fault, row.departures):
-            rate, interval = row.per_km(counts.sum()), row.per_km_interval(counts)
+        cells, values = [row.name], row.to_json()
+        for kind in ("at_fault_collisions", "departures"):
+            rate, interval = values[f"{kind}_per_km"], values[f"{kind}_per_km_interval"]
             cells += ["-", "-"] if rate is None or interval is None else [f"{rate:.2f}", f"{interval[0]:.2f}-{interval[1]:.2f}"]
         lines.append(cells)
     return lines
