@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -311,7 +312,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     main(["train", "world", str(tmp_path / "tokenizer"), "--run", str(tmp_path / "world"), *options])
     main(["train", "reactions", str(tmp_path / "world"), "--run", str(tmp_path / "reactions"), *options])
     told = capsys.readouterr().out
-    assert f"next: iidrive train planner {tmp_path / 'reactions'} --recipe.planner.per_candidate=true" in told
+    (following,) = [line for line in told.splitlines() if line.startswith(f"next: iidrive train planner {tmp_path / 'reactions'}")]
+    assert following.endswith(" --recipe.planner.per_candidate=true")
+    main([*shlex.split(following.removeprefix("next: iidrive ")), "--run", str(tmp_path / "planner")])
+    assert load_agent(tmp_path / "planner").model.planner.config.per_candidate
     with pytest.raises(SystemExit):
         main(["train", "reactions", str(tmp_path / "world"), "--init", "town-small", "--run", str(tmp_path / "a"), *options])
     assert "leave --init out" in capsys.readouterr().err

@@ -78,11 +78,13 @@ def finish(path: Path, where: DataOptions, recipe: Recipe, run: str) -> None:
         print(f"0 s check: its tokens decode at {found:.1f} % mIoU; stage 1 recorded {recorded:.1f} %")
     follow = {
         "tokenizer": ["train", "world", run],
-        "world": ["train", "planner", run, *(["--recipe.planner.per_candidate=true"] if has_reactions(manifest) else [])],
+        "world": ["train", "planner", run],
         "planner": ["evaluate", run, "--test-ii", "on" if manifest.about.get("train_ii") else "off"],
     }
     made_with = [f"--recipe={Path(run) / 'recipe.json'}"] if recipe != recipes.small() else []
     options = [f"--{k}={v}" for k, v in to_plain(replace(where, split="")).items() if v != getattr(DataOptions(), k)] + made_with
+    if has_reactions(manifest):
+        options.append("--recipe.planner.per_candidate=true")  # last: a recipe file replaces what is said before it
     each = [_as_typed(data) + made_with for data in where.sources]
     if manifest.kind != "planner":
         for own in each:
