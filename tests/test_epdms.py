@@ -16,7 +16,7 @@ from iidrive.scoring.driving.contacts import contacts
 from iidrive.scoring.driving.epdms import PARTS, DriveScore, score_drive
 from iidrive.scoring.driving.parts import stations
 from iidrive.scoring.driving.rollout import Ego, Road, Rollout
-from iidrive.scoring.driving.summary import Difference, Row, rates, text
+from iidrive.scoring.driving.summary import Difference, Row, parts_table, rates, text
 from iidrive.scoring.stats import ratio_interval
 
 FREE = rollout(straight())
@@ -298,6 +298,18 @@ def test_intervals_of_a_part_are_over_the_drives_that_have_it() -> None:
     # drives of one scene are one cluster: nothing can be drawn
     scores = row("planner", drives[1:]).scores
     assert Row("one", scores, scores, ("a", "a")).parts_intervals()["EC"] == pytest.approx((13 / 14, 13 / 14))
+
+
+def test_seeds_of_an_arm_are_one_row_whose_scenes_stay_one_unit() -> None:
+    turn = rollout(straight(speed=2.5))
+    seeds = [row(f"arm, seed {k}", [replace(FREE, name="a"), replace(turn, name="b")]) for k in range(3)]
+    both = Row.of_seeds("arm", seeds)
+    one, all_ = seeds[0].to_json(), both.to_json()
+    assert (all_["scenes"], all_["drives"]) == (2, 6)
+    assert all_["km"] == pytest.approx(3 * one["km"])
+    assert all_["parts"] == pytest.approx(one["parts"])
+    assert all_["epdms_interval"] == pytest.approx(one["epdms_interval"]), "three equal seeds say no more than one"
+    assert [line[:1] + line[4:6] for line in parts_table([both])] == [["percent", "TLC", "EP"], ["arm", "-", "75.0 [50, 100]"]]
 
 
 def test_intervals_of_ratios_divide_the_sums_of_whole_clusters() -> None:

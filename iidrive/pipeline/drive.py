@@ -32,7 +32,7 @@ from iidrive.runtime.run_folder import Run
 from iidrive.runtime.sources import PACKAGE, source_digest
 from iidrive.scoring.driving.epdms import DriveScore, score_drive
 from iidrive.scoring.driving.rollout import Rollout
-from iidrive.scoring.driving.summary import DIFFERENCES, Difference, Row, left_out_parts, rates, table, text
+from iidrive.scoring.driving.summary import DIFFERENCES, Difference, Row, left_out_parts, parts_table, rates, table, text
 from iidrive.scoring.driving.tracking import DT_S
 from iidrive.scoring.driving.tracking_error import TrackingError, tracking_error
 from iidrive.simulation.driven import LEVER_M, road_of
@@ -244,8 +244,8 @@ def _page(driven: Driven, asked: Sequence[str], differences: Sequence[Difference
     tables: list[tuple[str, str | Table]] = [
         ("Closed loop: EPDMS and its parts in percent, with 95 % intervals over scenes", Table(header, lines))
     ]
-    header, *lines = rates(driven.rows)
-    tables.append(("Events per kilometre, with 95 % intervals", Table(header, lines)))
+    for title, (header, *lines) in {"Parts of EPDMS": parts_table(driven.rows), "Events per kilometre": rates(driven.rows)}.items():
+        tables.append((f"{title}, with 95 % intervals", Table(header, lines)))
     if differences:
         tables.append(("Differences, paired by scene, with 95 % intervals", Table(DIFFERENCES, [one.cells() for one in differences])))
     rows = [driven.row(name) for name in (EXPERT, *asked)]

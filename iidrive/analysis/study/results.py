@@ -15,6 +15,7 @@ from scipy.stats import rankdata
 
 from iidrive.analysis.study.arms import ARMS, BESIDE, NONE
 from iidrive.core.text import aligned
+from iidrive.scoring.driving.summary import Row, parts_table, rates
 from iidrive.scoring.stats import ALPHA, Test, holm, mean_interval, paired
 
 Array = np.ndarray
@@ -46,7 +47,8 @@ QUESTIONS: Mapping[str, str] = {
 class Setting:
     """Results of one test: `values` (k,s) of k seeds and s scenes, by arm and metric. `kinds`: the kind of each scene, by what it is a kind of.
 
-    `others`: values (s,) of baselines and other planners, by name and metric.
+    `others`: values (s,) of baselines and other planners, by name and metric. `drives`: in closed loop, all drives of each arm, over its seeds,
+    and of the others.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Setting:
     kinds: Mapping[str, tuple[str, ...]]
     values: Mapping[str, Mapping[str, Float[Array, "k s"]]]
     others: Mapping[str, Mapping[str, Float[Array, "s"]]]
+    drives: Sequence[Row] = ()
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -112,6 +115,12 @@ class Setting:
             for m in metrics
         }
 
+    def drive_tables(self) -> dict[str, list[list[str]]]:
+        """Parts of the score, and events per kilometre, by title. Empty in open loop."""
+        if not self.drives:
+            return {}
+        return {f"{self.name}: parts of EPDMS": parts_table(self.drives), f"{self.name}: events per kilometre": rates(self.drives)}
+
     def sentences(self) -> list[str]:
         """One sentence per metric and comparison: the difference, its interval and its significance."""
         return [
@@ -134,7 +143,8 @@ class Setting:
             m: {name: {**asdict(test), "p_corrected": p} for name, (test, p) in self.differences(m).items()} for m in self.metrics
         }
         others = {name: {m: float(values[m].mean()) for m in self.metrics} for name, values in self.others.items()}
-        return {"scenes": len(self.scenes), "arms": arms, "differences": differences, "others": others}
+        drives = {row.name: row.to_json() for row in self.drives}
+        return {"scenes": len(self.scenes), "arms": arms, "differences": differences, "others": others, "drives": drives}
 
 
 def _said(metric: str, test: Test, p: float) -> str:
@@ -203,5 +213,5 @@ def report(settings: Sequence[Setting], fixed: Sequence[str]) -> str:
     parts = ["\n".join(fixed), arms, "\n".join(answer for setting in settings for answer in setting.answers())]
     for setting in settings:
         parts.append("\n".join([f"{setting.name}, {len(setting.scenes)} scenes", setting.table(), *setting.sentences()]))
-        parts += [f"{title}\n{aligned(lines)}" for title, lines in setting.kind_tables().items()]
+        parts += [f"{title}\n{aligned(lines)}" for title, lines in {**setting.drive_tables(), **setting.kind_tables()}.items()]
     return "\n\n".join(parts)

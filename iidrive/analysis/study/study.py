@@ -284,16 +284,19 @@ def _closed(
             plan = planning(loaded.model, arm.test_ii)
             drivers.append(Driver(f"{arm.key}, seed {seed}", plan, loaded.model.forecaster.tokenizer, loaded.lineage))
     driven = drive_all(drivers, on, loop)
-    values = {}
+    values, drives = {}, []
     for arm in config.done:
-        rows = [_by_scene(driven.row(f"{arm.key}, seed {seed}")) for seed in range(config.seeds)]
+        seeds = [driven.row(f"{arm.key}, seed {seed}") for seed in range(config.seeds)]
+        rows = [_by_scene(row) for row in seeds]
         values[arm.key] = {metric: np.stack([row[metric] for row in rows]) for metric in rows[0]}
-    others = {row.name: _by_scene(row) for row in driven.rows if row.name in (*BASELINES, EXPERT)}
+        drives.append(Row.of_seeds(arm.key, seeds))
+    beside = [row for row in driven.rows if row.name in (*BASELINES, EXPERT)]
+    others = {row.name: _by_scene(row) for row in beside}
     kinds = {"manoeuvre": _manoeuvres(on)}
     conflicts = tuple(scene.conflict.kind if scene.conflict else "none" for scene in _scenes(on))
     if set(conflicts) != {"none"}:
         kinds["conflict"] = conflicts
-    return Setting(name, tuple(score.name for score in driven.rows[0].scores), kinds, values, others), driven
+    return Setting(name, tuple(score.name for score in driven.rows[0].scores), kinds, values, others, (*drives, *beside)), driven
 
 
 def _by_scene(row: Row) -> dict[str, Float[Array, "s"]]:
@@ -334,7 +337,8 @@ def _page(settings: Sequence[Setting], fixed: Sequence[str], correlations: Seque
         header, *lines = setting.lines()
         tables.append((f"{setting.name}, {len(setting.scenes)} scenes: means and 95 % intervals over scenes", Table(header, lines)))
         tables.append((f"{setting.name}: differences paired by scene, corrected by Holm", "\n".join(setting.sentences())))
-        tables += [(title, Table(lines[0], lines[1:])) for title, lines in setting.kind_tables().items()]
+        more = {**setting.drive_tables(), **setting.kind_tables()}
+        tables += [(title, Table(lines[0], lines[1:])) for title, lines in more.items()]
     if correlations:
         tables.append(("Rank correlation of open loop and closed loop", "\n".join(correlations)))
     lead = "The same planner, with and without a world model's imagined future."

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,12 @@ class Row:
     def __post_init__(self) -> None:
         if [s.name for s in self.scores] != [s.name for s in self.expert] or not self.scores:
             raise DataError(f"{self.name}: a row needs at least one drive, and the expert's drives of the same scenes in the same order.")
+
+    @staticmethod
+    def of_seeds(name: str, seeds: Sequence[Row]) -> Row:
+        """The drives of planners that differ only in their seed as one row. A scene stays one unit."""
+        scores, expert = (tuple(chain.from_iterable(getattr(row, part) for row in seeds)) for part in ("scores", "expert"))
+        return Row(name, scores, expert, tuple(score.name for score in scores))
 
     @property
     def cluster(self) -> Int[Array, "s"]:
@@ -196,6 +203,21 @@ def rates(rows: Sequence[Row]) -> list[list[str]]:
             cells += ["-", "-"] if rate is None or interval is None else [f"{rate:.2f}", f"{interval[0]:.2f}-{interval[1]:.2f}"]
         lines.append(cells)
     return lines
+
+
+def parts_table(rows: Sequence[Row]) -> list[list[str]]:
+    """A header and one line per planner: every part in percent, with its 95 % interval over scenes; `-` where it cannot be scored."""
+    lines = [["percent", *PARTS]]
+    for row in rows:
+        values = row.to_json()
+        means, intervals = values["parts"], values["parts_intervals"]
+        cells = ["-" if means[part] is None else _between(means[part], *intervals[part]) for part in PARTS]
+        lines.append([row.name, *cells])
+    return lines
+
+
+def _between(mean: float, low: float, high: float) -> str:
+    return f"{100 * mean:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
 def text(rows: Sequence[Row], differences: Sequence[Difference] = (), per_km: bool = False) -> str:
