@@ -33,6 +33,7 @@ def test_a_mismatch_is_distinguished_from_a_poor_tokenizer() -> None:
     assert diagnosis.mismatched_pair((0.4, 0.02, 0.02, 0.02, 0.02), OWN).startswith("mismatch, and a poorer tokenizer")
     assert diagnosis.mismatched_pair((0.4, 0.3, 0.25, 0.2, 0.1), OWN).startswith("the tokenizer's quality")
     assert diagnosis.mismatched_pair(OWN, OWN).startswith("mismatch without visible cost")
+    assert diagnosis.mismatched_pair((0.80, 0.50, 0.40, 0.30, 0.20), OWN).startswith("mismatch, at a cost")  # r4: 45.7 % instead of 56.4 %
     assert "no cost can be measured" in diagnosis.mismatched_pair((0.02,) * 5, (0.02,) * 5)
     assert "not among these" in diagnosis.mismatched_pair(OWN, None)
 
