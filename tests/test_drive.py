@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,12 +34,13 @@ from iidrive.models.tokenizer import Tokenizer
 from iidrive.models.world import WorldModel
 from iidrive.pipeline import recipes
 from iidrive.pipeline.arms import Placebo
-from iidrive.pipeline.drive import code_digest, drive_all, drive_rows
+from iidrive.pipeline.drive import DECIDE, code_digest, drive_all, drive_rows
 from iidrive.pipeline.drivers import Driver, driver_of, planning, source_of, subject_of
 from iidrive.pipeline.testset import TestSet
 from iidrive.pipeline.tokens import scene_codes
 from iidrive.runtime.distributed import ProcessGroup
 from iidrive.runtime.run_folder import Run
+from iidrive.runtime.sources import PACKAGE
 from iidrive.scoring.driving.rollout import PAST_STEPS, Road
 from iidrive.scoring.driving.tracking import CarState
 from iidrive.simulation.displace import LATERAL_M, PACES, Start, drawn
@@ -427,6 +429,18 @@ def test_drives_are_named_by_the_code_that_makes_them(tmp_path: Path) -> None:
         assert code_digest(tmp_path) != digest
         digest = code_digest(tmp_path)
     assert code_digest() == code_digest()
+
+
+def test_the_code_that_makes_drives_includes_what_it_imports() -> None:
+    files = {file for pattern in DECIDE for file in PACKAGE.glob(pattern)}
+    imported = {
+        name
+        for file in files
+        for name in re.findall(r"^from iidrive\.((?:scoring|simulation|models)[.\w]*) import", file.read_text(), re.M)
+    }
+    assert {"scoring.driving.contacts", "simulation.driven"} <= imported
+    decide = {file.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".") for file in files}
+    assert {name for name in imported if (PACKAGE / name.replace(".", "/")).with_suffix(".py").is_file()} <= decide
 
 
 @pytest.mark.slow

@@ -273,16 +273,17 @@ _BY_CONSTRUCTION = (
 )
 
 
-_DECIDE = (
-    *("core/*.py", "data/*.py", "data/town/*.py", "models/**/*.py", "scoring/driving/*.py", "simulation/*.py"),
-    *("pipeline/arms.py", "pipeline/drivers.py", "pipeline/load.py", "pipeline/tokens.py"),
+DECIDE = (
+    *("core/*.py", "data/*.py", "data/town/*.py", "models/**/*.py", "simulation/*.py"),
+    *("scoring/driving/contacts.py", "scoring/driving/rollout.py", "scoring/driving/tracking.py"),
+    *("pipeline/arms.py", "pipeline/baselines.py", "pipeline/drivers.py", "pipeline/load.py", "pipeline/tokens.py"),
 )
-"""Source files of iidrive that decide how a scene is driven."""
+"""Source files of iidrive that decide how a scene is driven. The score does not: it is computed anew from stored drives."""
 
 
 def code_digest(package: Path = PACKAGE) -> str:
     """Digest of iidrive's version and of its source files that decide how a scene is driven. `package` is the package's folder."""
-    return hashlib.sha256(f"{VERSION} {source_digest(_DECIDE, package)}".encode()).hexdigest()
+    return hashlib.sha256(f"{VERSION} {source_digest(DECIDE, package)}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)

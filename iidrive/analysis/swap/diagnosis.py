@@ -42,7 +42,9 @@ def mismatched_pair(found: Sequence[float], own: Sequence[float] | None) -> str:
     if poor:
         return f"the tokenizer's quality more than the mismatch: {now}, {step}."
     if kept(found) < NEAR * kept(own):
-        return f"mismatch, at a cost: {now}, but {step}; a world model that adds a change to the warped current frame loses only the change."
+        return (
+            f"mismatch, at a cost: {now}, but {step}; a world model that adds a change to the warped current frame loses only the change."
+        )
     return f"mismatch without visible cost: {now}, {step}; this world model may depend little on its tokens, but do not rely on it."
 
 
