@@ -309,7 +309,7 @@ def test_seeds_of_an_arm_are_one_row_whose_scenes_stay_one_unit() -> None:
     assert all_["km"] == pytest.approx(3 * one["km"])
     assert all_["parts"] == pytest.approx(one["parts"])
     assert all_["epdms_interval"] == pytest.approx(one["epdms_interval"]), "three equal seeds say no more than one"
-    assert [line[:1] + line[4:6] for line in parts_table([both])] == [["percent", "TLC", "EP"], ["arm", "-", "75.0 [50, 100]"]]
+    assert [line[:1] + line[4:6] for line in parts_table([both])] == [["percent", "TLC", "EP"], ["arm", "-", "75.0 [50.0, 100.0]"]]
 
 
 def test_intervals_of_ratios_divide_the_sums_of_whole_clusters() -> None:

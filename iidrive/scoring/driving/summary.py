@@ -217,7 +217,7 @@ def parts_table(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def _between(mean: float, low: float, high: float) -> str:
-    return f"{100 * mean:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
+    return f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def text(rows: Sequence[Row], differences: Sequence[Difference] = (), per_km: bool = False) -> str:
