@@ -5,7 +5,7 @@ Shapes: s scenes, k seeds, p planners.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -206,11 +206,17 @@ def _planners(setting: Setting, metric: str) -> dict[str, Float[Array, "s"]]:
     return {**seeds, **{name: values[metric] for name, values in setting.others.items()}}
 
 
+def described(done: Iterable[str]) -> str:
+    """One line per arm: its key and what it is."""
+    found = [arm for arm in ARMS if arm.key in set(done)]
+    width = max(len(arm.key) for arm in found)
+    return "\n".join(f"{arm.key:{width}}  {arm.what}" for arm in found)
+
+
 def report(settings: Sequence[Setting], fixed: Sequence[str]) -> str:
     """The whole report as text: all tables and sentences."""
     done = settings[0].values
-    arms = aligned([[arm.key, arm.what] for arm in ARMS if arm.key in done])
-    parts = ["\n".join(fixed), arms, "\n".join(answer for setting in settings for answer in setting.answers())]
+    parts = ["\n".join(fixed), described(done), "\n".join(answer for setting in settings for answer in setting.answers())]
     for setting in settings:
         parts.append("\n".join([f"{setting.name}, {len(setting.scenes)} scenes", setting.table(), *setting.sentences()]))
         parts += [f"{title}\n{aligned(lines)}" for title, lines in {**setting.drive_tables(), **setting.kind_tables()}.items()]

@@ -17,11 +17,10 @@ from jaxtyping import Float
 
 from iidrive.analysis.study.arms import ARMS, CHOSEN_IN, NONE, WEIGHTS, Arm, ArmName, Weights, recipe_of
 from iidrive.analysis.study.open_loop import of_true_path, open_loop
-from iidrive.analysis.study.results import Setting, rank_correlations, report
+from iidrive.analysis.study.results import Setting, described, rank_correlations, report
 from iidrive.core.config_io import to_plain
 from iidrive.core.errors import ConfigError
 from iidrive.core.scene import Scene
-from iidrive.core.text import aligned
 from iidrive.data.clips import ClipDataset, scored_clips
 from iidrive.data.tokens import TokenCache
 from iidrive.data.town.source import Town
@@ -330,9 +329,8 @@ def _manoeuvres(on: TestSet) -> tuple[str, ...]:
 
 
 def _page(settings: Sequence[Setting], fixed: Sequence[str], correlations: Sequence[str], pictures: list[tuple[str, str]]) -> Page:
-    arms = aligned([[arm.key, arm.what] for arm in ARMS if arm.key in settings[0].values])
     answers = "\n".join(answer for setting in settings for answer in setting.answers())
-    tables: list[tuple[str, str | Table]] = [("Answers", answers), ("The arms", arms)]
+    tables: list[tuple[str, str | Table]] = [("Answers", answers), ("The arms", described(settings[0].values))]
     for setting in settings:
         header, *lines = setting.lines()
         tables.append((f"{setting.name}, {len(setting.scenes)} scenes: means and 95 % intervals over scenes", Table(header, lines)))
