@@ -77,7 +77,7 @@ def test_drives_leave_a_page_with_every_scene(tmp_path: Path) -> None:
         assert f"<td>{line['scene']}</td>" in page
         assert f">{100 * line['epdms']:.1f}</td>" in page
     assert "drove on" in page
-    assert page.count("<svg") == 2, "an interval for the town's driver and for the planner"
+    assert page.count("<svg") == 2 + 7 + 8, "intervals of EPDMS, of the driver's parts (it makes no plans, so no EC) and of the planner's"
     assert 'href="drive.json"' in page
 
 
