@@ -115,6 +115,10 @@ class Setting:
             for m in metrics
         }
 
+    def tables(self) -> dict[str, list[list[str]]]:
+        """All tables besides `lines`, by title."""
+        return {**self.drive_tables(), **self.kind_tables()}
+
     def drive_tables(self) -> dict[str, list[list[str]]]:
         """Parts of the score, and events per kilometre, by title. Empty in open loop."""
         if not self.drives:
@@ -219,5 +223,5 @@ def report(settings: Sequence[Setting], fixed: Sequence[str]) -> str:
     parts = ["\n".join(fixed), described(done), "\n".join(answer for setting in settings for answer in setting.answers())]
     for setting in settings:
         parts.append("\n".join([f"{setting.name}, {len(setting.scenes)} scenes", setting.table(), *setting.sentences()]))
-        parts += [f"{title}\n{aligned(lines)}" for title, lines in {**setting.drive_tables(), **setting.kind_tables()}.items()]
+        parts += [f"{title}\n{aligned(lines)}" for title, lines in setting.tables().items()]
     return "\n\n".join(parts)

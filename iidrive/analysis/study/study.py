@@ -335,8 +335,7 @@ def _page(settings: Sequence[Setting], fixed: Sequence[str], correlations: Seque
         header, *lines = setting.lines()
         tables.append((f"{setting.name}, {len(setting.scenes)} scenes: means and 95 % intervals over scenes", Table(header, lines)))
         tables.append((f"{setting.name}: differences paired by scene, corrected by Holm", "\n".join(setting.sentences())))
-        more = {**setting.drive_tables(), **setting.kind_tables()}
-        tables += [(title, Table(lines[0], lines[1:])) for title, lines in more.items()]
+        tables += [(title, Table(lines[0], lines[1:])) for title, lines in setting.tables().items()]
     if correlations:
         tables.append(("Rank correlation of open loop and closed loop", "\n".join(correlations)))
     lead = "The same planner, with and without a world model's imagined future."

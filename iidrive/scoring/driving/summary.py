@@ -175,11 +175,11 @@ def table(rows: Sequence[Row], joined: bool = False) -> list[list[str]]:
     lines = [[name for name in HEADER if not (joined and name == INTERVAL)]]
     for row in rows:
         values = row.to_json()
-        mean, low, high = (100 * value for value in (values["epdms"], *values["epdms_interval"]))
+        mean, interval = values["epdms"], values["epdms_interval"]
         lines.append(
             [
                 row.name,
-                *([f"{mean:.1f} [{low:.1f}, {high:.1f}]"] if joined else [f"{mean:.1f}", f"{low:.0f}-{high:.0f}"]),
+                *([_between(mean, *interval)] if joined else [f"{100 * mean:.1f}", "-".join(f"{100 * end:.0f}" for end in interval)]),
                 f"{100 * values['epdms_expert_filter']:.1f}",
                 *("-" if v is None else f"{100 * v:.1f}" for v in values["parts"].values()),
                 str(values["at_fault_collisions"]),
