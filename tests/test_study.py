@@ -15,10 +15,12 @@ import pytest
 
 from iidrive.analysis.study import study
 from iidrive.analysis.study.arms import ARMS, CHOSEN_IN, NONE, recipe_of
+from iidrive.analysis.study.open_loop import kept_as
 from iidrive.analysis.study.results import Setting, rank_correlations
 from iidrive.analysis.study.study import StudyConfig
 from iidrive.cli.main import main
 from iidrive.core.errors import ConfigError
+from iidrive.data.town.source import Town
 from iidrive.pipeline import recipes
 from iidrive.runtime.run_folder import Run
 from iidrive.training import checkpoint
@@ -90,7 +92,13 @@ def test_results_by_kind_of_scene() -> None:
     values = found.mean("shared", "EPDMS")
     assert lines[2] == ["shared", f"{100 * values[:6].mean():.3g}", f"{100 * values[6:].mean():.3g}"]
     assert "still" in found.table()
-    assert set(found.to_json()["arms"]) == {NONE, "shared", "oracle"}
+    plain = found.to_json()
+    assert set(plain["arms"]) == {NONE, "shared", "oracle"}
+    by_scene = plain["by_scene"]
+    assert np.mean(by_scene["arms"]["shared"]["EPDMS"]) == plain["arms"]["shared"]["EPDMS"]["mean"]
+    assert by_scene["scene"] == list(SCENES)
+    assert [*by_scene["conflict"]] == ["a"] * 6 + ["b"] * 6
+    assert by_scene["others"]["still"]["EPDMS"] == none[0].tolist()
 
 
 @pytest.mark.slow
@@ -110,12 +118,45 @@ def test_rank_correlation_of_open_and_closed_loop() -> None:
 
 
 def test_invalid_studies_are_refused() -> None:
-    for wrong in ({"seeds": 0}, {"tries": 0}, {"tries": 4}, {"scenes": -1}, {"tests": ()}, {"arms": ("shared",)}, {"arms": ("none",)}):
+    for wrong in (
+        {"seeds": 0},
+        {"tries": 0},
+        {"tries": 4},
+        {"scenes": -1},
+        {"first": -1},
+        {"tests": ()},
+        {"arms": ("shared",)},
+        {"arms": ("none",)},
+    ):
         with pytest.raises(ConfigError, match="a study needs"):
             StudyConfig(**wrong)
     few = StudyConfig(arms=("oracle", "none"))
     assert [arm.key for arm in few.done] == ["none", "oracle"]
     assert few.weights == ("present", "ii")
+
+
+def test_a_study_of_scenes_that_nobody_has_looked_at(tmp_path: Path) -> None:
+    town = Town(replace(recipes.tiny().town, hard_scenes=8))
+    everyone = town.scene_names("hard")
+    assert StudyConfig(scenes=3, first=4).names(town, "hard") == everyone[4:7]
+    assert StudyConfig(scenes=0, first=4).names(town, "hard") == everyone[4:]
+    with pytest.raises(ConfigError, match="first scene is number 8, and hard has 8"):
+        StudyConfig(first=8).names(town, "hard")
+
+    def kept(names: tuple[str, ...], seed: int = 0, name: str = "none", fingerprint: str = "a") -> Path:
+        tracks = [SimpleNamespace(name=name) for name in names]
+        source = Town(replace(town.config, seed=seed))
+        return kept_as(SimpleNamespace(tracks=tracks, source=source, run=Run(tmp_path)), name, fingerprint)  # pyright: ignore[reportArgumentType]
+
+    asked = (
+        kept(everyone[:4]),
+        kept(everyone[4:]),
+        kept(everyone[:4], 1),
+        kept(everyone[:4], 0, "held"),
+        kept(everyone[:4], 0, "none", "b"),
+    )
+    assert len(set(asked)) == len(asked), "results of other scenes, towns or planners are never read"
+    assert kept(everyone[:4]) == asked[0]
 
 
 def test_the_learning_rate_is_that_of_the_cheapest_planner_on_val(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,6 +171,7 @@ def test_the_learning_rate_is_that_of_the_cheapest_planner_on_val(tmp_path: Path
     monkeypatch.setattr(study, "trained", trained)
     monkeypatch.setattr(study, "load_agent", lambda rate: SimpleNamespace(rate=rate, manifest=SimpleNamespace(fingerprint=f"{rate}")))
     monkeypatch.setattr(study, "TestSet", lambda town, split, run: SimpleNamespace(run=run, cases=SimpleNamespace(token=range(100))))
+    monkeypatch.setattr(study, "kept_as", lambda on, name, fingerprint: tmp_path / f"{name}-{fingerprint}.json")
     monkeypatch.setattr(study, "_plan", lambda loaded, arm, on: loaded)
     monkeypatch.setattr(study, "_clips", lambda loaded, on: None)
 

@@ -26,6 +26,7 @@ def ii(
     world: str = "",
     seeds: int = 2,
     scenes: int = 60,
+    first: int = 0,
     tries: int = 3,
     tests: tuple[TestName, ...] = tuple(TESTS),
     arms: tuple[ArmName, ...] = tuple(arm.key for arm in ARMS),
@@ -41,6 +42,7 @@ def ii(
         world: run folder or checkpoint of a world model; default: train one with the recipe.
         seeds: planners per kind, each trained with its own seed.
         scenes: scenes per test; the split is enlarged if needed; 0: all its scenes.
+        first: number of the first scene of each test, to ask scenes that nobody has looked at.
         tries: learning rates tried per kind of planner on the validation scenes; 1: use the recipe's.
         tests: tests to run, of open, closed, hard and displaced.
         arms: arms to run: `none`, the reference of all comparisons, and at least one more.
@@ -49,12 +51,12 @@ def ii(
         recipe: models and trainings, and the towns (a world model's own towns are used, except swerves, lapses and --recipe.town fields).
         towns: town fields set on the command line.
     """
-    config, process_group = StudyConfig(seeds, scenes, tries, tests, arms), enter(devices)
+    config, process_group = StudyConfig(seeds, scenes, first, tries, tests, arms), enter(devices)
     if world:
         given = (*towns.given, *DISTURBED)
         recipe = replace(recipe, town=town_of(checkpoint.read_manifest(world), recipe.town, given))
     for split in ("test", "hard"):
-        recipe = enlarged(recipe, split, scenes)
+        recipe = enlarged(recipe, split, first + scenes if scenes else 0)
     found = study(recipe, Town(recipe.town), Path(out), config, world, process_group)
     if json and process_group.is_rank_zero:
         write_json(json, found)

@@ -5,6 +5,7 @@ Shapes: n samples, s scenes. Paths are LIDAR_TOP positions in the lidar frame of
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,22 +14,37 @@ import numpy as np
 from jaxtyping import Float
 
 from iidrive.core.untrusted.json_text import parse_json
+from iidrive.core.version import VERSION
 from iidrive.data.clips import ClipDataset
+from iidrive.pipeline.drive import DECIDE
 from iidrive.pipeline.evaluate import Plan
 from iidrive.pipeline.infer import plans
 from iidrive.pipeline.pdm import pdm
 from iidrive.pipeline.testset import TestSet
 from iidrive.runtime.run_folder import Run
+from iidrive.runtime.sources import source_digest
 from iidrive.scoring.predictions import Predictions, align
 from iidrive.scoring.score import score
 
 Array = np.ndarray
 
+_DECIDE = (*DECIDE, "scoring/**/*.py", "pipeline/infer.py", "pipeline/on_device.py", "pipeline/pdm.py", "analysis/study/open_loop.py")
+"""Source files of iidrive that decide open-loop results."""
+
+
+def kept_as(on: TestSet, name: str, fingerprint: str = "") -> Path:
+    """The file for the open-loop results of a planner, named by all that decides them: the planner (`name` and `fingerprint`), the scenes, and
+    iidrive's own code.
+    """
+    identity = [name, fingerprint, on.source.identity(), [track.name for track in on.tracks], VERSION, source_digest(_DECIDE)]
+    mark = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+    return on.run.folder / f"{name.replace(' ', '-').replace(chr(39), '')}-{mark[:16]}.json"
+
 
 def open_loop(plan: Plan, clips: ClipDataset, on: TestSet, kept: Path, with_pdm: bool = False) -> dict[str, Float[Array, "s"]]:
     """Collision events and mean L2 (metres) of every scene and, `with_pdm`, the EPDMS of its plans, each followed among the recorded boxes.
 
-    Results are read from `kept` if they were computed for as many scenes before.
+    Results are read from `kept` (see `kept_as`) if it exists.
     """
     return _stored(kept, on, with_pdm) or _scored(*plans(plan, clips, on.run.process_group), on, kept, with_pdm)
 

@@ -138,7 +138,7 @@ class Setting:
         return [f"{question} {self.name}: {_said(main, *found[name])}." for name, question in QUESTIONS.items() if name in found]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; arms that cannot be run are None."""
+        """Plain values. `by_scene` has those that all others are computed from: of every arm, metric and seed, one value per scene."""
         arms: dict[str, Any] = {
             arm: {m: {"mean": float(self.mean(arm, m).mean()), "by_seed": self.values[arm][m].mean(1).tolist()} for m in self.metrics}
             for arm in self.values
@@ -148,7 +148,14 @@ class Setting:
         }
         others = {name: {m: float(values[m].mean()) for m in self.metrics} for name, values in self.others.items()}
         drives = {row.name: row.to_json() for row in self.drives}
-        return {"scenes": len(self.scenes), "arms": arms, "differences": differences, "others": others, "drives": drives}
+        by_scene = {
+            "scene": list(self.scenes),
+            **self.kinds,
+            "arms": {arm: {m: self.values[arm][m].tolist() for m in self.metrics} for arm in self.values},
+            "others": {name: {m: values[m].tolist() for m in self.metrics} for name, values in self.others.items()},
+        }
+        found = {"scenes": len(self.scenes), "arms": arms, "differences": differences, "others": others}
+        return {**found, "drives": drives, "by_scene": by_scene}
 
 
 def _said(metric: str, test: Test, p: float) -> str:

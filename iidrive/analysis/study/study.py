@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from iidrive.analysis.study.arms import ARMS, CHOSEN_IN, NONE, WEIGHTS, Arm, ArmName, Weights, recipe_of
-from iidrive.analysis.study.open_loop import of_true_path, open_loop
+from iidrive.analysis.study.open_loop import kept_as, of_true_path, open_loop
 from iidrive.analysis.study.results import Setting, described, rank_correlations, report
 from iidrive.core.config_io import to_plain
 from iidrive.core.errors import ConfigError
@@ -69,7 +69,8 @@ class StudyConfig:
 
     Attributes:
         seeds: planners trained per kind, each with its own seed.
-        scenes: scenes per test; 0: all scenes of the split.
+        scenes: scenes per test; 0: all scenes of the split from `first` on.
+        first: number of the first scene of each test; those before it are left out.
         tries: learning rates tried on `val` per kind of planner, 1 to 3; 1: use the recipe's.
         tests: tests to run.
         arms: arms to run: `none`, the reference of all comparisons, and at least one more.
@@ -77,6 +78,7 @@ class StudyConfig:
 
     seeds: int = 2
     scenes: int = 60
+    first: int = 0
     tries: int = 3
     tests: tuple[TestName, ...] = tuple(TESTS)
     arms: tuple[ArmName, ...] = tuple(arm.key for arm in ARMS)
@@ -89,11 +91,18 @@ class StudyConfig:
             raise ConfigError(
                 f"a study needs the arm `{NONE}`, the reference of all comparisons, and one more of {known}; found {list(self.arms)}."
             )
-        if self.seeds < 1 or self.scenes < 0 or not 1 <= self.tries <= len(RATES):
+        if self.seeds < 1 or min(self.scenes, self.first) < 0 or not 1 <= self.tries <= len(RATES):
             raise ConfigError(
-                f"a study needs at least 1 seed, 0 or more scenes and 1 to {len(RATES)} tries; found {self.seeds} seeds, {self.scenes} scenes and "
-                f"{self.tries} tries."
+                f"a study needs at least 1 seed, 0 or more scenes, a first scene from 0 on and 1 to {len(RATES)} tries; found {self.seeds} seeds, "
+                f"{self.scenes} scenes, first scene {self.first} and {self.tries} tries."
             )
+
+    def names(self, town: Town, split: str) -> tuple[str, ...]:
+        """The scenes of a test. Raises ConfigError if the split ends before the first one."""
+        everyone = town.scene_names(split)
+        if self.first >= len(everyone):
+            raise ConfigError(f"the study's first scene is number {self.first}, and {split} has {len(everyone)}: set more with --scenes.")
+        return everyone[self.first : self.first + self.scenes if self.scenes else None]
 
     @property
     def done(self) -> tuple[Arm, ...]:
@@ -134,8 +143,11 @@ def study(
     The processes of a group train together, and share the scenes of the tests.
 
     Raises:
-        ConfigError: if the world model has no occupancy flow, which is needed to score candidates.
+        ConfigError: if the world model has no occupancy flow, which is needed to score candidates, or if a split has no scene number
+            `config.first`.
     """
+    for test in config.tests:
+        config.names(town, TESTS[test][1])
     about = describe("study ii", recipe, town, "test") | {"study": to_plain(config), "world": world}
     run = Run.start(out, about, resume=True, process_group=process_group)
     base = prepare(recipe, town, run, world, "reacting" in config.weights)
@@ -230,11 +242,11 @@ def tests(
     """Results of every arm and baseline in every test, and pictures of the scenes in which planning with and without ii differ most."""
     settings, pictures = [], []
     for name, split, loop in (TESTS[test] for test in config.tests):
-        names = town.scene_names(split)[: config.scenes or None]
+        names = config.names(town, split)
         town.prepare(names)
         own = run.below(name.replace(", ", "-").replace(" ", "-"))
         own.folder.mkdir(parents=True, exist_ok=True)
-        on = TestSet(town, split, own, tuple(names))
+        on = TestSet(town, split, own, names)
         if loop is None:
             settings.append(_open(name, on, recipe, agents, config))
             continue
@@ -262,15 +274,14 @@ def _open(name: str, on: TestSet, recipe: Recipe, agents: Mapping[tuple[Weights,
         values[arm.key] = {metric: np.stack([row[metric] for row in rows]) for metric in rows[0]}
     others, bare = {}, scored_clips(on.tracks)
     for driver in _baselines(on, recipe):
-        kept = on.run.folder / f"{driver.name}.json"
+        kept = kept_as(on, driver.name, str(driver.lineage))
         others[driver.name] = open_loop(lambda inputs, plan=driver.plan: plan(inputs, ()), bare, on, kept, with_pdm=True)
-    others[EXPERT] = of_true_path(on, on.run.folder / "expert.json")
+    others[EXPERT] = of_true_path(on, kept_as(on, EXPERT))
     return Setting(name, tuple(track.name for track in on.tracks), {"manoeuvre": _manoeuvres(on)}, values, others)
 
 
 def _kept(on: TestSet, arm: Arm, loaded: LoadedAgent) -> Path:
-    """Where the open-loop results of an arm are kept: named by the planner's fingerprint, so that another planner's are never read."""
-    return on.run.folder / f"{arm.key.replace(' ', '-')}-{loaded.manifest.fingerprint}.json"
+    return kept_as(on, arm.key, loaded.manifest.fingerprint)
 
 
 def _closed(
