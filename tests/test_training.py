@@ -76,6 +76,24 @@ def test_resuming_with_another_config_is_refused(tmp_path: Path, town: Town) -> 
 
 
 @pytest.mark.slow
+def test_resuming_with_more_test_towns_is_the_same_training(tmp_path: Path, town: Town) -> None:
+    """A run may be judged on more towns later. Another number of towns of the training split is another training."""
+    train_ego_mlp(RECIPE, town, "train", Run.start(tmp_path / "a", {}), RunOptions(stop_at=8))
+    train_ego_mlp(RECIPE, town, "test", Run.start(tmp_path / "b", {}), RunOptions(stop_at=8))
+
+    def again(run: str, split: str, **changed: int) -> Path:
+        other = replace(RECIPE, town=replace(town.config, **changed))
+        return train_ego_mlp(other, Town(other.town), split, Run(tmp_path / run), RunOptions(resume="on"))
+
+    with pytest.raises(CheckpointError, match="data differs: train_scenes was 2, is 3"):
+        again("a", "train", train_scenes=3)
+    with pytest.raises(CheckpointError, match="data differs: test_scenes was 1, is 2"):
+        again("b", "test", test_scenes=2)
+    done = again("a", "train", test_scenes=4, hard_scenes=70)
+    assert checkpoint.read_manifest(done).samples_seen == RECIPE.train_ego_mlp.samples
+
+
+@pytest.mark.slow
 def test_an_option_that_is_newer_than_the_checkpoint_does_not_stop_a_resume(
     tmp_path: Path, town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -324,7 +324,7 @@ class _Drives:
         return [read_rollout(place(name)) for name in names]
 
     def _label(self, row: str, lineage: str, source: str | None) -> str:
-        identity = [row, lineage, source, asdict(self.config), self.on.source.identity(), self.code]
+        identity = [row, lineage, source, asdict(self.config), self.on.data, self.code]
         mark = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
         return f"rollouts/{row.replace(' ', '-').replace(',', '').replace(chr(39), '')}-{mark[:8]}"
 

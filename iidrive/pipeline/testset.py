@@ -50,6 +50,11 @@ class TestSet:
         """The ground truth for scoring plans."""
         return infer.truth(self.source, self.tracks)
 
+    @property
+    def data(self) -> dict[str, object]:
+        """What decides the content of the scenes: their source's identity, without the number of scenes in each split."""
+        return {key: value for key, value in self.source.identity().items() if not key.endswith("_scenes")}
+
     def marks(self, manifest: Manifest) -> tuple[str, ...]:
         """A mark if the model, or a stage below it, was trained on some of these scenes; else empty."""
         return trained_here(manifest, self.source, [track.name for track in self.tracks])

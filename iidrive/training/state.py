@@ -248,8 +248,18 @@ def _newest_whole(run: Run) -> tuple[Path, dict[str, Tensor]]:
 def _decisive(name: str, manifest: Manifest) -> Any:
     """A field of a manifest, without the entries that may change when resuming."""
     value = getattr(manifest, name)
-    inherited = {"training": (*SPEED_ALONE, *RECORDED), "about": ("trained_on", "changes")}.get(name, ())
-    return {k: v for k, v in value.items() if k not in inherited} if isinstance(value, dict) else value
+    if not isinstance(value, dict):
+        return value
+    sizes = tuple(size for size in _TEST_SIZES if size != f"{manifest.data.get('split')}_scenes")
+    left_out = {"training": (*SPEED_ALONE, *RECORDED), "about": ("trained_on", "changes"), "data": sizes}.get(name, ())
+    kept = {k: v for k, v in value.items() if k not in left_out}
+    if name == "about" and isinstance(kept.get("town"), dict):
+        kept["town"] = {k: v for k, v in kept["town"].items() if k not in sizes}
+    return kept
+
+
+_TEST_SIZES = ("test_scenes", "hard_scenes")
+"""Numbers of towns that are only tested on, unless a model is trained on that split."""
 
 
 def _difference(before: Any, now: Any) -> str:

@@ -36,7 +36,7 @@ def kept_as(on: TestSet, name: str, fingerprint: str = "") -> Path:
     """The file for the open-loop results of a planner, named by all that decides them: the planner (`name` and `fingerprint`), the scenes, and
     iidrive's own code.
     """
-    identity = [name, fingerprint, on.source.identity(), [track.name for track in on.tracks], VERSION, source_digest(_DECIDE)]
+    identity = [name, fingerprint, on.data, [track.name for track in on.tracks], VERSION, source_digest(_DECIDE)]
     mark = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
     return on.run.folder / f"{name.replace(' ', '-').replace(chr(39), '')}-{mark[:16]}.json"
 
