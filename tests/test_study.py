@@ -16,12 +16,13 @@ import pytest
 from iidrive.analysis.study import study
 from iidrive.analysis.study.arms import ARMS, CHOSEN_IN, NONE, recipe_of
 from iidrive.analysis.study.open_loop import kept_as
-from iidrive.analysis.study.results import Setting, rank_correlations
+from iidrive.analysis.study.results import Setting, answer_lines, rank_correlations
 from iidrive.analysis.study.study import StudyConfig
 from iidrive.cli.main import main
 from iidrive.core.errors import ConfigError
 from iidrive.data.town.source import Town
 from iidrive.pipeline import recipes
+from iidrive.pipeline.testset import TestSet
 from iidrive.runtime.run_folder import Run
 from iidrive.training import checkpoint
 
@@ -71,12 +72,14 @@ def test_the_future_is_compared_with_the_scene_that_stands_still() -> None:
     found = Setting("closed", SCENES, {}, values, {}).differences("EPDMS")
     assert list(found) == ["held against none", "shared against none", "shared against held"]
     assert found["shared against held"][0].difference == pytest.approx(gain.mean())
-    asked = Setting("closed", SCENES, {}, values, {}).answers()
-    assert [line.split("?")[0] for line in asked] == [
-        "Does planning by an imagined future help",
-        "Is it the future that helps, and not the longer history",
-    ]
-    assert all(line.endswith(": better.") for line in asked)
+    both = [Setting(name, SCENES, {}, values, {}) for name in ("closed", "hard")]
+    questions = ["Does planning by an imagined future help?", "Is it the future that helps, and not the longer history?"]
+    assert [*both[0].answers()] == questions
+    assert all(answer.startswith("closed: EPDMS") and answer.endswith(": better.") for answer in both[0].answers().values())
+    _, *lines = answer_lines(both)
+    assert [line[:2] for line in lines] == [[question, name] for question in questions for name in ("closed", "hard")]
+    assert {line[-1] for line in lines} == {"better"}
+    assert [line[0] for line in both[0].difference_lines()[1:]] == [*found]
     per = Setting("closed", SCENES, {}, {**values, "per candidate": values["held"]}, {}).comparisons
     assert per["per candidate against shared"] == ("per candidate", "shared")
     without = Setting("closed", SCENES, {}, {arm: values[arm] for arm in (NONE, "shared")}, {})
@@ -136,27 +139,21 @@ def test_invalid_studies_are_refused() -> None:
 
 
 def test_a_study_of_scenes_that_nobody_has_looked_at(tmp_path: Path) -> None:
-    town = Town(replace(recipes.tiny().town, hard_scenes=8))
+    town = Town(replace(recipes.tiny().town, hard_scenes=8, keyframes=9))
     everyone = town.scene_names("hard")
     assert StudyConfig(scenes=3, first=4).names(town, "hard") == everyone[4:7]
     assert StudyConfig(scenes=0, first=4).names(town, "hard") == everyone[4:]
     with pytest.raises(ConfigError, match="first scene is number 8, and hard has 8"):
         StudyConfig(first=8).names(town, "hard")
 
-    def kept(names: tuple[str, ...], seed: int = 0, name: str = "none", fingerprint: str = "a") -> Path:
-        tracks = [SimpleNamespace(name=name) for name in names]
-        source = Town(replace(town.config, seed=seed))
-        return kept_as(SimpleNamespace(tracks=tracks, source=source, run=Run(tmp_path)), name, fingerprint)  # pyright: ignore[reportArgumentType]
+    def kept(names: tuple[str, ...], name: str = "none", fingerprint: str = "a", **other: int) -> Path:
+        on = TestSet(Town(replace(town.config, **other)), "hard", Run(tmp_path), names)
+        return kept_as(on, name, fingerprint)
 
-    asked = (
-        kept(everyone[:4]),
-        kept(everyone[4:]),
-        kept(everyone[:4], 1),
-        kept(everyone[:4], 0, "held"),
-        kept(everyone[:4], 0, "none", "b"),
-    )
+    one, two = everyone[:2], everyone[2:3]
+    asked = [kept(one), kept(two), kept(one, seed=1), kept(one, "held"), kept(one, "none", "b")]
     assert len(set(asked)) == len(asked), "results of other scenes, towns or planners are never read"
-    assert kept(everyone[:4]) == asked[0]
+    assert kept(one, hard_scenes=9) == kept(one) == asked[0], "these scenes are the same in a larger split"
 
 
 def test_the_learning_rate_is_that_of_the_cheapest_planner_on_val(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

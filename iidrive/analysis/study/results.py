@@ -131,11 +131,20 @@ class Setting:
             f"{self.name}, {name}: {_said(metric, *found)}." for metric in self.metrics for name, found in self.differences(metric).items()
         ]
 
-    def answers(self) -> list[str]:
-        """The questions that these arms answer, each with one sentence about collisions: at-fault ones in closed loop, events in open loop."""
-        main = "at_fault" if "at_fault" in self.metrics else "events" if "events" in self.metrics else self.metrics[0]
-        found = self.differences(main)
-        return [f"{question} {self.name}: {_said(main, *found[name])}." for name, question in QUESTIONS.items() if name in found]
+    def answers(self) -> dict[str, str]:
+        """Of every question that these arms answer, one sentence about collisions: at-fault ones in closed loop, events in open loop."""
+        found = self.differences(self.main)
+        return {question: f"{self.name}: {_said(self.main, *found[name])}." for name, question in QUESTIONS.items() if name in found}
+
+    @property
+    def main(self) -> str:
+        """The metric that answers the questions: at-fault collisions in closed loop, collision events in open loop."""
+        return next((metric for metric in ("at_fault", "events") if metric in self.metrics), self.metrics[0])
+
+    def difference_lines(self) -> list[list[str]]:
+        """The cells of a table of all differences; the header comes first."""
+        header = ["comparison", "metric", "difference", "corrected p", "verdict"]
+        return [header, *([name, *_cells(metric, *found)] for metric in self.metrics for name, found in self.differences(metric).items())]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values. `by_scene` has those that all others are computed from: of every arm, metric and seed, one value per scene."""
@@ -158,10 +167,26 @@ class Setting:
         return {**found, "drives": drives, "by_scene": by_scene}
 
 
-def _said(metric: str, test: Test, p: float) -> str:
+def _cells(metric: str, test: Test, p: float) -> list[str]:
+    """What differs, by how much with a 95 % interval, the corrected p-value, and the verdict."""
     what, scale, more = METRICS[metric]
     verdict = "no difference that these scenes can show" if p > ALPHA else "better" if (test.difference > 0) == more else "worse"
-    return f"{what} {scale * test.difference:+.3g} [{scale * test.low:+.3g}, {scale * test.high:+.3g}], corrected p {p:.3g}: {verdict}"
+    return [what, f"{scale * test.difference:+.3g} [{scale * test.low:+.3g}, {scale * test.high:+.3g}]", f"{p:.3g}", verdict]
+
+
+def _said(metric: str, test: Test, p: float) -> str:
+    return "{} {}, corrected p {}: {}".format(*_cells(metric, test, p))
+
+
+def answer_lines(settings: Sequence[Setting]) -> list[list[str]]:
+    """The cells of a table with the answer to every question in every setting; the header comes first."""
+    lines = [["question", "test", "metric", "difference", "corrected p", "verdict"]]
+    for name, question in QUESTIONS.items():
+        for setting in settings:
+            found = setting.differences(setting.main)
+            if name in found:
+                lines.append([question, setting.name, *_cells(setting.main, *found[name])])
+    return lines
 
 
 @dataclass(frozen=True)
@@ -227,7 +252,9 @@ def described(done: Iterable[str]) -> str:
 def report(settings: Sequence[Setting], fixed: Sequence[str]) -> str:
     """The whole report as text: all tables and sentences."""
     done = settings[0].values
-    parts = ["\n".join(fixed), described(done), "\n".join(answer for setting in settings for answer in setting.answers())]
+    answers = [setting.answers() for setting in settings]
+    asked = [f"{question} {each[question]}" for question in QUESTIONS.values() for each in answers if question in each]
+    parts = ["\n".join(fixed), described(done), "\n".join(asked)]
     for setting in settings:
         parts.append("\n".join([f"{setting.name}, {len(setting.scenes)} scenes", setting.table(), *setting.sentences()]))
         parts += [f"{title}\n{aligned(lines)}" for title, lines in setting.tables().items()]

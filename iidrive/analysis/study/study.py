@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from iidrive.analysis.study.arms import ARMS, CHOSEN_IN, NONE, WEIGHTS, Arm, ArmName, Weights, recipe_of
 from iidrive.analysis.study.open_loop import kept_as, of_true_path, open_loop
-from iidrive.analysis.study.results import Setting, described, rank_correlations, report
+from iidrive.analysis.study.results import Setting, answer_lines, described, rank_correlations, report
 from iidrive.core.config_io import to_plain
 from iidrive.core.errors import ConfigError
 from iidrive.core.scene import Scene
@@ -340,12 +340,13 @@ def _manoeuvres(on: TestSet) -> tuple[str, ...]:
 
 
 def _page(settings: Sequence[Setting], fixed: Sequence[str], correlations: Sequence[str], pictures: list[tuple[str, str]]) -> Page:
-    answers = "\n".join(answer for setting in settings for answer in setting.answers())
-    tables: list[tuple[str, str | Table]] = [("Answers", answers), ("The arms", described(settings[0].values))]
+    header, *answers = answer_lines(settings)
+    tables: list[tuple[str, str | Table]] = [("Answers", Table(header, answers)), ("The arms", described(settings[0].values))]
     for setting in settings:
         header, *lines = setting.lines()
         tables.append((f"{setting.name}, {len(setting.scenes)} scenes: means and 95 % intervals over scenes", Table(header, lines)))
-        tables.append((f"{setting.name}: differences paired by scene, corrected by Holm", "\n".join(setting.sentences())))
+        header, *lines = setting.difference_lines()
+        tables.append((f"{setting.name}: differences paired by scene, corrected by Holm", Table(header, lines)))
         tables += [(title, Table(lines[0], lines[1:])) for title, lines in setting.tables().items()]
     if correlations:
         tables.append(("Rank correlation of open loop and closed loop", "\n".join(correlations)))
