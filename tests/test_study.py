@@ -78,8 +78,10 @@ def test_the_future_is_compared_with_the_scene_that_stands_still() -> None:
     assert all(answer.startswith("closed: EPDMS") and answer.endswith(": better.") for answer in both[0].answers().values())
     _, *lines = answer_lines(both)
     assert [line[:2] for line in lines] == [[question, name] for question in questions for name in ("closed", "hard")]
-    assert {line[-1] for line in lines} == {"better"}
-    assert [line[0] for line in both[0].difference_lines()[1:]] == [*found]
+    assert {line[2] for line in lines} == {"better"}
+    assert [line[0] for line in both[0].difference_lines("EPDMS")[1:]] == [*found]
+    same = setting(none, none).difference_lines("EPDMS")[1:]
+    assert {line[1] for line in same} == {"none shown"}
     per = Setting("closed", SCENES, {}, {**values, "per candidate": values["held"]}, {}).comparisons
     assert per["per candidate against shared"] == ("per candidate", "shared")
     without = Setting("closed", SCENES, {}, {arm: values[arm] for arm in (NONE, "shared")}, {})

@@ -141,10 +141,10 @@ class Setting:
         """The metric that answers the questions: at-fault collisions in closed loop, collision events in open loop."""
         return next((metric for metric in ("at_fault", "events") if metric in self.metrics), self.metrics[0])
 
-    def difference_lines(self) -> list[list[str]]:
-        """The cells of a table of all differences; the header comes first."""
-        header = ["comparison", "metric", "difference", "corrected p", "verdict"]
-        return [header, *([name, *_cells(metric, *found)] for metric in self.metrics for name, found in self.differences(metric).items())]
+    def difference_lines(self, metric: str) -> list[list[str]]:
+        """The cells of a table of all differences in a metric; the header comes first."""
+        lines = [[name, *_cells(metric, *found)] for name, found in self.differences(metric).items()]
+        return [["comparison", *_CELLS], *lines]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values. `by_scene` has those that all others are computed from: of every arm, metric and seed, one value per scene."""
@@ -167,20 +167,31 @@ class Setting:
         return {**found, "drives": drives, "by_scene": by_scene}
 
 
-def _cells(metric: str, test: Test, p: float) -> list[str]:
-    """What differs, by how much with a 95 % interval, the corrected p-value, and the verdict."""
-    what, scale, more = METRICS[metric]
-    verdict = "no difference that these scenes can show" if p > ALPHA else "better" if (test.difference > 0) == more else "worse"
-    return [what, f"{scale * test.difference:+.3g} [{scale * test.low:+.3g}, {scale * test.high:+.3g}]", f"{p:.3g}", verdict]
+def _verdict(metric: str, test: Test, p: float) -> str:
+    return "" if p > ALPHA else "better" if (test.difference > 0) == METRICS[metric][2] else "worse"
+
+
+def _measured(metric: str, test: Test) -> str:
+    scale = METRICS[metric][1]
+    return f"{scale * test.difference:+.3g} [{scale * test.low:+.3g}, {scale * test.high:+.3g}]"
 
 
 def _said(metric: str, test: Test, p: float) -> str:
-    return "{} {}, corrected p {}: {}".format(*_cells(metric, test, p))
+    verdict = _verdict(metric, test, p) or "no difference that these scenes can show"
+    return f"{METRICS[metric][0]} {_measured(metric, test)}, corrected p {p:.3g}: {verdict}"
+
+
+_CELLS = ("verdict", "difference", "corrected p")
+
+
+def _cells(metric: str, test: Test, p: float) -> list[str]:
+    """The cells under `_CELLS`."""
+    return [_verdict(metric, test, p) or "none shown", _measured(metric, test), f"{p:.3g}"]
 
 
 def answer_lines(settings: Sequence[Setting]) -> list[list[str]]:
     """The cells of a table with the answer to every question in every setting; the header comes first."""
-    lines = [["question", "test", "metric", "difference", "corrected p", "verdict"]]
+    lines = [["question", "test", *_CELLS]]
     for name, question in QUESTIONS.items():
         for setting in settings:
             found = setting.differences(setting.main)

@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from iidrive.analysis.study.arms import ARMS, CHOSEN_IN, NONE, WEIGHTS, Arm, ArmName, Weights, recipe_of
 from iidrive.analysis.study.open_loop import kept_as, of_true_path, open_loop
-from iidrive.analysis.study.results import Setting, answer_lines, described, rank_correlations, report
+from iidrive.analysis.study.results import METRICS, Setting, answer_lines, described, rank_correlations, report
 from iidrive.core.config_io import to_plain
 from iidrive.core.errors import ConfigError
 from iidrive.core.scene import Scene
@@ -341,12 +341,17 @@ def _manoeuvres(on: TestSet) -> tuple[str, ...]:
 
 def _page(settings: Sequence[Setting], fixed: Sequence[str], correlations: Sequence[str], pictures: list[tuple[str, str]]) -> Page:
     header, *answers = answer_lines(settings)
-    tables: list[tuple[str, str | Table]] = [("Answers", Table(header, answers)), ("The arms", described(settings[0].values))]
+    tables: list[tuple[str, str | Table]] = [
+        ("Answers, in collisions per scene", Table(header, answers)),
+        ("The arms", described(settings[0].values)),
+    ]
     for setting in settings:
         header, *lines = setting.lines()
         tables.append((f"{setting.name}, {len(setting.scenes)} scenes: means and 95 % intervals over scenes", Table(header, lines)))
-        header, *lines = setting.difference_lines()
-        tables.append((f"{setting.name}: differences paired by scene, corrected by Holm", Table(header, lines)))
+        for metric in setting.metrics:
+            header, *lines = setting.difference_lines(metric)
+            title = f"{setting.name}: differences in {METRICS[metric][0]}, paired by scene, corrected by Holm"
+            tables.append((title, Table(header, lines)))
         tables += [(title, Table(lines[0], lines[1:])) for title, lines in setting.tables().items()]
     if correlations:
         tables.append(("Rank correlation of open loop and closed loop", "\n".join(correlations)))
