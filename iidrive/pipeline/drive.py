@@ -29,7 +29,7 @@ from iidrive.report.drive_strip import DriveRow, drive_strip
 from iidrive.report.page import Page, Table, write_index
 from iidrive.runtime.progress import counting
 from iidrive.runtime.run_folder import Run
-from iidrive.runtime.sources import PACKAGE, source_digest
+from iidrive.runtime.sources import PACKAGE, named_by, source_digest
 from iidrive.scoring.driving.epdms import DriveScore, score_drive
 from iidrive.scoring.driving.rollout import Rollout
 from iidrive.scoring.driving.summary import DIFFERENCES, Difference, Row, left_out_parts, parts_table, rates, table, text
@@ -324,9 +324,7 @@ class _Drives:
         return [read_rollout(place(name)) for name in names]
 
     def _label(self, row: str, lineage: str, source: str | None) -> str:
-        identity = [row, lineage, source, asdict(self.config), self.on.data, self.code]
-        mark = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
-        return f"rollouts/{row.replace(' ', '-').replace(',', '').replace(chr(39), '')}-{mark[:8]}"
+        return f"rollouts/{named_by(row, [lineage, source, asdict(self.config), self.on.data, self.code])}"
 
 
 def enlarged(recipe: Recipe, split: str, scenes: int) -> Recipe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,3 +17,9 @@ def source_digest(patterns: Sequence[str], package: Path = PACKAGE) -> str:
     for file in sorted({file for pattern in patterns for file in package.glob(pattern)}):
         digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
+
+
+def named_by(name: str, identity: Sequence[object]) -> str:
+    """A name for results on disk: `name` without spaces and punctuation, and eight hex digits of `identity`, which is all that decides them."""
+    mark = hashlib.sha256(json.dumps([name, *identity], sort_keys=True, default=str).encode()).hexdigest()
+    return f"{name.replace(' ', '-').replace(',', '').replace(chr(39), '')}-{mark[:8]}"

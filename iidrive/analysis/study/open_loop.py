@@ -5,7 +5,6 @@ Shapes: n samples, s scenes. Paths are LIDAR_TOP positions in the lidar frame of
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from iidrive.pipeline.infer import plans
 from iidrive.pipeline.pdm import pdm
 from iidrive.pipeline.testset import TestSet
 from iidrive.runtime.run_folder import Run
-from iidrive.runtime.sources import source_digest
+from iidrive.runtime.sources import named_by, source_digest
 from iidrive.scoring.predictions import Predictions, align
 from iidrive.scoring.score import score
 
@@ -36,9 +35,8 @@ def kept_as(on: TestSet, name: str, fingerprint: str = "") -> Path:
     """The file for the open-loop results of a planner, named by all that decides them: the planner (`name` and `fingerprint`), the scenes, and
     iidrive's own code.
     """
-    identity = [name, fingerprint, on.data, [track.name for track in on.tracks], VERSION, source_digest(_DECIDE)]
-    mark = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
-    return on.run.folder / f"{name.replace(' ', '-').replace(chr(39), '')}-{mark[:16]}.json"
+    identity = [fingerprint, on.data, [track.name for track in on.tracks], VERSION, source_digest(_DECIDE)]
+    return on.run.folder / f"{named_by(name, identity)}.json"
 
 
 def open_loop(plan: Plan, clips: ClipDataset, on: TestSet, kept: Path, with_pdm: bool = False) -> dict[str, Float[Array, "s"]]:

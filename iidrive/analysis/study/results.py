@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,14 @@ class Setting:
 
     def differences(self, metric: str) -> dict[str, tuple[Test, float]]:
         """Of every comparison, the difference paired by scene, and the p-value corrected for the number of comparisons (Holm)."""
+        return self._differences[metric]
+
+    @cached_property
+    def _differences(self) -> dict[str, dict[str, tuple[Test, float]]]:
+        """`differences` of all metrics. Their permutations and bootstraps are drawn once for all tables and sentences."""
+        return {metric: self._compared(metric) for metric in self.metrics}
+
+    def _compared(self, metric: str) -> dict[str, tuple[Test, float]]:
         cluster = np.arange(len(self.scenes))
         tests = [paired(self.mean(arm, metric), self.mean(other, metric), cluster) for arm, other in self.comparisons.values()]
         return dict(zip(self.comparisons, zip(tests, holm([test.p for test in tests]), strict=True), strict=True))
